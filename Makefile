@@ -1,0 +1,47 @@
+# Needs Python >= 3.11 and make, nothing else. `make PYTHON=python3.13 setup` picks another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup start dev test check fmt lock clean
+
+help:  ## Show what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "beneath needs Python >= 3.11; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: $(READY)  ## Make .venv from the pinned, hashed requirements
+
+start: $(READY)  ## Migrate, then run the server and the worker on SQLite, at 127.0.0.1:4000
+	@$(BIN)/beneath migrate up
+	@exec $(BIN)/beneath start all
+
+dev: $(READY)  ## The same, restarted whenever a source file changes
+	@$(BIN)/beneath migrate up
+	@exec $(BIN)/beneath start all --reload
+
+test: $(READY)  ## Run the tests
+	@$(BIN)/python -m pytest
+
+check: $(READY)  ## Lint, check types, check the import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+fmt: $(READY)  ## Format and fix what can be fixed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock:  ## Pin the requirements anew (needs uv on the PATH)
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --upgrade --group dev pyproject.toml -o requirements/dev.txt
+
+clean:  ## Remove .venv and caches; data/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

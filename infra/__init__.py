@@ -1,0 +1,1 @@
+"""Mechanism: what the bus and the services stand on, and what knows nothing of either."""

@@ -1,0 +1,65 @@
+"""The message queue: what the bus asks of one, and the drivers that provide it.
+
+`MessageQueue` and `Consumer` say what every driver must do; `tests/contract/` holds a test for each sentence and runs
+over every driver. Drivers make each state change atomic and durable, and decide nothing: policy lives in `bus/`.
+"""
+
+from infra.mq.errors import (
+    DeadLetterNotFound,
+    ListenerInUse,
+    MailboxNotBlocked,
+    MessageTooLarge,
+    QueueClosed,
+    QueueError,
+    QueueIndeterminate,
+    QueueRejected,
+    QueueUnavailable,
+    SubscriptionConflict,
+    SubscriptionNotFound,
+)
+from infra.mq.queue import MAILBOX_BATCH, REGISTRY_TTL, BroadcastReceiver, Consumer, MessageQueue
+from infra.mq.types import (
+    Claim,
+    DeadLetter,
+    Delivery,
+    Failure,
+    Features,
+    Message,
+    Outcome,
+    Registry,
+    Settlement,
+    Subscription,
+    SubscriptionStats,
+    WorkerInfo,
+)
+
+__all__ = [
+    "MAILBOX_BATCH",
+    "REGISTRY_TTL",
+    "BroadcastReceiver",
+    "Claim",
+    "Consumer",
+    "DeadLetter",
+    "DeadLetterNotFound",
+    "Delivery",
+    "Failure",
+    "Features",
+    "ListenerInUse",
+    "MailboxNotBlocked",
+    "Message",
+    "MessageQueue",
+    "MessageTooLarge",
+    "Outcome",
+    "QueueClosed",
+    "QueueError",
+    "QueueIndeterminate",
+    "QueueRejected",
+    "QueueUnavailable",
+    "Registry",
+    "Settlement",
+    "Subscription",
+    "SubscriptionConflict",
+    "SubscriptionNotFound",
+    "SubscriptionStats",
+    "WorkerInfo",
+]

@@ -1,0 +1,297 @@
+"""The contract between the bus and a message queue driver.
+
+Every sentence in these docstrings is a promise; `tests/contract/` holds a test for each and runs over every driver.
+Two rules hold throughout:
+
+- A state change is atomic: it has happened whole or not at all, also when the process dies in the middle of it.
+- A name in `Subscription.aliases` stands for that subscription everywhere, also in `declare` and `fetch`, so that old and
+  new code can run side by side during a deploy. A claim answers under the name that was asked for.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, Protocol
+
+from infra.mq.types import (
+    Claim,
+    DeadLetter,
+    Features,
+    Message,
+    Registry,
+    Settlement,
+    Subscription,
+    SubscriptionStats,
+    WorkerInfo,
+)
+
+MAILBOX_BATCH = 10
+"""How many deliveries of one mailbox a claim holds at most."""
+
+REGISTRY_TTL = 1.0
+"""How long, in seconds, a publisher may trust its copy of the registry to skip events that nobody subscribed to."""
+
+
+class Consumer(Protocol):
+    """One worker's hold on the queue: it owns what it fetched until it settles it, closes, or is no longer alive.
+
+    Liveness belongs to the worker, not to the message: a claim is never taken from a live worker, however long it takes.
+    A worker is dead when its process is, when `renew` was not called for the lease time, or after `abandon`.
+    """
+
+    @property
+    def info(self) -> WorkerInfo:
+        """Who this consumer is."""
+        ...
+
+    async def fetch(self, wants: Mapping[str, int], *, wait: float) -> list[Claim]:
+        """Claim what is due, oldest first, at most `wants[name]` claims per subscription.
+
+        An unordered claim holds one delivery; an ordered one the first deliveries of one mailbox, at most
+        `MAILBOX_BATCH`, and nobody else can claim that mailbox until it is given back. A delivery whose `takeovers` is
+        2 or more comes in a claim of its own. A mailbox whose head waits for a retry is not handed out before the
+        head is due. Paused subscriptions, parked deliveries, blocked mailboxes, unknown names and wants of 0 give nothing.
+
+        With nothing to claim it waits up to `wait` seconds (0: not at all) and returns as soon as something is due,
+        published by any process, or after `wake()`. It returns an empty list at the latest after `wait`.
+        Never cancel it: what it claimed by then would be owned, but unknown to the caller; use `wake()`.
+
+        Raises:
+            QueueUnavailable: nothing could be claimed now.
+            QueueClosed: this consumer was closed, or has lost its lease.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Make a waiting `fetch`, or else the next one, return without waiting; in the loop's thread only."""
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """End claims, all in one atomic step, and return those that changed nothing because they were fenced.
+
+        A settlement is fenced when this consumer no longer owns its claim. DONE of an unordered delivery is never
+        fenced: the handler did succeed, so the delivery is deleted whoever owns it, unless it is already gone. What each outcome does is
+        said in `Outcome`. A closed mailbox with deliveries left is due at once for whoever fetches next, behind the
+        mailboxes that are waiting; one whose head has a later due time becomes due then; others wait for nothing.
+
+        Raises:
+            QueueUnavailable: nothing was settled; settling the same again later is safe.
+        """
+        ...
+
+    async def isolate(self, claim: Claim) -> bool:
+        """Record durably that `claim`'s first delivery is about to run with nothing beside it; False when fenced.
+
+        If its worker dies now, that death counts as the delivery's crash. Any settlement takes the mark away.
+        """
+        ...
+
+    async def recover(self) -> int:
+        """Take the claims of dead workers away from them and make them due; return how many deliveries that were.
+
+        Each delivery that a dead worker held gets `takeovers` + 1, or `crashes` + 1 if it was isolated; `failures` stays.
+        From then on the dead worker's settlements are fenced. Its own claims are never taken while it is alive.
+        """
+        ...
+
+    async def unpark(self, known: Mapping[str, Collection[str]]) -> int:
+        """Make parked deliveries due whose event is in `known[subscription]`; return how many.
+
+        Their attempts are unchanged and their mailboxes go on in order.
+        """
+        ...
+
+    def renew(self) -> bool:
+        """Say that this worker is alive; False when the lease is already lost. Called from another thread; may block it."""
+        ...
+
+    def abandon(self) -> None:
+        """Count as dead from now on, as after a kill. Called from another thread when the event loop is stuck."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease was lost or abandoned; a lost consumer can only be closed, and replaced by a new one."""
+        ...
+
+    async def close(self) -> None:
+        """Give back, unchanged and due at once, everything still owned, and leave.
+
+        Claims in `keep` stay owned until this process ends.
+        """
+        ...
+
+    def keep(self, claim: Claim) -> None:
+        """Exempt `claim` from `close()`: its handler will not stop. It is taken over when this process has ended."""
+        ...
+
+
+class BroadcastReceiver(Protocol):
+    """This process's ear for broadcasts: each at most once, none from before it was opened."""
+
+    async def receive(self, wait: float) -> tuple[list[bytes], bool]:
+        """Return the frames that other receivers' processes broadcast since the last call, in order, and whether some may be missing.
+
+        Waits up to `wait` seconds for the first one. The flag is True once after any time in which reception was
+        impossible or so late that broadcasts may have been dropped. Frames sent with this receiver's `origin` are left out.
+
+        Raises:
+            QueueUnavailable: nothing could be received now; the next successful call reports a gap.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Make a waiting `receive` return."""
+        ...
+
+    async def close(self) -> None:
+        """Stop receiving."""
+        ...
+
+
+class MessageQueue(Protocol):
+    """Durable subscriptions, and one independent delivery of every message for each."""
+
+    @property
+    def features(self) -> Features:
+        """What this driver can do beyond the contract."""
+        ...
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            QueueUnavailable: with one line that says why and what to do.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give everything back; consumers and receivers that are still open are abandoned. Calling it again does nothing."""
+        ...
+
+    def time(self) -> float:
+        """Return the queue's own clock, in seconds since the epoch: every due time is by it."""
+        ...
+
+    async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
+        """Add subscriptions, events of subscriptions, and broadcast events; nothing is ever removed by absence.
+
+        Every message accepted after it returns reaches every subscription declared, from whatever process it comes,
+        also one that trusts a copy of `registry()` for up to `REGISTRY_TTL` seconds. Declaring the same again is cheap. A
+        subscription kept under an alias is renamed with its backlog and its dead letters.
+
+        Raises:
+            SubscriptionConflict: a name is kept as ordered and declared unordered, or the reverse.
+        """
+        ...
+
+    async def registry(self) -> Registry:
+        """Return what is declared now."""
+        ...
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Accept all the messages, in order, or none: one delivery each for every subscription of its event.
+
+        When it returns, the deliveries exist, as durably as the driver is. A transactional driver joins the ambient transaction: they
+        exist if and only if it commits, and no consumer sees them before. Concurrent calls share round trips. A message with
+        `due_at` reaches the subscriptions of this moment, no earlier than that time, and takes its place in a mailbox when due. A
+        message with `dedupe` whose id was accepted within the dedupe window is dropped. An id counts as accepted only if its transaction commits.
+
+        Raises:
+            QueueRejected: nothing was stored, and trying again will not help.
+            QueueUnavailable: nothing was stored; trying again may help.
+            QueueIndeterminate: the outcome is unknown; publishing the same ids with `dedupe` decides it.
+        """
+        ...
+
+    async def cancel(self, message_id: str) -> bool:
+        """Make a message with a `due_at` never reach anyone; False when it is due already, unknown or cancelled.
+
+        All its subscriptions or none. A transactional driver joins the ambient transaction.
+        """
+        ...
+
+    async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
+        """Send frames to every open receiver but the one with this `origin`, at most once, in order.
+
+        A transactional driver joins the ambient transaction.
+        """
+        ...
+
+    async def receiver(self, *, origin: str) -> BroadcastReceiver:
+        """Open this process's ear for broadcasts."""
+        ...
+
+    async def consumer(self, info: WorkerInfo) -> Consumer:
+        """Register a live worker."""
+        ...
+
+    async def stats(self) -> list[SubscriptionStats]:
+        """Return what every subscription holds, by name."""
+        ...
+
+    async def dead_letters(
+        self,
+        *,
+        subscription: str | None = None,
+        event: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[DeadLetter]:
+        """Return dead letters, oldest first, those after the id `after`."""
+        ...
+
+    async def dead_letter(self, dead_id: str) -> DeadLetter:
+        """Return one dead letter.
+
+        Raises:
+            DeadLetterNotFound: there is none of that id.
+        """
+        ...
+
+    async def retry_dead(self, dead_ids: Sequence[str]) -> int:
+        """Turn dead letters back into deliveries for their own subscription alone; return how many.
+
+        They start anew: no failures, no deferrals, no crashes; an ordered one joins the end of its mailbox. Unknown ids are skipped.
+        """
+        ...
+
+    async def discard_dead(self, dead_ids: Sequence[str]) -> int:
+        """Delete dead letters for good; return how many. Unknown ids are skipped."""
+        ...
+
+    async def pause(self, name: str) -> None:
+        """Hand out nothing of a subscription, in any process, until `resume`; what was fetched goes on. Survives restarts.
+
+        Raises:
+            SubscriptionNotFound: nothing is kept under that name.
+        """
+        ...
+
+    async def resume(self, name: str) -> None:
+        """Undo `pause`.
+
+        Raises:
+            SubscriptionNotFound: nothing is kept under that name.
+        """
+        ...
+
+    async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
+        """Let a blocked mailbox go on: its head is tried anew with no failures, or becomes a dead letter with `skip`.
+
+        Raises:
+            SubscriptionNotFound: nothing is kept under that name.
+            MailboxNotBlocked: that key is not blocked.
+        """
+        ...
+
+    async def retire(
+        self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
+    ) -> int:
+        """Remove a subscription, or one event of it, and what waits for it; return how many deliveries that were.
+
+        `backlog` says what becomes of them: they make the call fail, are deleted, or become dead letters. Dead letters stay.
+
+        Raises:
+            SubscriptionNotFound: nothing is kept under that name, or it has no such event.
+            ListenerInUse: a live worker has this listener (when all of it is to go), or a backlog exists and `backlog` is "refuse".
+        """
+        ...

@@ -1,0 +1,230 @@
+"""The words that the bus and a queue driver speak: data only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What a driver can do beyond the contract that all share. The bus asks these, never a driver's name."""
+
+    durable: bool
+    """Messages survive the end of the process that published them."""
+
+    multi_process: bool
+    """Several processes may open the same queue."""
+
+    transactional: bool
+    """`publish`, `cancel` and `broadcast` take part in the ambient transaction of the application's database."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscription:
+    """A durable wish: one delivery of every event in `events`, for the listener called `name`."""
+
+    name: str
+    """The listener's durable identity."""
+
+    events: frozenset[str]
+    """The wire names it listens to."""
+
+    ordered: bool = False
+    """One delivery at a time per ordering key, in publish order."""
+
+    aliases: tuple[str, ...] = ()
+    """Former names, whose subscription and backlog this one takes over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """A copy of which events anyone subscribed to durably, and which are broadcast."""
+
+    routed: frozenset[str] = frozenset()
+    """Wire names with at least one subscription."""
+
+    broadcast: frozenset[str] = frozenset()
+    """Wire names that some process once declared a broadcast listener for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One event on its way into the queue."""
+
+    id: str
+    event: str
+    """The wire name, by which the queue finds the subscriptions."""
+
+    body: bytes
+    """The whole frame, opaque to the queue."""
+
+    published_at: float
+    """Seconds since the epoch."""
+
+    ordering_key: str | None = None
+    due_at: float | None = None
+    """Seconds since the epoch by `MessageQueue.time()`; None is now."""
+
+    dedupe: bool = False
+    """Accept this id once within the dedupe window; later ones are dropped without an error."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Delivery:
+    """One event for one subscription, as a consumer holds it."""
+
+    id: int | str
+    """The driver's own; unique within the queue, never reused."""
+
+    subscription: str
+    message_id: str
+    event: str
+    ordering_key: str | None
+    """The message's key; a delivery of an unordered subscription may carry one too."""
+
+    body: bytes
+    published_at: float
+    failures: int = 0
+    """Attempts that ended in an error. Never counts shutdowns, deferrals or crashes."""
+
+    deferrals: int = 0
+    """Times a handler asked for a later time."""
+
+    takeovers: int = 0
+    """Times its worker died while it held this delivery among others."""
+
+    crashes: int = 0
+    """Times its worker died while this delivery ran alone."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Claim:
+    """What a consumer owns until it settles it: one unordered delivery, or the first ones of one mailbox."""
+
+    subscription: str
+    deliveries: list[Delivery]
+    ordered: bool = False
+    ordering_key: str | None = None
+    fence: int = 0
+    """Grows strictly with every claim of the same mailbox; a stale one changes nothing. 0 when unordered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a delivery did not succeed, for people."""
+
+    error: str
+    """One line: the exception's class and message."""
+
+    traceback: str = ""
+
+
+class Outcome(Enum):
+    """How a delivery's present claim ends."""
+
+    DONE = auto()
+    """It is over: deleted."""
+
+    RETRY = auto()
+    """It failed: `failures` + 1, due after `delay`."""
+
+    DEFER = auto()
+    """Its handler asked for later: `deferrals` + 1, due after `delay`."""
+
+    RELEASE = auto()
+    """Given back unchanged, due after `delay`."""
+
+    PARK = auto()
+    """Unchanged, and not handed out again until `Consumer.unpark` names its event."""
+
+    BLOCK = auto()
+    """Ordered only: `failures` + 1; its key stays blocked until `MessageQueue.unblock`."""
+
+    DEAD = auto()
+    """`failures` + 1 if `failure` counts as one (`charge`); becomes a dead letter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """The end of one delivery's claim.
+
+    Deliveries of an ordered claim are settled first to last. The settlement that leaves its delivery in the
+    mailbox (RETRY, DEFER, RELEASE, PARK, BLOCK), or the claim's last one, says `close=True` and gives the mailbox back.
+    """
+
+    claim: Claim
+    delivery: Delivery
+    outcome: Outcome
+    delay: float = 0.0
+    """Seconds from the queue's now; used by RETRY, DEFER and RELEASE."""
+
+    failure: Failure | None = None
+    charge: bool = True
+    """DEAD: whether this end counts as one more failure (not so for a delivery that killed its processes)."""
+
+    close: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """Who a consumer is, for takeover and for people."""
+
+    id: str
+    """Unique for every incarnation: a worker that lost its lease comes back under a new id."""
+
+    subscriptions: frozenset[str]
+    """Listeners that this worker has; a live worker keeps them from being retired."""
+
+    host: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A delivery that was given up, with all that is known about why."""
+
+    id: str
+    subscription: str
+    message_id: str
+    event: str
+    ordering_key: str | None
+    body: bytes
+    error: str
+    traceback: str
+    failures: int
+    crashes: int
+    published_at: float
+    died_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionStats:
+    """What a subscription holds at this moment."""
+
+    name: str
+    events: frozenset[str] = frozenset()
+    ordered: bool = False
+    paused: bool = False
+    workers: int = 0
+    """Live workers that have this listener. 0 with a backlog: nobody will handle it until one comes."""
+
+    ready: int = 0
+    """Due now and unclaimed; for ordered ones, all that are waiting in mailboxes that are neither blocked nor parked."""
+
+    retrying: int = 0
+    """Waiting for a later attempt."""
+
+    scheduled: int = 0
+    """Delayed by their publisher and not due yet."""
+
+    in_flight: int = 0
+    parked: int = 0
+    blocked: int = 0
+    """Waiting in mailboxes whose head needs `unblock`."""
+
+    dead: int = 0
+    oldest: float | None = None
+    """When the oldest unfinished delivery that is not scheduled was published; seconds since the epoch."""
+
+    blocked_keys: Mapping[str, str] = field(default_factory=dict)
+    """Blocked ordering keys and the last error of each one's head."""
