@@ -1,0 +1,1 @@
+"""The event bus: registration, publish, delivery, and the worker."""

@@ -37,7 +37,7 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def wait(self, event: asyncio.Event, timeout: float) -> bool:  # noqa: ASYNC109 - the protocol's own deadline
+    async def wait(self, event: asyncio.Event, timeout: float) -> bool:
         try:
             async with asyncio.timeout(timeout):
                 await event.wait()

@@ -1,0 +1,1 @@
+"""Tables and events of each domain; data only."""
