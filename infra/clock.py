@@ -1,6 +1,8 @@
 """Time as a dependency, so that tests can move it."""
 
 import asyncio
+import heapq
+import itertools
 import time
 from typing import Protocol
 
@@ -44,3 +46,67 @@ class SystemClock:
         except TimeoutError:
             return event.is_set()
         return True
+
+
+class FakeClock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self, start: float = 1_700_000_000.0) -> None:
+        self._start = start
+        self._now = start
+        self._order = itertools.count()
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    def time(self) -> float:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._now - self._start
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        await self._sleeper(seconds)
+
+    async def wait(self, event: asyncio.Event, timeout: float) -> bool:
+        if event.is_set() or timeout <= 0:
+            await asyncio.sleep(0)
+            return event.is_set()
+        alarm = self._sleeper(timeout)
+        waiter = asyncio.ensure_future(event.wait())
+        try:
+            await asyncio.wait((alarm, waiter), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            alarm.cancel()
+            waiter.cancel()
+        return event.is_set()
+
+    async def advance(self, seconds: float) -> None:
+        """Move on by `seconds`, waking every sleeper on the way at its own time, in order, and letting it run."""
+        end = self._now + seconds
+        await self.settle()
+        while self._sleepers and self._sleepers[0][0] <= end:
+            when, _, sleeper = heapq.heappop(self._sleepers)
+            if sleeper.done():
+                continue
+            self._now = when
+            sleeper.set_result(None)
+            await self.settle()
+        self._now = end
+        await self.settle()
+
+    def move_to(self, time: float) -> None:
+        """Set the time to `time`, seconds since the epoch, waking nobody; it never goes back."""
+        self._now = max(self._now, time)
+
+    @staticmethod
+    async def settle(rounds: int = 50) -> None:
+        """Let every task that can run without time passing do so."""
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+
+    def _sleeper(self, seconds: float) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._now + seconds, next(self._order), future))
+        return future

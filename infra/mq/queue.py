@@ -4,8 +4,8 @@ Every sentence in these docstrings is a promise; `tests/contract/` holds a test 
 Two rules hold throughout:
 
 - A state change is atomic: it has happened whole or not at all, also when the process dies in the middle of it.
-- A name in `Subscription.aliases` stands for that subscription everywhere, also in `declare` and `fetch`, so that old and
-  new code can run side by side during a deploy. A claim answers under the name that was asked for.
+- A name in `Subscription.aliases` stands for that subscription everywhere, also in `declare` and `fetch`, so that old
+  and new code can run side by side during a deploy. A claim answers under the name that was asked for.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -33,8 +33,8 @@ REGISTRY_TTL = 1.0
 class Consumer(Protocol):
     """One worker's hold on the queue: it owns what it fetched until it settles it, closes, or is no longer alive.
 
-    Liveness belongs to the worker, not to the message: a claim is never taken from a live worker, however long it takes.
-    A worker is dead when its process is, when `renew` was not called for the lease time, or after `abandon`.
+    Liveness belongs to the worker, not to the message: a claim is never taken from a live worker, however long it
+    takes. A worker is dead when its process is, when `renew` was not called for the lease time, or after `abandon`.
     """
 
     @property
@@ -48,7 +48,8 @@ class Consumer(Protocol):
         An unordered claim holds one delivery; an ordered one the first deliveries of one mailbox, at most
         `MAILBOX_BATCH`, and nobody else can claim that mailbox until it is given back. A delivery whose `takeovers` is
         2 or more comes in a claim of its own. A mailbox whose head waits for a retry is not handed out before the
-        head is due. Paused subscriptions, parked deliveries, blocked mailboxes, unknown names and wants of 0 give nothing.
+        head is due. Paused subscriptions, parked deliveries, blocked mailboxes, unknown names and wants of 0 give
+        nothing.
 
         With nothing to claim it waits up to `wait` seconds (0: not at all) and returns as soon as something is due,
         published by any process, or after `wake()`. It returns an empty list at the latest after `wait`.
@@ -68,9 +69,10 @@ class Consumer(Protocol):
         """End claims, all in one atomic step, and return those that changed nothing because they were fenced.
 
         A settlement is fenced when this consumer no longer owns its claim. DONE of an unordered delivery is never
-        fenced: the handler did succeed, so the delivery is deleted whoever owns it, unless it is already gone. What each outcome does is
-        said in `Outcome`. A closed mailbox with deliveries left is due at once for whoever fetches next, behind the
-        mailboxes that are waiting; one whose head has a later due time becomes due then; others wait for nothing.
+        fenced: the handler did succeed, so the delivery is deleted whoever owns it, unless it is already gone. What
+        each outcome does is said in `Outcome`. A closed mailbox with deliveries left is due at once for whoever
+        fetches next, behind the mailboxes that are waiting; one whose head has a later due time becomes due then;
+        others wait for nothing.
 
         Raises:
             QueueUnavailable: nothing was settled; settling the same again later is safe.
@@ -87,8 +89,9 @@ class Consumer(Protocol):
     async def recover(self) -> int:
         """Take the claims of dead workers away from them and make them due; return how many deliveries that were.
 
-        Each delivery that a dead worker held gets `takeovers` + 1, or `crashes` + 1 if it was isolated; `failures` stays.
-        From then on the dead worker's settlements are fenced. Its own claims are never taken while it is alive.
+        Each delivery that a dead worker held gets `takeovers` + 1, or `crashes` + 1 if it was isolated; `failures`
+        stays. From then on the dead worker's settlements are fenced. Its own claims are never taken while it is
+        alive.
         """
         ...
 
@@ -100,7 +103,7 @@ class Consumer(Protocol):
         ...
 
     def renew(self) -> bool:
-        """Say that this worker is alive; False when the lease is already lost. Called from another thread; may block it."""
+        """Say that this worker is alive; False when the lease is lost. Called from another thread; may block it."""
         ...
 
     def abandon(self) -> None:
@@ -128,10 +131,12 @@ class BroadcastReceiver(Protocol):
     """This process's ear for broadcasts: each at most once, none from before it was opened."""
 
     async def receive(self, wait: float) -> tuple[list[bytes], bool]:
-        """Return the frames that other receivers' processes broadcast since the last call, in order, and whether some may be missing.
+        """Return the frames that other receivers' processes broadcast since the last call, in order, and whether some
+        may be missing.
 
         Waits up to `wait` seconds for the first one. The flag is True once after any time in which reception was
-        impossible or so late that broadcasts may have been dropped. Frames sent with this receiver's `origin` are left out.
+        impossible or so late that broadcasts may have been dropped. Frames sent with this receiver's `origin` are
+        left out.
 
         Raises:
             QueueUnavailable: nothing could be received now; the next successful call reports a gap.
@@ -164,7 +169,7 @@ class MessageQueue(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give everything back; consumers and receivers that are still open are abandoned. Calling it again does nothing."""
+        """Give everything back; consumers and receivers that are still open are abandoned. A second call does nothing."""
         ...
 
     def time(self) -> float:
@@ -175,8 +180,8 @@ class MessageQueue(Protocol):
         """Add subscriptions, events of subscriptions, and broadcast events; nothing is ever removed by absence.
 
         Every message accepted after it returns reaches every subscription declared, from whatever process it comes,
-        also one that trusts a copy of `registry()` for up to `REGISTRY_TTL` seconds. Declaring the same again is cheap. A
-        subscription kept under an alias is renamed with its backlog and its dead letters.
+        also one that trusts a copy of `registry()` for up to `REGISTRY_TTL` seconds. Declaring the same again is
+        cheap. A subscription kept under an alias is renamed with its backlog and its dead letters.
 
         Raises:
             SubscriptionConflict: a name is kept as ordered and declared unordered, or the reverse.
@@ -190,10 +195,11 @@ class MessageQueue(Protocol):
     async def publish(self, messages: Sequence[Message]) -> None:
         """Accept all the messages, in order, or none: one delivery each for every subscription of its event.
 
-        When it returns, the deliveries exist, as durably as the driver is. A transactional driver joins the ambient transaction: they
-        exist if and only if it commits, and no consumer sees them before. Concurrent calls share round trips. A message with
-        `due_at` reaches the subscriptions of this moment, no earlier than that time, and takes its place in a mailbox when due. A
-        message with `dedupe` whose id was accepted within the dedupe window is dropped. An id counts as accepted only if its transaction commits.
+        When it returns, the deliveries exist, as durably as the driver is. A transactional driver joins the ambient
+        transaction: they exist if and only if it commits, and no consumer sees them before. Concurrent calls share
+        round trips. A message with `due_at` reaches the subscriptions of this moment, no earlier than that time, and
+        takes its place in a mailbox when due. A message with `dedupe` whose id was accepted within the dedupe window
+        is dropped. An id counts as accepted only if its transaction commits.
 
         Raises:
             QueueRejected: nothing was stored, and trying again will not help.
@@ -250,7 +256,8 @@ class MessageQueue(Protocol):
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:
         """Turn dead letters back into deliveries for their own subscription alone; return how many.
 
-        They start anew: no failures, no deferrals, no crashes; an ordered one joins the end of its mailbox. Unknown ids are skipped.
+        They start anew: no failures, no deferrals, no crashes; an ordered one joins the end of its mailbox. Unknown
+        ids are skipped.
         """
         ...
 
@@ -259,7 +266,8 @@ class MessageQueue(Protocol):
         ...
 
     async def pause(self, name: str) -> None:
-        """Hand out nothing of a subscription, in any process, until `resume`; what was fetched goes on. Survives restarts.
+        """Hand out nothing of a subscription, in any process, until `resume`; what was fetched goes on. Survives
+        restarts.
 
         Raises:
             SubscriptionNotFound: nothing is kept under that name.
@@ -288,10 +296,12 @@ class MessageQueue(Protocol):
     ) -> int:
         """Remove a subscription, or one event of it, and what waits for it; return how many deliveries that were.
 
-        `backlog` says what becomes of them: they make the call fail, are deleted, or become dead letters. Dead letters stay.
+        `backlog` says what becomes of them: they make the call fail, are deleted, or become dead letters. Dead
+        letters stay.
 
         Raises:
             SubscriptionNotFound: nothing is kept under that name, or it has no such event.
-            ListenerInUse: a live worker has this listener (when all of it is to go), or a backlog exists and `backlog` is "refuse".
+            ListenerInUse: a live worker has this listener (when all of it is to go), or a backlog exists and
+                `backlog` is "refuse".
         """
         ...

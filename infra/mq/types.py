@@ -209,7 +209,7 @@ class SubscriptionStats:
     """Live workers that have this listener. 0 with a backlog: nobody will handle it until one comes."""
 
     ready: int = 0
-    """Due now and unclaimed; for ordered ones, all that are waiting in mailboxes that are neither blocked nor parked."""
+    """Due now and unclaimed; for ordered ones, all that wait in mailboxes neither blocked nor parked."""
 
     retrying: int = 0
     """Waiting for a later attempt."""
