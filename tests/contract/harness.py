@@ -1,0 +1,90 @@
+"""What a driver brings to the contract tests: a store of its own, and ways to do to it what the world does.
+
+To put a driver under the contract, write a module with `open_harness(folder, clock)` and name it in `DRIVERS`.
+"""
+
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import pytest
+
+from infra.clock import FakeClock
+from infra.mq import Consumer, Features, MessageQueue
+
+
+class Harness(Protocol):
+    """One empty store, and everything that a test may do to it. All its queues go by `clock`."""
+
+    @property
+    def clock(self) -> FakeClock:
+        """The time, for every queue of this harness."""
+        ...
+
+    @property
+    def dedupe_window(self) -> float:
+        """For how many seconds the queues remember an id."""
+        ...
+
+    @property
+    def lease(self) -> float | None:
+        """After how many seconds without `renew` a worker counts as dead; None where only its process decides."""
+        ...
+
+    async def queue(self) -> MessageQueue:
+        """Return an open queue on the store.
+
+        Each call stands for another process and returns another instance; without `multi_process` always the same.
+        The harness closes them all at its end; a test may close one before that.
+        """
+        ...
+
+    async def reopen(self) -> MessageQueue:
+        """End the processes of all queues so far, without closing anything first; open a new one. Needs `durable`."""
+        ...
+
+    async def crash(self, consumer: Consumer) -> None:
+        """Let the worker die suddenly; when this returns, others can see that it is dead."""
+        ...
+
+    def transaction(self, queue: MessageQueue) -> AbstractAsyncContextManager[object]:
+        """Open an ambient transaction of the database that `queue` is on; an exception rolls back. Needs
+        `transactional`.
+        """
+        ...
+
+
+Opener = Callable[[Path, FakeClock], AbstractAsyncContextManager[Harness]]
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A driver under test: where its harness is, and what it says it can do."""
+
+    module: str
+    features: Features
+
+    def open(self, folder: Path, clock: FakeClock) -> AbstractAsyncContextManager[Harness]:
+        """Open a harness on a new, empty store, which may keep its files in `folder`."""
+        opener = cast("Opener", importlib.import_module(self.module).open_harness)
+        return opener(folder, clock)
+
+
+DRIVERS = {
+    "memory": Driver(
+        "tests.contract.memory_harness",
+        Features(durable=False, multi_process=False, transactional=False),
+    ),
+    "sqlite": Driver(
+        "tests.contract.sqlite_harness",
+        Features(durable=True, multi_process=True, transactional=True),
+    ),
+}
+
+
+def requires(*features: str) -> pytest.MarkDecorator:
+    """Skip a test on drivers without all these features; `test_features.py` lists what that skips."""
+    return pytest.mark.requires(*features)
