@@ -1,0 +1,187 @@
+"""Every setting, with its default, its unit and its bounds. `dependencies.sources` reads them.
+
+A key is the path to a leaf, like `mq.redis.url`; its environment variable is `BENEATH_MQ_REDIS_URL`. The docstrings
+below are also what `beneath config generate` writes.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, Secret, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+_PASSWORD_IN_URL = re.compile(r"(?<=://)([^/@\s]*):([^/@\s]*)@")
+
+Env = Literal["development", "test", "production"]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+def masked_url(text: str) -> str:
+    """Return `text` with the password of every URL in it replaced by asterisks."""
+    return _PASSWORD_IN_URL.sub(r"\1:**********@", text)
+
+
+class Url(Secret[str]):
+    """A URL whose password is never shown; `get_secret_value()` returns it whole."""
+
+    def _display(self) -> str:
+        return masked_url(self.get_secret_value())
+
+
+class Section(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class DbSettings(Section):
+    """The application's database."""
+
+    url: Url = Url("sqlite:///./data/beneath.db")
+    """Where it is. `sqlite:///./relative/path.db` or `sqlite:////absolute/path.db`."""
+
+    busy_timeout: Seconds = 10.0
+    """Seconds that a writer waits for SQLite's write lock before it gives up."""
+
+
+class RedisSettings(Section):
+    """Redis or Valkey, when `mq.driver` is `redis`."""
+
+    url: Url = Url("redis://127.0.0.1:6379/0")
+    """`redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://`."""
+
+
+class MqSettings(Section):
+    """The message queue."""
+
+    driver: Literal["sql", "memory", "redis"] = "sql"
+    """`sql`: in the database of `db.url`. `memory`: inside one process, lost when it ends; needs `start all`."""
+
+    connect_timeout: Seconds = 10.0
+    """Seconds to wait for the queue at the start."""
+
+    dedupe_window: Seconds = 120.0
+    """Seconds for which the same message id is accepted only once."""
+
+    redis: RedisSettings = RedisSettings()
+
+
+class BusSettings(Section):
+    """The event bus."""
+
+    max_payload: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
+    """Largest encoded event, in bytes."""
+
+
+class ControlSettings(Section):
+    """The control server: HTTP."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Address to listen at; `0.0.0.0` for every interface."""
+
+    port: Port = 4000
+    """Port to listen at; 0 takes any free one. Serves health and metrics too."""
+
+    grace: Seconds = 10.0
+    """Seconds that open requests get to finish at a stop."""
+
+
+class WorkerSettings(Section):
+    """The control worker: async listeners."""
+
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
+    """Worker processes. With more than 1 they are supervised and restarted, at ports `worker.port`, + 1, + 2, ..."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Address at which a worker serves health and metrics."""
+
+    port: Port = 4001
+    """Port at which a worker serves health and metrics; 0 takes any free one. Not used where the control server runs in
+    the same process: its port serves both."""
+
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """Deliveries that one listener handles at the same time in one process, unless the listener says otherwise."""
+
+    prefetch: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """Deliveries that one process holds at most, being handled or about to be."""
+
+    grace: Seconds = 30.0
+    """Seconds that running handlers get to finish at a stop; the rest is given back, uncharged."""
+
+    max_stall: Seconds = 60.0
+    """Seconds that a handler may block the event loop before its worker counts as dead."""
+
+    lease: Seconds = 10.0
+    """Seconds without a sign of life after which a worker counts as dead."""
+
+    renew: Seconds = 3.0
+    """Seconds between two signs of life; well below `worker.lease`."""
+
+    recover_every: Seconds = 2.0
+    """Seconds between two looks for dead workers."""
+
+    @model_validator(mode="after")
+    def _renewed_in_time(self) -> Self:
+        if self.renew * 2 > self.lease:
+            msg = f"renew ({self.renew:g} s) must be at most half of lease ({self.lease:g} s)"
+            raise ValueError(msg)
+        return self
+
+
+class LogSettings(Section):
+    """Logs, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe that is shown."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    """`json`: one object a line. `console`: coloured, for people. `auto`: json in production, else console."""
+
+
+class MailSettings(Section):
+    """Outgoing mail."""
+
+    folder: Path = Path("data/mail")
+    """Where mails are written as `.eml` files."""
+
+    sender: Annotated[str, Field(min_length=3)] = "Beneath <no-reply@localhost>"
+    """The From of every mail."""
+
+
+class Settings(BaseSettings):
+    """All settings. `Settings(...)` takes defaults and arguments alone; `load_settings()` reads the sources as well."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
+    )
+
+    env: Env = "development"
+    """What this process is for: picks the settings file, and how strict and how talkative it is."""
+
+    db: DbSettings = DbSettings()
+    mq: MqSettings = MqSettings()
+    bus: BusSettings = BusSettings()
+    control: ControlSettings = ControlSettings()
+    worker: WorkerSettings = WorkerSettings()
+    log: LogSettings = LogSettings()
+    mail: MailSettings = MailSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    @property
+    def log_format(self) -> Literal["json", "console"]:
+        """The format in force, where `log.format` leaves it to `env`."""
+        if self.log.format != "auto":
+            return self.log.format
+        return "json" if self.env == "production" else "console"
