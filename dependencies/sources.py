@@ -123,7 +123,8 @@ def _read_overrides(overrides: Sequence[str], leaves: Leaves) -> Values:
         if not equals:
             raise SettingsError(f"--set wants KEY=VALUE, as in --set log.level=debug, not {text!r}")
         if key not in leaves:
-            raise SettingsError(f"unknown setting {name.strip()} (from --set){_nearest_key(key, leaves)}")
+            known = [".".join(leaf) for leaf in leaves]
+            raise SettingsError(f"unknown setting {name.strip()} (--set){nearest(name.strip(), known)}")
         values[key] = (_parse(value, leaves[key], "--set"), "--set")
     return values
 

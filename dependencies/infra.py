@@ -1,0 +1,64 @@
+"""What the application stands on. The only place that picks a queue driver."""
+
+from dependency_injector.containers import DeclarativeContainer
+from dependency_injector.providers import Dependency, ThreadSafeSingleton
+
+from bus import Bus, BusOptions
+from dependencies.errors import SettingsError
+from dependencies.settings import Settings
+from infra.clock import Clock, SystemClock
+from infra.db import Database
+from infra.mail import Mailer
+from infra.mq import MessageQueue
+from infra.mq.drivers.memory import MemoryQueue
+from infra.mq.drivers.sql import SqlQueue
+from infra.telemetry import Telemetry
+
+
+def build_database(settings: Settings, clock: Clock) -> Database:
+    """Return the database of `db.url`, not yet open."""
+    return Database(settings.db.url.get_secret_value(), busy_timeout=settings.db.busy_timeout, clock=clock)
+
+
+def build_queue(settings: Settings, db: Database, clock: Clock) -> MessageQueue:
+    """Return the queue of `mq.driver`, not yet open.
+
+    Raises:
+        SettingsError: this version has no such driver.
+    """
+    match settings.mq.driver:
+        case "sql":
+            return SqlQueue(db, clock=clock)
+        case "memory":
+            return MemoryQueue(clock=clock)
+        case "redis":
+            raise SettingsError("mq.driver: this version has no redis driver yet; use sql or memory")
+
+
+def build_bus(settings: Settings, mq: MessageQueue, db: Database, clock: Clock) -> Bus:
+    """Return the bus, with no listeners yet."""
+    worker = settings.worker
+    options = BusOptions(
+        prefetch=worker.prefetch,
+        concurrency=worker.concurrency,
+        grace=worker.grace,
+        max_stall=worker.max_stall,
+        lease=worker.lease,
+        renew=worker.renew,
+        recover_every=worker.recover_every,
+        max_payload=settings.bus.max_payload,
+        connect_timeout=settings.mq.connect_timeout,
+    )
+    return Bus(mq, db, clock=clock, options=options)
+
+
+class Infra(DeclarativeContainer):
+    """Built once per container, synchronously and without I/O; `Application` opens and closes what needs it."""
+
+    settings: Dependency[Settings] = Dependency(instance_of=Settings)
+
+    clock = ThreadSafeSingleton(SystemClock)
+    db = ThreadSafeSingleton(build_database, settings=settings, clock=clock)
+    mq = ThreadSafeSingleton(build_queue, settings=settings, db=db, clock=clock)
+    bus = ThreadSafeSingleton(build_bus, settings=settings, mq=mq, db=db, clock=clock)
+    telemetry = ThreadSafeSingleton(Telemetry)
