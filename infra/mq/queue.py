@@ -215,6 +215,10 @@ class MessageQueue(Protocol):
         """
         ...
 
+    async def scheduled(self, message_id: str) -> bool:
+        """Return whether `cancel(message_id)` would succeed now; changes nothing."""
+        ...
+
     async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
         """Send frames to every open receiver but the one with this `origin`, at most once, in order.
 
