@@ -1,1 +1,9 @@
-"""Tables and events of each domain; data only."""
+"""Tables and events of each domain; data only.
+
+Importing this package makes every table known to `Base.metadata`, which the migrations are compared with.
+"""
+
+from models import audit, organization, project, secret, user
+from models.base import Base
+
+__all__ = ["Base", "audit", "organization", "project", "secret", "user"]

@@ -1,0 +1,182 @@
+"""Organizations, who belongs to them, and who is invited."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import Enum, ForeignKey, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, new_id
+
+
+class Role(StrEnum):
+    """What a member may do; each role may do all that the one before it may."""
+
+    MEMBER = "member"
+    """Read everything of the organization; create and change projects."""
+
+    ADMIN = "admin"
+    """Also invite and remove members, delete projects, rename the organization."""
+
+    OWNER = "owner"
+    """Also change roles. An organization always has at least one owner."""
+
+    def covers(self, other: "Role") -> bool:
+        """Whether this role may do what `other` may."""
+        return _RANK[self] >= _RANK[other]
+
+
+_RANK = {role: rank for rank, role in enumerate(Role)}
+
+
+class InviteStatus(StrEnum):
+    """Where an invite stands. Only a pending one can be accepted."""
+
+    PENDING = "pending"
+    ACCEPTED = "accepted"
+    EXPIRED = "expired"
+    WITHDRAWN = "withdrawn"
+
+
+def _stored(kind: type[StrEnum]) -> Enum:
+    """As short text with the values, not the names: readable in SQL, and a new value needs no migration."""
+    return Enum(
+        kind, native_enum=False, create_constraint=False, length=20, values_callable=lambda it: [m.value for m in it]
+    )
+
+
+class Organization(Base):
+    """A group of users that owns projects; `personal` is the one that came with a user's sign-up."""
+
+    __tablename__ = "organizations"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(200))
+    personal: Mapped[bool] = mapped_column(default=False)
+    version: Mapped[int] = mapped_column(default=1)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class Member(Base):
+    """A user's belonging to an organization."""
+
+    __tablename__ = "members"
+    __table_args__ = (Index(None, "user_id", "organization_id"),)
+
+    organization_id: Mapped[UUID] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    role: Mapped[Role] = mapped_column(_stored(Role))
+    joined_at: Mapped[datetime]
+
+
+class Invite(Base):
+    """An offer of membership to whoever reads the mailbox `email`.
+
+    The token that proves it is only ever in the mail; here is its hash, None until a mail was written.
+    """
+
+    __tablename__ = "invites"
+    __table_args__ = (Index(None, "organization_id", "id"), Index(None, "email"))
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    organization_id: Mapped[UUID] = mapped_column(ForeignKey("organizations.id"))
+    email: Mapped[str] = mapped_column(String(254))
+    role: Mapped[Role] = mapped_column(_stored(Role))
+    status: Mapped[InviteStatus] = mapped_column(_stored(InviteStatus), default=InviteStatus.PENDING)
+    token_hash: Mapped[str | None] = mapped_column(String(64), unique=True)
+    expiry_id: Mapped[str] = mapped_column(String(100))
+    """The scheduled `InviteExpired`, to cancel it by."""
+    invited_by: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrganizationCreated:
+    """An organization exists, and `actor_id` owns it."""
+
+    organization_id: UUID
+    actor_id: UUID
+    name: str
+
+    def ordering_key(self) -> str:
+        return str(self.organization_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrganizationUpdated:
+    """An organization was renamed."""
+
+    organization_id: UUID
+    actor_id: UUID
+    name: str
+
+    def ordering_key(self) -> str:
+        return str(self.organization_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberInvited:
+    """Someone is invited; the mail is still to be sent."""
+
+    organization_id: UUID
+    actor_id: UUID
+    invite_id: UUID
+    email: str
+    organization_name: str
+
+    def ordering_key(self) -> str:
+        return str(self.organization_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteExpired:
+    """Nobody accepted an invite in time."""
+
+    organization_id: UUID
+    invite_id: UUID
+    email: str
+
+    def ordering_key(self) -> str:
+        return str(self.organization_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberJoined:
+    """A user accepted an invite."""
+
+    organization_id: UUID
+    actor_id: UUID
+    invite_id: UUID
+    role: Role
+
+    def ordering_key(self) -> str:
+        return str(self.organization_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberUpdated:
+    """A member's role changed."""
+
+    organization_id: UUID
+    actor_id: UUID
+    user_id: UUID
+    role: Role
+
+    def ordering_key(self) -> str:
+        return str(self.organization_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberLeft:
+    """A member left, or was removed by `actor_id`."""
+
+    organization_id: UUID
+    actor_id: UUID
+    user_id: UUID
+
+    def ordering_key(self) -> str:
+        return str(self.organization_id)

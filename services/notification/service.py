@@ -1,0 +1,56 @@
+"""Emails: a welcome to new users, and invites."""
+
+from typing import Protocol
+from uuid import UUID
+
+from bus import Bus, Delivery, Discard, Retry
+from infra.mail import Mailer, MailRejected, Message
+from models.organization import MemberInvited
+from models.user import UserCreated
+
+MAIL_RETRY = Retry(max_attempts=8)
+MAIL_TIMEOUT = 30.0
+"""Seconds that one mail may take."""
+
+
+class InviteTokens(Protocol):
+    """Whoever keeps the invites."""
+
+    async def new_invite_token(self, invite_id: UUID) -> str | None:
+        """Return a token that accepts the invite, replacing the one before; None if it can't be accepted any more."""
+        ...
+
+
+class NotificationService:
+    """Mails people, once or, after a crash at the wrong moment, twice."""
+
+    def __init__(self, bus: Bus, mailer: Mailer, invites: InviteTokens) -> None:
+        self._mailer = mailer
+        self._invites = invites
+        bus.add_async_listener(self.send_welcome_email, retry=MAIL_RETRY, timeout=MAIL_TIMEOUT)
+        bus.add_async_listener(self.send_invite, retry=MAIL_RETRY, timeout=MAIL_TIMEOUT)
+
+    async def send_welcome_email(self, event: UserCreated, delivery: Delivery) -> None:
+        """Greet a new user."""
+        text = f"Hello {event.name},\n\nwelcome! Your organization and a first project are waiting for you.\n"
+        await self._send(Message(id=delivery.id, to=event.email, subject="Welcome", text=text))
+
+    async def send_invite(self, event: MemberInvited, delivery: Delivery) -> None:
+        """Mail an invite, with the token that accepts it: it is made here, so that it is kept nowhere in the clear."""
+        token = await self._invites.new_invite_token(event.invite_id)
+        if token is None:
+            raise Discard(f"invite {event.invite_id} is no longer open")
+        text = (
+            f"Hello,\n\nyou are invited to join {event.organization_name}.\n"
+            "Sign in and accept with this token, which is only good once:\n\n"
+            f"{token}\n"
+        )
+        subject = f"Join {event.organization_name}"
+        await self._send(Message(id=delivery.id, to=event.email, subject=subject, text=text))
+
+    async def _send(self, message: Message) -> None:
+        try:
+            await self._mailer.send(message)
+        except MailRejected as error:
+            # Trying again would be refused again; whatever else goes wrong is retried.
+            raise Discard(str(error)) from error

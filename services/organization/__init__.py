@@ -1,0 +1,1 @@
+"""Organizations, their members and invites, and who may do what in them."""

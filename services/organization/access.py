@@ -1,0 +1,50 @@
+"""Who may do what in an organization."""
+
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from models.organization import Member, Role
+from services.organization.errors import LastOwner, MemberNotFound, NotAllowed, OrganizationNotFound
+
+
+async def require_role(session: AsyncSession, user_id: UUID, organization_id: UUID, role: Role) -> Role:
+    """Return the user's role if it covers `role`.
+
+    Raises:
+        OrganizationNotFound: there is none, or the user is not in it.
+        NotAllowed: the user's role is too low.
+    """
+    query = select(Member.role).where(Member.organization_id == organization_id, Member.user_id == user_id)
+    held = await session.scalar(query)
+    if held is None:
+        raise OrganizationNotFound(str(organization_id))
+    if not held.covers(role):
+        raise NotAllowed(f"this takes the role {role}, yours is {held}")
+    return held
+
+
+async def find_member(session: AsyncSession, organization_id: UUID, user_id: UUID) -> Member:
+    """Return the member, locked until the transaction ends; raise `MemberNotFound`."""
+    query = select(Member).where(Member.organization_id == organization_id, Member.user_id == user_id)
+    member = await session.scalar(query.with_for_update())
+    if member is None:
+        raise MemberNotFound(str(user_id))
+    return member
+
+
+async def require_other_owner(session: AsyncSession, member: Member) -> None:
+    """Raise `LastOwner` if the organization would be without an owner once `member` is none."""
+    if member.role is not Role.OWNER:
+        return
+    owners = select(Member.user_id).where(Member.organization_id == member.organization_id, Member.role == Role.OWNER)
+    # Locked, or two owners who leave at once would each count on the other.
+    if len((await session.scalars(owners.with_for_update())).all()) < 2:  # noqa: PLR2004
+        raise LastOwner(str(member.organization_id))
+
+
+async def is_member(session: AsyncSession, organization_id: UUID, user_id: UUID) -> bool:
+    """Whether the user is in the organization."""
+    query = select(func.count()).where(Member.organization_id == organization_id, Member.user_id == user_id)
+    return bool(await session.scalar(query))

@@ -1,0 +1,37 @@
+"""What can be wrong with a call to the organization service."""
+
+
+class OrganizationError(Exception):
+    """Base of this service's errors."""
+
+
+class OrganizationNotFound(OrganizationError):
+    """There is no such organization, or the caller is not in it; which of both is not told."""
+
+
+class OrganizationChanged(OrganizationError):
+    """The organization is no longer at the version that the caller had seen."""
+
+
+class NotAllowed(OrganizationError):
+    """The caller's role in the organization is too low for this."""
+
+
+class MemberNotFound(OrganizationError):
+    """That user is not in the organization."""
+
+
+class AlreadyMember(OrganizationError):
+    """That person is in the organization already."""
+
+
+class LastOwner(OrganizationError):
+    """The organization would be left without an owner."""
+
+
+class AlreadyInvited(OrganizationError):
+    """An invite to that email is still open."""
+
+
+class InviteNotFound(OrganizationError):
+    """There is no such invite where the caller may look, or it is no longer open."""

@@ -1,0 +1,306 @@
+"""Organizations and their members."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import Select, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bus import Bus
+from infra.clock import Clock
+from infra.db import Database
+from models.base import new_id, utc
+from models.email import normalise_email
+from models.organization import (
+    Invite,
+    InviteExpired,
+    InviteStatus,
+    Member,
+    MemberJoined,
+    MemberLeft,
+    MemberUpdated,
+    Organization,
+    OrganizationCreated,
+    OrganizationUpdated,
+    Role,
+)
+from models.user import User, UserCreated
+from services.organization.access import find_member, is_member, require_other_owner, require_role
+from services.organization.errors import (
+    AlreadyMember,
+    InviteNotFound,
+    NotAllowed,
+    OrganizationChanged,
+    OrganizationNotFound,
+)
+from services.organization.invites import (
+    expiry_of,
+    find_by_token,
+    find_open,
+    invitation_of,
+    replace_token,
+    require_uninvited,
+)
+
+INVITE_LIFETIME: Final = 7 * 86_400.0
+"""Seconds until an invite that nobody accepted expires."""
+
+MAX_NAME = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberView:
+    """A member, with what the members of an organization may know of each other."""
+
+    user_id: UUID
+    email: str
+    name: str
+    role: Role
+    joined_at: datetime
+
+
+class OrganizationService:
+    """Owns organizations, members and invites, and says who may do what there."""
+
+    def __init__(self, bus: Bus, db: Database, clock: Clock, *, invite_lifetime: float = INVITE_LIFETIME) -> None:
+        """Take the time, in seconds, after which an unanswered invite expires."""
+        self._bus = bus
+        self._db = db
+        self._clock = clock
+        self._invite_lifetime = invite_lifetime
+        bus.add_sync_listener(self.create_personal)
+        bus.add_async_listener(self.expire_invite)
+
+    async def create_personal(self, event: UserCreated) -> None:
+        """Give a new user an organization of their own, in the same transaction."""
+        name = f"{event.name}'s organization"[:MAX_NAME]
+        await self._create(event.user_id, name, personal=True)
+
+    async def create(self, actor_id: UUID, name: str) -> Organization:
+        """Create an organization that the actor owns."""
+        return await self._create(actor_id, name, personal=False)
+
+    async def require(
+        self, session: AsyncSession, user_id: UUID, organization_id: UUID, role: Role = Role.MEMBER
+    ) -> None:
+        """Return if the user has `role` or a higher one in the organization.
+
+        Raises:
+            OrganizationNotFound: there is none, or the user is not in it.
+            NotAllowed: the user's role is too low.
+        """
+        await require_role(session, user_id, organization_id, role)
+
+    async def get(self, actor_id: UUID, organization_id: UUID) -> Organization:
+        """Return an organization that the actor is in; raise `OrganizationNotFound`."""
+        query = _organizations_of(actor_id).where(Organization.id == organization_id)
+        async with self._db.read() as session:
+            organization = await session.scalar(query)
+        if organization is None:
+            raise OrganizationNotFound(str(organization_id))
+        return organization
+
+    async def list_organizations(
+        self, actor_id: UUID, *, after: UUID | None = None, limit: int = 100
+    ) -> Sequence[Organization]:
+        """Return the organizations that the actor is in, oldest first, those after the id `after`."""
+        query = _organizations_of(actor_id)
+        if after is not None:
+            query = query.where(Organization.id > after)
+        async with self._db.read() as session:
+            return (await session.scalars(query.order_by(Organization.id).limit(limit))).all()
+
+    async def rename(
+        self, actor_id: UUID, organization_id: UUID, name: str, *, expected_version: int | None = None
+    ) -> Organization:
+        """Give an organization another name; only admins may.
+
+        Raises:
+            OrganizationChanged: it is not at `expected_version`.
+        """
+        async with self._db.transaction() as tx:
+            await require_role(tx.session, actor_id, organization_id, Role.ADMIN)
+            organization = await _lock_organization(tx.session, organization_id)
+            if expected_version not in {None, organization.version}:
+                raise OrganizationChanged(f"version {expected_version} was expected, it is at {organization.version}")
+            if name == organization.name:
+                return organization
+            organization.name = name
+            organization.version += 1
+            organization.updated_at = utc(self._clock.time())
+            event = OrganizationUpdated(organization_id=organization_id, actor_id=actor_id, name=name)
+            await self._bus.publish(event)
+        return organization
+
+    async def list_members(
+        self, actor_id: UUID, organization_id: UUID, *, after: UUID | None = None, limit: int = 100
+    ) -> Sequence[MemberView]:
+        """Return the members, in the order in which they signed up, those after the user id `after`."""
+        query = (
+            select(User.id.label("user_id"), User.email, User.name, Member.role, Member.joined_at)
+            .join(Member, Member.user_id == User.id)
+            .where(Member.organization_id == organization_id)
+        )
+        if after is not None:
+            query = query.where(User.id > after)
+        async with self._db.read() as session:
+            await require_role(session, actor_id, organization_id, Role.MEMBER)
+            rows = await session.execute(query.order_by(User.id).limit(limit))
+            return [MemberView(**row) for row in rows.mappings()]
+
+    async def change_role(self, actor_id: UUID, organization_id: UUID, user_id: UUID, role: Role) -> None:
+        """Give a member another role; only owners may.
+
+        Raises:
+            MemberNotFound: the user is not in the organization.
+            LastOwner: nobody else owns it.
+        """
+        async with self._db.transaction() as tx:
+            await require_role(tx.session, actor_id, organization_id, Role.OWNER)
+            member = await find_member(tx.session, organization_id, user_id)
+            if member.role is role:
+                return
+            await require_other_owner(tx.session, member)
+            member.role = role
+            event = MemberUpdated(organization_id=organization_id, actor_id=actor_id, user_id=user_id, role=role)
+            await self._bus.publish(event)
+
+    async def remove_member(self, actor_id: UUID, organization_id: UUID, user_id: UUID) -> None:
+        """Take a user out of the organization: oneself (to leave), or as an admin anybody whose role is not higher.
+
+        Raises:
+            MemberNotFound: the user is not in the organization.
+            LastOwner: nobody else owns it.
+        """
+        async with self._db.transaction() as tx:
+            needed = Role.MEMBER if actor_id == user_id else Role.ADMIN
+            held = await require_role(tx.session, actor_id, organization_id, needed)
+            member = await find_member(tx.session, organization_id, user_id)
+            if not held.covers(member.role):
+                raise NotAllowed(f"a member with the role {member.role} can't be removed by one with {held}")
+            await require_other_owner(tx.session, member)
+            await tx.session.delete(member)
+            event = MemberLeft(organization_id=organization_id, actor_id=actor_id, user_id=user_id)
+            await self._bus.publish(event)
+
+    async def invite(self, actor_id: UUID, organization_id: UUID, *, email: str, role: Role = Role.MEMBER) -> Invite:
+        """Invite whoever reads the mailbox `email`; only admins may, and only to roles that their own covers.
+
+        Raises:
+            InvalidEmail: it is not an email address.
+            AlreadyMember: a member has it.
+            AlreadyInvited: an invite to it is open.
+        """
+        invite = Invite(
+            id=new_id(),
+            organization_id=organization_id,
+            email=normalise_email(email),
+            role=role,
+            status=InviteStatus.PENDING,
+            invited_by=actor_id,
+            created_at=utc(self._clock.time()),
+            expires_at=utc(self._clock.time() + self._invite_lifetime),
+        )
+        async with self._db.transaction() as tx:
+            held = await require_role(tx.session, actor_id, organization_id, Role.ADMIN)
+            if not held.covers(role):
+                raise NotAllowed(f"one with the role {held} can't invite to the role {role}")
+            organization = await _lock_organization(tx.session, organization_id)
+            await require_uninvited(tx.session, organization_id, invite.email)
+            invite.expiry_id = await self._bus.publish_scheduled(expiry_of(invite), invite.expires_at)
+            tx.session.add(invite)
+            await tx.session.flush()
+            await self._bus.publish(invitation_of(invite, organization))
+        return invite
+
+    async def list_invites(
+        self, actor_id: UUID, organization_id: UUID, *, after: UUID | None = None, limit: int = 100
+    ) -> Sequence[Invite]:
+        """Return the invites, open or not, oldest first, those after the id `after`; only admins may see them."""
+        query = select(Invite).where(Invite.organization_id == organization_id)
+        if after is not None:
+            query = query.where(Invite.id > after)
+        async with self._db.read() as session:
+            await require_role(session, actor_id, organization_id, Role.ADMIN)
+            return (await session.scalars(query.order_by(Invite.id).limit(limit))).all()
+
+    async def withdraw_invite(self, actor_id: UUID, organization_id: UUID, invite_id: UUID) -> None:
+        """Close an open invite; only admins may. Raises `InviteNotFound`."""
+        async with self._db.transaction() as tx:
+            await require_role(tx.session, actor_id, organization_id, Role.ADMIN)
+            invite = await find_open(tx.session, invite_id)
+            if invite is None or invite.organization_id != organization_id:
+                raise InviteNotFound(str(invite_id))
+            await self._close(invite, InviteStatus.WITHDRAWN)
+
+    async def accept_invite(self, actor_id: UUID, token: str) -> Organization:
+        """Make the actor a member, on the strength of a mailed token, and call the expiry off.
+
+        Raises:
+            InviteNotFound: no open invite has this token.
+            AlreadyMember: the actor is in the organization already.
+        """
+        async with self._db.transaction() as tx:
+            invite = await find_by_token(tx.session, token)
+            if invite is None:
+                raise InviteNotFound("no open invite has this token")
+            if await is_member(tx.session, invite.organization_id, actor_id):
+                raise AlreadyMember("you are in this organization already")
+            await self._close(invite, InviteStatus.ACCEPTED)
+            await self._join(invite, actor_id)
+            return await tx.session.get_one(Organization, invite.organization_id)
+
+    async def new_invite_token(self, invite_id: UUID) -> str | None:
+        """Return a token that accepts the invite, replacing the one before; None if it can't be accepted any more."""
+        async with self._db.transaction() as tx:
+            invite = await find_open(tx.session, invite_id)
+            return replace_token(invite) if invite else None
+
+    async def expire_invite(self, event: InviteExpired) -> None:
+        """Close an invite that nobody accepted in time."""
+        async with self._db.transaction() as tx:
+            if invite := await find_open(tx.session, event.invite_id):
+                invite.status = InviteStatus.EXPIRED
+
+    async def _close(self, invite: Invite, status: InviteStatus) -> None:
+        # Whether the expiry can still be called off decides: once it fired, the journal says that the invite expired.
+        if not await self._bus.cancel(invite.expiry_id):
+            raise InviteNotFound("the invite has expired")
+        invite.status = status
+
+    async def _join(self, invite: Invite, user_id: UUID) -> None:
+        now = utc(self._clock.time())
+        member = Member(organization_id=invite.organization_id, user_id=user_id, role=invite.role, joined_at=now)
+        event = MemberJoined(
+            organization_id=invite.organization_id, actor_id=user_id, invite_id=invite.id, role=invite.role
+        )
+        async with self._db.transaction() as tx:
+            tx.session.add(member)
+            await tx.session.flush()
+            await self._bus.publish(event)
+
+    async def _create(self, owner_id: UUID, name: str, *, personal: bool) -> Organization:
+        now = utc(self._clock.time())
+        organization = Organization(name=name, personal=personal, version=1, created_at=now, updated_at=now)
+        async with self._db.transaction() as tx:
+            tx.session.add(organization)
+            await tx.session.flush()
+            owner = Member(organization_id=organization.id, user_id=owner_id, role=Role.OWNER, joined_at=now)
+            tx.session.add(owner)
+            await tx.session.flush()
+            event = OrganizationCreated(organization_id=organization.id, actor_id=owner_id, name=name)
+            await self._bus.publish(event)
+        return organization
+
+
+def _organizations_of(user_id: UUID) -> Select[tuple[Organization]]:
+    return select(Organization).join(Member, Member.organization_id == Organization.id).where(Member.user_id == user_id)
+
+
+async def _lock_organization(session: AsyncSession, organization_id: UUID) -> Organization:
+    # Two invites to one email at once: the second waits here, then sees the first.
+    query = select(Organization).where(Organization.id == organization_id).with_for_update()
+    return (await session.scalars(query)).one()

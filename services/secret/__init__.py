@@ -1,0 +1,1 @@
+"""API secrets, and authentication by them."""
