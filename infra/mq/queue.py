@@ -34,7 +34,8 @@ class Consumer(Protocol):
     """One worker's hold on the queue: it owns what it fetched until it settles it, closes, or is no longer alive.
 
     Liveness belongs to the worker, not to the message: a claim is never taken from a live worker, however long it
-    takes. A worker is dead when its process is, when `renew` was not called for the lease time, or after `abandon`.
+    takes. A worker is dead when its process is, or after `abandon`; with a driver that cannot see processes end, also
+    when `renew` was not called for the lease time.
     """
 
     @property
@@ -43,12 +44,12 @@ class Consumer(Protocol):
         ...
 
     async def fetch(self, wants: Mapping[str, int], *, wait: float) -> list[Claim]:
-        """Claim what is due, oldest first, at most `wants[name]` claims per subscription.
+        """Claim what is due, at most `wants[name]` claims per subscription, what became due first coming first.
 
         An unordered claim holds one delivery; an ordered one the first deliveries of one mailbox, at most
         `MAILBOX_BATCH`, and nobody else can claim that mailbox until it is given back. A delivery whose `takeovers` is
-        2 or more comes in a claim of its own. A mailbox whose head waits for a retry is not handed out before the
-        head is due. Paused subscriptions, parked deliveries, blocked mailboxes, unknown names and wants of 0 give
+        2 or more comes in a claim of its own. A mailbox whose head waits for a later time is not handed out before
+        the head is due. Paused subscriptions, parked deliveries, blocked mailboxes, unknown names and wants of 0 give
         nothing.
 
         With nothing to claim it waits up to `wait` seconds (0: not at all) and returns as soon as something is due,
@@ -69,10 +70,10 @@ class Consumer(Protocol):
         """End claims, all in one atomic step, and return those that changed nothing because they were fenced.
 
         A settlement is fenced when this consumer no longer owns its claim. DONE of an unordered delivery is never
-        fenced: the handler did succeed, so the delivery is deleted whoever owns it, unless it is already gone. What
-        each outcome does is said in `Outcome`. A closed mailbox with deliveries left is due at once for whoever
-        fetches next, behind the mailboxes that are waiting; one whose head has a later due time becomes due then;
-        others wait for nothing.
+        fenced: the handler did succeed, so the delivery is deleted whoever owns it; if it is gone already, nothing
+        happens. What each outcome does is said in `Outcome`. A closed mailbox with deliveries left is due at once for
+        whoever fetches next, behind the mailboxes that are waiting; one whose head has a later due time becomes due
+        then; others wait for nothing.
 
         Raises:
             QueueUnavailable: nothing was settled; settling the same again later is safe.
@@ -80,7 +81,7 @@ class Consumer(Protocol):
         ...
 
     async def isolate(self, claim: Claim) -> bool:
-        """Record durably that `claim`'s first delivery is about to run with nothing beside it; False when fenced.
+        """Record durably that `claim`'s first unsettled delivery is about to run alone; False when fenced.
 
         If its worker dies now, that death counts as the delivery's crash. Any settlement takes the mark away.
         """
@@ -116,9 +117,9 @@ class Consumer(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give back, unchanged and due at once, everything still owned, and leave.
+        """Give back, unchanged and due at once, everything still owned, and leave. A second call does nothing.
 
-        Claims in `keep` stay owned until this process ends.
+        Claims in `keep` stay owned until this process ends. What a lost consumer held is left to `recover`.
         """
         ...
 
@@ -131,8 +132,7 @@ class BroadcastReceiver(Protocol):
     """This process's ear for broadcasts: each at most once, none from before it was opened."""
 
     async def receive(self, wait: float) -> tuple[list[bytes], bool]:
-        """Return the frames that other receivers' processes broadcast since the last call, in order, and whether some
-        may be missing.
+        """Return what other processes broadcast since the last call, in order, and whether some may be missing.
 
         Waits up to `wait` seconds for the first one. The flag is True once after any time in which reception was
         impossible or so late that broadcasts may have been dropped. Frames sent with this receiver's `origin` are
@@ -169,7 +169,7 @@ class MessageQueue(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give everything back; consumers and receivers that are still open are abandoned. A second call does nothing."""
+        """Give everything back; consumers and receivers still open are abandoned. A second call does nothing."""
         ...
 
     def time(self) -> float:
@@ -184,7 +184,8 @@ class MessageQueue(Protocol):
         cheap. A subscription kept under an alias is renamed with its backlog and its dead letters.
 
         Raises:
-            SubscriptionConflict: a name is kept as ordered and declared unordered, or the reverse.
+            SubscriptionConflict: nothing was added, for a name is kept as ordered and declared unordered, or the
+                reverse, or a name and its alias are kept as two subscriptions.
         """
         ...
 
@@ -198,13 +199,14 @@ class MessageQueue(Protocol):
         When it returns, the deliveries exist, as durably as the driver is. A transactional driver joins the ambient
         transaction: they exist if and only if it commits, and no consumer sees them before. Concurrent calls share
         round trips. A message with `due_at` reaches the subscriptions of this moment, no earlier than that time, and
-        takes its place in a mailbox when due. A message with `dedupe` whose id was accepted within the dedupe window
-        is dropped. An id counts as accepted only if its transaction commits.
+        takes its place in a mailbox when due. Without an ordering key it takes the mailbox of the empty key. A message
+        with `dedupe` whose id was accepted with `dedupe` within the dedupe window is dropped. An id counts as accepted
+        only if its transaction commits.
 
         Raises:
             QueueRejected: nothing was stored, and trying again will not help.
             QueueUnavailable: nothing was stored; trying again may help.
-            QueueIndeterminate: the outcome is unknown; publishing the same ids with `dedupe` decides it.
+            QueueIndeterminate: the outcome is unknown; if the messages have `dedupe`, publishing them again decides it.
         """
         ...
 
@@ -246,7 +248,7 @@ class MessageQueue(Protocol):
         limit: int = 100,
         after: str | None = None,
     ) -> list[DeadLetter]:
-        """Return dead letters, oldest first, those after the id `after`."""
+        """Return at most `limit` dead letters, the first to die first, those after the id `after`."""
         ...
 
     async def dead_letter(self, dead_id: str) -> DeadLetter:
@@ -260,8 +262,8 @@ class MessageQueue(Protocol):
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:
         """Turn dead letters back into deliveries for their own subscription alone; return how many.
 
-        They start anew: no failures, no deferrals, no crashes; an ordered one joins the end of its mailbox. Unknown
-        ids are skipped.
+        They start anew: no failures, deferrals, takeovers or crashes; an ordered one joins the end of its mailbox.
+        Unknown ids are skipped, and so are those whose subscription was retired.
         """
         ...
 
@@ -270,8 +272,9 @@ class MessageQueue(Protocol):
         ...
 
     async def pause(self, name: str) -> None:
-        """Hand out nothing of a subscription, in any process, until `resume`; what was fetched goes on. Survives
-        restarts.
+        """Hand out nothing of a subscription, in any process, until `resume`; what was fetched goes on.
+
+        As durable as the driver is.
 
         Raises:
             SubscriptionNotFound: nothing is kept under that name.
@@ -300,8 +303,8 @@ class MessageQueue(Protocol):
     ) -> int:
         """Remove a subscription, or one event of it, and what waits for it; return how many deliveries that were.
 
-        `backlog` says what becomes of them: they make the call fail, are deleted, or become dead letters. Dead
-        letters stay.
+        `backlog` says what becomes of them: they make the call fail, are deleted, or become dead letters. Scheduled
+        and claimed ones are among them; the settlement of a claim that is gone is fenced. Dead letters stay.
 
         Raises:
             SubscriptionNotFound: nothing is kept under that name, or it has no such event.

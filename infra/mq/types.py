@@ -1,6 +1,7 @@
 """The words that the bus and a queue driver speak: data only."""
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -38,12 +39,12 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """A copy of which events anyone subscribed to durably, and which are broadcast."""
+    """Which events anyone subscribed to durably, and which are broadcast: a copy, or views that follow what is kept."""
 
-    routed: frozenset[str] = frozenset()
+    routed: AbstractSet[str] = frozenset()
     """Wire names with at least one subscription."""
 
-    broadcast: frozenset[str] = frozenset()
+    broadcast: AbstractSet[str] = frozenset()
     """Wire names that some process once declared a broadcast listener for."""
 
 
@@ -199,7 +200,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionStats:
-    """What a subscription holds at this moment."""
+    """What a subscription holds at this moment. `ready` to `blocked` count every unfinished delivery once."""
 
     name: str
     events: frozenset[str] = frozenset()
@@ -212,13 +213,17 @@ class SubscriptionStats:
     """Due now and unclaimed; for ordered ones, all that wait in mailboxes neither blocked nor parked."""
 
     retrying: int = 0
-    """Waiting for a later attempt."""
+    """Waiting for the time that their last settlement asked for."""
 
     scheduled: int = 0
     """Delayed by their publisher and not due yet."""
 
     in_flight: int = 0
+    """Claimed."""
+
     parked: int = 0
+    """Waiting for a worker that knows the event; for ordered ones, all in a mailbox whose head does."""
+
     blocked: int = 0
     """Waiting in mailboxes whose head needs `unblock`."""
 

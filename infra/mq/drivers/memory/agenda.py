@@ -1,0 +1,67 @@
+"""What becomes due later."""
+
+import asyncio
+import heapq
+import itertools
+from typing import Protocol
+
+_KEEP_STALE = 64
+
+
+class Later(Protocol):
+    """Something that waits for its time."""
+
+    ticket: int
+    """Its valid place in the agenda; 0 while it has none."""
+
+    def fall_due(self) -> None:
+        """Do what was waited for."""
+        ...
+
+
+class Agenda:
+    """Everything that waits for its time, earliest first; in the order of arrival where times are equal."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Later]] = []
+        self._tickets = itertools.count(1)
+        self._stale = 0
+        self.listeners: set[asyncio.Event] = set()
+        """Set as soon as something is to become due earlier than all else."""
+
+    def add(self, due_at: float, item: Later) -> None:
+        """Let `item` fall due at `due_at`."""
+        item.ticket = next(self._tickets)
+        heapq.heappush(self._heap, (due_at, item.ticket, item))
+        if self.listeners and self._heap[0][2] is item:
+            for event in self.listeners:
+                event.set()
+
+    def remove(self, item: Later) -> None:
+        """Forget `item`; harmless when it is not waiting."""
+        if not item.ticket:
+            return
+        item.ticket = 0
+        self._stale += 1
+        if self._stale > _KEEP_STALE and self._stale * 2 > len(self._heap):
+            self._heap = [entry for entry in self._heap if entry[1] == entry[2].ticket]
+            heapq.heapify(self._heap)
+            self._stale = 0
+
+    def promote(self, now: float) -> None:
+        """Let fall due whatever is due by `now`."""
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            _, ticket, item = heapq.heappop(heap)
+            if item.ticket == ticket:
+                item.ticket = 0
+                item.fall_due()
+            else:
+                self._stale -= 1
+
+    def next_due(self) -> float | None:
+        """Return when the next item falls due."""
+        while self._heap and self._heap[0][1] != self._heap[0][2].ticket:
+            heapq.heappop(self._heap)
+            self._stale -= 1
+        return self._heap[0][0] if self._heap else None

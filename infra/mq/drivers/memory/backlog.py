@@ -1,0 +1,129 @@
+"""What the backlogs of ordered and unordered subscriptions have in common."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from infra.mq.drivers.memory.store import Entry, Store
+from infra.mq.drivers.memory.worker import Worker
+from infra.mq.types import Claim, Delivery, Message, Outcome, Settlement
+
+SUSPECT = 2
+"""From so many takeovers on, a delivery is claimed alone."""
+
+
+class State(Enum):
+    """Where a claimable unit stands."""
+
+    IDLE = auto()
+    """A mailbox without deliveries."""
+
+    READY = auto()
+    WAITING = auto()
+    """For its time to come."""
+
+    OWNED = auto()
+    PARKED = auto()
+    BLOCKED = auto()
+    GONE = auto()
+
+
+@dataclass(slots=True)
+class Counts:
+    """How many deliveries stand where."""
+
+    ready: int = 0
+    retrying: int = 0
+    in_flight: int = 0
+    parked: int = 0
+    blocked: int = 0
+
+
+class Backlog(ABC):
+    """Everything that one subscription holds."""
+
+    ordered: bool
+
+    def __init__(self, name: str, store: Store) -> None:
+        self.name = name
+        self.events: set[str] = set()
+        self.paused = False
+        self.waiters: set[asyncio.Event] = set()
+        self.store = store
+
+    @abstractmethod
+    def add(self, message: Message) -> None:
+        """Take in a new delivery, due now."""
+
+    @abstractmethod
+    def claim(self, limit: int, worker: Worker, name: str) -> list[Claim]:
+        """Give `worker` up to `limit` claims, which answer under `name`."""
+
+    @abstractmethod
+    def settle(self, settlement: Settlement, worker: Worker, now: float) -> bool:
+        """End a claim; False when it is fenced."""
+
+    @abstractmethod
+    def isolate(self, claim: Claim, worker: Worker) -> bool:
+        """Mark the claim's first delivery as running alone; False when fenced."""
+
+    @abstractmethod
+    def keep(self, claim: Claim, worker: Worker) -> None:
+        """Exempt the claim from being given back, if `worker` owns it."""
+
+    @abstractmethod
+    def unpark(self, known: Collection[str]) -> int:
+        """Make due what is parked and has a known event; return how many deliveries that were."""
+
+    @abstractmethod
+    def remove(self, matches: Callable[[Message], bool]) -> list[Entry]:
+        """Take out the deliveries of the messages that match."""
+
+    @abstractmethod
+    def entries(self) -> Collection[Entry]:
+        """Return every delivery."""
+
+    @abstractmethod
+    def counts(self) -> Counts:
+        """Count the deliveries by where they stand."""
+
+    @abstractmethod
+    def blocked_keys(self) -> dict[str, str]:
+        """Return the blocked ordering keys, each with its last error."""
+
+    def notify(self) -> None:
+        """Tell the consumers that wait for this subscription to look again."""
+        for event in self.waiters:
+            event.set()
+
+
+def delivery_of(entry: Entry, name: str) -> Delivery:
+    """Return a copy of `entry` for a consumer that knows its subscription as `name`."""
+    message = entry.message
+    return Delivery(
+        id=entry.id,
+        subscription=name,
+        message_id=message.id,
+        event=message.event,
+        ordering_key=message.ordering_key,
+        body=message.body,
+        published_at=message.published_at,
+        failures=entry.failures,
+        deferrals=entry.deferrals,
+        takeovers=entry.takeovers,
+        crashes=entry.crashes,
+    )
+
+
+def count_outcome(entry: Entry, settlement: Settlement) -> None:
+    """Count what the settlement says about its delivery."""
+    outcome = settlement.outcome
+    if outcome is Outcome.DEFER:
+        entry.deferrals += 1
+    elif outcome in {Outcome.RETRY, Outcome.BLOCK} or (outcome is Outcome.DEAD and settlement.charge):
+        entry.failures += 1
+    if settlement.failure is not None:
+        entry.failure = settlement.failure
+    entry.isolated = False

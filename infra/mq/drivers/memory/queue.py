@@ -1,0 +1,225 @@
+"""The memory driver's `MessageQueue`."""
+
+from collections.abc import Collection, Sequence
+from itertools import islice
+from typing import Literal
+
+from infra.clock import Clock
+from infra.mq.drivers.memory.broadcast import MemoryReceiver
+from infra.mq.drivers.memory.consumer import MemoryConsumer
+from infra.mq.drivers.memory.dedupe import RecentIds
+from infra.mq.drivers.memory.ordered import OrderedBacklog
+from infra.mq.drivers.memory.scheduled import Plan
+from infra.mq.drivers.memory.store import Store, dead_number
+from infra.mq.drivers.memory.subscriptions import Subscriptions
+from infra.mq.drivers.memory.worker import Worker
+from infra.mq.errors import DeadLetterNotFound, ListenerInUse, MailboxNotBlocked, QueueClosed
+from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
+
+_FEATURES = Features(durable=False, multi_process=False, transactional=False)
+
+
+class MemoryQueue:
+    """A full `MessageQueue` in one process and one event loop; what it holds lives as long as the object.
+
+    Args:
+        clock: Every due time, lease and wait is by it.
+        dedupe_window: For how many seconds the ids of messages with `dedupe` are remembered.
+        lease: After how many seconds without `renew` a worker counts as dead; `math.inf` leaves that to `abandon`.
+    """
+
+    def __init__(self, *, clock: Clock, dedupe_window: float = 120.0, lease: float = 10.0) -> None:
+        self._clock = clock
+        self._lease = lease
+        self._store = Store(clock)
+        self._plan = Plan(self._store.agenda)
+        self._subscriptions = Subscriptions(self._store)
+        self._recent = RecentIds(clock, dedupe_window)
+        self._receivers: list[MemoryReceiver] = []
+        self._open = False
+
+    @property
+    def features(self) -> Features:
+        return _FEATURES
+
+    async def open(self) -> None:
+        self._open = True
+
+    async def close(self) -> None:
+        self._open = False
+        for worker in self._store.workers.values():
+            worker.abandon()
+            worker.changed.set()
+        for receiver in list(self._receivers):
+            receiver.shut()
+
+    def time(self) -> float:
+        return self._clock.time()
+
+    def next_due(self) -> float | None:
+        """Return when the next retry, mailbox or scheduled message becomes due; None with nothing to wait for.
+
+        What is due already does not count. For tests that move the clock.
+        """
+        self._store.agenda.promote(self._clock.time())
+        return self._store.agenda.next_due()
+
+    async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
+        # Nobody can hold an outdated copy of the registry, for `registry` returns views of it: nothing to wait for.
+        self._check()
+        self._subscriptions.declare(subscriptions, broadcasts)
+
+    async def registry(self) -> Registry:
+        self._check()
+        return self._subscriptions.registry
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        self._check()
+        now = self._clock.time()
+        self._store.agenda.promote(now)
+        routes = self._subscriptions.routes
+        for message in messages:
+            if message.dedupe and not self._recent.add(message.id):
+                continue
+            backlogs = routes.get(message.event, ())
+            if message.due_at is None or message.due_at <= now:
+                for backlog in backlogs:
+                    backlog.add(message)
+            elif backlogs:
+                self._plan.add(message, message.due_at, backlogs)
+
+    async def cancel(self, message_id: str) -> bool:
+        self._check()
+        self._store.agenda.promote(self._clock.time())
+        return self._plan.cancel(message_id)
+
+    async def scheduled(self, message_id: str) -> bool:
+        self._check()
+        self._store.agenda.promote(self._clock.time())
+        return message_id in self._plan
+
+    async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
+        self._check()
+        for receiver in self._receivers:
+            if receiver.origin != origin:
+                receiver.take(frames)
+
+    async def receiver(self, *, origin: str) -> MemoryReceiver:
+        self._check()
+        receiver = MemoryReceiver(origin, self._clock, self._leave)
+        self._receivers.append(receiver)
+        return receiver
+
+    async def consumer(self, info: WorkerInfo) -> MemoryConsumer:
+        self._check()
+        worker = Worker(info, self._clock, self._lease)
+        self._store.workers[info.id] = worker
+        return MemoryConsumer(worker, self._store, self._subscriptions.by_name)
+
+    async def stats(self) -> list[SubscriptionStats]:
+        self._check()
+        self._store.agenda.promote(self._clock.time())
+        return self._subscriptions.stats(self._plan)
+
+    async def dead_letters(
+        self,
+        *,
+        subscription: str | None = None,
+        event: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[DeadLetter]:
+        self._check()
+        name = self._subscriptions.canonical(subscription) if subscription is not None else None
+        start = dead_number(after) if after is not None else 0
+        found = (
+            it
+            for number, it in self._store.dead.items()
+            if start is not None and number > start and name in {None, it.subscription} and event in {None, it.event}
+        )
+        return list(islice(found, limit))
+
+    async def dead_letter(self, dead_id: str) -> DeadLetter:
+        self._check()
+        letter = self._store.find_dead(dead_id)
+        if letter is None:
+            raise DeadLetterNotFound(f"no dead letter has the id {dead_id}")
+        return letter
+
+    async def retry_dead(self, dead_ids: Sequence[str]) -> int:
+        self._check()
+        retried = 0
+        for dead_id in dead_ids:
+            letter = self._store.find_dead(dead_id)
+            backlog = self._subscriptions.by_name.get(letter.subscription) if letter else None
+            if letter is None or backlog is None:
+                continue
+            del self._store.dead[int(dead_id)]
+            backlog.add(_message_of(letter))
+            retried += 1
+        return retried
+
+    async def discard_dead(self, dead_ids: Sequence[str]) -> int:
+        self._check()
+        found = [dead_id for dead_id in dict.fromkeys(dead_ids) if self._store.find_dead(dead_id)]
+        for dead_id in found:
+            del self._store.dead[int(dead_id)]
+        return len(found)
+
+    async def pause(self, name: str) -> None:
+        self._check()
+        self._subscriptions.get(name).paused = True
+
+    async def resume(self, name: str) -> None:
+        self._check()
+        backlog = self._subscriptions.get(name)
+        backlog.paused = False
+        backlog.notify()
+
+    async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
+        self._check()
+        backlog = self._subscriptions.get(name)
+        if not isinstance(backlog, OrderedBacklog):
+            raise MailboxNotBlocked(f"{name} is not ordered: it has no blocked keys")
+        backlog.unblock(ordering_key, skip=skip)
+
+    async def retire(
+        self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
+    ) -> int:
+        self._check()
+        retiring = self._subscriptions.get(name, event)
+        self._store.agenda.promote(self._clock.time())
+        workers = self._subscriptions.workers_of(retiring)
+        if event is None and workers:
+            raise ListenerInUse(f"{name} is in use by worker {workers[0].info.id}: stop that worker first")
+        scheduled = [it for it in self._plan.of(retiring) if event in {None, it.message.event}]
+        waiting = sum(event in {None, it.message.event} for it in retiring.entries())
+        if backlog == "refuse" and (scheduled or waiting):
+            raise ListenerInUse(f"{name} still has {waiting + len(scheduled)} deliveries: discard them, or wait")
+        self._subscriptions.remove(retiring, event)
+        removed = retiring.remove(lambda message: event in {None, message.event})
+        for it in scheduled:
+            self._plan.withdraw(it, retiring)
+            removed.append(self._store.entry(it.message))
+        if backlog == "dead":
+            for entry in removed:
+                self._store.bury(entry, retiring.name, otherwise="its subscription was retired")
+        return len(removed)
+
+    def _leave(self, receiver: MemoryReceiver) -> None:
+        if receiver in self._receivers:
+            self._receivers.remove(receiver)
+
+    def _check(self) -> None:
+        if not self._open:
+            raise QueueClosed("the memory queue is not open")
+
+
+def _message_of(letter: DeadLetter) -> Message:
+    return Message(
+        id=letter.message_id,
+        event=letter.event,
+        body=letter.body,
+        published_at=letter.published_at,
+        ordering_key=letter.ordering_key,
+    )

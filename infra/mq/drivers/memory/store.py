@@ -1,0 +1,78 @@
+"""What all parts of one memory queue share."""
+
+import itertools
+
+from infra.clock import Clock
+from infra.mq.drivers.memory.agenda import Agenda
+from infra.mq.drivers.memory.worker import Worker
+from infra.mq.types import DeadLetter, Failure, Message
+
+
+class Entry:
+    """One delivery, as the store keeps it."""
+
+    __slots__ = ("crashes", "deferrals", "failure", "failures", "id", "isolated", "message", "takeovers")
+
+    def __init__(self, id: int, message: Message) -> None:  # noqa: A002  # the contract's name for it
+        self.id = id
+        self.message = message
+        self.failures = 0
+        self.deferrals = 0
+        self.takeovers = 0
+        self.crashes = 0
+        self.isolated = False
+        self.failure: Failure | None = None
+
+    def charge_death(self) -> None:
+        """Count the death of its worker."""
+        if self.isolated:
+            self.crashes += 1
+        else:
+            self.takeovers += 1
+        self.isolated = False
+
+
+class Store:
+    """The counters, the agenda, the dead letters and the workers of one queue."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.agenda = Agenda()
+        self.ids = itertools.count(1)
+        self.fences = itertools.count(1)
+        self.dead: dict[int, DeadLetter] = {}
+        self.workers: dict[str, Worker] = {}
+        self._dead_ids = itertools.count(1)
+
+    def entry(self, message: Message) -> Entry:
+        """Return a new delivery of `message`."""
+        return Entry(next(self.ids), message)
+
+    def find_dead(self, dead_id: str) -> DeadLetter | None:
+        """Return the dead letter of that id, if there is one."""
+        number = dead_number(dead_id)
+        return None if number is None else self.dead.get(number)
+
+    def bury(self, entry: Entry, subscription: str, *, otherwise: str = "") -> None:
+        """Keep `entry` as a dead letter, with its last failure, or `otherwise` if it had none."""
+        dead_id = next(self._dead_ids)
+        message, failure = entry.message, entry.failure
+        self.dead[dead_id] = DeadLetter(
+            id=str(dead_id),
+            subscription=subscription,
+            message_id=message.id,
+            event=message.event,
+            ordering_key=message.ordering_key,
+            body=message.body,
+            error=failure.error if failure else otherwise,
+            traceback=failure.traceback if failure else "",
+            failures=entry.failures,
+            crashes=entry.crashes,
+            published_at=message.published_at,
+            died_at=self.clock.time(),
+        )
+
+
+def dead_number(dead_id: str) -> int | None:
+    """Return the number behind the id of a dead letter; None for what never was one."""
+    return int(dead_id) if dead_id.isascii() and dead_id.isdigit() else None

@@ -1,0 +1,134 @@
+"""Which subscriptions are kept, and under which names."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from infra.mq.drivers.memory.backlog import Backlog
+from infra.mq.drivers.memory.ordered import OrderedBacklog
+from infra.mq.drivers.memory.scheduled import Plan
+from infra.mq.drivers.memory.store import Store
+from infra.mq.drivers.memory.unordered import UnorderedBacklog
+from infra.mq.drivers.memory.worker import Worker
+from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
+from infra.mq.types import Registry, Subscription, SubscriptionStats
+
+
+class Subscriptions:
+    """Every subscription's backlog, by name, by alias and by event."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._broadcast: set[str] = set()
+        self.by_name: dict[str, Backlog] = {}
+        self.routes: dict[str, list[Backlog]] = {}
+        self.registry = Registry(routed=self.routes.keys(), broadcast=self._broadcast)
+        """Views that follow every declaration."""
+
+    def get(self, name: str, event: str | None = None) -> Backlog:
+        """Return the subscription of that name or alias.
+
+        Raises:
+            SubscriptionNotFound: there is none, or it has no such event.
+        """
+        backlog = self.by_name.get(name)
+        if backlog is None:
+            raise SubscriptionNotFound(f"no subscription is called {name}")
+        if event is not None and event not in backlog.events:
+            raise SubscriptionNotFound(f"{name} has no event {event}")
+        return backlog
+
+    def canonical(self, name: str) -> str:
+        """Return the present name for a name or an alias; unknown ones stay."""
+        backlog = self.by_name.get(name)
+        return name if backlog is None else backlog.name
+
+    def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
+        """Add what is new, all of it or nothing.
+
+        Raises:
+            SubscriptionConflict: something contradicts what is kept.
+        """
+        self._refuse_conflicts(subscriptions)
+        for subscription in subscriptions:
+            self._add(subscription)
+        self._broadcast.update(broadcasts)
+        for event in self._store.agenda.listeners:
+            event.set()
+
+    def remove(self, backlog: Backlog, event: str | None) -> None:
+        """Forget a subscription, or one event of it."""
+        for gone in [event] if event is not None else list(backlog.events):
+            backlog.events.discard(gone)
+            self.routes[gone].remove(backlog)
+            if not self.routes[gone]:
+                del self.routes[gone]
+        if event is None:
+            for name in [name for name, it in self.by_name.items() if it is backlog]:
+                del self.by_name[name]
+
+    def workers_of(self, backlog: Backlog) -> list[Worker]:
+        """Return the live workers that have this listener."""
+        names = {name for name, it in self.by_name.items() if it is backlog}
+        return [
+            it for it in self._store.workers.values() if not it.closed and it.alive() and names & it.info.subscriptions
+        ]
+
+    def stats(self, plan: Plan) -> list[SubscriptionStats]:
+        """Count what every subscription holds, by name."""
+        backlogs = {it.name: it for it in self.by_name.values()}
+        return [self._stats_of(backlogs[name], plan) for name in sorted(backlogs)]
+
+    def _stats_of(self, backlog: Backlog, plan: Plan) -> SubscriptionStats:
+        counts = backlog.counts()
+        return SubscriptionStats(
+            name=backlog.name,
+            events=frozenset(backlog.events),
+            ordered=backlog.ordered,
+            paused=backlog.paused,
+            workers=len(self.workers_of(backlog)),
+            ready=counts.ready,
+            retrying=counts.retrying,
+            scheduled=len(plan.of(backlog)),
+            in_flight=counts.in_flight,
+            parked=counts.parked,
+            blocked=counts.blocked,
+            dead=sum(it.subscription == backlog.name for it in self._store.dead.values()),
+            oldest=min((it.message.published_at for it in backlog.entries()), default=None),
+            blocked_keys=backlog.blocked_keys(),
+        )
+
+    def _refuse_conflicts(self, subscriptions: Collection[Subscription]) -> None:
+        kept: dict[str, tuple[object, bool]] = {name: (it, it.ordered) for name, it in self.by_name.items()}
+        for wanted in subscriptions:
+            names = (wanted.name, *wanted.aliases)
+            same = {id(kept[name][0]): name for name in names if name in kept}
+            if len(same) > 1:
+                first, second, *_ = same.values()
+                raise SubscriptionConflict(
+                    f"{second} is said to be a former name of {first}, but both are kept: retire {second} first"
+                )
+            identity, ordered = kept[next(iter(same.values()))] if same else (wanted, wanted.ordered)
+            if ordered != wanted.ordered:
+                kind = "ordered" if ordered else "unordered"
+                raise SubscriptionConflict(f"{wanted.name} is kept as {kind}: give the listener another name")
+            kept.update(dict.fromkeys(names, (identity, ordered)))
+
+    def _add(self, wanted: Subscription) -> None:
+        names = (wanted.name, *wanted.aliases)
+        backlog = next((self.by_name[name] for name in names if name in self.by_name), None)
+        if backlog is None:
+            kind = OrderedBacklog if wanted.ordered else UnorderedBacklog
+            backlog = kind(wanted.name, self._store)
+        elif wanted.name not in self.by_name:
+            self._rename(backlog, wanted.name)
+        for name in names:
+            self.by_name[name] = backlog
+        for event in sorted(wanted.events - backlog.events):
+            backlog.events.add(event)
+            self.routes.setdefault(event, []).append(backlog)
+
+    def _rename(self, backlog: Backlog, name: str) -> None:
+        for number, letter in self._store.dead.items():
+            if letter.subscription == backlog.name:
+                self._store.dead[number] = replace(letter, subscription=name)
+        backlog.name = name

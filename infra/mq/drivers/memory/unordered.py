@@ -1,0 +1,156 @@
+"""The backlog of an unordered subscription: deliveries that know nothing of each other."""
+
+from collections import deque
+from collections.abc import Callable, Collection
+
+from infra.mq.drivers.memory.backlog import Backlog, Counts, State, count_outcome, delivery_of
+from infra.mq.drivers.memory.store import Entry, Store
+from infra.mq.drivers.memory.worker import Worker
+from infra.mq.types import Claim, Message, Outcome, Settlement
+
+
+class Solo(Entry):
+    """A delivery that is claimed by itself."""
+
+    __slots__ = ("backlog", "owner", "state", "ticket")
+
+    def __init__(self, id: int, message: Message, backlog: "UnorderedBacklog") -> None:  # noqa: A002  # as in Entry
+        super().__init__(id, message)
+        self.backlog = backlog
+        self.owner: Worker | None = None
+        self.state = State.READY
+        self.ticket = 0
+
+    def fall_due(self) -> None:
+        self.backlog.make_ready(self)
+
+    def give_back(self) -> None:
+        self.isolated = False
+        self.backlog.make_ready(self)
+
+    def take_over(self) -> int:
+        self.charge_death()
+        self.backlog.make_ready(self)
+        return 1
+
+
+class UnorderedBacklog(Backlog):
+    """Deliveries in the order in which they became due."""
+
+    ordered = False
+
+    def __init__(self, name: str, store: Store) -> None:
+        super().__init__(name, store)
+        self._entries: dict[int | str, Solo] = {}
+        self._ready: deque[Solo] = deque()
+        self._parked: set[Solo] = set()
+
+    def add(self, message: Message) -> None:
+        entry = Solo(next(self.store.ids), message, self)
+        self._entries[entry.id] = entry
+        self._ready.append(entry)
+        if self.waiters:
+            self.notify()
+
+    def claim(self, limit: int, worker: Worker, name: str) -> list[Claim]:
+        claims: list[Claim] = []
+        ready = self._ready
+        while ready and len(claims) < limit:
+            entry = ready.popleft()
+            if entry.state is not State.READY:
+                continue
+            entry.state = State.OWNED
+            entry.owner = worker
+            worker.holding.add(entry)
+            claims.append(Claim(subscription=name, deliveries=[delivery_of(entry, name)]))
+        return claims
+
+    def settle(self, settlement: Settlement, worker: Worker, now: float) -> bool:
+        entry = self._entries.get(settlement.delivery.id)
+        outcome = settlement.outcome
+        if outcome is Outcome.DONE:
+            if entry is not None:
+                self._delete(entry)
+            return True
+        if entry is None or entry.owner is not worker:
+            return False
+        count_outcome(entry, settlement)
+        if outcome is Outcome.DEAD:
+            self._delete(entry)
+            self.store.bury(entry, self.name)
+        elif outcome is Outcome.PARK:
+            self._disown(entry)
+            entry.state = State.PARKED
+            self._parked.add(entry)
+        elif settlement.delay > 0:
+            self._disown(entry)
+            entry.state = State.WAITING
+            self.store.agenda.add(now + settlement.delay, entry)
+        else:
+            self.make_ready(entry)
+        return True
+
+    def isolate(self, claim: Claim, worker: Worker) -> bool:
+        entry = self._owned(claim, worker)
+        if entry is None:
+            return False
+        entry.isolated = True
+        return True
+
+    def keep(self, claim: Claim, worker: Worker) -> None:
+        entry = self._owned(claim, worker)
+        if entry is not None:
+            worker.kept.add(entry)
+
+    def unpark(self, known: Collection[str]) -> int:
+        found = sorted((it for it in self._parked if it.message.event in known), key=lambda it: it.id)
+        for entry in found:
+            self.make_ready(entry)
+        return len(found)
+
+    def remove(self, matches: Callable[[Message], bool]) -> list[Entry]:
+        removed = [it for it in self._entries.values() if matches(it.message)]
+        for entry in removed:
+            self._delete(entry)
+        return list(removed)
+
+    def entries(self) -> Collection[Entry]:
+        return self._entries.values()
+
+    def counts(self) -> Counts:
+        states = [it.state for it in self._entries.values()]
+        return Counts(
+            ready=states.count(State.READY),
+            retrying=states.count(State.WAITING),
+            in_flight=states.count(State.OWNED),
+            parked=len(self._parked),
+        )
+
+    def blocked_keys(self) -> dict[str, str]:
+        return {}
+
+    def make_ready(self, entry: Solo) -> None:
+        """Let `entry` be claimed, behind what is due already."""
+        self._disown(entry)
+        self._parked.discard(entry)
+        entry.state = State.READY
+        self._ready.append(entry)
+        self.notify()
+
+    def _owned(self, claim: Claim, worker: Worker) -> Solo | None:
+        entry = self._entries.get(claim.deliveries[0].id)
+        return entry if entry is not None and entry.owner is worker else None
+
+    def _delete(self, entry: Solo) -> None:
+        del self._entries[entry.id]
+        self._disown(entry)
+        self._parked.discard(entry)
+        self.store.agenda.remove(entry)
+        entry.state = State.GONE  # the deque of ready ones skips it
+
+    @staticmethod
+    def _disown(entry: Solo) -> None:
+        if entry.owner is not None:
+            entry.owner.holding.discard(entry)
+            entry.owner.kept.discard(entry)
+            entry.owner = None
