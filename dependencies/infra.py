@@ -1,17 +1,20 @@
 """What the application stands on. The only place that picks a queue driver."""
 
+from functools import partial
+from importlib.metadata import version
+
 from dependency_injector.containers import DeclarativeContainer
 from dependency_injector.providers import Dependency, ThreadSafeSingleton
+from infra.mq.drivers.sql import SqlQueue
 
 from bus import Bus, BusOptions
 from dependencies.errors import SettingsError
+from dependencies.metrics import bus_samples, queue_samples
 from dependencies.settings import Settings
 from infra.clock import Clock, SystemClock
 from infra.db import Database
-from infra.mail import Mailer
 from infra.mq import MessageQueue
 from infra.mq.drivers.memory import MemoryQueue
-from infra.mq.drivers.sql import SqlQueue
 from infra.telemetry import Telemetry
 
 
@@ -52,6 +55,14 @@ def build_bus(settings: Settings, mq: MessageQueue, db: Database, clock: Clock) 
     return Bus(mq, db, clock=clock, options=options)
 
 
+def build_telemetry(bus: Bus, mq: MessageQueue, clock: Clock) -> Telemetry:
+    """Return the metrics of everything here; queue depths are read when somebody asks, and kept a few seconds."""
+    telemetry = Telemetry(version=version("beneath-backend"), clock=clock)
+    telemetry.add(partial(bus_samples, bus))
+    telemetry.add_async("queue", partial(queue_samples, mq))
+    return telemetry
+
+
 class Infra(DeclarativeContainer):
     """Built once per container, synchronously and without I/O; `Application` opens and closes what needs it."""
 
@@ -61,4 +72,4 @@ class Infra(DeclarativeContainer):
     db = ThreadSafeSingleton(build_database, settings=settings, clock=clock)
     mq = ThreadSafeSingleton(build_queue, settings=settings, db=db, clock=clock)
     bus = ThreadSafeSingleton(build_bus, settings=settings, mq=mq, db=db, clock=clock)
-    telemetry = ThreadSafeSingleton(Telemetry)
+    telemetry = ThreadSafeSingleton(build_telemetry, bus=bus, mq=mq, clock=clock)

@@ -1,0 +1,1 @@
+"""The executable: commands, startables, and the HTTP entry points."""

@@ -1,0 +1,124 @@
+"""Running several things together, and stopping them together."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Protocol
+
+import structlog
+
+from infra.clock import Clock, SystemClock
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Runnable(Protocol):
+    """Something that works until it is cancelled."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in logs."""
+        ...
+
+    async def run(self) -> None:
+        """Work until cancelled, then finish or give back what is under way and let the cancellation pass."""
+        ...
+
+
+class RunnableEnded(Exception):
+    """A runnable returned although nobody had asked it to stop."""
+
+
+class Lifecycle:
+    """Runs runnables together: the first failure, or `stop()`, stops all of them.
+
+    Each gets `grace` seconds to end. One that takes longer is left behind and named in the log: it keeps neither the
+    others nor the process.
+    """
+
+    def __init__(self, *, grace: float, clock: Clock | None = None) -> None:
+        self._grace = grace
+        self._clock = clock or SystemClock()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask everything to stop; again does nothing. In the event loop's thread only."""
+        self._stopping.set()
+
+    async def run(self, runnables: Sequence[Runnable]) -> None:
+        """Run until stopped, return when all have ended, or raise what the first one to fail raised.
+
+        Raises:
+            RunnableEnded: one returned without being asked to.
+        """
+        tasks = [asyncio.create_task(each.run(), name=each.name) for each in runnables]
+        stopping = asyncio.create_task(self._stopping.wait())
+        failure: BaseException | None = None
+        try:
+            await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+            failure = next((cause for each in tasks if (cause := _failure(each, asked=stopping.done()))), None)
+        finally:
+            stopping.cancel()
+            self._stopping.set()
+            await self._end(tasks)
+        failure = failure or next((cause for each in tasks if (cause := _failure(each, asked=True))), None)
+        if failure is not None:
+            raise failure
+
+    async def _end(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        left = {each for each in tasks if not each.done()}
+        ended = asyncio.Event()
+
+        def count(task: asyncio.Task[None]) -> None:
+            left.discard(task)
+            if not left:
+                ended.set()
+
+        for each in list(left):
+            each.add_done_callback(count)
+            each.cancel()
+        if left:
+            await self._clock.wait(ended, self._grace)
+        for each in left:
+            log.error("did not stop in time and is left behind", runnable=each.get_name(), grace=self._grace)
+
+
+def _failure(task: asyncio.Task[None], *, asked: bool) -> BaseException | None:
+    if not task.done():
+        return None
+    if task.cancelled():
+        return None if asked else RunnableEnded(f"{task.get_name()} was cancelled from inside")
+    if (error := task.exception()) is not None:
+        return error
+    return None if asked else RunnableEnded(f"{task.get_name()} ended although nobody stopped it")
+
+
+@contextmanager
+def stop_signals(
+    stop: Callable[[], None], *, exit_now: Callable[[int], object] = os._exit, signals: Sequence[int] = SIGNALS
+) -> Iterator[None]:
+    """Inside the block the first of `signals` calls `stop` in the event loop, the second ends the process at once.
+
+    Needs the main thread and a running loop. The second works also while the loop is stuck.
+    """
+    loop = asyncio.get_running_loop()
+    received: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:
+            loop.call_soon_threadsafe(stop)
+        else:
+            exit_now(128 + number)
+
+    before = {number: signal.signal(number, handle) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,185 @@
+"""Child processes: started, watched, stopped; and a child's side of it."""
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from beneath.errors import StartError
+from beneath.lifecycle import Lifecycle
+from infra.clock import Clock, SystemClock
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+PARENT_FD = "--parent-fd"
+REFUSED = 2
+"""A child's exit code when it cannot start as it was told to; starting it again would not help."""
+
+BACKOFF_FIRST, BACKOFF_MOST = 1.0, 30.0
+"""Seconds before a crashed child is started again: the first time, and at most."""
+
+STEADY = 60.0
+"""Seconds of life after which a child's next crash counts as its first."""
+
+
+class Child(Protocol):
+    """A child process."""
+
+    async def wait(self) -> int:
+        """Return its exit code once it has ended."""
+        ...
+
+    def stop(self) -> None:
+        """Ask it to stop; when this process dies before it has, it exits at once."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+Spawn = Callable[[Sequence[str]], Awaitable[Child]]
+
+
+async def spawn_beneath(arguments: Sequence[str]) -> Child:
+    """Start `beneath` with `arguments` and a pipe by which it notices that this process stops, or is no more."""
+    read_end, write_end = os.pipe()
+    try:
+        # A session of its own, so that Ctrl-C in a terminal reaches it once: through us.
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "beneath", *arguments, PARENT_FD, str(read_end)),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(read_end,),
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(write_end)
+        raise
+    finally:
+        os.close(read_end)
+    return _Process(process, write_end)
+
+
+class _Process:
+    def __init__(self, process: asyncio.subprocess.Process, pipe: int) -> None:
+        self._process = process
+        self._pipe = pipe
+
+    async def wait(self) -> int:
+        code = await self._process.wait()
+        self._close()
+        return code
+
+    def stop(self) -> None:
+        if self._pipe >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._pipe, b"s")
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def _close(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+
+class Supervised:
+    """Keeps one child process running: a runnable."""
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        grace: float,
+        spawn: Spawn = spawn_beneath,
+        clock: Clock | None = None,
+    ) -> None:
+        """Run `beneath` with `arguments`; at a stop it gets `grace` seconds before it is killed."""
+        self.name = name
+        self._arguments = arguments
+        self._grace = grace
+        self._spawn = spawn
+        self._clock = clock or SystemClock()
+
+    async def run(self) -> None:
+        """Start it again, after a growing pause, whenever it ends.
+
+        Raises:
+            StartError: its very first start was refused.
+        """
+        backoff, first = BACKOFF_FIRST, True
+        while True:
+            born = self._clock.monotonic()
+            code = await self._live()
+            if first and code == REFUSED:
+                raise StartError(f"{self.name} refused to start; its reason stands above")
+            first = False
+            if self._clock.monotonic() - born >= STEADY:
+                backoff = BACKOFF_FIRST
+            log.error("a process ended and is started again", process=self.name, code=code, seconds=backoff)
+            await self._clock.sleep(backoff)
+            backoff = min(backoff * 2, BACKOFF_MOST)
+
+    async def _live(self) -> int:
+        child = await self._spawn(self._arguments)
+        ended = asyncio.ensure_future(child.wait())
+        try:
+            return await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            await stop_child(child, ended, grace=self._grace, clock=self._clock)
+            raise
+
+
+async def stop_child(child: Child, ended: asyncio.Future[int], *, grace: float, clock: Clock) -> None:
+    """Ask a child to stop, and kill it when it has not within `grace` seconds."""
+    child.stop()
+    over = asyncio.Event()
+    ended.add_done_callback(lambda _: over.set())
+    if not await clock.wait(over, grace):
+        log.error("a process did not stop in time and is killed", grace=grace)
+        child.kill()
+    await ended
+
+
+class WorkerPool:
+    """Several worker processes as one runnable."""
+
+    def __init__(self, name: str, workers: Sequence[Supervised], *, grace: float, clock: Clock | None = None) -> None:
+        self.name = name
+        self._workers = workers
+        self._lifecycle = Lifecycle(grace=grace, clock=clock)
+
+    async def run(self) -> None:
+        await self._lifecycle.run(self._workers)
+
+
+def watch_parent(
+    parent_fd: int, stop: Callable[[], None], *, limit: float, exit_now: Callable[[int], object] = os._exit
+) -> None:
+    """In a child: call `stop` in the running loop when the parent says so or is no more.
+
+    When the parent dies while this process stops, or this process has not ended `limit` seconds after the parent's
+    death, it exits at once. A thread waits for it, so that a stuck event loop changes nothing.
+    """
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        asked = os.read(parent_fd, 1)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: this process is ending anyway
+            loop.call_soon_threadsafe(stop)
+        if asked:
+            os.read(parent_fd, 1)
+        else:
+            time.sleep(limit)
+        exit_now(1)
+
+    threading.Thread(target=wait, name="watch-parent", daemon=True).start()

@@ -1,0 +1,90 @@
+"""HTTP servers as runnables."""
+
+import asyncio
+import contextlib
+import errno
+import math
+import socket
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+
+from beneath.errors import StartError
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the lifecycle."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """Serves an ASGI application. From its making on the port is taken, and connections wait until it runs."""
+
+    def __init__(self, name: str, app: ASGIApp, *, section: str, host: str, port: int, grace: float) -> None:
+        """Listen at `host`:`port` (0: any free one); open requests get `grace` seconds at a stop.
+
+        Raises:
+            StartError: the address cannot be had; names the settings under `section`.
+        """
+        self.name = name
+        self._socket = bind(section, host, port)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(grace),
+        )
+        self._server = _Server(config)
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def run(self) -> None:
+        log.info("listening", server=self.name, url=self.url)
+        serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            self._server.should_exit = True
+            await serving
+            raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give the port back; also when it never ran."""
+        self._socket.close()
+
+
+def bind(section: str, host: str, port: int) -> socket.socket:
+    """Return a socket that listens; raise `StartError` naming `section`'s settings."""
+    variable = f"BENEATH_{section.upper()}_PORT"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise StartError(f"{section}.host: {host!r} is not a host that can be listened at") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            free = f"stop what listens there, or set {variable} to a free port"
+            raise StartError(f"{section}.port: {host}:{port} is already in use; {free}") from None
+        raise StartError(f"{section}.host, {section}.port: cannot listen at {host}:{port}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener

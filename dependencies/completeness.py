@@ -1,0 +1,106 @@
+"""No service is forgotten: whoever takes the bus is in the container, or nothing starts."""
+
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+from dependency_injector.providers import Provider
+
+import services
+from bus import Bus
+from dependencies.container import Container
+from dependencies.errors import IncompleteContainer
+from dependencies.services import AllServices
+
+PLACE = "dependencies/services.py"
+
+
+def check_completeness(container: Container) -> None:
+    """Make sure that every class under `services` whose constructor takes a `Bus` is provided, and in `AllServices`.
+
+    Overridden providers count as what they stand for.
+
+    Raises:
+        IncompleteContainer: with one line that names the class and what to add where.
+    """
+    provided = {cls: name for name, cls in _provided(container)}
+    members = {each.name for each in fields(AllServices)}
+    for cls in bus_takers(services):
+        name = provided.get(cls)
+        path = f"{cls.__module__}.{cls.__qualname__}"
+        if name is None:
+            name = _field_name(cls)
+            raise IncompleteContainer(
+                f"{path} takes the bus, but the container does not construct it, so {_package(cls)} would listen to "
+                f"nothing: add `{name} = ThreadSafeSingleton({cls.__name__}, bus=infra.bus, ...)` to Services, "
+                f"`{name}: {cls.__name__}` to AllServices and `{name}={name}` to its provider, in {PLACE}"
+            )
+        if name not in members or name not in container.services.all.kwargs:
+            raise IncompleteContainer(
+                f"{path} takes the bus and has a provider, but {_package(cls)} is not in AllServices, so nothing "
+                f"constructs it: add the field `{name}: {cls.__name__}` and `{name}={name}` to its provider, in {PLACE}"
+            )
+
+
+def bus_takers(package: ModuleType) -> Iterator[type]:
+    """Yield every concrete class defined under `package` whose constructor takes a `Bus`, importing all modules."""
+    for module in _modules(package):
+        for cls in vars(module).values():
+            defined_here = isinstance(cls, type) and cls.__module__ == module.__name__
+            if defined_here and not inspect.isabstract(cls) and _takes_bus(cls):
+                yield cls
+
+
+def _provided(container: Container) -> Iterator[tuple[str, type]]:
+    for name, provider in container.services.providers.items():
+        cls = getattr(provider, "provides", None)
+        if isinstance(provider, Provider) and isinstance(cls, type):
+            yield name, cls
+
+
+def _modules(package: ModuleType) -> Iterator[ModuleType]:
+    # By its files: a folder without __init__.py imports as well, and pkgutil does not see it.
+    yield package
+    for root in map(Path, package.__path__):
+        for file in sorted(root.rglob("*.py")):
+            parts = file.relative_to(root).with_suffix("").parts
+            names = parts[:-1] if parts[-1] == "__init__" else parts
+            if names and all(each.isidentifier() for each in names):
+                yield importlib.import_module(".".join((package.__name__, *names)))
+
+
+def _takes_bus(cls: type) -> bool:
+    if getattr(cls, "_is_protocol", False):
+        return False
+    constructor = cls.__init__
+    try:
+        hints = typing.get_type_hints(constructor)
+    except (NameError, AttributeError, TypeError):
+        # Names that only a type checker sees: go by what is written.
+        hints = {}
+        raw = getattr(constructor, "__annotations__", {})
+        if any(re.search(r"\bBus\b", str(each)) for each in raw.values()):
+            return True
+    if any(_mentions_bus(hint) for name, hint in hints.items() if name != "return"):
+        return True
+    code = getattr(constructor, "__code__", None)
+    return code is not None and "bus" in inspect.signature(constructor).parameters and "bus" not in hints
+
+
+def _mentions_bus(hint: object) -> bool:
+    if isinstance(hint, type) and issubclass(hint, Bus):
+        return True
+    return any(_mentions_bus(each) for each in typing.get_args(hint))
+
+
+def _package(cls: type) -> str:
+    return ".".join(cls.__module__.split(".")[:2])
+
+
+def _field_name(cls: type) -> str:
+    return cls.__module__.split(".")[1]

@@ -1,0 +1,51 @@
+"""What the bus and the queue count, as samples for telemetry."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Literal
+
+from bus import Bus
+from bus.metrics import BusMetrics, ListenerMetrics
+from infra.mq import MessageQueue, SubscriptionStats
+from infra.telemetry import Sample
+
+_GAUGES = frozenset({"running", "lag_seconds"})
+_BUS_HELP = "Of the bus in this process: see docs/operations.md."
+_LISTENER_HELP = "Of one listener in this process: see docs/operations.md."
+_QUEUE_HELP = "Deliveries in the queue, over all processes, by listener and state."
+_STATES = ("ready", "retrying", "scheduled", "in_flight", "parked", "blocked", "dead")
+
+
+def bus_samples(bus: Bus) -> Iterator[Sample]:
+    """Yield every counter of `bus.metrics`."""
+    for name, value in _numbers(bus.metrics):
+        yield Sample(f"bus_{name}", _BUS_HELP, _kind(name), value, {})
+    for listener, metrics in list(bus.metrics.listeners.items()):
+        for name, value in _numbers(metrics):
+            yield Sample(f"listener_{name}", _LISTENER_HELP, _kind(name), value, {"listener": listener})
+
+
+async def queue_samples(mq: MessageQueue) -> list[Sample]:
+    """Return what every subscription holds; raises what `MessageQueue.stats` does."""
+    return [sample for each in await mq.stats() for sample in _subscription(each, mq.time())]
+
+
+def _subscription(each: SubscriptionStats, now: float) -> Iterator[Sample]:
+    labels = {"listener": each.name}
+    for state in _STATES:
+        yield Sample("queue_deliveries", _QUEUE_HELP, "gauge", getattr(each, state), {**labels, "state": state})
+    oldest = 0.0 if each.oldest is None else max(0.0, now - each.oldest)
+    yield Sample("queue_oldest_seconds", "Age of the oldest unfinished delivery.", "gauge", oldest, labels)
+    yield Sample("queue_workers", "Live workers that have the listener.", "gauge", each.workers, labels)
+    yield Sample("queue_paused", "Whether the listener is paused.", "gauge", each.paused, labels)
+
+
+def _numbers(metrics: BusMetrics | ListenerMetrics) -> Iterator[tuple[str, float]]:
+    for each in fields(metrics):
+        value = getattr(metrics, each.name)
+        if isinstance(value, int | float):
+            yield each.name, value
+
+
+def _kind(name: str) -> Literal["counter", "gauge"]:
+    return "gauge" if name in _GAUGES else "counter"

@@ -1,0 +1,139 @@
+"""Running together, stopping together."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+from beneath.lifecycle import Lifecycle, RunnableEnded, stop_signals
+
+from infra.clock import FakeClock
+
+
+class Worker:
+    def __init__(self, name: str = "worker", *, fails: Exception | None = None, ends: bool = False) -> None:
+        self.name = name
+        self.fails = fails
+        self.ends = ends
+        self.stopped = False
+
+    async def run(self) -> None:
+        if self.fails:
+            raise self.fails
+        try:
+            if not self.ends:
+                await asyncio.Event().wait()
+        finally:
+            self.stopped = True
+
+
+class Stubborn(Worker):
+    async def run(self) -> None:
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                continue
+
+
+class Slow(Worker):
+    def __init__(self, clock: FakeClock, seconds: float) -> None:
+        super().__init__("slow")
+        self.clock = clock
+        self.seconds = seconds
+
+    async def run(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.clock.sleep(self.seconds)
+            self.stopped = True
+
+
+async def test_stop_ends_every_runnable_and_returns() -> None:
+    lifecycle, workers = Lifecycle(grace=5, clock=FakeClock()), [Worker("a"), Worker("b")]
+    running = asyncio.create_task(lifecycle.run(workers))
+    await FakeClock.settle()
+    assert not running.done()
+    lifecycle.stop()
+    await running
+    assert [each.stopped for each in workers] == [True, True]
+
+
+async def test_the_first_failure_stops_all_and_is_raised() -> None:
+    other = Worker("other")
+    with pytest.raises(OSError, match="broken"):
+        await Lifecycle(grace=5, clock=FakeClock()).run([other, Worker(fails=OSError("broken"))])
+    assert other.stopped
+
+
+async def test_a_runnable_that_returns_unasked_stops_all_with_an_error() -> None:
+    other = Worker("other")
+    with pytest.raises(RunnableEnded, match="worker ended although nobody stopped it"):
+        await Lifecycle(grace=5, clock=FakeClock()).run([other, Worker(ends=True)])
+    assert other.stopped
+
+
+async def test_each_gets_the_grace_period_to_finish() -> None:
+    clock = FakeClock()
+    lifecycle, slow = Lifecycle(grace=5, clock=clock), Slow(clock, 4)
+    running = asyncio.create_task(lifecycle.run([slow]))
+    await clock.settle()
+    lifecycle.stop()
+    await clock.advance(3.9)
+    assert not running.done()
+    await clock.advance(0.2)
+    await running
+    assert slow.stopped
+
+
+async def test_a_stubborn_runnable_is_left_behind_after_the_grace_period(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    lifecycle = Lifecycle(grace=5, clock=clock)
+    running = asyncio.create_task(lifecycle.run([Stubborn("stubborn"), Worker()]))
+    await clock.settle()
+    lifecycle.stop()
+    await clock.advance(4.9)
+    assert not running.done()
+    await clock.advance(0.2)
+    await running
+    stubborn = next(task for task in asyncio.all_tasks() if task.get_name() == "stubborn")
+    stubborn.get_coro().close()
+
+
+async def test_an_error_while_stopping_is_raised() -> None:
+    class BadEnd(Worker):
+        async def run(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise OSError("could not close")
+
+    lifecycle = Lifecycle(grace=5, clock=FakeClock())
+    running = asyncio.create_task(lifecycle.run([BadEnd()]))
+    await FakeClock.settle()
+    lifecycle.stop()
+    with pytest.raises(OSError, match="could not close"):
+        await running
+
+
+async def test_cancelling_the_lifecycle_stops_all() -> None:
+    worker = Worker()
+    running = asyncio.create_task(Lifecycle(grace=5, clock=FakeClock()).run([worker]))
+    await FakeClock.settle()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert worker.stopped
+
+
+async def test_a_signal_stops_and_a_second_one_exits_at_once() -> None:
+    stopped, exits = asyncio.Event(), list[int]()
+    with stop_signals(stopped.set, exit_now=exits.append):
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(5):
+            await stopped.wait()
+        assert exits == []
+        os.kill(os.getpid(), signal.SIGINT)
+        assert exits == [130]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
