@@ -1,1 +1,55 @@
-"""The event bus: registration, publish, delivery, and the worker."""
+"""The event bus.
+
+    from bus import Bus, Delivery, Discard, Retry, RetryLater
+
+`Bus` is all that a service needs; `docs/guide.md` shows how, `docs/guarantees.md` says what holds.
+"""
+
+from bus.bus import Bus
+from bus.delivery import Delivery, current_cause, log_context
+from bus.errors import (
+    BusError,
+    BusFrozen,
+    BusNotStarted,
+    Discard,
+    InvalidEvent,
+    InvalidListener,
+    PublishIndeterminate,
+    PublishRejected,
+    PublishTooDeep,
+    RetryLater,
+    UndecodablePayload,
+    UnknownEvent,
+)
+from bus.events import EventType, Upcaster
+from bus.listeners import Kind, Listener
+from bus.metrics import BusMetrics, ListenerMetrics
+from bus.options import BusOptions
+from bus.retry import Retry
+
+__all__ = [
+    "Bus",
+    "BusError",
+    "BusFrozen",
+    "BusMetrics",
+    "BusNotStarted",
+    "BusOptions",
+    "Delivery",
+    "Discard",
+    "EventType",
+    "InvalidEvent",
+    "InvalidListener",
+    "Kind",
+    "Listener",
+    "ListenerMetrics",
+    "PublishIndeterminate",
+    "PublishRejected",
+    "PublishTooDeep",
+    "Retry",
+    "RetryLater",
+    "UndecodablePayload",
+    "UnknownEvent",
+    "Upcaster",
+    "current_cause",
+    "log_context",
+]

@@ -1,0 +1,389 @@
+"""The bus: what services see of it."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
+from random import Random, SystemRandom
+
+from bus.broadcasts import Broadcasts
+from bus.delivery import correlation
+from bus.errors import BusError, BusFrozen, BusNotStarted, InvalidEvent, InvalidListener
+from bus.events import EventType
+from bus.inbox import Inbox
+from bus.listeners import (
+    DEFAULT_RETRY,
+    Handler,
+    Kind,
+    Listener,
+    OnExhausted,
+    OnGap,
+    default_name,
+    handler_name,
+    inspect_handler,
+)
+from bus.metrics import BusMetrics
+from bus.options import BusOptions
+from bus.outgoing import Outgoing
+from bus.publisher import Publisher, refuse_delay
+from bus.registry import ListenerRegistry
+from bus.retry import Retry
+from bus.worker import Worker
+from infra.clock import Clock, SystemClock
+from infra.db import Database
+from infra.mq import MessageQueue, QueueError, Subscription
+
+
+class _Default:
+    """Says that a caller left an argument to the bus's options."""
+
+
+DEFAULT = _Default()
+
+
+class Bus:
+    """Typed events between services: sync listeners take part in the publish, async ones run in a worker.
+
+    A new bus is open: services add their listeners in their constructors. `start()` closes the registration and opens
+    publishing. `run()` is the worker. The queue and the database belong to the caller, who opens and closes them.
+    """
+
+    def __init__(
+        self,
+        mq: MessageQueue,
+        db: Database | None = None,
+        *,
+        clock: Clock | None = None,
+        options: BusOptions | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self.mq = mq
+        self.options = options or BusOptions()
+        self.metrics = BusMetrics()
+        self._db = db
+        self._clock = clock or SystemClock()
+        self._random = random or SystemRandom()
+        self._listeners = ListenerRegistry()
+        self._broadcasts = Broadcasts(mq, self._clock, self._listeners, self.metrics)
+        self._publisher = Publisher(
+            mq,
+            db,
+            self._clock,
+            self._listeners,
+            self._broadcasts,
+            self.metrics,
+            max_payload=self.options.max_payload,
+        )
+        self._started = False
+
+    # --- registration -----------------------------------------------------------------------------------------------
+
+    def add_sync_listener(self, handler: Handler) -> None:
+        """Call `handler` in the publisher's process and transaction, in order of registration; its error fails those.
+
+        Raises:
+            InvalidListener, InvalidEvent: the message names the handler and what is expected.
+            BusFrozen: the bus has started.
+        """
+        self._add(Kind.SYNC, handler)
+
+    def add_async_listener(
+        self,
+        handler: Handler,
+        *,
+        name: str | None = None,
+        aliases: Iterable[str] = (),
+        retry: Retry = DEFAULT_RETRY,
+        timeout: float | _Default | None = DEFAULT,
+        concurrency: int | None = None,
+        once: bool = False,
+    ) -> None:
+        """Call `handler` in the worker, once per event or, after a failure or a crash, again.
+
+        `name` is its durable identity, by default `<service package>.<method>`; `aliases` are former names. `timeout`
+        is in seconds, None for none; `concurrency` bounds how many run at once in a process. With `once` the handler
+        runs in a transaction: its database effects and its publishes happen once per event. A plain `def` handler
+        runs in a thread, which cannot be stopped: it takes neither `timeout` nor `once`.
+
+        Raises:
+            InvalidListener, InvalidEvent: the message names the handler and what is expected.
+            BusFrozen: the bus has started.
+        """
+        self._add(
+            Kind.ASYNC,
+            handler,
+            name=name,
+            aliases=aliases,
+            retry=retry,
+            timeout=timeout,
+            concurrency=concurrency,
+            once=once,
+        )
+
+    def add_async_ordered_listener(
+        self,
+        handler: Handler,
+        *,
+        name: str | None = None,
+        aliases: Iterable[str] = (),
+        retry: Retry = DEFAULT_RETRY,
+        timeout: float | _Default | None = DEFAULT,
+        concurrency: int | None = None,
+        once: bool = False,
+        on_exhausted: OnExhausted = "skip",
+    ) -> None:
+        """Do the same, but one event at a time per ordering key, in publish order.
+
+        A retry holds up its own key only. After the last attempt the event becomes a dead letter and the key goes on
+        ("skip"), or the key stays blocked until `beneath bus unblock` ("block"). `concurrency` counts keys.
+
+        Raises:
+            InvalidListener, InvalidEvent: the message names the handler and what is expected.
+            BusFrozen: the bus has started.
+        """
+        self._add(
+            Kind.ORDERED,
+            handler,
+            name=name,
+            aliases=aliases,
+            retry=retry,
+            timeout=timeout,
+            concurrency=concurrency,
+            once=once,
+            on_exhausted=on_exhausted,
+        )
+
+    def add_broadcast_listener(self, handler: Handler, *, on_gap: OnGap | None = None) -> None:
+        """Call `handler` in every running process, at most once; nothing is kept for processes that are down.
+
+        `on_gap` is called after any time in which broadcasts may have been missed. An error is logged, and that is all.
+
+        Raises:
+            InvalidListener, InvalidEvent: the message names the handler and what is expected.
+            BusFrozen: the bus has started.
+        """
+        self._add(Kind.BROADCAST, handler, on_gap=on_gap)
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Every listener of this process, in order of registration."""
+        return self._listeners.listeners
+
+    @property
+    def event_types(self) -> Mapping[str, EventType]:
+        """Every wire name known to this process, former ones included."""
+        return self._listeners.events
+
+    # --- publishing -------------------------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        event: object,
+        *,
+        id: str | None = None,  # noqa: A002 - the message's id, by its own name
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Run the sync listeners, then hand the event to the queue; inside a transaction, if and only if it commits.
+
+        With `id` the event is accepted once within the dedupe window (2 minutes by default), which makes a publish
+        whose outcome is unknown repeatable. On return every listener subscribed by then has its delivery or, inside
+        a transaction, will have it when the transaction commits.
+
+        Raises:
+            InvalidEvent: the event is not what its class says; no listener ran.
+            BusNotStarted: `start()` has not returned.
+            PublishRejected: nothing was stored.
+            PublishIndeterminate: it may have been stored; publish again with the same id.
+            Exception: whatever a sync listener raised; the transaction can only be rolled back.
+        """
+        await self._publisher.publish([self._outgoing(event, id=id, headers=headers)])
+
+    async def publish_many(self, events: Iterable[object]) -> None:
+        """Run all sync phases in order, then hand over all the events in one step; atomic only inside a transaction.
+
+        Raises: what `publish` raises.
+        """
+        batch = [self._outgoing(event) for event in events]
+        if batch:
+            await self._publisher.publish(batch)
+
+    async def publish_delayed(
+        self,
+        event: object,
+        delay: float | timedelta,
+        *,
+        id: str | None = None,  # noqa: A002 - the message's id, by its own name
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Publish an event that reaches its async listeners `delay` seconds from now, and return the message's id.
+
+        It reaches those subscribed when it is accepted, no earlier than asked, and never after `cancel(id)`.
+
+        Raises:
+            InvalidEvent: the event has sync or broadcast listeners, which cannot wait; or what `publish` raises.
+        """
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+        if not seconds >= 0:
+            raise InvalidEvent(f"a delay is 0 seconds or more, not {delay!r}")
+        return await self._publish_at(event, self.mq.time() + seconds, id, headers)
+
+    async def publish_scheduled(
+        self,
+        event: object,
+        when: datetime,
+        *,
+        id: str | None = None,  # noqa: A002 - the message's id, by its own name
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Publish an event that reaches its async listeners at `when`, which has a time zone; a past one is now.
+
+        Raises:
+            InvalidEvent: `when` has no time zone; or what `publish_delayed` raises.
+        """
+        if when.tzinfo is None:
+            raise InvalidEvent(f"{when!r} has no time zone: use datetime.now(UTC) and the like")
+        return await self._publish_at(event, when.timestamp(), id, headers)
+
+    async def cancel(self, message_id: str) -> bool:
+        """Cancel a delayed event, whatever process published it; inside a transaction, if and only if that commits.
+
+        Returns False when it has fired, was cancelled before, or is unknown.
+        """
+        self._require_started("cancel an event")
+        return await self._publisher.cancel(message_id)
+
+    def correlation(self, correlation_id: str) -> AbstractContextManager[None]:
+        """Give everything published inside the block this correlation id, and all that follows from it."""
+        return correlation(correlation_id)
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Close the registration, declare every durable subscription in the queue, and open publishing.
+
+        Every event accepted after it returns reaches the listeners of this process, whoever publishes it.
+
+        Raises:
+            BusError: the queue cannot be used within `connect_timeout`, or what it keeps contradicts the code.
+            BusFrozen: it was called before.
+        """
+        if self._listeners.frozen:
+            raise BusFrozen("the bus was started before")
+        self._listeners.frozen = True
+        subscriptions = [
+            Subscription(name=each.name, events=each.events, ordered=each.kind is Kind.ORDERED, aliases=each.aliases)
+            for each in self.listeners
+            if each.durable
+        ]
+        broadcasts = {name for each in self.listeners if each.kind is Kind.BROADCAST for name in each.events}
+        try:
+            async with asyncio.timeout(self.options.connect_timeout):
+                await self.mq.declare(subscriptions, broadcasts)
+                await self._publisher.registry.refresh()
+                await self._broadcasts.start()
+        except TimeoutError as error:
+            raise BusError(f"the queue did not answer within {self.options.connect_timeout:g} s") from error
+        except QueueError as error:
+            raise BusError(str(error)) from error
+        self._started = True
+
+    async def run(self) -> None:
+        """Be the worker: handle deliveries until cancelled, then stop within the grace period.
+
+        Raises:
+            BusNotStarted: `start()` has not returned.
+        """
+        self._require_started("run the worker")
+        await self.worker().run()
+
+    def worker(self) -> Worker:
+        """Return a worker over this bus's listeners, not yet running."""
+        inbox = Inbox(self._db, self._clock, retention=self.options.inbox_retention) if self._db is not None else None
+        return Worker(self.mq, inbox, self._clock, self._listeners, self.options, self.metrics, self._random)
+
+    async def close(self) -> None:
+        """Stop publishing and receiving. The queue and the database stay open: they are the caller's."""
+        self._started = False
+        await self._broadcasts.close()
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _outgoing(
+        self,
+        event: object,
+        *,
+        id: str | None = None,  # noqa: A002 - the message's id, by its own name
+        headers: Mapping[str, str] | None = None,
+        due_at: float | None = None,
+    ) -> Outgoing:
+        self._require_started("publish")
+        return self._publisher.outgoing(event, id=id, headers=headers, due_at=due_at)
+
+    async def _publish_at(
+        self, event: object, due_at: float, id_: str | None, headers: Mapping[str, str] | None
+    ) -> str:
+        outgoing = self._outgoing(event, id=id_, headers=headers, due_at=due_at)
+        refuse_delay(outgoing, self._publisher.registry)
+        await self._publisher.publish([outgoing])
+        return outgoing.id
+
+    def _require_started(self, what: str) -> None:
+        if not self._started:
+            raise BusNotStarted(
+                f"cannot {what}: the bus is not running; call `await bus.start()` first, and not after close()"
+            )
+
+    def _add(
+        self,
+        kind: Kind,
+        handler: Handler,
+        *,
+        name: str | None = None,
+        aliases: Iterable[str] = (),
+        retry: Retry = DEFAULT_RETRY,
+        timeout: float | _Default | None = DEFAULT,
+        concurrency: int | None = None,
+        once: bool = False,
+        on_exhausted: OnExhausted = "skip",
+        on_gap: OnGap | None = None,
+    ) -> None:
+        where = handler_name(handler)
+        if self._listeners.frozen:
+            raise BusFrozen(f"{where} comes too late: the bus has started; construct every service before bus.start()")
+        signature = inspect_handler(handler)
+        durable = kind in {Kind.ASYNC, Kind.ORDERED}
+        if durable:
+            self._refuse_terms(where, signature.is_async, timeout=timeout, concurrency=concurrency, once=once)
+        if isinstance(timeout, _Default):
+            timeout = self.options.timeout if signature.is_async else None
+        self._listeners.add(
+            Listener(
+                name=name or (default_name(handler) if durable else where),
+                kind=kind,
+                handler=handler,
+                event_types=self._listeners.event_types(signature.classes),
+                wants_delivery=signature.wants_delivery,
+                is_async=signature.is_async,
+                aliases=tuple(aliases),
+                retry=retry,
+                timeout=timeout,
+                concurrency=concurrency or self.options.concurrency,
+                once=once,
+                on_exhausted=on_exhausted,
+                on_gap=on_gap,
+            )
+        )
+
+    def _refuse_terms(
+        self, where: str, is_async: bool, *, timeout: float | _Default | None, concurrency: int | None, once: bool
+    ) -> None:
+        if not is_async and once:
+            raise InvalidListener(f"{where} runs in a thread, where once=True cannot hold: make it `async def`")
+        if not is_async and not isinstance(timeout, _Default) and timeout is not None:
+            raise InvalidListener(f"{where} runs in a thread, which no timeout can stop: make it `async def`")
+        if once and self._db is None:
+            raise InvalidListener(f"{where} wants once=True, which needs a database: Bus(mq, db)")
+        if concurrency is not None and concurrency < 1:
+            raise InvalidListener(f"{where}: concurrency must be 1 or more, not {concurrency}")
+        if isinstance(timeout, int | float) and not timeout > 0:
+            raise InvalidListener(f"{where}: timeout must be more than 0 seconds, or None, not {timeout}")

@@ -1,0 +1,82 @@
+"""A message on the wire: one msgpack array that drivers and tools can handle without knowing any class.
+
+    [frame version, id, event, event version, ordering key, published at, headers, payload]
+
+`published at` is in seconds since the epoch, `headers` maps str to str, `payload` is msgpack too (see `EventType`).
+Headers whose names begin with "beneath-" belong to the bus.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgpack
+
+from bus.errors import UndecodablePayload, UnknownEvent
+
+FRAME_VERSION = 1
+CORRELATION = "beneath-correlation-id"
+CAUSATION = "beneath-causation-id"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a message says about itself, its payload still in bytes."""
+
+    id: str
+    event: str
+    event_version: int
+    ordering_key: str | None
+    published_at: float
+    headers: Mapping[str, str]
+    payload: bytes
+
+
+def pack(frame: Frame) -> bytes:
+    """Return the frame's bytes."""
+    packed: bytes = msgpack.packb(
+        (
+            FRAME_VERSION,
+            frame.id,
+            frame.event,
+            frame.event_version,
+            frame.ordering_key,
+            frame.published_at,
+            frame.headers,
+            frame.payload,
+        )
+    )
+    return packed
+
+
+def unpack(body: bytes) -> Frame:
+    """Return the frame that `body` holds.
+
+    Raises:
+        UnknownEvent: a newer version of the code wrote the frame.
+        UndecodablePayload: the bytes are no frame.
+    """
+    try:
+        version, *fields = msgpack.unpackb(body)
+        if version == FRAME_VERSION:
+            return _frame(*fields)
+    except Exception as error:  # msgpack raises many kinds, for bytes that anyone may have written
+        raise UndecodablePayload(f"not a message of this bus: {type(error).__name__}: {error}") from error
+    if isinstance(version, int) and version > FRAME_VERSION:
+        raise UnknownEvent(f"frame version {version} is newer than this code, which reads {FRAME_VERSION}")
+    raise UndecodablePayload(f"not a message of this bus: it begins with {version!r}")
+
+
+def _frame(
+    id_: object, event: object, version: object, key: object, published_at: object, headers: object, payload: object
+) -> Frame:
+    if (
+        isinstance(id_, str)
+        and isinstance(event, str)
+        and isinstance(version, int)
+        and (key is None or isinstance(key, str))
+        and isinstance(published_at, float | int)
+        and isinstance(headers, dict)
+        and isinstance(payload, bytes)
+    ):
+        return Frame(id_, event, version, key, published_at, headers, payload)
+    raise TypeError("a field has the wrong type")

@@ -1,0 +1,101 @@
+"""What a handler may know about the event in its hands, and what passes from cause to effect."""
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+import msgspec
+
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class Cause(Protocol):
+    """What a publish was made in reaction to; it hands on its ids."""
+
+    @property
+    def correlation_id(self) -> str | None:
+        """Shared by everything that one outside request set off."""
+        ...
+
+    @property
+    def id(self) -> str | None:
+        """The id of the message in whose handling the publish happens; None outside of any."""
+        ...
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """One event on its way through one listener."""
+
+    id: str
+    """The message's id: the same for every listener and every attempt, so it serves as an idempotency key."""
+
+    event: str
+    """The wire name."""
+
+    listener: str
+    published_at: float
+    """Seconds since the epoch."""
+
+    attempt: int = 1
+    """1 for the first; failures so far plus one."""
+
+    correlation_id: str | None = None
+    """Shared by everything that one outside request set off."""
+
+    causation_id: str | None = None
+    """The id of the message whose handling published this one."""
+
+    ordering_key: str | None = None
+    headers: Mapping[str, str] = NO_HEADERS
+
+
+class Correlation(msgspec.Struct, frozen=True):
+    """The cause that an HTTP request or a command line call is."""
+
+    correlation_id: str | None
+    id: str | None = None
+
+
+_cause: ContextVar[Cause | None] = ContextVar("beneath_bus_cause", default=None)
+
+
+def current_cause() -> Cause | None:
+    """Return what a publish made here would be caused by."""
+    return _cause.get()
+
+
+def enter_cause(cause: Cause | None) -> Token[Cause | None]:
+    """Make `cause` the present one; `leave_cause(token)` undoes it."""
+    return _cause.set(cause)
+
+
+def leave_cause(token: Token[Cause | None]) -> None:
+    """Bring back the cause from before `enter_cause`."""
+    _cause.reset(token)
+
+
+@contextmanager
+def correlation(correlation_id: str) -> Iterator[None]:
+    """Give everything published inside the block this correlation id."""
+    token = _cause.set(Correlation(correlation_id))
+    try:
+        yield
+    finally:
+        _cause.reset(token)
+
+
+def log_context(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add to a structlog entry which delivery it was written in; read only when something is logged."""
+    cause = _cause.get()
+    if cause is None:
+        return entry
+    if isinstance(cause, Delivery):
+        entry.setdefault("event_id", cause.id)
+        entry.setdefault("event_name", cause.event)
+        entry.setdefault("listener", cause.listener)
+        entry.setdefault("attempt", cause.attempt)
+    if cause.correlation_id is not None:
+        entry.setdefault("correlation_id", cause.correlation_id)
+    return entry

@@ -1,0 +1,67 @@
+"""What the bus raises, and what a handler raises to steer it."""
+
+
+class BusError(Exception):
+    """Base of the bus's own errors."""
+
+
+class InvalidEvent(BusError):
+    """A class or an object cannot be published or listened to; the message says what is wrong with it."""
+
+
+class InvalidListener(BusError):
+    """A handler cannot be registered; the message names it and what was expected."""
+
+
+class BusNotStarted(BusError):
+    """Something was published before `start()`, or after `close()`."""
+
+
+class BusFrozen(BusError):
+    """A listener was added after `start()`."""
+
+
+class PublishTooDeep(BusError):
+    """Sync listeners publish in a circle; the message names the chain."""
+
+
+class PublishRejected(BusError):
+    """The queue refused the event and stored nothing of it."""
+
+
+class PublishIndeterminate(BusError):
+    """The connection to the queue broke while publishing: the event may have been accepted.
+
+    Publish again with the same `id` within the dedupe window (2 minutes by default): it is accepted once.
+    """
+
+    def __init__(self, message: str, id: str) -> None:  # noqa: A002 - the name that publish() gives it
+        super().__init__(message)
+        self.id = id
+
+
+class UndecodablePayload(BusError):
+    """A message's bytes do not make the event that they are said to be."""
+
+
+class UnknownEvent(BusError):
+    """A message's event, or its version, is not known to this process's code."""
+
+
+class RetryLater(Exception):
+    """Raised by an async handler: call me again in `delay` seconds. Not a failure; attempts stay unchanged."""
+
+    def __init__(self, delay: float, reason: str = "") -> None:
+        if not delay >= 0:
+            raise ValueError(f"RetryLater wants a delay of 0 seconds or more, not {delay!r}")
+        super().__init__(f"retry in {delay:g} s" + (f": {reason}" if reason else ""))
+        self.delay = float(delay)
+        self.reason = reason
+
+
+class Discard(Exception):
+    """Raised by an async handler: this event will never be handled, and that is right. Counted and logged."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

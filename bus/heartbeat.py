@@ -1,0 +1,98 @@
+"""Keeps a worker's lease from a thread of its own, but only while the event loop moves."""
+
+import asyncio
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import FrameType
+
+import structlog
+
+from bus.options import BusOptions
+from infra.mq import Consumer
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+WARN_AFTER = 1.0
+"""How long, in seconds, the loop may stand still before the log says who holds it."""
+
+
+class Heartbeat:
+    """A lease kept by a thread that asks the loop for a sign of life before it gives one."""
+
+    def __init__(self, consumer: Consumer, options: BusOptions, describe: Callable[[FrameType], str | None]) -> None:
+        self._consumer = consumer
+        self._options = options
+        self._describe = describe
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._stopped = threading.Event()
+        self._moved = time.monotonic()
+        self.stalls = 0
+
+    def start(self) -> None:
+        """Begin to beat."""
+        threading.Thread(target=self._beat, name="bus heartbeat", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop beating; the lease then runs out, or is given back by its consumer."""
+        self._stopped.set()
+
+    def _beat(self) -> None:
+        step = min(self._options.renew_every, WARN_AFTER, self._options.max_stall / 4)
+        renewed = 0.0
+        warned = False
+        while not self._stopped.wait(step):
+            try:
+                self._loop.call_soon_threadsafe(self._sign_of_life)
+            except RuntimeError:
+                return  # the loop is closed
+            stalled = time.monotonic() - self._moved
+            if stalled > self._options.max_stall:
+                self._give_up(stalled)
+                return
+            if stalled > WARN_AFTER + step:
+                if not warned:
+                    self.stalls += 1
+                    log.warning("the event loop is blocked", seconds=round(stalled, 1), by=self._culprit())
+                warned = True
+            else:
+                warned = False
+            if time.monotonic() - renewed >= self._options.renew_every:
+                if not self._renew():
+                    return
+                renewed = time.monotonic()
+
+    def _sign_of_life(self) -> None:
+        self._moved = time.monotonic()
+
+    def _renew(self) -> bool:
+        try:
+            return self._consumer.renew()
+        except Exception as error:  # noqa: BLE001 - a beat that fails is tried again at the next
+            log.warning("the worker's lease could not be renewed", error=str(error))
+            return True
+
+    def _give_up(self, stalled: float) -> None:
+        self.stalls += 1
+        self._consumer.abandon()
+        log.error(
+            "the event loop is blocked for longer than worker.max_stall: other workers take over from this one",
+            seconds=round(stalled, 1),
+            by=self._culprit(),
+        )
+
+    def _culprit(self) -> str:
+        """Name the listener whose handler holds the loop, and the line it stands at."""
+        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the documented way to see another thread
+        if frame is None:
+            return "unknown"
+        where = "".join(traceback.format_stack(frame, limit=None)[-1:]).strip().replace("\n", " ")
+        walker: FrameType | None = frame
+        while walker is not None:
+            if (name := self._describe(walker)) is not None:
+                return f"{name}, {where}"
+            walker = walker.f_back
+        return where

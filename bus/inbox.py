@@ -1,0 +1,67 @@
+"""The inbox: which messages a `once=True` listener has handled, kept in the same transaction as what it did."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import Connection, column, delete, select, table
+from sqlalchemy.dialects import postgresql, sqlite
+
+from infra.clock import Clock
+from infra.db import Database
+
+INBOX = table("beneath_inbox", column("listener"), column("message_id"), column("handled_at"))
+
+
+class AlreadyHandled(Exception):
+    """Another attempt at the same message has committed: this one must leave no trace."""
+
+
+class Inbox:
+    """Makes a handler's database effects, and what it publishes, happen once per message."""
+
+    def __init__(self, db: Database, clock: Clock, *, retention: float) -> None:
+        self._db = db
+        self._clock = clock
+        self._retention = retention
+
+    async def handled(self, listeners: tuple[str, ...], message_id: str) -> bool:
+        """Return whether the message was handled, under any of the listener's names."""
+        query = select(INBOX.c.listener).where(INBOX.c.message_id == message_id, INBOX.c.listener.in_(listeners))
+        async with self._db.read() as session:
+            return (await session.execute(query)).first() is not None
+
+    @asynccontextmanager
+    async def once(self, listener: str, message_id: str) -> AsyncIterator[None]:
+        """Run the block in a transaction that carries the mark, from its first use of the database on.
+
+        Raises:
+            AlreadyHandled: somebody else's mark came first; nothing of the block stays.
+        """
+        duplicate = False
+
+        def mark(connection: Connection) -> None:
+            nonlocal duplicate
+            insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+            statement = insert(INBOX).values(listener=listener, message_id=message_id, handled_at=self._clock.time())
+            if connection.execute(statement.on_conflict_do_nothing()).rowcount == 0:
+                duplicate = True
+                raise AlreadyHandled(message_id)
+
+        try:
+            async with self._db.transaction() as transaction:
+                transaction.on_begin(mark)
+                yield
+                if duplicate:
+                    raise AlreadyHandled(message_id)  # noqa: TRY301 - the block below words it
+        except Exception as error:
+            # The handler may have caught, wrapped or logged the refusal: its transaction is gone all the same.
+            if duplicate:
+                raise AlreadyHandled(f"{listener} has handled {message_id} already") from error
+            raise
+
+    async def prune(self) -> int:
+        """Forget marks older than the retention; return how many."""
+        horizon = self._clock.time() - self._retention
+        async with self._db.transaction() as transaction:
+            result = await transaction.session.execute(delete(INBOX).where(INBOX.c.handled_at < horizon))
+            return int(getattr(result, "rowcount", 0))

@@ -1,0 +1,148 @@
+"""Listeners: a handler, the events it wants, and the terms on which it gets them."""
+
+import inspect
+import types
+import typing
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal
+
+from bus.delivery import Delivery
+from bus.errors import InvalidListener
+from bus.events import EventType
+from bus.retry import Retry
+
+Handler = Callable[..., Awaitable[None] | None]
+OnGap = Callable[[], Awaitable[None] | None]
+OnExhausted = Literal["skip", "block"]
+
+DEFAULT_RETRY = Retry()
+MAX_PARAMETERS = 2
+
+EXPECTED = (
+    "a handler takes one event, `(self, event: UserCreated)`, or an event and its delivery, "
+    "`(self, event: UserCreated, delivery: Delivery)`, and returns None"
+)
+
+
+class Kind(Enum):
+    """On which terms a listener gets its events."""
+
+    SYNC = "sync"
+    ASYNC = "async"
+    ORDERED = "ordered"
+    BROADCAST = "broadcast"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Listener:
+    """A registered handler."""
+
+    name: str
+    kind: Kind
+    handler: Handler
+    event_types: tuple[EventType, ...]
+    wants_delivery: bool
+    is_async: bool
+    aliases: tuple[str, ...] = ()
+    retry: Retry = DEFAULT_RETRY
+    timeout: float | None = None
+    concurrency: int = 1
+    once: bool = False
+    on_exhausted: OnExhausted = "skip"
+    on_gap: OnGap | None = None
+
+    @property
+    def durable(self) -> bool:
+        """Whether the queue keeps a subscription for it."""
+        return self.kind in {Kind.ASYNC, Kind.ORDERED}
+
+    @property
+    def events(self) -> frozenset[str]:
+        """The wire names it listens to, former ones included."""
+        return frozenset(name for each in self.event_types for name in (each.name, *each.aliases))
+
+    def call(self, event: object, delivery: Delivery | None) -> Awaitable[None] | None:
+        """Call the handler with what its signature asks for."""
+        return self.handler(event, delivery) if self.wants_delivery else self.handler(event)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a handler's annotations say."""
+
+    classes: tuple[type, ...]
+    wants_delivery: bool
+    is_async: bool
+
+
+def handler_name(handler: Handler) -> str:
+    """Return what to call a handler in a message to people."""
+    return f"{getattr(handler, '__module__', '?')}.{getattr(handler, '__qualname__', repr(handler))}"
+
+
+def default_name(handler: Handler) -> str:
+    """Return a bound method's durable identity, `<service package>.<method>`.
+
+    Raises:
+        InvalidListener: it is a function, a lambda or a partial, which could be anybody's.
+    """
+    owner = getattr(handler, "__self__", None)
+    method = getattr(handler, "__name__", "")
+    if owner is None or isinstance(owner, type) or not method.isidentifier():
+        raise InvalidListener(
+            f"{handler_name(handler)} is not a method of a service: give the listener a durable identity, name='...'"
+        )
+    # services.user.service -> user; a class at the top of its package -> that package
+    parts = type(owner).__module__.split(".")
+    package = parts[-2] if len(parts) > 1 else parts[0]
+    return f"{package}.{method}"
+
+
+def inspect_handler(handler: Handler) -> Signature:
+    """Read a handler's signature.
+
+    Raises:
+        InvalidListener: it is not what a handler looks like; the message names the handler and what is expected.
+    """
+    where = handler_name(handler)
+    try:
+        parameters = list(inspect.signature(handler).parameters.values())
+        hints = typing.get_type_hints(handler if inspect.isroutine(handler) else type(handler).__call__)
+    except (TypeError, ValueError, NameError) as error:
+        raise InvalidListener(f"{where} has no signature that can be read ({error}); {EXPECTED}") from error
+    if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+        raise InvalidListener(f"{where} is a generator; {EXPECTED}")
+    if not 1 <= len(parameters) <= MAX_PARAMETERS or any(p.kind not in _POSITIONAL for p in parameters):
+        raise InvalidListener(f"{where} takes {_count(parameters)}; {EXPECTED}")
+    if len(parameters) == MAX_PARAMETERS and hints.get(parameters[1].name) is not Delivery:
+        raise InvalidListener(f"{where}: its second parameter must be annotated `Delivery`; {EXPECTED}")
+    classes = _classes(hints.get(parameters[0].name), where)
+    return Signature(classes, len(parameters) == MAX_PARAMETERS, _is_async(handler))
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _count(parameters: list[inspect.Parameter]) -> str:
+    return "nothing" if not parameters else f"({', '.join(str(p) for p in parameters)})"
+
+
+def _classes(hint: Any, where: str) -> tuple[type, ...]:  # noqa: ANN401 - an annotation can be anything
+    if hint is None:
+        raise InvalidListener(f"{where}: its first parameter has no event class as annotation; {EXPECTED}")
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) or _is_union(hint) else (hint,)
+    if not members or not all(isinstance(each, type) for each in members):
+        raise InvalidListener(
+            f"{where} listens to {hint!r}, which is not an event class or a union of them; {EXPECTED}"
+        )
+    return tuple(members)
+
+
+def _is_union(hint: object) -> bool:
+    return typing.get_origin(hint) is typing.Union
+
+
+def _is_async(handler: Handler) -> bool:
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004 - not a test of callability

@@ -1,0 +1,354 @@
+"""The publishing side: sync listeners now, the queue when the transaction commits."""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import structlog
+
+from bus.broadcasts import Broadcasts
+from bus.delivery import current_cause, enter_cause, leave_cause
+from bus.errors import InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
+from bus.metrics import BusMetrics
+from bus.outgoing import Outgoing
+from bus.registry import ListenerRegistry
+from infra.clock import Clock
+from infra.db import Database, Transaction
+from infra.mq import (
+    REGISTRY_TTL,
+    MessageQueue,
+    QueueError,
+    QueueIndeterminate,
+    Registry,
+)
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MAX_DEPTH = 32
+"""How many sync listeners may stand inside each other."""
+
+
+class RegistryCopy:
+    """This process's copy of who subscribed to what, to skip the queue where nobody did."""
+
+    def __init__(self, mq: MessageQueue, clock: Clock) -> None:
+        self._mq = mq
+        self._clock = clock
+        self._registry = Registry()
+        self._confirmed = float("-inf")
+        self._refreshing: asyncio.Task[None] | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the copy was confirmed recently enough to be trusted."""
+        return self._clock.monotonic() - self._confirmed < REGISTRY_TTL
+
+    def routed(self, name: str) -> bool:
+        """Whether the copy knows a durable subscription to that event."""
+        return name in self._registry.routed
+
+    def broadcast(self, name: str) -> bool:
+        """Whether the copy knows a process that listens to broadcasts of that event."""
+        return name in self._registry.broadcast
+
+    async def refresh(self) -> None:
+        """Confirm or renew the copy; several callers share one look."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._refresh())
+            self._refreshing.add_done_callback(self._refreshed)
+        await asyncio.shield(self._refreshing)
+
+    async def _refresh(self) -> None:
+        asked = self._clock.monotonic()
+        self._registry = await self._mq.registry()
+        self._confirmed = asked
+
+    def _refreshed(self, task: asyncio.Task[None]) -> None:
+        self._refreshing = None
+        if not task.cancelled():
+            task.exception()  # its awaiters raise it; with none left it is nobody's
+
+
+class PublishBuffer:
+    """What was published inside one transaction, or inside one tree of sync listeners without a database."""
+
+    def __init__(self, publisher: "Publisher") -> None:
+        self._publisher = publisher
+        self._waiting: list[Outgoing] = []
+        self._flushed: list[Outgoing] = []
+        self._cancelled: list[str] = []
+
+    def add(self, outgoing: Outgoing) -> None:
+        """Take a place in the order of publishes."""
+        self._waiting.append(outgoing)
+
+    def withdraw(self, message_id: str) -> bool:
+        """Take back a delayed publish that is still waiting here."""
+        for outgoing in self._waiting:
+            if outgoing.due_at is not None and outgoing.id == message_id:
+                self._waiting.remove(outgoing)
+                return True
+        return False
+
+    def cancel_after_commit(self, message_id: str) -> None:
+        """Cancel once the transaction has committed; for queues that cannot take part in it."""
+        self._cancelled.append(message_id)
+
+    def savepoint(self) -> tuple[list[Outgoing], list[str]]:
+        return self._waiting.copy(), self._cancelled.copy()
+
+    def rollback_to(self, mark: object) -> None:
+        assert isinstance(mark, tuple)  # noqa: S101 - our own, from savepoint()
+        waiting, cancelled = mark
+        self._waiting, self._cancelled = list(waiting), list(cancelled)
+
+    async def before_commit(self) -> None:
+        if not self._waiting:
+            return
+        batch, self._waiting = self._waiting, []
+        if self._publisher.transactional:
+            await self._publisher.send(batch)
+        self._flushed += batch
+
+    async def after_commit(self) -> None:
+        publisher = self._publisher
+        if not publisher.transactional:
+            await publisher.send_committed(self._flushed, self._cancelled)
+        await publisher.deliver_broadcasts(self._flushed)
+
+    async def after_rollback(self) -> None:
+        self._waiting.clear()
+        self._flushed.clear()
+        self._cancelled.clear()
+
+
+class _Root:
+    """The outermost publish of a tree of sync listeners, where there is no database to hold its transaction."""
+
+    __slots__ = ("buffer", "task")
+
+    def __init__(self, buffer: PublishBuffer) -> None:
+        self.buffer = buffer
+        self.task = asyncio.current_task()
+
+
+_chain: ContextVar[tuple[str, ...]] = ContextVar("beneath_bus_chain", default=())
+_root: ContextVar[_Root | None] = ContextVar("beneath_bus_root", default=None)
+
+
+class Publisher:
+    """Does what DESIGN 4 says `publish` does, in and out of a transaction."""
+
+    def __init__(
+        self,
+        mq: MessageQueue,
+        db: Database | None,
+        clock: Clock,
+        listeners: ListenerRegistry,
+        broadcasts: Broadcasts,
+        metrics: BusMetrics,
+        *,
+        max_payload: int,
+    ) -> None:
+        self.registry = RegistryCopy(mq, clock)
+        self.transactional = mq.features.transactional
+        self._mq = mq
+        self._db = db
+        self._clock = clock
+        self._listeners = listeners
+        self._broadcasts = broadcasts
+        self._metrics = metrics
+        self._max_payload = max_payload
+
+    def outgoing(
+        self,
+        event: object,
+        *,
+        id: str | None = None,  # noqa: A002 - the name that publish() gives it
+        headers: Mapping[str, str] | None = None,
+        due_at: float | None = None,
+    ) -> Outgoing:
+        """Return the publish of `event`, caused by whatever is being handled here."""
+        return Outgoing(
+            event,
+            self._listeners.routes(type(event)),
+            cause=current_cause(),
+            published_at=self._clock.time(),
+            id=id,
+            headers=headers,
+            due_at=due_at,
+        )
+
+    async def publish(self, batch: Sequence[Outgoing]) -> None:
+        """Run the sync phases of `batch` in order, then send it, or leave it to the surrounding transaction."""
+        transaction = self._db.current() if self._db is not None else None
+        if transaction is not None:
+            await self._publish_inside(transaction, batch)
+            return
+        await self._prepare(batch)
+        if not any(each.routes.sync for each in batch):
+            await self._send_directly(batch)
+        elif self._db is not None:
+            async with self._db.transaction() as transaction:
+                await self._run(batch, self._buffer(transaction))
+        else:
+            await self._publish_rooted(batch)
+
+    async def cancel(self, message_id: str) -> bool:
+        """Cancel a delayed publish; inside a transaction, if and only if it commits."""
+        transaction = self._db.current() if self._db is not None else None
+        if transaction is None:
+            return await self._mq.cancel(message_id)
+        buffer = self._buffer(transaction)
+        if buffer.withdraw(message_id):
+            return True
+        if self.transactional:
+            return await self._mq.cancel(message_id)
+        if not await self._mq.scheduled(message_id):
+            return False
+        buffer.cancel_after_commit(message_id)
+        return True
+
+    async def send(self, batch: Sequence[Outgoing]) -> None:
+        """Hand to the queue what anybody subscribed to; joins the ambient transaction of a transactional queue."""
+        await self._prepare(batch)
+        wanted = [each for each in batch if self._wanted(each)]
+        if wanted:
+            await self._mq.publish([each.message(self._max_payload) for each in wanted])
+        frames = [each.encode(self._max_payload) for each in batch if self._is_broadcast(each)]
+        if frames:
+            await self._mq.broadcast(frames, origin=self._broadcasts.origin)
+            self._metrics.broadcasts_sent += len(frames)
+        self._metrics.published += len(batch)
+
+    async def send_committed(self, batch: Sequence[Outgoing], cancelled: Iterable[str]) -> None:
+        """Hand over what a committed transaction published to a queue that could not take part in it."""
+        try:
+            if batch:
+                await self.send(batch)
+            for message_id in cancelled:
+                await self._mq.cancel(message_id)
+        except QueueError as error:
+            self._metrics.publish_failures += len(batch)
+            log.error(  # noqa: TRY400 - one line: the cause is the queue's, and named
+                "a committed transaction's events could not be published", count=len(batch), error=str(error)
+            )
+
+    async def deliver_broadcasts(self, batch: Iterable[Outgoing]) -> None:
+        """Run this process's own broadcast listeners."""
+        for each in batch:
+            if each.routes.broadcast:
+                await self._broadcasts.deliver(each)
+
+    async def _publish_inside(self, transaction: Transaction, batch: Sequence[Outgoing]) -> None:
+        try:
+            await self._prepare(batch)
+            await self._run(batch, self._buffer(transaction))
+        except BaseException as error:
+            # Whoever catches this must not commit a half of what was meant to be one.
+            transaction.mark_rollback_only(error)
+            raise
+
+    async def _publish_rooted(self, batch: Sequence[Outgoing]) -> None:
+        root = _root.get()
+        # A task started by a sync listener inherits the variable, but not the right to its buffer.
+        if root is not None and root.task is asyncio.current_task():
+            await self._run(batch, root.buffer)
+            return
+        buffer = PublishBuffer(self)
+        token = _root.set(_Root(buffer))
+        try:
+            await self._run(batch, buffer)
+        finally:
+            _root.reset(token)
+        await self._send_directly(buffer.savepoint()[0])
+
+    async def _send_directly(self, batch: Sequence[Outgoing]) -> None:
+        root = _root.get()
+        if root is not None and root.task is asyncio.current_task():
+            for each in batch:
+                root.buffer.add(each)
+            return
+        try:
+            await self.send(batch)
+        except QueueIndeterminate as error:
+            self._metrics.publish_failures += len(batch)
+            raise PublishIndeterminate(
+                f"{batch[0].name} may or may not have been published: {error}", batch[0].id
+            ) from error
+        except QueueError as error:
+            self._metrics.publish_failures += len(batch)
+            raise PublishRejected(f"{batch[0].name} was not published: {error}") from error
+        await self.deliver_broadcasts(batch)
+
+    async def _prepare(self, batch: Sequence[Outgoing]) -> None:
+        """Make sure, before any listener runs, that all that is wanted can be encoded."""
+        registry = self.registry
+        if not registry.fresh and not all(self._wanted(each) for each in batch):
+            await self._try_refresh()
+        for each in batch:
+            if self._wanted(each) or self._is_broadcast(each):
+                each.encode(self._max_payload)
+
+    async def _try_refresh(self) -> None:
+        try:
+            await self.registry.refresh()
+        except QueueError as error:
+            # Then nothing is skipped: the queue itself decides, or fails the publish.
+            log.warning("the registry of subscriptions could not be read", error=str(error))
+
+    def _wanted(self, outgoing: Outgoing) -> bool:
+        return self.registry.routed(outgoing.name) or not self.registry.fresh
+
+    def _is_broadcast(self, outgoing: Outgoing) -> bool:
+        return bool(outgoing.routes.broadcast) or self.registry.broadcast(outgoing.name)
+
+    def _buffer(self, transaction: Transaction) -> PublishBuffer:
+        return transaction.participant(self, lambda: PublishBuffer(self))
+
+    async def _run(self, batch: Sequence[Outgoing], buffer: PublishBuffer) -> None:
+        for outgoing in batch:
+            # First its place, then its listeners: an effect never stands before its cause.
+            buffer.add(outgoing)
+            if outgoing.routes.sync:
+                with _nested(outgoing):
+                    await _run_listeners(outgoing)
+
+
+async def _run_listeners(outgoing: Outgoing) -> None:
+    for listener in outgoing.routes.sync:
+        delivery = outgoing.delivery(listener.name) if listener.wants_delivery else None
+        result = listener.call(outgoing.event, delivery)
+        if result is not None:
+            await result
+
+
+@contextmanager
+def _nested(outgoing: Outgoing) -> Iterator[None]:
+    chain = (*_chain.get(), outgoing.name)
+    if len(chain) > MAX_DEPTH:
+        raise PublishTooDeep(
+            f"sync listeners are more than {MAX_DEPTH} deep: {' -> '.join(chain)}; "
+            "make one of these listeners async, or break the circle"
+        )
+    cause, depth = enter_cause(outgoing), _chain.set(chain)
+    try:
+        yield
+    finally:
+        _chain.reset(depth)
+        leave_cause(cause)
+
+
+def refuse_delay(outgoing: Outgoing, registry: RegistryCopy) -> None:
+    """Refuse to delay an event that somebody wants now.
+
+    Raises:
+        InvalidEvent: it has sync or broadcast listeners.
+    """
+    names = [each.name for each in (*outgoing.routes.sync, *outgoing.routes.broadcast)]
+    if names or registry.broadcast(outgoing.name):
+        raise InvalidEvent(
+            f"{outgoing.name} cannot be delayed: only async listeners can wait, and it has sync or broadcast ones"
+            + (f" ({', '.join(names)})" if names else "")
+        )

@@ -1,0 +1,122 @@
+"""Who listens to what in this process: built while services are constructed, frozen by `Bus.start()`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from bus.errors import BusFrozen, InvalidEvent, InvalidListener
+from bus.events import EventType
+from bus.listeners import Kind, Listener, handler_name
+
+MAX_NAME = 200
+"""The longest listener name, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Everything about one event class that a publish needs, looked up once."""
+
+    event_type: EventType
+    sync: list[Listener] = field(default_factory=list)
+    broadcast: list[Listener] = field(default_factory=list)
+
+
+class ListenerRegistry:
+    """The listeners of this process, and the event classes they and the publishers named."""
+
+    def __init__(self) -> None:
+        self.frozen = False
+        self._listeners: list[Listener] = []
+        self._names: dict[str, Listener] = {}
+        self._routes: dict[type, Routes] = {}
+        self._events: dict[str, EventType] = {}
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """All of them, in order of registration."""
+        return tuple(self._listeners)
+
+    @property
+    def events(self) -> dict[str, EventType]:
+        """Every wire name known here, former ones included."""
+        return self._events
+
+    def durable(self) -> dict[str, Listener]:
+        """Return the listeners that the worker serves, by name."""
+        return {each.name: each for each in self._listeners if each.durable}
+
+    def routes(self, cls: type) -> Routes:
+        """Return what to do with an event of `cls`, inspecting the class at its first appearance.
+
+        Raises:
+            InvalidEvent: it is not an event class, or another class has its wire name.
+        """
+        known = self._routes.get(cls)
+        if known is not None:
+            return known
+        event_type = EventType(cls)
+        for name in (event_type.name, *event_type.aliases):
+            other = self._events.get(name)
+            if other is not None:
+                raise InvalidEvent(
+                    f"two classes have the wire name {name!r}: {_where(other.cls)} and {_where(cls)}; "
+                    "give one of them another `event_name`"
+                )
+        for name in (event_type.name, *event_type.aliases):
+            self._events[name] = event_type
+        self._routes[cls] = routes = Routes(event_type)
+        return routes
+
+    def event_types(self, classes: Iterable[type]) -> tuple[EventType, ...]:
+        """Return the event types of a handler's annotation."""
+        return tuple(self.routes(cls).event_type for cls in classes)
+
+    def add(self, listener: Listener) -> None:
+        """Register a listener.
+
+        Raises:
+            BusFrozen: the bus was started.
+            InvalidListener: its name or its handler is taken, or an event it wants is not ordered.
+        """
+        where = handler_name(listener.handler)
+        if self.frozen:
+            raise BusFrozen(f"{where} comes too late: the bus has started; construct every service before bus.start()")
+        if not listener.name or len(listener.name) > MAX_NAME or not listener.name.isprintable():
+            raise InvalidListener(f"{where}: a listener's name is 1 to {MAX_NAME} printable characters")
+        self._refuse_double(listener, where)
+        if listener.kind is Kind.ORDERED:
+            _require_ordered(listener, where)
+        self._listeners.append(listener)
+        if listener.durable:
+            for name in (listener.name, *listener.aliases):
+                self._names[name] = listener
+        for each in listener.event_types:
+            routes = self._routes[each.cls]
+            if listener.kind is Kind.SYNC:
+                routes.sync.append(listener)
+            elif listener.kind is Kind.BROADCAST:
+                routes.broadcast.append(listener)
+
+    def _refuse_double(self, listener: Listener, where: str) -> None:
+        for other in self._listeners:
+            if other.kind is listener.kind and other.handler == listener.handler:
+                raise InvalidListener(f"{where} is registered twice as {listener.kind.value} listener")
+        if not listener.durable:
+            return
+        for name in (listener.name, *listener.aliases):
+            if other_owner := self._names.get(name):
+                raise InvalidListener(
+                    f"two listeners are called {name!r}: {handler_name(other_owner.handler)} and {where}; "
+                    "give one of them another name='...'"
+                )
+
+
+def _require_ordered(listener: Listener, where: str) -> None:
+    for each in listener.event_types:
+        if not each.ordered:
+            raise InvalidListener(
+                f"{where} is an ordered listener, but {each.name} has no `def ordering_key(self) -> str`"
+            )
+
+
+def _where(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,48 @@
+"""How often, and how far apart, a failed delivery is tried again."""
+
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """A listener's retry policy.
+
+    After failure n the next attempt is due in `min(max_delay, min_delay * factor ** (n - 1))` seconds, spread by
+    `jitter`: "full" draws between 0 and that value, "equal" between half of it and all, "none" takes it as it is.
+    """
+
+    max_attempts: int = 10
+    """Attempts in all, the first included; 1 never retries."""
+
+    min_delay: float = 1.0
+    max_delay: float = 900.0
+    factor: float = 2.0
+    jitter: Literal["full", "equal", "none"] = "full"
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError(f"Retry.max_attempts must be 1 or more, not {self.max_attempts}")
+        if not 0 <= self.min_delay <= self.max_delay:
+            raise ValueError(f"Retry needs 0 <= min_delay <= max_delay, not {self.min_delay} and {self.max_delay}")
+        if self.factor < 1:
+            raise ValueError(f"Retry.factor must be 1 or more, not {self.factor}")
+
+    def ceiling(self, failures: int) -> float:
+        """Return the longest wait, in seconds, after `failures` failed attempts (1 or more)."""
+        # Past 64 doublings every cap is reached; the bound keeps the power from overflowing.
+        return float(min(self.max_delay, self.min_delay * self.factor ** min(failures - 1, 64)))
+
+    def delay(self, failures: int, random: Random) -> float | None:
+        """Return the wait in seconds before the next attempt, or None when there is to be none."""
+        if failures >= self.max_attempts:
+            return None
+        ceiling = self.ceiling(failures)
+        match self.jitter:
+            case "full":
+                return random.uniform(0.0, ceiling)
+            case "equal":
+                return random.uniform(ceiling / 2, ceiling)
+            case "none":
+                return ceiling
