@@ -79,7 +79,7 @@ class Invite(Base):
     """
 
     __tablename__ = "invites"
-    __table_args__ = (Index(None, "organization_id", "id"), Index(None, "email"))
+    __table_args__ = (Index(None, "organization_id", "id"), Index(None, "organization_id", "email"))
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     organization_id: Mapped[UUID] = mapped_column(ForeignKey("organizations.id"))

@@ -1,0 +1,7 @@
+"""HTTP: the `/v1` API, health and metrics. Handlers translate; what happens is decided in the services."""
+
+from beneath.http.app import HttpOptions, create_app
+from beneath.http.health import Probe, Scrape, create_health_app
+from beneath.http.services import Services
+
+__all__ = ["HttpOptions", "Probe", "Scrape", "Services", "create_app", "create_health_app"]

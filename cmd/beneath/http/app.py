@@ -1,0 +1,70 @@
+"""The control server's application, put together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fastapi import FastAPI
+
+from beneath.http import problems
+from beneath.http.auth import FailureLimit
+from beneath.http.health import Probe, Scrape, health_routes
+from beneath.http.middleware import BodyGuard, Correlate, RequestContext
+from beneath.http.openapi import describe
+from beneath.http.routes import audit, invites, members, organizations, projects, secrets, users
+from beneath.http.services import Services
+from infra.clock import Clock, SystemClock
+
+DESCRIPTION: Final = """\
+Sign up with `POST /v1/users`; send the secret that it answers as `Authorization: Bearer <secret>` with everything else.
+Errors are `application/problem+json`; lists come in pages of `items`, with `next` to ask for more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpOptions:
+    """What can be set about the API."""
+
+    version: str = "0.1.0"
+    """The application's own, told in the API's description."""
+
+    max_body: int = 1024 * 1024
+    """Largest request body, in bytes."""
+
+    max_auth_failures: int = 60
+    """Wrong secrets that one address may send in 60 seconds."""
+
+
+def create_app(
+    services: Services,
+    *,
+    correlate: Correlate,
+    ready: Mapping[str, Probe],
+    metrics: Scrape,
+    clock: Clock | None = None,
+    options: HttpOptions | None = None,
+) -> FastAPI:
+    """Return the API over `services`, with health and metrics.
+
+    `correlate` gives what a request publishes a correlation id (`bus.correlation`); `ready` names what `/readyz` asks;
+    `metrics` answers `/metrics`.
+    """
+    options = options or HttpOptions()
+    app = FastAPI(
+        title="Beneath",
+        version=options.version,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    app.state.failure_limit = FailureLimit(clock or SystemClock(), options.max_auth_failures)
+    for routes in (users, secrets, organizations, members, invites, projects, audit):
+        app.include_router(routes.router, prefix="/v1")
+    app.router.routes.extend(health_routes(ready, metrics))
+    app.openapi = describe(app)  # type: ignore[method-assign]  # as FastAPI's documentation says to
+    problems.install(app)
+    app.add_middleware(BodyGuard, max_body=options.max_body)
+    app.add_middleware(RequestContext, correlate=correlate)  # added last, so it stands outermost
+    return app

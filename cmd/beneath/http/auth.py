@@ -1,0 +1,90 @@
+"""Who a request comes from."""
+
+from collections import OrderedDict
+from typing import Annotated, Final
+
+from fastapi import Depends, Request
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
+
+from beneath.http.problems import INSUFFICIENT_SCOPE, TOO_MANY_FAILURES, UNAUTHENTICATED, ProblemError, retry_after
+from beneath.http.services import Services
+from infra.clock import Clock
+from models.secret import Scope
+from services.secret.cache import Principal
+from services.secret.errors import InvalidSecret
+
+_WINDOW: Final = 60.0
+_ADDRESSES: Final = 10_000
+
+
+class FailureLimit:
+    """Counts wrong secrets by client address, to answer a flood of them without asking the database each time."""
+
+    def __init__(self, clock: Clock, failures: int) -> None:
+        """Allow `failures` in 60 seconds, from one address."""
+        self._clock = clock
+        self._failures = failures
+        self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def wait(self, address: str) -> float:
+        """Return the seconds until the address may try another secret; 0 if it may now."""
+        started, count = self._counts.get(address, (0.0, 0))
+        left = started + _WINDOW - self._clock.monotonic()
+        return left if count >= self._failures and left > 0 else 0.0
+
+    def record(self, address: str) -> None:
+        """Count a wrong secret."""
+        now = self._clock.monotonic()
+        started, count = self._counts.get(address, (now, 0))
+        if now - started >= _WINDOW:
+            started, count = now, 0
+        self._counts[address] = (started, count + 1)
+        self._counts.move_to_end(address)
+        if len(self._counts) > _ADDRESSES:
+            self._counts.popitem(last=False)
+
+
+class Bearer(SecurityBase):
+    """A dependency: the principal behind `Authorization: Bearer <secret>`, whose secret has `scope`."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.model = HTTPBearer(description="An API secret, from sign-up or `POST /v1/secrets`.")
+        self.scheme_name = "secret"
+        self._scope = scope
+
+    async def __call__(self, request: Request) -> Principal:
+        principal = await _authenticate(request)
+        if self._scope not in principal.scopes:
+            detail = f"this takes a secret with the scope {self._scope}"
+            challenge = f'Bearer error="insufficient_scope", scope="{self._scope}"'
+            raise ProblemError(INSUFFICIENT_SCOPE, detail, {"WWW-Authenticate": challenge})
+        return principal
+
+
+Reader = Annotated[Principal, Depends(Bearer(Scope.READ))]
+Writer = Annotated[Principal, Depends(Bearer(Scope.WRITE))]
+Keeper = Annotated[Principal, Depends(Bearer(Scope.SECRETS))]
+"""Whoever may issue, list and revoke secrets."""
+
+
+async def _authenticate(request: Request) -> Principal:
+    services: Services = request.app.state.services
+    limit: FailureLimit = request.app.state.failure_limit
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        detail = "send the header Authorization: Bearer <secret>"
+        raise ProblemError(UNAUTHENTICATED, detail, {"WWW-Authenticate": "Bearer"})
+    if principal := services.secret.remembered(token):
+        return principal
+    address = request.client.host if request.client else ""
+    if wait := limit.wait(address):
+        detail = f"too many wrong secrets came from your address; try again in {wait:.0f} s"
+        raise ProblemError(TOO_MANY_FAILURES, detail, retry_after(wait))
+    try:
+        return await services.secret.authenticate(token)
+    except InvalidSecret:
+        limit.record(address)
+        headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        raise ProblemError(UNAUTHENTICATED, "the secret is wrong or was revoked", headers) from None

@@ -1,0 +1,55 @@
+"""Whether the process is up, whether it can work, and its numbers. Anyone may ask; nothing of the domain is told."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import structlog
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+Probe = Callable[[], Awaitable[None]]
+"""Returns if a part can do its work, raises what keeps it from it."""
+
+Scrape = Callable[[], Awaitable[bytes]]
+"""Returns the metrics in Prometheus's text format."""
+
+PROBE_SECONDS: Final = 2.0
+
+
+def health_routes(ready: Mapping[str, Probe], metrics: Scrape) -> list[Route]:
+    """Return `/healthz`, `/metrics`, and `/readyz`: 200 if every probe returns within 2 seconds, else 503."""
+
+    async def healthz(_request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(_request: Request) -> Response:
+        states = dict(zip(ready, await asyncio.gather(*map(_state, ready, ready.values())), strict=True))
+        is_ready = all(state == "ok" for state in states.values())
+        body = {"status": "ready" if is_ready else "not ready", "checks": states}
+        return JSONResponse(body, 200 if is_ready else 503)
+
+    async def scrape(_request: Request) -> Response:
+        return Response(await metrics(), media_type=CONTENT_TYPE_LATEST)
+
+    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", scrape)]
+
+
+def create_health_app(*, ready: Mapping[str, Probe], metrics: Scrape) -> Starlette:
+    """Return an application of nothing but health and metrics, for processes without an API."""
+    return Starlette(routes=health_routes(ready, metrics))
+
+
+async def _state(name: str, probe: Probe) -> str:
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            await probe()
+    except Exception as error:  # noqa: BLE001 - whatever is wrong, the part is not ready
+        log.warning("not ready", part=name, error=str(error) or type(error).__name__)
+        return "failed"
+    return "ok"

@@ -1,0 +1,88 @@
+"""The API's description: what FastAPI derives, and the problems that it does not know of."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from beneath.http.problems import (
+    BAD_REQUEST,
+    INSUFFICIENT_SCOPE,
+    INTERNAL,
+    INVALID,
+    MALFORMED_JSON,
+    MEDIA_TYPE,
+    TOO_LARGE,
+    TOO_MANY_FAILURES,
+    TYPE_PREFIX,
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+    UNSUPPORTED_MEDIA_TYPE,
+    Kind,
+)
+
+Responses = dict[int | str, dict[str, Any]]
+
+ANYWHERE = (INVALID, INTERNAL, UNAVAILABLE)
+AUTHENTICATED = (UNAUTHENTICATED, INSUFFICIENT_SCOPE, TOO_MANY_FAILURES, *ANYWHERE)
+WITH_BODY = (BAD_REQUEST, MALFORMED_JSON, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE)
+
+_PROBLEM = {
+    "title": "Problem",
+    "description": "What is wrong, as RFC 9457 has it. Programs act upon `type`; the rest is for people.",
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "examples": [TYPE_PREFIX + "not-found"]},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "request_id": {"type": "string", "description": "The id under which the server logged the request."},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["where", "detail"],
+                "properties": {"where": {"type": "string", "examples": ["body.name"]}, "detail": {"type": "string"}},
+            },
+        },
+    },
+}
+
+
+def problems(*kinds: Kind) -> Responses:
+    """Return the `responses` of a route that may answer with these kinds of problem."""
+    found: Responses = {}
+    for kind in kinds:
+        entry = found.setdefault(kind.status, {"description": "", "content": {MEDIA_TYPE: _content()}})
+        entry["description"] = " · ".join(filter(None, [entry["description"], kind.title]))
+        entry["content"][MEDIA_TYPE]["examples"][kind.slug] = {"value": _example(kind)}
+    return found
+
+
+def describe(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """Return what serves as `app.openapi`: the description, made once."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+                tags=app.openapi_tags,
+            )
+            schema.setdefault("components", {}).setdefault("schemas", {})["Problem"] = _PROBLEM
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    return openapi
+
+
+def _content() -> dict[str, Any]:
+    return {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
+
+
+def _example(kind: Kind) -> dict[str, Any]:
+    return {"type": TYPE_PREFIX + kind.slug, "title": kind.title, "status": kind.status, "detail": kind.title}

@@ -1,0 +1,77 @@
+"""Lists, a page at a time. A cursor is the key of a page's last item, in letters that mean nothing to clients."""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Sequence
+from typing import Annotated, Final, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+T = TypeVar("T")
+Row = TypeVar("Row")
+
+DEFAULT_LIMIT: Final = 50
+MAX_LIMIT: Final = 200
+_LARGEST: Final = 2**63 - 1
+
+
+class Page(BaseModel, Generic[T]):
+    """Some items of a list, and where the rest begins."""
+
+    items: list[T]
+    next: str | None = Field(description="Send it as `cursor` to get the following items; null at the end.")
+
+
+def _decode(text: object, size: int) -> bytes:
+    try:
+        raw = urlsafe_b64decode(str(text) + "==")
+    except ValueError:
+        raw = b""
+    if len(raw) != size:
+        raise ValueError("not a cursor: send what `next` said, or nothing")
+    return raw
+
+
+def _id(text: object) -> UUID | None:
+    return None if text is None else UUID(bytes=_decode(text, 16))
+
+
+def _number(text: object) -> int | None:
+    return None if text is None else min(int.from_bytes(_decode(text, 8)), _LARGEST)
+
+
+class _Query(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="How many items to return at most.")
+
+
+class ByAge(_Query):
+    """A page of things with ids, oldest first."""
+
+    cursor: Annotated[
+        UUID | None, BeforeValidator(_id), WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9_-]{22}$"})
+    ] = Field(None, description="`next` of the page before.")
+
+    def of(self, rows: Sequence[Row], item: Callable[[Row], T], key: Callable[[Row], UUID]) -> Page[T]:
+        """Return the page for `rows`, of which one more than `limit` was asked for."""
+        return _page(rows, item, self.limit, lambda row: key(row).bytes)
+
+
+class BySequence(_Query):
+    """A page of numbered things, from 1 on."""
+
+    cursor: Annotated[
+        int | None, BeforeValidator(_number), WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9_-]{11}$"})
+    ] = Field(None, description="`next` of the page before.")
+
+    def of(self, rows: Sequence[Row], item: Callable[[Row], T], key: Callable[[Row], int]) -> Page[T]:
+        """Return the page for `rows`, of which one more than `limit` was asked for."""
+        return _page(rows, item, self.limit, lambda row: key(row).to_bytes(8))
+
+
+def _page(rows: Sequence[Row], item: Callable[[Row], T], limit: int, key: Callable[[Row], bytes]) -> Page[T]:
+    shown = rows[:limit]
+    more = len(rows) > limit
+    cursor = urlsafe_b64encode(key(shown[-1])).decode().rstrip("=") if more else None
+    return Page(items=[item(row) for row in shown], next=cursor)

@@ -1,0 +1,176 @@
+"""Errors as RFC 9457 has them: `application/problem+json` with a `type` that programs may rely on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from infra.db import DatabaseUnavailable
+from models.email import InvalidEmail
+from services.organization import errors as organization
+from services.project import errors as project
+from services.secret import errors as secret
+from services.user import errors as user
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MEDIA_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:beneath:problem:"
+RETRY_AFTER: Final = 1
+"""Seconds after which to try again what could not be done for now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of problem: the end of its `type`, the status it comes with, what to call it."""
+
+    slug: str
+    status: int
+    title: str
+
+
+BAD_REQUEST = Kind("bad-request", 400, "The request cannot be read")
+MALFORMED_JSON = Kind("malformed-json", 400, "The body is not JSON")
+UNAUTHENTICATED = Kind("unauthenticated", 401, "A valid secret is needed")
+INSUFFICIENT_SCOPE = Kind("insufficient-scope", 403, "The secret lacks a scope")
+NOT_ALLOWED = Kind("not-allowed", 403, "Your role does not allow this")
+NOT_FOUND = Kind("not-found", 404, "There is no such thing")
+METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "This cannot be done here")
+EMAIL_TAKEN = Kind("email-taken", 409, "Another user has this email")
+ALREADY_MEMBER = Kind("already-member", 409, "They are a member already")
+ALREADY_INVITED = Kind("already-invited", 409, "An invite is open already")
+LAST_OWNER = Kind("last-owner", 409, "An organization needs an owner")
+CHANGED = Kind("changed", 412, "It was changed since you saw it")
+TOO_LARGE = Kind("too-large", 413, "The body is too large")
+UNSUPPORTED_MEDIA_TYPE = Kind("unsupported-media-type", 415, "The body must be JSON")
+INVALID = Kind("invalid", 422, "The request does not fit")
+TOO_MANY_FAILURES = Kind("too-many-failures", 429, "Too many wrong secrets")
+INTERNAL = Kind("internal", 500, "Something went wrong here")
+UNAVAILABLE = Kind("unavailable", 503, "This cannot be done right now")
+
+DOMAIN_PROBLEMS: Final[Mapping[type[Exception], Kind]] = {
+    InvalidEmail: INVALID,
+    user.EmailTaken: EMAIL_TAKEN,
+    user.UserNotFound: NOT_FOUND,
+    user.UserChanged: CHANGED,
+    secret.SecretNotFound: NOT_FOUND,
+    secret.ScopeNotGranted: INSUFFICIENT_SCOPE,
+    organization.OrganizationNotFound: NOT_FOUND,
+    organization.OrganizationChanged: CHANGED,
+    organization.NotAllowed: NOT_ALLOWED,
+    organization.MemberNotFound: NOT_FOUND,
+    organization.AlreadyMember: ALREADY_MEMBER,
+    organization.AlreadyInvited: ALREADY_INVITED,
+    organization.LastOwner: LAST_OWNER,
+    organization.InviteNotFound: NOT_FOUND,
+    project.ProjectNotFound: NOT_FOUND,
+    project.ProjectChanged: CHANGED,
+}
+"""What each error of a service means to a client. One that is missing here is answered as an internal error."""
+
+_BY_STATUS: Final = {
+    kind.status: kind
+    for kind in (BAD_REQUEST, UNAUTHENTICATED, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE)
+}
+
+
+class ProblemError(Exception):
+    """Raised in a handler or a dependency to answer with a problem."""
+
+    def __init__(self, kind: Kind, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.headers = headers
+
+
+def problem_response(
+    kind: Kind,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    errors: Sequence[Mapping[str, Any]] = (),
+    request_id: str | None = None,
+) -> Response:
+    """Return the answer that tells of one problem; `errors` says what is wrong with which field."""
+    body: dict[str, Any] = {"type": TYPE_PREFIX + kind.slug, "title": kind.title, "status": kind.status}
+    body["detail"] = detail
+    if errors:
+        body["errors"] = errors
+    if request_id is not None:
+        body["request_id"] = request_id
+    return Response(json.dumps(body), kind.status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error that a handler, a dependency or the router raises with a problem."""
+    app.add_exception_handler(ProblemError, _problem)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(DatabaseUnavailable, _unavailable)
+    app.add_exception_handler(OperationalError, _unavailable)
+    for error in DOMAIN_PROBLEMS:
+        app.add_exception_handler(error, _domain)
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)  # noqa: S101 - Starlette hands a handler what it was registered for
+    return _answer(request, error.kind, error.detail, headers=error.headers)
+
+
+async def _domain(request: Request, error: Exception) -> Response:
+    kind = next(DOMAIN_PROBLEMS[cls] for cls in type(error).__mro__ if cls in DOMAIN_PROBLEMS)
+    # What was not found is not repeated: an absent thing and a foreign one must look the same.
+    detail = kind.title if kind is NOT_FOUND else str(error)
+    return _answer(request, kind, detail)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - see above
+    kind = _BY_STATUS.get(error.status_code) or Kind(f"http-{error.status_code}", error.status_code, error.detail)
+    detail = f"{request.method} {request.url.path}" if kind in {NOT_FOUND, METHOD_NOT_ALLOWED} else error.detail
+    return _answer(request, kind, detail, headers=error.headers)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - see above
+    found = error.errors()
+    if found and found[0]["type"] == "json_invalid":
+        return _answer(request, MALFORMED_JSON, f"at character {found[0]['loc'][-1]}: {found[0]['ctx']['error']}")
+    errors = [{"where": _where(each["loc"]), "detail": each["msg"]} for each in found]
+    detail = "; ".join(f"{each['where']}: {each['detail']}" for each in errors[:5])
+    return _answer(request, INVALID, detail, errors=errors)
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    log.warning("database unavailable", error=str(error))
+    return _answer(request, UNAVAILABLE, "the database does not answer; try again", headers=retry_after(RETRY_AFTER))
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """Return the header that says when to come back."""
+    return {"Retry-After": str(max(1, round(seconds)))}
+
+
+def _answer(
+    request: Request,
+    kind: Kind,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    errors: Sequence[Mapping[str, Any]] = (),
+) -> Response:
+    request_id = request.scope.get("state", {}).get("request_id")
+    return problem_response(kind, detail, headers=headers, errors=errors, request_id=request_id)
+
+
+def _where(location: Sequence[str | int]) -> str:
+    """Return `body.name` or `query.limit`, without what the client itself made up: an unknown field's name stays."""
+    return ".".join(str(part) for part in location)

@@ -1,0 +1,24 @@
+"""Journals of organizations."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+
+from beneath.http.auth import Reader
+from beneath.http.openapi import AUTHENTICATED, problems
+from beneath.http.pages import BySequence, Page
+from beneath.http.problems import NOT_FOUND
+from beneath.http.schemas import EntryOut
+from beneath.http.services import Using
+
+router = APIRouter(prefix="/organizations/{organization_id}/audit", tags=["audit"])
+
+
+@router.get("", responses=problems(NOT_FOUND, *AUTHENTICATED))
+async def list_entries(
+    organization_id: UUID, caller: Reader, using: Using, page: Annotated[BySequence, Query()]
+) -> Page[EntryOut]:
+    """List what happened in an organization, in order; an entry appears a moment after what it tells of."""
+    rows = await using.audit.list_entries(caller.user_id, organization_id, after=page.cursor or 0, limit=page.limit + 1)
+    return page.of(rows, EntryOut.model_validate, lambda row: row.sequence)

@@ -1,0 +1,50 @@
+"""Invites to an organization."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+
+from beneath.http.auth import Reader, Writer
+from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
+from beneath.http.pages import ByAge, Page
+from beneath.http.problems import ALREADY_INVITED, ALREADY_MEMBER, NOT_ALLOWED, NOT_FOUND
+from beneath.http.schemas import Acceptance, InviteOut, NewInvite, OrganizationOut
+from beneath.http.services import Using
+
+router = APIRouter(tags=["invites"])
+INVITES = "/organizations/{organization_id}/invites"
+
+
+@router.get(INVITES, responses=problems(NOT_FOUND, *AUTHENTICATED, NOT_ALLOWED))
+async def list_invites(
+    organization_id: UUID, caller: Reader, using: Using, page: Annotated[ByAge, Query()]
+) -> Page[InviteOut]:
+    """List an organization's invites, open or not; admins and owners may."""
+    rows = await using.organization.list_invites(
+        caller.user_id, organization_id, after=page.cursor, limit=page.limit + 1
+    )
+    return page.of(rows, InviteOut.model_validate, lambda row: row.id)
+
+
+@router.post(
+    INVITES,
+    status_code=201,
+    responses=problems(NOT_FOUND, ALREADY_INVITED, ALREADY_MEMBER, *AUTHENTICATED, NOT_ALLOWED, *WITH_BODY),
+)
+async def invite(organization_id: UUID, body: NewInvite, caller: Writer, using: Using) -> InviteOut:
+    """Invite someone by mail; admins and owners may, to roles up to their own."""
+    made = await using.organization.invite(caller.user_id, organization_id, email=body.email, role=body.role)
+    return InviteOut.model_validate(made)
+
+
+@router.delete(INVITES + "/{invite_id}", status_code=204, responses=problems(NOT_FOUND, *AUTHENTICATED, NOT_ALLOWED))
+async def withdraw_invite(organization_id: UUID, invite_id: UUID, caller: Writer, using: Using) -> None:
+    """Withdraw an open invite; admins and owners may."""
+    await using.organization.withdraw_invite(caller.user_id, organization_id, invite_id)
+
+
+@router.post("/invites/accept", responses=problems(NOT_FOUND, ALREADY_MEMBER, *AUTHENTICATED, *WITH_BODY))
+async def accept_invite(body: Acceptance, caller: Writer, using: Using) -> OrganizationOut:
+    """Become a member, with the token from an invite's mail."""
+    return OrganizationOut.model_validate(await using.organization.accept_invite(caller.user_id, body.token))

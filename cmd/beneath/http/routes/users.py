@@ -1,0 +1,35 @@
+"""Sign-up, and one's own profile."""
+
+from fastapi import APIRouter, Response
+
+from beneath.http.auth import Reader, Writer
+from beneath.http.etags import Expected, tag
+from beneath.http.openapi import ANYWHERE, AUTHENTICATED, WITH_BODY, problems
+from beneath.http.problems import CHANGED, EMAIL_TAKEN
+from beneath.http.schemas import NewUser, SignedUp, UserChange, UserOut
+from beneath.http.services import Using
+
+router = APIRouter(tags=["users"])
+
+
+@router.post("/users", status_code=201, responses=problems(EMAIL_TAKEN, *ANYWHERE, *WITH_BODY))
+async def sign_up(body: NewUser, using: Using) -> SignedUp:
+    """Sign up: anyone may. You get an organization of your own with a first project in it, and a welcome mail."""
+    return SignedUp.model_validate(await using.user.sign_up(body.email, body.name))
+
+
+@router.get("/me", responses=problems(*AUTHENTICATED))
+async def show_me(caller: Reader, using: Using, response: Response) -> UserOut:
+    """Show your own profile."""
+    user = await using.user.get(caller.user_id)
+    tag(response, user)
+    return UserOut.model_validate(user)
+
+
+@router.patch("/me", responses=problems(EMAIL_TAKEN, CHANGED, *AUTHENTICATED, *WITH_BODY))
+async def change_me(body: UserChange, caller: Writer, using: Using, expected: Expected, response: Response) -> UserOut:
+    """Change your name or email."""
+    changes = body.model_dump(exclude_unset=True)
+    user = await using.user.update(caller.user_id, **changes, expected_version=expected)
+    tag(response, user)
+    return UserOut.model_validate(user)
