@@ -1,0 +1,34 @@
+"""The database: sessions, the ambient transaction, and migrations (`infra.db.migrate`).
+
+async with db.transaction() as tx:
+    tx.session.add(user)
+    await bus.publish(UserCreated(...))   # takes part in it: kept or dropped together with the row
+"""
+
+from infra.db.database import Database
+from infra.db.errors import (
+    CommitIndeterminate,
+    DatabaseError,
+    DatabaseUnavailable,
+    MigrationNewer,
+    MigrationPending,
+    NoTransaction,
+    TransactionNotOwned,
+    TransactionRolledBack,
+)
+from infra.db.participant import Participant
+from infra.db.transaction import Transaction
+
+__all__ = [
+    "CommitIndeterminate",
+    "Database",
+    "DatabaseError",
+    "DatabaseUnavailable",
+    "MigrationNewer",
+    "MigrationPending",
+    "NoTransaction",
+    "Participant",
+    "Transaction",
+    "TransactionNotOwned",
+    "TransactionRolledBack",
+]

@@ -1,0 +1,162 @@
+"""The blocks of `Database`, and the transaction that surrounds the code running in a task."""
+
+from contextvars import ContextVar
+from types import TracebackType
+from typing import NamedTuple
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from infra.db.backend import Backend
+from infra.db.cancellation import finish
+from infra.db.errors import NoTransaction
+from infra.db.lock import WriteLock
+from infra.db.savepoint import Scope
+from infra.db.transaction import Transaction
+
+
+class _Frame(NamedTuple):
+    """What surrounds the running code: a transaction of a database, or None where that is hidden."""
+
+    backend: Backend
+    transaction: Transaction | None
+    outer: "_Frame | None"
+
+
+_frames: ContextVar[_Frame | None] = ContextVar("infra.db.transaction", default=None)
+
+
+def surrounding(backend: Backend) -> Transaction | None:
+    """Return the transaction on `backend` around the running code; one that ended counts as none.
+
+    Raises:
+        TransactionNotOwned: it belongs to another task.
+    """
+    frame = _frames.get()
+    while frame is not None and frame.backend is not backend:
+        frame = frame.outer
+    if frame is None or frame.transaction is None or frame.transaction.ended:
+        return None
+    frame.transaction.check_owner()
+    return frame.transaction
+
+
+class Hidden:
+    """A block in which no transaction on `backend` is ambient."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._outer: _Frame | None = None
+
+    def __enter__(self) -> None:
+        self._outer = _frames.get()
+        _frames.set(_Frame(self._backend, None, self._outer))
+
+    def __exit__(self, *_: object) -> None:
+        _frames.set(self._outer)
+
+
+class TransactionBlock:
+    """A block inside a transaction: a new one, or the one that is around it already."""
+
+    def __init__(self, backend: Backend, lock: WriteLock) -> None:
+        self._backend = backend
+        self._lock = lock
+        self._mine: Transaction | None = None
+        self._joined: Scope | None = None
+        self._outer: _Frame | None = None
+
+    async def __aenter__(self) -> Transaction:
+        transaction = surrounding(self._backend)
+        if transaction is not None:
+            self._joined = transaction.scope
+            return transaction
+        self._outer = _frames.get()
+        self._mine = Transaction(self._backend, self._lock)
+        _frames.set(_Frame(self._backend, self._mine, self._outer))
+        return self._mine
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if self._joined is not None:
+            if error is not None:
+                self._joined.mark(error)
+            return
+        if self._mine is not None:
+            await self._end(self._mine, error)
+
+    async def _end(self, transaction: Transaction, error: BaseException | None) -> None:
+        failure = error
+        if error is None:
+            try:
+                await transaction.prepare()
+            except BaseException as raised:  # noqa: BLE001  # it goes on once the transaction has ended
+                failure = raised
+        ending = await transaction.end(failure)
+        _frames.set(self._outer)
+        cancelled = await transaction.notify(kept=ending.kept) or ending.cancelled
+        if cancelled is not None:
+            raise cancelled from ending.error
+        if ending.error is not None and ending.error is not error:
+            raise ending.error
+
+
+class SavepointBlock:
+    """A block inside a savepoint of the transaction around it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._transaction: Transaction | None = None
+        self._scope: Scope | None = None
+
+    async def __aenter__(self) -> Transaction:
+        transaction = surrounding(self._backend)
+        if transaction is None:
+            raise NoTransaction("db.savepoint() needs a transaction; put `async with db.transaction():` around it")
+        self._scope = await transaction.enter_savepoint()
+        self._transaction = transaction
+        return transaction
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if self._transaction is not None and self._scope is not None:
+            await self._transaction.leave_savepoint(self._scope, error)
+
+
+class ReadBlock:
+    """A block with a session that only reads."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._session: AsyncSession | None = None
+
+    async def __aenter__(self) -> AsyncSession:
+        transaction = surrounding(self._backend)
+        if transaction is not None:
+            return transaction.session
+        self._session = AsyncSession(self._backend.reader, expire_on_commit=False, autoflush=False)
+        return self._session
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is None:
+            return
+        closed = await finish(self._session.close())
+        if closed.cancelled is not None:
+            raise closed.cancelled
+        closed.task.result()
+
+
+class LockBlock:
+    """A block that has the write lock, if there is one."""
+
+    def __init__(self, lock: WriteLock | None) -> None:
+        self._lock = lock
+
+    async def __aenter__(self) -> None:
+        if self._lock is not None:
+            await self._lock.take()
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.give_back()

@@ -1,0 +1,106 @@
+"""What `Database` needs of a kind of database, and how `db.url` picks one."""
+
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Literal, Protocol
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from infra.db.errors import DatabaseError
+from infra.db.sqlite import SQLite
+
+Dialect = Literal["sqlite", "postgresql"]
+
+
+class Backend(Protocol):
+    """One kind of database. Everything that depends on the dialect lives behind it."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """Its name, as SQLAlchemy has it."""
+        ...
+
+    @property
+    def path(self) -> Path | None:
+        """Its file, if it is one."""
+        ...
+
+    @property
+    def one_writer(self) -> bool:
+        """Whether only one transaction may write at a time, so that this process's writers queue for a lock."""
+        ...
+
+    @property
+    def writer(self) -> AsyncEngine:
+        """The engine whose transactions may write; a transaction begun on it has its locks, or raised."""
+        ...
+
+    @property
+    def reader(self) -> AsyncEngine:
+        """The engine whose transactions see one state of the database and cannot write."""
+        ...
+
+    async def open(self) -> None:
+        """Connect and check that the database can be read and written.
+
+        Raises:
+            DatabaseError: it cannot be used, and why.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close every connection."""
+        ...
+
+    async def settle(self) -> None:
+        """Return once nothing that a cancelled transaction left behind still holds the write lock."""
+        ...
+
+    def migrating(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Open a transaction for migrations, of which there is one at a time among all processes.
+
+        It commits at the end of the block, or rolls back when an exception leaves it.
+        """
+        ...
+
+    def explain(self, error: BaseException) -> DatabaseError | None:
+        """Say in one line what is wrong with the connection, a lock or the disk; None for any other error."""
+        ...
+
+    def explain_commit(self, error: BaseException) -> DatabaseError | None:
+        """Do the same for an error that COMMIT raised, telling the known from the indeterminate."""
+        ...
+
+    def warning(self) -> str | None:
+        """Say in one line what is risky about this version of the database, if anything is."""
+        ...
+
+
+def backend_for(url: str, busy_timeout: float) -> Backend:
+    """Return the backend that `url`, the setting `db.url`, asks for.
+
+    Raises:
+        DatabaseError: the URL is invalid, or nothing here supports it.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise DatabaseError(
+            "db.url is not a database URL; write it like sqlite:///./data/beneath.db (a file below this folder)"
+        ) from None
+    if parsed.drivername in {"sqlite", "sqlite+aiosqlite"}:
+        return SQLite(_sqlite_path(parsed), busy_timeout)
+    raise DatabaseError(f"db.url: {parsed.drivername!r} is not supported; use sqlite:///path/to/file.db")
+
+
+def _sqlite_path(url: URL) -> Path:
+    if url.host or url.username or url.password or url.port:
+        guess = "/".join(part for part in (url.host, url.database) if part)
+        raise DatabaseError(f"db.url: a SQLite URL has three slashes before its path; did you mean sqlite:///{guess}?")
+    if not url.database or url.database == ":memory:" or "mode=memory" in str(url):
+        raise DatabaseError("db.url: SQLite in memory cannot be shared by connections; use sqlite:///path/to/file.db")
+    if url.query:
+        raise DatabaseError(f"db.url: unknown option {next(iter(url.query))!r} in a SQLite URL; it takes none")
+    return Path(url.database).absolute()

@@ -1,0 +1,26 @@
+"""Work that a cancelled task must not leave half done."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Generic, NamedTuple, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Finished(NamedTuple, Generic[_T]):
+    """How a piece of work ended, and the cancellation of the caller that arrived meanwhile and must go on."""
+
+    task: "asyncio.Task[_T]"
+    cancelled: asyncio.CancelledError | None
+
+
+async def finish(work: Coroutine[Any, Any, _T]) -> Finished[_T]:
+    """Run `work` to its end, however often the calling task is cancelled meanwhile; never raises."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return Finished(task, cancelled)

@@ -1,0 +1,125 @@
+"""The database of the application, and the transaction that surrounds the code that is running."""
+
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from infra.clock import Clock, SystemClock
+from infra.db.ambient import Hidden, LockBlock, ReadBlock, SavepointBlock, TransactionBlock, surrounding
+from infra.db.backend import Dialect, backend_for
+from infra.db.lock import WriteLock
+from infra.db.transaction import Transaction
+
+
+class Database:
+    """A database and its ambient transaction.
+
+    `url` is the setting `db.url`, such as `sqlite:///./data/beneath.db`; a relative path is relative to the working
+    directory. `busy_timeout` is how long, in seconds, a transaction waits to begin before `DatabaseUnavailable`.
+    Making one does no I/O.
+
+    Raises:
+        DatabaseError: the URL is invalid or of a kind that is not supported.
+    """
+
+    def __init__(self, url: str, *, busy_timeout: float = 10.0, clock: Clock | None = None) -> None:
+        self.url = url
+        self._backend = backend_for(url, busy_timeout)
+        self._lock = WriteLock(clock or SystemClock(), busy_timeout)
+
+    @property
+    def dialect(self) -> Dialect:
+        """The kind of database, by SQLAlchemy's name."""
+        return self._backend.dialect
+
+    @property
+    def path(self) -> Path | None:
+        """The file of a SQLite database, absolute; else None."""
+        return self._backend.path
+
+    async def open(self) -> None:
+        """Connect, creating a SQLite file and its folder if need be, and check that it can be read and written.
+
+        Raises:
+            DatabaseUnavailable: it is locked by another process, or its disk is full.
+            DatabaseError: it is no database, damaged, read-only, or a folder.
+        """
+        await self._backend.open()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._backend.close()
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Surround a block by a transaction, joining the one that is around it in this task already.
+
+        It begins at the first use of the database; without any it costs no I/O. It commits when the outermost block
+        ends, and rolls back when an exception leaves that. An exception that leaves a joined block makes the innermost
+        savepoint, or else the transaction, rollback-only.
+
+        Raises, at the end of the outermost block:
+            TransactionRolledBack: the block ended normally, but the transaction was rollback-only.
+            DatabaseUnavailable: COMMIT failed; nothing was kept.
+            CommitIndeterminate: the connection was lost during COMMIT.
+        Raises at once:
+            TransactionNotOwned: the surrounding transaction belongs to another task.
+        """
+        return TransactionBlock(self._backend, self._lock)
+
+    def savepoint(self) -> AbstractAsyncContextManager[Transaction]:
+        """Surround a block by a savepoint: an exception that leaves it undoes the block alone, and goes on.
+
+        It undoes rows, the session's objects and what participants took in. The transaction around it stays usable.
+
+        Raises:
+            NoTransaction: there is no transaction around it.
+            TransactionNotOwned: that transaction belongs to another task.
+            TransactionRolledBack: the block ended normally, but was rollback-only; it was undone.
+        """
+        return SavepointBlock(self._backend)
+
+    def read(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """Surround a block by a read-only session that sees one state of the database and waits for no writer.
+
+        Inside a transaction it is that transaction's session, which may have to wait to begin.
+
+        Raises:
+            TransactionNotOwned: the surrounding transaction belongs to another task.
+        """
+        return ReadBlock(self._backend)
+
+    def current(self) -> Transaction | None:
+        """Return the transaction that surrounds the running code, if there is one.
+
+        Raises:
+            TransactionNotOwned: it belongs to another task.
+        """
+        return surrounding(self._backend)
+
+    def hidden(self) -> AbstractContextManager[None]:
+        """Surround a block in which no transaction is ambient, and so for the tasks and threads started in it."""
+        return Hidden(self._backend)
+
+    def write_lock(self) -> AbstractAsyncContextManager[None]:
+        """Surround a block by this process's write lock, first come, first served.
+
+        Every transaction takes it by itself when it begins; a task that has it may begin one. Where the database
+        allows several writers it is no lock at all.
+
+        Raises:
+            DatabaseUnavailable: it could not be had within `busy_timeout`.
+        """
+        return LockBlock(self._lock if self._backend.one_writer else None)
+
+    def sqlite_warning(self) -> str | None:
+        """Return one line to log at start if this version of SQLite has a bug that may corrupt the database."""
+        return self._backend.warning()
+
+    def migrating(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Surround a block by a transaction for migrations, alone among all processes; see `infra.db.migrate`.
+
+        Raises:
+            DatabaseUnavailable: it cannot begin now.
+        """
+        return self._backend.migrating()

@@ -1,0 +1,86 @@
+"""The lock that makes the writers of one process wait here, in order, instead of inside SQLite."""
+
+import asyncio
+from collections import deque
+
+from infra.clock import Clock
+from infra.db.errors import DatabaseError, DatabaseUnavailable
+
+
+class WriteLock:
+    """A fair lock: first come, first served. The task that has it may take it again."""
+
+    def __init__(self, clock: Clock, timeout: float) -> None:
+        self._clock = clock
+        self._timeout = timeout
+        self._holder: asyncio.Task[object] | None = None
+        self._depth = 0
+        self.occupied = False
+        """Whether a transaction has begun under it; its task cannot begin another one beside that."""
+        self._waiting: deque[tuple[asyncio.Event, asyncio.Task[object]]] = deque()
+
+    @property
+    def locked(self) -> bool:
+        """Whether some task has it."""
+        return self._depth > 0
+
+    def take_now(self) -> bool:
+        """Take it for the current task if that needs no waiting."""
+        task = current_task()
+        if self._holder is task:
+            self._depth += 1
+            return True
+        if self._depth:
+            return False
+        self._holder, self._depth = task, 1
+        return True
+
+    async def take(self) -> None:
+        """Take it for the current task.
+
+        Raises:
+            DatabaseUnavailable: it could not be had within the timeout.
+        """
+        if self.take_now():
+            return
+        turn = asyncio.Event()
+        entry = (turn, current_task())
+        self._waiting.append(entry)
+        try:
+            granted = await self._clock.wait(turn, self._timeout)
+        except BaseException:
+            if turn.is_set():
+                self.give_back()
+            else:
+                self._waiting.remove(entry)
+            raise
+        if granted or turn.is_set():
+            return
+        self._waiting.remove(entry)
+        raise DatabaseUnavailable(
+            f"another transaction of this process held the write lock for more than {self._timeout:g} s; "
+            "keep slow work, such as network calls, out of transactions"
+        )
+
+    def give_back(self) -> None:
+        """Let the next one have it; called once for each time it was taken."""
+        self._depth -= 1
+        if self._depth:
+            return
+        self._holder = None
+        if self._waiting:
+            turn, self._holder = self._waiting.popleft()
+            self._depth = 1
+            turn.set()
+
+
+def current_task() -> "asyncio.Task[object]":
+    """Return the running task.
+
+    Raises:
+        DatabaseError: there is none.
+    """
+    task = asyncio.current_task()
+    if task is None:
+        raise DatabaseError("the database can only be used from inside an asyncio task")
+    return task

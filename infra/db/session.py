@@ -1,0 +1,87 @@
+"""The ORM session of a transaction, which ends when the transaction does and not before."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Session, SessionTransaction
+
+from infra.db.errors import DatabaseError
+
+
+class TransactionSession(Session):
+    """A session whose every use of the database goes through `gate`, and whose failed flushes go to `on_failure`.
+
+    The gate is asked for the engine before each use: it takes the write lock, and refuses strangers. `on_begin` runs
+    once, right after BEGIN.
+    """
+
+    def __init__(
+        self,
+        *,
+        gate: Callable[[], Engine],
+        on_begin: Callable[[Connection], None],
+        on_failure: Callable[[BaseException], None],
+        **options: Any,  # noqa: ANN401  # SQLAlchemy's own
+    ) -> None:
+        super().__init__(**options)
+        self._gate = gate
+        self._on_begin = on_begin
+        self._on_failure = on_failure
+
+    def get_bind(self, *_: Any, **__: Any) -> Engine:  # noqa: ANN401  # whatever is asked for, there is one
+        return self._gate()
+
+    def flush(self, objects: Any = None) -> None:  # noqa: ANN401  # SQLAlchemy's signature
+        try:
+            super().flush(objects)
+        except BaseException as error:
+            self._on_failure(error)
+            raise
+
+    def enter_savepoint(self) -> SessionTransaction:
+        """Flush, and begin a savepoint; it is sent with the first statement inside it, or now if there were any."""
+        return super().begin(nested=True)
+
+    def end(self, *, commit: bool) -> None:
+        """Commit or roll back, and give the connection back in any case."""
+        try:
+            if commit:
+                super().commit()
+        finally:
+            super().close()
+
+    def begun(self, connection: Connection) -> None:
+        """Note that the transaction is under way on `connection`."""
+        self._on_begin(connection)
+
+    def begin(self, nested: bool = False) -> NoReturn:  # SQLAlchemy's signature
+        self._refuse("begin_nested()" if nested else "begin()", "`db.savepoint()`" if nested else "`db.transaction()`")
+
+    def begin_nested(self) -> NoReturn:
+        self._refuse("begin_nested()", "`db.savepoint()`")
+
+    def commit(self) -> NoReturn:
+        self._refuse("commit()", "the end of the `db.transaction()` block")
+
+    def rollback(self) -> NoReturn:
+        self._refuse("rollback()", "an exception that leaves the `db.transaction()` block")
+
+    def close(self) -> NoReturn:
+        self._refuse("close()", "the end of the `db.transaction()` block")
+
+    def reset(self) -> NoReturn:
+        self._refuse("reset()", "an exception that leaves the `db.transaction()` block")
+
+    def invalidate(self) -> NoReturn:
+        self._refuse("invalidate()", "an exception that leaves the `db.transaction()` block")
+
+    @staticmethod
+    def _refuse(call: str, instead: str) -> NoReturn:
+        raise DatabaseError(f"session.{call} is not for a session of db.transaction(); use {instead}")
+
+
+@event.listens_for(TransactionSession, "after_begin")
+def _after_begin(session: TransactionSession, transaction: SessionTransaction, connection: Connection) -> None:
+    if transaction.parent is None:
+        session.begun(connection)

@@ -1,0 +1,235 @@
+"""SQLite: its settings, its errors in plain words, and one writer at a time."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import Connection, NullPool, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.util.concurrency import await_
+
+from infra.db import sqlite_errors
+from infra.db.cancellation import finish
+from infra.db.errors import DatabaseError
+from infra.db.sqlite_driver import BUSY_SLICE, SQLiteConnection, is_busy
+
+READERS = 16
+"""How many read connections are kept open, and how many more may be open for a while."""
+
+
+class SQLite:
+    """A SQLite file in WAL mode: any number of readers beside one writer, none of which waits for the others.
+
+    Writing transactions begin with BEGIN IMMEDIATE: a transaction that reads first and writes later can neither lose
+    an update nor fail halfway. There is one write connection; whoever begins on it has the process's write lock.
+    """
+
+    dialect: Literal["sqlite"] = "sqlite"
+    one_writer = True
+
+    def __init__(self, path: Path, busy_timeout: float) -> None:
+        self.path = path
+        self._busy_timeout = busy_timeout
+        self._writing: SQLiteConnection | None = None
+        self._writer: AsyncEngine | None = None
+        self._reader: AsyncEngine | None = None
+
+    @property
+    def writer(self) -> AsyncEngine:
+        return _opened(self._writer)
+
+    @property
+    def reader(self) -> AsyncEngine:
+        return _opened(self._reader)
+
+    async def open(self) -> None:
+        self._prepare_path()
+        try:
+            await self._check()
+        except sqlite3.Error as error:
+            raise self.explain(error) or DatabaseError(f"cannot use the database {self.path}: {error}") from error
+        self._writer = self._engine(self._connect_writer, size=1, extra=0)
+        self._reader = self._engine(self._connect_reader, size=READERS, extra=READERS)
+        event.listen(self._writer.sync_engine, "begin", self._begin_writing)
+        event.listen(self._reader.sync_engine, "begin", _begin_reading)
+
+    async def close(self) -> None:
+        for engine in (self._writer, self._reader):
+            if engine is not None:
+                await engine.dispose()
+        self._writer = self._reader = None
+
+    async def settle(self) -> None:
+        if self._writing is not None and not self._writing.idle:
+            await self._writing.drain()
+
+    @asynccontextmanager
+    async def migrating(self) -> AsyncIterator[AsyncConnection]:
+        engine = create_async_engine(
+            "sqlite+aiosqlite:///", async_creator=self._connect_migrator, poolclass=NullPool, pool_reset_on_return=None
+        )
+        event.listen(engine.sync_engine, "begin", self._begin_writing)
+        try:
+            async with engine.connect() as connection, connection.begin():
+                yield connection
+                await self._check_foreign_keys(connection)
+        finally:
+            await engine.dispose()
+
+    def explain(self, error: BaseException) -> DatabaseError | None:
+        return sqlite_errors.explain(_original(error), self.path, self._busy_timeout)
+
+    def explain_commit(self, error: BaseException) -> DatabaseError | None:
+        return sqlite_errors.explain_commit(_original(error), self.path, self._busy_timeout)
+
+    def warning(self) -> str | None:
+        return sqlite_errors.version_warning(sqlite3.sqlite_version_info)
+
+    def _prepare_path(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DatabaseError(f"cannot create the folder {self.path.parent} of db.url: {reason}") from error
+        if self.path.is_dir():
+            raise DatabaseError(f"db.url: {self.path} is a folder; name a file in it")
+
+    async def _check(self) -> None:
+        """Create the file if need be, switch it to WAL, and take its write lock once."""
+        connection = SQLiteConnection(self._opener("rwc", 0.0))
+        try:
+            await connection
+            await self._patiently(connection, _switch_to_wal)
+            await connection.begin_immediate(self._busy_timeout)
+            await connection.run(_read_schema)
+        finally:
+            await finish(connection.close())
+
+    async def _patiently(self, connection: SQLiteConnection, work: Callable[[sqlite3.Connection], object]) -> None:
+        # SQLite does not wait by itself when the journal mode is busy changing in another process.
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._busy_timeout
+        while True:
+            try:
+                await connection.run(work)
+            except sqlite3.OperationalError as error:
+                if not is_busy(error) or loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(0.005)
+            else:
+                return
+
+    def _engine(self, connect: Callable[[], object], *, size: int, extra: int) -> AsyncEngine:
+        return create_async_engine(
+            "sqlite+aiosqlite:///" + str(self.path),
+            async_creator=connect,
+            pool_size=size,
+            max_overflow=extra,
+            pool_timeout=self._busy_timeout,
+            pool_use_lifo=True,
+            pool_reset_on_return=None,  # every transaction is ended by whoever began it
+        )
+
+    async def _connect_writer(self) -> SQLiteConnection:
+        slice_ = min(BUSY_SLICE, self._busy_timeout)
+        connection = await self._connect(self._opener("rw", slice_, "PRAGMA foreign_keys = ON"))
+        self._writing = connection
+        return connection
+
+    async def _connect_reader(self) -> SQLiteConnection:
+        opener = self._opener("rw", self._busy_timeout, "PRAGMA query_only = ON")
+        return await self._connect(opener, read_only=True)
+
+    async def _connect_migrator(self) -> SQLiteConnection:
+        # Rebuilding a table, the only way to change most things in SQLite, would cascade into the tables that refer to
+        # it; the keys are checked before COMMIT instead.
+        return await self._connect(self._opener("rw", min(BUSY_SLICE, self._busy_timeout)))
+
+    async def _connect(self, opener: Callable[[], sqlite3.Connection], *, read_only: bool = False) -> SQLiteConnection:
+        connection = SQLiteConnection(opener, read_only=read_only)
+        opened = await finish(_open(connection))
+        if opened.cancelled is not None:
+            if opened.task.exception() is None:
+                await finish(connection.close())
+            raise opened.cancelled
+        try:
+            return opened.task.result()
+        except sqlite3.Error as error:
+            raise self.explain(error) or error from error
+
+    def _opener(self, mode: str, busy_timeout: float, *pragmas: str) -> Callable[[], sqlite3.Connection]:
+        # mode=rw: a file that vanished while the application runs must not come back as an empty database.
+        uri = f"{self.path.as_uri()}?mode={mode}"
+
+        def connect() -> sqlite3.Connection:
+            connection = sqlite3.connect(
+                uri, uri=True, timeout=busy_timeout, isolation_level=None, check_same_thread=False
+            )
+            try:
+                for pragma in ("PRAGMA synchronous = FULL", *pragmas):
+                    connection.execute(pragma)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+        return connect
+
+    def _begin_writing(self, connection: Connection) -> None:
+        try:
+            await_(_driver(connection).begin_immediate(self._busy_timeout))
+        except sqlite3.Error as error:
+            explained = self.explain(error)
+            if explained is None:
+                raise
+            raise explained from error
+
+    async def _check_foreign_keys(self, connection: AsyncConnection) -> None:
+        broken = (await connection.exec_driver_sql("PRAGMA foreign_key_check")).first()
+        if broken is not None:
+            raise DatabaseError(
+                f"the migrations would leave rows of {broken.table!r} without their {broken.parent!r}; "
+                "nothing was changed"
+            )
+
+
+async def _open(connection: SQLiteConnection) -> SQLiteConnection:
+    await connection
+    return connection
+
+
+def _begin_reading(connection: Connection) -> None:
+    _driver(connection).begin_deferred()
+
+
+def _driver(connection: Connection) -> SQLiteConnection:
+    driver = connection.connection.driver_connection
+    if not isinstance(driver, SQLiteConnection):
+        raise TypeError(f"expected our own SQLite connection, not {type(driver).__name__}")
+    return driver
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise DatabaseError(
+            f"db.url: SQLite cannot use its write-ahead log here (journal mode {mode!r}); use a file on a local disk"
+        )
+
+
+def _read_schema(connection: sqlite3.Connection) -> None:
+    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+
+def _opened(engine: AsyncEngine | None) -> AsyncEngine:
+    if engine is None:
+        raise DatabaseError("the database is not open; call `await db.open()` first")
+    return engine
+
+
+def _original(error: BaseException) -> BaseException:
+    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error

@@ -1,0 +1,323 @@
+"""One transaction: begun at its first use of the database, kept or dropped as a whole with its participants."""
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, TypeVar, cast
+
+import structlog
+from sqlalchemy import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.util.concurrency import await_, greenlet_spawn
+
+from infra.db.backend import Backend
+from infra.db.cancellation import finish
+from infra.db.errors import (
+    CommitIndeterminate,
+    DatabaseError,
+    NoTransaction,
+    TransactionNotOwned,
+    TransactionRolledBack,
+)
+from infra.db.lock import WriteLock, current_task
+from infra.db.participant import Participant
+from infra.db.savepoint import Scope
+from infra.db.session import TransactionSession
+
+MAX_ROUNDS = 32
+"""How often the participants may give each other work before COMMIT; more is taken for an endless loop."""
+
+_log = structlog.stdlib.get_logger(__name__)
+_P = TypeVar("_P", bound=Participant)
+
+
+class Ending(NamedTuple):
+    """How a transaction ended: whether it is kept, what was wrong, and a cancellation that has to go on."""
+
+    kept: bool
+    error: BaseException | None
+    cancelled: asyncio.CancelledError | None
+
+
+class Transaction:
+    """A transaction of one task. `db.transaction()` hands it out; only that block ends it.
+
+    Using it from another task raises `TransactionNotOwned`; after its end, `NoTransaction`.
+    """
+
+    def __init__(self, backend: Backend, lock: WriteLock) -> None:
+        self.owner = current_task()
+        self.ended = False
+        self._backend = backend
+        self._lock = lock
+        self._locked = False
+        self._ending = False
+        self._connection: Connection | None = None
+        self._session: AsyncSession | None = None
+        self._on_begin: list[Callable[[Connection], None]] = []
+        self._participants: dict[Hashable, Participant] = {}
+        self._asked = 0
+        self._scope = Scope(None)
+
+    @property
+    def begun(self) -> bool:
+        """Whether BEGIN was sent; until then nothing was read, written or locked."""
+        return self._connection is not None
+
+    @property
+    def session(self) -> AsyncSession:
+        """The ORM session of this transaction. Its first use of the database begins the transaction.
+
+        It ends with the transaction: `commit`, `rollback`, `close` and `begin_nested` raise `DatabaseError`. A flush
+        that fails makes the innermost block rollback-only; `db.savepoint()` contains that.
+
+        Raises:
+            TransactionNotOwned: this task is not the one that opened the transaction.
+            NoTransaction: the transaction has ended.
+        """
+        self.check_owner()
+        if self._session is None:
+            self._session = AsyncSession(
+                sync_session_class=TransactionSession,
+                expire_on_commit=False,
+                gate=self._gate,
+                on_begin=self._begin,
+                on_failure=self.mark_rollback_only,
+            )
+        return self._session
+
+    async def connection(self) -> AsyncConnection:
+        """Return the connection of this transaction, begun.
+
+        Raises:
+            DatabaseUnavailable: the transaction cannot begin now.
+            TransactionNotOwned: this task is not the one that opened the transaction.
+            NoTransaction: the transaction has ended.
+        """
+        return await self.session.connection()
+
+    def on_begin(self, call: Callable[[Connection], None]) -> None:
+        """Run `call` right after BEGIN, before anything else. An exception of it makes the transaction rollback-only.
+
+        Raises:
+            DatabaseError: the transaction has begun already.
+        """
+        self.check_owner()
+        if self.begun:
+            raise DatabaseError("on_begin() comes too late: this transaction has begun already")
+        self._on_begin.append(call)
+
+    def mark_rollback_only(self, cause: BaseException) -> None:
+        """Let the innermost savepoint or else the transaction end in rollback, and in `TransactionRolledBack`."""
+        self._scope.mark(cause)
+
+    def participant(self, key: Hashable, factory: Callable[[], _P]) -> _P:
+        """Return this transaction's participant for `key`, made by `factory` if there is none yet.
+
+        Raises:
+            TransactionNotOwned: this task is not the one that opened the transaction.
+            NoTransaction: the transaction has ended.
+        """
+        self.check_owner()
+        self._asked += 1
+        found = self._participants.get(key)
+        if found is None:
+            found = self._participants[key] = factory()
+            self._scope.joined(key, found)
+        return cast("_P", found)
+
+    def check_owner(self) -> None:
+        """Let only the task pass that opened this transaction, while it lasts.
+
+        Raises:
+            TransactionNotOwned, NoTransaction
+        """
+        if self.ended:
+            raise NoTransaction("this transaction has ended; what it gave out cannot be used any more")
+        if not self.owned:
+            raise TransactionNotOwned(
+                f"this transaction belongs to the task {self.owner.get_name()!r}; do the work in that task, or start "
+                "this one inside `with db.hidden():` to give it transactions of its own"
+            )
+
+    @property
+    def owned(self) -> bool:
+        """Whether the current task is the one that opened this transaction."""
+        try:
+            return asyncio.current_task() is self.owner
+        except RuntimeError:  # in a thread without an event loop
+            return False
+
+    @property
+    def scope(self) -> Scope:
+        """The innermost savepoint, or the transaction as a whole."""
+        return self._scope
+
+    async def enter_savepoint(self) -> Scope:
+        """Begin a savepoint for rows, session and participants."""
+        session = self.session
+        nested = await greenlet_spawn(_sync(session).enter_savepoint)
+        scope = Scope(self._scope, nested)
+        for key, participant in self._participants.items():
+            scope.joined(key, participant)
+        self._scope = scope
+        if self.begun:  # SQLAlchemy sends SAVEPOINT late; a connection handed out before would slip past it
+            try:
+                await session.connection()
+            except BaseException as error:
+                await self.leave_savepoint(scope, error)
+                raise
+        return scope
+
+    async def leave_savepoint(self, scope: Scope, error: BaseException | None) -> None:
+        """Keep what the savepoint holds, or drop it because of `error` or its mark.
+
+        Raises:
+            TransactionRolledBack: the savepoint was marked rollback-only.
+        """
+        nested = scope.nested
+        if nested is None or scope.outer is None:
+            raise DatabaseError("the transaction itself is no savepoint")
+        cause = error or scope.cause
+        if cause is None:
+            try:
+                await greenlet_spawn(nested.commit)
+            except BaseException as failed:  # noqa: BLE001  # it goes on once the savepoint is undone
+                cause = error = failed
+        if cause is not None:
+            scope.roll_back(self._participants)
+            rolled_back = await finish(greenlet_spawn(nested.rollback))
+            lost = rolled_back.task.exception()
+        self._scope = scope.outer
+        if cause is None:
+            return
+        if lost is not None or self._connection_lost:
+            self._scope.mark_all(cause)
+        if rolled_back.cancelled is not None:
+            self._scope.mark(rolled_back.cancelled)
+            raise rolled_back.cancelled
+        if error is None:
+            raise _rolled_back("the savepoint", cause) from cause
+        raise error
+
+    async def prepare(self) -> None:
+        """Do all that comes before COMMIT: flush, and let the participants do theirs until they come to rest.
+
+        Raises:
+            TransactionRolledBack: the transaction was marked rollback-only.
+        """
+        self._check_marks()
+        for _ in range(MAX_ROUNDS):
+            if self._session is not None:
+                await self._session.flush()
+            asked = self._asked
+            for participant in list(self._participants.values()):
+                await participant.before_commit()
+            if self._asked == asked:
+                break
+        else:
+            raise DatabaseError(
+                f"the transaction does not come to rest: after {MAX_ROUNDS} rounds its participants still add work"
+            )
+        if self._session is not None:
+            await self._session.flush()
+        self._check_marks()
+
+    async def end(self, error: BaseException | None) -> Ending:
+        """Commit, or roll back because of `error`; never raises. The connection and the write lock are free then."""
+        self._ending = True
+        cancelled = None
+        if self._session is not None:
+            session = _sync(self._session)
+            if self._connection is None:
+                session.end(commit=False)  # there is nothing to send, hence nothing to wait for
+            else:
+                ended = await finish(greenlet_spawn(session.end, commit=error is None))
+                cancelled = ended.cancelled
+                if error is None:
+                    error = self._commit_error(ended.task)
+                await finish(self._backend.settle())
+        if self._locked:
+            self._locked = self._lock.occupied = False
+            self._lock.give_back()
+        self.ended = True
+        return Ending(error is None, error, cancelled)
+
+    async def notify(self, *, kept: bool) -> asyncio.CancelledError | None:
+        """Tell the participants how it ended; return a cancellation that arrived meanwhile."""
+        cancelled = None
+        for participant in self._participants.values():
+            try:
+                await (participant.after_commit() if kept else participant.after_rollback())
+            except asyncio.CancelledError as error:
+                cancelled = error
+            except Exception:  # noqa: BLE001  # whatever it was, the other participants have their turn
+                _log.exception(
+                    "a participant failed after the transaction ended; the transaction is not affected",
+                    participant=type(participant).__qualname__,
+                    committed=kept,
+                )
+        return cancelled
+
+    @property
+    def _connection_lost(self) -> bool:
+        return self._connection is not None and self._connection.invalidated
+
+    def _check_marks(self) -> None:
+        cause = self._scope.cause
+        if cause is not None:
+            raise _rolled_back("the transaction", cause) from cause
+        if self._connection_lost:
+            raise TransactionRolledBack(
+                "the transaction was rolled back: a statement in it was cancelled, or its connection was lost"
+            )
+
+    def _commit_error(self, task: "asyncio.Task[None]") -> BaseException | None:
+        if task.cancelled():
+            return CommitIndeterminate("the event loop was stopped during COMMIT: the transaction may be kept, or not")
+        error = task.exception()
+        if error is None:
+            return None
+        explained = self._backend.explain_commit(error)
+        if explained is None:
+            return error
+        explained.__cause__ = error
+        return explained
+
+    def _gate(self) -> Engine:
+        if not self._ending:
+            self.check_owner()
+        engine = self._backend.writer.sync_engine
+        if not self._locked and self._backend.one_writer:
+            self._take_lock()
+        return engine
+
+    def _take_lock(self) -> None:
+        if not self._lock.take_now():
+            await_(self._lock.take())
+        if self._lock.occupied:
+            self._lock.give_back()
+            raise DatabaseError(
+                "this task has a hidden transaction under way, which would wait for itself; end that one first"
+            )
+        self._locked = self._lock.occupied = True
+
+    def _begin(self, connection: Connection) -> None:
+        self._connection = connection
+        calls, self._on_begin = self._on_begin, []
+        try:
+            for call in calls:
+                call(connection)
+        except BaseException as error:
+            self._scope.mark_all(error)
+            raise
+
+
+def _sync(session: AsyncSession) -> TransactionSession:
+    return cast("TransactionSession", session.sync_session)
+
+
+def _rolled_back(what: str, cause: BaseException) -> TransactionRolledBack:
+    text = str(cause).partition("\n")[0]
+    return TransactionRolledBack(
+        f"{what} was rolled back because of an error inside it: {type(cause).__name__}{f': {text}' if text else ''}"
+    )
