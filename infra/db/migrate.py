@@ -1,0 +1,182 @@
+"""Migrations: what the database lacks, and how it gets there. Two histories, the bus's and the application's.
+
+A history is a package with Alembic's layout (`env.py`, `script.py.mako`, `versions/`). Its `env.py` only calls
+`run_environment`. All of an upgrade is one transaction that excludes every other process: it happens whole or not at
+all, and each migration once, however many processes start at the same time.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from alembic import command, context
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import Script, ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, MetaData
+
+from infra.db.database import Database
+from infra.db.errors import DatabaseError, MigrationNewer, MigrationPending
+
+_CONNECTION = "connection"
+_VERSION_TABLE = "version_table"
+
+# Alembic keeps the migration that runs in globals of its own (`alembic.op`, `alembic.context`).
+_alembic = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A sequence of migrations: its name for people, its package, and the table that says how far a database is."""
+
+    name: str
+    package: str
+    version_table: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far a database is in one history. `unknown` is what it has and the code has not; else it is empty."""
+
+    history: str
+    current: tuple[str, ...]
+    pending: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+async def status(db: Database, histories: Sequence[History]) -> list[Status]:
+    """Return how far the database is in each of `histories`; changes nothing.
+
+    Raises:
+        DatabaseError: the database cannot be read, or a history is not well-formed.
+    """
+    async with db.read() as session:
+        connection = await session.connection()
+        return [await connection.run_sync(_status, history) for history in histories]
+
+
+async def pending(db: Database, histories: Sequence[History]) -> list[str]:
+    """Return the migrations that the database lacks, such as `bus/0001_queue`, in the order of their application.
+
+    Raises:
+        MigrationNewer: the database has migrations that this code does not know.
+    """
+    states = await status(db, histories)
+    _refuse_newer(states)
+    return [name for state in states for name in state.pending]
+
+
+async def require_current(db: Database, histories: Sequence[History]) -> None:
+    """Return if the database is where this code needs it.
+
+    Raises:
+        MigrationPending: it lacks migrations.
+        MigrationNewer: it has migrations that this code does not know.
+    """
+    missing = await pending(db, histories)
+    if missing:
+        raise MigrationPending(missing)
+
+
+async def upgrade(db: Database, histories: Sequence[History]) -> list[str]:
+    """Apply what the database lacks, all in one transaction, and return what was applied by this call.
+
+    Raises:
+        MigrationNewer: the database has migrations that this code does not know; nothing was changed.
+        DatabaseUnavailable: another process kept the database locked; nothing was changed.
+        DatabaseError: a migration failed, which is named; nothing was changed.
+    """
+    async with _alone(), db.write_lock(), db.migrating() as connection:
+        states = [await connection.run_sync(_status, history) for history in histories]
+        _refuse_newer(states)
+        applied: list[str] = []
+        for history, state in zip(histories, states, strict=True):
+            if state.pending:
+                await connection.run_sync(_upgrade, history, state.pending)
+                applied += state.pending
+        return applied
+
+
+def run_environment(metadata: MetaData | None = None) -> None:
+    """Run the migrations that `upgrade` asked for; this is all that an `env.py` does.
+
+    `metadata` holds the tables as the models have them, for `alembic revision --autogenerate`.
+    """
+    attributes = context.config.attributes
+    context.configure(
+        connection=attributes[_CONNECTION],
+        version_table=attributes[_VERSION_TABLE],
+        target_metadata=metadata,
+        render_as_batch=True,
+        transactional_ddl=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+@asynccontextmanager
+async def _alone() -> AsyncIterator[None]:
+    while not _alembic.acquire(blocking=False):  # noqa: ASYNC110  # its holder may live in another thread's loop
+        await asyncio.sleep(0.01)
+    try:
+        yield
+    finally:
+        _alembic.release()
+
+
+def _config(history: History) -> Config:
+    config = Config()
+    location = str(files(history.package))
+    config.set_main_option("script_location", location.replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes[_VERSION_TABLE] = history.version_table
+    return config
+
+
+def _status(connection: Connection, history: History) -> Status:
+    try:
+        scripts = ScriptDirectory.from_config(_config(history))
+        steps = list(scripts.walk_revisions())[::-1]
+    except (CommandError, ModuleNotFoundError) as error:
+        raise DatabaseError(f"the migrations of {history.package} cannot be read: {error}") from error
+    current = MigrationContext.configure(connection, opts={"version_table": history.version_table}).get_current_heads()
+    known = {step.revision for step in steps}
+    unknown = tuple(f"{history.name}/{revision}" for revision in current if revision not in known)
+    done = set() if unknown else _done(scripts, current)
+    return Status(
+        history=history.name,
+        current=tuple(f"{history.name}/{revision}" for revision in current),
+        pending=() if unknown else tuple(_name(history, step) for step in steps if step.revision not in done),
+        unknown=unknown,
+    )
+
+
+def _done(scripts: ScriptDirectory, current: Sequence[str]) -> set[str]:
+    return {step.revision for step in scripts.iterate_revisions(tuple(current), "base")} if current else set()
+
+
+def _upgrade(connection: Connection, history: History, steps: Sequence[str]) -> None:
+    config = _config(history)
+    config.attributes[_CONNECTION] = connection
+    try:
+        command.upgrade(config, "heads")
+    except Exception as error:
+        failed = steps[0] if connection.invalidated else next(iter(_status(connection, history).pending), history.name)
+        cause = getattr(error, "orig", None) or error
+        reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
+        raise DatabaseError(f"the migration {failed} failed: {reason}; nothing was changed") from error
+
+
+def _name(history: History, step: Script) -> str:
+    return f"{history.name}/{Path(step.path).stem}"
+
+
+def _refuse_newer(states: Sequence[Status]) -> None:
+    unknown = [revision for state in states for revision in state.unknown]
+    if unknown:
+        raise MigrationNewer(unknown)
