@@ -1,7 +1,7 @@
 """The bus: what services see of it."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from random import Random, SystemRandom
@@ -256,6 +256,10 @@ class Bus:
         """Give everything published inside the block this correlation id, and all that follows from it."""
         return correlation(correlation_id)
 
+    def observe(self, observer: Callable[[Outgoing], None]) -> None:
+        """Call `observer` with every publish that was accepted: committed, or sent. For test kits and the like."""
+        self._publisher.observers.append(observer)
+
     # --- running ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -356,12 +360,16 @@ class Bus:
             self._refuse_terms(where, signature.is_async, timeout=timeout, concurrency=concurrency, once=once)
         if isinstance(timeout, _Default):
             timeout = self.options.timeout if signature.is_async else None
+        try:
+            event_types = self._listeners.event_types(signature.classes)
+        except InvalidEvent as error:
+            raise InvalidEvent(f"{where}: {error}") from error
         self._listeners.add(
             Listener(
                 name=name or (default_name(handler) if durable else where),
                 kind=kind,
                 handler=handler,
-                event_types=self._listeners.event_types(signature.classes),
+                event_types=event_types,
                 wants_delivery=signature.wants_delivery,
                 is_async=signature.is_async,
                 aliases=tuple(aliases),

@@ -1,5 +1,6 @@
 """Listeners: a handler, the events it wants, and the terms on which it gets them."""
 
+import functools
 import inspect
 import types
 import typing
@@ -109,7 +110,7 @@ def inspect_handler(handler: Handler) -> Signature:
     where = handler_name(handler)
     try:
         parameters = list(inspect.signature(handler).parameters.values())
-        hints = typing.get_type_hints(handler if inspect.isroutine(handler) else type(handler).__call__)
+        hints = typing.get_type_hints(_annotated(handler))
     except (TypeError, ValueError, NameError) as error:
         raise InvalidListener(f"{where} has no signature that can be read ({error}); {EXPECTED}") from error
     if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
@@ -120,6 +121,12 @@ def inspect_handler(handler: Handler) -> Signature:
         raise InvalidListener(f"{where}: its second parameter must be annotated `Delivery`; {EXPECTED}")
     classes = _classes(hints.get(parameters[0].name), where)
     return Signature(classes, len(parameters) == MAX_PARAMETERS, _is_async(handler))
+
+
+def _annotated(handler: Handler) -> object:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return handler if inspect.isroutine(handler) else type(handler).__call__
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

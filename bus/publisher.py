@@ -1,7 +1,7 @@
 """The publishing side: sync listeners now, the queue when the transaction commits."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -115,7 +115,7 @@ class PublishBuffer:
         publisher = self._publisher
         if not publisher.transactional:
             await publisher.send_committed(self._flushed, self._cancelled)
-        await publisher.deliver_broadcasts(self._flushed)
+        await publisher.accepted(self._flushed)
 
     async def after_rollback(self) -> None:
         self._waiting.clear()
@@ -153,6 +153,7 @@ class Publisher:
     ) -> None:
         self.registry = RegistryCopy(mq, clock)
         self.transactional = mq.features.transactional
+        self.observers: list[Callable[[Outgoing], None]] = []
         self._mq = mq
         self._db = db
         self._clock = clock
@@ -220,7 +221,6 @@ class Publisher:
         if frames:
             await self._mq.broadcast(frames, origin=self._broadcasts.origin)
             self._metrics.broadcasts_sent += len(frames)
-        self._metrics.published += len(batch)
 
     async def send_committed(self, batch: Sequence[Outgoing], cancelled: Iterable[str]) -> None:
         """Hand over what a committed transaction published to a queue that could not take part in it."""
@@ -235,9 +235,12 @@ class Publisher:
                 "a committed transaction's events could not be published", count=len(batch), error=str(error)
             )
 
-    async def deliver_broadcasts(self, batch: Iterable[Outgoing]) -> None:
-        """Run this process's own broadcast listeners."""
+    async def accepted(self, batch: Sequence[Outgoing]) -> None:
+        """Do what follows once `batch` is published for good: run this process's own broadcast listeners."""
+        self._metrics.published += len(batch)
         for each in batch:
+            for observer in self.observers:
+                observer(each)
             if each.routes.broadcast:
                 await self._broadcasts.deliver(each)
 
@@ -280,7 +283,7 @@ class Publisher:
         except QueueError as error:
             self._metrics.publish_failures += len(batch)
             raise PublishRejected(f"{batch[0].name} was not published: {error}") from error
-        await self.deliver_broadcasts(batch)
+        await self.accepted(batch)
 
     async def _prepare(self, batch: Sequence[Outgoing]) -> None:
         """Make sure, before any listener runs, that all that is wanted can be encoded."""

@@ -192,7 +192,7 @@ class Session:
                 self._quiet.clear()
                 self._open_slot(lane)
                 await self._quiet.wait()
-                await self._settler.flushed()
+                await self._settler.idle.wait()
 
     async def _all_quiet(self) -> bool:
         """Wait, for a while, until nothing runs or waits to run here."""
@@ -310,11 +310,8 @@ class Session:
             log.error("a handler does not stop; it is left behind", listener=slot.listener.name)
             if slot.claim is not None:
                 self._consumer.keep(slot.claim)
-        try:
-            async with asyncio.timeout(self._options.grace):
-                await self._settler.flushed()
-        except TimeoutError:
-            log.error("some deliveries could not be settled: they will be handled again")  # noqa: TRY400
+        if not settling.done() and not await self._clock.wait(self._settler.idle, self._options.grace):
+            log.error("some deliveries could not be settled: they will be handled again")
         await _cancel([settling])
         try:
             await self._consumer.close()

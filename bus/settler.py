@@ -23,19 +23,17 @@ class Settler:
         self._on_fenced = on_fenced
         self._pending: list[Settlement] = []
         self._wanted = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.idle = asyncio.Event()
+        """Set while everything taken on has arrived, or was given up with the lease."""
+
+        self.idle.set()
         self.errors = 0
 
     def add(self, settlement: Settlement) -> None:
         """Take a settlement on; it leaves with the next batch."""
         self._pending.append(settlement)
         self._wanted.set()
-        self._idle.clear()
-
-    async def flushed(self) -> None:
-        """Return when everything taken on so far has arrived, or was given up with the lease."""
-        await self._idle.wait()
+        self.idle.clear()
 
     async def run(self) -> None:
         """Send batches until cancelled."""
@@ -44,13 +42,7 @@ class Settler:
             self._wanted.clear()
             await self._send_pending()
             if not self._pending:
-                self._idle.set()
-
-    async def send_now(self) -> None:
-        """Send what is waiting, in the caller's task; for callers that run no task beside it."""
-        await self._send_pending()
-        self._wanted.clear()
-        self._idle.set()
+                self.idle.set()
 
     async def _send_pending(self) -> None:
         batch, self._pending = self._pending, []

@@ -1,0 +1,154 @@
+"""A bus for tests: the real codec, the real policy, the memory driver, and a clock that only tests move.
+
+async with BusKit() as kit:
+    service = UserService(kit.bus, db)
+    await kit.start()
+    await service.create("ada@example.com")
+    assert kit.published(UserCreated)
+    await kit.drain()               # runs what is due, and what follows from it
+    await kit.advance(hours=3)      # fires delays and retries on the way, in order
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from random import Random
+from types import TracebackType
+from typing import Self, TypeVar
+
+from bus.bus import Bus
+from bus.handling import Slot
+from bus.lane import Lane
+from bus.options import BusOptions
+from bus.outgoing import Outgoing
+from bus.worker import Worker
+from infra.clock import FakeClock
+from infra.db import Database
+from infra.mq import Claim, Consumer, DeadLetter, Settlement
+from infra.mq.drivers.memory import MemoryQueue
+
+E = TypeVar("E")
+
+MAX_STEPS = 100_000
+"""Deliveries after which one `drain()` gives up: something publishes for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One attempt that did not succeed."""
+
+    listener: str
+    event: str
+    error: str
+    outcome: str
+
+
+@dataclass(slots=True)
+class _Running:
+    """What exists between `start()` and the end."""
+
+    worker: Worker
+    consumer: Consumer
+    lanes: dict[str, Lane] = field(default_factory=dict)
+
+
+class BusKit:
+    """A bus, its memory queue and its clock. Handlers run in the test's own task, one at a time, in order."""
+
+    def __init__(
+        self,
+        *,
+        db: Database | None = None,
+        clock: FakeClock | None = None,
+        options: BusOptions | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.clock = clock or FakeClock()
+        # Nothing renews a lease here, and no one could take over.
+        self.mq = MemoryQueue(clock=self.clock, lease=math.inf)
+        self.bus = Bus(self.mq, db, clock=self.clock, options=options, random=Random(seed))  # noqa: S311 - jitter
+        self.failures: list[Failed] = []
+        """Every failed attempt so far, oldest first."""
+
+        self._published: list[object] = []
+        self._running: _Running | None = None
+        self.bus.observe(self._capture)
+
+    async def __aenter__(self) -> Self:
+        await self.mq.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._running is not None:
+            await self._running.consumer.close()
+        await self.bus.close()
+        await self.mq.close()
+
+    async def start(self) -> None:
+        """Start the bus: every service has been constructed by now."""
+        await self.bus.start()
+        worker = self.bus.worker()
+        self._running = _Running(worker, await self.mq.consumer(worker.info()), worker.lanes())
+
+    def published(self, cls: type[E]) -> list[E]:
+        """Return the events of `cls` published so far, rolled back ones left out, oldest first."""
+        return [event for event in self._published if isinstance(event, cls)]
+
+    @property
+    def all_published(self) -> Sequence[object]:
+        """Everything published so far, rolled back events left out, oldest first."""
+        return tuple(self._published)
+
+    async def drain(self) -> int:
+        """Handle everything that is due, and what that publishes; return how many deliveries were handled."""
+        running = self._require_running()
+        wants = {name: lane.listener.concurrency for name, lane in running.lanes.items()}
+        handled = 0
+        while wants and (claims := await running.consumer.fetch(wants, wait=0)):
+            for claim in claims:
+                handled += await self._handle(running, claim)
+            if handled > MAX_STEPS:
+                raise AssertionError(
+                    f"drain() handled {handled} deliveries and there are more: do listeners go in circles?"
+                )
+        return handled
+
+    async def advance(
+        self, by: timedelta | None = None, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
+    ) -> int:
+        """Move the clock, handling on the way what comes due, each at its own time; return how many that were."""
+        span = (by or timedelta()) + timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        end = self.clock.time() + span.total_seconds()
+        handled = await self.drain()
+        while (due := self.mq.next_due()) is not None and due <= end:
+            self.clock.move_to(due)
+            handled += await self.drain()
+        await self.clock.advance(end - self.clock.time())
+        return handled + await self.drain()
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """Return what was given up."""
+        return await self.mq.dead_letters()
+
+    async def _handle(self, running: _Running, claim: Claim) -> int:
+        lane = running.lanes[claim.subscription]
+        settlements: list[Settlement] = []
+        await running.worker.handling.run(Slot(lane.listener), claim, lane.metrics, settlements.append)
+        await running.consumer.settle(settlements)
+        for each in settlements:
+            if each.failure is not None:
+                self.failures.append(
+                    Failed(claim.subscription, each.delivery.event, each.failure.error, each.outcome.name.lower())
+                )
+        return len(settlements)
+
+    def _capture(self, outgoing: Outgoing) -> None:
+        self._published.append(outgoing.event)
+
+    def _require_running(self) -> _Running:
+        if self._running is None:
+            raise AssertionError("call `await kit.start()` once every service is constructed")
+        return self._running

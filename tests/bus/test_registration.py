@@ -1,0 +1,238 @@
+import functools
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from bus import Bus, BusFrozen, Delivery, InvalidEvent, InvalidListener, Kind, Retry
+from bus.testing import BusKit
+from infra.clock import FakeClock
+from infra.mq.drivers.memory import MemoryQueue
+from tests.bus.events import Deposited, Ticked, UserCreated, UserUpdated, Withdrawn
+
+
+@pytest.fixture
+def bus() -> Bus:
+    return Bus(MemoryQueue(clock=FakeClock()))
+
+
+class Service:
+    async def on_created(self, event: UserCreated) -> None: ...
+
+    async def on_either(self, event: UserCreated | UserUpdated) -> None: ...
+
+    async def with_delivery(self, event: UserCreated, delivery: Delivery) -> None: ...
+
+    def plain(self, event: UserCreated) -> None: ...
+
+    async def on_deposit(self, event: Deposited) -> None: ...
+
+    async def on_money(self, event: Deposited | Withdrawn) -> None: ...
+
+    async def on_tick(self, event: Ticked) -> None: ...
+
+
+def test_event_types_are_read_from_the_annotation(bus: Bus) -> None:
+    service = Service()
+    bus.add_async_listener(service.on_created)
+    bus.add_async_listener(service.on_either)
+    bus.add_async_listener(service.on_tick)
+    assert [each.events for each in bus.listeners] == [
+        {"UserCreated"},
+        {"UserCreated", "UserUpdated"},
+        {"clock.ticked"},
+    ]
+
+
+def test_the_default_name_is_the_service_package_and_the_method(bus: Bus) -> None:
+    bus.add_async_listener(Service().on_created)
+    assert bus.listeners[0].name == "bus.on_created"
+
+
+def test_defaults_are_those_of_the_design(bus: Bus) -> None:
+    bus.add_async_listener(Service().on_created)
+    listener = bus.listeners[0]
+    assert (listener.kind, listener.timeout, listener.concurrency, listener.once) == (Kind.ASYNC, 60.0, 16, False)
+    assert listener.retry == Retry(max_attempts=10, min_delay=1.0, max_delay=900.0, factor=2.0, jitter="full")
+
+
+def test_none_switches_the_timeout_off(bus: Bus) -> None:
+    bus.add_async_listener(Service().on_created, timeout=None)
+    assert bus.listeners[0].timeout is None
+
+
+async def module_level(event: UserCreated) -> None: ...
+
+
+async def generator(event: UserCreated) -> AsyncIterator[int]:
+    yield 1
+
+
+async def without_annotation(event) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001 - what the test is about
+
+
+async def without_parameters() -> None: ...
+
+
+async def of_str(event: str) -> None: ...
+
+
+async def of_any(event: Any) -> None: ...  # noqa: ANN401 - what the test is about
+
+
+async def of_optional(event: UserCreated | None) -> None: ...
+
+
+async def with_wrong_delivery(event: UserCreated, delivery: str) -> None: ...
+
+
+async def with_three(event: UserCreated, delivery: Delivery, more: int) -> None: ...
+
+
+async def keyword_only(*, event: UserCreated) -> None: ...
+
+
+async def star(*events: UserCreated) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        generator,
+        without_annotation,
+        without_parameters,
+        with_wrong_delivery,
+        with_three,
+        keyword_only,
+        star,
+    ],
+)
+def test_a_wrong_signature_is_refused_by_name(bus: Bus, handler: Callable[..., Any]) -> None:
+    with pytest.raises(InvalidListener) as refused:
+        bus.add_async_listener(handler, name="x")
+    assert handler.__qualname__ in str(refused.value)
+    assert "a handler takes one event" in str(refused.value)
+
+
+@pytest.mark.parametrize("handler", [of_str, of_optional, of_any])
+def test_what_is_not_an_event_class_is_refused(bus: Bus, handler: Callable[..., Any]) -> None:
+    with pytest.raises(InvalidEvent, match="is not an event"):
+        bus.add_async_listener(handler, name="x")
+
+
+def test_functions_lambdas_and_partials_need_a_name(bus: Bus) -> None:
+    for handler in (module_level, functools.partial(module_level)):
+        with pytest.raises(InvalidListener, match=r"name='\.\.\.'"):
+            bus.add_async_listener(handler)
+    bus.add_async_listener(module_level, name="module.level")
+    assert bus.listeners[0].name == "module.level"
+
+
+def test_a_sync_listener_needs_no_name(bus: Bus) -> None:
+    bus.add_sync_listener(module_level)
+    assert bus.listeners[0].kind is Kind.SYNC
+
+
+def test_a_doubled_listener_is_refused_by_name(bus: Bus) -> None:
+    service = Service()
+    bus.add_async_listener(service.on_created)
+    with pytest.raises(InvalidListener, match=r"Service\.on_created is registered twice"):
+        bus.add_async_listener(service.on_created)
+    with pytest.raises(InvalidListener, match=r"two listeners are called 'bus\.on_created'"):
+        bus.add_async_listener(Service().on_created)
+
+
+def test_an_alias_is_a_name_too(bus: Bus) -> None:
+    bus.add_async_listener(Service().on_created, name="new", aliases=["old"])
+    with pytest.raises(InvalidListener, match="two listeners are called 'old'"):
+        bus.add_async_listener(Service().on_created, name="old")
+
+
+def test_one_handler_may_listen_in_two_ways(bus: Bus) -> None:
+    service = Service()
+    bus.add_sync_listener(service.on_created)
+    bus.add_async_listener(service.on_created)
+    assert [each.kind for each in bus.listeners] == [Kind.SYNC, Kind.ASYNC]
+
+
+def test_two_classes_with_one_wire_name_are_refused(bus: Bus) -> None:
+    @dataclass(frozen=True)
+    class Impostor:
+        event_name: ClassVar[str] = "UserCreated"
+
+    async def on_impostor(event: Impostor) -> None: ...
+
+    on_impostor.__annotations__ = {"event": Impostor, "return": None}
+    bus.add_async_listener(Service().on_created)
+    with pytest.raises(InvalidEvent, match="two classes have the wire name 'UserCreated'"):
+        bus.add_async_listener(on_impostor, name="x")
+
+
+def test_an_ordered_listener_wants_an_ordering_key(bus: Bus) -> None:
+    with pytest.raises(InvalidListener, match="UserCreated has no `def ordering_key"):
+        bus.add_async_ordered_listener(Service().on_created)
+    bus.add_async_ordered_listener(Service().on_money)
+
+
+def test_a_plain_function_takes_neither_timeout_nor_once(bus: Bus) -> None:
+    with pytest.raises(InvalidListener, match="no timeout can stop"):
+        bus.add_async_listener(Service().plain, timeout=5)
+    with pytest.raises(InvalidListener, match="once=True cannot hold"):
+        bus.add_async_listener(Service().plain, once=True)
+    bus.add_async_listener(Service().plain)
+    assert bus.listeners[0].timeout is None
+
+
+def test_once_needs_a_database(bus: Bus) -> None:
+    with pytest.raises(InvalidListener, match="needs a database"):
+        bus.add_async_listener(Service().on_created, once=True)
+
+
+@pytest.mark.parametrize("terms", [{"concurrency": 0}, {"timeout": 0}, {"timeout": -1.0}])
+def test_nonsense_terms_are_refused(bus: Bus, terms: dict[str, Any]) -> None:
+    with pytest.raises(InvalidListener, match="must be"):
+        bus.add_async_listener(Service().on_created, **terms)
+
+
+@pytest.mark.parametrize(
+    "terms", [{"max_attempts": 0}, {"min_delay": -1}, {"min_delay": 5, "max_delay": 1}, {"factor": 0.5}]
+)
+def test_nonsense_retries_are_refused(terms: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"Retry"):
+        Retry(**terms)
+
+
+async def test_registering_after_start_raises() -> None:
+    async with BusKit() as kit:
+        await kit.start()
+        with pytest.raises(BusFrozen, match=r"Service\.on_created comes too late"):
+            kit.bus.add_sync_listener(Service().on_created)
+        with pytest.raises(BusFrozen):
+            await kit.bus.start()
+
+
+def test_an_event_that_can_change_is_refused(bus: Bus) -> None:
+    @dataclass
+    class Loose:
+        n: int
+
+    async def on_loose(event: Loose) -> None: ...
+
+    on_loose.__annotations__ = {"event": Loose, "return": None}
+    with pytest.raises(InvalidEvent, match="frozen=True"):
+        bus.add_async_listener(on_loose, name="x")
+
+
+def test_a_field_that_cannot_be_validated_is_refused(bus: Bus) -> None:
+    class Opaque: ...
+
+    @dataclass(frozen=True)
+    class Odd:
+        field: "dict[str, int] | list[int] | set[int] | tuple[int, ...]"
+
+    async def on_odd(event: Odd) -> None: ...
+
+    on_odd.__annotations__ = {"event": Odd, "return": None}
+    with pytest.raises(InvalidEvent, match="msgspec can validate"):
+        bus.add_async_listener(on_odd, name="x")

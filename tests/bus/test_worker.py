@@ -1,0 +1,575 @@
+"""The worker, over the memory driver and a clock that only the test moves."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+import pytest
+
+from bus import Bus, BusOptions, Delivery, Discard, Retry, RetryLater
+from infra.clock import FakeClock
+from infra.mq import Consumer, Message, QueueClosed, QueueUnavailable, Settlement, WorkerInfo
+from infra.mq.drivers.memory import MemoryQueue
+from tests.bus.events import Deposited, Ticked, UserCreated, Withdrawn
+
+STEADY = Retry(max_attempts=4, min_delay=10, factor=2, jitter="none")
+
+
+class House:
+    """A bus on a memory queue, and a worker that runs until the test ends."""
+
+    def __init__(self, options: BusOptions | None = None) -> None:
+        self.clock = FakeClock()
+        self.mq = MemoryQueue(clock=self.clock, lease=float("inf"))
+        self.consumers: list[Consumer] = []
+        self._join = self.mq.consumer
+        self.mq.consumer = self._recorded  # type: ignore[method-assign,assignment]  # to see who joined
+        self.options = options or BusOptions()
+        self.bus = self.another_bus()
+
+    async def _recorded(self, info: WorkerInfo) -> Consumer:
+        consumer = await self._join(info)
+        self.consumers.append(consumer)
+        return consumer
+
+    def another_bus(self) -> Bus:
+        return Bus(self.mq, clock=self.clock, options=self.options, random=Random(1))  # noqa: S311 - jitter
+
+    @asynccontextmanager
+    async def working(self, bus: Bus | None = None) -> AsyncIterator[asyncio.Task[None]]:
+        bus = bus or self.bus
+        await self.mq.open()
+        starting = asyncio.create_task(bus.start())
+        await self.clock.advance(2)
+        await starting
+        worker = asyncio.create_task(bus.run())
+        await self.clock.settle()
+        try:
+            yield worker
+        finally:
+            await self.stop(worker)
+            await bus.close()
+
+    async def stop(self, worker: asyncio.Task[None]) -> None:
+        worker.cancel()
+        for _ in range(100):
+            if worker.done():
+                break
+            await self.clock.advance(1)
+        with contextlib.suppress(asyncio.CancelledError):
+            await worker
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Let tasks and threads go on until `condition` holds; time stands still."""
+        for _ in range(2000):
+            if condition():
+                return
+            await asyncio.sleep(0.001 if threading.active_count() > 2 else 0)
+        raise AssertionError("it never came to pass")
+
+
+async def test_an_event_is_handled_as_soon_as_it_is_published() -> None:
+    house = House()
+    seen: list[int] = []
+
+    async def on_tick(event: Ticked) -> None:
+        seen.append(event.n)
+
+    house.bus.add_async_listener(on_tick, name="l")
+    async with house.working():
+        for n in range(300):
+            await house.bus.publish(Ticked(n))
+        await house.until(lambda: len(seen) == 300)
+    assert sorted(seen) == list(range(300))
+    assert house.bus.metrics.listeners["l"].handled == 300
+
+
+async def test_of_two_listeners_one_fails_three_times_and_the_other_runs_once() -> None:
+    house = House()
+    ran: list[str] = []
+
+    async def good(event: UserCreated) -> None:
+        ran.append("good")
+
+    async def bad(event: UserCreated, delivery: Delivery) -> None:
+        ran.append(f"bad {delivery.attempt}")
+        if delivery.attempt < 4:
+            raise ConnectionError("smtp is down")
+
+    house.bus.add_async_listener(good, name="good")
+    house.bus.add_async_listener(bad, name="bad", retry=STEADY)
+    async with house.working():
+        await house.bus.publish(UserCreated())
+        await house.clock.advance(9.9)
+        assert sorted(ran) == ["bad 1", "good"]
+        await house.clock.advance(0.2)
+        assert ran.count("bad 2") == 1
+        await house.clock.advance(20)
+        await house.clock.advance(40)
+    assert sorted(ran) == ["bad 1", "bad 2", "bad 3", "bad 4", "good"]
+    assert await house.mq.dead_letters() == []
+
+
+async def test_at_the_limit_a_delivery_is_a_dead_letter_that_can_be_replayed_to_that_listener_alone() -> None:
+    house = House()
+    ran: list[str] = []
+    broken = True
+
+    async def good(event: UserCreated) -> None:
+        ran.append("good")
+
+    async def bad(event: UserCreated, delivery: Delivery) -> None:
+        ran.append(f"bad {delivery.attempt}")
+        if broken:
+            raise ConnectionError("smtp is\ndown")
+
+    house.bus.add_async_listener(good, name="good")
+    house.bus.add_async_listener(bad, name="bad", retry=Retry(max_attempts=2, min_delay=1, jitter="none"))
+    async with house.working():
+        await house.bus.publish(UserCreated())
+        await house.clock.advance(60)
+        [dead] = await house.mq.dead_letters()
+        assert (dead.subscription, dead.failures, dead.error) == ("bad", 2, "ConnectionError: smtp is down")
+        assert "in bad" in dead.traceback
+        broken = False
+        assert await house.mq.retry_dead([dead.id]) == 1
+        await house.until(lambda: ran.count("bad 1") == 2)
+    assert ran.count("good") == 1
+
+
+async def test_other_keys_never_wait_for_a_retrying_key_and_its_own_order_holds() -> None:
+    house = House()
+    seen: list[tuple[str, int]] = []
+
+    async def on_deposit(event: Deposited, delivery: Delivery) -> None:
+        if (event.account, event.amount) == ("a", 2) and delivery.attempt == 1:
+            raise ConnectionError
+        seen.append((event.account, event.amount))
+
+    house.bus.add_async_ordered_listener(on_deposit, name="l", retry=STEADY)
+    async with house.working():
+        for amount in (1, 2, 3):
+            await house.bus.publish_many([Deposited(account=key, amount=amount) for key in "ab"])
+        await house.clock.settle()
+        assert [n for key, n in seen if key == "b"] == [1, 2, 3]
+        assert [n for key, n in seen if key == "a"] == [1]
+        await house.clock.advance(10)
+    assert [n for key, n in seen if key == "a"] == [1, 2, 3]
+
+
+async def test_an_ordered_listener_over_a_union_keeps_one_order_and_never_overlaps() -> None:
+    house = House()
+    seen: list[str] = []
+    inside = 0
+
+    async def on_money(event: Deposited | Withdrawn) -> None:
+        nonlocal inside
+        inside += 1
+        assert inside == 1
+        await asyncio.sleep(0)
+        seen.append(f"{type(event).__name__} {event.amount}")
+        inside -= 1
+
+    house.bus.add_async_ordered_listener(on_money, name="l")
+    async with house.working():
+        for n in range(20):
+            await house.bus.publish(Deposited(account="a", amount=n) if n % 2 else Withdrawn(account="a", amount=n))
+        await house.until(lambda: len(seen) == 20)
+    assert seen == [f"{'Deposited' if n % 2 else 'Withdrawn'} {n}" for n in range(20)]
+
+
+async def test_on_exhausted_skip_goes_on_and_block_waits_for_unblock() -> None:
+    house = House()
+    seen: dict[str, list[int]] = {"skip": [], "block": []}
+    fixed = False
+
+    def handler(mode: str) -> Callable[[Deposited], Awaitable[None]]:
+        async def handle(event: Deposited) -> None:
+            if event.amount == 1 and not fixed:
+                raise ValueError("no")
+            seen[mode].append(event.amount)
+
+        return handle
+
+    once = Retry(max_attempts=1)
+    house.bus.add_async_ordered_listener(handler("skip"), name="skip", retry=once, on_exhausted="skip")
+    house.bus.add_async_ordered_listener(handler("block"), name="block", retry=once, on_exhausted="block")
+    async with house.working():
+        await house.bus.publish_many([Deposited(account="a", amount=n) for n in (1, 2, 3)])
+        await house.clock.advance(60)
+        assert seen == {"skip": [2, 3], "block": []}
+        assert [each.blocked_keys for each in await house.mq.stats() if each.name == "block"] == [
+            {"a": "ValueError: no"}
+        ]
+        fixed = True
+        await house.mq.unblock("block", "a", skip=False)
+        await house.until(lambda: len(seen["block"]) == 3)
+    assert seen["block"] == [1, 2, 3]
+
+
+async def test_retry_later_is_no_failure_and_discard_is_the_end() -> None:
+    house = House()
+    attempts: list[int] = []
+
+    async def on_tick(event: Ticked, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        if len(attempts) <= 20:
+            raise RetryLater(30, "rate limited")
+        raise Discard("nobody wants it")
+
+    house.bus.add_async_listener(on_tick, name="l", retry=Retry(max_attempts=2))
+    async with house.working():
+        await house.bus.publish(Ticked(1))
+        await house.clock.advance(29)
+        assert len(attempts) == 1
+        await house.clock.advance(1000)
+    assert attempts == [1] * 21
+    metrics = house.bus.metrics.listeners["l"]
+    assert (metrics.deferred, metrics.discarded, metrics.failed, metrics.dead) == (20, 1, 0, 0)
+
+
+async def test_a_timed_out_handler_is_cancelled_and_retried() -> None:
+    house = House()
+    ended: list[str] = []
+
+    async def on_tick(event: Ticked, delivery: Delivery) -> None:
+        try:
+            if delivery.attempt == 1:
+                await asyncio.Event().wait()
+            ended.append("finished")
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    house.bus.add_async_listener(on_tick, name="l", timeout=20, retry=STEADY)
+    async with house.working():
+        await house.bus.publish(Ticked(1))
+        await house.clock.advance(19)
+        assert ended == []
+        await house.clock.advance(7)
+        assert ended == ["cancelled"]
+        await house.clock.advance(10)
+    assert ended == ["cancelled", "finished"]
+    assert house.bus.metrics.listeners["l"].timed_out == 1
+
+
+async def test_a_handler_that_ignores_its_timeout_keeps_its_key_and_never_runs_beside_itself() -> None:
+    house = House()
+    running = 0
+    most = 0
+    seen: list[int] = []
+    go_on = asyncio.Event()
+
+    async def stubborn(event: Deposited) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        while not go_on.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go_on.wait()
+        seen.append(event.amount)
+        running -= 1
+
+    house.bus.add_async_ordered_listener(stubborn, name="l", timeout=5, retry=STEADY)
+    async with house.working():
+        await house.bus.publish_many([Deposited(account="a", amount=n) for n in (1, 2)])
+        await house.clock.advance(500)
+        assert seen == []
+        go_on.set()
+        await house.until(lambda: len(seen) == 2)
+    assert (seen, most) == ([1, 2], 1)
+
+
+async def test_a_handler_cancelled_from_inside_has_failed_and_the_worker_goes_on() -> None:
+    house = House()
+    seen: list[int] = []
+
+    async def on_tick(event: Ticked) -> None:
+        if event.n == 1:
+            raise asyncio.CancelledError
+        seen.append(event.n)
+
+    house.bus.add_async_listener(on_tick, name="l", retry=Retry(max_attempts=1))
+    async with house.working():
+        await house.bus.publish_many([Ticked(1), Ticked(2)])
+        await house.until(lambda: seen == [2])
+        await house.clock.settle()
+        [dead] = await house.mq.dead_letters()
+    assert dead.error.startswith("HandlerCancelled")
+
+
+async def test_a_slow_listener_takes_nothing_from_its_neighbour() -> None:
+    house = House(BusOptions(prefetch=10, concurrency=2))
+    seen: list[int] = []
+    never = asyncio.Event()
+
+    async def slow(event: Ticked) -> None:
+        await never.wait()
+
+    async def quick(event: Ticked) -> None:
+        seen.append(event.n)
+
+    house.bus.add_async_listener(slow, name="slow", timeout=None)
+    house.bus.add_async_listener(quick, name="quick")
+    async with house.working():
+        for n in range(500):
+            await house.bus.publish(Ticked(n))
+        await house.until(lambda: len(seen) == 500)
+        stats = {each.name: each for each in await house.mq.stats()}
+        assert stats["slow"].in_flight <= 12
+        never.set()
+
+
+async def test_concurrency_bounds_how_many_run_at_once() -> None:
+    house = House()
+    running = most = 0
+
+    async def on_tick(event: Ticked) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    house.bus.add_async_listener(on_tick, name="l", concurrency=3)
+    async with house.working():
+        await house.bus.publish_many([Ticked(n) for n in range(200)])
+        await house.until(lambda: house.bus.metrics.listeners["l"].handled == 200)
+    assert most == 3
+
+
+async def test_stopping_finishes_what_runs_releases_the_rest_and_charges_nobody() -> None:
+    house = House(BusOptions(grace=30))
+    finished: list[int] = []
+
+    async def on_tick(event: Ticked, delivery: Delivery) -> None:
+        assert delivery.attempt == 1
+        await house.clock.sleep(10 if event.n == 0 else 1000)
+        finished.append(event.n)
+
+    house.bus.add_async_listener(on_tick, name="l", concurrency=2, timeout=None)
+    async with house.working() as worker:
+        await house.bus.publish_many([Ticked(n) for n in range(50)])
+        await house.clock.settle()
+        worker.cancel()
+        await house.clock.advance(1)
+        [stats] = await house.mq.stats()
+        assert stats.in_flight == 2
+        await house.clock.advance(15)
+        assert finished == [0]
+        await house.clock.advance(20)
+        assert worker.done()
+        [stats] = await house.mq.stats()
+        assert (stats.ready, stats.in_flight, stats.retrying) == (49, 0, 0)
+    again: list[int] = []
+    successor = house.another_bus()
+
+    async def attempts(event: Ticked, delivery: Delivery) -> None:
+        again.append(delivery.attempt)
+
+    successor.add_async_listener(attempts, name="l")
+    async with house.working(successor):
+        await house.until(lambda: len(again) == 49)
+    assert set(again) == {1}
+
+
+async def test_a_plain_function_runs_in_a_thread() -> None:
+    house = House()
+    seen: list[str] = []
+
+    def on_tick(event: Ticked, delivery: Delivery) -> None:
+        if delivery.attempt == 1:
+            raise StopIteration
+        seen.append(threading.current_thread().name)
+
+    house.bus.add_async_listener(on_tick, name="l", retry=Retry(min_delay=0, max_delay=0))
+    async with house.working():
+        await house.bus.publish(Ticked(1))
+        await house.until(lambda: seen)
+    assert seen[0].startswith("bus handler")
+
+
+async def test_an_unknown_event_parks_untouched_until_a_worker_knows_it() -> None:
+    house = House()
+    seen: list[int] = []
+
+    async def new_code(event: Deposited | Withdrawn, delivery: Delivery) -> None:
+        seen.append(delivery.attempt)
+
+    async def old_code(event: Deposited) -> None:
+        raise AssertionError("it is not for me")
+
+    new = house.another_bus()
+    new.add_async_ordered_listener(new_code, name="l")
+    await house.mq.open()
+    starting = asyncio.create_task(new.start())
+    await house.clock.advance(2)
+    await starting
+    old = house.another_bus()
+    old.add_async_ordered_listener(old_code, name="l")
+    async with house.working(old):
+        await new.publish(Withdrawn(account="a", amount=1))
+        await house.clock.advance(30)
+        [stats] = await house.mq.stats()
+        assert (stats.parked, stats.dead) == (1, 0)
+    worker = asyncio.create_task(new.run())
+    await house.clock.advance(5)
+    assert seen == [1]
+    await house.stop(worker)
+
+
+async def test_bytes_that_are_no_message_are_retried_and_then_kept_as_a_dead_letter() -> None:
+    house = House()
+
+    async def on_tick(event: Ticked) -> None:
+        raise AssertionError("there is no event")
+
+    house.bus.add_async_listener(on_tick, name="l", retry=Retry(max_attempts=3, min_delay=1, jitter="none"))
+    async with house.working():
+        await house.mq.publish([Message(id="m", event="clock.ticked", body=b"\xc1garbage", published_at=0.0)])
+        await house.clock.advance(60)
+        [dead] = await house.mq.dead_letters()
+    assert (dead.body, dead.failures) == (b"\xc1garbage", 3)
+    assert "not a message of this bus" in dead.error
+
+
+async def test_a_message_that_kills_its_process_every_time_ends_as_a_dead_letter_and_its_neighbours_complete() -> None:
+    house = House()
+    handled: list[int] = []
+    alone: list[bool] = []
+    running: set[int] = set()
+    die: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def on_tick(event: Ticked, delivery: Delivery) -> None:
+        running.add(event.n)
+        if event.n == 13:
+            alone.append(len(running) == 1)
+            if not die.done():
+                die.set_result(None)
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+        running.discard(event.n)
+        handled.append(event.n)
+
+    house.bus.add_async_listener(on_tick, name="l", timeout=None)
+    await house.mq.open()
+    starting = asyncio.create_task(house.bus.start())
+    await house.clock.advance(2)
+    await starting
+    await house.bus.publish_many([Ticked(n) for n in range(30)])
+    deaths = 0
+    for _ in range(10):
+        die = asyncio.get_running_loop().create_future()
+        running.clear()
+        worker = asyncio.create_task(house.bus.run())
+        for _ in range(60):
+            await house.clock.advance(1)
+            if die.done():
+                break
+        if not die.done():
+            await house.stop(worker)
+            break
+        deaths += 1
+        await kill(house, worker)
+    assert sorted(set(handled)) == [n for n in range(30) if n != 13]
+    [dead] = await house.mq.dead_letters()
+    assert (dead.failures, dead.crashes) == (0, 3)
+    assert "died 3 times" in dead.error
+    assert deaths == 5
+    assert alone[2:] == [True, True, True]
+
+
+async def kill(house: House, worker: asyncio.Task[None]) -> None:
+    """End a worker as SIGKILL would: nothing is released, nothing settled."""
+
+    async def unreachable(_: object) -> list[Settlement]:
+        raise QueueClosed("the process is dead")
+
+    for consumer in house.consumers:
+        consumer.abandon()
+        consumer.settle = unreachable  # type: ignore[method-assign]  # a dead process settles nothing
+    worker.cancel()
+    await house.clock.advance(100)
+    with contextlib.suppress(asyncio.CancelledError):
+        await worker
+
+
+async def test_a_worker_that_loses_its_lease_drops_its_results_and_comes_back_under_a_new_name() -> None:
+    house = House()
+    attempts: list[int] = []
+    release = asyncio.Event()
+
+    async def on_deposit(event: Deposited, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        if len(attempts) == 1:
+            await release.wait()
+
+    house.bus.add_async_ordered_listener(on_deposit, name="l", timeout=None)
+    async with house.working():
+        await house.bus.publish(Deposited(account="a", amount=1))
+        await house.clock.settle()
+        [first] = house.consumers
+        first.abandon()
+        await house.clock.advance(60)
+        assert attempts == [1, 1]
+        [second] = [each for each in house.consumers if not each.lost]
+        assert second.info.id != first.info.id
+
+
+async def test_settlements_that_cannot_arrive_are_sent_again_and_handlers_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    seen: list[int] = []
+
+    async def on_tick(event: Ticked) -> None:
+        seen.append(event.n)
+
+    house.bus.add_async_listener(on_tick, name="l")
+    async with house.working():
+        [consumer] = house.consumers
+        settle = consumer.settle
+        refusals = 3
+
+        async def flaky(settlements: Any) -> Any:  # noqa: ANN401 - stands in for any
+            nonlocal refusals
+            if refusals:
+                refusals -= 1
+                raise QueueUnavailable("gone for a moment")
+            return await settle(settlements)
+
+        monkeypatch.setattr(consumer, "settle", flaky)
+        await house.bus.publish(Ticked(1))
+        await house.clock.advance(10)
+        [stats] = await house.mq.stats()
+        assert (stats.ready, stats.in_flight) == (0, 0)
+    assert seen == [1]
+
+
+async def test_the_worker_survives_a_queue_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House()
+    seen: list[int] = []
+
+    async def on_tick(event: Ticked) -> None:
+        seen.append(event.n)
+
+    house.bus.add_async_listener(on_tick, name="l")
+    join = house.mq.consumer
+    refusals = 4
+
+    async def flaky(info: WorkerInfo) -> Any:  # noqa: ANN401 - stands in for any
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise QueueUnavailable("not yet")
+        return await join(info)
+
+    monkeypatch.setattr(house.mq, "consumer", flaky)
+    async with house.working():
+        await house.bus.publish(Ticked(1))
+        await house.clock.advance(30)
+    assert seen == [1]
