@@ -1,0 +1,12 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.world import World, migrated_file, world
+
+
+@pytest.fixture
+async def domain(tmp_path: Path, migrated: Path) -> AsyncIterator[World]:
+    async with world(migrated, tmp_path / "beneath.db") as built:
+        yield built

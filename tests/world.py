@@ -1,0 +1,97 @@
+"""The whole domain over a real database file and the bus kit, for tests of services and of HTTP."""
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bus.testing import BusKit
+from infra.db import Database
+from infra.db.migrate import History, upgrade
+from infra.mail import Message
+from services.audit.service import AuditService
+from services.notification.service import NotificationService
+from services.organization.service import OrganizationService
+from services.project.service import ProjectService
+from services.secret.service import SecretService
+from services.user.service import UserService
+
+HISTORIES = (
+    History("bus", "infra.db.migrations", "beneath_bus_version"),
+    History("app", "models.migrations", "beneath_app_version"),
+)
+
+
+@dataclass(slots=True)
+class Outbox:
+    """A mailer that keeps what it is given, and fails as often as it is told to."""
+
+    sent: list[Message] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+
+    async def send(self, message: Message) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.sent.append(message)
+
+    def to(self, email: str) -> list[Message]:
+        """Return the mails to one person, oldest first."""
+        return [message for message in self.sent if message.to == email]
+
+
+@dataclass(slots=True, kw_only=True)
+class World:
+    """Every service, started."""
+
+    kit: BusKit
+    db: Database
+    mail: Outbox
+    user: UserService
+    organization: OrganizationService
+    project: ProjectService
+    secret: SecretService
+    notification: NotificationService
+    audit: AuditService
+
+
+async def migrated_file(path: Path) -> Path:
+    """Make a database file with every table."""
+    db = Database(f"sqlite:///{path}")
+    await db.open()
+    await upgrade(db, HISTORIES)
+    await db.close()
+    return path
+
+
+@asynccontextmanager
+async def world(template: Path, path: Path) -> AsyncIterator[World]:
+    """Run the domain on a copy of the database file `template`, at `path`."""
+    shutil.copy(template, path)
+    db = Database(f"sqlite:///{path}", busy_timeout=1.0)
+    await db.open()
+    try:
+        async with BusKit(db=db) as kit:
+            built = build(kit, db)
+            await kit.start()
+            yield built
+    finally:
+        await db.close()
+
+
+def build(kit: BusKit, db: Database) -> World:
+    """Construct every service; the kit is still to be started."""
+    mail = Outbox()
+    secret = SecretService(kit.bus, db, kit.clock)
+    organization = OrganizationService(kit.bus, db, kit.clock)
+    return World(
+        kit=kit,
+        db=db,
+        mail=mail,
+        user=UserService(kit.bus, db, kit.clock, secret),
+        organization=organization,
+        project=ProjectService(kit.bus, db, kit.clock, organization),
+        secret=secret,
+        notification=NotificationService(kit.bus, mail, organization),
+        audit=AuditService(kit.bus, db, organization),
+    )
