@@ -4,18 +4,18 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from dependency_injector.providers import Provider
+from dependency_injector.providers import BaseSingleton
 
 import services
 from bus import Bus
 from dependencies.container import Container
 from dependencies.errors import IncompleteContainer
-from dependencies.services import AllServices
 
 PLACE = "dependencies/services.py"
 
@@ -28,8 +28,11 @@ def check_completeness(container: Container) -> None:
     Raises:
         IncompleteContainer: with one line that names the class and what to add where.
     """
-    provided = {cls: name for name, cls in _provided(container)}
-    members = {each.name for each in fields(AllServices)}
+    services_container: Any = container.services
+    providers: Mapping[str, Any] = services_container.providers
+    provided = {each.provides: name for name, each in providers.items() if isinstance(each, BaseSingleton)}
+    whole = providers["all"]
+    members = {each.name for each in fields(whole.provides)} & whole.kwargs.keys()
     for cls in bus_takers(services):
         name = provided.get(cls)
         path = f"{cls.__module__}.{cls.__qualname__}"
@@ -40,7 +43,7 @@ def check_completeness(container: Container) -> None:
                 f"nothing: add `{name} = ThreadSafeSingleton({cls.__name__}, bus=infra.bus, ...)` to Services, "
                 f"`{name}: {cls.__name__}` to AllServices and `{name}={name}` to its provider, in {PLACE}"
             )
-        if name not in members or name not in container.services.all.kwargs:
+        if name not in members:
             raise IncompleteContainer(
                 f"{path} takes the bus and has a provider, but {_package(cls)} is not in AllServices, so nothing "
                 f"constructs it: add the field `{name}: {cls.__name__}` and `{name}={name}` to its provider, in {PLACE}"
@@ -54,13 +57,6 @@ def bus_takers(package: ModuleType) -> Iterator[type]:
             defined_here = isinstance(cls, type) and cls.__module__ == module.__name__
             if defined_here and not inspect.isabstract(cls) and _takes_bus(cls):
                 yield cls
-
-
-def _provided(container: Container) -> Iterator[tuple[str, type]]:
-    for name, provider in container.services.providers.items():
-        cls = getattr(provider, "provides", None)
-        if isinstance(provider, Provider) and isinstance(cls, type):
-            yield name, cls
 
 
 def _modules(package: ModuleType) -> Iterator[ModuleType]:
@@ -77,7 +73,7 @@ def _modules(package: ModuleType) -> Iterator[ModuleType]:
 def _takes_bus(cls: type) -> bool:
     if getattr(cls, "_is_protocol", False):
         return False
-    constructor = cls.__init__
+    constructor: Callable[..., object] = cls.__init__  # type: ignore[misc]  # it is only looked at
     try:
         hints = typing.get_type_hints(constructor)
     except (NameError, AttributeError, TypeError):

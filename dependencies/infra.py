@@ -5,7 +5,6 @@ from importlib.metadata import version
 
 from dependency_injector.containers import DeclarativeContainer
 from dependency_injector.providers import Dependency, ThreadSafeSingleton
-from infra.mq.drivers.sql import SqlQueue
 
 from bus import Bus, BusOptions
 from dependencies.errors import SettingsError
@@ -13,8 +12,8 @@ from dependencies.metrics import bus_samples, queue_samples
 from dependencies.settings import Settings
 from infra.clock import Clock, SystemClock
 from infra.db import Database
+from infra.mail import FolderMailer, Mailer
 from infra.mq import MessageQueue
-from infra.mq.drivers.memory import MemoryQueue
 from infra.telemetry import Telemetry
 
 
@@ -24,18 +23,27 @@ def build_database(settings: Settings, clock: Clock) -> Database:
 
 
 def build_queue(settings: Settings, db: Database, clock: Clock) -> MessageQueue:
-    """Return the queue of `mq.driver`, not yet open.
+    """Return the queue of `mq.driver`, not yet open; only that driver is imported.
 
     Raises:
         SettingsError: this version has no such driver.
     """
     match settings.mq.driver:
         case "sql":
+            from infra.mq.drivers.sql import SqlQueue
+
             return SqlQueue(db, clock=clock)
         case "memory":
+            from infra.mq.drivers.memory import MemoryQueue
+
             return MemoryQueue(clock=clock)
         case "redis":
             raise SettingsError("mq.driver: this version has no redis driver yet; use sql or memory")
+
+
+def build_mailer(settings: Settings, clock: Clock) -> Mailer:
+    """Return what sends mail."""
+    return FolderMailer(settings.mail.folder, settings.mail.sender, clock)
 
 
 def build_bus(settings: Settings, mq: MessageQueue, db: Database, clock: Clock) -> Bus:
@@ -46,10 +54,12 @@ def build_bus(settings: Settings, mq: MessageQueue, db: Database, clock: Clock) 
         concurrency=worker.concurrency,
         grace=worker.grace,
         max_stall=worker.max_stall,
-        lease=worker.lease,
-        renew=worker.renew,
+        renew_every=worker.renew,
         recover_every=worker.recover_every,
+        timeout=worker.timeout,
+        max_crashes=worker.max_crashes,
         max_payload=settings.bus.max_payload,
+        inbox_retention=settings.bus.inbox_retention,
         connect_timeout=settings.mq.connect_timeout,
     )
     return Bus(mq, db, clock=clock, options=options)
@@ -72,4 +82,5 @@ class Infra(DeclarativeContainer):
     db = ThreadSafeSingleton(build_database, settings=settings, clock=clock)
     mq = ThreadSafeSingleton(build_queue, settings=settings, db=db, clock=clock)
     bus = ThreadSafeSingleton(build_bus, settings=settings, mq=mq, db=db, clock=clock)
+    mailer = ThreadSafeSingleton(build_mailer, settings=settings, clock=clock)
     telemetry = ThreadSafeSingleton(build_telemetry, bus=bus, mq=mq, clock=clock)

@@ -1,14 +1,28 @@
-"""Every service. To add one: a provider in `Services`, and a field of the same name in `AllServices`."""
+"""Every service. To add one: its provider in `Services`, and its name in `AllServices` and in the provider of that."""
 
 from dataclasses import dataclass
 
 from dependency_injector.containers import DeclarativeContainer
 from dependency_injector.providers import DependenciesContainer, ThreadSafeSingleton
 
+from services.audit.service import AuditService
+from services.notification.service import NotificationService
+from services.organization.service import OrganizationService
+from services.project.service import ProjectService
+from services.secret.service import SecretService
+from services.user.service import UserService
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AllServices:
     """Every service of the application; making one registers every listener."""
+
+    secret: SecretService
+    user: UserService
+    organization: OrganizationService
+    project: ProjectService
+    notification: NotificationService
+    audit: AuditService
 
 
 class Services(DeclarativeContainer):
@@ -16,4 +30,19 @@ class Services(DeclarativeContainer):
 
     infra = DependenciesContainer()
 
-    all = ThreadSafeSingleton(AllServices)
+    secret = ThreadSafeSingleton(SecretService, bus=infra.bus, db=infra.db, clock=infra.clock)
+    user = ThreadSafeSingleton(UserService, bus=infra.bus, db=infra.db, clock=infra.clock, secrets=secret)
+    organization = ThreadSafeSingleton(OrganizationService, bus=infra.bus, db=infra.db, clock=infra.clock)
+    project = ThreadSafeSingleton(ProjectService, bus=infra.bus, db=infra.db, clock=infra.clock, access=organization)
+    notification = ThreadSafeSingleton(NotificationService, bus=infra.bus, mailer=infra.mailer, invites=organization)
+    audit = ThreadSafeSingleton(AuditService, bus=infra.bus, db=infra.db, access=organization)
+
+    all = ThreadSafeSingleton(
+        AllServices,
+        secret=secret,
+        user=user,
+        organization=organization,
+        project=project,
+        notification=notification,
+        audit=audit,
+    )

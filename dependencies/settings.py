@@ -74,6 +74,9 @@ class BusSettings(Section):
     max_payload: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
     """Largest encoded event, in bytes."""
 
+    inbox_retention: Annotated[float, Field(ge=60, allow_inf_nan=False)] = 7 * 86_400.0
+    """Seconds for which a `once=True` listener remembers a message, so as not to handle it twice."""
+
 
 class ControlSettings(Section):
     """The control server: HTTP."""
@@ -105,7 +108,13 @@ class WorkerSettings(Section):
     """Deliveries that one listener handles at the same time in one process, unless the listener says otherwise."""
 
     prefetch: Annotated[int, Field(ge=1, le=10_000)] = 100
-    """Deliveries that one process holds at most, being handled or about to be."""
+    """Deliveries that one process fetches ahead, beyond those it handles."""
+
+    timeout: Seconds | None = 60.0
+    """Seconds that a handler may take, unless its listener says otherwise; null for no limit."""
+
+    max_crashes: Annotated[int, Field(ge=1, le=100)] = 3
+    """Deaths of its process, while it ran alone in it, after which a delivery becomes a dead letter."""
 
     grace: Seconds = 30.0
     """Seconds that running handlers get to finish at a stop; the rest is given back, uncharged."""
@@ -120,7 +129,7 @@ class WorkerSettings(Section):
     """Seconds between two signs of life; well below `worker.lease`."""
 
     recover_every: Seconds = 2.0
-    """Seconds between two looks for dead workers."""
+    """Seconds between two looks for dead workers and for deliveries that this code can now handle."""
 
     @model_validator(mode="after")
     def _renewed_in_time(self) -> Self:

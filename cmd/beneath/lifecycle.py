@@ -42,20 +42,27 @@ class Lifecycle:
     """
 
     def __init__(self, *, grace: float, clock: Clock | None = None) -> None:
-        self._grace = grace
+        self.grace = grace
         self._clock = clock or SystemClock()
         self._stopping = asyncio.Event()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop()` was called, or something failed."""
+        return self._stopping.is_set()
 
     def stop(self) -> None:
         """Ask everything to stop; again does nothing. In the event loop's thread only."""
         self._stopping.set()
 
     async def run(self, runnables: Sequence[Runnable]) -> None:
-        """Run until stopped, return when all have ended, or raise what the first one to fail raised.
+        """Run until stopped (not at all if that was asked before), then return, or raise what the first to fail raised.
 
         Raises:
             RunnableEnded: one returned without being asked to.
         """
+        if self.stopping:
+            return
         tasks = [asyncio.create_task(each.run(), name=each.name) for each in runnables]
         stopping = asyncio.create_task(self._stopping.wait())
         failure: BaseException | None = None
@@ -83,9 +90,9 @@ class Lifecycle:
             each.add_done_callback(count)
             each.cancel()
         if left:
-            await self._clock.wait(ended, self._grace)
+            await self._clock.wait(ended, self.grace)
         for each in left:
-            log.error("did not stop in time and is left behind", runnable=each.get_name(), grace=self._grace)
+            log.error("did not stop in time and is left behind", runnable=each.get_name(), grace=self.grace)
 
 
 def _failure(task: asyncio.Task[None], *, asked: bool) -> BaseException | None:

@@ -1,0 +1,153 @@
+"""The whole application: put together, opened, run, and closed again."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import structlog
+
+from beneath.lifecycle import Lifecycle, stop_signals
+from beneath.processes import watch_parent
+from beneath.startables import Launch, build, select
+from bus import Bus
+from dependencies import AllServices, Container, Settings
+from dependencies.completeness import check_completeness
+from dependencies.migrations import HISTORIES
+from infra.db import Database
+from infra.db.migrate import require_current, upgrade
+from infra.mq import MessageQueue
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MARGIN = 5.0
+"""Seconds that a runnable gets at a stop beyond its own grace period."""
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds that each thing gets to close."""
+
+
+class Application:
+    """Everything in a container, as one thing that opens, runs and closes. Use it once.
+
+    Its errors for people, one line each, are `SetupError`, `DatabaseError`, `QueueError` and `BusError`.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        self.settings: Settings = container.settings()
+        self._lifecycle = Lifecycle(grace=max(self.settings.control.grace, self.settings.worker.grace) + MARGIN)
+        self.urls: dict[str, str] = {}
+        """Where each startable that runs answers HTTP."""
+
+    @property
+    def services(self) -> AllServices:
+        """Every service."""
+        services: AllServices = self.container.services.all()
+        return services
+
+    @property
+    def bus(self) -> Bus:
+        """The bus."""
+        bus: Bus = self.container.infra.bus()
+        return bus
+
+    @property
+    def grace(self) -> float:
+        """How long, in seconds, everything that runs gets to stop."""
+        return self._lifecycle.grace
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._lifecycle.stopping
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator["Application"]:
+        """Inside the block everything is constructed and connected, and events are accepted; nothing handles them."""
+        check_completeness(self.container)
+        async with open_queue(self.container):
+            self.container.services.all()
+            try:
+                await self.bus.start()
+                yield self
+            finally:
+                await _bounded("bus", self.bus.close)
+
+    @asynccontextmanager
+    async def running(self, *names: str) -> AsyncIterator["Application"]:
+        """Inside the block the startables called `names` run, in this process.
+
+        If one fails the block is cancelled, and leaving it raises the cause. For tests, and for embedding: signals
+        are left alone, and `worker.processes` counts for nothing.
+        """
+        startables = select(names)
+        async with self.opened():
+            runnables = build(startables, self)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._lifecycle.run(runnables))
+                    try:
+                        yield self
+                    finally:
+                        self._lifecycle.stop()
+            except BaseExceptionGroup as errors:
+                first = errors.exceptions[0]
+                raise first from first.__cause__
+
+    async def run(self, names: Sequence[str], launch: Launch) -> None:
+        """Run the startables called `names` until a signal comes or the parent process ends; for the command line."""
+        startables = select(names)
+        with stop_signals(self._lifecycle.stop):
+            if launch.parent_fd is not None:
+                limit = self.grace + CLOSE_TIMEOUT
+                watch_parent(launch.parent_fd, self._lifecycle.stop, limit=limit)
+            async with self.opened():
+                await self._lifecycle.run(build(startables, self, launch))
+
+
+@asynccontextmanager
+async def open_database(container: Container) -> AsyncIterator[Database]:
+    """Inside the block the database is open and its tables are those that this code expects.
+
+    In development, on SQLite, pending migrations are applied; elsewhere they are refused.
+
+    Raises:
+        DatabaseError: with one line for people.
+    """
+    settings: Settings = container.settings()
+    db: Database = container.infra.db()
+    await db.open()
+    try:
+        if settings.env == "development" and db.dialect == "sqlite":
+            for migration in await upgrade(db, HISTORIES):
+                log.info("migrated", migration=migration)
+        else:
+            await require_current(db, HISTORIES)
+        yield db
+    finally:
+        await _bounded("database", db.close)
+
+
+@asynccontextmanager
+async def open_queue(container: Container) -> AsyncIterator[MessageQueue]:
+    """Inside the block the database and the queue are open.
+
+    Raises:
+        DatabaseError, QueueError: with one line for people.
+    """
+    async with open_database(container):
+        mq: MessageQueue = container.infra.mq()
+        await mq.open()
+        try:
+            yield mq
+        finally:
+            await _bounded("queue", mq.close)
+
+
+async def _bounded(name: str, close: Callable[[], Awaitable[None]]) -> None:
+    # What hangs while it closes must keep neither the rest from closing nor the process.
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await close()
+    except TimeoutError:
+        log.warning("did not close in time", what=name, seconds=CLOSE_TIMEOUT)

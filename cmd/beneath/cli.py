@@ -1,0 +1,81 @@
+"""The command line: what there is, and how errors are told."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from beneath.commands import bus, config, migrate, user
+from beneath.commands.context import ConfigOption, Options, SetOption, fail
+from beneath.commands.start import start
+
+app = typer.Typer(
+    name="beneath",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("start")(start)
+app.add_typer(migrate.app, name="migrate")
+app.add_typer(config.app, name="config")
+app.add_typer(user.app, name="user")
+app.add_typer(bus.app, name="bus")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Run a modular monolith and its event bus, and look after it."""
+    context.obj = Options(config, tuple(overrides or ()))
+    if version:
+        import importlib.metadata
+
+        typer.echo(importlib.metadata.version("beneath-backend"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors are told on standard error."""
+    try:
+        code = app(list(arguments), prog_name="beneath", standalone_mode=False)
+    except Exception as error:  # noqa: BLE001 - report() tells it, whatever it is
+        return report(error)
+    return code if isinstance(code, int) else 0
+
+
+def report(error: BaseException) -> int:
+    """Tell an error on standard error, and return the exit code: 2 for what was asked wrongly, 1 for what went wrong.
+
+    One line for what can happen to anyone; a traceback is for bugs.
+    """
+    if isinstance(error, typer.TyperException):
+        fail(error.format_message())
+        return error.exit_code
+    if isinstance(error, typer.Abort):
+        return 130
+    from bus import BusError
+    from dependencies.errors import SetupError
+    from infra.db import DatabaseError
+    from infra.mq import QueueError
+
+    if isinstance(error, SetupError):
+        fail(str(error))
+        return 2
+    if isinstance(error, BusError | DatabaseError | QueueError):
+        fail(str(error))
+        return 1
+    traceback.print_exception(error)
+    return 1

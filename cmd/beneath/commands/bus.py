@@ -1,0 +1,173 @@
+"""`beneath bus`: who listens, what waits, and the levers."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import typer
+
+from beneath.commands import dead
+from beneath.commands.context import JsonOption, container_of, in_queue, print_json, print_table, run, shared_queue
+
+if TYPE_CHECKING:
+    from bus import Bus
+    from dependencies import Container
+    from infra.mq import MessageQueue, SubscriptionStats
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, help="The event bus.", rich_markup_mode=None)
+app.add_typer(dead.app, name="dead")
+
+ListenerArgument = Annotated[str, typer.Argument(metavar="LISTENER", help="Its name, as in `beneath bus stats`.")]
+STATES = ("ready", "retrying", "scheduled", "in_flight", "parked", "blocked", "dead")
+
+
+@app.command()
+def listeners(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List every listener in this code."""
+    from beneath.describe import listener_row
+
+    rows = [listener_row(each) for each in _constructed(context).listeners]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ["listener", "kind", "events", "attempts", "timeout", "concurrency", "once", "on_exhausted"]
+    print_table(columns, rows, empty="no service listens to anything")
+
+
+@app.command()
+def explain(
+    context: typer.Context, event: Annotated[str, typer.Argument(metavar="EVENT")], as_json: JsonOption = False
+) -> None:
+    """Say what a publish of EVENT sets off: every listener, where it runs, and when it is tried again."""
+    from beneath.describe import event_description, explanation, find_event
+
+    bus = _constructed(context)
+    description = event_description(find_event(bus, event), bus.listeners)
+    if as_json:
+        print_json(description)
+    else:
+        typer.echo("\n".join(explanation(description)))
+
+
+@app.command()
+def stats(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Show what the queue holds for every listener, also for those that this code does not have."""
+    found = in_queue(context, lambda mq: mq.stats())
+    rows = [_stats_row(each) for each in found]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ["listener", *STATES, "oldest_seconds", "workers", "paused"]
+    print_table(columns, rows, empty="the queue knows no listener yet; `beneath start all` declares them")
+    for each in found:
+        for key, error in each.blocked_keys.items():
+            typer.echo(f"{each.name}: key {key!r} is blocked by: {' '.join(error.split())}")
+
+
+@app.command()
+def publish(
+    context: typer.Context,
+    event: Annotated[str, typer.Argument(metavar="EVENT")],
+    fields: Annotated[str, typer.Argument(metavar="JSON", help="The event's fields, as a JSON object.")],
+    message_id: Annotated[
+        str | None, typer.Option("--id", help="Publish at most once under this id, within the dedupe window.")
+    ] = None,
+) -> None:
+    """Publish an event, as a service would: sync listeners run here, in one transaction; async ones in the worker."""
+    container = container_of(context)
+    shared_queue(container)
+    run(_publish(container, event, fields, message_id))
+    typer.echo(f"published {event}")
+
+
+@app.command()
+def pause(context: typer.Context, listener: ListenerArgument) -> None:
+    """Hand out nothing of a listener, in any process, until it is resumed."""
+    _change(context, listener, lambda mq: mq.pause(listener))
+    typer.echo(f"paused {listener}")
+
+
+@app.command()
+def resume(context: typer.Context, listener: ListenerArgument) -> None:
+    """Undo pause."""
+    _change(context, listener, lambda mq: mq.resume(listener))
+    typer.echo(f"resumed {listener}")
+
+
+@app.command()
+def unblock(
+    context: typer.Context,
+    listener: ListenerArgument,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The ordering key.")],
+    skip: Annotated[bool, typer.Option("--skip", help="Make the event that blocks it a dead letter.")] = False,
+) -> None:
+    """Let a blocked ordering key go on: by default its first event is tried anew."""
+    _change(context, listener, lambda mq: mq.unblock(listener, key, skip=skip))
+    typer.echo(f"unblocked {key} of {listener}")
+
+
+@app.command()
+def retire(
+    context: typer.Context,
+    listener: ListenerArgument,
+    event: Annotated[str | None, typer.Option(help="Only this event of it.")] = None,
+    backlog: Annotated[
+        Literal["refuse", "discard", "dead"], typer.Option(help="What becomes of what waits for it.")
+    ] = "refuse",
+) -> None:
+    """Forget a listener that the code no longer has; refused while a worker has it, or while something waits."""
+    count = _change(context, listener, lambda mq: mq.retire(listener, event=event, backlog=backlog))
+    typer.echo(f"retired {listener}; {count} deliveries waited for it")
+
+
+def _constructed(context: typer.Context) -> "Bus":
+    """Return the bus with every service's listeners, without connecting to anything."""
+    from dependencies.completeness import check_completeness
+
+    container = container_of(context)
+    check_completeness(container)
+    container.services.all()
+    bus: Bus = container.infra.bus()
+    return bus
+
+
+def _change(context: typer.Context, listener: str, work: "Callable[[MessageQueue], Awaitable[T]]") -> T:
+    async def named(mq: "MessageQueue") -> T:
+        from beneath.errors import UsageError
+        from dependencies.sources import nearest
+        from infra.mq import SubscriptionNotFound
+
+        try:
+            return await work(mq)
+        except SubscriptionNotFound as error:
+            names = [each.name for each in await mq.stats()]
+            if listener in names:
+                raise
+            raise UsageError(f"the queue knows no listener {listener!r}{nearest(listener, names)}") from error
+
+    return in_queue(context, named)
+
+
+async def _publish(container: "Container", event: str, fields: str, message_id: str | None) -> None:
+    from beneath.application import Application
+    from beneath.describe import find_event, read_event
+
+    async with Application(container).opened() as application:
+        bus = application.bus
+        parsed = read_event(find_event(bus, event), fields)
+        await bus.publish(parsed, id=message_id)
+
+
+def _stats_row(each: "SubscriptionStats") -> dict[str, object]:
+    return {
+        "listener": each.name,
+        "events": sorted(each.events),
+        "ordered": each.ordered,
+        **{state: getattr(each, state) for state in STATES},
+        "oldest_seconds": None if each.oldest is None else round(max(0.0, time.time() - each.oldest), 1),
+        "workers": each.workers,
+        "paused": each.paused,
+        "blocked_keys": dict(each.blocked_keys),
+    }

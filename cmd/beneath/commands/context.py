@@ -1,0 +1,140 @@
+"""What every command starts from: the settings it was given, the container, and one way to run and to print."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from dependencies import Container, Settings
+    from infra.mq import MessageQueue
+
+T = TypeVar("T")
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="One more settings file, over those in config/.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; can be repeated.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the command line changes the settings."""
+
+    file: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+    def joined(self, file: Path | None, overrides: Sequence[str] | None) -> "Options":
+        """Return these options with a command's own put over them."""
+        return Options(file or self.file, (*self.overrides, *(overrides or ())))
+
+    def arguments(self) -> tuple[str, ...]:
+        """Return the arguments with which another process comes to the same settings."""
+        file = ("--config", str(self.file)) if self.file else ()
+        return (*file, *(part for each in self.overrides for part in ("--set", each)))
+
+
+def options_of(context: typer.Context) -> Options:
+    """Return what was given before the command's name."""
+    return context.obj if isinstance(context.obj, Options) else Options()
+
+
+def settings_of(options: Options) -> "Settings":
+    """Read the settings, and set up logging as they say."""
+    from bus.delivery import log_context
+    from dependencies import load_settings
+    from infra.logging import configure_logging
+
+    settings = load_settings(file=options.file, overrides=options.overrides)
+    configure_logging(level=settings.log.level, log_format=settings.log_format, context=[log_context])
+    return settings
+
+
+def container_of(context: typer.Context) -> "Container":
+    """Return the container for a command that does one thing and ends: of its logs, only warnings are shown."""
+    from dependencies import Container
+
+    options = options_of(context)
+    settings = settings_of(options)
+    if settings.log.level == "info":
+        settings = settings_of(options.joined(None, ["log.level=warning"]))
+    return Container(settings=settings)
+
+
+def shared_queue(container: "Container") -> None:
+    """Refuse a queue that lives inside one process: a command would look at an empty one of its own.
+
+    Raises:
+        UsageError: it does.
+    """
+    from beneath.errors import UsageError
+
+    if not container.infra.mq().features.multi_process:
+        driver = container.settings().mq.driver
+        raise UsageError(f"mq.driver={driver} lives inside one process, `beneath start all`; no command can reach it")
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine to its end."""
+    return asyncio.run(coroutine)
+
+
+def in_queue(context: typer.Context, work: "Callable[[MessageQueue], Awaitable[T]]") -> T:
+    """Run `work` with the open queue; no service is constructed for it."""
+    container = container_of(context)
+    shared_queue(container)
+
+    async def opened() -> T:
+        from beneath.application import open_queue
+
+        async with open_queue(container) as mq:
+            return await work(mq)
+
+    return run(opened())
+
+
+def print_json(value: object) -> None:
+    """Print `value` as JSON, what JSON does not know as text."""
+    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, empty: str) -> None:
+    """Print rows under their headings, numbers to the right; without rows, print `empty`, on standard error."""
+    table = [[row.get(column) for column in columns] for row in rows]
+    if not table:
+        typer.echo(empty, err=True)
+        return
+    head = [column.replace("_", " ").upper() for column in columns]
+    cells = [head, *([_cell(each) for each in row] for row in table)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    numeric = [all(isinstance(row[index], int | float | None) for row in table) for index in range(len(columns))]
+    for row in cells:
+        parts = [
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        typer.echo("  ".join(parts).rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None or value is False:
+        return "-"
+    if value is True:
+        return "yes"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return " ".join(text.split()) or "-"
+
+
+def fail(message: str) -> None:
+    """Print one line of error."""
+    typer.echo(f"beneath: {' '.join(message.split())}", file=sys.stderr)

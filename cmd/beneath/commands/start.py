@@ -1,0 +1,86 @@
+"""`beneath start`."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from beneath.commands.context import ConfigOption, Options, SetOption, options_of, settings_of
+
+if TYPE_CHECKING:
+    from dependencies import Container
+
+
+def start(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="control-server, control-worker, or all.")],
+    reload: Annotated[bool, typer.Option("--reload", help="Start again whenever a source file changes.")] = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    parent_fd: Annotated[int | None, typer.Option("--parent-fd", hidden=True)] = None,
+) -> None:
+    """Run parts of the application until a signal stops them."""
+    from beneath.startables import select
+    from dependencies import Container
+
+    options = options_of(context).joined(config, overrides)
+    select(names)
+    settings = settings_of(options)
+    if reload:
+        asyncio.run(_leave_after(_reload(options, names)))
+    container = Container(settings=settings)
+    _refuse_split_memory(container, names)
+    asyncio.run(_leave_after(_serve(container, names, options, parent_fd)))
+
+
+async def _serve(container: "Container", names: list[str], options: Options, parent_fd: int | None) -> None:
+    from beneath.application import Application
+    from beneath.startables import Launch
+
+    await Application(container).run(names, Launch(options=options.arguments(), parent_fd=parent_fd))
+
+
+async def _reload(options: Options, names: list[str]) -> None:
+    from beneath.lifecycle import Lifecycle, stop_signals
+    from beneath.reload import Reloader
+
+    reloader = Reloader((*options.arguments(), "start", *names), config=options.file)
+    lifecycle = Lifecycle(grace=reloader.grace + 5)
+    with stop_signals(lifecycle.stop):
+        await lifecycle.run([reloader])
+
+
+def _refuse_split_memory(container: "Container", names: list[str]) -> None:
+    from beneath.errors import UsageError
+    from beneath.startables import STARTABLES, select
+
+    if container.infra.mq().features.multi_process:
+        return
+    settings = container.settings()
+    if len(select(names)) < len(STARTABLES):
+        raise UsageError(
+            f"mq.driver={settings.mq.driver} lives inside one process: run `beneath start all`, or set mq.driver=sql"
+        )
+    if settings.worker.processes > 1:
+        raise UsageError(
+            f"mq.driver={settings.mq.driver} lives inside one process: set worker.processes=1, or mq.driver=sql"
+        )
+
+
+async def _leave_after(work: Awaitable[None]) -> NoReturn:
+    from beneath.cli import report
+
+    code = 0
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001 - report() tells it, whatever it is
+        code = report(error)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is closed. What is left, such as a handler's thread that will not end, must not keep the process.
+    os._exit(code)

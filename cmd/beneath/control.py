@@ -1,0 +1,74 @@
+"""The control server, and what it and the worker answer about health."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from beneath.http import HttpOptions, Probe, create_app, create_health_app
+from beneath.lifecycle import Runnable
+from beneath.server import HttpServer
+
+if TYPE_CHECKING:
+    from beneath.application import Application
+
+HEALTH_GRACE = 1.0
+"""Seconds that a scrape under way gets when a worker stops."""
+
+
+class Stopping(Exception):
+    """The process is about to end: send it nothing new."""
+
+
+def build_server(application: "Application", name: str) -> Sequence[Runnable]:
+    """Return the HTTP server of the API, listening.
+
+    Raises:
+        StartError: the port cannot be had.
+    """
+    infra, settings = application.container.infra, application.settings.control
+    app = create_app(
+        application.services,
+        correlate=application.bus.correlation,
+        ready=probes(application),
+        metrics=infra.telemetry().scrape,
+        clock=infra.clock(),
+        options=HttpOptions(version=version("beneath-backend")),
+    )
+    server = HttpServer(name, app, section="control", host=settings.host, port=settings.port, grace=settings.grace)
+    application.urls[name] = server.url
+    return [server]
+
+
+def build_health_server(application: "Application", name: str) -> HttpServer:
+    """Return the HTTP server of a worker: health and metrics, listening.
+
+    Raises:
+        StartError: the port cannot be had.
+    """
+    settings = application.settings.worker
+    app = create_health_app(ready=probes(application), metrics=application.container.infra.telemetry().scrape)
+    server = HttpServer(
+        f"{name}-health", app, section="worker", host=settings.host, port=settings.port, grace=HEALTH_GRACE
+    )
+    application.urls[name] = server.url
+    return server
+
+
+def probes(application: "Application") -> Mapping[str, Probe]:
+    """Return what must work for this process to be sent work."""
+    infra = application.container.infra
+
+    async def database() -> None:
+        async with infra.db().read() as session:
+            await session.execute(text("SELECT 1"))
+
+    async def queue() -> None:
+        await infra.mq().registry()
+
+    async def lifecycle() -> None:
+        if application.stopping:
+            raise Stopping("the process is stopping")
+
+    return {"database": database, "queue": queue, "lifecycle": lifecycle}

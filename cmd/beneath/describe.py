@@ -1,0 +1,126 @@
+"""Events and listeners in words: for `beneath bus listeners`, `explain` and `publish`."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from beneath.errors import UsageError
+from bus import Bus
+from bus.events import EventType
+from bus.listeners import Kind, Listener
+from dependencies.sources import nearest
+
+PLACES = {
+    Kind.SYNC: "in the publisher's process and transaction",
+    Kind.ASYNC: "in a worker",
+    Kind.ORDERED: "in a worker, one at a time per ordering key",
+    Kind.BROADCAST: "in every running process, at most once",
+}
+
+
+def find_event(bus: Bus, name: str) -> EventType:
+    """Return the event type of that wire name.
+
+    Raises:
+        UsageError: nothing in this code listens to it; names the nearest that something does.
+    """
+    found = bus.event_types.get(name)
+    if found is None:
+        known = sorted(bus.event_types)
+        raise UsageError(f"no listener knows an event {name!r}{nearest(name, known)} (there are: {', '.join(known)})")
+    return found
+
+
+def read_event(event_type: EventType, text: str) -> object:
+    """Return the event whose fields `text` holds as a JSON object.
+
+    Raises:
+        UsageError: it is no JSON object, or not the event's fields.
+    """
+    try:
+        given = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"the fields of {event_type.name} are not valid JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise UsageError(f"the fields of {event_type.name} come as a JSON object, like {_example(event_type)}")
+    known = field_names(event_type)
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"{event_type.name} has no field {name!r}{nearest(name, known)} (there are: {', '.join(known)})"
+            )
+    try:
+        return msgspec.json.decode(text, type=event_type.cls)
+    except (msgspec.ValidationError, ValueError, TypeError) as error:
+        raise UsageError(f"{event_type.name}: {error}") from None
+
+
+def field_names(event_type: EventType) -> list[str]:
+    """Return the names of the event's fields as they stand in a message."""
+    if issubclass(event_type.cls, msgspec.Struct):
+        return list(event_type.cls.__struct_encode_fields__)
+    return [each.name for each in dataclasses.fields(event_type.cls)]  # type: ignore[arg-type]  # it is a dataclass
+
+
+def listener_row(each: Listener) -> dict[str, object]:
+    """Return a listener as plain data; what does not apply to its kind is None."""
+    durable = each.durable
+    return {
+        "listener": each.name,
+        "kind": each.kind.value,
+        "events": [event_type.name for event_type in each.event_types],
+        "attempts": each.retry.max_attempts if durable else None,
+        "timeout": each.timeout if durable else None,
+        "concurrency": each.concurrency if durable else None,
+        "once": each.once,
+        "on_exhausted": each.on_exhausted if each.kind is Kind.ORDERED else None,
+        "aliases": list(each.aliases),
+        "delays": [each.retry.ceiling(n) for n in range(1, each.retry.max_attempts)] if durable else None,
+    }
+
+
+def event_description(event_type: EventType, listeners: Sequence[Listener]) -> dict[str, Any]:
+    """Return everything that a publish of the event sets off, as plain data."""
+    return {
+        "event": event_type.name,
+        "class": f"{event_type.cls.__module__}.{event_type.cls.__qualname__}",
+        "version": event_type.version,
+        "ordered": event_type.ordered,
+        "fields": field_names(event_type),
+        "listeners": [
+            {**listener_row(each), "runs": PLACES[each.kind]} for each in listeners if event_type in each.event_types
+        ],
+    }
+
+
+def explanation(description: Mapping[str, Any]) -> Iterator[str]:
+    """Yield an event's description as lines for people."""
+    ordered = "ordered by its key" if description["ordered"] else "unordered"
+    yield f"{description['event']} version {description['version']}, {ordered}: {description['class']}"
+    yield f"fields: {', '.join(description['fields']) or 'none'}"
+    if not description["listeners"]:
+        yield "nothing listens to it"
+    for each in description["listeners"]:
+        yield ""
+        yield f"{each['listener']}: {each['kind']}, {each['runs']}"
+        if each["attempts"] is not None:
+            timeout = "no timeout" if each["timeout"] is None else f"timeout {each['timeout']:g} s"
+            once = ", its database effects once" if each["once"] else ""
+            yield f"  {each['concurrency']} at a time per process, {timeout}{once}"
+            yield f"  {each['attempts']} attempts{_pauses(each['delays'])}; then {_end(each['on_exhausted'])}"
+
+
+def _pauses(delays: Sequence[float]) -> str:
+    if not delays:
+        return ""
+    return f", at most {', '.join(f'{each:g}' for each in delays)} s apart"
+
+
+def _end(on_exhausted: str | None) -> str:
+    return "its key stays blocked until `beneath bus unblock`" if on_exhausted == "block" else "a dead letter"
+
+
+def _example(event_type: EventType) -> str:
+    return "{" + ", ".join(f'"{name}": ...' for name in field_names(event_type)) + "}"

@@ -1,0 +1,92 @@
+"""Development: the application as a child process that is started again when its source changes."""
+
+import asyncio
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import structlog
+
+from beneath.processes import Child, Spawn, spawn_beneath, stop_child
+from dependencies.sources import FOLDER
+from infra.clock import Clock, SystemClock
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+PACKAGES = ("bus", "models", "services", "infra", "dependencies", "beneath")
+SUFFIXES = frozenset({".py", ".yaml"})
+
+
+class Reloader:
+    """Runs `beneath` with `arguments`, anew whenever a watched file changes: a runnable."""
+
+    name = "reload"
+    grace = 10.0
+    """Seconds that the application gets to stop before it is killed: whoever edits code does not want to wait."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        config: Path | None = None,
+        roots: Sequence[Path] | None = None,
+        every: float = 0.5,
+        spawn: Spawn = spawn_beneath,
+        clock: Clock | None = None,
+    ) -> None:
+        """Look at the files under `roots`, by default the project's packages and settings, every `every` seconds."""
+        self._arguments = arguments
+        self._roots = [*(roots if roots is not None else source_roots()), *([config] if config else [])]
+        self._every = every
+        self._spawn = spawn
+        self._clock = clock or SystemClock()
+
+    async def run(self) -> None:
+        while True:
+            before = snapshot(self._roots)
+            child = await self._spawn(self._arguments)
+            ended = asyncio.ensure_future(child.wait())
+            try:
+                changed = await self._change(before, ended)
+            finally:
+                await self._stop(child, ended)
+            log.info("starting again", changed=changed)
+
+    async def _change(self, before: Mapping[Path, int], ended: asyncio.Future[int]) -> str:
+        told = False
+        while True:
+            await self._clock.sleep(self._every)
+            if ended.done() and not told:
+                log.warning("ended by itself; waiting for a change", code=ended.result())
+                told = True
+            if changed := difference(before, snapshot(self._roots)):
+                return changed
+
+    async def _stop(self, child: Child, ended: asyncio.Future[int]) -> None:
+        if not ended.done():
+            await stop_child(child, ended, grace=self.grace, clock=self._clock)
+
+
+def source_roots() -> list[Path]:
+    """Return the folders of the project's packages, and of its settings."""
+    return [Path(path) for name in PACKAGES for path in importlib.import_module(name).__path__] + [Path(FOLDER)]
+
+
+def snapshot(roots: Sequence[Path]) -> dict[Path, int]:
+    """Return when each watched file was last changed."""
+    return dict(_times(roots))
+
+
+def difference(before: Mapping[Path, int], after: Mapping[Path, int]) -> str:
+    """Return the name of a file that is new, gone or changed; nothing when all is as it was."""
+    return next((path.name for path in {**before, **after} if before.get(path) != after.get(path)), "")
+
+
+def _times(roots: Sequence[Path]) -> Iterator[tuple[Path, int]]:
+    for root in roots:
+        for path in [root] if root.is_file() else root.rglob("*"):
+            if path.suffix in SUFFIXES:
+                try:
+                    yield path, path.stat().st_mtime_ns
+                except FileNotFoundError:
+                    continue  # an editor replaces files: it was there a moment ago

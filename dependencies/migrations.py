@@ -1,0 +1,8 @@
+"""The two migration histories of one database, in the order in which they run."""
+
+from infra.db.migrate import History
+
+HISTORIES = (
+    History("bus", "infra.db.migrations", "beneath_bus_version"),
+    History("app", "models.migrations", "beneath_app_version"),
+)
