@@ -51,9 +51,9 @@ def sender_address(sender: str) -> Address:
     name, spec = parseaddr(sender)
     try:
         address = Address(display_name=name, addr_spec=spec)
-    except (ValueError, MessageError, IndexError) as error:
-        raise ValueError(f"not a sender: {sender!r}; expected name@domain or Name <name@domain>") from error
-    if not address.domain:
+    except (ValueError, MessageError, IndexError):
+        address = Address()
+    if not address.domain or not sender.isprintable():
         raise ValueError(f"not a sender: {sender!r}; expected name@domain or Name <name@domain>")
     return address
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.world import World, migrated_file, world
+from tests.world import World, world
 
 
 @pytest.fixture

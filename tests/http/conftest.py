@@ -1,0 +1,88 @@
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from beneath.http import HttpOptions, create_app
+from tests.world import World, world
+
+
+@dataclass(slots=True)
+class Api:
+    """The API in this process, and a client for it."""
+
+    domain: World
+    client: httpx2.AsyncClient
+    broken: dict[str, Exception] = field(default_factory=dict)
+    """What `/readyz` finds wrong, by part."""
+
+    async def sign_up(self, email: str = "ada@example.com", name: str = "Ada") -> "Caller":
+        """Make a user, and return what acts as that user."""
+        answer = await self.client.post("/v1/users", json={"email": email, "name": name})
+        assert answer.status_code == 201, answer.text
+        body = answer.json()
+        return Caller(self.client, body["secret"], body["user"]["id"])
+
+
+@dataclass(slots=True)
+class Caller:
+    """Sends requests with a secret."""
+
+    client: httpx2.AsyncClient
+    secret: str
+    user_id: str
+
+    async def __call__(
+        self, method: str, path: str, *, json: object = None, headers: Mapping[str, str] | None = None
+    ) -> httpx2.Response:
+        headers = {"Authorization": f"Bearer {self.secret}", **(headers or {})}
+        return await self.client.request(method, path, json=json, headers=headers)
+
+    async def organization(self) -> str:
+        """Return the id of the user's first organization."""
+        organization: str = (await self("GET", "/v1/organizations")).json()["items"][0]["id"]
+        return organization
+
+
+@pytest.fixture
+def options() -> HttpOptions:
+    return HttpOptions()
+
+
+@pytest.fixture
+async def api(tmp_path: Path, migrated: Path, options: HttpOptions) -> AsyncIterator[Api]:
+    async with world(migrated, tmp_path / "beneath.db") as domain:
+        broken: dict[str, Exception] = {}
+
+        async def probe() -> None:
+            if "database" in broken:
+                raise broken["database"]
+
+        async def scrape() -> bytes:
+            return b"beneath_up 1\n"
+
+        app = create_app(
+            domain,
+            correlate=domain.kit.bus.correlation,
+            ready={"database": probe},
+            metrics=scrape,
+            clock=domain.kit.clock,
+            options=options,
+        )
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield Api(domain, client, broken)
+
+
+def problem(answer: httpx2.Response, status: int, slug: str) -> dict[str, Any]:
+    """Check that `answer` is the problem `slug`, and return it."""
+    body: dict[str, Any] = answer.json()
+    assert (answer.status_code, body["type"]) == (status, f"urn:beneath:problem:{slug}"), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert body["status"] == status
+    assert "Traceback" not in answer.text
+    assert body["request_id"] == answer.headers["x-request-id"]
+    return body

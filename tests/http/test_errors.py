@@ -1,0 +1,162 @@
+from collections.abc import AsyncIterator
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from beneath.http import HttpOptions
+from infra.db import DatabaseUnavailable
+from tests.http.conftest import Api, problem
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize("body", [b"{", b"{'a': 1}", b'{"email": }', b"\xff\xfe", b'{"a": NaN'])
+async def test_a_body_that_is_no_json_is_a_bad_request(api: Api, body: bytes) -> None:
+    answer = await api.client.post("/v1/users", content=body, headers=JSON)
+    assert answer.status_code == 400
+    assert answer.json()["type"] in {"urn:beneath:problem:malformed-json", "urn:beneath:problem:bad-request"}
+
+
+async def test_deeply_nested_json_is_no_error_of_ours(api: Api) -> None:
+    answer = await api.client.post("/v1/users", content=b"[" * 100_000, headers=JSON)
+    assert answer.status_code in {400, 422}
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonx"])
+async def test_another_kind_of_body_is_an_unsupported_media_type(api: Api, content_type: str) -> None:
+    answer = await api.client.post("/v1/users", content=b"email=a", headers={"Content-Type": content_type})
+    problem(answer, 415, "unsupported-media-type")
+
+
+async def test_a_body_too_large_is_refused_unread(api: Api) -> None:
+    problem(await api.client.post("/v1/users", content=b" " * (1024 * 1024 + 1), headers=JSON), 413, "too-large")
+
+
+async def test_a_body_too_large_is_refused_also_when_it_does_not_say_so(api: Api) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 100_000
+
+    problem(await api.client.post("/v1/users", content=chunks(), headers=JSON), 413, "too-large")
+
+
+async def test_an_unknown_path_is_not_found(api: Api) -> None:
+    problem(await api.client.get("/v1/nothing"), 404, "not-found")
+    problem(await api.client.get("/v1/me/"), 404, "not-found")
+
+
+async def test_an_unknown_method_names_the_known_ones(api: Api) -> None:
+    answer = await api.client.put("/v1/users", json={})
+    problem(answer, 405, "method-not-allowed")
+    assert answer.headers["allow"] == "POST"
+
+
+async def test_an_unforeseen_error_is_logged_and_not_told(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("the password is hunter2")
+
+    monkeypatch.setattr(type(api.domain.user), "sign_up", fail)
+    answer = await api.client.post("/v1/users", json={"email": "ada@example.com", "name": "Ada"})
+    found = problem(answer, 500, "internal")
+    assert "hunter2" not in answer.text
+    logged = caplog.text + capsys.readouterr().out
+    assert "hunter2" in logged
+    assert found["request_id"] in logged
+
+
+async def test_a_locked_database_asks_to_come_back(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_arguments: object, **_options: object) -> None:
+        raise DatabaseUnavailable("data/beneath.db is locked")
+
+    monkeypatch.setattr(type(api.domain.user), "sign_up", fail)
+    answer = await api.client.post("/v1/users", json={"email": "ada@example.com", "name": "Ada"})
+    problem(answer, 503, "unavailable")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_every_answer_has_the_security_headers(api: Api) -> None:
+    for path in ("/healthz", "/v1/me", "/v1/nothing", "/openapi.json"):
+        headers = (await api.client.get(path)).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        assert "default-src 'none'" in headers["content-security-policy"]
+
+
+async def test_a_well_formed_request_id_is_kept_and_another_replaced(api: Api) -> None:
+    kept = await api.client.get("/healthz", headers={"X-Request-ID": "from-the-proxy:1"})
+    assert kept.headers["x-request-id"] == "from-the-proxy:1"
+    for bad in ("", "a b", "x" * 129, "a\tb"):
+        replaced = (await api.client.get("/healthz", headers={"X-Request-ID": bad})).headers["x-request-id"]
+        assert replaced not in {bad, ""}
+
+
+async def test_the_request_id_goes_with_the_events(api: Api) -> None:
+    seen: list[str | None] = []
+    api.domain.kit.bus.observe(lambda outgoing: seen.append(outgoing.correlation_id))
+    await api.client.post(
+        "/v1/users", json={"email": "ada@example.com", "name": "Ada"}, headers={"X-Request-ID": "r-1"}
+    )
+    assert seen == ["r-1"] * 3
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "cursor=x", "cursor=", "page=2"])
+async def test_a_list_refuses_queries_that_do_not_fit(api: Api, query: str) -> None:
+    ada = await api.sign_up()
+    problem(await ada("GET", f"/v1/organizations?{query}"), 422, "invalid")
+
+
+async def test_an_id_that_is_none_does_not_fit(api: Api) -> None:
+    ada = await api.sign_up()
+    problem(await ada("GET", "/v1/organizations/1/projects"), 422, "invalid")
+
+
+@pytest.mark.parametrize("part", ["", "/projects", "/audit", "/members", "/invites"])
+async def test_a_foreign_organization_looks_like_none(api: Api, part: str) -> None:
+    eve, ada = await api.sign_up("eve@example.com", "Eve"), await api.sign_up()
+    same = {"X-Request-ID": "same"}
+    foreign = await eve("GET", f"/v1/organizations/{await ada.organization()}{part}", headers=same)
+    absent = await eve("GET", f"/v1/organizations/{uuid7()}{part}", headers=same)
+    problem(foreign, 404, "not-found")
+    assert foreign.json() == absent.json()
+
+
+class TestHealth:
+    async def test_it_is_up(self, api: Api) -> None:
+        answer = await api.client.get("/healthz")
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+    async def test_it_is_ready_when_every_part_is(self, api: Api) -> None:
+        answer = await api.client.get("/readyz")
+        assert (answer.status_code, answer.json()["checks"]) == (200, {"database": "ok"})
+
+    async def test_it_is_not_ready_when_a_part_is_not(self, api: Api) -> None:
+        api.broken["database"] = OSError("disk on fire")
+        answer = await api.client.get("/readyz")
+        assert (answer.status_code, answer.json()["checks"]) == (503, {"database": "failed"})
+        assert "fire" not in answer.text
+
+    async def test_metrics_are_what_was_handed_in(self, api: Api) -> None:
+        answer = await api.client.get("/metrics")
+        assert (answer.status_code, answer.text) == (200, "beneath_up 1\n")
+        assert answer.headers["content-type"].startswith("text/plain; version=")
+
+
+class TestLimits:
+    @pytest.fixture
+    def options(self) -> HttpOptions:
+        return HttpOptions(max_auth_failures=3)
+
+    async def test_a_flood_of_wrong_secrets_is_stopped_for_a_while(self, api: Api) -> None:
+        ada = await api.sign_up()
+        await ada("GET", "/v1/me")
+        wrong = {"Authorization": "Bearer bnth_" + "x" * 43}
+        for _ in range(3):
+            problem(await api.client.get("/v1/me", headers=wrong), 401, "unauthenticated")
+        answer = await api.client.get("/v1/me", headers=wrong)
+        problem(answer, 429, "too-many-failures")
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert (await ada("GET", "/v1/me")).status_code == 200, "who is known already is let in"
+        await api.domain.kit.advance(seconds=61)
+        problem(await api.client.get("/v1/me", headers=wrong), 401, "unauthenticated")

@@ -1,0 +1,34 @@
+import re
+
+import pytest
+
+from models.email import MAX_LENGTH, PATTERN, InvalidEmail, normalise_email
+
+
+@pytest.mark.parametrize(
+    ("raw", "normal"),
+    [
+        ("ada@example.com", "ada@example.com"),
+        ("  Ada.Lovelace+news@Example.COM\n", "ada.lovelace+news@example.com"),
+        ("o'hara@a-b.example", "o'hara@a-b.example"),
+        ("root@localhost", "root@localhost"),
+    ],
+)
+def test_one_mailbox_is_one_text(raw: str, normal: str) -> None:
+    assert normalise_email(raw) == normal
+    assert normalise_email(normal) == normal
+
+
+@pytest.mark.parametrize(
+    "raw",
+    ["", "@", "a@", "@b", "a@@b", "a@b@c", "a b@c", "a@b c", ".a@b", "a.@b", "a..b@c", "a@-b", "a@b-", "a@b..c", "a@b.",
+     "a@b\r\nBcc: c@d", '"a"@b', "é@b", "a@é", "a\x00@b", "x" * 250 + "@b.de"],
+)  # fmt: skip
+def test_what_is_no_address_is_refused(raw: str) -> None:
+    with pytest.raises(InvalidEmail, match="name@domain"):
+        normalise_email(raw)
+
+
+def test_the_pattern_accepts_the_longest_address_quickly() -> None:
+    assert re.match(PATTERN, "a@" + "b." * ((MAX_LENGTH - 3) // 2) + "c")
+    assert not re.match(PATTERN, "a" * 100_000)
