@@ -169,7 +169,10 @@ class MessageQueue(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give everything back; consumers and receivers still open are abandoned. A second call does nothing."""
+        """Give everything back; consumers and receivers still open are abandoned. A second call does nothing.
+
+        From then on every call that asks the queue for something raises `QueueClosed`, also one that is waiting.
+        """
         ...
 
     def time(self) -> float:

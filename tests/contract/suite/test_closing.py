@@ -1,0 +1,65 @@
+import asyncio
+
+import pytest
+
+from infra.mq import MessageQueue, QueueClosed
+from tests.contract.acting import consumer, drain, fetch, message, start, until_done
+from tests.contract.harness import Harness, requires
+
+
+async def test_the_queue_goes_by_its_own_clock(harness: Harness) -> None:
+    queue, elsewhere = await harness.queue(), await harness.queue()
+    before = queue.time()
+    await harness.clock.advance(2.5)
+    assert queue.time() - before == pytest.approx(2.5)
+    assert queue.time() == pytest.approx(elsewhere.time())
+
+
+async def test_closing_twice_does_nothing(queue: MessageQueue) -> None:
+    await queue.close()
+    await queue.close()
+
+
+async def test_a_closed_queue_does_nothing_more(harness: Harness, queue: MessageQueue) -> None:
+    await start(harness, queue)
+    await queue.close()
+    for refused in (queue.publish([message("a")]), queue.cancel("a"), queue.stats(), consumer(queue)):
+        with pytest.raises(QueueClosed):
+            await refused
+
+
+async def test_consumers_of_a_closed_queue_are_abandoned(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.close()
+    assert worker.lost
+    assert not worker.renew()
+    with pytest.raises(QueueClosed):
+        await fetch(worker)
+
+
+async def test_closing_ends_the_waiting_of_consumers_and_receivers(harness: Harness, queue: MessageQueue) -> None:
+    worker, receiver = await start(harness, queue), await queue.receiver(origin="here")
+    fetching = asyncio.ensure_future(worker.fetch({"work": 1}, wait=9))
+    receiving = asyncio.ensure_future(receiver.receive(9))
+    await harness.clock.settle()
+    await queue.close()
+    before = harness.clock.time()
+
+    async def both() -> list[object]:
+        return list(await asyncio.gather(fetching, receiving, return_exceptions=True))
+
+    results = await until_done(harness, both(), step=0.5)
+    assert [type(it) for it in results] == [QueueClosed, QueueClosed]
+    assert harness.clock.time() - before <= 2
+
+
+@requires("multi_process")
+async def test_what_the_consumers_of_a_closed_queue_held_is_recovered_elsewhere(harness: Harness) -> None:
+    queue, elsewhere = await harness.queue(), await harness.queue()
+    worker = await start(harness, queue)
+    await queue.publish([message("a"), message("b")])
+    await fetch(worker, limit=1)
+    await queue.close()
+    other = await consumer(elsewhere)
+    assert await other.recover() == 1
+    assert sorted(await drain(other)) == ["a", "b"]

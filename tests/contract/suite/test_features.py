@@ -1,0 +1,50 @@
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import tests.contract.suite
+from tests.contract.harness import DRIVERS, Harness
+
+TRANSACTIONAL = {
+    "test_a_broadcast_of_a_transaction_is_heard_if_and_only_if_it_commits",
+    "test_a_cancellation_counts_only_if_its_transaction_commits",
+    "test_a_transaction_can_cancel_what_it_published",
+    "test_an_id_counts_as_accepted_only_if_its_transaction_commits",
+    "test_what_a_rolled_back_transaction_published_never_exists",
+    "test_what_a_transaction_published_exists_when_it_has_committed",
+}
+DURABLE = {
+    "test_a_pause_survives_a_restart",
+    "test_claims_survive_as_claims_of_a_dead_worker_when_the_process_ends",
+    "test_what_is_parked_stays_so_after_a_restart",
+    "test_what_was_published_survives_the_end_of_the_process",
+}
+MULTI_PROCESS = {"test_what_the_consumers_of_a_closed_queue_held_is_recovered_elsewhere"}
+SKIPPED = {
+    "memory": TRANSACTIONAL | DURABLE | MULTI_PROCESS,
+    "sqlite": set[str](),
+}
+
+
+async def test_a_driver_says_what_it_can_do(harness: Harness, driver: str) -> None:
+    assert (await harness.queue()).features == DRIVERS[driver].features
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_a_driver_skips_exactly_these_tests(name: str) -> None:
+    features = DRIVERS[name].features
+    skipped = {test for test, needs in _requirements().items() if not all(getattr(features, it) for it in needs)}
+    assert skipped == SKIPPED[name]
+
+
+def _requirements() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for module in pkgutil.iter_modules(tests.contract.suite.__path__):
+        loaded = importlib.import_module(f"{tests.contract.suite.__name__}.{module.name}")
+        for name, test in inspect.getmembers(loaded, inspect.isfunction):
+            marks = [it for it in getattr(test, "pytestmark", []) if it.name == "requires"]
+            if marks:
+                found[name] = [feature for it in marks for feature in it.args]
+    return found

@@ -1,0 +1,253 @@
+import asyncio
+
+import pytest
+
+from infra.mq import MAILBOX_BATCH, Claim, MessageQueue, Outcome, QueueClosed
+from tests.contract.acting import (
+    WORK,
+    consumer,
+    counters,
+    end,
+    fetch,
+    fetch_one,
+    finish,
+    ids,
+    keyed,
+    kill,
+    message,
+    start,
+    until_done,
+)
+from tests.contract.harness import Harness
+
+
+async def test_an_unordered_claim_holds_one_delivery(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.publish(keyed("a1", "a2", "b1"))
+    claims = await fetch(worker)
+    assert [ids([it]) for it in claims] == [["a1"], ["a2"], ["b1"]]
+
+
+async def test_at_most_as_many_claims_as_wanted_come_per_subscription(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue, names=("first", "second"))
+    await queue.publish([message(str(number)) for number in range(5)])
+    claims = await worker.fetch({"first": 2, "second": 3}, wait=0)
+    assert [it.subscription for it in claims].count("first") == 2
+    assert [it.subscription for it in claims].count("second") == 3
+    assert ids([it for it in claims if it.subscription == "first"]) == ["0", "1"]
+
+
+async def test_the_limit_of_an_ordered_subscription_counts_mailboxes(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue, ordered=True)
+    await queue.publish(keyed("a1", "b1", "a2", "c1"))
+    assert ids(await fetch(worker, limit=2)) == ["a1", "a2", "b1"]
+    assert ids(await fetch(worker, limit=2)) == ["c1"]
+
+
+async def test_what_became_due_first_comes_first(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message("retried at 3"), message("retried at 1")])
+    first, second = await fetch(worker)
+    await worker.settle([end(first, Outcome.RETRY, delay=3), end(second, Outcome.RETRY, delay=1)])
+    await queue.publish([message("at 0")])
+    await queue.publish([message("delayed to 2", due_at=queue.time() + 2)])
+    await harness.clock.advance(5)
+    await queue.publish([message("at 5")])
+    expected = ["at 0", "retried at 1", "delayed to 2", "retried at 3", "at 5"]
+    assert [ids(await fetch(worker, limit=1)) for _ in expected] == [[each] for each in expected]
+
+
+async def test_what_is_claimed_is_not_claimed_again(harness: Harness) -> None:
+    queue, elsewhere = await harness.queue(), await harness.queue()
+    worker = await start(harness, queue)
+    other = await consumer(elsewhere)
+    await queue.publish([message("a"), message("b")])
+    assert ids(await fetch(worker, limit=1)) == ["a"]
+    assert ids(await fetch(other)) == ["b"]
+    assert await fetch(worker) == []
+
+
+async def test_workers_that_fetch_at_once_share_without_overlap(harness: Harness) -> None:
+    queues = [await harness.queue(), await harness.queue()]
+    workers = [await start(harness, queues[number % 2]) for number in range(4)]
+    await queues[0].publish([message(f"{number:02}") for number in range(60)])
+    fetched = await asyncio.gather(*(fetch(it, limit=20) for it in workers))
+    assert sorted(each for claims in fetched for each in ids(claims)) == [f"{number:02}" for number in range(60)]
+
+
+async def test_paused_parked_blocked_unknown_and_unwanted_give_nothing(harness: Harness, queue: MessageQueue) -> None:
+    names = ("paused", "parked", "blocked", "unwanted")
+    worker = await start(harness, queue, ordered=True, names=names)
+    await queue.publish(keyed("a1", "a2"))
+    await queue.pause("paused")
+    [parked], [blocked] = await fetch(worker, "parked"), await fetch(worker, "blocked")
+    await worker.settle([end(parked, Outcome.PARK), end(blocked, Outcome.BLOCK, error="it broke")])
+    assert await worker.fetch(dict.fromkeys(names, 10) | {"unwanted": 0, "unknown": 10}, wait=0) == []
+    assert await worker.fetch({}, wait=0) == []
+    assert ids(await fetch(worker, "unwanted")) == ["a1", "a2"]
+
+
+async def test_an_ordered_claim_holds_the_first_deliveries_of_one_mailbox(
+    harness: Harness, queue: MessageQueue
+) -> None:
+    worker = await start(harness, queue, ordered=True)
+    expected = [f"{number:02}" for number in range(MAILBOX_BATCH + 3)]
+    await queue.publish([message(each, key="k") for each in expected])
+    claim = await fetch_one(worker)
+    assert claim.ordered
+    assert claim.ordering_key == "k"
+    assert ids([claim]) == expected[:MAILBOX_BATCH]
+    await finish(worker, claim)
+    assert ids([await fetch_one(worker)]) == expected[MAILBOX_BATCH:]
+
+
+async def test_a_claimed_mailbox_is_nobody_elses_until_it_is_given_back(harness: Harness) -> None:
+    queue, elsewhere = await harness.queue(), await harness.queue()
+    worker = await start(harness, queue, ordered=True)
+    other = await consumer(elsewhere)
+    await queue.publish(keyed("a1", "a2"))
+    claim = await fetch_one(worker)
+    await queue.publish(keyed("a3", "b1"))
+    assert ids(await fetch(other)) == ["b1"]
+    assert await worker.settle([end(claim)]) == []
+    assert await fetch(other) == []
+    assert await worker.settle([end(claim, nth=1)]) == []
+    assert ids(await fetch(other)) == ["a3"]
+
+
+async def test_a_delivery_with_two_takeovers_comes_alone(harness: Harness, queue: MessageQueue) -> None:
+    await start(harness, queue, ordered=True)
+    await queue.publish(keyed("a1", "a2"))
+    await kill(harness, queue)
+    await kill(harness, queue)
+    await queue.publish(keyed("a3"))
+    worker = await consumer(queue)
+    claims: list[Claim] = []
+    for _ in range(3):
+        claims.append(await fetch_one(worker))
+        await finish(worker, claims[-1])
+    assert [ids([it]) for it in claims] == [["a1"], ["a2"], ["a3"]]
+    assert [counters(it.deliveries[0]) for it in claims] == [(0, 0, 2, 0), (0, 0, 2, 0), (0, 0, 0, 0)]
+
+
+async def test_a_claim_ends_before_a_delivery_with_two_takeovers(harness: Harness, queue: MessageQueue) -> None:
+    await start(harness, queue, ordered=True)
+    await queue.publish(keyed("a1", "a2"))
+    for _ in range(2):
+        victim = await consumer(queue)
+        assert await victim.isolate(await fetch_one(victim))
+        await harness.crash(victim)
+        assert await (await consumer(queue)).recover() == 2
+    worker = await consumer(queue)
+    first = await fetch_one(worker)
+    await finish(worker, first)
+    second = await fetch_one(worker)
+    assert [ids([first]), ids([second])] == [["a1"], ["a2"]]
+    assert counters(first.deliveries[0]) == (0, 0, 0, 2)
+    assert counters(second.deliveries[0]) == (0, 0, 2, 0)
+
+
+async def test_without_waiting_it_returns_at_once(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    before = harness.clock.time()
+    assert await worker.fetch({WORK: 1}, wait=0) == []
+    assert harness.clock.time() == before
+
+
+async def test_it_returns_nothing_at_the_latest_after_the_wait(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    before = harness.clock.time()
+    assert await until_done(harness, worker.fetch({WORK: 1}, wait=3), step=0.5) == []
+    assert 3 <= harness.clock.time() - before <= 4
+
+
+async def test_it_returns_as_soon_as_something_is_published_by_any_process(harness: Harness) -> None:
+    queue, elsewhere = await harness.queue(), await harness.queue()
+    worker = await start(harness, queue)
+    fetching = asyncio.ensure_future(worker.fetch({WORK: 1}, wait=8))
+    await harness.clock.settle()
+    await elsewhere.publish([message("a")])
+    before = harness.clock.time()
+    assert ids(await until_done(harness, _result(fetching), step=0.05)) == ["a"]
+    assert harness.clock.time() - before < 1
+
+
+async def test_it_returns_as_soon_as_something_is_due(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message("a")])
+    await worker.settle([end(await fetch_one(worker), Outcome.RETRY, delay=2)])
+    before = harness.clock.time()
+    fetching = asyncio.ensure_future(worker.fetch({WORK: 1}, wait=8))
+    assert ids(await until_done(harness, _result(fetching), step=0.25)) == ["a"]
+    assert 2 <= harness.clock.time() - before < 3
+
+
+async def test_it_returns_when_a_mailbox_is_given_back_by_another_process(harness: Harness) -> None:
+    queue, elsewhere = await harness.queue(), await harness.queue()
+    worker = await start(harness, queue, ordered=True)
+    other = await consumer(elsewhere)
+    await queue.publish(keyed("a1", "a2"))
+    claim = await fetch_one(worker)
+    fetching = asyncio.ensure_future(other.fetch({WORK: 1}, wait=8))
+    await harness.clock.settle()
+    await worker.settle([end(claim, Outcome.RELEASE)])
+    assert ids(await until_done(harness, _result(fetching), step=0.05)) == ["a1", "a2"]
+
+
+async def test_it_returns_when_a_delay_is_published_that_ends_before_its_wait(harness: Harness) -> None:
+    queue, elsewhere = await harness.queue(), await harness.queue()
+    worker = await start(harness, queue)
+    before = harness.clock.time()
+    fetching = asyncio.ensure_future(worker.fetch({WORK: 1}, wait=8))
+    await harness.clock.settle()
+    await elsewhere.publish([message("a", due_at=before + 3)])
+    assert ids(await until_done(harness, _result(fetching), step=0.25)) == ["a"]
+    assert 3 <= harness.clock.time() - before < 4
+
+
+async def test_a_wake_ends_the_wait(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    fetching = asyncio.ensure_future(worker.fetch({WORK: 1}, wait=60))
+    await harness.clock.settle()
+    assert not fetching.done()
+    worker.wake()
+    async with asyncio.timeout(5):
+        assert await fetching == []
+
+
+async def test_a_wake_before_the_wait_ends_the_next_one_and_only_that(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    worker.wake()
+    before = harness.clock.time()
+    async with asyncio.timeout(5):
+        assert await worker.fetch({WORK: 1}, wait=60) == []
+    assert harness.clock.time() == before
+    assert await until_done(harness, worker.fetch({WORK: 1}, wait=2), step=0.5) == []
+    assert harness.clock.time() - before >= 2
+
+
+async def test_a_woken_fetch_still_returns_what_is_due(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message("a")])
+    worker.wake()
+    assert ids(await worker.fetch({WORK: 1}, wait=60)) == ["a"]
+
+
+async def test_a_closed_consumer_fetches_no_more(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message("a")])
+    await worker.close()
+    with pytest.raises(QueueClosed):
+        await fetch(worker)
+
+
+async def test_a_consumer_that_lost_its_lease_fetches_no_more(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message("a")])
+    worker.abandon()
+    with pytest.raises(QueueClosed):
+        await fetch(worker)
+
+
+async def _result(fetching: asyncio.Future[list[Claim]]) -> list[Claim]:
+    return await fetching

@@ -1,0 +1,176 @@
+import asyncio
+
+import pytest
+
+from infra.mq import MessageQueue
+from tests.contract.acting import (
+    consumer,
+    declare,
+    drain,
+    fetch,
+    fetch_one,
+    finish,
+    ids,
+    message,
+    rolled_back,
+    start,
+    stats,
+    subscription,
+)
+from tests.contract.harness import Harness, requires
+
+
+async def test_a_delivery_carries_its_message(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message("a", key="k", published_at=1_699_999_999.25)])
+    claim = await fetch_one(worker)
+    [delivery] = claim.deliveries
+    assert (claim.subscription, claim.ordered, claim.ordering_key, claim.fence) == ("work", False, None, 0)
+    assert (delivery.subscription, delivery.message_id, delivery.event) == ("work", "a", "Happened")
+    assert (delivery.ordering_key, delivery.body, delivery.published_at) == ("k", b"body of a", 1_699_999_999.25)
+    assert (delivery.failures, delivery.deferrals, delivery.takeovers, delivery.crashes) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("body", [b"", bytes(range(256)) * 400, b"\x00\xff\xfe"], ids=["empty", "100 kB", "no text"])
+async def test_a_body_is_opaque(harness: Harness, queue: MessageQueue, body: bytes) -> None:
+    worker = await start(harness, queue)
+    original = message("a")
+    await queue.publish([type(original)(id="a", event=original.event, body=body, published_at=1.5)])
+    assert (await fetch_one(worker)).deliveries[0].body == body
+
+
+async def test_names_and_keys_may_be_any_text(harness: Harness, queue: MessageQueue) -> None:
+    name, event, key = "größe.`\"'%s; drop", "Ünïcode:{}\\", "schlüssel \x01 \N{SNOWMAN}"
+    await declare(harness, queue, subscription(name, events=(event,), ordered=True))
+    await queue.publish([message("ein id", event=event, key=key)])
+    claim = await fetch_one(await consumer(queue, name), name)
+    assert (claim.subscription, claim.ordering_key, claim.deliveries[0].message_id) == (name, key, "ein id")
+
+
+async def test_messages_of_one_call_and_of_calls_in_a_row_keep_their_order(
+    harness: Harness, queue: MessageQueue
+) -> None:
+    worker = await start(harness, queue, ordered=True)
+    expected = [f"{number:03}" for number in range(250)]
+    await queue.publish([message(each, key="k") for each in expected[:230]])
+    for each in expected[230:]:
+        await queue.publish([message(each, key="k")])
+    assert await drain(worker) == expected
+
+
+async def test_publishing_nothing_does_nothing(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([])
+    assert await fetch(worker) == []
+
+
+async def test_concurrent_publishes_are_all_accepted(harness: Harness) -> None:
+    queues = [await harness.queue(), await harness.queue()]
+    worker = await start(harness, queues[0], ordered=True)
+    calls = [queues[n % 2].publish([message(f"{n}.{part}", key=str(n)) for part in range(3)]) for n in range(40)]
+    await asyncio.gather(*calls)
+    drained = await drain(worker)
+    assert sorted(drained) == sorted(f"{n}.{part}" for n in range(40) for part in range(3))
+    for n in range(40):
+        assert [it for it in drained if it.startswith(f"{n}.")] == [f"{n}.0", f"{n}.1", f"{n}.2"]
+
+
+async def test_without_an_ordering_key_a_message_takes_the_mailbox_of_the_empty_key(
+    harness: Harness, queue: MessageQueue
+) -> None:
+    worker = await start(harness, queue, ordered=True)
+    await queue.publish([message("a"), message("b", key=""), message("c")])
+    claim = await fetch_one(worker)
+    assert ids([claim]) == ["a", "b", "c"]
+    assert claim.ordering_key == ""
+    assert [it.ordering_key for it in claim.deliveries] == [None, "", None]
+
+
+async def test_delivery_ids_are_never_reused(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue, names=("first", "second"))
+    seen: list[int | str] = []
+    for number in range(5):
+        await queue.publish([message(str(number))])
+        for name in ("first", "second"):
+            claim = await fetch_one(worker, name)
+            seen += [it.id for it in claim.deliveries]
+            await finish(worker, claim)
+    assert len(set(seen)) == 10
+
+
+async def test_a_message_with_dedupe_is_accepted_once_within_the_window(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message("a", dedupe=True), message("a", dedupe=True)])
+    await queue.publish([message("a", dedupe=True), message("b", dedupe=True)])
+    assert await drain(worker) == ["a", "b"]
+    await harness.clock.advance(harness.dedupe_window - 1)
+    await queue.publish([message("a", dedupe=True)])
+    assert await drain(await consumer(queue)) == []
+
+
+async def test_an_id_is_forgotten_after_the_dedupe_window(harness: Harness, queue: MessageQueue) -> None:
+    await start(harness, queue)
+    await queue.publish([message("a", dedupe=True)])
+    await harness.clock.advance(harness.dedupe_window + 1)
+    await queue.publish([message("a", dedupe=True)])
+    assert await drain(await consumer(queue)) == ["a", "a"]
+
+
+async def test_without_dedupe_the_same_id_is_accepted_again(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message("a"), message("a")])
+    assert await drain(worker) == ["a", "a"]
+
+
+async def test_dedupe_works_across_processes_and_for_scheduled_messages(harness: Harness) -> None:
+    here, elsewhere = await harness.queue(), await harness.queue()
+    worker = await start(harness, here)
+    await here.publish([message("a", dedupe=True), message("b", dedupe=True, due_at=here.time() + 5)])
+    await elsewhere.publish([message("a", dedupe=True), message("b", dedupe=True)])
+    await harness.clock.advance(5)
+    assert await drain(worker) == ["a", "b"]
+
+
+@requires("transactional")
+async def test_what_a_transaction_published_exists_when_it_has_committed(harness: Harness) -> None:
+    queue, elsewhere = await harness.queue(), await harness.queue()
+    worker = await start(harness, queue)
+    async with harness.transaction(queue):
+        await queue.publish([message("a")])
+        await queue.publish([message("b")])
+        assert (await stats(elsewhere)).ready == 0
+    assert await drain(worker) == ["a", "b"]
+
+
+@requires("transactional")
+async def test_what_a_rolled_back_transaction_published_never_exists(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    async with rolled_back(harness, queue):
+        await queue.publish([message("a"), message("b", due_at=queue.time() + 1)])
+    await harness.clock.advance(1)
+    assert await fetch(worker) == []
+    assert (await stats(queue)).scheduled == 0
+
+
+@requires("transactional")
+async def test_an_id_counts_as_accepted_only_if_its_transaction_commits(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    async with rolled_back(harness, queue):
+        await queue.publish([message("a", dedupe=True)])
+    async with harness.transaction(queue):
+        await queue.publish([message("a", dedupe=True)])
+    await queue.publish([message("a", dedupe=True)])
+    assert await drain(worker) == ["a"]
+
+
+@requires("durable")
+async def test_what_was_published_survives_the_end_of_the_process(harness: Harness, queue: MessageQueue) -> None:
+    await declare(harness, queue, subscription("plain"), subscription("ordered", ordered=True, aliases=("old",)))
+    await queue.publish([message("a", key="k"), message("b", key="k", due_at=queue.time() + 5)])
+    reopened = await harness.reopen()
+    worker = await consumer(reopened, "plain", "ordered")
+    assert await drain(worker, "plain") == ["a"]
+    assert await drain(worker, "old") == ["a"]
+    await harness.clock.advance(5)
+    assert await drain(worker, "plain") == ["b"]
+    assert await drain(worker, "ordered") == ["b"]
