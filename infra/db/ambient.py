@@ -7,7 +7,6 @@ from typing import NamedTuple
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from infra.db.backend import Backend
-from infra.db.cancellation import finish
 from infra.db.errors import NoTransaction
 from infra.db.lock import WriteLock
 from infra.db.savepoint import Scope
@@ -139,12 +138,8 @@ class ReadBlock:
         return self._session
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is None:
-            return
-        closed = await finish(self._session.close())
-        if closed.cancelled is not None:
-            raise closed.cancelled
-        closed.task.result()
+        if self._session is not None:
+            await self._session.close()
 
 
 class LockBlock:

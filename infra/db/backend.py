@@ -54,8 +54,13 @@ class Backend(Protocol):
         """Close every connection."""
         ...
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing that a cancelled transaction left behind still holds the write lock."""
+        ...
+
     async def settle(self) -> None:
-        """Return once nothing that a cancelled transaction left behind still holds the write lock."""
+        """Return once `settled`."""
         ...
 
     def migrating(self) -> AbstractAsyncContextManager[AsyncConnection]:

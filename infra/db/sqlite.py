@@ -63,8 +63,12 @@ class SQLite:
                 await engine.dispose()
         self._writer = self._reader = None
 
+    @property
+    def settled(self) -> bool:
+        return self._writing is None or self._writing.idle
+
     async def settle(self) -> None:
-        if self._writing is not None and not self._writing.idle:
+        if self._writing is not None:
             await self._writing.drain()
 
     @asynccontextmanager

@@ -207,8 +207,7 @@ class Transaction:
         """
         self._check_marks()
         for _ in range(MAX_ROUNDS):
-            if self._session is not None:
-                await self._session.flush()
+            await self._flush()
             asked = self._asked
             for participant in list(self._participants.values()):
                 await participant.before_commit()
@@ -218,8 +217,7 @@ class Transaction:
             raise DatabaseError(
                 f"the transaction does not come to rest: after {MAX_ROUNDS} rounds its participants still add work"
             )
-        if self._session is not None:
-            await self._session.flush()
+        await self._flush()
         self._check_marks()
 
     async def end(self, error: BaseException | None) -> Ending:
@@ -235,7 +233,8 @@ class Transaction:
                 cancelled = ended.cancelled
                 if error is None:
                     error = self._commit_error(ended.task)
-                await finish(self._backend.settle())
+                if not self._backend.settled:
+                    await finish(self._backend.settle())
         if self._locked:
             self._locked = self._lock.occupied = False
             self._lock.give_back()
@@ -261,6 +260,11 @@ class Transaction:
     @property
     def _connection_lost(self) -> bool:
         return self._connection is not None and self._connection.invalidated
+
+    async def _flush(self) -> None:
+        session = self._session
+        if session is not None and (session.new or session.dirty or session.deleted):
+            await session.flush()
 
     def _check_marks(self) -> None:
         cause = self._scope.cause
