@@ -102,6 +102,11 @@ class BusKit:
         """Everything published so far, rolled back events left out, oldest first."""
         return tuple(self._published)
 
+    @property
+    def consumer(self) -> Consumer:
+        """The kit's hold on the queue; tests of failures take its place."""
+        return self._require_running().consumer
+
     async def drain(self) -> int:
         """Handle everything that is due, and what that publishes; return how many deliveries were handled."""
         running = self._require_running()

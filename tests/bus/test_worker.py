@@ -37,7 +37,7 @@ class House:
         return consumer
 
     def another_bus(self) -> Bus:
-        return Bus(self.mq, clock=self.clock, options=self.options, random=Random(1))  # noqa: S311 - jitter
+        return Bus(self.mq, clock=self.clock, options=self.options, random=Random(1))
 
     @asynccontextmanager
     async def working(self, bus: Bus | None = None) -> AsyncIterator[asyncio.Task[None]]:
@@ -491,7 +491,7 @@ async def kill(house: House, worker: asyncio.Task[None]) -> None:
 
     for consumer in house.consumers:
         consumer.abandon()
-        consumer.settle = unreachable  # type: ignore[method-assign]  # a dead process settles nothing
+        consumer.settle = unreachable  # type: ignore[method-assign,assignment]  # a dead process settles nothing
     worker.cancel()
     await house.clock.advance(100)
     with contextlib.suppress(asyncio.CancelledError):

@@ -1,0 +1,150 @@
+import asyncio
+
+from bus import Bus
+from bus.testing import BusKit
+from infra.clock import FakeClock
+from infra.mq import QueueUnavailable
+from infra.mq.drivers.memory import MemoryQueue
+from tests.bus.events import Ticked, UserUpdated
+
+
+class Cache:
+    """Drops entries on a broadcast, and everything on a gap."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.dropped: list[int] = []
+        self.gaps = 0
+        bus.add_broadcast_listener(self.drop, on_gap=self.clear)
+
+    async def drop(self, event: Ticked) -> None:
+        self.dropped.append(event.n)
+
+    def clear(self) -> None:
+        self.gaps += 1
+
+
+async def two_processes() -> tuple[FakeClock, MemoryQueue, Bus, Bus, Cache, Cache]:
+    clock = FakeClock()
+    mq = MemoryQueue(clock=clock)
+    await mq.open()
+    one, two = Bus(mq, clock=clock), Bus(mq, clock=clock)
+    caches = Cache(one), Cache(two)
+    for bus in (one, two):
+        starting = asyncio.create_task(bus.start())
+        await clock.advance(2)
+        await starting
+    return clock, mq, one, two, *caches
+
+
+async def test_every_process_hears_it_once_and_the_publishers_own_before_publish_returns() -> None:
+    clock, mq, one, two, mine, other = await two_processes()
+    await one.publish(Ticked(1))
+    assert mine.dropped == [1]
+    await clock.settle()
+    assert (mine.dropped, other.dropped) == ([1], [1])
+    await two.publish_many([Ticked(2), Ticked(3)])
+    await clock.advance(5)
+    assert (mine.dropped, other.dropped) == ([1, 2, 3], [1, 2, 3])
+    for bus in (one, two):
+        await bus.close()
+    await mq.close()
+
+
+async def test_a_process_that_listens_to_nothing_broadcasts_all_the_same() -> None:
+    clock, mq, one, two, mine, other = await two_processes()
+    third = Bus(mq, clock=clock)
+    await third.start()
+    await third.publish(Ticked(9))
+    await clock.settle()
+    assert (mine.dropped, other.dropped) == ([9], [9])
+    for bus in (one, two, third):
+        await bus.close()
+    await mq.close()
+
+
+async def test_a_broken_listener_harms_nobody() -> None:
+    async with BusKit() as kit:
+        heard: list[int] = []
+
+        async def broken(event: Ticked) -> None:
+            raise ZeroDivisionError
+
+        async def sound(event: Ticked) -> None:
+            heard.append(event.n)
+
+        kit.bus.add_broadcast_listener(broken)
+        kit.bus.add_broadcast_listener(sound)
+        await kit.start()
+        await kit.bus.publish(Ticked(1))
+        assert heard == [1]
+        assert kit.bus.metrics.broadcast_failures == 1
+
+
+async def test_after_a_gap_on_gap_runs() -> None:
+    clock = FakeClock()
+    mq = MemoryQueue(clock=clock)
+    await mq.open()
+    bus = Bus(mq, clock=clock)
+    cache = Cache(bus)
+    receivers = []
+    receiver = mq.receiver
+
+    class Faulty:
+        """A receiver that is cut off, and then notices."""
+
+        def __init__(self, inner: object) -> None:
+            self.inner = inner
+            self.state = "fine"
+
+        async def receive(self, wait: float) -> tuple[list[bytes], bool]:
+            if self.state == "cut off":
+                raise QueueUnavailable("locked away")
+            gap, self.state = self.state == "back", "fine"
+            if gap:
+                return [], True
+            await clock.sleep(min(wait, 1.0))
+            return [], False
+
+        def wake(self) -> None: ...
+
+        async def close(self) -> None: ...
+
+    async def wrapped(*, origin: str) -> Faulty:
+        faulty = Faulty(await receiver(origin=origin))
+        receivers.append(faulty)
+        return faulty
+
+    mq.receiver = wrapped  # type: ignore[method-assign,assignment]  # stands in for one that can be cut off
+    starting = asyncio.create_task(bus.start())
+    await clock.advance(2)
+    await starting
+    receivers[0].state = "cut off"
+    await clock.advance(10)
+    assert cache.gaps == 0
+    receivers[0].state = "back"
+    await clock.advance(2)
+    assert cache.gaps == 1
+    assert bus.metrics.broadcast_gaps == 1
+    await bus.close()
+    await mq.close()
+
+
+async def test_an_unreadable_or_unknown_broadcast_is_passed_over() -> None:
+    clock, mq, one, two, mine, other = await two_processes()
+    await mq.broadcast([b"garbage"], origin="elsewhere")
+    stranger = Bus(mq, clock=clock)
+
+    async def on_update(event: UserUpdated) -> None: ...
+
+    stranger.add_broadcast_listener(on_update)
+    starting = asyncio.create_task(stranger.start())
+    await clock.advance(2)
+    await starting
+    await stranger.publish(UserUpdated())
+    await one.publish(Ticked(4))
+    await clock.advance(2)
+    assert (mine.dropped, other.dropped) == ([4], [4])
+    assert two.metrics.broadcast_failures == 1
+    for bus in (one, two, stranger):
+        await bus.close()
+    await mq.close()

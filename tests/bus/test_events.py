@@ -1,0 +1,192 @@
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, ClassVar
+from uuid import UUID
+
+import msgpack
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus import InvalidEvent, UndecodablePayload, UnknownEvent
+from bus.codec import FRAME_VERSION, Frame, pack, unpack
+from bus.events import EventType, Upcaster
+from tests.bus.events import SOME_ID
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rich:
+    id: UUID = SOME_ID
+    at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    on: date = date(2026, 1, 1)
+    span: timedelta = timedelta(seconds=90)
+    price: Decimal = Decimal("1.10")
+    colour: Colour = Colour.RED
+    inner: Inner = Inner(n=1)
+    many: tuple[Inner, ...] = (Inner(n=2),)
+    named: dict[str, int] = field(default_factory=lambda: {"a": 1})
+    maybe: str | None = None
+    raw: bytes = b"\x00\xff"
+
+
+def test_every_common_field_type_comes_back_as_it_was() -> None:
+    event_type = EventType(Rich)
+    assert event_type.decode(event_type.encode(Rich()), 1) == Rich()
+
+
+@given(st.text(max_size=50), st.integers(-(2**63), 2**63 - 1), st.binary(max_size=50))
+def test_any_value_comes_back_as_it_was(text: str, number: int, raw: bytes) -> None:
+    @dataclass(frozen=True)
+    class Anything:
+        text: str
+        number: int
+        raw: bytes
+
+    event_type = EventType(Anything)
+    event = Anything(text, number, raw)
+    try:
+        assert event_type.decode(event_type.encode(event), 1) == event
+    except InvalidEvent:
+        assert not text.isprintable()  # a lone surrogate is no text that any wire could carry
+
+
+def test_unknown_fields_are_ignored_and_missing_ones_take_their_defaults() -> None:
+    @dataclass(frozen=True)
+    class Wide:
+        a: int
+        later: str = "default"
+
+    payload = msgspec.msgpack.encode({"a": 1, "unheard of": [1, 2]})
+    assert EventType(Wide).decode(payload, 1) == Wide(1, "default")
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x80", msgspec.msgpack.encode({"a": "x"}), b"\x81\xa1a"])
+def test_what_does_not_make_the_event_is_undecodable(payload: bytes) -> None:
+    @dataclass(frozen=True)
+    class Narrow:
+        a: int
+
+    with pytest.raises(UndecodablePayload, match="Narrow"):
+        EventType(Narrow).decode(payload, 1)
+
+
+def test_an_older_version_goes_through_its_upcasters_one_after_the_other() -> None:
+    def split_name(fields: dict[str, Any]) -> dict[str, Any]:
+        first, _, last = fields.pop("name").partition(" ")
+        return fields | {"first": first, "last": last}
+
+    def add_age(fields: dict[str, Any]) -> dict[str, Any]:
+        return fields | {"age": 0}
+
+    @dataclass(frozen=True)
+    class Person:
+        event_version: ClassVar[int] = 3
+        event_upcasters: ClassVar[Mapping[int, Upcaster]] = {1: split_name, 2: add_age}
+        first: str
+        last: str
+        age: int
+
+    event_type = EventType(Person)
+    assert event_type.decode(msgspec.msgpack.encode({"name": "Ada Lovelace"}), 1) == Person("Ada", "Lovelace", 0)
+    assert event_type.decode(msgspec.msgpack.encode({"first": "A", "last": "L"}), 2) == Person("A", "L", 0)
+    with pytest.raises(UndecodablePayload):
+        event_type.decode(msgspec.msgpack.encode({"unexpected": 1}), 1)
+
+
+def test_a_struct_is_an_event_too() -> None:
+    class Fast(msgspec.Struct, frozen=True):
+        n: int
+
+    event_type = EventType(Fast)
+    assert event_type.decode(event_type.encode(Fast(3)), 1) == Fast(3)
+
+    class Loose(msgspec.Struct):
+        n: int
+
+    with pytest.raises(InvalidEvent, match="frozen=True"):
+        EventType(Loose)
+
+
+@pytest.mark.parametrize("version", [0, -1, "1", True, 1.5])
+def test_a_version_is_a_whole_number(version: object) -> None:
+    cls: type = dataclass(frozen=True)(type("Odd", (), {"event_version": version}))
+    with pytest.raises(InvalidEvent, match="event_version"):
+        EventType(cls)
+
+
+@pytest.mark.parametrize("name", ["", 5, "a\nb", "x" * 201])
+def test_a_wire_name_is_short_and_printable(name: object) -> None:
+    cls: type = dataclass(frozen=True)(type("Odd", (), {"event_name": name}))
+    with pytest.raises(InvalidEvent, match="event_name"):
+        EventType(cls)
+
+
+def test_a_subclass_does_not_inherit_its_parents_wire_name() -> None:
+    parent: type = dataclass(frozen=True)(type("Parent", (), {"event_name": "parent"}))
+    child: type = dataclass(frozen=True)(type("Child", (parent,), {}))
+    assert (EventType(parent).name, EventType(child).name) == ("parent", "Child")
+
+
+FRAME = Frame("id-1", "UserCreated", 2, "key", 1_700_000_000.5, {"a": "b"}, b"\x80")
+
+
+def test_a_frame_is_one_msgpack_array_that_tools_can_read_without_any_class() -> None:
+    assert msgpack.unpackb(pack(FRAME)) == [
+        FRAME_VERSION,
+        "id-1",
+        "UserCreated",
+        2,
+        "key",
+        1_700_000_000.5,
+        {"a": "b"},
+        b"\x80",
+    ]
+    assert unpack(pack(FRAME)) == FRAME
+
+
+def test_a_frame_of_a_newer_version_is_unknown_and_not_broken() -> None:
+    body = msgpack.packb([FRAME_VERSION + 1, "whatever", "comes", "then"])
+    with pytest.raises(UnknownEvent, match="newer than this code"):
+        unpack(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        b"garbage",
+        msgpack.packb([]),
+        msgpack.packb(5),
+        msgpack.packb({"a": 1}),
+        msgpack.packb([FRAME_VERSION]),
+        msgpack.packb([FRAME_VERSION, 1, 2, 3, 4, 5, 6, 7]),
+        msgpack.packb(["one", "id", "event"]),
+        msgpack.packb([0, "id", "event"]),
+        pack(FRAME)[:-3],
+        pack(FRAME) + b"x",
+    ],
+)
+def test_bytes_that_are_no_frame_are_undecodable(body: bytes) -> None:
+    with pytest.raises(UndecodablePayload, match="not a message of this bus"):
+        unpack(body)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise_anything_else(body: bytes) -> None:
+    with contextlib.suppress(UndecodablePayload, UnknownEvent):
+        unpack(body)

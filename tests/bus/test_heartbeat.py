@@ -1,0 +1,72 @@
+"""The heartbeat lives in a thread and by the real clock: it watches a loop that cannot watch itself."""
+
+import asyncio
+import threading
+import time
+from types import FrameType
+
+from bus.heartbeat import Heartbeat
+from bus.options import BusOptions
+
+
+class Lease:
+    """Counts what a consumer is told."""
+
+    def __init__(self) -> None:
+        self.renewals = 0
+        self.abandoned = threading.Event()
+
+    def renew(self) -> bool:
+        self.renewals += 1
+        return True
+
+    def abandon(self) -> None:
+        self.abandoned.set()
+
+
+def nobody(_: FrameType) -> str | None:
+    return None
+
+
+async def until(condition: object) -> None:
+    for _ in range(400):
+        if callable(condition) and condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never came to pass")
+
+
+async def test_it_renews_while_the_loop_moves() -> None:
+    lease = Lease()
+    heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01), nobody)  # type: ignore[arg-type]  # all that it uses
+    heartbeat.start()
+    await until(lambda: lease.renewals >= 3)
+    heartbeat.stop()
+    assert not lease.abandoned.is_set()
+
+
+async def test_a_loop_that_stands_still_for_too_long_gives_the_lease_up_and_the_log_names_the_culprit() -> None:
+    lease = Lease()
+    named: list[str] = []
+
+    def describe(frame: FrameType) -> str | None:
+        if frame.f_code.co_name == "block_the_loop":
+            named.append("the handler")
+            return "the handler"
+        return None
+
+    heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01, max_stall=0.1), describe)  # type: ignore[arg-type]
+    heartbeat.start()
+    await until(lambda: lease.renewals)
+
+    def block_the_loop() -> bool:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            if lease.abandoned.wait(0.01):
+                return True
+        return False
+
+    assert block_the_loop()
+    heartbeat.stop()
+    await until(lambda: named)
+    assert heartbeat.stalls == 1

@@ -1,0 +1,192 @@
+"""`once=True`: a handler's rows and its publishes happen once per message, however often it is delivered."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from bus import Delivery, Retry
+from bus.handling import Slot
+from bus.inbox import Inbox
+from bus.testing import BusKit
+from infra.clock import FakeClock
+from infra.db import Database
+from infra.db.migrate import History, upgrade
+from infra.mq import Claim, Outcome, Settlement, WorkerInfo
+from tests.bus.events import Ticked, UserUpdated
+
+SOON = Retry(max_attempts=5, min_delay=1, jitter="none")
+
+
+class Ledger:
+    """A service whose handler writes a row and publishes; tests break it in the middle."""
+
+    def __init__(self, kit: BusKit, db: Database) -> None:
+        self._bus = kit.bus
+        self._db = db
+        self.attempts = 0
+        self.fail_after_write = 0
+        kit.bus.add_async_listener(self.on_tick, once=True, retry=SOON)
+        kit.bus.add_async_listener(self.follow_up, retry=SOON)
+        self.follow_ups = 0
+
+    async def on_tick(self, event: Ticked) -> None:
+        self.attempts += 1
+        async with self._db.transaction() as transaction:
+            await transaction.session.execute(text("INSERT INTO ledger VALUES (:n)"), {"n": event.n})
+            await self._bus.publish(UserUpdated())
+        if self.fail_after_write:
+            self.fail_after_write -= 1
+            raise ConnectionError
+
+    async def follow_up(self, event: UserUpdated, delivery: Delivery) -> None:
+        self.follow_ups += 1
+
+    async def rows(self) -> list[int]:
+        async with self._db.read() as session:
+            return list((await session.scalars(text("SELECT n FROM ledger"))).all())
+
+
+@pytest.fixture
+async def db(tmp_path: Path) -> AsyncIterator[Database]:
+    db = Database(f"sqlite:///{tmp_path / 'beneath.db'}", busy_timeout=2)
+    await db.open()
+    await upgrade(db, [History("bus", "infra.db.migrations", "beneath_bus_version")])
+    async with db.transaction() as transaction:
+        await transaction.session.execute(text("CREATE TABLE ledger (n INTEGER)"))
+    yield db
+    await db.close()
+
+
+@pytest.fixture
+async def kit(db: Database) -> AsyncIterator[BusKit]:
+    async with BusKit(db=db, clock=FakeClock()) as kit:
+        yield kit
+
+
+async def test_what_a_failed_attempt_wrote_and_published_is_gone(kit: BusKit, db: Database) -> None:
+    ledger = Ledger(kit, db)
+    ledger.fail_after_write = 2
+    await kit.start()
+    await kit.bus.publish(Ticked(7))
+    await kit.drain()
+    assert (await ledger.rows(), ledger.follow_ups) == ([], 0)
+    await kit.advance(seconds=10)
+    assert (ledger.attempts, await ledger.rows(), ledger.follow_ups) == (3, [7], 1)
+
+
+async def test_a_message_delivered_again_after_its_commit_is_settled_without_running(
+    kit: BusKit, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(kit, db)
+    await kit.start()
+    await kit.bus.publish(Ticked(7))
+    deliver_twice(kit, monkeypatch)
+    await kit.drain()
+    assert (ledger.attempts, await ledger.rows(), ledger.follow_ups) == (1, [7], 1)
+
+
+async def test_two_messages_are_two(kit: BusKit, db: Database) -> None:
+    ledger = Ledger(kit, db)
+    await kit.start()
+    await kit.bus.publish_many([Ticked(7), Ticked(7)])
+    await kit.drain()
+    assert await ledger.rows() == [7, 7]
+
+
+async def test_of_two_attempts_at_once_only_one_leaves_a_trace(kit: BusKit, db: Database) -> None:
+    both = asyncio.Barrier(2)
+    outcomes: list[str] = []
+
+    async def slow(event: Ticked) -> None:
+        await both.wait()
+        async with db.transaction() as transaction:
+            await transaction.session.execute(text("INSERT INTO ledger VALUES (1)"))
+        outcomes.append("went on")
+
+    kit.bus.add_async_listener(slow, name="slow", once=True)
+    await kit.start()
+    worker = kit.bus.worker()
+    lane = worker.lanes()["slow"]
+    await kit.bus.publish(Ticked(1))
+    consumer = await kit.mq.consumer(WorkerInfo(id="w", subscriptions=frozenset({"slow"})))
+    [claim] = await consumer.fetch({"slow": 1}, wait=0)
+    settled: list[Settlement] = []
+    await asyncio.gather(
+        *(worker.handling.run(Slot(lane.listener), claim, lane.metrics, settled.append) for _ in range(2))
+    )
+    assert [each.outcome for each in settled] == [Outcome.DONE, Outcome.DONE]
+    assert outcomes == ["went on"]
+    async with db.read() as session:
+        assert (await session.execute(text("SELECT count(*) FROM ledger"))).scalar_one() == 1
+
+
+async def test_a_handler_that_swallows_the_refusal_leaves_no_trace_either(
+    kit: BusKit, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = asyncio.Barrier(2)
+
+    async def careless(event: Ticked) -> None:
+        await both.wait()
+        try:
+            async with db.transaction() as transaction:
+                await transaction.session.execute(text("INSERT INTO ledger VALUES (1)"))
+        except Exception:  # noqa: BLE001, S110 - what the test is about
+            pass
+
+    kit.bus.add_async_listener(careless, name="careless", once=True)
+    await kit.start()
+    worker = kit.bus.worker()
+    lane = worker.lanes()["careless"]
+    await kit.bus.publish(Ticked(1))
+    consumer = await kit.mq.consumer(WorkerInfo(id="w", subscriptions=frozenset({"careless"})))
+    [claim] = await consumer.fetch({"careless": 1}, wait=0)
+    settled: list[Settlement] = []
+    await asyncio.gather(
+        *(worker.handling.run(Slot(lane.listener), claim, lane.metrics, settled.append) for _ in range(2))
+    )
+    assert [each.outcome for each in settled] == [Outcome.DONE, Outcome.DONE]
+    async with db.read() as session:
+        assert (await session.execute(text("SELECT count(*) FROM ledger"))).scalar_one() == 1
+
+
+async def test_the_inbox_forgets_after_its_retention(kit: BusKit, db: Database) -> None:
+    ledger = Ledger(kit, db)
+    await kit.start()
+    await kit.bus.publish(Ticked(7))
+    await kit.drain()
+    assert ledger.attempts == 1
+    inbox = Inbox(db, kit.clock, retention=3600)
+    assert await inbox.prune() == 0
+    await kit.advance(hours=2)
+    assert await inbox.prune() == 1
+
+
+async def test_a_former_names_mark_counts(kit: BusKit, db: Database) -> None:
+    inbox = Inbox(db, kit.clock, retention=3600)
+    async with inbox.once("old", "m1"), db.transaction() as transaction:
+        await transaction.session.execute(text("INSERT INTO ledger VALUES (1)"))
+    assert await inbox.handled(("new", "old"), "m1")
+    assert not await inbox.handled(("new",), "m1")
+
+
+def deliver_twice(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lose the settlement of whatever is handled next: the queue delivers it again."""
+    assert kit.consumer is not None
+    settle = kit.consumer.settle
+    lost: list[Claim] = []
+
+    async def lossy(settlements: list[Settlement]) -> list[Settlement]:
+        if lost:
+            return await settle(settlements)
+        lost.extend(each.claim for each in settlements)
+        return await settle(
+            [
+                Settlement(claim=each.claim, delivery=each.delivery, outcome=Outcome.RELEASE, close=each.claim.ordered)
+                for each in settlements
+            ]
+        )
+
+    monkeypatch.setattr(kit.consumer, "settle", lossy)

@@ -1,0 +1,26 @@
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus import Retry
+
+
+def test_the_default_doubles_from_a_second_to_fifteen_minutes_in_ten_attempts() -> None:
+    retry = Retry()
+    assert [retry.ceiling(n) for n in range(1, 12)] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900]
+    assert retry.delay(9, Random(1)) is not None
+    assert retry.delay(10, Random(1)) is None
+
+
+@given(st.integers(1, 10_000), st.integers(0, 2**32))
+def test_jitter_stays_in_its_bounds(failures: int, seed: int) -> None:
+    for jitter, least in (("full", 0.0), ("equal", 0.5), ("none", 1.0)):
+        retry = Retry(max_attempts=20_000, jitter=jitter)  # type: ignore[arg-type]  # a loop over the literals
+        delay = retry.delay(failures, Random(seed))
+        assert delay is not None
+        assert least * retry.ceiling(failures) <= delay <= retry.ceiling(failures)
+
+
+def test_one_attempt_is_never_repeated() -> None:
+    assert Retry(max_attempts=1).delay(1, Random(1)) is None
