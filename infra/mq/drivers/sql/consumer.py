@@ -1,0 +1,140 @@
+"""One worker's hold on the queue."""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from infra.clock import Clock
+from infra.mq.drivers.sql.backend import Backend, Membership
+from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
+from infra.mq.types import Claim, Settlement, WorkerInfo
+
+
+class SqlConsumer:
+    """A `Consumer` of `SqlQueue.consumer`."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Clock,
+        info: WorkerInfo,
+        member: Membership,
+        forget: Callable[["SqlConsumer"], None],
+    ) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._info = info
+        self._member = member
+        self._forget = forget
+        self._changed = asyncio.Event()
+        self._woken = False
+        self._closed = False
+        self._kept: list[Claim] = []
+        self._next_due: float | None = None
+        self._expecting = False
+        """Whether the last fetch found something, so that the next one need not look before it locks."""
+
+    @property
+    def info(self) -> WorkerInfo:
+        return self._info
+
+    @property
+    def lost(self) -> bool:
+        return not self._member.alive
+
+    async def fetch(self, wants: Mapping[str, int], *, wait: float) -> list[Claim]:
+        self._check()
+        wanted = {name: limit for name, limit in wants.items() if limit > 0}
+        claims = await self._claim(wanted)
+        if not claims and wait > 0 and not self._woken:
+            claims = await self._wait(wanted, self._clock.monotonic() + wait)
+        self._woken = False
+        return claims
+
+    def wake(self) -> None:
+        self._woken = True
+        self._changed.set()
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        if not settlements:
+            return []
+        try:
+            return await self._backend.settle(self._member, settlements, self._clock.time())
+        except QueueIndeterminate as error:
+            # Settling again is safe either way: what has happened already is fenced, or deleted twice.
+            raise QueueUnavailable(str(error)) from error
+
+    async def isolate(self, claim: Claim) -> bool:
+        return await self._backend.isolate(self._member, claim)
+
+    async def recover(self) -> int:
+        self._check()
+        return await self._backend.recover(self._clock.time())
+
+    async def unpark(self, known: Mapping[str, Collection[str]]) -> int:
+        self._check()
+        return await self._backend.unpark(known, self._clock.time())
+
+    def renew(self) -> bool:
+        return self._member.renew()
+
+    def abandon(self) -> None:
+        self._member.abandon()
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._forget(self)
+        self.wake()
+        if self.lost:
+            return
+        try:
+            await self._backend.leave(self._member, self._kept, self._clock.time())
+        except BaseException:
+            # Nothing was given back: as a dead worker's, its claims are taken over.
+            self._member.abandon()
+            raise
+
+    def keep(self, claim: Claim) -> None:
+        self._kept.append(claim)
+
+    def _check(self) -> None:
+        if self._closed or self.lost:
+            raise QueueClosed(f"worker {self._info.id} {'is closed' if self._closed else 'has lost its lease'}")
+
+    async def _wait(self, wanted: Mapping[str, int], deadline: float) -> list[Claim]:
+        self._backend.watch(self._changed)
+        try:
+            while (left := deadline - self._clock.monotonic()) > 0:
+                self._changed.clear()
+                if claims := await self._claim(wanted):
+                    return claims
+                if self._woken:
+                    break
+                due_in = left if self._next_due is None else self._next_due - self._clock.time()
+                await self._clock.wait(self._changed, min(left, due_in))
+                self._check()
+        finally:
+            self._backend.unwatch(self._changed)
+        return []
+
+    async def _claim(self, wanted: Mapping[str, int]) -> list[Claim]:
+        now = self._clock.time()
+        if not self._expecting:
+            # A look takes no lock; with nothing due it is all that happens.
+            self._next_due = await self._backend.next_due(wanted.keys())
+            if self._next_due is None or self._next_due > now:
+                return []
+        self._expecting = False
+        try:
+            claims = await self._backend.claim(self._member, wanted, now)
+        except QueueIndeterminate as error:
+            # Claims that nobody here knows of would never be handled: only as a dead worker's are they found.
+            self._member.abandon()
+            raise QueueUnavailable(str(error)) from error
+        except QueueClosed:
+            self._member.abandon()
+            raise
+        self._expecting = bool(claims)
+        self._next_due = None if claims else now
+        return claims

@@ -1,0 +1,179 @@
+"""The SQL driver's `MessageQueue`."""
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+from infra.clock import Clock
+from infra.db import Database
+from infra.mq.drivers.sql.backend import Backend, Options, backend_for
+from infra.mq.drivers.sql.broadcast import SqlReceiver
+from infra.mq.drivers.sql.consumer import SqlConsumer
+from infra.mq.errors import QueueClosed
+from infra.mq.queue import REGISTRY_TTL
+from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
+
+_FEATURES = Features(durable=True, multi_process=True, transactional=True)
+
+_COMMIT_MARGIN = 0.1
+"""How long, in seconds, a declaration may have taken from its timestamp to the end of its COMMIT."""
+
+
+class SqlQueue:
+    """A full `MessageQueue` in the application's database, which must be open and migrated before `open()`.
+
+    Args:
+        db: Where the queue lives; `publish`, `cancel`, `scheduled` and `broadcast` join its ambient transaction.
+        clock: Every due time and wait is by it, but for the pace of looking at the database.
+        dedupe_window: For how many seconds the ids of messages with `dedupe` are remembered.
+        broadcast_kept: For how many seconds broadcasts are kept for processes that are late.
+        longest_silence: After how many seconds without a look at the database a gap is reported to receivers.
+        patience: How many seconds a write waits for other writers.
+        registry_ttl: For how many seconds publishers may trust their copy of the registry.
+        synchronous: SQLite: "FULL" survives a power cut, "NORMAL" only the end of the process.
+
+    Raises:
+        QueueUnavailable: the driver cannot work on this kind of database.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        *,
+        clock: Clock,
+        dedupe_window: float = 120.0,
+        broadcast_kept: float = 60.0,
+        longest_silence: float = 5.0,
+        patience: float = 10.0,
+        registry_ttl: float = REGISTRY_TTL,
+        synchronous: Literal["FULL", "NORMAL"] = "FULL",
+    ) -> None:
+        options = Options(
+            dedupe_window=dedupe_window,
+            broadcast_kept=broadcast_kept,
+            longest_silence=longest_silence,
+            patience=patience,
+            synchronous=synchronous,
+        )
+        self._backend: Backend = backend_for(db, clock, options)
+        self._clock = clock
+        self._registry_ttl = registry_ttl
+        self._consumers: set[SqlConsumer] = set()
+        self._receivers: set[SqlReceiver] = set()
+        self._open = False
+
+    @property
+    def features(self) -> Features:
+        return _FEATURES
+
+    async def open(self) -> None:
+        if not self._open:
+            await self._backend.open()
+            self._open = True
+
+    async def close(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        for consumer in list(self._consumers):
+            consumer.abandon()
+            consumer.wake()
+        for receiver in list(self._receivers):
+            await receiver.close()
+        await self._backend.close()
+
+    def time(self) -> float:
+        return self._clock.time()
+
+    async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
+        self._check()
+        changed_at = await self._backend.declare(subscriptions, broadcasts)
+        # Whoever declared it: until then a publisher may still go by a copy of the registry from before.
+        longest = self._registry_ttl + _COMMIT_MARGIN
+        outdated = changed_at + longest - self._clock.time()
+        if self._registry_ttl > 0 and outdated > 0:
+            await self._clock.sleep(min(outdated, longest))
+
+    async def registry(self) -> Registry:
+        self._check()
+        return await self._backend.registry()
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        self._check()
+        if messages:
+            await self._backend.publish(messages, self._clock.time())
+
+    async def cancel(self, message_id: str) -> bool:
+        self._check()
+        return await self._backend.cancel(message_id, self._clock.time())
+
+    async def scheduled(self, message_id: str) -> bool:
+        self._check()
+        return await self._backend.scheduled(message_id, self._clock.time())
+
+    async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
+        self._check()
+        if frames:
+            await self._backend.broadcast(frames, origin, self._clock.time())
+
+    async def receiver(self, *, origin: str) -> SqlReceiver:
+        self._check()
+        last = await self._backend.last_broadcast()
+        receiver = SqlReceiver(self._backend, self._clock, origin, last, self._receivers.discard)
+        self._receivers.add(receiver)
+        return receiver
+
+    async def consumer(self, info: WorkerInfo) -> SqlConsumer:
+        self._check()
+        member = await self._backend.join(info, self._clock.time())
+        consumer = SqlConsumer(self._backend, self._clock, info, member, self._consumers.discard)
+        self._consumers.add(consumer)
+        return consumer
+
+    async def stats(self) -> list[SubscriptionStats]:
+        self._check()
+        return await self._backend.stats(self._clock.time())
+
+    async def dead_letters(
+        self,
+        *,
+        subscription: str | None = None,
+        event: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[DeadLetter]:
+        self._check()
+        return await self._backend.dead_letters(subscription, event, limit, after)
+
+    async def dead_letter(self, dead_id: str) -> DeadLetter:
+        self._check()
+        return await self._backend.dead_letter(dead_id)
+
+    async def retry_dead(self, dead_ids: Sequence[str]) -> int:
+        self._check()
+        return await self._backend.retry_dead(dead_ids, self._clock.time())
+
+    async def discard_dead(self, dead_ids: Sequence[str]) -> int:
+        self._check()
+        return await self._backend.discard_dead(dead_ids)
+
+    async def pause(self, name: str) -> None:
+        self._check()
+        await self._backend.set_paused(name, paused=True)
+
+    async def resume(self, name: str) -> None:
+        self._check()
+        await self._backend.set_paused(name, paused=False)
+
+    async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
+        self._check()
+        await self._backend.unblock(name, ordering_key, self._clock.time(), skip=skip)
+
+    async def retire(
+        self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
+    ) -> int:
+        self._check()
+        return await self._backend.retire(name, event, backlog, self._clock.time())
+
+    def _check(self) -> None:
+        if not self._open:
+            raise QueueClosed("the queue is not open")

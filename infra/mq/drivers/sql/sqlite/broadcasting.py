@@ -1,0 +1,46 @@
+"""Frames for every process, kept just long enough to be seen."""
+
+import sqlite3
+from collections.abc import Sequence
+
+from infra.mq.drivers.sql.sqlite.numbers import last_number, reserve
+from infra.mq.drivers.sql.sqlite.publishing import PRUNED_AT_ONCE
+
+FRAMES_AT_ONCE = 1000
+
+_SEQUENCE = "beneath_broadcast_number"
+_INSERT = "INSERT INTO beneath_broadcast (id, origin, at, frame) VALUES (?, ?, ?, ?)"
+_PRUNE = """
+DELETE FROM beneath_broadcast WHERE id IN (SELECT id FROM beneath_broadcast WHERE at < ? ORDER BY at LIMIT ?)
+"""
+_AFTER = f"SELECT id, origin, frame FROM beneath_broadcast WHERE id > ? ORDER BY id LIMIT {FRAMES_AT_ONCE}"  # noqa: S608  # a constant
+
+
+def broadcast(db: sqlite3.Connection, frames: Sequence[bytes], origin: str, now: float, kept: float) -> None:
+    """Store frames, and remove some of those that are older than `kept` seconds."""
+    if not frames:
+        return
+    first = reserve(db, len(frames), _SEQUENCE)
+    db.executemany(_INSERT, [(first + place, origin, now, frame) for place, frame in enumerate(frames)])
+    db.execute(_PRUNE, (now - kept, len(frames) + PRUNED_AT_ONCE))
+
+
+def last_broadcast(db: sqlite3.Connection) -> int:
+    """Return the number of the last frame that was ever stored."""
+    return last_number(db, _SEQUENCE)
+
+
+def broadcasts_after(db: sqlite3.Connection, after: int, origin: str) -> tuple[list[bytes], int, bool]:
+    """Return other origins' frames after number `after`, the last number seen, and whether any were gone already."""
+    frames: list[bytes] = []
+    seen, missing = after, False
+    for number, sender, frame in db.execute(_AFTER, (after,)).fetchall():
+        missing = missing or number != seen + 1
+        seen = number
+        if sender != origin:
+            frames.append(frame)
+    if seen == after:
+        # All that was sent meanwhile may have been removed again.
+        seen = max(after, last_broadcast(db))
+        missing = seen > after
+    return frames, seen, missing

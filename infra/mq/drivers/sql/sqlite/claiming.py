@@ -1,0 +1,166 @@
+"""What a worker takes: deliveries that are due, and mailboxes."""
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from json import dumps
+from typing import Any
+
+from infra.mq.drivers.sql.sqlite.numbers import reserve
+from infra.mq.drivers.sql.sqlite.publishing import promote
+from infra.mq.errors import QueueClosed
+from infra.mq.queue import MAILBOX_BATCH
+from infra.mq.types import Claim, Delivery
+
+SUSPECT = 2
+"""From so many takeovers on, a delivery is claimed alone."""
+
+BYTES_AT_ONCE = 16 * 1024 * 1024
+"""A subscription gives no more claims to one fetch once its bodies are larger than this."""
+
+_COLUMNS = """
+id, message_id, event, ordering_key, body, published_at, failures, deferrals, takeovers, crashes
+"""
+_IS_MEMBER = "SELECT EXISTS (SELECT 1 FROM beneath_worker WHERE id = ?)"
+_RESOLVE = """
+SELECT w.value, s.id, s.ordered FROM json_each(?1) AS w
+CROSS JOIN beneath_subscription AS s ON s.name = w.value WHERE s.paused = 0
+UNION ALL
+SELECT w.value, s.id, s.ordered FROM json_each(?1) AS w
+CROSS JOIN beneath_alias AS a ON a.name = w.value
+CROSS JOIN beneath_subscription AS s ON s.id = a.subscription WHERE s.paused = 0
+"""
+_READY = f"""
+SELECT {_COLUMNS}, due_at FROM beneath_delivery
+WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, id LIMIT ?
+"""  # noqa: S608  # constants only
+_CLAIM = "UPDATE beneath_delivery SET state = 1, owner = ? WHERE id IN (SELECT value FROM json_each(?))"
+_READY_MAILBOXES = """
+SELECT ordering_key, due_at, turn FROM beneath_mailbox
+WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, turn LIMIT ?
+"""
+_HEAD = f"""
+SELECT {_COLUMNS} FROM beneath_delivery
+WHERE state = 4 AND subscription = ? AND ordering_key = ? ORDER BY id LIMIT {MAILBOX_BATCH}
+"""  # noqa: S608  # constants only
+_CLAIM_MAILBOX = """
+UPDATE beneath_mailbox SET state = 1, owner = ?, fence = ?, last_id = ? WHERE subscription = ? AND ordering_key = ?
+"""
+_DROP_MAILBOX = "DELETE FROM beneath_mailbox WHERE subscription = ? AND ordering_key = ?"
+
+_NEXT_DUE = """
+SELECT min(due_at) FROM (
+    SELECT (
+        SELECT d.due_at FROM beneath_delivery AS d
+        WHERE d.state = 0 AND d.subscription = s.id ORDER BY d.due_at LIMIT 1
+    ) AS due_at FROM beneath_subscription AS s
+    WHERE s.ordered = 0 AND s.paused = 0 AND s.id IN (SELECT value FROM json_each(?1))
+    UNION ALL
+    SELECT (
+        SELECT m.due_at FROM beneath_mailbox AS m
+        WHERE m.state = 0 AND m.subscription = s.id ORDER BY m.due_at LIMIT 1
+    ) FROM beneath_subscription AS s
+    WHERE s.ordered = 1 AND s.paused = 0 AND s.id IN (SELECT value FROM json_each(?1))
+    UNION ALL
+    SELECT (SELECT due_at FROM beneath_delivery WHERE state = 3 ORDER BY due_at LIMIT 1)
+)
+"""
+
+Row = tuple[Any, ...]
+Placed = tuple[float, int, Claim]
+"""A claim, and its place among the others: when it became due, and its number."""
+
+
+def next_due(db: sqlite3.Connection, names: Iterable[str]) -> float | None:
+    """Return when the earliest delivery of the named subscriptions, or any scheduled message, is due."""
+    wanted = dumps([subscription for _, subscription, _ in db.execute(_RESOLVE, (dumps(list(names)),)).fetchall()])
+    (due_at,) = db.execute(_NEXT_DUE, (wanted,)).fetchone()
+    return None if due_at is None else float(due_at)
+
+
+def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], now: float) -> list[Claim]:
+    """Give `worker` what is due, oldest first.
+
+    Raises:
+        QueueClosed: the worker is registered no more.
+    """
+    if not db.execute(_IS_MEMBER, (worker,)).fetchone()[0]:
+        raise QueueClosed("this worker was taken for dead: its claims were given to others")
+    promote(db, now)
+    found: list[Placed] = []
+    for name, subscription, ordered in db.execute(_RESOLVE, (dumps(list(wants)),)).fetchall():
+        take = _claim_mailboxes if ordered else _claim_deliveries
+        found += take(db, worker, name, subscription, wants[name], now)
+    found.sort(key=lambda it: it[:2])
+    return [it[2] for it in found]
+
+
+def _claim_deliveries(
+    db: sqlite3.Connection, worker: int, name: str, subscription: int, limit: int, now: float
+) -> list[Placed]:
+    rows = _take(db.execute(_READY, (subscription, now, limit)))
+    if rows:
+        db.execute(_CLAIM, (worker, dumps([row[0] for row in rows])))
+    return [(row[-1], row[0], Claim(subscription=name, deliveries=[_delivery_of(row, name)])) for row in rows]
+
+
+def _claim_mailboxes(
+    db: sqlite3.Connection, worker: int, name: str, subscription: int, limit: int, now: float
+) -> list[Placed]:
+    mailboxes = db.execute(_READY_MAILBOXES, (subscription, now, limit)).fetchall()
+    if not mailboxes:
+        return []
+    fence = reserve(db, len(mailboxes))
+    found: list[Placed] = []
+    size = 0
+    for key, due_at, turn in mailboxes:
+        rows = _first_of(db, subscription, key)
+        if not rows:
+            db.execute(_DROP_MAILBOX, (subscription, key))
+            continue
+        db.execute(_CLAIM_MAILBOX, (worker, fence, rows[-1][0], subscription, key))
+        deliveries = [_delivery_of(row, name) for row in rows]
+        claim = Claim(subscription=name, deliveries=deliveries, ordered=True, ordering_key=key, fence=fence)
+        found.append((due_at, turn, claim))
+        fence += 1
+        size += sum(len(row[4]) for row in rows)
+        if size > BYTES_AT_ONCE:
+            break
+    return found
+
+
+def _first_of(db: sqlite3.Connection, subscription: int, key: str) -> list[Row]:
+    """Return the first rows of a mailbox; a suspect is alone."""
+    rows: list[Row] = _take(db.execute(_HEAD, (subscription, key)))
+    for place, row in enumerate(rows):
+        if row[8] >= SUSPECT:
+            return rows[: max(place, 1)]
+    return rows
+
+
+def _take(cursor: sqlite3.Cursor) -> list[Row]:
+    rows: list[Row] = []
+    size = 0
+    for row in cursor:
+        rows.append(row)
+        size += len(row[4])
+        if size > BYTES_AT_ONCE:
+            break
+    cursor.close()
+    return rows
+
+
+def _delivery_of(row: Row, name: str) -> Delivery:
+    number, message_id, event, key, body, published_at, failures, deferrals, takeovers, crashes, *_ = row
+    return Delivery(
+        id=number,
+        subscription=name,
+        message_id=message_id,
+        event=event,
+        ordering_key=key,
+        body=body,
+        published_at=published_at,
+        failures=failures,
+        deferrals=deferrals,
+        takeovers=takeovers,
+        crashes=crashes,
+    )

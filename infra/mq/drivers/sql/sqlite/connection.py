@@ -1,0 +1,85 @@
+"""Raw connections to the queue's file, and what SQLite's errors mean to a queue."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+from urllib.parse import quote
+
+from infra.mq.errors import MessageTooLarge, QueueError, QueueRejected, QueueUnavailable
+
+T = TypeVar("T")
+
+Operation = Callable[[sqlite3.Connection], T]
+"""Something done with a connection, in whatever transaction is open on it."""
+
+Synchronous = Literal["FULL", "NORMAL"]
+
+_ADVICE = {
+    sqlite3.SQLITE_BUSY: "another process holds it locked for long; find and stop that",
+    sqlite3.SQLITE_LOCKED: "another connection holds it locked for long; find and stop that",
+    sqlite3.SQLITE_READONLY: "make the file and its folder writable",
+    sqlite3.SQLITE_PERM: "make the file and its folder writable",
+    sqlite3.SQLITE_IOERR: "check the disk",
+    sqlite3.SQLITE_FULL: "free some disk space",
+    sqlite3.SQLITE_CANTOPEN: "check that the file and its folder exist and may be read and written",
+    sqlite3.SQLITE_CORRUPT: "restore it from a backup",
+    sqlite3.SQLITE_NOTADB: "check `db.url`: this is another kind of file",
+}
+
+
+def connect(path: Path, *, synchronous: Synchronous = "FULL", read_only: bool = False) -> sqlite3.Connection:
+    """Open the existing file at `path`, for use by one thread at a time. It waits for no lock.
+
+    Raises:
+        sqlite3.Error: it cannot be opened.
+    """
+    db = sqlite3.connect(
+        f"file:{quote(str(path))}?mode=rw",
+        uri=True,
+        timeout=0,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+    try:
+        db.execute(f"PRAGMA synchronous = {synchronous}")
+        if read_only:
+            db.execute("PRAGMA query_only = ON")
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether somebody else's lock is all that stands in the way."""
+    return _primary_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def is_disk_error(error: sqlite3.Error) -> bool:
+    """Whether the disk failed: a COMMIT that ends so may have happened or not."""
+    return _primary_code(error) == sqlite3.SQLITE_IOERR
+
+
+def queue_error(error: Exception, path: Path) -> QueueError:
+    """Return what `error` means to a user of the queue, in one line."""
+    if isinstance(error, OSError):
+        return QueueUnavailable(f"{path}: {error.strerror or error}")
+    code = _primary_code(error)
+    if code == sqlite3.SQLITE_TOOBIG or (isinstance(error, OverflowError) and "BLOB" in str(error)):
+        return MessageTooLarge(f"{path}: a message is larger than SQLite can hold")
+    if code in _ADVICE:
+        return QueueUnavailable(f"{path}: {error}: {_ADVICE[code]}")
+    if str(error).startswith("no such table: beneath_"):
+        return QueueUnavailable(f"{path}: the queue's tables are missing: run `beneath migrate up`")
+    if code == sqlite3.SQLITE_ERROR or not isinstance(error, sqlite3.Error):
+        return QueueRejected(f"{path}: {error}")
+    if isinstance(error, sqlite3.IntegrityError | sqlite3.DataError | sqlite3.InterfaceError):
+        return QueueRejected(f"{path}: {error}")
+    return QueueUnavailable(f"{path}: {error}")
+
+
+def _primary_code(error: Exception) -> int:
+    code = getattr(error, "sqlite_errorcode", None)
+    return -1 if code is None else int(code) & 0xFF

@@ -1,0 +1,183 @@
+"""What the queue holds, for people; everything here only reads, and counts in indexes alone."""
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+from infra.mq.drivers.sql.sqlite import registry
+from infra.mq.errors import DeadLetterNotFound
+from infra.mq.types import DeadLetter, SubscriptionStats
+
+_SUBSCRIPTIONS = "SELECT id, name, ordered, paused FROM beneath_subscription ORDER BY name"
+_NAMES = """
+SELECT name FROM beneath_subscription WHERE id = ?1 UNION ALL SELECT name FROM beneath_alias WHERE subscription = ?1
+"""
+_READY = """
+SELECT count(*) FILTER (WHERE due_at <= ?2), count(*) FILTER (WHERE due_at > ?2), min(published_at)
+FROM beneath_delivery WHERE state = 0 AND subscription = ?1
+"""
+_CLAIMED = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE state = 1 AND subscription = ?"
+_PARKED = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE state = 2 AND subscription = ?"
+_SCHEDULED = """
+SELECT subscription, count(*) FILTER (WHERE due_at > ?1), count(*) FILTER (WHERE due_at <= ?1),
+    min(published_at) FILTER (WHERE due_at <= ?1)
+FROM beneath_delivery WHERE state = 3 GROUP BY subscription
+"""
+_IN_MAILBOXES = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE state = 4 AND subscription = ?"
+_RETRYING_MAILBOXES = "SELECT count(*) FROM beneath_mailbox WHERE state = 0 AND subscription = ? AND due_at > ?"
+_OPEN_MAILBOXES = """
+SELECT count(*) FROM beneath_mailbox AS m CROSS JOIN beneath_delivery AS d
+    ON d.state = 4 AND d.subscription = m.subscription AND d.ordering_key = m.ordering_key AND d.id <= m.last_id
+WHERE m.state = 1 AND m.subscription = ?
+"""
+_STOPPED_MAILBOXES = """
+SELECT count(*) FROM beneath_mailbox AS m CROSS JOIN beneath_delivery AS d
+    ON d.state = 4 AND d.subscription = m.subscription AND d.ordering_key = m.ordering_key
+WHERE m.subscription = ? AND m.state =
+"""
+_PARKED_MAILBOXES = f"{_STOPPED_MAILBOXES.rstrip()} 2"
+_BLOCKED_MAILBOXES = f"{_STOPPED_MAILBOXES.rstrip()} 3"
+_BLOCKED_KEYS = """
+SELECT m.ordering_key, coalesce((
+    SELECT d.last_error FROM beneath_delivery AS d
+    WHERE d.state = 4 AND d.subscription = m.subscription AND d.ordering_key = m.ordering_key ORDER BY d.id LIMIT 1
+), '')
+FROM beneath_mailbox AS m WHERE m.state = 3 AND m.subscription = ? ORDER BY m.ordering_key
+"""
+_DEAD = "SELECT count(*) FROM beneath_dead_letter WHERE subscription = ?"
+_LETTER = """
+SELECT id, subscription, message_id, event, ordering_key, body, error, traceback, failures, crashes, published_at,
+    died_at
+FROM beneath_dead_letter
+"""
+
+
+def stats(db: sqlite3.Connection, live: Collection[frozenset[str]], now: float) -> list[SubscriptionStats]:
+    """Count what every subscription holds; `live` has the subscriptions of each live worker."""
+    # One snapshot: nothing is counted twice on its way from one state to the next.
+    db.execute("BEGIN")
+    try:
+        scheduled = {row[0]: row[1:] for row in db.execute(_SCHEDULED, (now,))}
+        return [_stats_of(db, row, scheduled.get(row[0], (0, 0, None)), live, now) for row in _subscriptions(db)]
+    finally:
+        db.execute("ROLLBACK")
+
+
+def dead_letters(
+    db: sqlite3.Connection, subscription: str | None, event: str | None, limit: int, after: str | None
+) -> list[DeadLetter]:
+    """Return dead letters, oldest first."""
+    start = 0 if after is None else number_of(after)
+    if start is None:
+        return []
+    conditions = ["id > ?"]
+    values: list[int | str] = [start]
+    if subscription is not None:
+        kept = registry.find(db, [subscription]).get(subscription)
+        conditions.append("subscription = ?")
+        values.append(subscription if kept is None else registry.present_name(db, kept.id))
+    if event is not None:
+        conditions.append("event = ?")
+        values.append(event)
+    query = f"{_LETTER} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"
+    return [_letter_of(row) for row in db.execute(query, (*values, limit))]
+
+
+def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
+    """Return one dead letter.
+
+    Raises:
+        DeadLetterNotFound: there is none of that id.
+    """
+    row = db.execute(f"{_LETTER} WHERE id = ?", (number_of(dead_id),)).fetchone()
+    if row is None:
+        raise DeadLetterNotFound(f"no dead letter has the id {dead_id}")
+    return _letter_of(row)
+
+
+def number_of(dead_id: str) -> int | None:
+    """Return the number behind the id of a dead letter; None for what never was one."""
+    return int(dead_id) if dead_id.isascii() and dead_id.isdigit() and len(dead_id) < 19 else None  # noqa: PLR2004
+
+
+def names_of(db: sqlite3.Connection, subscription: int) -> set[str]:
+    """Return the name and the aliases of a subscription."""
+    return {name for (name,) in db.execute(_NAMES, (subscription,))}
+
+
+def names_in(subscriptions: str) -> frozenset[str]:
+    """Return the names that a worker's row lists."""
+    return frozenset(json.loads(subscriptions))
+
+
+def _subscriptions(db: sqlite3.Connection) -> list[tuple[int, str, int, int]]:
+    return db.execute(_SUBSCRIPTIONS).fetchall()
+
+
+def _stats_of(
+    db: sqlite3.Connection,
+    subscription: tuple[int, str, int, int],
+    scheduled: tuple[int, int, float | None],
+    live: Collection[frozenset[str]],
+    now: float,
+) -> SubscriptionStats:
+    number, name, ordered, paused = subscription
+    counts, oldest = (_ordered_counts if ordered else _unordered_counts)(db, number, now)
+    counts["scheduled"], due, oldest_due = scheduled[0], scheduled[1], scheduled[2]
+    counts["ready"] += due
+    names = names_of(db, number)
+    return SubscriptionStats(
+        name=name,
+        events=frozenset(registry.events_of(db, number)),
+        ordered=bool(ordered),
+        paused=bool(paused),
+        workers=sum(not names.isdisjoint(it) for it in live),
+        dead=db.execute(_DEAD, (name,)).fetchone()[0],
+        oldest=min((it for it in (*oldest, oldest_due) if it is not None), default=None),
+        blocked_keys=dict(db.execute(_BLOCKED_KEYS, (number,)).fetchall()),
+        **counts,
+    )
+
+
+def _unordered_counts(db: sqlite3.Connection, number: int, now: float) -> tuple[Counter[str], list[float | None]]:
+    ready, retrying, oldest_ready = db.execute(_READY, (number, now)).fetchone()
+    claimed, oldest_claimed = db.execute(_CLAIMED, (number,)).fetchone()
+    parked, oldest_parked = db.execute(_PARKED, (number,)).fetchone()
+    counts = Counter(ready=ready, retrying=retrying, in_flight=claimed, parked=parked)
+    return counts, [oldest_ready, oldest_claimed, oldest_parked]
+
+
+def _ordered_counts(db: sqlite3.Connection, number: int, now: float) -> tuple[Counter[str], list[float | None]]:
+    total, oldest = db.execute(_IN_MAILBOXES, (number,)).fetchone()
+    counts = Counter(
+        retrying=_count(db, _RETRYING_MAILBOXES, number, now),
+        in_flight=_count(db, _OPEN_MAILBOXES, number),
+        parked=_count(db, _PARKED_MAILBOXES, number),
+        blocked=_count(db, _BLOCKED_MAILBOXES, number),
+    )
+    counts["ready"] = total - counts.total()
+    return counts, [oldest]
+
+
+def _count(db: sqlite3.Connection, query: str, *values: float) -> int:
+    return int(db.execute(query, values).fetchone()[0])
+
+
+def _letter_of(row: tuple[Any, ...]) -> DeadLetter:
+    number, subscription, message_id, event, key, body, error, traceback, failures, crashes, published_at, died_at = row
+    return DeadLetter(
+        id=str(number),
+        subscription=subscription,
+        message_id=message_id,
+        event=event,
+        ordering_key=key,
+        body=body,
+        error=error,
+        traceback=traceback,
+        failures=failures,
+        crashes=crashes,
+        published_at=published_at,
+        died_at=died_at,
+    )

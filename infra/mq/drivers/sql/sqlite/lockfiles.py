@@ -1,0 +1,136 @@
+"""Who is alive: each worker holds an OS lock on a file of its own, which the system takes away with its process."""
+
+import fcntl
+import os
+import threading
+import time
+import weakref
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from infra.mq.errors import QueueUnavailable
+
+_SUFFIX = ".lock"
+_PATIENCE = 2.0
+"""How long, in seconds, a new worker waits for those that just look whether its file is locked."""
+
+
+class LockFile:
+    """A lock that this process holds; without a descriptor, one whose file is gone."""
+
+    def __init__(self, path: Path, descriptor: int | None) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._guard = threading.Lock()
+
+    @property
+    def held(self) -> bool:
+        """Whether it was not released yet."""
+        return self._descriptor is not None
+
+    def release(self) -> None:
+        """Unlock; the file stays, so that others find it unlocked. May be called from any thread, and again."""
+        with self._guard:
+            descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def remove(self) -> None:
+        """Delete the file, then unlock."""
+        if self._descriptor is not None:
+            self._path.unlink(missing_ok=True)
+        self.release()
+
+
+class LockFolder:
+    """The lock files of all workers on one database, in a folder beside it."""
+
+    def __init__(self, database: Path) -> None:
+        self._folder = database.with_name(database.name + ".workers")
+        self._held: list[LockFile] = []
+        # A child that is forked without exec would keep a dead worker's lock.
+        itself = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _forget(itself))
+
+    def hold(self, worker: str) -> LockFile:
+        """Lock the file of a worker of this process, for as long as it lives.
+
+        Raises:
+            QueueUnavailable: the folder cannot be used, or another live worker has that id.
+        """
+        path = self._path(worker)
+        deadline = time.monotonic() + _PATIENCE
+        try:
+            self._folder.mkdir(exist_ok=True)
+            while (lock := _lock(path, create=True)) is None:
+                if time.monotonic() > deadline:
+                    raise QueueUnavailable(f"{path}: another live worker has the id {worker}")
+                time.sleep(0.001)
+        except OSError as error:
+            raise QueueUnavailable(f"{path}: {error.strerror}: make this folder writable") from error
+        self._held = [*(it for it in self._held if it.held), lock]
+        return lock
+
+    def seize(self, worker: str) -> LockFile | None:
+        """Lock the file of a worker that is dead; None if it lives."""
+        try:
+            return _lock(self._path(worker), create=False)
+        except FileNotFoundError:
+            return LockFile(self._path(worker), None)
+        except OSError:
+            # Another user's file, or no more descriptors: not knowing is no reason to take its work away.
+            return None
+
+    def is_alive(self, worker: str) -> bool:
+        """Whether that worker's process lives, and the worker in it."""
+        lock = self.seize(worker)
+        if lock is None:
+            return True
+        lock.release()
+        return False
+
+    def workers(self) -> set[str]:
+        """Return the ids of all workers that have a file."""
+        if not self._folder.is_dir():
+            return set()
+        return {unquote(it.name.removesuffix(_SUFFIX)) for it in self._folder.glob(f"*{_SUFFIX}")}
+
+    def forget_in_child(self) -> None:
+        """Close what a forked child has inherited; its parent's locks stay."""
+        for lock in self._held:
+            lock.release()
+
+    def _path(self, worker: str) -> Path:
+        return self._folder / (quote(worker, safe="") + _SUFFIX)
+
+
+def _lock(path: Path, *, create: bool) -> LockFile | None:
+    """Lock the file at `path`; None while somebody else holds it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, path):
+                return LockFile(path, descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # Somebody removed the file between open and lock: what we have locked is no longer there to be seen.
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), found)
+
+
+def _forget(folder: "weakref.ref[LockFolder]") -> None:
+    itself = folder()
+    if itself is not None:
+        itself.forget_in_child()

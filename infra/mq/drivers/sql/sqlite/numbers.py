@@ -1,0 +1,17 @@
+"""The queue's sequences."""
+
+import sqlite3
+
+
+def reserve(db: sqlite3.Connection, count: int, sequence: str = "beneath_number") -> int:
+    """Take `count` numbers in a row, never given before, and return the first."""
+    (last,) = db.execute(
+        "UPDATE beneath_counter SET value = value + ? WHERE name = ? RETURNING value", (count, sequence)
+    ).fetchone()
+    return int(last) - count + 1
+
+
+def last_number(db: sqlite3.Connection, sequence: str) -> int:
+    """Return the last number that was taken."""
+    (last,) = db.execute("SELECT value FROM beneath_counter WHERE name = ?", (sequence,)).fetchone()
+    return int(last)

@@ -1,0 +1,158 @@
+"""Which subscriptions are kept, under which names, and for which events."""
+
+import sqlite3
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from json import dumps
+
+from infra.mq.drivers.sql.sqlite.numbers import reserve
+from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
+from infra.mq.types import Registry, Subscription
+
+_KEPT = """
+SELECT s.name, s.id, s.ordered FROM json_each(?1) AS w CROSS JOIN beneath_subscription AS s ON s.name = w.value
+UNION ALL
+SELECT a.name, s.id, s.ordered FROM json_each(?1) AS w
+CROSS JOIN beneath_alias AS a ON a.name = w.value
+CROSS JOIN beneath_subscription AS s ON s.id = a.subscription
+"""
+_PRESENT_NAME = "SELECT name FROM beneath_subscription WHERE id = ?"
+_EVENTS = "SELECT event FROM beneath_route WHERE subscription = ? ORDER BY event"
+_ADD = "INSERT INTO beneath_subscription (id, name, ordered) VALUES (?, ?, ?)"
+_RENAME = "UPDATE beneath_subscription SET name = ? WHERE id = ?"
+_RENAME_DEAD = "UPDATE beneath_dead_letter SET subscription = ? WHERE subscription = ?"
+_ADD_ALIAS = "INSERT INTO beneath_alias (name, subscription) VALUES (?, ?) ON CONFLICT DO NOTHING"
+_ADD_ROUTE = "INSERT INTO beneath_route (event, subscription) VALUES (?, ?) ON CONFLICT DO NOTHING"
+_ADD_BROADCAST = "INSERT INTO beneath_broadcast_event (event) VALUES (?) ON CONFLICT DO NOTHING"
+_CHANGED = "UPDATE beneath_registry SET version = version + 1, changed_at = ?"
+_CHANGED_AT = "SELECT changed_at FROM beneath_registry"
+_ROUTED = "SELECT DISTINCT event FROM beneath_route"
+_BROADCAST = "SELECT event FROM beneath_broadcast_event"
+_PAUSE = "UPDATE beneath_subscription SET paused = ? WHERE id = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A subscription as the database has it."""
+
+    id: int
+    ordered: bool
+
+
+def declare(
+    db: sqlite3.Connection, subscriptions: Collection[Subscription], broadcasts: Collection[str], now: float
+) -> float:
+    """Add what is missing; return when the registry changed for the last time.
+
+    Raises:
+        SubscriptionConflict: something contradicts what is kept.
+    """
+    changes = db.total_changes
+    for wanted in subscriptions:
+        _declare_one(db, wanted)
+    db.executemany(_ADD_BROADCAST, [(event,) for event in broadcasts])
+    if db.total_changes > changes:
+        db.execute(_CHANGED, (now,))
+    return changed_at(db)
+
+
+def is_declared(db: sqlite3.Connection, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> bool:
+    """Return whether `declare` would change nothing; writes nothing."""
+    for wanted in subscriptions:
+        kept = find(db, [wanted.name, *wanted.aliases])
+        if set(kept) != {wanted.name, *wanted.aliases} or len({it.id for it in kept.values()}) != 1:
+            return False
+        mine = kept[wanted.name]
+        if mine.ordered != wanted.ordered or not wanted.events <= set(events_of(db, mine.id)):
+            return False
+    return set(broadcasts) <= registry(db).broadcast
+
+
+def changed_at(db: sqlite3.Connection) -> float:
+    """Return when the registry changed for the last time."""
+    return float(db.execute(_CHANGED_AT).fetchone()[0])
+
+
+def mark_changed(db: sqlite3.Connection, now: float) -> None:
+    """Note that the registry is another one from now on."""
+    db.execute(_CHANGED, (now,))
+
+
+def registry(db: sqlite3.Connection) -> Registry:
+    """Return what is declared."""
+    return Registry(
+        routed=frozenset(event for (event,) in db.execute(_ROUTED)),
+        broadcast=frozenset(event for (event,) in db.execute(_BROADCAST)),
+    )
+
+
+def find(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, Kept]:
+    """Return the subscriptions behind names and aliases; unknown ones are left out."""
+    rows = db.execute(_KEPT, (dumps(list(names)),)).fetchall()
+    return {name: Kept(number, bool(ordered)) for name, number, ordered in rows}
+
+
+def get(db: sqlite3.Connection, name: str) -> Kept:
+    """Return the subscription behind a name or alias.
+
+    Raises:
+        SubscriptionNotFound: there is none.
+    """
+    kept = find(db, [name]).get(name)
+    if kept is None:
+        raise SubscriptionNotFound(f"no subscription is called {name}")
+    return kept
+
+
+def present_name(db: sqlite3.Connection, subscription: int) -> str:
+    """Return the name under which a subscription is kept."""
+    return str(db.execute(_PRESENT_NAME, (subscription,)).fetchone()[0])
+
+
+def events_of(db: sqlite3.Connection, subscription: int) -> list[str]:
+    """Return the events of a subscription."""
+    return [event for (event,) in db.execute(_EVENTS, (subscription,))]
+
+
+def set_paused(db: sqlite3.Connection, name: str, *, paused: bool) -> None:
+    """Hand out nothing of a subscription, or again.
+
+    Raises:
+        SubscriptionNotFound: nothing is kept under that name.
+    """
+    db.execute(_PAUSE, (int(paused), get(db, name).id))
+
+
+def _declare_one(db: sqlite3.Connection, wanted: Subscription) -> None:
+    names = list(dict.fromkeys((wanted.name, *wanted.aliases)))
+    kept = find(db, names)
+    _refuse_conflict(wanted, {name: kept[name] for name in names if name in kept})
+    if not kept:
+        number = reserve(db, 1)
+        db.execute(_ADD, (number, wanted.name, int(wanted.ordered)))
+    else:
+        number = next(iter(kept.values())).id
+        if wanted.name not in kept:
+            _rename(db, number, wanted.name)
+    present = present_name(db, number)
+    db.executemany(_ADD_ALIAS, [(name, number) for name in names if name != present])
+    db.executemany(_ADD_ROUTE, [(event, number) for event in sorted(wanted.events)])
+
+
+def _rename(db: sqlite3.Connection, subscription: int, name: str) -> None:
+    former = present_name(db, subscription)
+    db.execute(_RENAME, (name, subscription))
+    db.execute(_RENAME_DEAD, (name, former))
+    db.execute(_ADD_ALIAS, (former, subscription))
+
+
+def _refuse_conflict(wanted: Subscription, kept: dict[str, Kept]) -> None:
+    by_number = {it.id: name for name, it in kept.items()}
+    if len(by_number) > 1:
+        second, first = sorted(by_number.values(), key=lambda name: name == wanted.name)[-2:]
+        raise SubscriptionConflict(
+            f"{second} is said to be a former name of {first}, but both are kept: retire {second} first"
+        )
+    if kept and (ordered := next(iter(kept.values())).ordered) != wanted.ordered:
+        kind = "ordered" if ordered else "unordered"
+        raise SubscriptionConflict(f"{wanted.name} is kept as {kind}: give the listener a new name, or retire it")

@@ -1,0 +1,195 @@
+"""How claims end."""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from json import dumps
+
+from infra.mq.drivers.sql.sqlite.numbers import reserve
+from infra.mq.types import Claim, Outcome, Settlement
+
+_STAYING = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
+
+_DELETE = "DELETE FROM beneath_delivery WHERE id IN (SELECT value FROM json_each(?))"
+_RETURN = """
+UPDATE beneath_delivery
+SET state = ?, owner = NULL, isolated = 0, failures = failures + ?, deferrals = deferrals + ?,
+    due_at = coalesce(?, due_at), last_error = coalesce(?, last_error), last_traceback = coalesce(?, last_traceback)
+WHERE id = ?
+"""
+_OWNED = "SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE id = ? AND state = 1 AND owner = ?)"
+_BURY = """
+INSERT INTO beneath_dead_letter (
+    id, subscription, message_id, event, ordering_key, error, traceback, failures, crashes, published_at, died_at, body
+)
+SELECT ?, s.name, d.message_id, d.event, d.ordering_key, coalesce(?, d.last_error, ?),
+    coalesce(?, d.last_traceback, ''), d.failures + ?, d.crashes, d.published_at, ?, d.body
+FROM beneath_delivery AS d CROSS JOIN beneath_subscription AS s ON s.id = d.subscription
+WHERE d.id = ?
+"""
+_SUBSCRIPTION_OF = """
+SELECT id FROM beneath_subscription WHERE name = ?1
+UNION ALL SELECT subscription FROM beneath_alias WHERE name = ?1
+"""
+_OWNED_MAILBOX = """
+SELECT last_id FROM beneath_mailbox
+WHERE subscription = ? AND ordering_key = ? AND state = 1 AND owner = ? AND fence = ?
+"""
+_HEADS = """
+SELECT id FROM beneath_delivery WHERE state = 4 AND subscription = ? AND ordering_key = ? ORDER BY id LIMIT ?
+"""
+_GIVE_BACK = """
+UPDATE beneath_mailbox SET state = ?, due_at = ?, turn = ?, owner = NULL, last_id = NULL, parked_event = ?
+WHERE subscription = ? AND ordering_key = ?
+"""
+_DROP_MAILBOX = "DELETE FROM beneath_mailbox WHERE subscription = ? AND ordering_key = ?"
+_MARK = "UPDATE beneath_delivery SET isolated = 1 WHERE id = ?"
+
+Id = int | str
+
+
+def settle(db: sqlite3.Connection, worker: int, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
+    """End claims of `worker`; return the settlements that were fenced."""
+    fenced: list[Settlement] = []
+    done: list[Id] = []
+    mailboxes: dict[int, list[Settlement]] = {}
+    for it in settlements:
+        if it.claim.ordered:
+            mailboxes.setdefault(id(it.claim), []).append(it)
+        elif it.outcome is Outcome.DONE:
+            done.append(it.delivery.id)
+        elif _is_owned(db, worker, it.delivery.id):
+            _end(db, it, now, stays_in=2 if it.outcome is Outcome.PARK else 0)
+        else:
+            fenced.append(it)
+    if mailboxes:
+        turn = reserve(db, len(mailboxes))
+        for place, ends in enumerate(mailboxes.values()):
+            gone, refused = _settle_mailbox(db, worker, ends, now, turn + place)
+            done += gone
+            fenced += refused
+    delete(db, done)
+    return fenced
+
+
+def isolate(db: sqlite3.Connection, worker: int, claim: Claim) -> bool:
+    """Mark the first delivery of `claim` that is not settled yet; False when fenced."""
+    if claim.ordered:
+        mailbox = _owned_mailbox(db, worker, claim)
+        marked = heads(db, *mailbox[:2]) if mailbox else []
+    else:
+        marked = [it.id for it in claim.deliveries if _is_owned(db, worker, it.id)]
+    return bool(marked) and db.execute(_MARK, marked).rowcount > 0
+
+
+def delete(db: sqlite3.Connection, ids: Sequence[Id]) -> None:
+    """Delete deliveries."""
+    if ids:
+        db.execute(_DELETE, (dumps(ids),))
+
+
+def bury(
+    db: sqlite3.Connection,
+    delivery_id: Id,
+    now: float,
+    *,
+    error: str | None = None,
+    traceback: str | None = None,
+    charge: bool = False,
+    otherwise: str = "",
+) -> None:
+    """Make a delivery a dead letter; without an error of its own it keeps its last one, or `otherwise`."""
+    db.execute(_BURY, (reserve(db, 1), error, otherwise, traceback, int(charge), now, delivery_id))
+    delete(db, [delivery_id])
+
+
+def heads(db: sqlite3.Connection, subscription: int, key: str, limit: int = 1) -> list[int]:
+    """Return the first deliveries of a mailbox."""
+    return [number for (number,) in db.execute(_HEADS, (subscription, key, limit))]
+
+
+def give_back(
+    db: sqlite3.Connection,
+    mailboxes: Iterable[tuple[int, str]],
+    *,
+    state: int = 0,
+    due_at: float,
+    turn: int,
+    parked_event: str | None = None,
+) -> None:
+    """Take mailboxes (subscription, key) from their owner."""
+    rows = [(state, due_at, turn, parked_event, subscription, key) for subscription, key in mailboxes]
+    db.executemany(_GIVE_BACK, rows)
+
+
+def close_mailbox(db: sqlite3.Connection, subscription: int, key: str, now: float, turn: int, *, empty: bool) -> None:
+    """Give a mailbox back to whoever comes next; drop it when it is empty."""
+    if empty:
+        db.execute(_DROP_MAILBOX, (subscription, key))
+    else:
+        give_back(db, [(subscription, key)], due_at=now, turn=turn)
+
+
+def _settle_mailbox(
+    db: sqlite3.Connection, worker: int, ends: Sequence[Settlement], now: float, turn: int
+) -> tuple[list[Id], Sequence[Settlement]]:
+    """End what one claim of a mailbox holds; return the deliveries to delete, and the settlements that were fenced."""
+    mailbox = _owned_mailbox(db, worker, ends[0].claim)
+    if mailbox is None:
+        return [], ends
+    subscription, key, last = mailbox
+    waiting = heads(db, subscription, key, len(ends) + 1)
+    gone: list[Id] = []
+    for place, it in enumerate(ends):
+        is_next = place < len(waiting) and waiting[place] == it.delivery.id and waiting[place] <= last
+        if not is_next:
+            if it.close:
+                close_mailbox(db, subscription, key, now, turn, empty=place >= len(waiting))
+            return gone, ends[place:]
+        if it.outcome is Outcome.DONE:
+            gone.append(it.delivery.id)
+        else:
+            _end(db, it, now, stays_in=4)
+        if it.outcome in _STAYING:
+            _leave_waiting(db, it, subscription, now, turn)
+            return gone, ends[place + 1 :]
+        if it.close:
+            close_mailbox(db, subscription, key, now, turn, empty=place + 1 >= len(waiting))
+            return gone, ends[place + 1 :]
+    return gone, []
+
+
+def _leave_waiting(db: sqlite3.Connection, it: Settlement, subscription: int, now: float, turn: int) -> None:
+    state = {Outcome.PARK: 2, Outcome.BLOCK: 3}.get(it.outcome, 0)
+    give_back(
+        db,
+        [(subscription, it.claim.ordering_key or "")],
+        state=state,
+        due_at=now + max(it.delay, 0.0),
+        turn=turn,
+        parked_event=it.delivery.event if it.outcome is Outcome.PARK else None,
+    )
+
+
+def _end(db: sqlite3.Connection, it: Settlement, now: float, *, stays_in: int) -> None:
+    error, traceback = (it.failure.error, it.failure.traceback) if it.failure else (None, None)
+    if it.outcome is Outcome.DEAD:
+        bury(db, it.delivery.id, now, error=error, traceback=traceback, charge=it.charge)
+        return
+    failed = int(it.outcome in {Outcome.RETRY, Outcome.BLOCK})
+    deferred = int(it.outcome is Outcome.DEFER)
+    due_at = now + it.delay if it.delay > 0 else None
+    db.execute(_RETURN, (stays_in, failed, deferred, due_at, error, traceback, it.delivery.id))
+
+
+def _is_owned(db: sqlite3.Connection, worker: int, delivery_id: Id) -> bool:
+    return bool(db.execute(_OWNED, (delivery_id, worker)).fetchone()[0])
+
+
+def _owned_mailbox(db: sqlite3.Connection, worker: int, claim: Claim) -> tuple[int, str, int] | None:
+    """Return subscription, key and last delivery of the mailbox that `claim` holds; None when fenced."""
+    kept = db.execute(_SUBSCRIPTION_OF, (claim.subscription,)).fetchone()
+    if kept is None:
+        return None
+    key = claim.ordering_key or ""
+    held = db.execute(_OWNED_MAILBOX, (kept[0], key, worker, claim.fence)).fetchone()
+    return None if held is None else (kept[0], key, held[0])
