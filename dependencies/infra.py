@@ -32,11 +32,11 @@ def build_queue(settings: Settings, db: Database, clock: Clock) -> MessageQueue:
         case "sql":
             from infra.mq.drivers.sql import SqlQueue
 
-            return SqlQueue(db, clock=clock)
+            return SqlQueue(db, clock=clock, dedupe_window=settings.mq.dedupe_window, patience=settings.db.busy_timeout)
         case "memory":
             from infra.mq.drivers.memory import MemoryQueue
 
-            return MemoryQueue(clock=clock)
+            return MemoryQueue(clock=clock, dedupe_window=settings.mq.dedupe_window, lease=settings.worker.lease)
         case "redis":
             raise SettingsError("mq.driver: this version has no redis driver yet; use sql or memory")
 

@@ -10,8 +10,8 @@ from infra.mq import MessageQueue, SubscriptionStats
 from infra.telemetry import Sample
 
 _GAUGES = frozenset({"running", "lag_seconds"})
-_BUS_HELP = "Of the bus in this process: see docs/operations.md."
-_LISTENER_HELP = "Of one listener in this process: see docs/operations.md."
+_BUS_HELP = "What the bus did in this process since its start."
+_LISTENER_HELP = "What one durable listener did in this process since its start."
 _QUEUE_HELP = "Deliveries in the queue, over all processes, by listener and state."
 _STATES = ("ready", "retrying", "scheduled", "in_flight", "parked", "blocked", "dead")
 

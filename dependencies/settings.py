@@ -4,30 +4,24 @@ A key is the path to a leaf, like `mq.redis.url`; its environment variable is `B
 below are also what `beneath config generate` writes.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Secret, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-_PASSWORD_IN_URL = re.compile(r"(?<=://)([^/@\s]*):([^/@\s]*)@")
+from infra.logging import mask_text
 
 Env = Literal["development", "test", "production"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
-def masked_url(text: str) -> str:
-    """Return `text` with the password of every URL in it replaced by asterisks."""
-    return _PASSWORD_IN_URL.sub(r"\1:**********@", text)
-
-
 class Url(Secret[str]):
     """A URL whose password is never shown; `get_secret_value()` returns it whole."""
 
     def _display(self) -> str:
-        return masked_url(self.get_secret_value())
+        return mask_text(self.get_secret_value())
 
 
 class Section(BaseModel):
@@ -123,7 +117,7 @@ class WorkerSettings(Section):
     """Seconds that a handler may block the event loop before its worker counts as dead."""
 
     lease: Seconds = 10.0
-    """Seconds without a sign of life after which a worker counts as dead."""
+    """Seconds without a sign of life after which a worker counts as dead. SQLite goes by a lock on a file instead."""
 
     renew: Seconds = 3.0
     """Seconds between two signs of life; well below `worker.lease`."""

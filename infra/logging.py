@@ -13,8 +13,13 @@ LogFormat = Literal["json", "console"]
 
 MASK = "**********"
 _SECRET_KEY = re.compile(r"password|passwd|secret|token|authorization|cookie|api_?key", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"(?<=://)([^/@\s:]*):([^/@\s]+)@|(?<=\bBearer )\S+", re.IGNORECASE)
-_QUIET = ("sqlalchemy.engine", "sqlalchemy.pool", "aiosqlite", "asyncio")
+_SECRET_TEXT = (
+    # Up to the last @: passwords may hold any character, and a list of hosts several of them.
+    re.compile(r"(?<=://)(?P<keep>[^:/@\s]*:)\S+(?=@)"),
+    re.compile(r"(?P<keep>[?&;](?:password|passwd|pwd|token|secret)=)[^&;\s]+", re.IGNORECASE),
+    re.compile(r"(?P<keep>\bBearer )\S+", re.IGNORECASE),
+)
+_QUIET = ("sqlalchemy", "aiosqlite", "asyncio", "alembic", "uvicorn")
 
 
 def configure_logging(
@@ -38,6 +43,7 @@ def configure_logging(
         structlog.stdlib.add_logger_name,
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.stdlib.ExtraAdder(),
+        _drop_colours,
         structlog.processors.TimeStamper(fmt="iso", utc=log_format == "json"),
         structlog.processors.StackInfoRenderer(),
     ]
@@ -75,11 +81,12 @@ def _renderers(log_format: LogFormat, stream: TextIO) -> list[Processor]:
 
 
 def _route_libraries() -> None:
-    """Let libraries' loggers reach the root: no handlers of their own, no lines per query or per request."""
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "sqlalchemy", "alembic"):
+    """Let libraries' loggers reach the root: no handlers of their own, and only what somebody should act on."""
+    for name in (*_QUIET, "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+        logger.setLevel(logging.NOTSET)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -94,7 +101,7 @@ def mask_secrets(_logger: object, _method: str, line: MutableMapping[str, Any]) 
 def masked(value: object) -> Any:  # noqa: ANN401 - whatever came in
     """Return `value` with passwords in URLs and bearer tokens masked, inside mappings and lists too."""
     if isinstance(value, str):
-        return _SECRET_TEXT.sub(_mask_match, value)
+        return mask_text(value)
     if isinstance(value, dict):
         return {key: MASK if _SECRET_KEY.search(str(key)) else masked(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -102,9 +109,16 @@ def masked(value: object) -> Any:  # noqa: ANN401 - whatever came in
     return value
 
 
-def _mask_match(match: re.Match[str]) -> str:
-    user = match.group(1)
-    return MASK if user is None else f"{user}:{MASK}@"
+def mask_text(text: str) -> str:
+    """Return `text` with passwords in URLs and bearer tokens masked."""
+    for pattern in _SECRET_TEXT:
+        text = pattern.sub(rf"\g<keep>{MASK}", text)
+    return text
+
+
+def _drop_colours(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    line.pop("color_message", None)  # uvicorn's copy of the message
+    return line
 
 
 def _to_json(_logger: object, _method: str, line: MutableMapping[str, Any]) -> str:

@@ -102,7 +102,10 @@ class Application:
                 limit = self.grace + CLOSE_TIMEOUT
                 watch_parent(launch.parent_fd, self._lifecycle.stop, limit=limit)
             async with self.opened():
-                await self._lifecycle.run(build(startables, self, launch))
+                runnables = build(startables, self, launch)
+                log.info("started", startables=[each.name for each in startables], queue=self.settings.mq.driver)
+                await self._lifecycle.run(runnables)
+                log.info("stopped")
 
 
 @asynccontextmanager

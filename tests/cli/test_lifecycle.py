@@ -5,8 +5,8 @@ import os
 import signal
 
 import pytest
-from beneath.lifecycle import Lifecycle, RunnableEnded, stop_signals
 
+from beneath.lifecycle import Lifecycle, RunnableEnded, stop_signals
 from infra.clock import FakeClock
 
 

@@ -1,0 +1,191 @@
+"""Where settings come from, which of them wins, and what is said when one is wrong."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dependencies.errors import SettingsError
+from dependencies.settings import DbSettings, LogSettings, Settings, Url
+from dependencies.sources import load_settings, variable, walk_leaves
+from dependencies.template import in_force, render_template
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "config"
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_without_any_source_the_defaults_hold(folder: Path) -> None:
+    settings = load_settings(environ={}, folder=folder)
+    assert settings == Settings()
+    assert settings.db.url.get_secret_value() == "sqlite:///./data/beneath.db"
+    assert (settings.control.host, settings.control.port, settings.worker.port) == ("127.0.0.1", 4000, 4001)
+    assert (settings.env, settings.mq.driver) == ("development", "sql")
+
+
+def test_later_sources_win_leaf_by_leaf(folder: Path, tmp_path: Path) -> None:
+    write(folder, ".default.yaml", "control: {host: a, port: 1}\nworker: {port: 10, concurrency: 1, prefetch: 1}\n")
+    write(folder, ".test.yaml", "control: {port: 2}\nworker: {concurrency: 2}\n")
+    write(folder, ".production.yaml", "control: {port: 9}\n")
+    given = write(tmp_path, "given.yaml", "worker: {concurrency: 3, prefetch: 3}\n")
+    environ = {"BENEATH_ENV": "test", "BENEATH_WORKER_PREFETCH": "4", "BENEATH_LOG_LEVEL": "debug"}
+    settings = load_settings(environ=environ, folder=folder, file=given, overrides=["log.level=error"])
+    assert (settings.control.host, settings.control.port) == ("a", 2)
+    assert (settings.worker.port, settings.worker.concurrency, settings.worker.prefetch) == (10, 3, 4)
+    assert (settings.env, settings.log.level) == ("test", "error")
+
+
+def test_the_folder_is_looked_up_in_the_working_directory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, ".default.yaml", "control: {port: 7}\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(environ={}).control.port == 7
+
+
+def test_variables_reach_nested_keys_and_keys_with_underscores(folder: Path) -> None:
+    environ = {
+        "BENEATH_MQ_REDIS_URL": "redis://elsewhere",
+        "BENEATH_WORKER_RECOVER_EVERY": "4",
+        "BENEATH_WORKER_TIMEOUT": "null",
+        "OTHER": "x",
+    }
+    settings = load_settings(environ=environ, folder=folder)
+    assert settings.mq.redis.url.get_secret_value() == "redis://elsewhere"
+    assert (settings.worker.recover_every, settings.worker.timeout) == (4.0, None)
+
+
+def test_no_two_settings_share_a_variable() -> None:
+    names = [variable(key) for key, _ in walk_leaves(Settings)]
+    assert len(names) == len(set(names))
+    assert "BENEATH_MQ_REDIS_URL" in names
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"BENEATH_MQ_DRIVR": "sql"}, "unknown environment variable BENEATH_MQ_DRIVR; did you mean BENEATH_MQ_DRIVER?"),
+        ({"BENEATH_XYZZY": "1"}, "unknown environment variable BENEATH_XYZZY"),
+        (
+            {"BENEATH_MQ_DRIVER": "kafka"},
+            "mq.driver: input should be 'sql', 'memory' or 'redis', not 'kafka' "
+            "(environment variable BENEATH_MQ_DRIVER)",
+        ),
+        ({"BENEATH_ENV": "prod"}, "env: input should be 'development', 'test' or 'production', not 'prod' "),
+        ({"BENEATH_CONTROL_PORT": ""}, "control.port: input should be a valid integer"),
+        ({"BENEATH_CONTROL_PORT": "70000"}, "control.port: input should be less than or equal to 65535, not '70000' "),
+        ({"BENEATH_WORKER_GRACE": "inf"}, "worker.grace: "),
+        ({"BENEATH_WORKER_RENEW": "9"}, "worker: renew (9 s) must be at most half of lease (10 s) "),
+    ],
+)
+def test_a_wrong_variable_is_named_in_one_line(folder: Path, environ: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match="^" + re.escape(message)) as caught:
+        load_settings(environ=environ, folder=folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mq:\n  drivr: sql\n", ", line 2: unknown setting mq.drivr; did you mean mq.driver?"),
+        ("queue:\n  driver: sql\n", ", line 1: unknown setting queue"),
+        ("mq: sql\n", ", line 1: mq holds settings, `name: value` each, not a value"),
+        ("- mq\n", ", line 1: the file holds settings, `name: value` each, not a value"),
+        ("control:\n  port: abc\n", "control.port: input should be a valid integer"),
+        ("mq: [\n", ": not valid YAML: "),
+        ("mq: \x00\n", ": not valid YAML: "),
+        ("log:\n  level: info\n  level: debug\n", ", line 3: log.level is set twice"),
+        ("env: test\n", ", line 1: env picks the settings file, so no file can set it; use BENEATH_ENV"),
+        ("? [a]\n: b\n", ", line 1: unknown setting []"),
+        ("log: !!python/name:os.system\n", ", line 1: log holds settings"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_line(folder: Path, text: str, message: str) -> None:
+    path = write(folder, ".default.yaml", text)
+    with pytest.raises(SettingsError, match=re.escape(message)) as caught:
+        load_settings(environ={}, folder=folder)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("control.prt=1", "unknown setting control.prt (--set); did you mean control.port?"),
+        ("control=1", "unknown setting control (--set)"),
+        ("control.port", "--set wants KEY=VALUE, as in --set log.level=debug, not 'control.port'"),
+        ("control.port=x", "control.port: input should be a valid integer"),
+    ],
+)
+def test_a_wrong_override_is_named(folder: Path, override: str, message: str) -> None:
+    with pytest.raises(SettingsError, match="^" + re.escape(message)):
+        load_settings(environ={}, folder=folder, overrides=[override])
+
+
+def test_a_file_that_is_asked_for_must_be_there(folder: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "nope.yaml"
+    with pytest.raises(SettingsError, match=f"cannot read the settings file {missing}: No such file or directory"):
+        load_settings(environ={}, folder=folder, file=missing)
+    with pytest.raises(SettingsError, match="Is a directory"):
+        load_settings(environ={}, folder=folder, file=tmp_path)
+
+
+def test_an_empty_file_and_an_empty_section_change_nothing(folder: Path) -> None:
+    write(folder, ".default.yaml", "")
+    write(folder, ".development.yaml", "mq:\n  redis:\n")
+    assert load_settings(environ={}, folder=folder) == Settings()
+
+
+def test_a_wrong_secret_is_not_told(folder: Path) -> None:
+    write(folder, ".default.yaml", "db:\n  url: [hunter2]\n")
+    with pytest.raises(SettingsError, match=r"db\.url") as caught:
+        load_settings(environ={}, folder=folder)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_passwords_are_never_shown() -> None:
+    settings = Settings(db=DbSettings(url=Url("postgresql://ada:hunter2@db/app")))
+    shown = repr(settings) + str(settings.db.url) + settings.model_dump_json() + str(dict(in_force(settings)))
+    assert "hunter2" not in shown
+    assert "postgresql://ada:**********@db/app" in settings.model_dump_json()
+    assert settings.db.url.get_secret_value() == "postgresql://ada:hunter2@db/app"
+
+
+def test_the_template_names_every_setting_and_changes_nothing(folder: Path) -> None:
+    text = render_template()
+    write(folder, ".default.yaml", text)
+    assert load_settings(environ={}, folder=folder) == Settings()
+    for key, _ in walk_leaves(Settings):
+        if key != ("env",):
+            assert f"({variable(key)})" in text
+
+
+def test_the_template_uncommented_holds_the_defaults(folder: Path) -> None:
+    lines = []
+    for line in render_template().splitlines():
+        bare = line.lstrip()
+        is_setting = re.match(r"# [a-z_]+: ", bare) and not bare.startswith("# json")
+        lines.append(line.replace("# ", "", 1) if is_setting and ": " in bare else line)
+    write(folder, ".default.yaml", "\n".join(lines))
+    assert yaml.safe_load("\n".join(lines))["worker"]["processes"] == 1
+    assert load_settings(environ={}, folder=folder) == Settings()
+
+
+def test_logs_are_json_in_production_unless_told_otherwise() -> None:
+    assert Settings().log_format == "console"
+    assert Settings(env="production").log_format == "json"
+    assert Settings(env="production", log=LogSettings(format="console")).log_format == "console"
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().control.port = 1  # type: ignore[misc]

@@ -1,0 +1,116 @@
+"""One look for every line, and no secret in any."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import pytest
+import structlog
+
+from infra.logging import configure_logging, mask_text
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield io.StringIO()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_our_lines_and_those_of_libraries_look_the_same(stream: io.StringIO) -> None:
+    configure_logging(log_format="json", stream=stream)
+    structlog.get_logger("bus.worker").info("worker started", listeners=3)
+    logging.getLogger("some.library").warning("took %s s", 5)
+    ours, theirs = lines(stream)
+    assert (ours["event"], ours["level"], ours["logger"], ours["listeners"]) == (
+        "worker started",
+        "info",
+        "bus.worker",
+        3,
+    )
+    assert (theirs["event"], theirs["level"], theirs["logger"]) == ("took 5 s", "warning", "some.library")
+    assert ours["timestamp"].endswith("Z")
+    assert theirs["timestamp"].endswith("Z")
+
+
+def test_the_level_holds_for_both(stream: io.StringIO) -> None:
+    configure_logging(level="warning", log_format="json", stream=stream)
+    structlog.get_logger("x").info("quiet")
+    logging.getLogger("y").info("quiet")
+    structlog.get_logger("x").error("loud")
+    assert [line["event"] for line in lines(stream)] == ["loud"]
+
+
+def test_libraries_tell_only_what_somebody_should_act_on(stream: io.StringIO) -> None:
+    configure_logging(level="info", log_format="json", stream=stream)
+    for name in ("sqlalchemy.engine.Engine", "alembic.runtime.migration", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).info("chatter")
+    logging.getLogger("uvicorn.error").error("broken", extra={"color_message": "\x1b[1mbroken"})
+    (line,) = lines(stream)
+    assert line["event"] == "broken"
+    assert "color_message" not in line
+
+
+def test_lines_carry_the_context(stream: io.StringIO) -> None:
+    def delivery(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {**entry, "listener": "audit.record", "attempt": 2}
+
+    configure_logging(log_format="json", stream=stream, context=[delivery])
+    with structlog.contextvars.bound_contextvars(request_id="r1"):
+        structlog.get_logger().info("ours")
+        logging.getLogger("theirs").warning("theirs")
+    for line in lines(stream):
+        assert (line["request_id"], line["listener"], line["attempt"]) == ("r1", "audit.record", 2)
+
+
+def test_configuring_again_replaces(stream: io.StringIO) -> None:
+    configure_logging(log_format="json", stream=io.StringIO())
+    configure_logging(log_format="json", stream=stream)
+    logging.getLogger("x").warning("once")
+    assert len(lines(stream)) == 1
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_secret_is_written(stream: io.StringIO, log_format: Any) -> None:
+    configure_logging(log_format=log_format, stream=stream)
+    log = structlog.get_logger("x")
+    url = "postgresql://ada:hunter2@db/app"
+    log.info("a", password="hunter2", Authorization="hunter2", nested={"token": "hunter2", "urls": [url]})
+    log.info("Bearer hunter2 for %s", url)
+    logging.getLogger("y").warning("to %s", url, extra={"api_key": "hunter2"})
+    try:
+        raise OSError(f"cannot reach {url}")
+    except OSError:
+        log.exception("failed")
+    text = stream.getvalue()
+    assert "hunter2" not in text
+    assert "cannot reach postgresql://ada:**********@db/app" in text
+    assert "Traceback" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis://:p@ss@host/0", "redis://:**********@host/0"),
+        ("redis://user:a/b@host", "redis://user:**********@host"),
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("sqlite:///./data/beneath.db", "sqlite:///./data/beneath.db"),
+        ("redis+sentinel://:pw@one:1,:pw@two:2/x", "redis+sentinel://:**********@two:2/x"),
+        ("postgresql://db/app?user=ada&password=pw&x=1", "postgresql://db/app?user=ada&password=**********&x=1"),
+        ("Authorization: bearer bnth_123", "Authorization: bearer **********"),
+        ("mail ada@example.com at 10:30", "mail ada@example.com at 10:30"),
+    ],
+)
+def test_secrets_in_text_are_masked(text: str, shown: str) -> None:
+    assert mask_text(text) == shown
