@@ -43,11 +43,16 @@ class TransactionSession(Session):
         """Flush, and begin a savepoint; it is sent with the first statement inside it, or now if there were any."""
         return super().begin(nested=True)
 
-    def end(self, *, commit: bool) -> None:
+    def end(self, connection: Connection | None, *, commit: bool) -> None:
         """Commit or roll back, and give the connection back in any case."""
         try:
             if commit:
                 super().commit()
+        except BaseException:
+            # SQLAlchemy takes a transaction whose COMMIT failed for ended; the database may not.
+            if connection is not None:
+                connection.invalidate()
+            raise
         finally:
             super().close()
 

@@ -227,9 +227,9 @@ class Transaction:
         if self._session is not None:
             session = _sync(self._session)
             if self._connection is None:
-                session.end(commit=False)  # there is nothing to send, hence nothing to wait for
+                session.end(None, commit=False)  # there is nothing to send, hence nothing to wait for
             else:
-                ended = await finish(greenlet_spawn(session.end, commit=error is None))
+                ended = await finish(greenlet_spawn(session.end, self._connection, commit=error is None))
                 cancelled = ended.cancelled
                 if error is None:
                     error = self._commit_error(ended.task)
@@ -288,7 +288,7 @@ class Transaction:
         return explained
 
     def _gate(self) -> Engine:
-        if not self._ending:
+        if self.ended or not self._ending:
             self.check_owner()
         engine = self._backend.writer.sync_engine
         if not self._locked and self._backend.one_writer:
