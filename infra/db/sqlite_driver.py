@@ -37,9 +37,10 @@ class SQLiteConnection(aiosqlite.Connection):
         self._read_only = read_only
         self._begin_first = False
         self._lost: sqlite3.Error | None = None
+        self._open: set[sqlite3.Cursor] = set()  # with rows left; touched in the thread only
         self._asked = 0
         self._answered = 0
-        self._stopped: asyncio.Future[None] | None = None
+        self._stopped: asyncio.Future[Any] | None = None
 
     @property
     def idle(self) -> bool:
@@ -48,8 +49,8 @@ class SQLiteConnection(aiosqlite.Connection):
 
     async def drain(self) -> None:
         """Return once the thread has done everything it was asked to do, also for callers that were cancelled."""
-        if self._stopped is not None:
-            await asyncio.shield(self._stopped)
+        if not self._running:
+            await asyncio.to_thread(self._thread.join)
         elif not self.idle:
             await self._hop(_nothing)
 
@@ -64,7 +65,7 @@ class SQLiteConnection(aiosqlite.Connection):
             try:
                 await self._hop(self._begin_immediate)
             except asyncio.CancelledError:
-                self._post(self._roll_back)
+                self._post_rollback()
                 raise
             except sqlite3.OperationalError as error:
                 if not is_busy(error) or time.monotonic() >= deadline:
@@ -84,20 +85,21 @@ class SQLiteConnection(aiosqlite.Connection):
         if self._begin_first:
             self._begin_first = False
         elif self._read_only:
-            self._post(self._roll_back)  # nobody waits for the end of a read; the next statement queues behind it
+            self._post_rollback()  # nobody waits for the end of a read; the next statement queues behind it
         elif self._lost is not None or not self.idle or self.in_transaction:
-            await self._hop(self._roll_back)
+            await self._hop(partial(self._roll_back, self._conn))
 
     async def close(self) -> None:
-        self._post(self._roll_back)
-        await super().close()
+        if self._running:
+            self._post_rollback()
+            await super().close()
 
     def stop(self) -> "asyncio.Future[Any] | None":
-        if self._running and self._connection is not None:
-            self._post(self._roll_back)
-            self._stopped = _new_future()
-            self._tx.put_nowait((self._stopped, _nothing))
-        return super().stop()
+        # Also for the second of two that close at once, as a close and the cancellation of its caller do.
+        if self._running:
+            self._post_rollback()
+            self._stopped = super().stop()
+        return self._stopped
 
     def cursor(self) -> "BufferedCursor":  # type: ignore[override]  # no switch to the thread before there is work
         return BufferedCursor(self)
@@ -122,11 +124,12 @@ class SQLiteConnection(aiosqlite.Connection):
         self._tx.put_nowait((future, partial(self._answer, work)))
         return await future
 
-    def _post(self, work: Callable[[], object]) -> None:
-        if not self._running or self._connection is None:
-            return
-        self._asked += 1
-        self._tx.put_nowait((None, partial(self._answer, work)))
+    def _post_rollback(self) -> None:
+        """Roll back without waiting; whatever is asked of the thread next comes after it."""
+        if self._running and self._connection is not None:
+            self._asked += 1
+            # aiosqlite forgets its connection as soon as closing it is cancelled, which may be before this runs.
+            self._tx.put_nowait((None, partial(self._answer, partial(self._roll_back, self._connection))))
 
     def _answer(self, work: Callable[[], _T]) -> _T:
         try:
@@ -149,6 +152,15 @@ class SQLiteConnection(aiosqlite.Connection):
                 self._lost = error
             raise
 
+    def keep_open(self, cursor: sqlite3.Cursor) -> None:
+        """Note, in the thread, that `cursor` has rows left, so that the transaction's end can close it."""
+        self._open.add(cursor)
+
+    def close_cursor(self, cursor: sqlite3.Cursor) -> None:
+        """Close `cursor`, in the thread."""
+        self._open.discard(cursor)
+        cursor.close()
+
     def _begin_immediate(self) -> None:
         self._conn.execute("BEGIN IMMEDIATE")
 
@@ -156,12 +168,21 @@ class SQLiteConnection(aiosqlite.Connection):
         if self._lost is not None:
             raise TransactionLost(f"the transaction was rolled back by an earlier error: {self._lost}")
         self._begin_first = False
+        self._close_cursors()
         self._conn.commit()
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
         self._lost = None
-        if self._connection is not None and self._connection.in_transaction:
-            self._connection.rollback()
+        self._close_cursors()
+        if connection.in_transaction:
+            connection.rollback()
+
+    def _close_cursors(self) -> None:
+        # An unfinished SELECT keeps its snapshot after COMMIT; and one that was interrupted keeps the interruption in
+        # force, also for the ROLLBACK.
+        for cursor in self._open:
+            cursor.close()
+        self._open.clear()
 
 
 class BufferedCursor:
@@ -208,13 +229,13 @@ class BufferedCursor:
     async def fetchmany(self, size: int | None = None) -> Sequence[Any]:
         wanted = self.arraysize if size is None else size
         if self._more and len(self._rows) < wanted:
-            self._rows += await self._connection.run(partial(self._fetch, max(wanted, FIRST_ROWS)))
+            self._rows += await self._rest(max(wanted, FIRST_ROWS))
         rows, self._rows = self._rows[:wanted], self._rows[wanted:]
         return rows
 
     async def fetchall(self) -> Sequence[Any]:
         if self._more:
-            self._rows += await self._connection.run(partial(self._fetch, None))
+            self._rows += await self._rest(None)
         rows, self._rows = self._rows, []
         return rows
 
@@ -223,37 +244,34 @@ class BufferedCursor:
             self._more = False
             await self._connection.run(partial(self._close, self._cursor))
 
+    async def _rest(self, size: int | None) -> list[Any]:
+        if self._cursor is None:
+            return []
+        return await self._connection.run(partial(self._fetch, self._cursor, size))
+
     async def __aiter__(self) -> AsyncIterator[Any]:
         while rows := await self.fetchmany(FIRST_ROWS):
             for row in rows:
                 yield row
 
     def _execute(self, operation: str, parameters: Iterable[Any], connection: sqlite3.Connection) -> None:
-        self._cursor = connection.execute(operation, parameters)  # type: ignore[arg-type]  # typeshed wants a Sequence
-        if self._cursor.description is not None:
-            self._rows = self._cursor.fetchmany(FIRST_ROWS)
-            self._more = len(self._rows) == FIRST_ROWS
+        self._cursor = cursor = connection.execute(operation, parameters)  # type: ignore[arg-type]  # a Sequence it is
+        if cursor.description is not None:
+            self._rows = self._fetch(cursor, FIRST_ROWS, connection)
 
     def _executemany(self, operation: str, rows: Iterable[Iterable[Any]], connection: sqlite3.Connection) -> None:
         self._cursor = connection.executemany(operation, rows)  # type: ignore[arg-type]  # the same
 
-    def _fetch(self, size: int | None, _: sqlite3.Connection) -> list[Any]:
-        if self._cursor is None:
-            return []
-        rows = self._cursor.fetchall() if size is None else self._cursor.fetchmany(size)
+    def _fetch(self, cursor: sqlite3.Cursor, size: int | None, _: sqlite3.Connection) -> list[Any]:
+        self._connection.keep_open(cursor)
+        rows = cursor.fetchall() if size is None else cursor.fetchmany(size)
         self._more = size is not None and len(rows) == size
+        if not self._more:
+            self._connection.close_cursor(cursor)
         return rows
 
-    @staticmethod
-    def _close(cursor: sqlite3.Cursor, _: sqlite3.Connection) -> None:
-        cursor.close()
-
-
-def _new_future() -> "asyncio.Future[None] | None":
-    try:
-        return asyncio.get_running_loop().create_future()
-    except RuntimeError:  # the last reference was dropped after the loop's end
-        return None
+    def _close(self, cursor: sqlite3.Cursor, _: sqlite3.Connection) -> None:
+        self._connection.close_cursor(cursor)
 
 
 def _nothing() -> None:

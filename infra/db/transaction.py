@@ -233,9 +233,9 @@ class Transaction:
                 cancelled = ended.cancelled
                 if error is None:
                     error = self._commit_error(ended.task)
-                if not self._backend.settled:
-                    await finish(self._backend.settle())
         if self._locked:
+            if not self._backend.settled:
+                await finish(self._backend.settle())
             self._locked = self._lock.occupied = False
             self._lock.give_back()
         self.ended = True

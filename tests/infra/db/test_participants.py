@@ -1,0 +1,191 @@
+import asyncio
+
+import pytest
+from sqlalchemy import text
+from structlog.testing import capture_logs
+
+from infra.db import Database, DatabaseError, TransactionRolledBack
+from tests.infra.db.tables import Item, Recorder, insert, names
+
+
+async def test_one_per_key_and_transaction(db: Database) -> None:
+    async with db.transaction() as tx:
+        first = tx.participant("a", Recorder)
+        assert tx.participant("a", Recorder) is first
+        assert tx.participant("b", Recorder) is not first
+    async with db.transaction() as tx:
+        assert tx.participant("a", Recorder) is not first
+
+
+async def test_the_order_of_a_commit(db: Database) -> None:
+    log: list[str] = []
+
+    class Watching(Recorder):
+        async def before_commit(self) -> None:
+            tx = db.current()
+            assert tx is not None
+            log.append(f"{self.name} sees {await self.count()}, ambient")
+            await insert(tx, f"by {self.name}")
+
+        async def after_commit(self) -> None:
+            assert db.current() is None
+            assert not db._lock.locked
+            log.append(f"{self.name} after, sees {await self.count()}")
+
+        async def count(self) -> int:
+            async with db.read() as session:
+                return int((await session.execute(text("SELECT count(*) FROM item"))).scalar_one())
+
+    async with db.transaction() as tx:
+        tx.participant("p", lambda: Watching(name="p"))
+        tx.participant("q", lambda: Watching(name="q"))
+        tx.session.add(Item(name="flushed first"))
+    log.append("left")
+    assert log == ["p sees 1, ambient", "q sees 2, ambient", "p after, sees 3", "q after, sees 3", "left"]
+
+
+async def test_an_unused_transaction_still_tells_its_participants(db: Database) -> None:
+    await db.close()
+    async with db.transaction() as tx:
+        recorder = tx.participant("p", Recorder)
+    assert recorder.log == ["p before_commit", "p after_commit"]
+
+
+async def test_work_added_while_preparing_is_prepared_too(db: Database) -> None:
+    class Chained(Recorder):
+        rounds = 0
+
+        async def before_commit(self) -> None:
+            self.rounds += 1
+            tx = db.current()
+            assert tx is not None
+            if self.rounds <= 3:
+                tx.participant(f"made {self.rounds}", lambda: recorder)
+                tx.session.add(Item(name=f"round {self.rounds}"))
+
+    recorder = Recorder()
+    async with db.transaction() as tx:
+        chained = tx.participant("c", Chained)
+    assert chained.rounds == 4
+    assert recorder.log.count("p before_commit") >= 3
+    assert await names(db) == ["round 1", "round 2", "round 3"]
+
+
+async def test_endless_work_is_refused(db: Database) -> None:
+    class Endless(Recorder):
+        async def before_commit(self) -> None:
+            tx = db.current()
+            assert tx is not None
+            tx.participant("e", Recorder)
+
+    with pytest.raises(DatabaseError, match="does not come to rest"):
+        async with db.transaction() as tx:
+            await insert(tx, "a")
+            endless = tx.participant("e", Endless)
+    assert endless.log == ["p after_rollback"]
+    assert await names(db) == []
+
+
+async def test_an_error_in_before_commit_rolls_back_and_is_the_error(db: Database) -> None:
+    class Failing(Recorder):
+        async def before_commit(self) -> None:
+            raise LookupError("the queue failed")
+
+    with pytest.raises(LookupError, match="the queue failed"):
+        async with db.transaction() as tx:
+            await insert(tx, "a")
+            failing = tx.participant("f", Failing)
+            later = tx.participant("l", Recorder)
+    assert failing.log == later.log == ["p after_rollback"]
+    assert await names(db) == []
+
+
+async def test_a_mark_made_in_before_commit_counts(db: Database) -> None:
+    class Marking(Recorder):
+        async def before_commit(self) -> None:
+            tx = db.current()
+            assert tx is not None
+            tx.mark_rollback_only(ValueError("late"))
+
+    with pytest.raises(TransactionRolledBack, match="late"):
+        async with db.transaction() as tx:
+            await insert(tx, "a")
+            tx.participant("m", Marking)
+    assert await names(db) == []
+
+
+async def test_a_marked_transaction_does_not_prepare(db: Database) -> None:
+    with pytest.raises(TransactionRolledBack):
+        async with db.transaction() as tx:
+            recorder = tx.participant("p", Recorder)
+            tx.mark_rollback_only(ValueError())
+    assert recorder.log == ["p after_rollback"]
+
+
+async def test_rollback_tells_everyone(db: Database) -> None:
+    with pytest.raises(KeyError):
+        async with db.transaction() as tx:
+            await insert(tx, "a")
+            recorder = tx.participant("p", Recorder)
+            raise KeyError
+    assert recorder.log == ["p after_rollback"]
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_errors_afterwards_are_logged_and_stop_nobody(db: Database, commits: bool) -> None:
+    class Failing(Recorder):
+        async def after_commit(self) -> None:
+            assert db.current() is None
+            raise LookupError("boom")
+
+        after_rollback = after_commit
+
+    with capture_logs() as logs:
+        try:
+            async with db.transaction() as tx:
+                await insert(tx, "a")
+                tx.participant("f", Failing)
+                later = tx.participant("l", Recorder)
+                if not commits:
+                    raise KeyError
+        except KeyError:
+            assert not commits
+    assert later.log[-1] == ("p after_commit" if commits else "p after_rollback")
+    assert [(entry["log_level"], entry["committed"]) for entry in logs] == [("error", commits)]
+    assert await names(db) == (["a"] if commits else [])
+
+
+async def test_a_cancellation_in_after_commit_stops_nobody_and_goes_on(db: Database) -> None:
+    class Waiting(Recorder):
+        async def after_commit(self) -> None:
+            entered.set()
+            await asyncio.Event().wait()
+
+    entered = asyncio.Event()
+    later = Recorder()
+
+    async def work() -> None:
+        async with db.transaction() as tx:
+            await insert(tx, "a")
+            tx.participant("w", Waiting)
+            tx.participant("l", lambda: later)
+
+    task = asyncio.create_task(work())
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert later.log == ["p before_commit", "p after_commit"]
+    assert await names(db) == ["a"]
+
+
+async def test_a_transaction_of_its_own_may_be_opened_in_after_commit(db: Database) -> None:
+    class Following(Recorder):
+        async def after_commit(self) -> None:
+            async with db.transaction() as tx:
+                await insert(tx, "b")
+
+    async with db.transaction() as tx:
+        await insert(tx, "a")
+        tx.participant("f", Following)
+    assert await names(db) == ["a", "b"]
