@@ -1,7 +1,9 @@
 """One publish on its way out: what it needs is made when it is first needed, and once."""
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
+import msgspec
 import uuid_utils
 
 from bus.codec import CAUSATION, CORRELATION, Frame, pack
@@ -19,56 +21,51 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-class Outgoing:
+class Root(Protocol):
+    """Gathers what a tree of sync listeners publishes."""
+
+    def add(self, outgoing: "Outgoing") -> None:
+        """Take a place in the order of publishes."""
+        ...
+
+    @property
+    def open(self) -> bool:
+        """Whether the running task is the one that the tree belongs to, and the tree has not ended."""
+        ...
+
+
+class Outgoing(msgspec.Struct):
     """A publish between the call and the queue. It is the cause of what its sync listeners publish."""
 
-    __slots__ = (
-        "_body",
-        "_cause",
-        "_correlation_id",
-        "_headers",
-        "_id",
-        "due_at",
-        "event",
-        "explicit_id",
-        "published_at",
-        "routes",
-    )
+    event: object
+    routes: Routes
+    cause: Cause | None
+    published_at: float
+    headers: Mapping[str, str] = NO_HEADERS
+    due_at: float | None = None
+    explicit_id: str | None = None
+    depth: int = 0
+    """How many sync listeners it stands inside of."""
 
-    def __init__(
-        self,
-        event: object,
-        routes: Routes,
-        *,
-        cause: Cause | None,
-        published_at: float,
-        id: str | None = None,  # noqa: A002 - the name that publish() gives it
-        headers: Mapping[str, str] | None = None,
-        due_at: float | None = None,
-    ) -> None:
-        self.event = event
-        self.routes = routes
-        self.published_at = published_at
-        self.due_at = due_at
-        self._cause = cause
-        self._id = _valid_id(id) if id is not None else None
-        self._headers = _valid_headers(headers) if headers else NO_HEADERS
-        self._correlation_id: str | None = None
-        self._body: bytes | None = None
-        self.explicit_id = id is not None
+    root: "Root | None" = None
+    """Where there is no transaction: what the outermost publish gathers until its sync phase ends."""
+
+    _id: str | None = None
+    _correlation_id: str | None = None
+    _body: bytes | None = None
 
     @property
     def id(self) -> str:
         """The message's id."""
         if self._id is None:
-            self._id = new_id()
+            self._id = self.explicit_id or new_id()
         return self._id
 
     @property
     def correlation_id(self) -> str:
         """The cause's, or else the message's own id."""
         if self._correlation_id is None:
-            self._correlation_id = (self._cause.correlation_id if self._cause else None) or self.id
+            self._correlation_id = (self.cause.correlation_id if self.cause else None) or self.id
         return self._correlation_id
 
     @property
@@ -92,9 +89,9 @@ class Outgoing:
                     "(bus.max_payload). Publish a reference to the data instead"
                 )
             key = event_type.ordering_key(self.event)
-            headers = dict(self._headers)
+            headers = dict(self.headers)
             headers[CORRELATION] = self.correlation_id
-            if self._cause is not None and (causation := self._cause.id) is not None:
+            if self.cause is not None and (causation := self.cause.id) is not None:
                 headers[CAUSATION] = causation
             frame = Frame(self.id, event_type.name, event_type.version, key, self.published_at, headers, payload)
             self._body = pack(frame)
@@ -109,7 +106,7 @@ class Outgoing:
             published_at=self.published_at,
             ordering_key=self.routes.event_type.ordering_key(self.event),
             due_at=self.due_at,
-            dedupe=self.explicit_id,
+            dedupe=self.explicit_id is not None,
         )
 
     def delivery(self, listener: str) -> Delivery:
@@ -120,19 +117,39 @@ class Outgoing:
             listener=listener,
             published_at=self.published_at,
             correlation_id=self.correlation_id,
-            causation_id=self._cause.id if self._cause else None,
+            causation_id=self.cause.id if self.cause else None,
             ordering_key=self.routes.event_type.ordering_key(self.event),
-            headers=self._headers,
+            headers=self.headers,
         )
 
 
-def _valid_id(id_: object) -> str:
+def chain(outgoing: Outgoing) -> list[str]:
+    """Return the names of the publishes that `outgoing` stands inside of, and its own, outermost first."""
+    names: list[str] = []
+    cause: Cause | None = outgoing
+    while isinstance(cause, Outgoing):
+        names.append(cause.name)
+        cause = cause.cause if cause.depth else None
+    return names[::-1]
+
+
+def valid_id(id_: object) -> str:
+    """Return `id_` if it can be a message's id.
+
+    Raises:
+        InvalidEvent: it cannot.
+    """
     if not isinstance(id_, str) or not id_ or len(id_) > MAX_ID or not id_.isprintable():
         raise InvalidEvent(f"a message id is 1 to {MAX_ID} printable characters, not {id_!r}")
     return id_
 
 
-def _valid_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+def valid_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Return `headers` if they can go with a message.
+
+    Raises:
+        InvalidEvent: they cannot.
+    """
     pairs: Iterable[tuple[object, object]] = headers.items()
     for name, value in pairs:
         if not (isinstance(name, str) and isinstance(value, str)):

@@ -1,9 +1,7 @@
 """The publishing side: sync listeners now, the queue when the transaction commits."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
@@ -11,7 +9,7 @@ from bus.broadcasts import Broadcasts
 from bus.delivery import current_cause, enter_cause, leave_cause
 from bus.errors import InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
 from bus.metrics import BusMetrics
-from bus.outgoing import Outgoing
+from bus.outgoing import Outgoing, Root, chain, valid_headers, valid_id
 from bus.registry import ListenerRegistry
 from infra.clock import Clock
 from infra.db import Database, Transaction
@@ -123,18 +121,29 @@ class PublishBuffer:
         self._cancelled.clear()
 
 
-class _Root:
-    """The outermost publish of a tree of sync listeners, where there is no database to hold its transaction."""
+class Gathering:
+    """The publishes of one tree of sync listeners, where there is no database to hold them in a transaction."""
 
-    __slots__ = ("buffer", "task")
+    __slots__ = ("_ended", "_task", "batch")
 
-    def __init__(self, buffer: PublishBuffer) -> None:
-        self.buffer = buffer
-        self.task = asyncio.current_task()
+    def __init__(self) -> None:
+        self.batch: list[Outgoing] = []
+        self._task = asyncio.current_task()
+        self._ended = False
 
+    def add(self, outgoing: Outgoing) -> None:
+        """Take a place in the order of publishes."""
+        self.batch.append(outgoing)
 
-_chain: ContextVar[tuple[str, ...]] = ContextVar("beneath_bus_chain", default=())
-_root: ContextVar[_Root | None] = ContextVar("beneath_bus_root", default=None)
+    @property
+    def open(self) -> bool:
+        """Whether it still gathers for this task: one that a listener started inherits the cause, not the place."""
+        return not self._ended and self._task is asyncio.current_task()
+
+    def end(self) -> list[Outgoing]:
+        """Take no more, and return what was gathered."""
+        self._ended = True
+        return self.batch
 
 
 class Publisher:
@@ -171,15 +180,17 @@ class Publisher:
         due_at: float | None = None,
     ) -> Outgoing:
         """Return the publish of `event`, caused by whatever is being handled here."""
-        return Outgoing(
-            event,
-            self._listeners.routes(type(event)),
-            cause=current_cause(),
-            published_at=self._clock.time(),
-            id=id,
-            headers=headers,
-            due_at=due_at,
-        )
+        cause = current_cause()
+        outgoing = Outgoing(event, self._listeners.routes(type(event)), cause, self._clock.time())
+        if type(cause) is Outgoing:
+            outgoing.depth = cause.depth + 1
+            outgoing.root = cause.root
+        if id is not None:
+            outgoing.explicit_id = valid_id(id)
+        if headers:
+            outgoing.headers = valid_headers(headers)
+        outgoing.due_at = due_at
+        return outgoing
 
     async def publish(self, batch: Sequence[Outgoing]) -> None:
         """Run the sync phases of `batch` in order, then send it, or leave it to the surrounding transaction."""
@@ -189,12 +200,12 @@ class Publisher:
             return
         await self._prepare(batch)
         if not any(each.routes.sync for each in batch):
-            await self._send_directly(batch)
+            await self._send_or_gather(batch)
         elif self._db is not None:
             async with self._db.transaction() as transaction:
                 await self._run(batch, self._buffer(transaction))
         else:
-            await self._publish_rooted(batch)
+            await self._publish_gathering(batch)
 
     async def cancel(self, message_id: str) -> bool:
         """Cancel a delayed publish; inside a transaction, if and only if it commits."""
@@ -253,26 +264,29 @@ class Publisher:
             transaction.mark_rollback_only(error)
             raise
 
-    async def _publish_rooted(self, batch: Sequence[Outgoing]) -> None:
-        root = _root.get()
-        # A task started by a sync listener inherits the variable, but not the right to its buffer.
-        if root is not None and root.task is asyncio.current_task():
-            await self._run(batch, root.buffer)
+    async def _publish_gathering(self, batch: Sequence[Outgoing]) -> None:
+        root = batch[0].root
+        if root is not None and root.open:
+            await self._run(batch, root)
             return
-        buffer = PublishBuffer(self)
-        token = _root.set(_Root(buffer))
+        gathering = Gathering()
+        for each in batch:
+            each.root = gathering
         try:
-            await self._run(batch, buffer)
+            await self._run(batch, gathering)
         finally:
-            _root.reset(token)
-        await self._send_directly(buffer.savepoint()[0])
+            gathered = gathering.end()
+        await self._send_directly(gathered)
+
+    async def _send_or_gather(self, batch: Sequence[Outgoing]) -> None:
+        root = batch[0].root
+        if root is None or not root.open:
+            await self._send_directly(batch)
+            return
+        for each in batch:
+            root.add(each)
 
     async def _send_directly(self, batch: Sequence[Outgoing]) -> None:
-        root = _root.get()
-        if root is not None and root.task is asyncio.current_task():
-            for each in batch:
-                root.buffer.add(each)
-            return
         try:
             await self.send(batch)
         except QueueIndeterminate as error:
@@ -287,8 +301,7 @@ class Publisher:
 
     async def _prepare(self, batch: Sequence[Outgoing]) -> None:
         """Make sure, before any listener runs, that all that is wanted can be encoded."""
-        registry = self.registry
-        if not registry.fresh and not all(self._wanted(each) for each in batch):
+        if not self.registry.fresh and not all(self._wanted(each) for each in batch):
             await self._try_refresh()
         for each in batch:
             if self._wanted(each) or self._is_broadcast(each):
@@ -310,37 +323,29 @@ class Publisher:
     def _buffer(self, transaction: Transaction) -> PublishBuffer:
         return transaction.participant(self, lambda: PublishBuffer(self))
 
-    async def _run(self, batch: Sequence[Outgoing], buffer: PublishBuffer) -> None:
+    async def _run(self, batch: Sequence[Outgoing], place: PublishBuffer | Root) -> None:
         for outgoing in batch:
             # First its place, then its listeners: an effect never stands before its cause.
-            buffer.add(outgoing)
+            place.add(outgoing)
             if outgoing.routes.sync:
-                with _nested(outgoing):
-                    await _run_listeners(outgoing)
+                await _run_listeners(outgoing)
 
 
 async def _run_listeners(outgoing: Outgoing) -> None:
-    for listener in outgoing.routes.sync:
-        delivery = outgoing.delivery(listener.name) if listener.wants_delivery else None
-        result = listener.call(outgoing.event, delivery)
-        if result is not None:
-            await result
-
-
-@contextmanager
-def _nested(outgoing: Outgoing) -> Iterator[None]:
-    chain = (*_chain.get(), outgoing.name)
-    if len(chain) > MAX_DEPTH:
+    if outgoing.depth >= MAX_DEPTH:
         raise PublishTooDeep(
-            f"sync listeners are more than {MAX_DEPTH} deep: {' -> '.join(chain)}; "
+            f"sync listeners are more than {MAX_DEPTH} deep: {' -> '.join(chain(outgoing))}; "
             "make one of these listeners async, or break the circle"
         )
-    cause, depth = enter_cause(outgoing), _chain.set(chain)
+    token = enter_cause(outgoing)
     try:
-        yield
+        for listener in outgoing.routes.sync:
+            delivery = outgoing.delivery(listener.name) if listener.wants_delivery else None
+            result = listener.call(outgoing.event, delivery)
+            if result is not None:
+                await result
     finally:
-        _chain.reset(depth)
-        leave_cause(cause)
+        leave_cause(token)
 
 
 def refuse_delay(outgoing: Outgoing, registry: RegistryCopy) -> None:
