@@ -1,5 +1,6 @@
 """The SQL driver on SQLite under the contract: one store is one file, one process is one `Database` and `SqlQueue`."""
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -54,8 +55,10 @@ class SqliteHarness:
 async def open_harness(folder: Path, clock: FakeClock) -> AsyncIterator[SqliteHarness]:
     """Open an empty queue in a file of its own."""
     path = folder / "queue.db"
-    async with opened(Database(f"sqlite:///{path}")) as db:
-        await upgrade(db, [HISTORY])
+    template = folder.parent / "sqlite-queue-template.db"
+    if not template.exists():
+        await migrate(template)
+    shutil.copy(template, path)
     harness = SqliteHarness(path, clock)
     try:
         yield harness
@@ -63,11 +66,11 @@ async def open_harness(folder: Path, clock: FakeClock) -> AsyncIterator[SqliteHa
         await harness.close()
 
 
-@asynccontextmanager
-async def opened(db: Database) -> AsyncIterator[Database]:
-    """Surround a block by the life of a database."""
+async def migrate(path: Path) -> None:
+    """Make an empty queue's file."""
+    db = Database(f"sqlite:///{path}")
     await db.open()
     try:
-        yield db
+        await upgrade(db, [HISTORY])
     finally:
         await db.close()

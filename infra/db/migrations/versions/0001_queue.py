@@ -129,6 +129,8 @@ def _create_deliveries() -> None:
         sa.Column("message_id", sa.Text(), nullable=False),
         sa.Column("event", sa.Text(), nullable=False),
         sa.Column("ordering_key", sa.Text()),
+        # The key of the mailbox that it is in, or will be when due: that of a message without one is the empty key.
+        sa.Column("mailbox", sa.Text()),
         sa.Column("last_error", sa.Text()),
         sa.Column("last_traceback", sa.Text()),
         sa.Column("body", sa.LargeBinary(), nullable=False),
@@ -139,7 +141,7 @@ def _create_deliveries() -> None:
     _partial_index(f"{table}_parked", table, ["subscription", "event", "published_at"], "state = 2")
     _partial_index(f"{table}_scheduled", table, ["due_at", "id"], "state = 3")
     _partial_index(f"{table}_scheduled_message", table, ["message_id"], "state = 3")
-    _partial_index(f"{table}_mailbox", table, ["subscription", "ordering_key", "id", "published_at"], "state = 4")
+    _partial_index(f"{table}_mailbox", table, ["subscription", "mailbox", "id", "published_at"], "state = 4")
 
 
 def _create_mailboxes() -> None:

@@ -14,8 +14,8 @@ Backlog = Literal["refuse", "discard", "dead"]
 
 _REVIVE = """
 INSERT INTO beneath_delivery
-    (id, subscription, state, due_at, published_at, message_id, event, ordering_key, body)
-SELECT ?, ?, ?, ?, published_at, message_id, event, ordering_key, body FROM beneath_dead_letter WHERE id = ?
+    (id, subscription, state, due_at, mailbox, published_at, message_id, event, ordering_key, body)
+SELECT ?, ?, ?, ?, ?, published_at, message_id, event, ordering_key, body FROM beneath_dead_letter WHERE id = ?
 """
 _LETTER = "SELECT subscription, coalesce(ordering_key, '') FROM beneath_dead_letter WHERE id = ?"
 _DISCARD = "DELETE FROM beneath_dead_letter WHERE id = ?"
@@ -28,7 +28,7 @@ _BACKLOG = "SELECT id FROM beneath_delivery WHERE state = {} AND subscription = 
 _MAILBOXES = """
 SELECT m.ordering_key, m.state, (
     SELECT d.id FROM beneath_delivery AS d
-    WHERE d.state = 4 AND d.subscription = m.subscription AND d.ordering_key = m.ordering_key ORDER BY d.id LIMIT 1
+    WHERE d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key ORDER BY d.id LIMIT 1
 )
 FROM beneath_mailbox AS m WHERE m.subscription = ?
 """
@@ -114,9 +114,10 @@ def _revive(db: sqlite3.Connection, dead_number: int, now: float) -> bool:
     if kept is None:
         return False
     number = reserve(db, 1)
-    db.execute(_REVIVE, (number, kept.id, 4 if kept.ordered else 0, now, dead_number))
-    if kept.ordered:
-        open_mailboxes(db, [(kept.id, letter[1], now, number)])
+    mailbox = letter[1] if kept.ordered else None
+    db.execute(_REVIVE, (number, kept.id, 4 if kept.ordered else 0, now, mailbox, dead_number))
+    if mailbox is not None:
+        open_mailboxes(db, [(kept.id, mailbox, now, number)])
     db.execute(_DISCARD, (dead_number,))
     return True
 

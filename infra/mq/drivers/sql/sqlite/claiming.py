@@ -40,7 +40,7 @@ WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, turn LIMIT
 """
 _HEAD = f"""
 SELECT {_COLUMNS} FROM beneath_delivery
-WHERE state = 4 AND subscription = ? AND ordering_key = ? ORDER BY id LIMIT {MAILBOX_BATCH}
+WHERE state = 4 AND subscription = ? AND mailbox = ? ORDER BY id LIMIT {MAILBOX_BATCH}
 """  # noqa: S608  # constants only
 _CLAIM_MAILBOX = """
 UPDATE beneath_mailbox SET state = 1, owner = ?, fence = ?, last_id = ? WHERE subscription = ? AND ordering_key = ?

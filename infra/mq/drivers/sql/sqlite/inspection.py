@@ -29,12 +29,12 @@ _IN_MAILBOXES = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE 
 _RETRYING_MAILBOXES = "SELECT count(*) FROM beneath_mailbox WHERE state = 0 AND subscription = ? AND due_at > ?"
 _OPEN_MAILBOXES = """
 SELECT count(*) FROM beneath_mailbox AS m CROSS JOIN beneath_delivery AS d
-    ON d.state = 4 AND d.subscription = m.subscription AND d.ordering_key = m.ordering_key AND d.id <= m.last_id
+    ON d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key AND d.id <= m.last_id
 WHERE m.state = 1 AND m.subscription = ?
 """
 _STOPPED_MAILBOXES = """
 SELECT count(*) FROM beneath_mailbox AS m CROSS JOIN beneath_delivery AS d
-    ON d.state = 4 AND d.subscription = m.subscription AND d.ordering_key = m.ordering_key
+    ON d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key
 WHERE m.subscription = ? AND m.state =
 """
 _PARKED_MAILBOXES = f"{_STOPPED_MAILBOXES.rstrip()} 2"
@@ -42,7 +42,7 @@ _BLOCKED_MAILBOXES = f"{_STOPPED_MAILBOXES.rstrip()} 3"
 _BLOCKED_KEYS = """
 SELECT m.ordering_key, coalesce((
     SELECT d.last_error FROM beneath_delivery AS d
-    WHERE d.state = 4 AND d.subscription = m.subscription AND d.ordering_key = m.ordering_key ORDER BY d.id LIMIT 1
+    WHERE d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key ORDER BY d.id LIMIT 1
 ), '')
 FROM beneath_mailbox AS m WHERE m.state = 3 AND m.subscription = ? ORDER BY m.ordering_key
 """

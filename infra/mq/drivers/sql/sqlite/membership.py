@@ -22,14 +22,14 @@ SET takeovers = takeovers + (isolated = 0), crashes = crashes + (isolated = 1), 
 _TAKE_OVER = f"""
 {_CHARGE.rstrip()}, state = 0, owner = NULL WHERE state = 1 AND owner = ?
 """
-_CHARGE_HANDED_OUT = f"{_CHARGE} WHERE state = 4 AND subscription = ? AND ordering_key = ? AND id <= ?"
+_CHARGE_HANDED_OUT = f"{_CHARGE} WHERE state = 4 AND subscription = ? AND mailbox = ? AND id <= ?"
 _MAILBOXES = "SELECT subscription, ordering_key, last_id FROM beneath_mailbox WHERE state = 1 AND owner = ?"
 _RELEASE = """
 UPDATE beneath_delivery SET state = 0, owner = NULL, isolated = 0
 WHERE state = 1 AND owner = ? AND id NOT IN (SELECT value FROM json_each(?))
 """
 _UNMARK = """
-UPDATE beneath_delivery SET isolated = 0 WHERE state = 4 AND subscription = ? AND ordering_key = ? AND id <= ?
+UPDATE beneath_delivery SET isolated = 0 WHERE state = 4 AND subscription = ? AND mailbox = ? AND id <= ?
 """
 _HELD_FENCES = "SELECT subscription, ordering_key, last_id, fence FROM beneath_mailbox WHERE state = 1 AND owner = ?"
 _UNPARK = """

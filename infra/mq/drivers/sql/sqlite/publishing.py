@@ -12,8 +12,8 @@ PRUNED_AT_ONCE = 100
 
 _INSERT_DELIVERY = """
 INSERT INTO beneath_delivery
-    (id, subscription, state, due_at, published_at, message_id, event, ordering_key, body)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    (id, subscription, state, due_at, published_at, message_id, event, ordering_key, mailbox, body)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _OPEN_MAILBOX = """
 INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn) VALUES (?, ?, 0, ?, ?)
@@ -28,7 +28,7 @@ _DUE_MESSAGES = """
 SELECT message_id FROM beneath_delivery WHERE state = 3 AND due_at <= ? ORDER BY due_at, id LIMIT ?
 """
 _DUE_DELIVERIES = """
-SELECT d.id, d.due_at, d.subscription, s.ordered, d.ordering_key
+SELECT d.id, d.due_at, d.subscription, s.ordered, d.mailbox
 FROM json_each(?) AS m
 CROSS JOIN beneath_delivery AS d ON d.message_id = m.value
 CROSS JOIN beneath_subscription AS s ON s.id = d.subscription
@@ -48,7 +48,7 @@ _CANCEL = "DELETE FROM beneath_delivery WHERE state = 3 AND message_id = ? AND d
 _SCHEDULED = "SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE state = 3 AND message_id = ? AND due_at > ?)"
 
 Routes = dict[str, list[tuple[int, int]]]
-DeliveryRow = tuple[int, int, int, float, float, str, str, str | None, bytes]
+DeliveryRow = tuple[int, int, int, float, float, str, str, str | None, str | None, bytes]
 MailboxRow = tuple[int, str, float, int]
 
 
@@ -116,14 +116,14 @@ def _rows_of(
     for it in messages:
         due_at = now if it.due_at is None else it.due_at
         for subscription, ordered in routes[it.event]:
-            key = it.ordering_key
-            state = 3 if due_at > now else 0
+            key, mailbox, state = it.ordering_key, None, 0
             if ordered:
-                key = key or ""
-                if not state:
-                    state = 4
-                    mailboxes.setdefault((subscription, key), (subscription, key, due_at, number))
-            rows.append((number, subscription, state, due_at, it.published_at, it.id, it.event, key, it.body))
+                mailbox, state = key or "", 4
+            if due_at > now:
+                state = 3
+            elif mailbox is not None:
+                mailboxes.setdefault((subscription, mailbox), (subscription, mailbox, due_at, number))
+            rows.append((number, subscription, state, due_at, it.published_at, it.id, it.event, key, mailbox, it.body))
             number += 1
     return rows, mailboxes.values()
 

@@ -35,7 +35,7 @@ SELECT last_id FROM beneath_mailbox
 WHERE subscription = ? AND ordering_key = ? AND state = 1 AND owner = ? AND fence = ?
 """
 _HEADS = """
-SELECT id FROM beneath_delivery WHERE state = 4 AND subscription = ? AND ordering_key = ? ORDER BY id LIMIT ?
+SELECT id FROM beneath_delivery WHERE state = 4 AND subscription = ? AND mailbox = ? ORDER BY id LIMIT ?
 """
 _GIVE_BACK = """
 UPDATE beneath_mailbox SET state = ?, due_at = ?, turn = ?, owner = NULL, last_id = NULL, parked_event = ?
@@ -75,7 +75,7 @@ def isolate(db: sqlite3.Connection, worker: int, claim: Claim) -> bool:
     """Mark the first delivery of `claim` that is not settled yet; False when fenced."""
     if claim.ordered:
         mailbox = _owned_mailbox(db, worker, claim)
-        marked = heads(db, *mailbox[:2]) if mailbox else []
+        marked: Sequence[Id] = heads(db, *mailbox[:2]) if mailbox else []
     else:
         marked = [it.id for it in claim.deliveries if _is_owned(db, worker, it.id)]
     return bool(marked) and db.execute(_MARK, marked).rowcount > 0
@@ -139,23 +139,30 @@ def _settle_mailbox(
     subscription, key, last = mailbox
     waiting = heads(db, subscription, key, len(ends) + 1)
     gone: list[Id] = []
+    fenced: list[Settlement] = []
     for place, it in enumerate(ends):
-        is_next = place < len(waiting) and waiting[place] == it.delivery.id and waiting[place] <= last
+        is_next = bool(waiting) and waiting[0] == it.delivery.id and waiting[0] <= last
         if not is_next:
-            if it.close:
-                close_mailbox(db, subscription, key, now, turn, empty=place >= len(waiting))
-            return gone, ends[place:]
-        if it.outcome is Outcome.DONE:
-            gone.append(it.delivery.id)
-        else:
+            fenced.append(it)
+        elif it.outcome in _STAYING:
             _end(db, it, now, stays_in=4)
-        if it.outcome in _STAYING:
             _leave_waiting(db, it, subscription, now, turn)
-            return gone, ends[place + 1 :]
+            return gone, [*fenced, *ends[place + 1 :]]
+        else:
+            gone += _finish(db, it, now)
+            del waiting[0]
         if it.close:
-            close_mailbox(db, subscription, key, now, turn, empty=place + 1 >= len(waiting))
-            return gone, ends[place + 1 :]
-    return gone, []
+            close_mailbox(db, subscription, key, now, turn, empty=not waiting)
+            return gone, [*fenced, *ends[place + 1 :]]
+    return gone, fenced
+
+
+def _finish(db: sqlite3.Connection, it: Settlement, now: float) -> list[Id]:
+    """End a delivery of a mailbox for good; return it if it is still to be deleted."""
+    if it.outcome is Outcome.DONE:
+        return [it.delivery.id]
+    _end(db, it, now, stays_in=4)
+    return []
 
 
 def _leave_waiting(db: sqlite3.Connection, it: Settlement, subscription: int, now: float, turn: int) -> None:
