@@ -43,12 +43,16 @@ class RegistryCopy:
         return self._clock.monotonic() - self._confirmed < REGISTRY_TTL
 
     def routed(self, name: str) -> bool:
-        """Whether the copy knows a durable subscription to that event."""
-        return name in self._registry.routed
+        """Whether somebody may have a durable subscription to that event: all are taken to have, until it is known."""
+        return name in self._registry.routed or not self.fresh
 
     def broadcast(self, name: str) -> bool:
         """Whether the copy knows a process that listens to broadcasts of that event."""
         return name in self._registry.broadcast
+
+    def knows(self, name: str) -> bool:
+        """Whether the copy lists that event, or is fresh enough to say that nobody wants it."""
+        return name in self._registry.routed or name in self._registry.broadcast or self.fresh
 
     async def refresh(self) -> None:
         """Confirm or renew the copy; several callers share one look."""
@@ -225,9 +229,9 @@ class Publisher:
     async def send(self, batch: Sequence[Outgoing]) -> None:
         """Hand to the queue what anybody subscribed to; joins the ambient transaction of a transactional queue."""
         await self._prepare(batch)
-        wanted = [each for each in batch if self._wanted(each)]
-        if wanted:
-            await self._mq.publish([each.message(self._max_payload) for each in wanted])
+        messages = [each.message(self._max_payload) for each in batch if self.registry.routed(each.name)]
+        if messages:
+            await self._mq.publish(messages)
         frames = [each.encode(self._max_payload) for each in batch if self._is_broadcast(each)]
         if frames:
             await self._mq.broadcast(frames, origin=self._broadcasts.origin)
@@ -301,10 +305,11 @@ class Publisher:
 
     async def _prepare(self, batch: Sequence[Outgoing]) -> None:
         """Make sure, before any listener runs, that all that is wanted can be encoded."""
-        if not self.registry.fresh and not all(self._wanted(each) for each in batch):
-            await self._try_refresh()
+        registry = self.registry
         for each in batch:
-            if self._wanted(each) or self._is_broadcast(each):
+            if not registry.knows(each.name):
+                await self._try_refresh()
+            if registry.routed(each.name) or self._is_broadcast(each):
                 each.encode(self._max_payload)
 
     async def _try_refresh(self) -> None:
@@ -313,9 +318,6 @@ class Publisher:
         except QueueError as error:
             # Then nothing is skipped: the queue itself decides, or fails the publish.
             log.warning("the registry of subscriptions could not be read", error=str(error))
-
-    def _wanted(self, outgoing: Outgoing) -> bool:
-        return self.registry.routed(outgoing.name) or not self.registry.fresh
 
     def _is_broadcast(self, outgoing: Outgoing) -> bool:
         return bool(outgoing.routes.broadcast) or self.registry.broadcast(outgoing.name)

@@ -21,7 +21,7 @@ from bus import (
 from bus.options import BusOptions
 from bus.testing import BusKit
 from infra.clock import FakeClock
-from infra.mq import Message, QueueIndeterminate, QueueUnavailable
+from infra.mq import Message, QueueIndeterminate, QueueUnavailable, Registry
 from infra.mq.drivers.memory import MemoryQueue
 from tests.bus.events import Deposited, Ticked, UserCreated, UserUpdated
 
@@ -192,6 +192,31 @@ async def test_a_subscription_of_another_process_is_seen_within_a_second() -> No
     await publisher.publish(UserCreated())
     assert [each.ready for each in await mq.stats()] == [1]
     await mq.close()
+
+
+async def test_a_copy_of_the_registry_that_is_too_old_is_confirmed_by_one_look_and_trusted_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with BusKit() as kit:
+        await kit.start()
+        looks = 0
+        registry = kit.mq.registry
+
+        async def counted() -> Registry:
+            nonlocal looks
+            looks += 1
+            return await registry()
+
+        async def refuse(messages: list[Message]) -> None:
+            raise AssertionError("nobody subscribed")
+
+        monkeypatch.setattr(kit.mq, "registry", counted)
+        monkeypatch.setattr(kit.mq, "publish", refuse)
+        for _ in range(3):
+            await kit.clock.advance(5)
+            for _ in range(10):
+                await kit.bus.publish(UserCreated())
+        assert looks == 3
 
 
 class Broken:
