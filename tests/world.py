@@ -22,6 +22,9 @@ HISTORIES = (
     History("app", "models.migrations", "beneath_app_version"),
 )
 
+INVITE_LIFETIME = 600.0
+"""Seconds; short, for the clock passes through every one of them."""
+
 
 @dataclass(slots=True)
 class Outbox:
@@ -83,7 +86,7 @@ def build(kit: BusKit, db: Database) -> World:
     """Construct every service; the kit is still to be started."""
     mail = Outbox()
     secret = SecretService(kit.bus, db, kit.clock)
-    organization = OrganizationService(kit.bus, db, kit.clock)
+    organization = OrganizationService(kit.bus, db, kit.clock, invite_lifetime=INVITE_LIFETIME)
     return World(
         kit=kit,
         db=db,

@@ -45,7 +45,8 @@ class NotificationService:
             "Sign in and accept with this token, which is only good once:\n\n"
             f"{token}\n"
         )
-        subject = f"Join {event.organization_name}"
+        # A subject is one line, whatever the name has in it.
+        subject = " ".join(f"Join {event.organization_name}".split())
         await self._send(Message(id=delivery.id, to=event.email, subject=subject, text=text))
 
     async def _send(self, message: Message) -> None:

@@ -296,7 +296,7 @@ class OrganizationService:
         return organization
 
 
-def _organizations_of(user_id: UUID) -> Select[tuple[Organization]]:
+def _organizations_of(user_id: UUID) -> Select[Organization]:
     return select(Organization).join(Member, Member.organization_id == Organization.id).where(Member.user_id == user_id)
 
 

@@ -1,0 +1,157 @@
+import asyncio
+from uuid import UUID
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from infra.mail import MailUnavailable
+from models.organization import InviteExpired, InviteStatus, MemberJoined, Role
+from services.organization.errors import AlreadyInvited, AlreadyMember, InviteNotFound
+from tests.services.people import email, invite, join, sign_up, token_in
+from tests.world import INVITE_LIFETIME, World
+
+
+async def statuses(domain: World, actor: UUID, organization: UUID) -> list[InviteStatus]:
+    return [each.status for each in await domain.organization.list_invites(actor, organization)]
+
+
+async def test_the_mail_has_what_accepts_it(domain: World) -> None:
+    ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
+    made = await domain.organization.create(ada, "Engines")
+    token = await invite(domain, ada, made.id, "bob", Role.ADMIN)
+    assert domain.mail.to(email("bob"))[-1].subject == "Join Engines"
+    assert (await domain.organization.accept_invite(bob, token)).id == made.id
+    members = await domain.organization.list_members(bob, made.id)
+    assert {member.name: member.role for member in members} == {"ada": Role.OWNER, "bob": Role.ADMIN}
+    assert [event.actor_id for event in domain.kit.published(MemberJoined)] == [bob]
+
+
+async def test_an_accepted_invite_never_expires(domain: World) -> None:
+    ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
+    made = await domain.organization.create(ada, "Engines")
+    await join(domain, ada, made.id, bob, Role.MEMBER)
+    await domain.kit.advance(minutes=30)
+    entries = await domain.audit.list_entries(ada, made.id)
+    assert "InviteExpired" not in {each.event for each in entries}
+    assert await statuses(domain, ada, made.id) == [InviteStatus.ACCEPTED]
+
+
+async def test_an_unanswered_invite_expires_in_time(domain: World) -> None:
+    ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
+    made = await domain.organization.create(ada, "Engines")
+    token = await invite(domain, ada, made.id, "bob")
+    await domain.kit.advance(seconds=INVITE_LIFETIME - 1)
+    assert await statuses(domain, ada, made.id) == [InviteStatus.PENDING]
+    await domain.kit.advance(seconds=1)
+    assert await statuses(domain, ada, made.id) == [InviteStatus.EXPIRED]
+    with pytest.raises(InviteNotFound):
+        await domain.organization.accept_invite(bob, token)
+    assert [each.event for each in await domain.audit.list_entries(ada, made.id)][-1] == "InviteExpired"
+    assert len(domain.kit.published(InviteExpired)) == 1
+
+
+async def test_an_invite_whose_time_is_up_is_not_accepted_even_before_anyone_noticed(domain: World) -> None:
+    ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
+    made = await domain.organization.create(ada, "Engines")
+    token = await invite(domain, ada, made.id, "bob")
+    domain.kit.clock.move_to(domain.kit.clock.time() + INVITE_LIFETIME)
+    with pytest.raises(InviteNotFound):
+        await domain.organization.accept_invite(bob, token)
+
+
+async def test_a_token_is_good_once(domain: World) -> None:
+    ada, bob, eve = await sign_up(domain, "ada"), await sign_up(domain, "bob"), await sign_up(domain, "eve")
+    made = await domain.organization.create(ada, "Engines")
+    token = await invite(domain, ada, made.id, "bob")
+    await domain.organization.accept_invite(bob, token)
+    with pytest.raises(InviteNotFound):
+        await domain.organization.accept_invite(eve, token)
+
+
+async def test_of_simultaneous_acceptances_one_succeeds(domain: World) -> None:
+    ada = await sign_up(domain, "ada")
+    others = [await sign_up(domain, f"user{number}") for number in range(4)]
+    made = await domain.organization.create(ada, "Engines")
+    token = await invite(domain, ada, made.id, "bob")
+    tries = [domain.organization.accept_invite(other, token) for other in others]
+    outcomes = await asyncio.gather(*tries, return_exceptions=True)
+    assert sum(isinstance(each, InviteNotFound) for each in outcomes) == 3
+    assert len(await domain.organization.list_members(ada, made.id)) == 2
+
+
+async def test_a_wrong_token_finds_nothing(domain: World) -> None:
+    ada = await sign_up(domain, "ada")
+    await invite(domain, ada, (await domain.organization.list_organizations(ada))[0].id, "bob")
+    with pytest.raises(InviteNotFound):
+        await domain.organization.accept_invite(ada, "x" * 43)
+
+
+async def test_who_is_in_already_needs_no_invite(domain: World) -> None:
+    ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
+    made = await domain.organization.create(ada, "Engines")
+    token = await invite(domain, ada, made.id, "someone")
+    with pytest.raises(AlreadyMember):
+        await domain.organization.accept_invite(ada, token)
+    await join(domain, ada, made.id, bob, Role.MEMBER)
+    with pytest.raises(AlreadyMember):
+        await domain.organization.invite(ada, made.id, email="BOB@example.com")
+
+
+async def test_one_mailbox_has_one_open_invite(domain: World) -> None:
+    ada = await sign_up(domain, "ada")
+    made = await domain.organization.create(ada, "Engines")
+    tries = [domain.organization.invite(ada, made.id, email=each) for each in ("bob@example.com", "Bob@example.com")]
+    outcomes = await asyncio.gather(*tries, return_exceptions=True)
+    assert sorted(type(each).__name__ for each in outcomes) == ["AlreadyInvited", "Invite"]
+    await domain.kit.advance(seconds=INVITE_LIFETIME)
+    await domain.organization.invite(ada, made.id, email="bob@example.com")
+    with pytest.raises(AlreadyInvited):
+        await domain.organization.invite(ada, made.id, email="bob@example.com")
+
+
+async def test_a_withdrawn_invite_is_gone_and_never_expires(domain: World) -> None:
+    ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
+    made = await domain.organization.create(ada, "Engines")
+    token = await invite(domain, ada, made.id, "bob")
+    invited = (await domain.organization.list_invites(ada, made.id))[0]
+    await domain.organization.withdraw_invite(ada, made.id, invited.id)
+    with pytest.raises(InviteNotFound):
+        await domain.organization.accept_invite(bob, token)
+    with pytest.raises(InviteNotFound):
+        await domain.organization.withdraw_invite(ada, made.id, invited.id)
+    await domain.kit.advance(minutes=30)
+    assert await statuses(domain, ada, made.id) == [InviteStatus.WITHDRAWN]
+
+
+async def test_an_invite_is_withdrawn_only_from_its_own_organization(domain: World) -> None:
+    ada, eve = await sign_up(domain, "ada"), await sign_up(domain, "eve")
+    made = await domain.organization.create(ada, "Engines")
+    await invite(domain, ada, made.id, "bob")
+    invited = (await domain.organization.list_invites(ada, made.id))[0]
+    hers = (await domain.organization.list_organizations(eve))[0]
+    for absent in (invited.id, uuid7()):
+        with pytest.raises(InviteNotFound):
+            await domain.organization.withdraw_invite(eve, hers.id, absent)
+
+
+async def test_after_a_retry_the_latest_mail_counts(domain: World) -> None:
+    ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
+    await domain.kit.drain()
+    made = await domain.organization.create(ada, "Engines")
+    domain.mail.failures.append(MailUnavailable("450 come back later"))
+    await domain.organization.invite(ada, made.id, email=email("bob"))
+    await domain.kit.advance(minutes=5)
+    mails = domain.mail.to(email("bob"))
+    assert [mail.subject for mail in mails] == ["Welcome", "Join Engines"]
+    assert (await domain.organization.accept_invite(bob, token_in(mails[-1].text))).id == made.id
+
+
+async def test_an_invite_that_was_withdrawn_meanwhile_is_not_mailed(domain: World) -> None:
+    ada = await sign_up(domain, "ada")
+    await domain.kit.drain()
+    made = await domain.organization.create(ada, "Engines")
+    invited = await domain.organization.invite(ada, made.id, email=email("bob"))
+    await domain.organization.withdraw_invite(ada, made.id, invited.id)
+    await domain.kit.drain()
+    assert domain.mail.to(email("bob")) == []
+    assert await domain.kit.dead_letters() == []

@@ -1,0 +1,34 @@
+from infra.mail import MailRejected, MailUnavailable
+from tests.services.people import email, sign_up
+from tests.world import World
+
+
+async def test_a_temporary_failure_is_tried_again_with_the_same_mail(domain: World) -> None:
+    domain.mail.failures += [MailUnavailable("450 later")] * 3
+    await sign_up(domain, "ada")
+    await domain.kit.advance(minutes=5)
+    assert [mail.subject for mail in domain.mail.to(email("ada"))] == ["Welcome"]
+    assert [each.listener for each in domain.kit.failures] == ["notification.send_welcome_email"] * 3
+
+
+async def test_a_permanent_failure_is_given_up_at_once(domain: World) -> None:
+    domain.mail.failures.append(MailRejected("550 no such mailbox"))
+    await sign_up(domain, "ada")
+    await domain.kit.advance(minutes=5)
+    assert domain.mail.sent == []
+    assert await domain.kit.dead_letters() == []
+
+
+async def test_what_never_works_ends_as_a_dead_letter(domain: World) -> None:
+    domain.mail.failures += [MailUnavailable("450 later")] * 8
+    await sign_up(domain, "ada")
+    await domain.kit.advance(minutes=10)
+    assert [letter.subscription for letter in await domain.kit.dead_letters()] == ["notification.send_welcome_email"]
+
+
+async def test_a_name_with_a_line_break_in_a_subject_is_flattened(domain: World) -> None:
+    ada = await sign_up(domain, "ada")
+    made = await domain.organization.create(ada, "Engines\u2028Bcc: eve@example.com")
+    await domain.organization.invite(ada, made.id, email=email("bob"))
+    await domain.kit.drain()
+    assert [mail.subject for mail in domain.mail.to(email("bob"))] == ["Join Engines Bcc: eve@example.com"]
