@@ -2,6 +2,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.world import migrated_file
 
@@ -10,3 +11,10 @@ from tests.world import migrated_file
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a database file with every table and no rows, to copy."""
     return asyncio.run(migrated_file(tmp_path_factory.mktemp("template") / "template.db"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> None:
+    """Log tracebacks as Python writes them: with every local variable in colour they take a second each."""
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, renderer])
