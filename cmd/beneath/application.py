@@ -1,14 +1,15 @@
 """The whole application: put together, opened, run, and closed again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 
 from beneath.lifecycle import Lifecycle, stop_signals
 from beneath.processes import watch_parent
-from beneath.startables import Launch, build, select
+from beneath.startables import Launch, built, select
 from bus import Bus
 from dependencies import AllServices, Container, Settings
 from dependencies.completeness import check_completeness
@@ -82,17 +83,12 @@ class Application:
         """
         startables = select(names)
         async with self.opened():
-            runnables = build(startables, self)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._lifecycle.run(runnables))
+            with built(startables, self) as runnables:
+                async with _beside(self._lifecycle.run(runnables)):
                     try:
                         yield self
                     finally:
                         self._lifecycle.stop()
-            except BaseExceptionGroup as errors:
-                first = errors.exceptions[0]
-                raise first from first.__cause__
 
     async def run(self, names: Sequence[str], launch: Launch) -> None:
         """Run the startables called `names` until a signal comes or the parent process ends; for the command line."""
@@ -102,9 +98,9 @@ class Application:
                 limit = self.grace + CLOSE_TIMEOUT
                 watch_parent(launch.parent_fd, self._lifecycle.stop, limit=limit)
             async with self.opened():
-                runnables = build(startables, self, launch)
-                log.info("started", startables=[each.name for each in startables], queue=self.settings.mq.driver)
-                await self._lifecycle.run(runnables)
+                with built(startables, self, launch) as runnables:
+                    log.info("started", startables=[each.name for each in startables], queue=self.settings.mq.driver)
+                    await self._lifecycle.run(runnables)
                 log.info("stopped")
 
 
@@ -145,6 +141,18 @@ async def open_queue(container: Container) -> AsyncIterator[MessageQueue]:
             yield mq
         finally:
             await _bounded("queue", mq.close)
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do `work` beside the block; its error cancels the block and is raised in its place."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work)
+            yield
+    except BaseExceptionGroup as errors:
+        first = errors.exceptions[0]
+        raise first from first.__cause__
 
 
 async def _bounded(name: str, close: Callable[[], Awaitable[None]]) -> None:

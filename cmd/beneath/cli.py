@@ -66,16 +66,22 @@ def report(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, typer.Abort):
         return 130
-    from bus import BusError
-    from dependencies.errors import SetupError
-    from infra.db import DatabaseError
-    from infra.mq import QueueError
-
-    if isinstance(error, SetupError):
-        fail(str(error))
-        return 2
-    if isinstance(error, BusError | DatabaseError | QueueError):
-        fail(str(error))
+    code = _expected(error)
+    if code is None:
+        traceback.print_exception(error)
         return 1
-    traceback.print_exception(error)
-    return 1
+    fail(str(error))
+    return code
+
+
+def _expected(error: BaseException) -> int | None:
+    try:
+        from bus import BusError
+        from dependencies.errors import SetupError
+        from infra.db import DatabaseError
+        from infra.mq import QueueError
+    except Exception:  # noqa: BLE001 - code that cannot be imported: `error` says so, and is a bug
+        return None
+    if isinstance(error, SetupError):
+        return 2
+    return 1 if isinstance(error, BusError | DatabaseError | QueueError) else None

@@ -1,14 +1,14 @@
 """The control server, and what it and the worker answer about health."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
 from beneath.http import HttpOptions, Probe, create_app, create_health_app
-from beneath.lifecycle import Runnable
 from beneath.server import HttpServer
+from beneath.startables import Request
 
 if TYPE_CHECKING:
     from beneath.application import Application
@@ -21,12 +21,13 @@ class Stopping(Exception):
     """The process is about to end: send it nothing new."""
 
 
-def build_server(application: "Application", name: str) -> Sequence[Runnable]:
+def build_server(request: Request, name: str) -> HttpServer:
     """Return the HTTP server of the API, listening.
 
     Raises:
         StartError: the port cannot be had.
     """
+    application = request.application
     infra, settings = application.container.infra, application.settings.control
     app = create_app(
         application.services,
@@ -37,22 +38,27 @@ def build_server(application: "Application", name: str) -> Sequence[Runnable]:
         options=HttpOptions(version=version("beneath-backend")),
     )
     server = HttpServer(name, app, section="control", host=settings.host, port=settings.port, grace=settings.grace)
-    application.urls[name] = server.url
-    return [server]
+    return _announced(request, name, server)
 
 
-def build_health_server(application: "Application", name: str) -> HttpServer:
+def build_health_server(request: Request, name: str) -> HttpServer:
     """Return the HTTP server of a worker: health and metrics, listening.
 
     Raises:
         StartError: the port cannot be had.
     """
+    application = request.application
     settings = application.settings.worker
     app = create_health_app(ready=probes(application), metrics=application.container.infra.telemetry().scrape)
     server = HttpServer(
         f"{name}-health", app, section="worker", host=settings.host, port=settings.port, grace=HEALTH_GRACE
     )
-    application.urls[name] = server.url
+    return _announced(request, name, server)
+
+
+def _announced(request: Request, name: str, server: HttpServer) -> HttpServer:
+    request.cleanup.callback(server.close)
+    request.application.urls[name] = server.url
     return server
 
 

@@ -25,7 +25,7 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves an ASGI application. From its making on the port is taken, and connections wait until it runs."""
+    """Serves an ASGI application. From its making to `close()` the port is taken; connections wait until it runs."""
 
     def __init__(self, name: str, app: ASGIApp, *, section: str, host: str, port: int, grace: float) -> None:
         """Listen at `host`:`port` (0: any free one); open requests get `grace` seconds at a stop.
@@ -60,11 +60,9 @@ class HttpServer:
             self._server.should_exit = True
             await serving
             raise
-        finally:
-            self.close()
 
     def close(self) -> None:
-        """Give the port back; also when it never ran."""
+        """Give the port back."""
         self._socket.close()
 
 

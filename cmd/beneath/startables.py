@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ class Request:
     """What a startable may look at when it makes its runnables."""
 
     application: Application
+    cleanup: ExitStack
+    """Closed when everything has ended: also what never ran, because another part could not be made."""
+
     started: Collection[str]
     """Everything that starts in this process."""
 
@@ -52,7 +56,7 @@ def control_server(request: Request) -> Sequence[Runnable]:
     """Serve HTTP at `control.host`:`control.port`."""
     from beneath.control import build_server
 
-    return build_server(request.application, CONTROL_SERVER.name)
+    return [build_server(request, CONTROL_SERVER.name)]
 
 
 def control_worker(request: Request) -> Sequence[Runnable]:
@@ -81,11 +85,15 @@ def select(names: Sequence[str]) -> list[Startable]:
     return [each for each in STARTABLES if ALL in names or each.name in names]
 
 
-def build(startables: Sequence[Startable], application: Application, launch: Launch | None = None) -> list[Runnable]:
+@contextmanager
+def built(
+    startables: Sequence[Startable], application: Application, launch: Launch | None = None
+) -> Iterator[list[Runnable]]:
     """Make the runnables of `startables`, in an opened application, and the watch over the event loop."""
-    request = Request(application, [each.name for each in startables], launch)
-    runnables = [runnable for each in startables for runnable in each.build(request)]
-    return [*runnables, LoopWatch(application)]
+    with ExitStack() as cleanup:
+        request = Request(application, cleanup, [each.name for each in startables], launch)
+        runnables = [runnable for each in startables for runnable in each.build(request)]
+        yield [*runnables, LoopWatch(application)]
 
 
 class LoopWatch:

@@ -40,7 +40,7 @@ def build_worker(request: Request) -> Sequence[Runnable]:
     worker = BusWorker(application.bus)
     if CONTROL_SERVER.name in request.started:
         return [worker]
-    return [worker, build_health_server(application, NAME)]
+    return [worker, build_health_server(request, NAME)]
 
 
 def _pool(request: Request) -> WorkerPool:

@@ -77,8 +77,7 @@ def test_no_two_settings_share_a_variable() -> None:
         ({"BENEATH_XYZZY": "1"}, "unknown environment variable BENEATH_XYZZY"),
         (
             {"BENEATH_MQ_DRIVER": "kafka"},
-            "mq.driver: input should be 'sql', 'memory' or 'redis', not 'kafka' "
-            "(environment variable BENEATH_MQ_DRIVER)",
+            "mq.driver: input should be 'sql', 'memory' or 'redis', not 'kafka' (environment variable BENEATH_MQ_",
         ),
         ({"BENEATH_ENV": "prod"}, "env: input should be 'development', 'test' or 'production', not 'prod' "),
         ({"BENEATH_CONTROL_PORT": ""}, "control.port: input should be a valid integer"),

@@ -1,0 +1,180 @@
+"""The real application, in this process."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import httpx2
+import pytest
+from dependency_injector import providers
+
+from beneath.application import Application
+from beneath.errors import StartError, UsageError
+from beneath.server import bind
+from dependencies import Container, Settings
+from dependencies.settings import ControlSettings
+from infra.clock import SystemClock
+from infra.db import MigrationPending
+from infra.mail import Message
+from infra.mq.drivers.memory import MemoryQueue
+from models.user import UserCreated
+
+
+class FakeMailer:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.sent: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def send(self, message: Message) -> None:
+        await self.sent.put(message)
+
+
+class FakeNotification:
+    """Stands for a whole service, with a listener of its own."""
+
+    def __init__(self, container: Container) -> None:
+        self.seen: asyncio.Queue[UserCreated] = asyncio.Queue()
+        container.infra.bus().add_async_listener(self.record, name="fake.record")
+
+    async def record(self, event: UserCreated) -> None:
+        await self.seen.put(event)
+
+
+async def get(url: str) -> httpx2.Response:
+    async with httpx2.AsyncClient() as client:
+        return await client.get(url)
+
+
+async def sign_up(url: str, email: str) -> dict[str, Any]:
+    async with httpx2.AsyncClient() as client:
+        response = await client.post(f"{url}/v1/users", json={"email": email, "name": "Ada"})
+    assert response.status_code == 201
+    body: dict[str, Any] = response.json()
+    return body
+
+
+async def test_a_sign_up_over_http_reaches_the_replaced_mailer(settings: Settings) -> None:
+    container = Container(settings=settings)
+    mailer = FakeMailer()
+    container.infra.mailer.override(providers.Object(mailer))
+    async with Application(container).running("all") as application:
+        body = await sign_up(application.urls["control-server"], "ada@example.com")
+        async with asyncio.timeout(10):
+            message = await mailer.sent.get()
+        assert message.to == "ada@example.com"
+        assert body["secret"]
+
+
+async def test_a_replaced_queue_carries_the_events(settings: Settings) -> None:
+    container = Container(settings=settings)
+    queue, mailer = MemoryQueue(clock=SystemClock()), FakeMailer()
+    container.infra.mq.override(providers.Object(queue))
+    container.infra.mailer.override(providers.Object(mailer))
+    async with Application(container).running("control-worker") as application:
+        assert {each.name for each in await queue.stats()} >= {"audit.record", "notification.send_welcome_email"}
+        await application.services.user.sign_up("ada@example.com", "Ada")
+        async with asyncio.timeout(10):
+            await mailer.sent.get()
+
+
+async def test_a_whole_replaced_service_listens_instead(settings: Settings) -> None:
+    container = Container(settings=settings)
+    container.services.notification.override(providers.ThreadSafeSingleton(FakeNotification, container))
+    async with Application(container).running("control-worker") as application:
+        await application.services.user.sign_up("ada@example.com", "Ada")
+        fake = container.services.notification()
+        async with asyncio.timeout(10):
+            event = await fake.seen.get()
+        assert event.email == "ada@example.com"
+
+
+async def test_health_and_metrics_of_both_are_at_the_servers_port(settings: Settings) -> None:
+    async with Application(Container(settings=settings)).running("all") as application:
+        assert set(application.urls) == {"control-server"}
+        url = application.urls["control-server"]
+        assert (await get(f"{url}/healthz")).status_code == 200
+        assert (await get(f"{url}/readyz")).json()["status"] == "ready"
+        metrics = (await get(f"{url}/metrics")).text
+        assert 'beneath_listener_handled_total{listener="audit.record"} 0.0' in metrics
+        assert 'beneath_queue_deliveries{listener="audit.record",state="ready"} 0.0' in metrics
+        assert "beneath_queue_up 1.0" in metrics
+        assert "beneath_event_loop_lag_seconds" in metrics
+
+
+async def test_a_lone_worker_serves_its_own_health_and_metrics(settings: Settings) -> None:
+    async with Application(Container(settings=settings)).running("control-worker") as application:
+        url = application.urls["control-worker"]
+        assert (await get(f"{url}/healthz")).status_code == 200
+        assert (await get(f"{url}/readyz")).status_code == 200
+        assert "beneath_listener_handled_total" in (await get(f"{url}/metrics")).text
+        assert (await get(f"{url}/v1/me")).status_code == 404
+
+
+async def test_leaving_the_block_closes_everything(settings: Settings) -> None:
+    container = Container(settings=settings)
+    async with Application(container).running("all") as application:
+        url = application.urls["control-server"]
+    with pytest.raises(httpx2.ConnectError):
+        await get(url)
+    with pytest.raises(Exception, match=r"open|closed"):
+        await container.infra.mq().stats()
+    assert application.stopping
+
+
+async def test_an_error_of_the_block_is_the_one_that_leaves_it(settings: Settings) -> None:
+    with pytest.raises(LookupError, match="mine"):
+        async with Application(Container(settings=settings)).running("all"):
+            raise LookupError("mine")
+
+
+async def test_a_failing_part_ends_the_block_with_its_cause(settings: Settings) -> None:
+    container = Container(settings=settings)
+
+    async def broken() -> None:
+        raise OSError("the worker broke")
+
+    container.infra.bus().run = broken
+    with pytest.raises(OSError, match="the worker broke"):
+        async with Application(container).running("all"), asyncio.timeout(10):
+            await asyncio.Event().wait()
+
+
+async def test_an_occupied_port_is_named_with_its_setting(settings: Settings) -> None:
+    taken = bind("control", "127.0.0.1", 0)
+    port = taken.getsockname()[1]
+    settings = settings.model_copy(update={"control": ControlSettings(port=port)})
+    expected = rf"^control\.port: 127\.0\.0\.1:{port} is already in use; .* BENEATH_CONTROL_PORT"
+    with pytest.raises(StartError, match=expected):
+        async with Application(Container(settings=settings)).running("control-server"):
+            pass
+    taken.close()
+
+
+@pytest.mark.parametrize("host", ["nonsense.invalid", "203.0.113.7", "a" * 300])
+def test_a_host_that_is_not_here_is_named(host: str) -> None:
+    with pytest.raises(StartError, match=r"^worker\.host"):
+        bind("worker", host, 0)
+
+
+async def test_unknown_startables_open_nothing(settings: Settings) -> None:
+    with pytest.raises(UsageError, match=r"no startable 'contrl-server'; did you mean control-server\? \(there are: "):
+        async with Application(Container(settings=settings)).running("contrl-server"):
+            pass
+
+
+@pytest.mark.parametrize("env", ["test", "production"])
+async def test_outside_development_pending_migrations_are_refused(settings: Settings, env: str) -> None:
+    container = Container(settings=settings.model_copy(update={"env": env}))
+    with pytest.raises(MigrationPending, match="bus/0001"):
+        async with Application(container).opened():
+            pass
+
+
+async def test_a_stop_before_the_start_runs_nothing(settings: Settings) -> None:
+    application = Application(Container(settings=settings))
+    application._lifecycle.stop()
+    async with application.opened():
+        await application._lifecycle.run([])
+    with suppress(KeyError):
+        assert application.urls["control-server"] == ""

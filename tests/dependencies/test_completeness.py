@@ -1,0 +1,145 @@
+"""A service that takes the bus cannot be forgotten."""
+
+import importlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from dependency_injector import providers
+from dependency_injector.containers import DeclarativeContainer
+
+import dependencies.completeness
+from dependencies import Container, IncompleteContainer, Settings
+from dependencies.completeness import bus_takers, check_completeness
+
+_numbers = itertools.count()
+
+Plant = Callable[..., ModuleType]
+
+
+@pytest.fixture
+def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
+    """Make a package of the given files and import it."""
+
+    def make(**files: str) -> ModuleType:
+        name = f"planted_{next(_numbers)}"
+        for module, source in files.items():
+            path = tmp_path.joinpath(name, *module.split("__")).with_suffix(".py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+        (tmp_path / name / "__init__.py").write_text("")
+        monkeypatch.syspath_prepend(tmp_path)
+        return importlib.import_module(name)
+
+    return make
+
+
+def names(package: ModuleType) -> list[str]:
+    return [f"{each.__module__}.{each.__name__}".removeprefix(f"{package.__name__}.") for each in bus_takers(package)]
+
+
+@pytest.mark.parametrize(
+    "constructor",
+    [
+        "def __init__(self, bus: Bus): ...",
+        "def __init__(self, bus: 'Bus'): ...",
+        "def __init__(self, *, events: Bus | None = None): ...",
+        "def __init__(self, events: Annotated[Bus, 'x']): ...",
+        "def __init__(self, bus): ...",
+        "def __init__(self, events: 'Bus', other: 'OnlyForTypeCheckers'): ...",
+    ],
+)
+def test_whoever_takes_a_bus_is_found(plant: Plant, constructor: str) -> None:
+    source = f"from typing import Annotated\nfrom bus import Bus\nclass BillingService:\n    {constructor}\n"
+    assert names(plant(billing__service=source)) == ["billing.service.BillingService"]
+
+
+def test_inherited_constructors_and_dataclasses_count(plant: Plant) -> None:
+    source = """
+from dataclasses import dataclass
+from bus import Bus
+from bus import Bus as Imported
+@dataclass
+class Base:
+    bus: Bus
+class Derived(Base): ...
+"""
+    assert names(plant(billing__service=source)) == ["billing.service.Base", "billing.service.Derived"]
+
+
+def test_a_folder_without_init_and_a_deep_module_are_looked_into(plant: Plant) -> None:
+    source = "from bus import Bus\nclass S:\n    def __init__(self, bus: Bus): ...\n"
+    assert names(plant(billing__deep__er=source, flat=source)) == ["billing.deep.er.S", "flat.S"]
+
+
+def test_who_takes_none_is_left_alone(plant: Plant) -> None:
+    source = """
+from abc import ABC, abstractmethod
+from typing import Protocol
+from bus import Bus
+class Plain: ...
+class Other:
+    def __init__(self, business: int) -> None: ...
+class Seam(Protocol):
+    def __init__(self, bus: Bus) -> None: ...
+class Abstract(ABC):
+    def __init__(self, bus: Bus) -> None: ...
+    @abstractmethod
+    def work(self): ...
+class Error(Exception): ...
+"""
+    assert names(plant(billing__service=source)) == []
+
+
+def test_the_projects_own_container_is_complete() -> None:
+    check_completeness(Container(settings=Settings()))
+
+
+def test_overrides_leave_it_complete() -> None:
+    container = Container(settings=Settings())
+    with container.services.notification.override(providers.Object(object())):
+        check_completeness(container)
+
+
+def test_a_service_without_a_provider_is_named_with_the_lines_to_add(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from bus import Bus\nclass BillingService:\n    def __init__(self, bus: Bus): ...\n"
+    package = plant(billing__service=source)
+    monkeypatch.setattr(dependencies.completeness, "services", package)
+    with pytest.raises(IncompleteContainer) as caught:
+        check_completeness(Container(settings=Settings()))
+    message = str(caught.value)
+    assert message.startswith(f"{package.__name__}.billing.service.BillingService takes the bus, but ")
+    assert "`billing = ThreadSafeSingleton(BillingService, bus=infra.bus, ...)`" in message
+    assert "`billing: BillingService`" in message
+    assert message.endswith("in dependencies/services.py")
+    assert "\n" not in message
+
+
+def test_a_provider_that_is_not_in_all_services_is_named(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from bus import Bus\nclass BillingService:\n    def __init__(self, bus: Bus): ...\n"
+    package = plant(billing__service=source)
+    monkeypatch.setattr(dependencies.completeness, "services", package)
+    service = importlib.import_module(f"{package.__name__}.billing.service").BillingService
+
+    @dataclass(frozen=True)
+    class Nothing:
+        pass
+
+    class Services(DeclarativeContainer):
+        billing = providers.ThreadSafeSingleton(service)
+        all = providers.ThreadSafeSingleton(Nothing)
+
+    class Incomplete(Container):
+        services = providers.Container(Services)  # type: ignore[arg-type]  # stands for the real one
+
+    with pytest.raises(IncompleteContainer) as caught:
+        check_completeness(Incomplete(settings=Settings()))
+    message = str(caught.value)
+    assert "has a provider, but" in message
+    assert "is not in AllServices" in message
+    assert "`billing: BillingService`" in message

@@ -1,0 +1,91 @@
+"""The object graph: what is built, once, and how a test puts something else into it."""
+
+import threading
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from dependency_injector import providers
+
+from bus import Bus
+from dependencies import AllServices, Container, Settings, SettingsError
+from dependencies.settings import DbSettings, MqSettings, Url
+from infra.clock import FakeClock
+from infra.mail import FolderMailer
+from infra.mq.drivers.memory import MemoryQueue
+from infra.mq.drivers.sql import SqlQueue
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(db=DbSettings(url=Url(f"sqlite:///{tmp_path}/test.db")), mq=MqSettings(driver="memory"))
+
+
+def test_building_everything_touches_nothing(settings: Settings, tmp_path: Path) -> None:
+    container = Container(settings=settings)
+    services = container.services.all()
+    assert isinstance(services, AllServices)
+    assert services.notification is container.services.notification()
+    assert len(container.infra.bus().listeners) >= len(fields(AllServices)) - 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_providers_are_the_fields_of_all_services(settings: Settings) -> None:
+    container = Container(settings=settings)
+    names = {name for name, each in container.services.providers.items() if isinstance(each, providers.BaseSingleton)}  # type: ignore[attr-defined]
+    assert names - {"all"} == {each.name for each in fields(AllServices)}
+
+
+@pytest.mark.parametrize(("driver", "cls"), [("sql", SqlQueue), ("memory", MemoryQueue)])
+def test_the_setting_picks_the_queue(settings: Settings, driver: str, cls: type) -> None:
+    chosen = settings.model_copy(update={"mq": MqSettings.model_validate({"driver": driver})})
+    assert isinstance(Container(settings=chosen).infra.mq(), cls)
+
+
+def test_a_driver_that_is_not_there_yet_is_refused(settings: Settings) -> None:
+    chosen = settings.model_copy(update={"mq": MqSettings(driver="redis")})
+    with pytest.raises(SettingsError, match=r"^mq\.driver: this version has no redis driver yet; use sql or memory$"):
+        Container(settings=chosen).infra.mq()
+
+
+def test_every_container_has_its_own_objects(settings: Settings) -> None:
+    first, second = Container(settings=settings), Container(settings=settings)
+    assert first.infra.bus() is not second.infra.bus()
+    assert first.infra.telemetry().registry is not second.infra.telemetry().registry
+    with first.infra.mailer.override(providers.Object("fake")):
+        assert isinstance(second.infra.mailer(), FolderMailer)
+
+
+def test_threads_share_one_object(settings: Settings) -> None:
+    container = Container(settings=settings)
+    built: list[Bus] = []
+    threads = [threading.Thread(target=lambda: built.append(container.infra.bus())) for _ in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len({id(each) for each in built}) == 1
+
+
+def test_what_is_overridden_reaches_whoever_depends_on_it(settings: Settings) -> None:
+    container = Container(settings=settings)
+    clock, queue = FakeClock(), MemoryQueue(clock=FakeClock())
+    container.infra.clock.override(providers.Object(clock))
+    container.infra.mq.override(providers.Object(queue))
+    bus: Bus = container.infra.bus()
+    assert bus.mq is queue
+    assert container.services.user()._clock is clock
+
+
+def test_a_whole_service_can_be_replaced(settings: Settings) -> None:
+    container = Container(settings=settings)
+    fake = object()
+    container.services.notification.override(providers.Object(fake))
+    assert container.services.all().notification is fake
+    assert not any(each.name.startswith("notification.") for each in container.infra.bus().listeners)
+
+
+def test_without_settings_it_reads_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BENEATH_CONTROL_PORT", "4567")
+    assert Container().settings().control.port == 4567
