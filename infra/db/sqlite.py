@@ -17,6 +17,8 @@ from infra.db.cancellation import finish
 from infra.db.errors import DatabaseError
 from infra.db.sqlite_driver import BUSY_SLICE, SQLiteConnection, is_busy
 
+SYNC = "PRAGMA synchronous = FULL"
+
 READERS = 16
 """How many read connections are kept open, and how many more may be open for a while."""
 
@@ -104,7 +106,7 @@ class SQLite:
 
     async def _check(self) -> None:
         """Create the file if need be, switch it to WAL, and take its write lock once."""
-        connection = SQLiteConnection(self._opener("rwc", 0.0))
+        connection = SQLiteConnection(self._opener("rwc", self._slice()))
         try:
             await connection
             await self._patiently(connection, _switch_to_wal)
@@ -139,19 +141,17 @@ class SQLite:
         )
 
     async def _connect_writer(self) -> SQLiteConnection:
-        slice_ = min(BUSY_SLICE, self._busy_timeout)
-        connection = await self._connect(self._opener("rw", slice_, "PRAGMA foreign_keys = ON"))
+        connection = await self._connect(self._opener("rw", SYNC, "PRAGMA foreign_keys = ON", self._slice()))
         self._writing = connection
         return connection
 
     async def _connect_reader(self) -> SQLiteConnection:
-        opener = self._opener("rw", self._busy_timeout, "PRAGMA query_only = ON")
-        return await self._connect(opener, read_only=True)
+        return await self._connect(self._opener("rw", SYNC, "PRAGMA query_only = ON"), read_only=True)
 
     async def _connect_migrator(self) -> SQLiteConnection:
         # Rebuilding a table, the only way to change most things in SQLite, would cascade into the tables that refer to
         # it; the keys are checked before COMMIT instead.
-        return await self._connect(self._opener("rw", min(BUSY_SLICE, self._busy_timeout)))
+        return await self._connect(self._opener("rw", SYNC, self._slice()))
 
     async def _connect(self, opener: Callable[[], sqlite3.Connection], *, read_only: bool = False) -> SQLiteConnection:
         connection = SQLiteConnection(opener, read_only=read_only)
@@ -165,16 +165,19 @@ class SQLite:
         except sqlite3.Error as error:
             raise self.explain(error) or error from error
 
-    def _opener(self, mode: str, busy_timeout: float, *pragmas: str) -> Callable[[], sqlite3.Connection]:
+    def _slice(self) -> str:
+        return f"PRAGMA busy_timeout = {int(min(BUSY_SLICE, self._busy_timeout) * 1000)}"
+
+    def _opener(self, mode: str, *pragmas: str) -> Callable[[], sqlite3.Connection]:
         # mode=rw: a file that vanished while the application runs must not come back as an empty database.
         uri = f"{self.path.as_uri()}?mode={mode}"
 
         def connect() -> sqlite3.Connection:
             connection = sqlite3.connect(
-                uri, uri=True, timeout=busy_timeout, isolation_level=None, check_same_thread=False
+                uri, uri=True, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
             )
             try:
-                for pragma in ("PRAGMA synchronous = FULL", *pragmas):
+                for pragma in pragmas:
                     connection.execute(pragma)
             except BaseException:
                 connection.close()

@@ -21,7 +21,7 @@ MANY = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHER
 async def test_no_random_cancellation_leaves_the_write_lock_held(db: Database, seed: int) -> None:
     rng = random.Random(seed)
     committed: list[str] = []
-    for n in range(100):
+    for n in range(60):
         recorder = Recorder()
         task = asyncio.create_task(_busy(db, f"item {n}", recorder))
         for _ in range(rng.randrange(30)):
@@ -158,7 +158,12 @@ async def test_a_commit_that_was_torn_down_with_its_loop_is_indeterminate(
 async def test_a_cancellation_while_rolling_back_goes_on(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = _Gate()
     original = SQLiteConnection._roll_back
-    monkeypatch.setattr(SQLiteConnection, "_roll_back", lambda self, raw: (gate.hold(), original(self, raw)))
+
+    def roll_back(self: SQLiteConnection, connection: sqlite3.Connection) -> None:
+        gate.hold()
+        original(self, connection)
+
+    monkeypatch.setattr(SQLiteConnection, "_roll_back", roll_back)
 
     async def work() -> None:
         async with db.transaction() as tx:
@@ -213,7 +218,12 @@ class _Gate:
 def _hold_commit(monkeypatch: pytest.MonkeyPatch) -> _Gate:
     gate = _Gate()
     original = SQLiteConnection._commit
-    monkeypatch.setattr(SQLiteConnection, "_commit", lambda self: (gate.hold(), original(self))[1])
+
+    def commit(self: SQLiteConnection) -> None:
+        gate.hold()
+        original(self)
+
+    monkeypatch.setattr(SQLiteConnection, "_commit", commit)
     return gate
 
 

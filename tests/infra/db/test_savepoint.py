@@ -100,7 +100,7 @@ async def test_a_failed_joined_block_inside_marks_only_the_savepoint(db: Databas
     cause = ValueError("a listener failed")
     async with db.transaction() as tx:
         await insert(tx, "a")
-        with pytest.raises(TransactionRolledBack, match="the savepoint was rolled back.*a listener failed") as raised:
+        with pytest.raises(TransactionRolledBack, match="a listener failed") as raised:
             async with db.savepoint():
                 await insert(tx, "b")
                 with pytest.raises(ValueError, match="listener"):
@@ -116,9 +116,8 @@ async def test_a_joined_block_around_it_is_not_marked_by_what_it_contained(db: D
     async with db.transaction() as tx:
         async with db.transaction():
             with pytest.raises(KeyError):
-                async with db.savepoint():
-                    async with db.transaction():
-                        raise KeyError
+                async with db.savepoint(), db.transaction():
+                    raise KeyError
         await insert(tx, "a")
     assert await names(db) == ["a"]
 
@@ -136,9 +135,8 @@ async def test_a_joined_block_entered_outside_marks_outside(db: Database) -> Non
     with pytest.raises(TransactionRolledBack, match="LookupError"):
         async with db.transaction():
             with pytest.raises(LookupError):
-                async with db.transaction():
-                    async with db.savepoint():
-                        raise LookupError("passes both")
+                async with db.transaction(), db.savepoint():
+                    raise LookupError("passes both")
 
 
 async def test_contains_a_failed_flush(db: Database) -> None:
