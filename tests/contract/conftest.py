@@ -5,10 +5,12 @@ import pytest
 
 from infra.clock import FakeClock
 from infra.mq import MessageQueue
+from tests.contract.budget import register
 from tests.contract.harness import DRIVERS, Harness
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    register()
     config.addinivalue_line("markers", "requires(*features): only on drivers that have these features")
 
 

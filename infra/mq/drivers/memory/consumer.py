@@ -77,7 +77,7 @@ class MemoryConsumer:
         if worker.closed or not worker.alive():
             return
         worker.closed = True
-        for unit in worker.holding - worker.kept:
+        for unit in [it for it in worker.holding if it not in worker.kept]:
             unit.give_back()
         if not worker.holding:
             del self._store.workers[worker.info.id]

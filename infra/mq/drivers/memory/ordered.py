@@ -199,7 +199,7 @@ class OrderedBacklog(Backlog):
         mailbox.claimed = len(batch)
         # One counter for all keys: a mailbox is forgotten when empty, and its next fence must still be greater.
         mailbox.fence = next(self.store.fences)
-        worker.holding.add(mailbox)
+        worker.holding[mailbox] = None
         return Claim(
             subscription=name,
             deliveries=[delivery_of(it, name) for it in batch],
@@ -239,6 +239,6 @@ class OrderedBacklog(Backlog):
     def _disown(mailbox: Mailbox) -> None:
         mailbox.claimed = 0
         if mailbox.owner is not None:
-            mailbox.owner.holding.discard(mailbox)
+            mailbox.owner.holding.pop(mailbox, None)
             mailbox.owner.kept.discard(mailbox)
             mailbox.owner = None

@@ -61,7 +61,7 @@ class UnorderedBacklog(Backlog):
                 continue
             entry.state = State.OWNED
             entry.owner = worker
-            worker.holding.add(entry)
+            worker.holding[entry] = None
             claims.append(Claim(subscription=name, deliveries=[delivery_of(entry, name)]))
         return claims
 
@@ -151,6 +151,6 @@ class UnorderedBacklog(Backlog):
     @staticmethod
     def _disown(entry: Solo) -> None:
         if entry.owner is not None:
-            entry.owner.holding.discard(entry)
+            entry.owner.holding.pop(entry, None)
             entry.owner.kept.discard(entry)
             entry.owner = None

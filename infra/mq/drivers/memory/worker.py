@@ -25,7 +25,9 @@ class Worker:
 
     def __init__(self, info: WorkerInfo, clock: Clock, lease: float) -> None:
         self.info = info
-        self.holding: set[Unit] = set()
+        self.holding: dict[Unit, None] = {}
+        """What it owns, in the order in which it was claimed."""
+
         self.kept: set[Unit] = set()
         self.changed = asyncio.Event()
         self.closed = False

@@ -1,0 +1,404 @@
+"""Random work on a queue and on the model at once; whatever differs is a bug in one of them."""
+
+import asyncio
+import itertools
+import shutil
+import tempfile
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from infra.clock import FakeClock
+from infra.mq import Claim, Consumer, DeadLetter, Outcome, QueueError, Settlement
+from tests.contract.acting import EVENT, consumer, declare, message, subscription
+from tests.contract.harness import Driver
+from tests.contract.model import LINE, PLAIN, Copy, Model, Stage, counts_of
+
+T = TypeVar("T")
+ANY = range(8)
+"""Which one, of however many there are."""
+
+EITHER = (0, 1)
+NAMES = (PLAIN, LINE)
+KEYS = ("a", "b")
+
+
+class Mismatch(AssertionError):
+    """The queue did something else than the model."""
+
+
+def check(*, true: bool, otherwise: str) -> None:
+    """Raise Mismatch unless it is true."""
+    if not true:
+        raise Mismatch(otherwise)
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A claim, the copies it stands for, and how many of them are settled."""
+
+    worker: Consumer
+    claim: Claim
+    copies: list[Copy]
+    settled: int = 0
+
+
+Step = tuple[str, dict[str, Any]]
+
+
+def every(step: str, /, **values: Iterable[Any]) -> list[Step]:
+    """Return the step of that name with each combination of the values."""
+    return [(step, dict(zip(values, each, strict=True))) for each in itertools.product(*values.values())]
+
+
+def steps() -> st.SearchStrategy[Step]:
+    """Return what may happen next, the usual more often than the rest.
+
+    One strategy instead of one rule each: Hypothesis leaves whole rules out of a run, and the bugs worth finding need
+    a publish, a fetch, a death and a settlement in the same one.
+    """
+    leaving = [it for it in Outcome if it is not Outcome.DONE]
+    usual = [
+        every("publish", queue=EITHER, key=KEYS, delay=[None, None, None, 0.5, 3.0], times=[1, 2, 3]),
+        every("fetch", which=EITHER, name=NAMES, limit=[1, 2, 4]),
+        every("succeed", which=ANY, done=[1, 2, 10]),
+        every("fail", which=ANY, done=[0, 0, 1, 2], outcome=leaving, delay=[0.0, 0.0, 2.0]),
+    ]
+    rare = [
+        every("publish_again", which=ANY, key=KEYS),
+        every("cancel", which=ANY),
+        every("advance", seconds=[0.25, 0.5, 1.0, 5.0]),
+        every("isolate", which=ANY),
+        every("crash", which=EITHER),
+        every("recover", which=EITHER),
+        every("take_over", which=EITHER),
+        every("poison", which=ANY),
+        every("close", which=EITHER),
+        every("unpark"),
+        every("unblock", which=ANY, skip=[False, True]),
+        every("pause", name=NAMES),
+        every("end_a_dead_letter", which=ANY, discard=[False, True]),
+    ]
+    return st.one_of([st.sampled_from(it) for it in [*usual, *usual, *usual, *rare]])
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Two workers, one unordered and one ordered subscription of the same event, two keys."""
+
+    driver: ClassVar[Driver]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="queue-model-"))
+        self.runner = asyncio.Runner()
+        self.clock = FakeClock()
+        self.context = self.driver.open(self.folder, self.clock)
+        self.harness = self.run(self.context.__aenter__())
+        self.model = Model(self.clock.time(), self.harness.dedupe_window)
+        self.held: list[Held] = []
+        self.dead_workers: list[str] = []
+        self.failed = False
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run to the end on the machine's own loop."""
+        return self.runner.get_loop().run_until_complete(work)
+
+    @initialize()
+    def begin(self) -> None:
+        self.run(self._begin())
+
+    async def _begin(self) -> None:
+        self.queues = [await self.harness.queue(), await self.harness.queue()]
+        await declare(self.harness, self.queues[0], subscription(PLAIN), subscription(LINE, ordered=True))
+        self.model.now = self.clock.time()
+        self.workers = [await consumer(it, PLAIN, LINE) for it in self.queues]
+
+    @rule(step=steps())
+    def do(self, step: Step) -> None:
+        name, values = step
+        with self._noticing():
+            getattr(self, name)(**values)
+            self._compare_counts()
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except QueueError as error:
+            self.failed = True
+            raise Mismatch(f"the queue refused what the model allows: {error!r}") from error
+        except BaseException:
+            self.failed = True
+            raise
+
+    def publish(self, queue: int, key: str, delay: float | None, times: int) -> None:
+        number = len(self.model.accepted)
+        due = None if delay is None else self.clock.time() + delay
+        messages = [message(f"m{number + it}", key=key, due_at=due, dedupe=True) for it in range(times)]
+        self.run(self.queues[queue].publish(messages))
+        for each in messages:
+            self.model.publish(each.id, key, due)
+
+    def publish_again(self, which: int, key: str) -> None:
+        if not self.model.accepted:
+            return
+        message_id, accepted_at = list(self.model.accepted.items())[-1 - which % len(self.model.accepted)]
+        if abs(self.clock.time() - accepted_at - self.harness.dedupe_window) > 1:
+            self.run(self.queues[0].publish([message(message_id, key=key, dedupe=True)]))
+            self.model.publish(message_id, key, None)
+
+    def cancel(self, which: int) -> None:
+        if not self.model.accepted:
+            return
+        message_id = list(self.model.accepted)[-1 - which % len(self.model.accepted)]
+        waiting = self.model.scheduled(message_id)
+        check(true=self.run(self.queues[1].cancel(message_id)) == bool(waiting), otherwise=f"cancel of {message_id}")
+        for copy in waiting:
+            copy.stage = Stage.OVER
+
+    def advance(self, seconds: float) -> None:
+        self.run(self.clock.advance(seconds))
+        self.model.advance(self.clock.time())
+        for worker in self.workers:
+            check(true=worker.renew(), otherwise="a live worker lost its lease")
+
+    def fetch(self, which: int, name: str, limit: int) -> None:
+        worker = self.workers[which]
+        if name in self.model.paused:
+            check(true=self.run(worker.fetch({name: limit}, wait=0)) == [], otherwise=f"{name} is paused")
+            self.resume(name)
+        claims = self.run(worker.fetch({name: limit}, wait=0))
+        possible = self.model.claimable(name)
+        expected = min(limit, len(possible))
+        check(true=len(claims) == expected, otherwise=f"{len(claims)} claims of {name} instead of {expected}")
+        for claim in claims:
+            self._take(worker, claim, possible)
+
+    def _take(self, worker: Consumer, claim: Claim, possible: list[list[Copy]]) -> None:
+        for copies in possible:
+            pairs = zip(copies, claim.deliveries, strict=False)
+            if len(copies) == len(claim.deliveries) and all(copy.matches(it) for copy, it in pairs):
+                break
+        else:
+            raise Mismatch(f"{claim} is none of {possible}")
+        possible.remove(copies)
+        check(true=claim.ordered == (claim.subscription == LINE), otherwise=f"{claim} is of the wrong kind")
+        if claim.ordered:
+            key = copies[0].key
+            newer = claim.ordering_key == key and claim.fence > self.model.fences.get(key, 0)
+            check(true=newer, otherwise=f"the fence of {claim} is not above {self.model.fences.get(key)}")
+            self.model.fences[key] = claim.fence
+        for copy in copies:
+            copy.owner = worker.info.id
+        self.held.append(Held(worker, claim, copies))
+
+    def succeed(self, which: int, done: int) -> None:
+        self._settle(self._some(which), [Outcome.DONE] * done, 0.0)
+
+    def fail(self, which: int, done: int, outcome: Outcome, delay: float) -> None:
+        held = self._some(which)
+        if outcome is Outcome.BLOCK and not held.claim.ordered:
+            outcome = Outcome.RETRY
+        self._settle(held, [Outcome.DONE] * done + [outcome], delay)
+
+    def _some(self, which: int) -> Held:
+        """Return one of the claims; without any, make one."""
+        if not self.held:
+            self.publish(0, "ab"[which % 2], None, 2)
+            for name in (PLAIN, LINE):
+                self.fetch(which % 2, name, 2)
+        return self.held[which % len(self.held)]
+
+    def _settle(self, held: Held, outcomes: list[Outcome], delay: float) -> None:
+        if held.worker.info.id in self.dead_workers:
+            return  # what a dead worker says before its recovery is not promised
+        settlements: list[Settlement] = []
+        left = len(held.copies) - held.settled
+        outcomes = outcomes[-left:]
+        for index, outcome in enumerate(outcomes):
+            delivery = held.claim.deliveries[held.settled + index]
+            stays = outcome not in {Outcome.DONE, Outcome.DEAD}
+            close = stays or index == left - 1
+            settlements.append(
+                Settlement(
+                    claim=held.claim, delivery=delivery, outcome=outcome, delay=delay if stays else 0, close=close
+                )
+            )
+        fenced = self.run(held.worker.settle(settlements))
+        owned = self._owned(held)
+        unfenced = owned or (settlements[0].outcome is Outcome.DONE and not held.claim.ordered)
+        check(true=fenced == ([] if unfenced else settlements), otherwise=f"fenced were {fenced}")
+        if not owned:
+            self._succeed_unfenced(held, unfenced=unfenced)
+            return
+        for settlement in settlements:
+            copy = held.copies[held.settled]
+            self.model.settle(copy, settlement.outcome, settlement.delay)
+            copy.owner = None
+            held.settled += 1
+        if settlements[-1].close:
+            self._release(held)
+
+    def _succeed_unfenced(self, held: Held, *, unfenced: bool) -> None:
+        self.held.remove(held)
+        copy = held.copies[0]
+        if unfenced and copy.stage in {Stage.WAITING, Stage.PARKED}:
+            copy.stage, copy.owner = Stage.OVER, None
+
+    def _release(self, held: Held) -> None:
+        for copy in held.copies[held.settled :]:
+            copy.owner = None
+        if held.claim.ordered and held.copies[-1].stage is not Stage.OVER:
+            held.settled = 0  # stays as a stale claim, whose every settlement must be fenced
+        else:
+            self.held.remove(held)
+
+    def _owned(self, held: Held) -> bool:
+        if held.claim.ordered and self.model.fences[held.copies[0].key] != held.claim.fence:
+            return False
+        return held.copies[held.settled].owner == held.worker.info.id
+
+    def isolate(self, which: int) -> None:
+        held = self._some(which)
+        if held.worker.info.id in self.dead_workers:
+            return
+        owned = self._owned(held)
+        check(true=self.run(held.worker.isolate(held.claim)) == owned, otherwise=f"isolating {held.claim}")
+        if owned:
+            held.copies[held.settled].isolated = True
+
+    def poison(self, which: int) -> None:
+        """Let a delivery that runs alone kill its worker."""
+        held = self._some(which)
+        if held.worker in self.workers:
+            self.isolate(which)
+            self.take_over(self.workers.index(held.worker))
+
+    def crash(self, which: int) -> None:
+        victim = self.workers[which]
+        self.run(self.harness.crash(victim))
+        self.dead_workers.append(victim.info.id)
+        self.workers[which] = self.run(consumer(self.queues[which], PLAIN, LINE))
+
+    def recover(self, which: int) -> None:
+        recovered = self.run(self.workers[which].recover())
+        expected = self.model.give_back(self.dead_workers, dead=True)
+        self.dead_workers.clear()
+        check(true=recovered == expected, otherwise=f"recovered {recovered} instead of {expected}")
+
+    def take_over(self, which: int) -> None:
+        """Let one worker die and the other one go on with its work."""
+        self.crash(which)
+        self.recover(1 - which)
+        for name in (PLAIN, LINE):
+            self.fetch(1 - which, name, 4)
+
+    def close(self, which: int) -> None:
+        leaver = self.workers[which]
+        self.run(leaver.close())
+        self.model.give_back([leaver.info.id], dead=False)
+        self.held = [it for it in self.held if it.worker is not leaver]
+        self.workers[which] = self.run(consumer(self.queues[which], PLAIN, LINE))
+
+    def unpark(self) -> None:
+        known = {PLAIN: [EVENT], LINE: [EVENT]}
+        unparked = self.run(self.workers[0].unpark(known))
+        check(true=unparked == self.model.unpark(), otherwise=f"unparked {unparked}")
+
+    def unblock(self, which: int, skip: bool) -> None:
+        blocked = self._blocked()
+        if not blocked:
+            return
+        head = blocked[which % len(blocked)]
+        self.run(self.queues[0].unblock(LINE, head.key, skip=skip))
+        if skip:
+            self.model.bury(head)
+        else:
+            head.stage, head.failures, head.due = Stage.WAITING, 0, self.model.now
+
+    def _blocked(self) -> list[Copy]:
+        return [line[0] for line in self.model.lines().values() if line[0].stage is Stage.BLOCKED]
+
+    def pause(self, name: str) -> None:
+        self.run(self.queues[1].pause(name))
+        self.model.paused.add(name)
+
+    def resume(self, name: str) -> None:
+        self.run(self.queues[0].resume(name))
+        self.model.paused.remove(name)
+
+    def end_a_dead_letter(self, which: int, discard: bool) -> None:
+        if not self.model.dead:
+            self.fail(which, 0, Outcome.DEAD, 0.0)
+        letters = self._dead_letters()
+        if not letters:
+            return
+        index = which % len(letters)
+        copy = self.model.dead[index]
+        if discard:
+            ended = self.run(self.queues[0].discard_dead([letters[index].id]))
+            self.model.discard_dead(copy)
+        else:
+            ended = self.run(self.queues[0].retry_dead([letters[index].id]))
+            self.model.retry_dead(copy)
+        check(true=ended == 1, otherwise=f"dead letter {letters[index]} did not end")
+
+    def _dead_letters(self) -> list[DeadLetter]:
+        letters = self.run(self.queues[1].dead_letters(limit=1000))
+        same = len(letters) == len(self.model.dead) and all(
+            copy.matches_dead(letter) for copy, letter in zip(self.model.dead, letters, strict=False)
+        )
+        check(true=same, otherwise=f"{letters} are not {self.model.dead}")
+        return letters
+
+    def _compare_counts(self) -> None:
+        for stats in self.run(self.queues[0].stats()):
+            told, true = counts_of(stats), self.model.counts(stats.name)
+            check(true=told == true, otherwise=f"{stats.name}: {told} instead of {true}")
+
+    def teardown(self) -> None:
+        try:
+            if not self.failed:
+                with self._noticing():
+                    self._finish_everything()
+        finally:
+            self.run(self.context.__aexit__(None, None, None))
+            self.runner.close()
+            shutil.rmtree(self.folder)
+
+    def _finish_everything(self) -> None:
+        """Heal all that was broken, and see that every copy comes, each key in order, and nothing else."""
+        self._dead_letters()
+        for name in sorted(self.model.paused):
+            self.resume(name)
+        while self._blocked():
+            self.unblock(0, skip=False)
+        self.close(0)
+        self.close(1)
+        self.recover(0)
+        self.unpark()
+        for _ in range(2):
+            self.advance(5.0)
+        for name in (PLAIN, LINE):
+            while self.model.claimable(name):
+                self.fetch(0, name, 100)
+                for held in [it for it in self.held if it.worker is self.workers[0]]:
+                    self._settle(held, [Outcome.DONE] * len(held.copies), 0.0)
+            check(true=self.run(self.workers[0].fetch({name: 100}, wait=0)) == [], otherwise="a phantom came")
+        left = [it for it in self.model.copies if it.stage not in {Stage.DEAD, Stage.OVER}]
+        check(true=not left, otherwise=f"{left} never came")
+        self._compare_counts()
+
+
+def machine_of(tested: Driver) -> type[QueueMachine]:
+    """Return the machine that works on this driver."""
+
+    class Machine(QueueMachine):
+        driver = tested
+
+    return Machine

@@ -1,0 +1,18 @@
+"""Every driver does what the model does, whatever happens.
+
+`pytest tests/contract/test_model.py --hypothesis-profile=thorough` searches longer, and elsewhere every time.
+"""
+
+import pytest
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.contract.budget import search
+from tests.contract.harness import DRIVERS
+from tests.contract.machine import machine_of
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+@pytest.mark.timeout(600)
+def test_a_driver_does_what_the_model_does(name: str) -> None:
+    driver = DRIVERS[name]
+    run_state_machine_as_test(machine_of(driver), settings=search(40 if driver.features.durable else 150))

@@ -1,0 +1,206 @@
+"""The model finds bugs: each of these, put into the memory driver, is caught by the search that `make test` does."""
+
+# ruff: noqa: ANN401  # what is put into a class from outside takes any self
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis.stateful import run_state_machine_as_test
+
+from infra.mq import Claim, Message, Outcome, Settlement
+from infra.mq.drivers.memory import MemoryQueue, agenda, backlog, consumer, ordered, scheduled, store, unordered, worker
+from tests.contract.budget import search
+from tests.contract.harness import DRIVERS
+from tests.contract.machine import Mismatch, machine_of
+
+Patch = pytest.MonkeyPatch
+Break = Callable[[Patch], None]
+BUGS: dict[str, Break] = {}
+
+
+def bug(break_it: Break) -> Break:
+    """Have a way to break the driver tried."""
+    BUGS[break_it.__name__] = break_it
+    return break_it
+
+
+@bug
+def unordered_settlements_are_unfenced(patch: Patch) -> None:
+    honest = unordered.UnorderedBacklog.settle
+
+    def settle(self: Any, settlement: Settlement, owner: worker.Worker, now: float) -> bool:
+        entry = self._entries.get(settlement.delivery.id)
+        return honest(self, settlement, entry.owner if entry and entry.owner else owner, now)
+
+    patch.setattr(unordered.UnorderedBacklog, "settle", settle)
+
+
+@bug
+def ordered_settlements_are_unfenced(patch: Patch) -> None:
+    patch.setattr(ordered.OrderedBacklog, "_owned", lambda self, claim, _: self._mailboxes.get(claim.ordering_key))
+
+
+@bug
+def unordered_done_is_fenced(patch: Patch) -> None:
+    honest = unordered.UnorderedBacklog.settle
+
+    def settle(self: Any, settlement: Settlement, owner: worker.Worker, now: float) -> bool:
+        entry = self._entries.get(settlement.delivery.id)
+        return entry is not None and entry.owner is owner and honest(self, settlement, owner, now)
+
+    patch.setattr(unordered.UnorderedBacklog, "settle", settle)
+
+
+@bug
+def the_fence_of_a_forgotten_mailbox_starts_again_at_1(patch: Patch) -> None:
+    honest = ordered.OrderedBacklog._open
+
+    def open_(self: Any, mailbox: ordered.Mailbox, owner: worker.Worker, name: str) -> Claim:
+        self.store.fences = itertools.count(mailbox.fence + 1)
+        return honest(self, mailbox, owner, name)
+
+    patch.setattr(ordered.OrderedBacklog, "_open", open_)
+
+
+@bug
+def the_wake_up_of_a_closed_mailbox_is_lost(patch: Patch) -> None:
+    honest = ordered.OrderedBacklog.close
+
+    def close(self: Any, mailbox: ordered.Mailbox) -> None:
+        arrived = len(mailbox.entries) > mailbox.claimed
+        honest(self, mailbox)
+        if arrived:
+            mailbox.state = backlog.State.IDLE
+
+    patch.setattr(ordered.OrderedBacklog, "close", close)
+
+
+@bug
+def a_retry_loses_its_place_at_the_head(patch: Patch) -> None:
+    honest = ordered.OrderedBacklog._close_for
+
+    def close_for(self: Any, mailbox: ordered.Mailbox, outcome: Outcome, due_at: float | None) -> None:
+        mailbox.entries.rotate(-1)
+        honest(self, mailbox, outcome, due_at)
+
+    patch.setattr(ordered.OrderedBacklog, "_close_for", close_for)
+
+
+@bug
+def a_delay_ends_early(patch: Patch) -> None:
+    honest = agenda.Agenda.promote
+    patch.setattr(agenda.Agenda, "promote", lambda self, now: honest(self, now + 0.3))
+
+
+@bug
+def a_delay_never_ends_for_a_mailbox(patch: Patch) -> None:
+    patch.setattr(ordered.Mailbox, "fall_due", lambda _: None)
+
+
+@bug
+def a_retry_comes_at_once(patch: Patch) -> None:
+    patch.setattr(agenda.Agenda, "add", lambda _, __, item: item.fall_due())
+
+
+@bug
+def a_dead_letter_is_dropped(patch: Patch) -> None:
+    patch.setattr(store.Store, "bury", lambda *_: None)
+
+
+@bug
+def a_retried_dead_letter_is_dropped(patch: Patch) -> None:
+    async def retry_dead(self: Any, dead_ids: Sequence[str]) -> int:
+        return int(await self.discard_dead(dead_ids))
+
+    patch.setattr(MemoryQueue, "retry_dead", retry_dead)
+
+
+@bug
+def a_release_counts_as_a_failure(patch: Patch) -> None:
+    def count(entry: store.Entry, settlement: Settlement) -> None:
+        backlog.count_outcome(entry, settlement)
+        entry.failures += settlement.outcome is Outcome.RELEASE
+
+    patch.setattr(unordered, "count_outcome", count)
+
+
+@bug
+def a_takeover_counts_as_a_failure(patch: Patch) -> None:
+    def charge(self: store.Entry) -> None:
+        self.failures += 1
+
+    patch.setattr(store.Entry, "charge_death", charge)
+
+
+@bug
+def the_mark_of_isolation_outlives_its_claim(patch: Patch) -> None:
+    def charge(self: store.Entry) -> None:
+        self.crashes += self.isolated
+        self.takeovers += not self.isolated
+
+    patch.setattr(store.Entry, "charge_death", charge)
+
+
+@bug
+def a_dead_workers_claims_are_forgotten(patch: Patch) -> None:
+    patch.setattr(unordered.Solo, "take_over", lambda _: 1)
+
+
+@bug
+def a_live_workers_claims_are_taken(patch: Patch) -> None:
+    honest = consumer.MemoryConsumer.recover
+
+    async def recover(self: Any) -> int:
+        stolen = [unit for it in self._store.workers.values() if it is not self._worker for unit in it.holding]
+        return int(await honest(self) + sum(unit.take_over() for unit in stolen))
+
+    patch.setattr(consumer.MemoryConsumer, "recover", recover)
+
+
+@bug
+def closing_charges_what_it_gives_back(patch: Patch) -> None:
+    patch.setattr(unordered.Solo, "give_back", unordered.Solo.take_over)
+
+
+@bug
+def a_cancelled_message_still_comes(patch: Patch) -> None:
+    patch.setattr(scheduled.Plan, "cancel", lambda self, message_id: message_id in self)
+
+
+@bug
+def a_pause_is_ignored_by_ordered_subscriptions(patch: Patch) -> None:
+    patch.setattr(ordered.OrderedBacklog, "paused", property(lambda _: False, lambda *_: None), raising=False)
+
+
+@bug
+def a_duplicate_is_accepted(patch: Patch) -> None:
+    honest = MemoryQueue.publish
+
+    async def publish(self: MemoryQueue, messages: Sequence[Message]) -> None:
+        self._recent._ids.clear()
+        await honest(self, messages)
+
+    patch.setattr(MemoryQueue, "publish", publish)
+
+
+@bug
+def a_blocked_key_unblocks_itself(patch: Patch) -> None:
+    honest = ordered.OrderedBacklog._close_for
+
+    def close_for(self: Any, mailbox: ordered.Mailbox, outcome: Outcome, due_at: float | None) -> None:
+        honest(self, mailbox, Outcome.RETRY if outcome is Outcome.BLOCK else outcome, due_at)
+
+    patch.setattr(ordered.OrderedBacklog, "_close_for", close_for)
+
+
+@bug
+def suspects_are_not_claimed_alone(patch: Patch) -> None:
+    patch.setattr(ordered, "SUSPECT", 1000)
+
+
+@pytest.mark.parametrize("break_it", BUGS.values(), ids=BUGS)
+def test_the_model_catches_that(break_it: Break, monkeypatch: Patch) -> None:
+    break_it(monkeypatch)
+    with pytest.raises(Mismatch):
+        run_state_machine_as_test(machine_of(DRIVERS["memory"]), settings=search(150, shrink=False))
