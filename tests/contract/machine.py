@@ -91,10 +91,12 @@ class QueueMachine(RuleBasedStateMachine):
     """Two workers, one unordered and one ordered subscription of the same event, two keys."""
 
     driver: ClassVar[Driver]
+    stores: ClassVar[Path]
+    """The folder of the folders in which the stores are."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="queue-model-"))
+        self.folder = Path(tempfile.mkdtemp(dir=self.stores))
         self.runner = asyncio.Runner()
         self.clock = FakeClock()
         self.context = self.driver.open(self.folder, self.clock)
@@ -395,10 +397,11 @@ class QueueMachine(RuleBasedStateMachine):
         self._compare_counts()
 
 
-def machine_of(tested: Driver) -> type[QueueMachine]:
-    """Return the machine that works on this driver."""
+def machine_of(tested: Driver, folder: Path) -> type[QueueMachine]:
+    """Return the machine that works on this driver, each time on a new store in `folder`."""
 
     class Machine(QueueMachine):
         driver = tested
+        stores = folder
 
     return Machine

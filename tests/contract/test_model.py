@@ -3,6 +3,8 @@
 `pytest tests/contract/test_model.py --hypothesis-profile=thorough` searches longer, and elsewhere every time.
 """
 
+from pathlib import Path
+
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -13,6 +15,6 @@ from tests.contract.machine import machine_of
 
 @pytest.mark.parametrize("name", DRIVERS)
 @pytest.mark.timeout(600)
-def test_a_driver_does_what_the_model_does(name: str) -> None:
+def test_a_driver_does_what_the_model_does(name: str, tmp_path: Path) -> None:
     driver = DRIVERS[name]
-    run_state_machine_as_test(machine_of(driver), settings=search(40 if driver.features.durable else 150))
+    run_state_machine_as_test(machine_of(driver, tmp_path), settings=search(40 if driver.features.durable else 150))

@@ -3,6 +3,7 @@
 # ruff: noqa: ANN401  # what is put into a class from outside takes any self
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,7 +201,7 @@ def suspects_are_not_claimed_alone(patch: Patch) -> None:
 
 
 @pytest.mark.parametrize("break_it", BUGS.values(), ids=BUGS)
-def test_the_model_catches_that(break_it: Break, monkeypatch: Patch) -> None:
+def test_the_model_catches_that(break_it: Break, monkeypatch: Patch, tmp_path: Path) -> None:
     break_it(monkeypatch)
     with pytest.raises(Mismatch):
-        run_state_machine_as_test(machine_of(DRIVERS["memory"]), settings=search(150, shrink=False))
+        run_state_machine_as_test(machine_of(DRIVERS["memory"], tmp_path), settings=search(150, shrink=False))
