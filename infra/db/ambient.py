@@ -1,5 +1,6 @@
 """The blocks of `Database`, and the transaction that surrounds the code running in a task."""
 
+import asyncio
 from contextvars import ContextVar
 from types import TracebackType
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from infra.db.backend import Backend
-from infra.db.errors import NoTransaction
+from infra.db.errors import DatabaseUnavailable, NoTransaction
 from infra.db.lock import WriteLock
 from infra.db.savepoint import Scope
 from infra.db.transaction import Transaction
@@ -126,20 +127,40 @@ class SavepointBlock:
 class ReadBlock:
     """A block with a session that only reads."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, slots: asyncio.Semaphore, timeout: float) -> None:
         self._backend = backend
+        self._slots = slots
+        self._timeout = timeout
         self._session: AsyncSession | None = None
 
     async def __aenter__(self) -> AsyncSession:
         transaction = surrounding(self._backend)
         if transaction is not None:
             return transaction.session
-        self._session = AsyncSession(self._backend.reader, expire_on_commit=False, autoflush=False)
+        engine = self._backend.reader
+        if self._slots.locked():
+            await self._wait()
+        else:
+            await self._slots.acquire()
+        self._session = AsyncSession(engine, expire_on_commit=False, autoflush=False)
         return self._session
 
     async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
-            await self._session.close()
+            try:
+                await self._session.close()
+            finally:
+                self._slots.release()
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise DatabaseUnavailable(
+                f"all {self._backend.max_reads} read connections were in use for more than {self._timeout:g} s; "
+                "keep slow work, such as network calls, out of db.read()"
+            ) from None
 
 
 class LockBlock:

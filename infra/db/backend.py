@@ -33,6 +33,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def max_reads(self) -> int:
+        """How many `db.read()` blocks of this process may use the database at a time."""
+        ...
+
+    @property
     def writer(self) -> AsyncEngine:
         """The engine whose transactions may write; a transaction begun on it has its locks, or raised."""
         ...

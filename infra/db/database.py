@@ -1,5 +1,6 @@
 """The database of the application, and the transaction that surrounds the code that is running."""
 
+import asyncio
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 
@@ -26,6 +27,8 @@ class Database:
     def __init__(self, url: str, *, busy_timeout: float = 10.0, clock: Clock | None = None) -> None:
         self.url = url
         self._backend = backend_for(url, busy_timeout)
+        self._busy_timeout = busy_timeout
+        self._reads = asyncio.Semaphore(self._backend.max_reads)
         self._lock = WriteLock(clock or SystemClock(), busy_timeout)
 
     @property
@@ -85,9 +88,10 @@ class Database:
         Inside a transaction it is that transaction's session, which may have to wait to begin.
 
         Raises:
+            DatabaseUnavailable: too many reads were under way for longer than `busy_timeout`.
             TransactionNotOwned: the surrounding transaction belongs to another task.
         """
-        return ReadBlock(self._backend)
+        return ReadBlock(self._backend, self._reads, self._busy_timeout)
 
     def current(self) -> Transaction | None:
         """Return the transaction that surrounds the running code, if there is one.

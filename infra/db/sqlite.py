@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import Connection, NullPool, event
+from sqlalchemy import URL, Connection, NullPool, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.util.concurrency import await_
@@ -20,7 +20,7 @@ from infra.db.sqlite_driver import BUSY_SLICE, SQLiteConnection, is_busy
 SYNC = "PRAGMA synchronous = FULL"
 
 READERS = 16
-"""How many read connections are kept open, and how many more may be open for a while."""
+"""How many read connections are kept open; twice as many may be in use at a time."""
 
 
 class SQLite:
@@ -32,6 +32,7 @@ class SQLite:
 
     dialect: Literal["sqlite"] = "sqlite"
     one_writer = True
+    max_reads = 2 * READERS
 
     def __init__(self, path: Path, busy_timeout: float) -> None:
         self.path = path
@@ -49,6 +50,8 @@ class SQLite:
         return _opened(self._reader)
 
     async def open(self) -> None:
+        if self._writer is not None:
+            return
         self._prepare_path()
         try:
             await self._check()
@@ -131,7 +134,7 @@ class SQLite:
 
     def _engine(self, connect: Callable[[], object], *, size: int, extra: int) -> AsyncEngine:
         return create_async_engine(
-            "sqlite+aiosqlite:///" + str(self.path),
+            URL.create("sqlite+aiosqlite", database=str(self.path)),
             async_creator=connect,
             pool_size=size,
             max_overflow=extra,

@@ -15,6 +15,8 @@ FIRST_ROWS = 1000
 BUSY_SLICE = 0.1
 """How long, in seconds, SQLite itself waits for another process's lock before the event loop gets a say again."""
 
+BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+
 _T = TypeVar("_T")
 
 
@@ -281,4 +283,4 @@ def _nothing() -> None:
 def is_busy(error: BaseException) -> bool:
     """Say whether `error` is SQLite's: another connection holds the lock."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return code is not None and code & 0xFF in BUSY_CODES

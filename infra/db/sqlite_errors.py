@@ -13,7 +13,7 @@ _WAL_RESET_BACKPORTS = {(3, 44): 6, (3, 50): 7}
 def explain(error: BaseException, path: Path, busy_timeout: float) -> DatabaseError | None:
     """Return what `error` means, if it is about the file, its lock or the disk rather than about a statement."""
     match _primary_code(error):
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
             return DatabaseUnavailable(
                 f"the database {path} was locked by another process for more than {busy_timeout:g} s; "
                 "find and stop what is writing to it, then try again"

@@ -80,7 +80,8 @@ async def tables(db: Database) -> set[str]:
 async def test_two_histories_with_version_tables_of_their_own(empty: Database, package: Package) -> None:
     histories = [BUS, SHOP]
     missing = await pending(empty, histories)
-    assert missing == ["bus/0001_queue", "bus/0002_inbox", "shop/0001_goods"]
+    assert missing[:2] == ["bus/0001_queue", "bus/0002_inbox"]
+    assert missing[-1] == "shop/0001_goods"
     assert await tables(empty) == set()
     assert await upgrade(empty, histories) == missing
     assert await pending(empty, histories) == []
@@ -112,12 +113,15 @@ async def test_status_says_where_the_database_is(empty: Database, package: Packa
 
 
 async def test_pending_migrations_are_refused_by_name(empty: Database, package: Package) -> None:
-    with pytest.raises(MigrationPending, match="bus/0001_queue, bus/0002_inbox; run `beneath migrate up`") as raised:
-        await require_current(empty, [BUS])
-    assert "\n" not in str(raised.value)
-    assert raised.value.revisions == ("bus/0001_queue", "bus/0002_inbox")
-    await upgrade(empty, [BUS])
-    await require_current(empty, [BUS])
+    package.add("prices", CREATE.format("prices"))
+    with pytest.raises(MigrationPending) as raised:
+        await require_current(empty, [SHOP])
+    assert str(raised.value) == (
+        "the database lacks 2 migration(s): shop/0001_goods, shop/0002_prices; run `beneath migrate up`"
+    )
+    assert raised.value.revisions == ("shop/0001_goods", "shop/0002_prices")
+    await upgrade(empty, [SHOP])
+    await require_current(empty, [SHOP])
 
 
 async def test_a_newer_database_is_refused_and_unchanged(empty: Database, package: Package) -> None:

@@ -31,6 +31,24 @@ async def test_open_creates_the_folder_and_the_file(tmp_path: Path) -> None:
     await db.close()
 
 
+async def test_open_twice_is_open_once(db: Database) -> None:
+    engine = db._backend.writer
+    await db.open()
+    assert db._backend.writer is engine
+
+
+async def test_a_path_may_hold_any_character(tmp_path: Path) -> None:
+    db = Database(f"sqlite:///{tmp_path}/a b%41#c&d=é/x;y.db")
+    await db.open()
+    assert db.path is not None
+    assert db.path.exists()
+    async with db.transaction() as tx:
+        await tx.session.execute(text("CREATE TABLE t (x)"))
+    async with db.read() as session:
+        assert (await session.execute(text("SELECT count(*) FROM t"))).scalar_one() == 0
+    await db.close()
+
+
 async def test_a_relative_path_is_relative_to_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

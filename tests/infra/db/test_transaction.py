@@ -5,8 +5,15 @@ import pytest
 from sqlalchemy import Connection, event, select, text
 from sqlalchemy.exc import IntegrityError
 
-from infra.db import Database, DatabaseError, NoTransaction, TransactionNotOwned, TransactionRolledBack
-from tests.infra.db.tables import Item, insert, names, write_from_outside
+from infra.db import (
+    Database,
+    DatabaseError,
+    DatabaseUnavailable,
+    NoTransaction,
+    TransactionNotOwned,
+    TransactionRolledBack,
+)
+from tests.infra.db.tables import Item, insert, names, until, write_from_outside
 
 
 async def test_commits_at_the_end_of_the_block(db: Database) -> None:
@@ -320,6 +327,26 @@ async def test_reads_are_read_only_see_one_state_and_wait_for_no_writer(db: Data
         with pytest.raises(Exception, match="readonly"):
             await session.execute(text("DELETE FROM item"))
     assert await names(db) == ["a", "b"]
+
+
+async def test_too_many_reads_wait_and_then_say_so(tmp_path: object) -> None:
+    db = Database(f"sqlite:///{tmp_path}/test.db", busy_timeout=0.05)
+    await db.open()
+    leave = asyncio.Event()
+
+    async def read() -> None:
+        async with db.read() as session:
+            await session.execute(text("SELECT 1"))
+            await leave.wait()
+
+    tasks = [asyncio.create_task(read()) for _ in range(db._backend.max_reads)]
+    await until(db._reads.locked)
+    with pytest.raises(DatabaseUnavailable, match="all 32 read connections were in use"):
+        await read()
+    leave.set()
+    await asyncio.gather(*tasks)
+    await read()
+    await db.close()
 
 
 async def test_read_inside_a_transaction_is_its_session(db: Database) -> None:
