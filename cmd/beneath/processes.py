@@ -31,6 +31,11 @@ STEADY = 60.0
 class Child(Protocol):
     """A child process."""
 
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        ...
+
     async def wait(self) -> int:
         """Return its exit code once it has ended."""
         ...
@@ -70,6 +75,10 @@ class _Process:
     def __init__(self, process: asyncio.subprocess.Process, pipe: int) -> None:
         self._process = process
         self._pipe = pipe
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     async def wait(self) -> int:
         code = await self._process.wait()
@@ -131,6 +140,7 @@ class Supervised:
 
     async def _live(self) -> int:
         child = await self._spawn(self._arguments)
+        log.info("started a process", process=self.name, pid=child.pid)
         ended = asyncio.ensure_future(child.wait())
         try:
             return await asyncio.shield(ended)

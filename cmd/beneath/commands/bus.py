@@ -28,7 +28,7 @@ def listeners(context: typer.Context, as_json: JsonOption = False) -> None:
     """List every listener in this code."""
     from beneath.describe import listener_row
 
-    rows = [listener_row(each) for each in _constructed(context).listeners]
+    rows = [listener_row(each) for each in _registered(container_of(context)).listeners]
     if as_json:
         print_json(rows)
         return
@@ -43,7 +43,7 @@ def explain(
     """Say what a publish of EVENT sets off: every listener, where it runs, and when it is tried again."""
     from beneath.describe import event_description, explanation, find_event
 
-    bus = _constructed(context)
+    bus = _registered(container_of(context))
     description = event_description(find_event(bus, event), bus.listeners)
     if as_json:
         print_json(description)
@@ -119,14 +119,13 @@ def retire(
 ) -> None:
     """Forget a listener that the code no longer has; refused while a worker has it, or while something waits."""
     count = _change(context, listener, lambda mq: mq.retire(listener, event=event, backlog=backlog))
-    typer.echo(f"retired {listener}; {count} deliveries waited for it")
+    typer.echo(f"retired {listener}; {_deliveries(count)} waited for it")
 
 
-def _constructed(context: typer.Context) -> "Bus":
+def _registered(container: "Container") -> "Bus":
     """Return the bus with every service's listeners, without connecting to anything."""
     from dependencies.completeness import check_completeness
 
-    container = container_of(context)
     check_completeness(container)
     container.services.all()
     bus: Bus = container.infra.bus()
@@ -153,11 +152,22 @@ def _change(context: typer.Context, listener: str, work: "Callable[[MessageQueue
 async def _publish(container: "Container", event: str, fields: str, message_id: str | None) -> None:
     from beneath.application import Application
     from beneath.describe import find_event, read_event
+    from beneath.errors import UsageError
+    from bus import BusError
 
+    parsed = read_event(find_event(_registered(container), event), fields)
     async with Application(container).opened() as application:
-        bus = application.bus
-        parsed = read_event(find_event(bus, event), fields)
-        await bus.publish(parsed, id=message_id)
+        try:
+            await application.bus.publish(parsed, id=message_id)
+        except BusError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise UsageError(f"{event} was not published, because a sync listener failed: {reason}") from error
+
+
+def _deliveries(count: int) -> str:
+    return "1 delivery" if count == 1 else f"{count} deliveries"
 
 
 def _stats_row(each: "SubscriptionStats") -> dict[str, object]:

@@ -1,0 +1,234 @@
+"""Every command, given as a user gives it."""
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cli.conftest import Beneath, Result
+
+
+def refused(result: Result, *parts: str, code: int = 2) -> None:
+    """Check that a command said one line on standard error, and nothing else."""
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith("beneath: ")
+    assert result.err.count("\n") == 1
+    for part in parts:
+        assert part in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["strat"], ["No such command 'strat'", "start"]),
+        (["start"], ["Missing argument 'NAME...'"]),
+        (["start", "contrl-server"], ["no startable 'contrl-server'; did you mean control-server?", "control-worker"]),
+        (["--config", "nope.yaml", "start", "all"], ["cannot read the settings file nope.yaml: No such file"]),
+        (["start", "--config", "nope.yaml", "all"], ["cannot read the settings file nope.yaml: No such file"]),
+        (["--set", "mq.drivr=sql", "config", "show"], ["unknown setting mq.drivr", "did you mean mq.driver?"]),
+        (["--set", "control.port=x", "start", "all"], ["control.port: input should be a valid integer"]),
+        (["start", "--set", "mq.driver=redis", "all"], ["mq.driver: this version has no redis driver yet"]),
+        (["start", "--set", "mq.driver=memory", "control-worker"], ["mq.driver=memory", "run `beneath start all`"]),
+        (["start", "--set", "mq.driver=memory", "control-server"], ["mq.driver=memory", "run `beneath start all`"]),
+        (
+            ["start", "--set", "mq.driver=memory", "--set", "worker.processes=2", "all"],
+            ["mq.driver=memory", "worker.processes=1"],
+        ),
+        (["--set", "mq.driver=memory", "bus", "stats"], ["mq.driver=memory lives inside one process"]),
+        (["--set", "mq.driver=memory", "bus", "publish", "X", "{}"], ["mq.driver=memory lives inside one process"]),
+        (["bus", "dead", "lst"], ["No such command 'lst'"]),
+        (["bus", "retire", "x", "--backlog", "keep"], ["--backlog", "'refuse', 'discard', 'dead'"]),
+        (["bus", "explain", "UserCrated"], ["no listener knows an event 'UserCrated'; did you mean UserCreated?"]),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    beneath: Beneath, folder: Path, arguments: list[str], parts: list[str]
+) -> None:
+    refused(beneath(*arguments), *parts)
+    assert list(folder.iterdir()) == []
+
+
+def test_help_and_version(beneath: Beneath) -> None:
+    shown = beneath("--help")
+    assert shown.code == 0
+    assert all(name in shown.out for name in ("start", "migrate", "config", "user", "bus"))
+    assert beneath("--version").out == "0.1.0\n"
+
+
+def test_a_bug_shows_its_traceback(beneath: Beneath, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> str:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("dependencies.template.render_template", broken)
+    result = beneath("config", "generate", "-")
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert "ZeroDivisionError: a bug" in result.err
+
+
+# --- config -----------------------------------------------------------------------------------------------------------
+
+
+def test_config_generate_writes_a_file_that_changes_nothing(beneath: Beneath, folder: Path) -> None:
+    before = beneath("config", "show", "--json").out
+    (folder / "config").mkdir()
+    assert beneath("config", "generate", "config/.default.yaml").code == 0
+    assert "driver: sql" in (folder / "config/.default.yaml").read_text()
+    assert beneath("config", "show", "--json").out == before
+    refused(beneath("config", "generate", "config/.default.yaml"), "is there already; --force replaces it")
+    assert beneath("config", "generate", "config/.default.yaml", "--force").code == 0
+    refused(beneath("config", "generate", "no/such/folder.yaml"), "cannot write no/such/folder.yaml: No such file")
+    assert yaml.safe_load(beneath("config", "generate", "-").out)["mq"] == {"redis": None}
+
+
+def test_config_show_masks_secrets(beneath: Beneath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENEATH_DB_URL", "postgresql://ada:hunter2@db/app")
+    shown, as_json = beneath("config", "show").out, beneath("config", "show", "--json").out
+    assert "hunter2" not in shown + as_json
+    assert "postgresql://ada:**********@db/app" in shown
+    assert json.loads(as_json)["mq"]["driver"] == "sql"
+    assert ["control.port", "4000", "BENEATH_CONTROL_PORT"] in [line.split() for line in shown.splitlines()]
+
+
+# --- migrate and the database -----------------------------------------------------------------------------------------
+
+
+def test_migrate_up_then_status(beneath: Beneath) -> None:
+    before = json.loads(beneath("migrate", "status", "--json").out)
+    assert all(each["pending"] for each in before)
+    applied = beneath("migrate", "up")
+    assert applied.code == 0
+    assert "applied bus/0001" in applied.out
+    assert beneath("migrate", "up").out == "nothing is pending\n"
+    after = json.loads(beneath("migrate", "status", "--json").out)
+    assert [(each["history"], each["pending"]) for each in after] == [("bus", []), ("app", [])]
+
+
+def test_pending_migrations_are_refused_outside_development(beneath: Beneath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENEATH_ENV", "production")
+    refused(beneath("bus", "stats"), "bus/0001", "run `beneath migrate up`", code=1)
+
+
+def test_a_newer_database_is_refused(beneath: Beneath, folder: Path) -> None:
+    beneath("migrate", "up")
+    with sqlite3.connect(folder / "data/beneath.db") as connection:
+        connection.execute("UPDATE beneath_app_version SET version_num = '9999'")
+    connection.close()
+    for command in (["migrate", "up"], ["bus", "stats"], ["user", "create", "ada@example.com"]):
+        refused(beneath(*command), "newer than this code", "app/9999", code=1)
+
+
+@pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        ("sqlite:///./broken.db", "broken.db is not a SQLite database"),
+        ("sqlite:///./broken.db/x.db", "cannot create the folder"),
+        ("nonsense", "db.url is not a database URL"),
+        ("mysql://u:hunter2@h/x", "db.url: 'mysql' is not supported"),
+    ],
+)
+def test_a_database_that_cannot_be_is_refused(beneath: Beneath, folder: Path, url: str, part: str) -> None:
+    (folder / "broken.db").write_bytes(b"no database " * 1000)
+    result = beneath("--set", f"db.url={url}", "bus", "stats")
+    refused(result, part, code=1)
+    assert "hunter2" not in result.err
+
+
+# --- listeners and events ---------------------------------------------------------------------------------------------
+
+
+def test_listeners_are_listed_without_a_database(beneath: Beneath, folder: Path) -> None:
+    rows = {each["listener"]: each for each in json.loads(beneath("bus", "listeners", "--json").out)}
+    assert rows["notification.send_welcome_email"]["events"] == ["UserCreated"]
+    assert rows["notification.send_welcome_email"]["attempts"] == 8
+    assert rows["audit.record"]["kind"] == "ordered"
+    assert rows["audit.record"]["once"] is True
+    assert "audit.record" in beneath("bus", "listeners").out
+    assert list(folder.iterdir()) == []
+
+
+def test_explain_tells_what_a_publish_sets_off(beneath: Beneath) -> None:
+    described: dict[str, Any] = json.loads(beneath("bus", "explain", "UserCreated", "--json").out)
+    kinds = {each["listener"].rpartition(".")[2]: each["kind"] for each in described["listeners"]}
+    assert kinds == {"create_personal": "sync", "send_welcome_email": "async"}
+    shown = beneath("bus", "explain", "UserCreated").out
+    assert "8 attempts, at most 1, 2, 4, 8, 16, 32, 64 s apart; then a dead letter" in shown
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ("{", "are not valid JSON"),
+        ("[]", 'come as a JSON object, like {"user_id": ..., "email": ..., "name": ...}'),
+        ('{"user": 1}', "UserCreated has no field 'user'"),
+        ('{"user_id": "x", "email": "a@b.co", "name": "A"}', "UserCreated: Invalid UUID"),
+        ("{}", "UserCreated: Object missing required field `user_id`"),
+    ],
+)
+def test_publish_refuses_what_is_not_the_event(beneath: Beneath, folder: Path, fields: str, part: str) -> None:
+    refused(beneath("bus", "publish", "UserCreated", fields), part)
+    refused(beneath("bus", "publish", "UserCreatd", fields), "did you mean UserCreated?")
+    assert list(folder.iterdir()) == []
+
+
+# --- users, the queue and its levers ----------------------------------------------------------------------------------
+
+
+def test_a_user_is_created_and_the_events_wait(beneath: Beneath) -> None:
+    created = beneath("user", "create", "Ada@Example.com")
+    assert created.code == 0
+    assert len(created.out.split()) == 1
+    refused(beneath("user", "create", "ada@example.com"), "another user has this email")
+    refused(beneath("user", "create", "nonsense"), "not an email address")
+    waiting = {each["listener"]: each for each in json.loads(beneath("bus", "stats", "--json").out)}
+    assert waiting["notification.send_welcome_email"]["ready"] == 1
+    assert waiting["audit.record"]["ready"] == 2
+    assert waiting["audit.record"]["oldest_seconds"] >= 0
+
+    some_id = "01890a5d-ac96-774b-bcce-b302099a8057"
+    unknown_user = json.dumps({"user_id": some_id, "email": "b@example.com", "name": "B"})
+    refused(beneath("bus", "publish", "UserCreated", unknown_user), "was not published, because a sync listener failed")
+    project = dict.fromkeys(["organization_id", "actor_id", "project_id"], some_id)
+    published = beneath("bus", "publish", "ProjectDeleted", json.dumps({**project, "name": "P"}))
+    assert published.out == "published ProjectDeleted\n"
+    assert beneath("bus", "pause", "audit.record").code == 0
+    waiting = {each["listener"]: each for each in json.loads(beneath("bus", "stats", "--json").out)}
+    assert waiting["notification.send_welcome_email"]["ready"] == 1
+    assert (waiting["audit.record"]["ready"], waiting["audit.record"]["paused"]) == (3, True)
+    assert "audit.record" in beneath("bus", "stats").out
+    assert beneath("bus", "resume", "audit.record").code == 0
+
+    refused(beneath("bus", "pause", "audit.recrd"), "no listener 'audit.recrd'; did you mean audit.record?")
+    refused(beneath("bus", "retire", "audit.record"), code=1)
+    refused(beneath("bus", "unblock", "audit.record", "k"), code=1)
+    retired = beneath("bus", "retire", "notification.send_welcome_email", "--backlog", "dead")
+    assert retired.out == "retired notification.send_welcome_email; 1 delivery waited for it\n"
+
+
+def test_dead_letters_are_listed_shown_retried_and_discarded(beneath: Beneath) -> None:
+    assert beneath("bus", "dead", "list").err == "no dead letters\n"
+    for name in ("ada", "bob", "cyd"):
+        beneath("user", "create", f"{name}@example.com")
+    beneath("bus", "retire", "notification.send_welcome_email", "--backlog", "dead")
+    letters = json.loads(beneath("bus", "dead", "list", "--json").out)
+    assert [each["event"] for each in letters] == ["UserCreated"] * 3
+    ids = [each["id"] for each in letters]
+    assert ids[0] in beneath("bus", "dead", "list").out
+
+    shown = json.loads(beneath("bus", "dead", "show", ids[0], "--json").out)
+    assert shown["payload"]["email"] == "ada@example.com"
+    assert "ada@example.com" in beneath("bus", "dead", "show", ids[0]).out
+
+    refused(beneath("bus", "dead", "show", "nope"), "there is no dead letter 'nope'")
+    refused(beneath("bus", "dead", "discard", ids[0], "nope"), "there is no dead letter 'nope'; nothing was changed")
+    refused(beneath("bus", "dead", "discard"), "say which dead letters")
+    refused(beneath("bus", "dead", "discard", ids[0], "--all"), "say which dead letters")
+    assert len(json.loads(beneath("bus", "dead", "list", "--json").out)) == 3
+
+    assert beneath("bus", "dead", "discard", ids[0]).out == "discarded 1\n"
+    assert beneath("bus", "dead", "discard", "--event", "Other").out == "discarded 0\n"
+    assert beneath("bus", "dead", "discard", "--listener", "notification.send_welcome_email").out == "discarded 2\n"
+    assert json.loads(beneath("bus", "dead", "list", "--json").out) == []

@@ -1,0 +1,179 @@
+"""Child processes, without any: who is started again, who is stopped, and how a child notices its parent's end."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from beneath.errors import StartError
+from beneath.processes import REFUSED, Supervised, WorkerPool, watch_parent
+from infra.clock import FakeClock
+
+
+class FakeChild:
+    """A process that ends when a test says so."""
+
+    def __init__(self, *, obeys: bool = True) -> None:
+        self.obeys = obeys
+        self.asked = self.killed = False
+        self.pid = id(self)
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def end(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._ended)
+
+    def stop(self) -> None:
+        self.asked = True
+        if self.obeys:
+            self.end(0)
+
+    def kill(self) -> None:
+        self.killed = True
+        self.end(-9)
+
+
+class Nursery:
+    """Starts fake children and remembers them."""
+
+    def __init__(self, *, obeys: bool = True) -> None:
+        self.obeys = obeys
+        self.children: list[FakeChild] = []
+
+    async def spawn(self, _arguments: Sequence[str]) -> FakeChild:
+        self.children.append(FakeChild(obeys=self.obeys))
+        return self.children[-1]
+
+
+async def test_a_child_that_ends_is_started_again_after_a_growing_pause() -> None:
+    clock, nursery = FakeClock(), Nursery()
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    await clock.settle()
+    for pause in (1, 2, 4, 8, 16, 30, 30):
+        before = len(nursery.children)
+        nursery.children[-1].end(1)
+        await clock.advance(pause - 0.1)
+        assert len(nursery.children) == before
+        await clock.advance(0.2)
+        assert len(nursery.children) == before + 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_steady_life_makes_the_pause_short_again() -> None:
+    clock, nursery = FakeClock(), Nursery()
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    await clock.settle()
+    for _ in range(4):
+        nursery.children[-1].end(-9)
+        await clock.advance(20)
+    count = len(nursery.children)
+    await clock.advance(60)
+    nursery.children[-1].end(-9)
+    await clock.advance(1.1)
+    assert len(nursery.children) == count + 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_first_start_that_is_refused_is_an_error_a_later_one_is_not() -> None:
+    clock, nursery = FakeClock(), Nursery()
+    running = asyncio.create_task(Supervised("worker 1 of 2", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    await clock.settle()
+    nursery.children[0].end(REFUSED)
+    with pytest.raises(StartError, match="worker 1 of 2 refused to start"):
+        await running
+
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    await clock.settle()
+    nursery.children[-1].end(-9)
+    await clock.advance(1.1)
+    nursery.children[-1].end(REFUSED)
+    await clock.advance(2.1)
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_stop_is_passed_on_and_waited_for() -> None:
+    clock, nursery = FakeClock(), Nursery(obeys=False)
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    await clock.settle()
+    running.cancel()
+    await clock.advance(4)
+    (child,) = nursery.children
+    assert (child.asked, child.killed, running.done()) == (True, False, False)
+    child.end(0)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not child.killed
+
+
+async def test_a_child_that_does_not_stop_is_killed() -> None:
+    clock, nursery = FakeClock(), Nursery(obeys=False)
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    await clock.settle()
+    running.cancel()
+    await clock.advance(5.1)
+    assert nursery.children[0].killed
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_one_refused_child_stops_the_whole_pool() -> None:
+    clock, nursery = FakeClock(), Nursery()
+    workers = [Supervised(f"worker {n}", (), grace=5, spawn=nursery.spawn, clock=clock) for n in (1, 2)]
+    running = asyncio.create_task(WorkerPool("pool", workers, grace=10, clock=clock).run())
+    await clock.settle()
+    nursery.children[0].end(REFUSED)
+    with pytest.raises(StartError):
+        await running
+    assert nursery.children[1].asked
+
+
+class Parent:
+    """The parent's end of the pipe, and what its child did."""
+
+    def __init__(self) -> None:
+        self.child_end, self._end = os.pipe()
+        self.stopped = asyncio.Event()
+        self.exited = threading.Event()
+
+    def watch(self, limit: float = 60) -> None:
+        watch_parent(self.child_end, self.stopped.set, limit=limit, exit_now=lambda _: self.exited.set())
+
+    def ask(self) -> None:
+        os.write(self._end, b"s")
+
+    def die(self) -> None:
+        os.close(self._end)
+
+
+async def until_stopped(parent: Parent) -> None:
+    async with asyncio.timeout(10):
+        await parent.stopped.wait()
+
+
+async def test_a_child_stops_when_asked_and_exits_when_its_parent_dies_meanwhile() -> None:
+    parent = Parent()
+    parent.watch()
+    parent.ask()
+    await until_stopped(parent)
+    assert not parent.exited.is_set()
+    parent.die()
+    assert await asyncio.to_thread(parent.exited.wait, 10)
+    os.close(parent.child_end)
+
+
+async def test_a_child_stops_when_its_parent_dies_and_exits_if_that_takes_too_long() -> None:
+    parent = Parent()
+    parent.watch(limit=0)
+    parent.die()
+    await until_stopped(parent)
+    assert await asyncio.to_thread(parent.exited.wait, 10)
+    os.close(parent.child_end)

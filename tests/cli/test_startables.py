@@ -1,0 +1,54 @@
+"""What can be started, and what is made for it."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from beneath.application import Application
+from beneath.errors import StartError, UsageError
+from beneath.processes import WorkerPool
+from beneath.startables import Launch, Request, built, control_worker, select
+from dependencies import Container, Settings
+from dependencies.settings import WorkerSettings
+
+
+def test_all_is_every_startable_once() -> None:
+    assert [each.name for each in select(["all"])] == ["control-server", "control-worker"]
+    assert [each.name for each in select(["control-worker", "all", "control-worker"])] == [
+        "control-server",
+        "control-worker",
+    ]
+    assert [each.name for each in select(["control-worker"])] == ["control-worker"]
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"), [("contrl-server", "control-server"), ("worker", "control-worker"), ("al", "all")]
+)
+def test_an_unknown_one_is_refused_with_the_nearest(name: str, guess: str) -> None:
+    with pytest.raises(UsageError, match=rf"^there is no startable '{name}'; did you mean {guess}\?"):
+        select([name])
+
+
+def processes(settings: Settings, number: int, port: int = 4001) -> Application:
+    worker = WorkerSettings(processes=number, port=port)
+    return Application(Container(settings=settings.model_copy(update={"worker": worker})))
+
+
+def test_several_processes_get_ports_in_a_row_and_the_parents_settings(settings: Settings) -> None:
+    launch = Launch(options=("--config", "x.yaml", "--set", "log.level=debug"))
+    with built(select(["control-worker"]), processes(settings, 3), launch) as (pool, _):
+        assert isinstance(pool, WorkerPool)
+        commands = [each._arguments for each in pool._workers]
+    assert [command[:4] for command in commands] == [launch.options] * 3
+    assert [command[command.index("start") - 1] for command in commands] == [
+        f"worker.port={port}" for port in (4001, 4002, 4003)
+    ]
+    assert all("worker.processes=1" in command for command in commands)
+    assert all(command[-2:] == ("start", "control-worker") for command in commands)
+
+
+def test_ports_that_do_not_exist_are_refused(settings: Settings) -> None:
+    with ExitStack() as cleanup:
+        request = Request(processes(settings, 3, 65_534), cleanup, ["control-worker"], Launch())
+        with pytest.raises(StartError, match=r"^worker\.port: 3 processes from 65534 on pass port 65535"):
+            control_worker(request)
