@@ -188,3 +188,9 @@ def test_logs_are_json_in_production_unless_told_otherwise() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().control.port = 1  # type: ignore[misc]
+
+
+def test_the_projects_own_default_file_holds_the_defaults() -> None:
+    folder = Path(__file__).parents[2] / "config"
+    assert (folder / ".default.yaml").is_file()
+    assert load_settings(environ={}, folder=folder) == Settings()
