@@ -1,6 +1,5 @@
 """The bus: what services see of it."""
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
@@ -8,7 +7,8 @@ from random import Random, SystemRandom
 
 from bus.broadcasts import Broadcasts
 from bus.delivery import correlation
-from bus.errors import BusError, BusFrozen, BusNotStarted, InvalidEvent, InvalidListener
+from bus.enrolment import Enrolment
+from bus.errors import BusFrozen, BusNotStarted, InvalidEvent, InvalidListener
 from bus.events import EventType
 from bus.inbox import Inbox
 from bus.listeners import (
@@ -31,7 +31,7 @@ from bus.retry import Retry
 from bus.worker import Worker
 from infra.clock import Clock, SystemClock
 from infra.db import Database
-from infra.mq import MessageQueue, QueueError, Subscription
+from infra.mq import MessageQueue
 
 
 class _Default:
@@ -75,6 +75,7 @@ class Bus:
             max_payload=self.options.max_payload,
         )
         self._started = False
+        self._enrolment = Enrolment(mq, self._clock, self._listeners, self._publisher, self._broadcasts)
 
     # --- registration -----------------------------------------------------------------------------------------------
 
@@ -267,6 +268,9 @@ class Bus:
 
         Every event accepted after it returns reaches the listeners of this process, whoever publishes it.
 
+        With an outbox a queue that is down does not keep the bus from starting: what is published waits in the
+        outbox until the queue is there and knows this process's listeners.
+
         Raises:
             BusError: the queue cannot be used within `connect_timeout`, or what it keeps contradicts the code.
             BusFrozen: it was called before.
@@ -274,21 +278,7 @@ class Bus:
         if self._listeners.frozen:
             raise BusFrozen("the bus was started before")
         self._listeners.frozen = True
-        subscriptions = [
-            Subscription(name=each.name, events=each.events, ordered=each.kind is Kind.ORDERED, aliases=each.aliases)
-            for each in self.listeners
-            if each.durable
-        ]
-        broadcasts = {name for each in self.listeners if each.kind is Kind.BROADCAST for name in each.events}
-        try:
-            async with asyncio.timeout(self.options.connect_timeout):
-                await self.mq.declare(subscriptions, broadcasts)
-                await self._publisher.registry.refresh()
-                await self._broadcasts.start()
-        except TimeoutError as error:
-            raise BusError(f"the queue did not answer within {self.options.connect_timeout:g} s") from error
-        except QueueError as error:
-            raise BusError(str(error)) from error
+        await self._enrolment.start(self.options.connect_timeout)
         self._started = True
 
     async def run(self) -> None:
@@ -298,6 +288,7 @@ class Bus:
             BusNotStarted: `start()` has not returned.
         """
         self._require_started("run the worker")
+        await self._enrolment.done.wait()
         await self.worker().run()
 
     def worker(self) -> Worker:
@@ -308,7 +299,7 @@ class Bus:
     async def close(self) -> None:
         """Stop publishing and receiving. The queue and the database stay open: they are the caller's."""
         self._started = False
-        await self._broadcasts.close()
+        await self._enrolment.close()
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

@@ -97,8 +97,8 @@ class Outgoing(msgspec.Struct):
             self._body = pack(frame)
         return self._body
 
-    def message(self, max_payload: int) -> Message:
-        """Return what the queue takes."""
+    def message(self, max_payload: int, *, repeatable: bool = False) -> Message:
+        """Return what the queue takes; a `repeatable` one can be sent again and is accepted once."""
         return Message(
             id=self.id,
             event=self.name,
@@ -106,7 +106,7 @@ class Outgoing(msgspec.Struct):
             published_at=self.published_at,
             ordering_key=self.routes.event_type.ordering_key(self.event),
             due_at=self.due_at,
-            dedupe=self.explicit_id is not None,
+            dedupe=repeatable or self.explicit_id is not None,
         )
 
     def delivery(self, listener: str) -> Delivery:

@@ -1,153 +1,27 @@
 """The publishing side: sync listeners now, the queue when the transaction commits."""
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
 from bus.broadcasts import Broadcasts
+from bus.buffer import Gathering, PublishBuffer
 from bus.delivery import current_cause, enter_cause, leave_cause
 from bus.errors import InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
 from bus.metrics import BusMetrics
+from bus.outbox import Kind, Outbox
 from bus.outgoing import Outgoing, Root, chain, valid_headers, valid_id
 from bus.registry import ListenerRegistry
+from bus.registry_copy import RegistryCopy
+from bus.relay import Relay
 from infra.clock import Clock
 from infra.db import Database, Transaction
-from infra.mq import (
-    REGISTRY_TTL,
-    MessageQueue,
-    QueueError,
-    QueueIndeterminate,
-    Registry,
-)
+from infra.mq import Message, MessageQueue, QueueError, QueueIndeterminate
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MAX_DEPTH = 32
 """How many sync listeners may stand inside each other."""
-
-
-class RegistryCopy:
-    """This process's copy of who subscribed to what, to skip the queue where nobody did."""
-
-    def __init__(self, mq: MessageQueue, clock: Clock) -> None:
-        self._mq = mq
-        self._clock = clock
-        self._registry = Registry()
-        self._confirmed = float("-inf")
-        self._refreshing: asyncio.Task[None] | None = None
-
-    @property
-    def fresh(self) -> bool:
-        """Whether the copy was confirmed recently enough to be trusted."""
-        return self._clock.monotonic() - self._confirmed < REGISTRY_TTL
-
-    def routed(self, name: str) -> bool:
-        """Whether somebody may have a durable subscription to that event: all are taken to have, until it is known."""
-        return name in self._registry.routed or not self.fresh
-
-    def broadcast(self, name: str) -> bool:
-        """Whether the copy knows a process that listens to broadcasts of that event."""
-        return name in self._registry.broadcast
-
-    def knows(self, name: str) -> bool:
-        """Whether the copy lists that event, or is fresh enough to say that nobody wants it."""
-        return name in self._registry.routed or name in self._registry.broadcast or self.fresh
-
-    async def refresh(self) -> None:
-        """Confirm or renew the copy; several callers share one look."""
-        if self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._refresh())
-            self._refreshing.add_done_callback(self._refreshed)
-        await asyncio.shield(self._refreshing)
-
-    async def _refresh(self) -> None:
-        asked = self._clock.monotonic()
-        self._registry = await self._mq.registry()
-        self._confirmed = asked
-
-    def _refreshed(self, task: asyncio.Task[None]) -> None:
-        self._refreshing = None
-        if not task.cancelled():
-            task.exception()  # its awaiters raise it; with none left it is nobody's
-
-
-class PublishBuffer:
-    """What was published inside one transaction, or inside one tree of sync listeners without a database."""
-
-    def __init__(self, publisher: "Publisher") -> None:
-        self._publisher = publisher
-        self._waiting: list[Outgoing] = []
-        self._flushed: list[Outgoing] = []
-        self._cancelled: list[str] = []
-
-    def add(self, outgoing: Outgoing) -> None:
-        """Take a place in the order of publishes."""
-        self._waiting.append(outgoing)
-
-    def withdraw(self, message_id: str) -> bool:
-        """Take back a delayed publish that is still waiting here."""
-        for outgoing in self._waiting:
-            if outgoing.due_at is not None and outgoing.id == message_id:
-                self._waiting.remove(outgoing)
-                return True
-        return False
-
-    def cancel_after_commit(self, message_id: str) -> None:
-        """Cancel once the transaction has committed; for queues that cannot take part in it."""
-        self._cancelled.append(message_id)
-
-    def savepoint(self) -> tuple[list[Outgoing], list[str]]:
-        return self._waiting.copy(), self._cancelled.copy()
-
-    def rollback_to(self, mark: object) -> None:
-        assert isinstance(mark, tuple)  # noqa: S101 - our own, from savepoint()
-        waiting, cancelled = mark
-        self._waiting, self._cancelled = list(waiting), list(cancelled)
-
-    async def before_commit(self) -> None:
-        if not self._waiting:
-            return
-        batch, self._waiting = self._waiting, []
-        if self._publisher.transactional:
-            await self._publisher.send(batch)
-        self._flushed += batch
-
-    async def after_commit(self) -> None:
-        publisher = self._publisher
-        if not publisher.transactional:
-            await publisher.send_committed(self._flushed, self._cancelled)
-        await publisher.accepted(self._flushed)
-
-    async def after_rollback(self) -> None:
-        self._waiting.clear()
-        self._flushed.clear()
-        self._cancelled.clear()
-
-
-class Gathering:
-    """The publishes of one tree of sync listeners, where there is no database to hold them in a transaction."""
-
-    __slots__ = ("_ended", "_task", "batch")
-
-    def __init__(self) -> None:
-        self.batch: list[Outgoing] = []
-        self._task = asyncio.current_task()
-        self._ended = False
-
-    def add(self, outgoing: Outgoing) -> None:
-        """Take a place in the order of publishes."""
-        self.batch.append(outgoing)
-
-    @property
-    def open(self) -> bool:
-        """Whether it still gathers for this task: one that a listener started inherits the cause, not the place."""
-        return not self._ended and self._task is asyncio.current_task()
-
-    def end(self) -> list[Outgoing]:
-        """Take no more, and return what was gathered."""
-        self._ended = True
-        return self.batch
 
 
 class Publisher:
@@ -164,8 +38,14 @@ class Publisher:
         *,
         max_payload: int,
     ) -> None:
+        features = mq.features
+        self.transactional = features.transactional
+        self._outbox: Outbox | None = None
+        self.relay: Relay | None = None
+        if db is not None and features.durable and not features.transactional:
+            self._outbox = Outbox(db, clock)
+            self.relay = Relay(mq, self._outbox, clock, metrics)
         self.registry = RegistryCopy(mq, clock)
-        self.transactional = mq.features.transactional
         self.observers: list[Callable[[Outgoing], None]] = []
         self._mq = mq
         self._db = db
@@ -203,42 +83,75 @@ class Publisher:
             await self._publish_inside(transaction, batch)
             return
         await self._prepare(batch)
-        if not any(each.routes.sync for each in batch):
+        if self._db is None and any(each.routes.sync for each in batch):
+            await self._publish_gathering(batch)
+        elif self._db is None or not self._needs_transaction(batch):
             await self._send_or_gather(batch)
-        elif self._db is not None:
+        else:
             async with self._db.transaction() as transaction:
                 await self._run(batch, self._buffer(transaction))
-        else:
-            await self._publish_gathering(batch)
 
     async def cancel(self, message_id: str) -> bool:
         """Cancel a delayed publish; inside a transaction, if and only if it commits."""
         transaction = self._db.current() if self._db is not None else None
         if transaction is None:
-            return await self._mq.cancel(message_id)
+            if self._outbox is None or self._db is None or await self._outbox.standing(message_id) is None:
+                return await self._mq.cancel(message_id)
+            async with self._db.transaction():
+                return await self.cancel(message_id)
         buffer = self._buffer(transaction)
         if buffer.withdraw(message_id):
             return True
         if self.transactional:
             return await self._mq.cancel(message_id)
-        if not await self._mq.scheduled(message_id):
+        standing = await self._outbox.standing(message_id) if self._outbox is not None else None
+        if standing is Kind.CANCEL or (standing is None and not await self._mq.scheduled(message_id)):
             return False
-        buffer.cancel_after_commit(message_id)
+        buffer.cancel_at_commit(message_id)
         return True
 
-    async def send(self, batch: Sequence[Outgoing]) -> None:
-        """Hand to the queue what anybody subscribed to; joins the ambient transaction of a transactional queue."""
+    async def commit(
+        self, transaction: Transaction, batch: Sequence[Outgoing], cancelled: Sequence[str]
+    ) -> list[Message]:
+        """Make what a transaction published a part of it: in the queue's own tables, or in the outbox."""
+        if self.transactional:
+            return await self.send(batch)
+        if self._outbox is None:
+            return []
         await self._prepare(batch)
-        messages = [each.message(self._max_payload) for each in batch if self.registry.routed(each.name)]
-        if messages:
+        messages = self._messages(batch, repeatable=True)
+        if messages or cancelled:
+            await self._outbox.put(transaction, messages, cancelled)
+        return messages
+
+    async def committed(self, batch: Sequence[Outgoing], messages: Sequence[Message], cancelled: Sequence[str]) -> None:
+        """See what a transaction published on its way, now that it has committed."""
+        if self.relay is not None:
+            self.relay.committed(messages, cancelled=bool(cancelled))
+            self.relay.broadcast(self._frames(batch), self._broadcasts.origin)
+        elif not self.transactional:
+            await self._send_committed(batch, cancelled)
+        await self.accepted(batch)
+
+    async def send(self, batch: Sequence[Outgoing]) -> list[Message]:
+        """Hand to the queue, and return, what anybody subscribed to; a transactional queue joins the transaction."""
+        await self._prepare(batch)
+        if messages := self._messages(batch):
             await self._mq.publish(messages)
-        frames = [each.encode(self._max_payload) for each in batch if self._is_broadcast(each)]
-        if frames:
+        if frames := self._frames(batch):
             await self._mq.broadcast(frames, origin=self._broadcasts.origin)
             self._metrics.broadcasts_sent += len(frames)
+        return messages
 
-    async def send_committed(self, batch: Sequence[Outgoing], cancelled: Iterable[str]) -> None:
-        """Hand over what a committed transaction published to a queue that could not take part in it."""
+    def _messages(self, batch: Iterable[Outgoing], *, repeatable: bool = False) -> list[Message]:
+        wanted = (each for each in batch if self.registry.routed(each.name))
+        return [each.message(self._max_payload, repeatable=repeatable) for each in wanted]
+
+    def _frames(self, batch: Iterable[Outgoing]) -> list[bytes]:
+        return [each.encode(self._max_payload) for each in batch if self._is_broadcast(each)]
+
+    async def _send_committed(self, batch: Sequence[Outgoing], cancelled: Iterable[str]) -> None:
+        """Hand over what a committed transaction published to a queue that ends with this process, as that would."""
         try:
             if batch:
                 await self.send(batch)
@@ -313,17 +226,27 @@ class Publisher:
                 each.encode(self._max_payload)
 
     async def _try_refresh(self) -> None:
+        if self._outbox is not None:
+            # A queue elsewhere may be slow or away, and no publish waits for that: until it answers, all is wanted.
+            self.registry.refresh_soon()
+            return
         try:
             await self.registry.refresh()
         except QueueError as error:
             # Then nothing is skipped: the queue itself decides, or fails the publish.
             log.warning("the registry of subscriptions could not be read", error=str(error))
 
+    def _needs_transaction(self, batch: Sequence[Outgoing]) -> bool:
+        """Whether sync listeners are to share one, or an ordered event must not overtake those in the outbox."""
+        if any(each.routes.sync for each in batch):
+            return True
+        return self._outbox is not None and any(each.routes.event_type.ordered for each in batch)
+
     def _is_broadcast(self, outgoing: Outgoing) -> bool:
         return bool(outgoing.routes.broadcast) or self.registry.broadcast(outgoing.name)
 
     def _buffer(self, transaction: Transaction) -> PublishBuffer:
-        return transaction.participant(self, lambda: PublishBuffer(self))
+        return transaction.participant(self, lambda: PublishBuffer(self, transaction))
 
     async def _run(self, batch: Sequence[Outgoing], place: PublishBuffer | Root) -> None:
         for outgoing in batch:

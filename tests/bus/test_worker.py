@@ -297,7 +297,7 @@ async def test_a_handler_cancelled_from_inside_has_failed_and_the_worker_goes_on
     async with house.working():
         await house.bus.publish_many([Ticked(1), Ticked(2)])
         await house.until(lambda: seen == [2])
-        await house.clock.settle()
+        await house.clock.advance(1)
         [dead] = await house.mq.dead_letters()
     assert dead.error.startswith("HandlerCancelled")
 

@@ -1,0 +1,102 @@
+"""Where publishes wait: for their transaction to commit, or for the sync phase around them to end."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from bus.outgoing import Outgoing
+from infra.db import Transaction
+from infra.mq import Message
+
+
+class Committer(Protocol):
+    """Takes a transaction's publishes, before and after COMMIT."""
+
+    async def commit(
+        self, transaction: Transaction, batch: Sequence[Outgoing], cancelled: Sequence[str]
+    ) -> list[Message]:
+        """Make them part of the transaction, and return what was."""
+        ...
+
+    async def committed(self, batch: Sequence[Outgoing], messages: Sequence[Message], cancelled: Sequence[str]) -> None:
+        """See them on their way."""
+        ...
+
+
+class PublishBuffer:
+    """What was published inside one transaction."""
+
+    def __init__(self, committer: Committer, transaction: Transaction) -> None:
+        self._committer = committer
+        self._transaction = transaction
+        self._waiting: list[Outgoing] = []
+        self._cancelled: list[str] = []
+        self._flushed: list[Outgoing] = []
+        self._flushed_cancels: list[str] = []
+        self._messages: list[Message] = []
+
+    def add(self, outgoing: Outgoing) -> None:
+        """Take a place in the order of publishes."""
+        self._waiting.append(outgoing)
+
+    def withdraw(self, message_id: str) -> bool:
+        """Take back a delayed publish that is still waiting here."""
+        for outgoing in self._waiting:
+            if outgoing.due_at is not None and outgoing.id == message_id:
+                self._waiting.remove(outgoing)
+                return True
+        return False
+
+    def cancel_at_commit(self, message_id: str) -> None:
+        """Cancel if and only if the transaction commits; for queues that cannot take part in it."""
+        self._cancelled.append(message_id)
+
+    def savepoint(self) -> tuple[list[Outgoing], list[str]]:
+        return self._waiting.copy(), self._cancelled.copy()
+
+    def rollback_to(self, mark: object) -> None:
+        assert isinstance(mark, tuple)  # noqa: S101 - our own, from savepoint()
+        waiting, cancelled = mark
+        self._waiting, self._cancelled = list(waiting), list(cancelled)
+
+    async def before_commit(self) -> None:
+        if not self._waiting and not self._cancelled:
+            return
+        batch, self._waiting = self._waiting, []
+        cancelled, self._cancelled = self._cancelled, []
+        self._messages += await self._committer.commit(self._transaction, batch, cancelled)
+        self._flushed += batch
+        self._flushed_cancels += cancelled
+
+    async def after_commit(self) -> None:
+        await self._committer.committed(self._flushed, self._messages, self._flushed_cancels)
+
+    async def after_rollback(self) -> None:
+        self._waiting.clear()
+        self._flushed.clear()
+        self._cancelled.clear()
+
+
+class Gathering:
+    """The publishes of one tree of sync listeners, where there is no database to hold them in a transaction."""
+
+    __slots__ = ("_ended", "_task", "batch")
+
+    def __init__(self) -> None:
+        self.batch: list[Outgoing] = []
+        self._task = asyncio.current_task()
+        self._ended = False
+
+    def add(self, outgoing: Outgoing) -> None:
+        """Take a place in the order of publishes."""
+        self.batch.append(outgoing)
+
+    @property
+    def open(self) -> bool:
+        """Whether it still gathers for this task: one that a listener started inherits the cause, not the place."""
+        return not self._ended and self._task is asyncio.current_task()
+
+    def end(self) -> list[Outgoing]:
+        """Take no more, and return what was gathered."""
+        self._ended = True
+        return self.batch

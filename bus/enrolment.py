@@ -1,0 +1,100 @@
+"""How a process makes itself known to the queue when it starts, also when the queue is not there yet."""
+
+import asyncio
+import contextlib
+
+import structlog
+
+from bus.broadcasts import Broadcasts
+from bus.errors import BusError
+from bus.listeners import Kind
+from bus.publisher import Publisher
+from bus.registry import ListenerRegistry
+from infra.clock import Clock
+from infra.mq import MessageQueue, QueueClosed, QueueError, QueueUnavailable, Subscription
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+RETRY_EVERY = 1.0
+"""Seconds between two attempts to reach a queue that was away at the start."""
+
+
+class Enrolment:
+    """Declares this process's listeners, and starts what depends on that: broadcasts, and the relay of the outbox."""
+
+    def __init__(
+        self,
+        mq: MessageQueue,
+        clock: Clock,
+        listeners: ListenerRegistry,
+        publisher: Publisher,
+        broadcasts: Broadcasts,
+    ) -> None:
+        self.done = asyncio.Event()
+        """Set once the queue knows this process's listeners."""
+
+        self._mq = mq
+        self._clock = clock
+        self._listeners = listeners
+        self._publisher = publisher
+        self._broadcasts = broadcasts
+        self._later: asyncio.Task[None] | None = None
+
+    async def start(self, timeout: float) -> None:
+        """Enrol within `timeout` seconds or, where an outbox holds what is published meanwhile, as soon as possible.
+
+        Raises:
+            BusError: the queue cannot be used, or what it keeps contradicts the code.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._enrol()
+        except TimeoutError as error:
+            self._postpone(f"the queue did not answer within {timeout:g} s", error)
+        except (QueueUnavailable, QueueClosed) as error:
+            self._postpone(str(error), error)
+        except QueueError as error:
+            raise BusError(str(error)) from error
+
+    async def close(self) -> None:
+        """Stop what was started."""
+        if self._later is not None:
+            self._later.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._later
+        if self._publisher.relay is not None:
+            await self._publisher.relay.close()
+        await self._broadcasts.close()
+
+    async def _enrol(self) -> None:
+        subscriptions = [
+            Subscription(name=each.name, events=each.events, ordered=each.kind is Kind.ORDERED, aliases=each.aliases)
+            for each in self._listeners.listeners
+            if each.durable
+        ]
+        broadcasts = {name for each in self._listeners.listeners if each.kind is Kind.BROADCAST for name in each.events}
+        await self._mq.declare(subscriptions, broadcasts)
+        await self._publisher.registry.refresh()
+        await self._broadcasts.start()
+        # Not before: what was sent ahead of the subscriptions would pass them by.
+        if self._publisher.relay is not None:
+            self._publisher.relay.start()
+        self.done.set()
+
+    def _postpone(self, reason: str, error: Exception) -> None:
+        if self._publisher.relay is None:
+            raise BusError(reason) from error
+        log.warning("the queue is away: what is published waits in the outbox", error=reason)
+        self._later = asyncio.create_task(self._enrol_at_last(), name="bus enrolment")
+
+    async def _enrol_at_last(self) -> None:
+        while True:
+            await self._clock.sleep(RETRY_EVERY)
+            try:
+                await self._mq.open()
+                await self._enrol()
+            except QueueError as error:
+                log.debug("the queue is still away", error=str(error))
+            else:
+                log.info("the queue is there")
+                return

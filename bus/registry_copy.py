@@ -1,0 +1,56 @@
+"""What a publisher knows of the queue's registry."""
+
+import asyncio
+
+from infra.clock import Clock
+from infra.mq import REGISTRY_TTL, MessageQueue, Registry
+
+
+class RegistryCopy:
+    """This process's copy of who subscribed to what, to skip the queue where nobody did."""
+
+    def __init__(self, mq: MessageQueue, clock: Clock) -> None:
+        self._mq = mq
+        self._clock = clock
+        self._registry = Registry()
+        self._confirmed = float("-inf")
+        self._refreshing: asyncio.Task[None] | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the copy was confirmed recently enough to be trusted."""
+        return self._clock.monotonic() - self._confirmed < REGISTRY_TTL
+
+    def routed(self, name: str) -> bool:
+        """Whether somebody may have a durable subscription to that event: all are taken to have, until it is known."""
+        return name in self._registry.routed or not self.fresh
+
+    def broadcast(self, name: str) -> bool:
+        """Whether the copy knows a process that listens to broadcasts of that event."""
+        return name in self._registry.broadcast
+
+    def knows(self, name: str) -> bool:
+        """Whether the copy lists that event, or is fresh enough to say that nobody wants it."""
+        return name in self._registry.routed or name in self._registry.broadcast or self.fresh
+
+    def refresh_soon(self) -> None:
+        """Begin to confirm or renew the copy, for the publishes to come."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._refresh(), name="bus registry")
+            self._refreshing.add_done_callback(self._refreshed)
+
+    async def refresh(self) -> None:
+        """Confirm or renew the copy; several callers share one look."""
+        self.refresh_soon()
+        if self._refreshing is not None:
+            await asyncio.shield(self._refreshing)
+
+    async def _refresh(self) -> None:
+        asked = self._clock.monotonic()
+        self._registry = await self._mq.registry()
+        self._confirmed = asked
+
+    def _refreshed(self, task: asyncio.Task[None]) -> None:
+        self._refreshing = None
+        if not task.cancelled():
+            task.exception()  # its awaiters raise it; with none left it is nobody's

@@ -1,0 +1,295 @@
+"""The outbox and its relay: a transaction's events reach a queue elsewhere if and only if it committed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from bus import Bus, Delivery, PublishRejected
+from bus.codec import unpack
+from infra.clock import FakeClock
+from infra.db import Database
+from infra.db.migrate import History, upgrade
+from infra.mq import (
+    Claim,
+    Features,
+    Message,
+    Outcome,
+    QueueIndeterminate,
+    QueueRejected,
+    QueueUnavailable,
+    Settlement,
+    WorkerInfo,
+)
+from infra.mq.drivers.memory import MemoryQueue
+from tests.bus.events import Deposited, Ticked, UserCreated, UserUpdated
+
+
+class RemoteQueue(MemoryQueue):
+    """Behaves like a durable queue on another machine, with the failures that those have."""
+
+    down = False
+    lose_replies = 0
+
+    @property
+    def features(self) -> Features:
+        return Features(durable=True, multi_process=True, transactional=False)
+
+    async def open(self) -> None:
+        self._answer()
+        await super().open()
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        self._answer()
+        if any(each.event == "UserUpdated" for each in messages):
+            raise QueueRejected("it does not like updates")
+        await super().publish(messages)
+        if self.lose_replies:
+            self.lose_replies -= 1
+            raise QueueIndeterminate("the reply was lost")
+
+    async def declare(self, *args: object) -> None:
+        self._answer()
+        await super().declare(*args)  # type: ignore[arg-type]  # passed on as they came
+
+    def _answer(self) -> None:
+        if self.down:
+            raise QueueUnavailable("connection refused")
+
+
+class Site:
+    """A database, a queue elsewhere, and as many processes as a test starts."""
+
+    def __init__(self, db: Database, clock: FakeClock) -> None:
+        self.db = db
+        self.clock = clock
+        self.mq = RemoteQueue(clock=clock)
+        self.buses: list[Bus] = []
+
+    async def process(self) -> Bus:
+        bus = Bus(self.mq, self.db, clock=self.clock)
+        bus.add_async_listener(ignore_tick, name="ticks")
+        bus.add_async_listener(ignore_update, name="updates")
+        bus.add_async_ordered_listener(ignore_deposit, name="deposits")
+        self.buses.append(bus)
+        starting = asyncio.create_task(bus.start())
+        await self.until(starting.done)
+        await starting
+        return bus
+
+    async def until(self, condition: Callable[[], bool | Awaitable[bool]]) -> None:
+        """Let time pass until `condition` holds."""
+        for _ in range(500):
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
+            await self.clock.advance(0.1)
+            await asyncio.sleep(0.001)  # the database's own thread needs a moment, not a time
+        raise AssertionError("it never came to pass")
+
+    async def empty(self) -> bool:
+        return await self.rows() == []
+
+    async def rows(self) -> list[str]:
+        async with self.db.read() as session:
+            return list((await session.scalars(text("SELECT event FROM beneath_outbox ORDER BY id"))).all())
+
+    async def delivered(self, name: str) -> list[int]:
+        """Take what the queue holds for a listener: the numbers that its events carry."""
+        consumer = await self.mq.consumer(WorkerInfo(id=f"reader of {name}", subscriptions=frozenset({name})))
+        numbers: list[int] = []
+        while claims := await consumer.fetch({name: 1000}, wait=0):
+            for delivery in [delivery for claim in claims for delivery in claim.deliveries]:
+                event = self.buses[0].event_types[delivery.event].decode(unpack(delivery.body).payload, 1)
+                numbers.append(event.n if isinstance(event, Ticked) else event.amount)
+            for claim in claims:
+                if claim.ordered:  # so that the rest of a long mailbox is seen, too
+                    await consumer.settle(done(claim))
+        await consumer.close()
+        return numbers
+
+
+def done(claim: Claim) -> list[Settlement]:
+    last = claim.deliveries[-1]
+    return [
+        Settlement(claim=claim, delivery=each, outcome=Outcome.DONE, close=each is last) for each in claim.deliveries
+    ]
+
+
+async def ignore_tick(event: Ticked) -> None: ...
+
+
+async def ignore_update(event: UserUpdated) -> None: ...
+
+
+async def ignore_deposit(event: Deposited, delivery: Delivery) -> None: ...
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    db = Database(f"sqlite:///{tmp_path / 'beneath.db'}", busy_timeout=2)
+    await db.open()
+    await upgrade(db, [History("bus", "infra.db.migrations", "beneath_bus_version")])
+    site = Site(db, FakeClock())
+    await site.mq.open()
+    yield site
+    for bus in site.buses:
+        await bus.close()
+    await site.mq.close()
+    await db.close()
+
+
+async def test_what_is_committed_arrives_and_leaves_the_outbox_and_what_is_rolled_back_does_not(site: Site) -> None:
+    bus = await site.process()
+    async with site.db.transaction():
+        await bus.publish_many([Ticked(1), Ticked(2)])
+        assert await site.delivered("ticks") == []
+    with pytest.raises(ZeroDivisionError):
+        async with site.db.transaction():
+            await bus.publish(Ticked(3))
+            raise ZeroDivisionError
+    await site.until(site.empty)
+    assert await site.delivered("ticks") == [1, 2]
+
+
+async def test_while_the_queue_is_away_transactions_commit_and_their_events_flow_in_order_when_it_is_back(
+    site: Site,
+) -> None:
+    bus = await site.process()
+    site.mq.down = True
+    for n in range(25):
+        async with site.db.transaction():
+            await bus.publish(Ticked(n))
+            await bus.publish(Deposited(account="a", amount=n))
+    with pytest.raises(PublishRejected, match="connection refused"):
+        await bus.publish(Ticked(99))
+    await site.clock.advance(30)
+    assert len(await site.rows()) == 50
+    site.mq.down = False
+    await site.until(site.empty)
+    assert sorted(await site.delivered("ticks")) == list(range(25))
+    assert await site.delivered("deposits") == list(range(25))
+
+
+async def test_ordered_events_pass_through_the_outbox_also_outside_a_transaction(site: Site) -> None:
+    bus = await site.process()
+    site.mq.down = True
+    await bus.publish(Deposited(account="a", amount=1))
+    assert await site.rows() == ["Deposited"]
+    site.mq.down = False
+    await bus.publish(Deposited(account="a", amount=2))
+    await site.until(site.empty)
+    assert await site.delivered("deposits") == [1, 2]
+
+
+async def test_what_a_dead_process_left_is_swept_by_another(site: Site) -> None:
+    doomed, heir = await site.process(), await site.process()
+    assert doomed._publisher.relay is not None
+    await doomed._publisher.relay.close()  # killed between COMMIT and push
+    async with site.db.transaction():
+        await doomed.publish(Ticked(1))
+        await doomed.publish(Deposited(account="a", amount=2))
+    began = site.clock.time()
+    await site.until(site.empty)
+    assert site.clock.time() - began < 5
+    assert (await site.delivered("ticks"), await site.delivered("deposits")) == ([1], [2])
+    assert heir.metrics.publish_failures == 0
+
+
+async def test_a_lost_reply_means_sending_again_and_being_accepted_once(site: Site) -> None:
+    bus = await site.process()
+    site.mq.lose_replies = 4
+    async with site.db.transaction():
+        await bus.publish(Ticked(1))
+        await bus.publish(Deposited(account="a", amount=2))
+    await site.until(site.empty)
+    assert (await site.delivered("ticks"), await site.delivered("deposits")) == ([1], [2])
+
+
+async def test_a_process_that_dies_between_push_and_cleanup_causes_no_second_delivery(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = await site.process()
+    relay = bus._publisher.relay
+    assert relay is not None
+    pushed = asyncio.Event()
+
+    async def die(*_: object) -> None:
+        pushed.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(relay._outbox, "remove_sent", die)
+    monkeypatch.setattr(relay._outbox, "remove", die)
+    async with site.db.transaction():
+        await bus.publish(Ticked(1))
+    await site.until(pushed.is_set)
+    await relay.close()
+    await site.process()
+    await site.until(site.empty)
+    assert await site.delivered("ticks") == [1]
+
+
+async def test_two_relays_never_mix_the_order_of_a_key(site: Site) -> None:
+    one, two = await site.process(), await site.process()
+    for n in range(120):
+        bus = (one, two)[n % 2]
+        async with site.db.transaction():
+            await bus.publish(Deposited(account="a", amount=n))
+        if n % 10 == 0:
+            await site.clock.advance(0.1)
+    await site.until(site.empty)
+    assert await site.delivered("deposits") == list(range(120))
+
+
+async def test_what_the_queue_refuses_for_good_stays_visible_and_holds_nobody_up(site: Site) -> None:
+    bus = await site.process()
+    async with site.db.transaction():
+        await bus.publish_many([Ticked(1), UserUpdated(), Ticked(2)])
+    async with site.db.transaction():
+        await bus.publish(Ticked(3))
+
+    async def only_the_refused() -> bool:
+        return await site.rows() == ["UserUpdated"]
+
+    await site.until(only_the_refused)
+    assert sorted(await site.delivered("ticks")) == [1, 2, 3]
+
+
+async def test_a_delayed_event_can_be_cancelled_wherever_it_is_on_its_way(site: Site) -> None:
+    bus = await site.process()
+    async with site.db.transaction():
+        arrived = await bus.publish_delayed(Ticked(1), 3600)
+    await site.until(site.empty)
+    site.mq.down = True
+    async with site.db.transaction():
+        waiting = await bus.publish_delayed(Ticked(2), 3600)
+        kept = await bus.publish_delayed(Ticked(3), 3600)
+    assert await bus.cancel(waiting) is True
+    assert await bus.cancel(waiting) is False
+    async with site.db.transaction():
+        assert await bus.cancel(arrived) is True
+    site.mq.down = False
+    await site.until(site.empty)
+    assert [await site.mq.scheduled(each) for each in (arrived, waiting, kept)] == [False, False, True]
+
+
+async def test_a_bus_starts_while_the_queue_is_away_and_catches_up(site: Site) -> None:
+    site.mq.down = True
+    bus = await site.process()
+    async with site.db.transaction():
+        await bus.publish(Ticked(1))
+    await site.clock.advance(10)
+    assert await site.rows() == ["clock.ticked"]
+    site.mq.down = False
+    await site.until(site.empty)
+    assert await site.delivered("ticks") == [1]
+
+
+async def test_an_event_that_nobody_wants_leaves_no_row(site: Site) -> None:
+    bus = await site.process()
+    async with site.db.transaction():
+        await bus.publish(UserCreated())
+    assert bus.metrics.published == 1
+    assert await site.rows() == []
