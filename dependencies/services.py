@@ -6,6 +6,7 @@ from dependency_injector.containers import DeclarativeContainer
 from dependency_injector.providers import DependenciesContainer, ThreadSafeSingleton
 
 from services.audit.service import AuditService
+from services.idempotency.service import IdempotencyService
 from services.notification.service import NotificationService
 from services.organization.service import OrganizationService
 from services.project.service import ProjectService
@@ -23,6 +24,7 @@ class AllServices:
     project: ProjectService
     notification: NotificationService
     audit: AuditService
+    idempotency: IdempotencyService
 
 
 class Services(DeclarativeContainer):
@@ -37,6 +39,8 @@ class Services(DeclarativeContainer):
     notification = ThreadSafeSingleton(NotificationService, bus=infra.bus, mailer=infra.mailer, invites=organization)
     audit = ThreadSafeSingleton(AuditService, bus=infra.bus, db=infra.db, access=organization)
 
+    idempotency = ThreadSafeSingleton(IdempotencyService, db=infra.db, clock=infra.clock)
+
     all = ThreadSafeSingleton(
         AllServices,
         secret=secret,
@@ -45,4 +49,5 @@ class Services(DeclarativeContainer):
         project=project,
         notification=notification,
         audit=audit,
+        idempotency=idempotency,
     )

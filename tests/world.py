@@ -11,6 +11,7 @@ from infra.db import Database
 from infra.db.migrate import History, upgrade
 from infra.mail import Message
 from services.audit.service import AuditService
+from services.idempotency.service import IdempotencyService
 from services.notification.service import NotificationService
 from services.organization.service import OrganizationService
 from services.project.service import ProjectService
@@ -56,6 +57,7 @@ class World:
     secret: SecretService
     notification: NotificationService
     audit: AuditService
+    idempotency: IdempotencyService
 
 
 async def migrated_file(path: Path) -> Path:
@@ -97,4 +99,5 @@ def build(kit: BusKit, db: Database) -> World:
         secret=secret,
         notification=NotificationService(kit.bus, mail, organization),
         audit=AuditService(kit.bus, db, organization),
+        idempotency=IdempotencyService(db, kit.clock),
     )

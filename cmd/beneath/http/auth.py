@@ -54,7 +54,7 @@ class Bearer(SecurityBase):
         self._scope = scope
 
     async def __call__(self, request: Request) -> Principal:
-        principal = await _authenticate(request)
+        principal = await authenticate(request)
         if self._scope not in principal.scopes:
             detail = f"this takes a secret with the scope {self._scope}"
             challenge = f'Bearer error="insufficient_scope", scope="{self._scope}"'
@@ -68,7 +68,8 @@ Keeper = Annotated[Principal, Depends(Bearer(Scope.SECRETS))]
 """Whoever may issue, list and revoke secrets."""
 
 
-async def _authenticate(request: Request) -> Principal:
+async def authenticate(request: Request) -> Principal:
+    """Return whom the request's secret stands for; raise `ProblemError`."""
     services: Services = request.app.state.services
     limit: FailureLimit = request.app.state.failure_limit
     scheme, _, token = request.headers.get("authorization", "").partition(" ")

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from infra.db import DatabaseUnavailable
 from models.email import InvalidEmail
+from services.idempotency import errors as idempotency
 from services.organization import errors as organization
 from services.project import errors as project
 from services.secret import errors as secret
@@ -46,11 +47,13 @@ METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "This cannot be done here")
 EMAIL_TAKEN = Kind("email-taken", 409, "Another user has this email")
 ALREADY_MEMBER = Kind("already-member", 409, "They are a member already")
 ALREADY_INVITED = Kind("already-invited", 409, "An invite is open already")
+ALREADY_DONE = Kind("already-done", 409, "This was done before")
 LAST_OWNER = Kind("last-owner", 409, "An organization needs an owner")
 CHANGED = Kind("changed", 412, "It was changed since you saw it")
 TOO_LARGE = Kind("too-large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = Kind("unsupported-media-type", 415, "The body must be JSON")
 INVALID = Kind("invalid", 422, "The request does not fit")
+KEY_REUSED = Kind("idempotency-key-reused", 422, "The idempotency key belongs to another request")
 TOO_MANY_FAILURES = Kind("too-many-failures", 429, "Too many wrong secrets")
 INTERNAL = Kind("internal", 500, "Something went wrong here")
 UNAVAILABLE = Kind("unavailable", 503, "This cannot be done right now")
@@ -70,6 +73,8 @@ DOMAIN_PROBLEMS: Final[Mapping[type[Exception], Kind]] = {
     organization.AlreadyInvited: ALREADY_INVITED,
     organization.LastOwner: LAST_OWNER,
     organization.InviteNotFound: NOT_FOUND,
+    idempotency.KeyReused: KEY_REUSED,
+    idempotency.AnswerNotKept: ALREADY_DONE,
     project.ProjectNotFound: NOT_FOUND,
     project.ProjectChanged: CHANGED,
 }

@@ -31,9 +31,13 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    del schema["default"]
+
+
 def _unchanged() -> Any:  # noqa: ANN401 - stands where a field's value does
     """Return what a change leaves alone unless the client names it; null is not a way to say so."""
-    return Field(default=None, json_schema_extra=lambda schema: schema.pop("default", None))
+    return Field(default=None, json_schema_extra=_without_default)
 
 
 class Shown(BaseModel):

@@ -5,6 +5,7 @@ from typing import Annotated, Protocol
 from fastapi import Depends, Request
 
 from services.audit.service import AuditService
+from services.idempotency.service import IdempotencyService
 from services.organization.service import OrganizationService
 from services.project.service import ProjectService
 from services.secret.service import SecretService
@@ -12,18 +13,37 @@ from services.user.service import UserService
 
 
 class Services(Protocol):
-    """The services that have routes."""
+    """The services that have routes; attributes that nobody sets."""
 
     @property
-    def user(self) -> UserService: ...
+    def user(self) -> UserService:
+        """See there."""
+        ...
+
     @property
-    def organization(self) -> OrganizationService: ...
+    def organization(self) -> OrganizationService:
+        """See there."""
+        ...
+
     @property
-    def project(self) -> ProjectService: ...
+    def project(self) -> ProjectService:
+        """See there."""
+        ...
+
     @property
-    def secret(self) -> SecretService: ...
+    def secret(self) -> SecretService:
+        """See there."""
+        ...
+
     @property
-    def audit(self) -> AuditService: ...
+    def audit(self) -> AuditService:
+        """See there."""
+        ...
+
+    @property
+    def idempotency(self) -> IdempotencyService:
+        """See there."""
+        ...
 
 
 async def services_of(request: Request) -> Services:

@@ -6,13 +6,14 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from beneath.http.auth import Reader, Writer
+from beneath.http.idempotency import KEYED, IdempotentRoute
 from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
 from beneath.http.pages import ByAge, Page
-from beneath.http.problems import ALREADY_INVITED, ALREADY_MEMBER, NOT_ALLOWED, NOT_FOUND
+from beneath.http.problems import ALREADY_INVITED, ALREADY_MEMBER, KEY_REUSED, NOT_ALLOWED, NOT_FOUND
 from beneath.http.schemas import Acceptance, InviteOut, NewInvite, OrganizationOut
 from beneath.http.services import Using
 
-router = APIRouter(tags=["invites"])
+router = APIRouter(tags=["invites"], route_class=IdempotentRoute)
 INVITES = "/organizations/{organization_id}/invites"
 
 
@@ -30,7 +31,8 @@ async def list_invites(
 @router.post(
     INVITES,
     status_code=201,
-    responses=problems(NOT_FOUND, ALREADY_INVITED, ALREADY_MEMBER, *AUTHENTICATED, NOT_ALLOWED, *WITH_BODY),
+    dependencies=KEYED,
+    responses=problems(KEY_REUSED, NOT_FOUND, ALREADY_INVITED, ALREADY_MEMBER, *AUTHENTICATED, NOT_ALLOWED, *WITH_BODY),
 )
 async def invite(organization_id: UUID, body: NewInvite, caller: Writer, using: Using) -> InviteOut:
     """Invite someone by mail; admins and owners may, to roles up to their own."""
@@ -44,7 +46,11 @@ async def withdraw_invite(organization_id: UUID, invite_id: UUID, caller: Writer
     await using.organization.withdraw_invite(caller.user_id, organization_id, invite_id)
 
 
-@router.post("/invites/accept", responses=problems(NOT_FOUND, ALREADY_MEMBER, *AUTHENTICATED, *WITH_BODY))
+@router.post(
+    "/invites/accept",
+    dependencies=KEYED,
+    responses=problems(KEY_REUSED, NOT_FOUND, ALREADY_MEMBER, *AUTHENTICATED, *WITH_BODY),
+)
 async def accept_invite(body: Acceptance, caller: Writer, using: Using) -> OrganizationOut:
     """Become a member, with the token from an invite's mail."""
     return OrganizationOut.model_validate(await using.organization.accept_invite(caller.user_id, body.token))

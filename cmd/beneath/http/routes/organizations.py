@@ -7,13 +7,14 @@ from fastapi import APIRouter, Query, Response
 
 from beneath.http.auth import Reader, Writer
 from beneath.http.etags import Expected, tag
+from beneath.http.idempotency import KEYED, IdempotentRoute
 from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
 from beneath.http.pages import ByAge, Page
-from beneath.http.problems import CHANGED, NOT_ALLOWED, NOT_FOUND
+from beneath.http.problems import CHANGED, KEY_REUSED, NOT_ALLOWED, NOT_FOUND
 from beneath.http.schemas import NewOrganization, OrganizationChange, OrganizationOut
 from beneath.http.services import Using
 
-router = APIRouter(prefix="/organizations", tags=["organizations"])
+router = APIRouter(prefix="/organizations", tags=["organizations"], route_class=IdempotentRoute)
 
 
 @router.get("", responses=problems(*AUTHENTICATED))
@@ -23,7 +24,7 @@ async def list_organizations(caller: Reader, using: Using, page: Annotated[ByAge
     return page.of(rows, OrganizationOut.model_validate, lambda row: row.id)
 
 
-@router.post("", status_code=201, responses=problems(*AUTHENTICATED, *WITH_BODY))
+@router.post("", status_code=201, dependencies=KEYED, responses=problems(KEY_REUSED, *AUTHENTICATED, *WITH_BODY))
 async def create_organization(
     body: NewOrganization, caller: Writer, using: Using, response: Response
 ) -> OrganizationOut:

@@ -7,13 +7,14 @@ from fastapi import APIRouter, Query, Response
 
 from beneath.http.auth import Reader, Writer
 from beneath.http.etags import Expected, tag
+from beneath.http.idempotency import KEYED, IdempotentRoute
 from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
 from beneath.http.pages import ByAge, Page
-from beneath.http.problems import CHANGED, NOT_ALLOWED, NOT_FOUND
+from beneath.http.problems import CHANGED, KEY_REUSED, NOT_ALLOWED, NOT_FOUND
 from beneath.http.schemas import NewProject, ProjectChange, ProjectOut
 from beneath.http.services import Using
 
-router = APIRouter(prefix="/organizations/{organization_id}/projects", tags=["projects"])
+router = APIRouter(prefix="/organizations/{organization_id}/projects", tags=["projects"], route_class=IdempotentRoute)
 
 
 @router.get("", responses=problems(NOT_FOUND, *AUTHENTICATED))
@@ -25,7 +26,9 @@ async def list_projects(
     return page.of(rows, ProjectOut.model_validate, lambda row: row.id)
 
 
-@router.post("", status_code=201, responses=problems(NOT_FOUND, *AUTHENTICATED, *WITH_BODY))
+@router.post(
+    "", status_code=201, dependencies=KEYED, responses=problems(KEY_REUSED, NOT_FOUND, *AUTHENTICATED, *WITH_BODY)
+)
 async def create_project(
     organization_id: UUID, body: NewProject, caller: Writer, using: Using, response: Response
 ) -> ProjectOut:

@@ -6,13 +6,14 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from beneath.http.auth import Keeper
+from beneath.http.idempotency import KEYED, ForgetfulRoute
 from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
 from beneath.http.pages import ByAge, Page
-from beneath.http.problems import NOT_FOUND
+from beneath.http.problems import ALREADY_DONE, KEY_REUSED, NOT_FOUND
 from beneath.http.schemas import IssuedOut, NewSecret, SecretOut
 from beneath.http.services import Using
 
-router = APIRouter(prefix="/secrets", tags=["secrets"])
+router = APIRouter(prefix="/secrets", tags=["secrets"], route_class=ForgetfulRoute)
 
 
 @router.get("", responses=problems(*AUTHENTICATED))
@@ -22,7 +23,9 @@ async def list_secrets(caller: Keeper, using: Using, page: Annotated[ByAge, Quer
     return page.of(rows, SecretOut.model_validate, lambda row: row.id)
 
 
-@router.post("", status_code=201, responses=problems(*AUTHENTICATED, *WITH_BODY))
+@router.post(
+    "", status_code=201, dependencies=KEYED, responses=problems(ALREADY_DONE, KEY_REUSED, *AUTHENTICATED, *WITH_BODY)
+)
 async def issue_secret(body: NewSecret, caller: Keeper, using: Using) -> IssuedOut:
     """Issue another secret, with scopes that the one you use has."""
     issued = await using.secret.issue(caller.user_id, name=body.name, scopes=set(body.scopes), within=caller.scopes)

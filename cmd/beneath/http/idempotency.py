@@ -1,0 +1,78 @@
+"""`Idempotency-Key` on POST: a client that got no answer sends the request again, and it is carried out once."""
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, ClassVar, Final
+
+from fastapi import Depends, Header, Request, Response
+from fastapi.routing import APIRoute
+
+from beneath.http.auth import authenticate
+from beneath.http.services import Services
+from services.idempotency.service import Answer
+
+HEADER: Final = "Idempotency-Key"
+REPLAYED: Final = "Idempotent-Replayed"
+_PATTERN: Final = r"^[!-~]{1,255}$"
+_KEPT_HEADERS: Final = ("content-type", "etag", "location")
+
+
+async def _declared(
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            pattern=_PATTERN,
+            description="Of your choice, new for each thing to do. Sent again with the same request within 24 hours, "
+            "nothing is done twice: the first answer comes again, with `Idempotent-Replayed: true`.",
+            examples=["5f0c1f4e-8a52-4b3e-9d0e-0d5d0b0d6c1b"],
+        ),
+    ] = None,
+) -> None:
+    """Check the header, and describe it in the API's description."""
+
+
+KEYED: Final = [Depends(_declared)]
+"""The `dependencies` of a route that takes the header."""
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class IdempotentRoute(APIRoute):
+    """Carries a request with `Idempotency-Key` out once per user and key, and repeats its answer."""
+
+    keep: ClassVar[bool] = True
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def handle_once(request: Request) -> Response:
+            key = request.headers.get(HEADER)
+            if key is None or request.method != "POST" or not _is_well_formed(key):
+                return await handle(request)
+            return await self._once(request, key, handle)
+
+        return handle_once
+
+    async def _once(self, request: Request, key: str, handle: Handler) -> Response:
+        services: Services = request.app.state.services
+        caller = await authenticate(request)
+        # The secret is part of it: what one with more scopes got is not for one with fewer.
+        asked = b"\0".join([request.url.path.encode(), caller.secret_id.bytes, await request.body()])
+
+        async def work() -> Answer:
+            response = await handle(request)
+            headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+            return Answer(status=response.status_code, headers=headers, body=bytes(response.body).decode())
+
+        answer = await services.idempotency.answer(caller.user_id, key, asked, work, keep=self.keep)
+        replayed = {REPLAYED: "true"} if answer.replayed else {}
+        return Response(answer.body, answer.status, {**answer.headers, **replayed})
+
+
+class ForgetfulRoute(IdempotentRoute):
+    """The same for answers with a secret in them: remembers that it was done, and refuses to do it again."""
+
+    keep = False
+
+
+def _is_well_formed(key: str) -> bool:
+    return 1 <= len(key) <= 255 and all("!" <= letter <= "~" for letter in key)  # noqa: PLR2004 - see _PATTERN

@@ -1,0 +1,109 @@
+import asyncio
+
+import pytest
+
+from tests.http.conftest import Api, Caller, problem
+
+KEY = {"Idempotency-Key": "k-1"}
+
+
+async def names(caller: Caller) -> list[str]:
+    return [each["name"] for each in (await caller("GET", "/v1/organizations")).json()["items"]]
+
+
+async def test_the_same_request_again_gets_the_same_answer(api: Api) -> None:
+    ada = await api.sign_up()
+    first = await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
+    again = await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json() == first.json()
+    for name in ("etag", "location", "content-type"):
+        assert again.headers[name] == first.headers[name]
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert await names(ada) == ["Ada's organization", "Engines"]
+
+
+async def test_simultaneous_requests_are_one(api: Api) -> None:
+    ada = await api.sign_up()
+    answers = await asyncio.gather(
+        *[ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY) for _ in range(5)]
+    )
+    assert {answer.text for answer in answers} == {answers[0].text}
+    assert await names(ada) == ["Ada's organization", "Engines"]
+
+
+async def test_a_key_belongs_to_one_request(api: Api) -> None:
+    ada = await api.sign_up()
+    await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
+    answer = await ada("POST", "/v1/organizations", json={"name": "Looms"}, headers=KEY)
+    problem(answer, 422, "idempotency-key-reused")
+    path = f"/v1/organizations/{await ada.organization()}/projects"
+    problem(await ada("POST", path, json={"name": "Engines"}, headers=KEY), 422, "idempotency-key-reused")
+
+
+async def test_a_key_belongs_to_one_user(api: Api) -> None:
+    ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
+    first = await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
+    other = await eve("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
+    assert other.status_code == 201
+    assert other.json()["id"] != first.json()["id"]
+
+
+async def test_a_failure_uses_no_key_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = await api.sign_up()
+
+    async def fail(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("half-way")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(api.domain.project), "_create", fail)
+        failed = await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
+        problem(failed, 500, "internal")
+    assert await names(ada) == ["Ada's organization"]
+    assert (await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)).status_code == 201
+
+
+async def test_a_refused_request_can_be_mended_under_its_key(api: Api) -> None:
+    ada = await api.sign_up()
+    problem(await ada("POST", "/v1/organizations", json={"name": ""}, headers=KEY), 422, "invalid")
+    assert (await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)).status_code == 201
+
+
+async def test_an_answer_with_a_secret_is_not_kept(api: Api) -> None:
+    ada = await api.sign_up()
+    body = {"name": "ci", "scopes": ["read"]}
+    assert (await ada("POST", "/v1/secrets", json=body, headers=KEY)).status_code == 201
+    problem(await ada("POST", "/v1/secrets", json=body, headers=KEY), 409, "already-done")
+    assert len((await ada("GET", "/v1/secrets")).json()["items"]) == 2
+
+
+async def test_a_key_is_free_again_after_a_day(api: Api) -> None:
+    ada = await api.sign_up()
+    await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
+    api.domain.kit.clock.move_to(api.domain.kit.clock.time() + 86_400)
+    again = await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
+    assert "idempotent-replayed" not in again.headers
+    assert await names(ada) == ["Ada's organization", "Engines", "Engines"]
+
+
+@pytest.mark.parametrize("key", ["a b", "x" * 256, ""])
+async def test_a_key_that_is_none_does_not_fit(api: Api, key: str) -> None:
+    ada = await api.sign_up()
+    answer = await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers={"Idempotency-Key": key})
+    problem(answer, 422, "invalid")
+
+
+async def test_a_key_opens_no_door(api: Api) -> None:
+    answer = await api.client.post("/v1/organizations", json={"name": "Engines"}, headers=KEY)
+    problem(answer, 401, "unauthenticated")
+
+
+async def test_a_repeated_invite_is_mailed_once(api: Api) -> None:
+    ada = await api.sign_up()
+    path = f"/v1/organizations/{await ada.organization()}/invites"
+    for _ in range(2):
+        answer = await ada("POST", path, json={"email": "bob@example.com"}, headers=KEY)
+        assert answer.status_code == 201
+    await api.domain.kit.drain()
+    assert len(api.domain.mail.to("bob@example.com")) == 1
