@@ -30,16 +30,16 @@ CROSS JOIN beneath_alias AS a ON a.name = w.value
 CROSS JOIN beneath_subscription AS s ON s.id = a.subscription WHERE s.paused = 0
 """
 _READY = f"""
-SELECT {_COLUMNS}, due_at FROM beneath_delivery
+SELECT {_COLUMNS}, due_at FROM beneath_delivery INDEXED BY beneath_delivery_ready
 WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, id LIMIT ?
 """  # noqa: S608  # constants only
 _CLAIM = "UPDATE beneath_delivery SET state = 1, owner = ? WHERE id IN (SELECT value FROM json_each(?))"
 _READY_MAILBOXES = """
-SELECT ordering_key, due_at, turn FROM beneath_mailbox
+SELECT ordering_key, due_at, turn FROM beneath_mailbox INDEXED BY beneath_mailbox_ready
 WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, turn LIMIT ?
 """
 _HEAD = f"""
-SELECT {_COLUMNS} FROM beneath_delivery
+SELECT {_COLUMNS} FROM beneath_delivery INDEXED BY beneath_delivery_mailbox
 WHERE state = 4 AND subscription = ? AND mailbox = ? ORDER BY id LIMIT {MAILBOX_BATCH}
 """  # noqa: S608  # constants only
 _CLAIM_MAILBOX = """
@@ -50,13 +50,13 @@ _DROP_MAILBOX = "DELETE FROM beneath_mailbox WHERE subscription = ? AND ordering
 _NEXT_DUE = """
 SELECT min(due_at) FROM (
     SELECT (
-        SELECT d.due_at FROM beneath_delivery AS d
+        SELECT d.due_at FROM beneath_delivery AS d INDEXED BY beneath_delivery_ready
         WHERE d.state = 0 AND d.subscription = s.id ORDER BY d.due_at LIMIT 1
     ) AS due_at FROM beneath_subscription AS s
     WHERE s.ordered = 0 AND s.paused = 0 AND s.id IN (SELECT value FROM json_each(?1))
     UNION ALL
     SELECT (
-        SELECT m.due_at FROM beneath_mailbox AS m
+        SELECT m.due_at FROM beneath_mailbox AS m INDEXED BY beneath_mailbox_ready
         WHERE m.state = 0 AND m.subscription = s.id ORDER BY m.due_at LIMIT 1
     ) FROM beneath_subscription AS s
     WHERE s.ordered = 1 AND s.paused = 0 AND s.id IN (SELECT value FROM json_each(?1))

@@ -23,28 +23,35 @@ _PARKED = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE state 
 _SCHEDULED = """
 SELECT subscription, count(*) FILTER (WHERE due_at > ?1), count(*) FILTER (WHERE due_at <= ?1),
     min(published_at) FILTER (WHERE due_at <= ?1)
-FROM beneath_delivery WHERE state = 3 GROUP BY subscription
+FROM beneath_delivery INDEXED BY beneath_delivery_scheduled WHERE state = 3 GROUP BY subscription
 """
 _IN_MAILBOXES = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE state = 4 AND subscription = ?"
-_RETRYING_MAILBOXES = "SELECT count(*) FROM beneath_mailbox WHERE state = 0 AND subscription = ? AND due_at > ?"
+_RETRYING_MAILBOXES = """
+SELECT count(*) FROM beneath_mailbox INDEXED BY beneath_mailbox_ready
+WHERE state = 0 AND subscription = ? AND due_at > ?
+"""
 _OPEN_MAILBOXES = """
-SELECT count(*) FROM beneath_mailbox AS m CROSS JOIN beneath_delivery AS d
+SELECT count(*) FROM beneath_mailbox AS m INDEXED BY beneath_mailbox_claimed CROSS JOIN beneath_delivery AS d
     ON d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key AND d.id <= m.last_id
 WHERE m.state = 1 AND m.subscription = ?
 """
-_STOPPED_MAILBOXES = """
-SELECT count(*) FROM beneath_mailbox AS m CROSS JOIN beneath_delivery AS d
+_PARKED_MAILBOXES = """
+SELECT count(*) FROM beneath_mailbox AS m INDEXED BY beneath_mailbox_parked CROSS JOIN beneath_delivery AS d
     ON d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key
-WHERE m.subscription = ? AND m.state =
+WHERE m.state = 2 AND m.subscription = ?
 """
-_PARKED_MAILBOXES = f"{_STOPPED_MAILBOXES.rstrip()} 2"
-_BLOCKED_MAILBOXES = f"{_STOPPED_MAILBOXES.rstrip()} 3"
+_BLOCKED_MAILBOXES = """
+SELECT count(*) FROM beneath_mailbox AS m INDEXED BY beneath_mailbox_blocked CROSS JOIN beneath_delivery AS d
+    ON d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key
+WHERE m.state = 3 AND m.subscription = ?
+"""
 _BLOCKED_KEYS = """
 SELECT m.ordering_key, coalesce((
     SELECT d.last_error FROM beneath_delivery AS d
     WHERE d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key ORDER BY d.id LIMIT 1
 ), '')
-FROM beneath_mailbox AS m WHERE m.state = 3 AND m.subscription = ? ORDER BY m.ordering_key
+FROM beneath_mailbox AS m INDEXED BY beneath_mailbox_blocked
+WHERE m.state = 3 AND m.subscription = ? ORDER BY m.ordering_key
 """
 _DEAD = "SELECT count(*) FROM beneath_dead_letter WHERE subscription = ?"
 _LETTER = """

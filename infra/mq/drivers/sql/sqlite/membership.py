@@ -23,7 +23,6 @@ _TAKE_OVER = f"""
 {_CHARGE.rstrip()}, state = 0, owner = NULL WHERE state = 1 AND owner = ?
 """
 _CHARGE_HANDED_OUT = f"{_CHARGE} WHERE state = 4 AND subscription = ? AND mailbox = ? AND id <= ?"
-_MAILBOXES = "SELECT subscription, ordering_key, last_id FROM beneath_mailbox WHERE state = 1 AND owner = ?"
 _RELEASE = """
 UPDATE beneath_delivery SET state = 0, owner = NULL, isolated = 0
 WHERE state = 1 AND owner = ? AND id NOT IN (SELECT value FROM json_each(?))
@@ -31,7 +30,10 @@ WHERE state = 1 AND owner = ? AND id NOT IN (SELECT value FROM json_each(?))
 _UNMARK = """
 UPDATE beneath_delivery SET isolated = 0 WHERE state = 4 AND subscription = ? AND mailbox = ? AND id <= ?
 """
-_HELD_FENCES = "SELECT subscription, ordering_key, last_id, fence FROM beneath_mailbox WHERE state = 1 AND owner = ?"
+_MAILBOXES = """
+SELECT subscription, ordering_key, last_id, fence FROM beneath_mailbox INDEXED BY beneath_mailbox_claimed
+WHERE state = 1 AND owner = ?
+"""
 _UNPARK = """
 UPDATE beneath_delivery SET state = 0
 WHERE state = 2 AND subscription = ? AND event IN (SELECT value FROM json_each(?))
@@ -41,7 +43,7 @@ SELECT 1 FROM beneath_delivery
 WHERE state = 2 AND subscription = ? AND event IN (SELECT value FROM json_each(?)) LIMIT 1
 """
 _PARKED_MAILBOXES = """
-SELECT subscription, ordering_key FROM beneath_mailbox
+SELECT subscription, ordering_key FROM beneath_mailbox INDEXED BY beneath_mailbox_parked
 WHERE state = 2 AND subscription = ? AND parked_event IN (SELECT value FROM json_each(?))
 """
 _HAS_PARKED_MAILBOX = f"{_PARKED_MAILBOXES} LIMIT 1"
@@ -76,7 +78,7 @@ def take_over(db: sqlite3.Connection, worker: int, now: float) -> int:
     charged = db.execute(_TAKE_OVER, (worker,)).rowcount
     mailboxes = db.execute(_MAILBOXES, (worker,)).fetchall()
     for mailbox in mailboxes:
-        charged += db.execute(_CHARGE_HANDED_OUT, mailbox).rowcount
+        charged += db.execute(_CHARGE_HANDED_OUT, mailbox[:3]).rowcount
     _return_mailboxes(db, mailboxes, now)
     return charged
 
@@ -86,7 +88,7 @@ def leave(db: sqlite3.Connection, worker: int, keep: Collection[Claim], now: flo
     kept = [it.deliveries[0].id for it in keep if not it.ordered]
     fences = {it.fence for it in keep if it.ordered}
     db.execute(_RELEASE, (worker, dumps(kept)))
-    held = db.execute(_HELD_FENCES, (worker,)).fetchall()
+    held = db.execute(_MAILBOXES, (worker,)).fetchall()
     mailboxes = [row[:3] for row in held if row[3] not in fences]
     db.executemany(_UNMARK, mailboxes)
     _return_mailboxes(db, mailboxes, now)

@@ -22,10 +22,11 @@ ON CONFLICT DO NOTHING
 _ROUTES = """
 SELECT s.id, s.ordered
 FROM beneath_route AS r CROSS JOIN beneath_subscription AS s ON s.id = r.subscription
-WHERE r.event = ? ORDER BY s.id
+WHERE r.event = ? ORDER BY r.subscription
 """
 _DUE_MESSAGES = """
-SELECT message_id FROM beneath_delivery WHERE state = 3 AND due_at <= ? ORDER BY due_at, id LIMIT ?
+SELECT message_id FROM beneath_delivery INDEXED BY beneath_delivery_scheduled
+WHERE state = 3 AND due_at <= ? ORDER BY due_at, id LIMIT ?
 """
 _DUE_DELIVERIES = """
 SELECT d.id, d.due_at, d.subscription, s.ordered, d.mailbox

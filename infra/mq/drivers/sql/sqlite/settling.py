@@ -35,7 +35,8 @@ SELECT last_id FROM beneath_mailbox
 WHERE subscription = ? AND ordering_key = ? AND state = 1 AND owner = ? AND fence = ?
 """
 _HEADS = """
-SELECT id FROM beneath_delivery WHERE state = 4 AND subscription = ? AND mailbox = ? ORDER BY id LIMIT ?
+SELECT id FROM beneath_delivery INDEXED BY beneath_delivery_mailbox
+WHERE state = 4 AND subscription = ? AND mailbox = ? ORDER BY id LIMIT ?
 """
 _GIVE_BACK = """
 UPDATE beneath_mailbox SET state = ?, due_at = ?, turn = ?, owner = NULL, last_id = NULL, parked_event = ?

@@ -115,7 +115,7 @@ class Watcher:
         if now - self._looked_at > self._longest_silence:
             self.interrupt()
         self._looked_at = now
-        failed_before, self._failure = self._failure is not None, None
+        failed_before = self._failure is not None
         try:
             self._check_file()
             version = self._data_version()
@@ -124,6 +124,7 @@ class Watcher:
             if not failed_before:
                 self.interrupt()
             return
+        self._failure = None
         if version != self._version or failed_before:
             self._version = version
             self.notify()

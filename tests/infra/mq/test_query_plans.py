@@ -1,0 +1,105 @@
+"""Every statement finds its rows by an index, whatever the tables hold."""
+
+import importlib
+import pkgutil
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from infra.mq.drivers.sql import sqlite as statements
+from infra.mq.drivers.sql.sqlite.connection import connect
+
+FRAGMENTS = {"_CHARGE", "_LETTER"}
+"""Parts of statements; `inspection._LETTER` has a test of its own."""
+
+SMALL = {
+    "SCAN beneath_subscription",
+    "SCAN beneath_route",
+    "SCAN beneath_broadcast_event",
+    "SCAN beneath_worker",
+}
+"""Tables with a row for each listener, event or worker."""
+
+RARE = {
+    "administration._BACKLOG",  # the end of a subscription
+    "inspection._CLAIMED",  # in-flight deliveries only, in a covering index
+    "inspection._OPEN_MAILBOXES",  # in-flight mailboxes only
+    "inspection._SCHEDULED",  # a count of all scheduled deliveries, in a covering index
+    "claiming._NEXT_DUE",  # the first entry of an index
+}
+HARMLESS = re.compile(r"SCAN (CONSTANT ROW|\w+ VIRTUAL TABLE)")
+
+
+def all_statements() -> Iterator[tuple[str, str]]:
+    for module in pkgutil.iter_modules(statements.__path__):
+        for name, value in vars(importlib.import_module(f"{statements.__name__}.{module.name}")).items():
+            if (
+                isinstance(value, str)
+                and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)", value)
+                and name not in FRAGMENTS
+            ):
+                yield f"{module.name}.{name}", value
+
+
+def plan(db: sqlite3.Connection, statement: str) -> list[str]:
+    if "{}" in statement:
+        return [line for state in range(5) for line in plan(db, statement.format(state))]
+    numbered = [int(it) for it in re.findall(r"\?(\d)", statement)]
+    count = len(re.findall(r"\?(?!\d)", statement))
+    values = [None] * max(numbered, default=count)
+    return [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+
+
+@pytest.fixture(params=["empty", "analyzed while empty", "analyzed while full"])
+def db(request: pytest.FixtureRequest, path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(connect(path)) as db:
+        if request.param == "analyzed while full":
+            fill(db)
+        if request.param != "empty":
+            db.execute("ANALYZE")
+        yield db
+
+
+def fill(db: sqlite3.Connection) -> None:
+    db.executemany(
+        """
+        INSERT INTO beneath_delivery
+            (id, subscription, state, owner, due_at, published_at, message_id, event, mailbox, body)
+        VALUES (?, 1, ?, 1, 1.0, 1.0, 'm', 'e', 'k', x'00')
+        """,
+        [(each, each % 5) for each in range(1000)],
+    )
+
+
+@pytest.mark.parametrize(("name", "statement"), [pytest.param(*it, id=it[0]) for it in all_statements()])
+def test_it_scans_no_table_and_sorts_nothing(db: sqlite3.Connection, name: str, statement: str) -> None:
+    lines = plan(db, statement)
+    scans = [it for it in lines if it.startswith("SCAN") and not HARMLESS.match(it)]
+    scans = [it for it in scans if " ".join(it.split()[:2]) not in SMALL]
+    sorts = [it for it in lines if "TEMP B-TREE" in it]
+    if name in RARE:
+        assert all("INDEX" in it for it in scans), "at least never the bodies"
+    else:
+        assert not scans
+        assert not sorts
+
+
+def test_counting_a_backlog_reads_no_bodies(db: sqlite3.Connection) -> None:
+    counting = dict(all_statements())
+    for name in ("_READY", "_CLAIMED", "_PARKED", "_SCHEDULED", "_IN_MAILBOXES"):
+        lines = plan(db, counting[f"inspection.{name}"])
+        assert any("COVERING INDEX beneath_delivery" in it for it in lines), (name, lines)
+
+
+@pytest.mark.parametrize("condition", ["subscription = ?", "event = ?", "subscription = ? AND event = ?", "1"])
+def test_dead_letters_are_listed_by_an_index(db: sqlite3.Connection, condition: str) -> None:
+    lines = plan(db, f"SELECT * FROM beneath_dead_letter WHERE id > ? AND {condition} ORDER BY id LIMIT ?")  # noqa: S608
+    assert all("SEARCH beneath_dead_letter" in it for it in lines)
+
+
+def test_the_statements_are_found() -> None:
+    assert len(dict(all_statements())) > 50

@@ -1,0 +1,56 @@
+"""When a declaration returns, and what it refuses, where it goes beyond the contract."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from infra.clock import FakeClock
+from infra.db import Database
+from infra.mq import REGISTRY_TTL, QueueUnavailable
+from infra.mq.drivers.sql import SqlQueue
+from tests.contract.sqlite_harness import SqliteHarness
+from tests.infra.mq.acting import subscription
+
+
+async def has_ended(clock: FakeClock, task: "asyncio.Future[None]") -> bool:
+    """Whether `task` ends without time passing."""
+    await asyncio.wait({task}, timeout=0.05)
+    await clock.settle()
+    return task.done()
+
+
+async def test_a_declaration_returns_once_no_publisher_can_trust_an_older_registry(path: Path) -> None:
+    clock = FakeClock()
+    harness = SqliteHarness(path, clock)
+    first, second = await harness.queue(), await harness.queue()
+    new = [subscription("new")]
+    changing = asyncio.ensure_future(first.declare(new, []))
+    assert not await has_ended(clock, changing)
+    # It is not this one's change, but it is just as new to publishers.
+    repeating = asyncio.ensure_future(second.declare(new, []))
+    await clock.advance(REGISTRY_TTL - 0.01)
+    assert not await has_ended(clock, changing)
+    assert not await has_ended(clock, repeating)
+    await clock.advance(0.2)
+    await asyncio.gather(changing, repeating)
+    assert await has_ended(clock, asyncio.ensure_future(second.declare(new, []))), "nothing changed"
+    await harness.close()
+
+
+async def test_a_database_without_the_tables_says_what_to_run(tmp_path: Path) -> None:
+    db = Database(f"sqlite:///{tmp_path / 'empty.db'}")
+    await db.open()
+    queue = SqlQueue(db, clock=FakeClock())
+    with pytest.raises(QueueUnavailable, match=r"empty\.db: the queue's tables are missing: run `beneath migrate up`"):
+        await queue.open()
+    await queue.close()
+    await db.close()
+
+
+def test_a_kind_of_database_without_a_backend_is_refused_by_name() -> None:
+    class Elsewhere(Database):
+        dialect = "postgresql"
+
+    with pytest.raises(QueueUnavailable, match="works on sqlite, not on postgresql"):
+        SqlQueue(Elsewhere("sqlite:///x.db"), clock=FakeClock())

@@ -1,0 +1,138 @@
+"""How a process notices what others write, and that it could not."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from infra.mq import QueueUnavailable
+from infra.mq.drivers.sql import SqlQueue
+from infra.mq.drivers.sql.sqlite.connection import connect
+from infra.mq.drivers.sql.sqlite.watcher import IDLE_INTERVAL, Watcher
+from tests.infra.mq.acting import consumer
+from tests.infra.mq.conftest import OpenQueue
+
+
+@pytest.fixture
+async def watcher(path: Path) -> AsyncIterator[Watcher]:
+    watcher = Watcher(path, longest_silence=5)
+    watcher.open()
+    yield watcher
+    watcher.close()
+
+
+def write(path: Path) -> None:
+    with closing(connect(path)) as db:
+        db.execute("UPDATE beneath_registry SET version = version + 1")
+
+
+def move(path: Path, to: Path) -> Path:
+    return path.rename(to)
+
+
+async def test_a_look_sees_what_others_wrote_and_nothing_else(watcher: Watcher, path: Path) -> None:
+    event = asyncio.Event()
+    watcher.add(event)
+    watcher.look()
+    assert not event.is_set()
+    write(path)
+    watcher.look()
+    assert event.is_set()
+
+
+async def test_looks_come_by_themselves_while_somebody_waits(watcher: Watcher, path: Path) -> None:
+    event = asyncio.Event()
+    watcher.add(event)
+    write(path)
+    async with asyncio.timeout(5):
+        await event.wait()
+
+
+async def test_what_was_written_while_nobody_waited_is_told_to_the_next_who_waits(watcher: Watcher, path: Path) -> None:
+    write(path)
+    event = asyncio.Event()
+    watcher.add(event)
+    watcher.look()
+    assert event.is_set()
+
+
+async def test_looks_become_rarer_while_nothing_happens(watcher: Watcher) -> None:
+    watcher.add(asyncio.Event())
+    for _ in range(50):
+        watcher._tick()
+    assert watcher._interval == IDLE_INTERVAL
+    watcher.notify()
+    assert watcher._interval < IDLE_INTERVAL
+
+
+async def test_looks_that_are_far_apart_are_an_interruption(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    event = asyncio.Event()
+    watcher.add(event)
+    loop = asyncio.get_running_loop()
+    late = loop.time() + 6
+    monkeypatch.setattr(loop, "time", lambda: late)
+    watcher.look()
+    watcher.look()
+    assert watcher.interruptions == 1
+    assert event.is_set()
+
+
+async def test_a_file_that_is_gone_is_an_interruption_until_it_is_back(watcher: Watcher, path: Path) -> None:
+    event = asyncio.Event()
+    watcher.add(event)
+    away = move(path, path.with_name("away.db"))
+    watcher.look()
+    watcher.look()
+    assert watcher.interruptions == 1
+    with pytest.raises(QueueUnavailable, match=r"queue\.db: No such file or directory"):
+        watcher.read(lambda db: db.execute("SELECT 1"))
+    move(away, path)
+    event.clear()
+    watcher.look()
+    assert event.is_set()
+    assert watcher.read(lambda db: db.execute("SELECT 1").fetchone()) == (1,)
+
+
+async def test_another_file_in_its_place_is_not_taken_for_it(watcher: Watcher, path: Path) -> None:
+    move(path, path.with_name("away.db"))
+    shutil.copy(path.with_name("away.db"), path)
+    watcher.add(asyncio.Event())
+    watcher.look()
+    with pytest.raises(QueueUnavailable, match="replaced by another one: restart"):
+        watcher.read(lambda db: db.execute("SELECT 1"))
+
+
+async def test_a_fetch_with_nothing_due_takes_no_lock(queue: SqlQueue, path: Path) -> None:
+    worker = await consumer(queue)
+    with closing(connect(path)) as hog:
+        hog.execute("BEGIN IMMEDIATE")
+        assert await worker.fetch({"work": 1, "mail": 1}, wait=0.01) == []
+
+
+async def test_a_waiting_worker_uses_next_to_no_time_of_the_processor(queue: SqlQueue) -> None:
+    worker, receiver = await consumer(queue), await queue.receiver(origin="me")
+    waiting = asyncio.gather(worker.fetch({"work": 1, "mail": 1}, wait=60), receiver.receive(60))
+    await asyncio.sleep(1)  # it has calmed down
+    began, used = time.monotonic(), time.process_time()
+    await asyncio.sleep(1)
+    share = (time.process_time() - used) / (time.monotonic() - began)
+    worker.wake()
+    receiver.wake()
+    claims, (frames, gap) = await waiting
+    assert not claims
+    assert not frames
+    assert not gap
+    assert share < 0.03, "under 1 % on a machine that does nothing else"
+
+
+async def test_a_publish_in_another_process_is_noticed(queue: SqlQueue, open_queue: OpenQueue) -> None:
+    receiver = await queue.receiver(origin="me")
+    waiting = asyncio.ensure_future(receiver.receive(10))
+    await asyncio.sleep(0)
+    other, _ = await open_queue()
+    await other.broadcast([b"hello"], origin="other")
+    assert await waiting == ([b"hello"], False)

@@ -1,0 +1,177 @@
+"""One thread, one transaction per group, each operation its own result."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.mq import QueueClosed, QueueIndeterminate, QueueRejected, QueueUnavailable
+from infra.mq.drivers.sql.sqlite.connection import connect
+from infra.mq.drivers.sql.sqlite.writer import GROUP_LIMIT, Writer
+
+INSERT = "INSERT INTO beneath_broadcast_event (event) VALUES (?)"
+
+
+class CommitCounter(sqlite3.Connection):
+    """Counts what it was asked to commit."""
+
+    commits = 0
+    rollbacks = 0
+    fail_commit: str | None = None
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:  # noqa: ANN401  # as in the base class
+        if sql == "COMMIT" and self.fail_commit:
+            error = sqlite3.OperationalError(self.fail_commit)
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise error
+        self.commits += sql == "COMMIT"
+        self.rollbacks += sql == "ROLLBACK"
+        return super().execute(sql, parameters)
+
+
+class Bench:
+    """A writer with a look inside."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = asyncio.Lock()
+        self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=CommitCounter, timeout=0)
+        self.writer = Writer(path, lambda: self.db, self._line, patience=0.2)
+
+    def _line(self) -> AbstractAsyncContextManager[object]:
+        return self.lock
+
+    def events(self) -> set[str]:
+        with closing(connect(self.path)) as db:
+            return {event for (event,) in db.execute("SELECT event FROM beneath_broadcast_event")}
+
+
+def insert(db: sqlite3.Connection, event: str) -> str:
+    db.execute(INSERT, (event,))
+    return event
+
+
+@pytest.fixture
+async def bench(path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(path)
+    await bench.writer.open()
+    yield bench
+    await bench.writer.close()
+
+
+async def test_each_caller_gets_the_result_of_its_own_operation(bench: Bench) -> None:
+    wanted = [f"e{each}" for each in range(5)]
+    assert await asyncio.gather(*(bench.writer.run(partial(insert, event=each)) for each in wanted)) == wanted
+    assert bench.events() == set(wanted)
+
+
+async def test_operations_that_come_while_a_group_is_under_way_form_the_next_group(bench: Bench) -> None:
+    async with bench.lock:
+        calls = [asyncio.ensure_future(bench.writer.run(partial(insert, event=f"e{each}"))) for each in range(50)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    assert bench.db.commits == 1
+    assert bench.writer.groups == 1
+
+
+async def test_a_group_has_a_limit(bench: Bench) -> None:
+    async with bench.lock:
+        calls = [asyncio.ensure_future(bench.writer.run(lambda _: None)) for _ in range(GROUP_LIMIT + 1)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    assert bench.writer.groups == 2
+
+
+async def test_a_lone_operation_waits_for_nobody(bench: Bench) -> None:
+    await bench.writer.run(partial(insert, event="one"))
+    assert bench.db.commits == 1
+
+
+async def test_an_operation_that_fails_takes_nobody_of_its_group_along(bench: Bench) -> None:
+    def fail(db: sqlite3.Connection) -> None:
+        insert(db, "half of it")
+        raise ValueError("mine alone")
+
+    results = await asyncio.gather(
+        bench.writer.run(partial(insert, event="before")),
+        bench.writer.run(fail),
+        bench.writer.run(partial(insert, event="after")),
+        return_exceptions=True,
+    )
+    assert results[0] == "before"
+    assert isinstance(results[1], ValueError)
+    assert results[2] == "after"
+    assert bench.events() == {"before", "after"}
+
+
+async def test_what_the_database_refuses_is_rejected(bench: Bench) -> None:
+    await bench.writer.run(partial(insert, event="one"))
+    with pytest.raises(QueueRejected, match=r"queue\.db: UNIQUE"):
+        await bench.writer.run(partial(insert, event="one"))
+
+
+async def test_a_locked_database_is_unavailable_in_one_line_and_nothing_happened(bench: Bench) -> None:
+    with closing(connect(bench.path)) as hog:
+        hog.execute("BEGIN IMMEDIATE")
+        with pytest.raises(QueueUnavailable, match="database is locked") as caught:
+            await bench.writer.run(partial(insert, event="one"))
+    assert "\n" not in str(caught.value)
+    assert bench.events() == set()
+    await bench.writer.run(partial(insert, event="two"))
+    assert bench.events() == {"two"}
+
+
+async def test_a_disk_error_at_commit_is_indeterminate_and_not_tried_again(bench: Bench) -> None:
+    bench.db.fail_commit = "disk I/O error"
+    with pytest.raises(QueueIndeterminate, match="disk I/O error"):
+        await bench.writer.run(partial(insert, event="one"))
+    bench.db.fail_commit = None
+    await bench.writer.run(partial(insert, event="two"))
+    assert bench.events() == {"two"}
+
+
+async def test_a_cancelled_caller_leaves_its_group_whole(bench: Bench) -> None:
+    running, go_on = threading.Event(), threading.Event()
+
+    def slow(db: sqlite3.Connection) -> None:
+        insert(db, "slow")
+        running.set()
+        assert go_on.wait(5)
+
+    first = asyncio.ensure_future(bench.writer.run(slow))
+    assert await asyncio.to_thread(running.wait, 5)
+    first.cancel()
+    waiting = asyncio.ensure_future(bench.writer.run(partial(insert, event="never begun")))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    last = asyncio.ensure_future(bench.writer.run(partial(insert, event="last")))
+    await asyncio.sleep(0)
+    go_on.set()
+    await last
+    assert first.cancelled()
+    assert waiting.cancelled()
+    assert bench.events() == {"slow", "last"}
+
+
+async def test_closing_finishes_what_was_asked_for(bench: Bench) -> None:
+    calls = [asyncio.ensure_future(bench.writer.run(partial(insert, event=f"e{each}"))) for each in range(3)]
+    await asyncio.sleep(0)
+    await bench.writer.close()
+    await asyncio.gather(*calls)
+    assert len(bench.events()) == 3
+    with pytest.raises(QueueClosed):
+        await bench.writer.run(partial(insert, event="late"))
+
+
+async def test_a_file_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    path = tmp_path / "missing.db"
+    writer = Writer(path, partial(connect, path), asyncio.Lock, patience=0.1)
+    with pytest.raises(QueueUnavailable, match=r"missing\.db: unable to open database file: check that"):
+        await writer.open()
+    assert not path.exists()
