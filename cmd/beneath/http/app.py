@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from beneath.http import problems
 from beneath.http.auth import FailureLimit
+from beneath.http.docs import docs_routes
 from beneath.http.health import Probe, Scrape, health_routes
 from beneath.http.middleware import BodyGuard, Correlate, RequestContext
 from beneath.http.openapi import describe
@@ -62,7 +63,7 @@ def create_app(
     app.state.failure_limit = FailureLimit(clock or SystemClock(), options.max_auth_failures)
     for routes in (users, secrets, organizations, members, invites, projects, audit):
         app.include_router(routes.router, prefix="/v1")
-    app.router.routes.extend(health_routes(ready, metrics))
+    app.router.routes.extend([*health_routes(ready, metrics), *docs_routes()])
     app.openapi = describe(app)  # type: ignore[method-assign]  # as FastAPI's documentation says to
     problems.install(app)
     app.add_middleware(BodyGuard, max_body=options.max_body)
