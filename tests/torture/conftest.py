@@ -1,0 +1,15 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.processes import Processes
+from tests.torture.fleet import Fleet
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, migrated: Path) -> Iterator[Fleet]:
+    with Processes() as processes:
+        fleet = Fleet(processes, tmp_path, migrated)
+        yield fleet
+        fleet.close()

@@ -1,0 +1,134 @@
+"""The test's side: its processes on one SQLite file, and what it asks of the queue meanwhile."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from infra.mq import DeadLetter, SubscriptionStats
+from tests.e2e.processes import Process, Processes, until
+from tests.torture.journal import Journal, Line, Reader
+from tests.torture.opening import Opened, Plan, opened
+
+T = TypeVar("T")
+
+QUICK = {"renew_every": 0.1, "recover_every": 0.1}
+"""Intervals far shorter than the defaults, so that much happens in little time."""
+
+
+class Fleet:
+    """Programs that share a database and a journal."""
+
+    def __init__(self, processes: Processes, folder: Path, template: Path) -> None:
+        self._processes = processes
+        self._folder = folder
+        self.database = folder / "beneath.db"
+        self.gate = folder / "gate"
+        self.journal = Reader(folder / "journal.jsonl")
+        self._writer = Journal(folder / "journal.jsonl")
+        self.plan = Plan(
+            database=str(self.database), journal=str(folder / "journal.jsonl"), gate=str(self.gate), options=dict(QUICK)
+        )
+        shutil.copy(template, self.database)
+
+    def accept(self, key: str, numbers: Iterable[int]) -> None:
+        """Write down that events were accepted, as the checker should see it."""
+        for n in numbers:
+            self._writer.write("accepted", key=key, n=n)
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._writer.close()
+
+    def start(self, *listeners: str, program: str = "worker", **changes: Any) -> Process:  # noqa: ANN401 - a plan's
+        """Start a program with these listeners; `changes` are those of its plan."""
+        plan = msgspec.structs.replace(self.plan, listeners=listeners, **changes)
+        return self._processes.module(f"tests.torture.{program}", plan.encode())
+
+    def started(self, *listeners: str, **changes: Any) -> Process:  # noqa: ANN401 - a plan's
+        """Start a worker, and return when it works."""
+        process = self.start(*listeners, **changes)
+        self.wait_ready(process)
+        return process
+
+    def pair(self, *listeners: str, **changes: Any) -> list[Process]:  # noqa: ANN401 - a plan's
+        """Start two workers, and return when both work."""
+        processes = [self.start(*listeners, **changes) for _ in range(2)]
+        for each in processes:
+            self.wait_ready(each)
+        return processes
+
+    def wait_ready(self, process: Process) -> Line:
+        """Return when a worker works."""
+
+        def ready() -> Line | None:
+            assert process.running, process.stderr
+            return next((each for each in self.journal.of("ready") if each.pid == process.pid), None)
+
+        line = until(ready, f"{process} is ready")
+        assert line is not None
+        return line
+
+    def kill(self, process: Process) -> float:
+        """Kill a process, and write that down before; return when, in seconds since the epoch."""
+        self._writer.write("killing", pid=process.pid)
+        process.kill()
+        return self.journal.of("killing")[-1].at
+
+    def publish(self, events: Sequence[Any], *, listeners: Sequence[str] = ()) -> None:
+        """Publish in a process that has these listeners, too, and write down that it was accepted."""
+
+        async def work(site: Opened) -> None:
+            await site.bus.publish_many(events)
+
+        self.run(work, listeners)
+        for event in events:
+            self.accept(event.key, [event.n])
+
+    def run(self, work: Callable[[Opened], Awaitable[T]], listeners: Sequence[str] = ()) -> T:
+        """Run `work` in this process, with a started bus."""
+
+        async def inside() -> T:
+            async with opened(msgspec.structs.replace(self.plan, listeners=tuple(listeners))) as site:
+                return await work(site)
+
+        return asyncio.run(inside())
+
+    def stats(self) -> dict[str, SubscriptionStats]:
+        """Return what the queue holds, by listener."""
+        return {each.name: each for each in self.run(lambda site: site.mq.stats())}
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return what was given up."""
+        return self.run(lambda site: site.mq.dead_letters())
+
+    def runs(self, listener: str, kind: str = "start") -> list[Line]:
+        """Return the lines of a listener that say this."""
+        return [each for each in self.journal.lines() if (each.kind, each.listener) == (kind, listener)]
+
+    def command(self, *arguments: str) -> Any:  # noqa: ANN401 - JSON
+        """Run `beneath` on this database, and return what it printed: parsed, if it is JSON."""
+        process = self._processes.python(
+            "-m", "beneath", *arguments, cwd=self._folder, env={"BENEATH_DB_URL": f"sqlite:///{self.database}"}
+        )
+        assert process.wait() == 0, process.stderr
+        return json.loads(process.stdout) if "--json" in arguments else process.stdout
+
+    def wait_empty(self) -> None:
+        """Return when no listener has anything left to do, now or later."""
+
+        def empty() -> bool:
+            return not any(it.ready + it.in_flight + it.retrying + it.scheduled for it in self.stats().values())
+
+        until(empty, "nothing is left in the queue")
+
+    def stop(self, *processes: Process) -> None:
+        """Stop processes as a deploy does, and see that they end well."""
+        for each in processes:
+            each.terminate()
+        for each in processes:
+            assert each.wait() == 0, each.stderr

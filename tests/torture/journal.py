@@ -1,0 +1,100 @@
+"""What every process of a torture test did, line by line, in one file.
+
+Each line is one write(2) to a file opened with O_APPEND: it survives SIGKILL, and the lines of all processes stand in
+the order in which they were written. That order, and no clock, is what the checker goes by.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["ready", "accepted", "start", "end", "failed", "cancelled", "killing", "note"]
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that one process did."""
+
+    kind: Kind
+    pid: int
+    at: float
+    """Seconds since the epoch, by the machine's clock."""
+
+    listener: str = ""
+    key: str = ""
+    n: int = 0
+    """The event's place among those of its key."""
+
+    attempt: int = 0
+    id: str = ""
+    text: str = ""
+
+
+class Journal:
+    """The writing end, for one process."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._pid = os.getpid()
+
+    def write(
+        self,
+        kind: Kind,
+        *,
+        listener: str = "",
+        key: str = "",
+        n: int = 0,
+        attempt: int = 0,
+        id: str = "",  # noqa: A002 - a message's id, by its own name
+        text: str = "",
+        pid: int | None = None,
+    ) -> None:
+        """Append a line; about another process if `pid` is given."""
+        line = Line(
+            kind=kind,
+            pid=pid or self._pid,
+            at=time.time(),
+            listener=listener,
+            key=key,
+            n=n,
+            attempt=attempt,
+            id=id,
+            text=text,
+        )
+        os.write(self._file, msgspec.json.encode(line) + b"\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+class Reader:
+    """The reading end: each call of `lines` reads on where the last one ended."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._lines: list[Line] = []
+
+    def lines(self) -> list[Line]:
+        """Return every line so far."""
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._offset += len(whole)
+            self._lines += _decoded(whole)
+        return self._lines
+
+    def of(self, kind: Kind, listener: str | None = None) -> list[Line]:
+        """Return every line of a kind so far, those about one listener if it is named."""
+        return [each for each in self.lines() if each.kind == kind and listener in {None, each.listener}]
+
+
+def _decoded(data: bytes) -> Iterator[Line]:
+    decoder = msgspec.json.Decoder(Line)
+    return (decoder.decode(each) for each in data.splitlines())

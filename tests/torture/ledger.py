@@ -1,0 +1,48 @@
+"""A process that commits rows together with their events, until it is killed; now and then it rolls back."""
+
+import asyncio
+import os
+import sys
+from random import Random
+
+from sqlalchemy import text
+
+from tests.torture.events import Job, Step
+from tests.torture.opening import Opened, Plan, opened, read_plan
+
+ROLLED_BACK = 0.2
+
+
+class Regretted(Exception):
+    """A transaction that is not to be."""
+
+
+async def run(plan: Plan) -> None:
+    """Work in four tasks, so that a kill finds some of them at every point of a transaction."""
+    async with opened(plan) as site:
+        await asyncio.gather(*(book(site, Random(f"{os.getpid()} {task}"), task) for task in range(4)))
+
+
+async def book(site: Opened, random: Random, task: int) -> None:
+    """Write rows and publish their events."""
+    key, n = f"{os.getpid()}-{task}", 0
+    while True:
+        n += 1
+        try:
+            await enter(site, key, n, regret=random.random() < ROLLED_BACK)
+        except Regretted:
+            site.journal.write("note", key=key, n=n, text="rolled back")
+
+
+async def enter(site: Opened, key: str, n: int, *, regret: bool) -> None:
+    """Write one row with an event before it and one after it; nothing of it stays with `regret`."""
+    async with site.db.transaction() as tx:
+        await site.bus.publish(Step(key=key, n=n))
+        await tx.session.execute(text("INSERT INTO ledger VALUES (:key, :n)"), {"key": key, "n": n})
+        await site.bus.publish(Job(key=key, n=n))
+        if regret:
+            raise Regretted
+
+
+if __name__ == "__main__":
+    asyncio.run(run(read_plan(sys.argv[1])))

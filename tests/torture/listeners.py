@@ -1,0 +1,168 @@
+"""Listeners that write down what they do, and the bad things that handlers do."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+from bus import Bus, Delivery, Retry
+from tests.torture.events import Chime, Job, Novelty, Step
+from tests.torture.journal import Journal, Kind
+
+SOON = Retry(max_attempts=10, min_delay=0.02, max_delay=0.5)
+FAILURE_RATE = 0.1
+LONG = 2.0
+"""How long, in seconds, a long handler takes: many times every lease and interval of the workers in these tests."""
+
+TIMEOUT = 0.4
+
+
+class Unlucky(Exception):
+    """A handler's own failure."""
+
+
+class Listeners:
+    """What a program may listen with; `add` registers those that it wants."""
+
+    def __init__(self, bus: Bus, journal: Journal, gate: Path) -> None:
+        self._journal = journal
+        self._gate = gate
+        self._all: dict[str, Callable[[], None]] = {
+            "flaky": lambda: bus.add_async_ordered_listener(self.flaky, name="flaky", retry=SOON),
+            "sibling": lambda: bus.add_async_listener(self.sibling, name="sibling", retry=SOON),
+            "held": lambda: bus.add_async_ordered_listener(self.held, name="held", retry=SOON, timeout=None),
+            "poisoned": lambda: bus.add_async_listener(self.poisoned, name="poisoned", retry=SOON),
+            "poisoned_key": lambda: bus.add_async_ordered_listener(self.poisoned_key, name="poisoned_key", retry=SOON),
+            "long": lambda: bus.add_async_listener(self.long, name="long", timeout=None),
+            "long_thread": lambda: bus.add_async_listener(self.long_thread, name="long_thread", timeout=None),
+            "done": lambda: bus.add_async_listener(self.done, name="done", retry=SOON),
+            "failing": lambda: bus.add_async_listener(
+                self.failing, name="failing", retry=Retry(max_attempts=4, min_delay=0.02, jitter="none")
+            ),
+            "old": lambda: bus.add_async_listener(self.old, name="versioned", retry=SOON),
+            "new": lambda: bus.add_async_listener(self.new, name="versioned", retry=SOON),
+            "impatient": lambda: bus.add_async_ordered_listener(
+                self.impatient, name="impatient", retry=SOON, timeout=TIMEOUT
+            ),
+            "chime": lambda: bus.add_broadcast_listener(self.chime, on_gap=self.gap),
+        }
+
+    def add(self, names: Iterable[str]) -> None:
+        """Register listeners by name."""
+        for name in names:
+            self._all[name]()
+
+    async def flaky(self, event: Step, delivery: Delivery) -> None:
+        """Fail now and then, by a die that is thrown anew for each attempt, and the same in every run."""
+        die = Random(f"{event.key} {event.n} {delivery.attempt}")
+        with self._written(event, delivery):
+            await asyncio.sleep(die.uniform(0, 0.004))
+            if die.random() < FAILURE_RATE:
+                raise Unlucky
+
+    async def sibling(self, event: Step, delivery: Delivery) -> None:
+        """Never fail."""
+        with self._written(event, delivery):
+            await asyncio.sleep(0)
+
+    async def held(self, event: Step, delivery: Delivery) -> None:
+        """Take for ever, until the gate opens."""
+        with self._written(event, delivery):
+            if not self._gate.exists():
+                await asyncio.Event().wait()
+
+    async def poisoned(self, event: Job, delivery: Delivery) -> None:
+        """Kill the process, if the event says so."""
+        with self._written(event, delivery):
+            await self._perhaps_die(event.key)
+
+    async def poisoned_key(self, event: Step, delivery: Delivery) -> None:
+        """Kill the process, if the event says so."""
+        with self._written(event, delivery):
+            await self._perhaps_die(event.key if event.n == 1 else "")
+
+    async def long(self, event: Job, delivery: Delivery) -> None:
+        """Take long."""
+        with self._written(event, delivery):
+            await asyncio.sleep(LONG)
+
+    def long_thread(self, event: Job, delivery: Delivery) -> None:
+        """Take long, in a thread."""
+        with self._written(event, delivery):
+            time.sleep(LONG)
+
+    async def done(self, event: Job, delivery: Delivery) -> None:
+        """Do nothing else."""
+        with self._written(event, delivery):
+            pass
+
+    async def failing(self, event: Job, delivery: Delivery) -> None:
+        """Fail until the gate opens."""
+        with self._written(event, delivery):
+            if not self._gate.exists():
+                raise Unlucky("the gate is closed")
+
+    async def old(self, event: Job, delivery: Delivery) -> None:
+        """Know one event only."""
+        with self._written(event, delivery):
+            pass
+
+    async def new(self, event: Job | Novelty, delivery: Delivery) -> None:
+        """Know another event as well."""
+        with self._written(event, delivery):
+            pass
+
+    async def impatient(self, event: Step, delivery: Delivery) -> None:
+        """Take too long at first: 1 stops when it is told to, 2 goes on for some time, as if it had not heard."""
+        with self._written(event, delivery):
+            if delivery.attempt > 1 or event.n > 2:
+                return
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if event.n == 2:
+                    await asyncio.sleep(4 * TIMEOUT)
+                raise
+
+    async def chime(self, event: Chime) -> None:
+        """Note a broadcast."""
+        self._journal.write("note", listener="chime", key=event.key, n=event.n)
+
+    async def gap(self) -> None:
+        """Note a gap."""
+        self._journal.write("note", listener="chime", text="gap")
+
+    async def _perhaps_die(self, key: str) -> None:
+        await asyncio.sleep(0.05)
+        if key == "poison":
+            self._journal.write("killing")
+            os._exit(9)
+
+    @contextmanager
+    def _written(self, event: Step | Job | Novelty, delivery: Delivery) -> Iterator[None]:
+        """Write down the run that the block is."""
+
+        def write(kind: Kind, text: str = "") -> None:
+            self._journal.write(
+                kind,
+                listener=delivery.listener,
+                key=event.key,
+                n=event.n,
+                attempt=delivery.attempt,
+                id=delivery.id,
+                text=text,
+            )
+
+        write("start")
+        try:
+            yield
+        except asyncio.CancelledError:
+            write("cancelled")
+            raise
+        except Exception as error:
+            write("failed", type(error).__name__)
+            raise
+        write("end")

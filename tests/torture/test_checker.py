@@ -1,0 +1,72 @@
+"""The verifier, verified: a journal without faults passes, and each kind of fault is found."""
+
+from typing import cast
+
+import pytest
+
+from tests.torture.checker import check
+from tests.torture.journal import Kind, Line
+
+GOOD = """
+1 accepted 1
+1 accepted 2
+1 accepted 3
+2 start 1 1
+2 failed 1 1
+3 start 1 2
+3 end 1 2
+3 start 2 1
+3 killing
+2 start 1 2
+2 end 1 2
+2 start 2 1
+2 end 2 1
+2 start 3 1
+2 end 3 1
+"""
+"""Process 3 dies with 1 done but not settled, and in the middle of 2."""
+
+
+def journal(text: str) -> list[Line]:
+    return [line(number, *each.split()) for number, each in enumerate(text.strip().splitlines())]
+
+
+def line(place: int, pid: str, kind: str, n: str = "0", attempt: str = "0") -> Line:
+    listener = "" if kind in {"accepted", "killing"} else "l"
+    return Line(
+        kind=cast("Kind", kind),
+        pid=int(pid),
+        at=float(place),
+        listener=listener,
+        key="a",
+        n=int(n),
+        attempt=int(attempt),
+    )
+
+
+def test_what_is_allowed_passes() -> None:
+    assert check(journal(GOOD), "l", ordered=True) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"),
+    [
+        ("2 start 3 1\n2 end 3 1\n", "", "lost: a/3"),
+        ("1 accepted 3\n", "", "phantom: l a/3"),
+        ("2 start 3 1\n2 end 3 1\n", "2 start 3 1\n2 end 3 1\n2 start 3 1\n2 end 3 1\n", "again, after"),
+        ("2 failed 1 1\n", "2 cancelled 1 1\n", "only 0 failures before"),
+        ("2 failed 1 1\n3 start 1 2\n", "3 start 1 1\n2 failed 1 1\n", "overlap"),
+        ("3 killing\n2 start 1 2\n", "2 start 1 2\n3 killing\n", "overlap"),
+        (
+            "2 start 2 1\n2 end 2 1\n2 start 3 1\n2 end 3 1\n",
+            "2 start 3 1\n2 end 3 1\n2 start 2 1\n2 end 2 1\n",
+            "order",
+        ),
+        ("2 end 2 1\n2 start 3 1\n", "2 failed 2 1\n2 start 3 1\n", "started before 2 had succeeded"),
+        ("3 killing\n", "3 cancelled 2 1\n", "again, after"),
+    ],
+)
+def test_a_fault_is_found(before: str, after: str, fault: str) -> None:
+    assert before in GOOD
+    found = check(journal(GOOD.replace(before, after)), "l", ordered=True)
+    assert [each for each in found if each.startswith(fault)], found

@@ -1,0 +1,55 @@
+"""Publishers that die: an event exists if and only if its transaction was committed."""
+
+import sqlite3
+from contextlib import closing
+from random import Random
+
+import pytest
+
+from tests.e2e.processes import Process, until
+from tests.torture.checker import check
+from tests.torture.fleet import Fleet
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+KILLS = 6
+LISTENERS = ("flaky", "done")
+
+
+def test_after_sigkill_in_mid_commit_there_is_one_event_for_each_row_and_none_without(fleet: Fleet) -> None:
+    random = Random(8)
+    with closing(sqlite3.connect(fleet.database)) as db:
+        db.execute("CREATE TABLE ledger (key TEXT, n INTEGER, PRIMARY KEY (key, n))")
+        worker = fleet.started(*LISTENERS)
+        for _ in range(KILLS):
+            count = rows(db) + random.randint(1, 400)
+            publisher = fleet.start(program="ledger")
+            wait_for_rows(db, count, publisher)
+            fleet.kill(publisher)
+        booked = db.execute("SELECT key, n FROM ledger ORDER BY key, n").fetchall()
+    fleet.wait_empty()
+    fleet.stop(worker)
+
+    regretted = [each for each in fleet.journal.of("note") if each.text == "rolled back"]
+    assert regretted
+    # What counts as published is what the table says.
+    for key, n in booked:
+        fleet.accept(key, [n])
+    lines = fleet.journal.lines()
+    assert check(lines, "flaky", ordered=True) == []
+    assert check(lines, "done", ordered=False) == []
+    assert len(fleet.runs("done")) == len(booked)
+    print(f"{len(booked)} rows of {KILLS} killed publishers, {len(regretted)} rolled back")  # noqa: T201
+
+
+def wait_for_rows(db: sqlite3.Connection, count: int, publisher: Process) -> None:
+    def enough() -> bool:
+        assert publisher.running, publisher.stderr
+        return rows(db) >= count
+
+    until(enough, f"{count} rows are committed")
+
+
+def rows(db: sqlite3.Connection) -> int:
+    count: int = db.execute("SELECT count(*) FROM ledger").fetchone()[0]
+    return count

@@ -1,0 +1,57 @@
+"""Delays, cancellations and timeouts, across processes."""
+
+import time
+from random import Random
+
+import pytest
+
+from tests.e2e.processes import until
+from tests.torture.checker import check, overlapping
+from tests.torture.events import Job, Step
+from tests.torture.fleet import Fleet
+from tests.torture.opening import Opened
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+
+def test_cancelled_in_another_process_a_delayed_event_never_fires_and_none_fires_early(fleet: Fleet) -> None:
+    workers = fleet.pair("done")
+    random, start = Random(4), time.time() + 3
+    due = {n: start + random.uniform(0, 1.5) for n in range(100)}
+    ids = fleet.run(lambda site: schedule(site, due))
+    # Half of them just around the time when they fire: whichever comes first, it is one or the other.
+    whens = {n: due[n] + random.uniform(-0.05, 0.05) if n < 50 else start - 1 for n in range(0, 100, 2)}
+    canceller = fleet.start(
+        program="canceller",
+        work=False,
+        arguments={"ids": [ids[n] for n in whens], "whens": [str(when) for when in whens.values()]},
+    )
+    assert canceller.wait() == 0, canceller.stderr
+    cancelled = {each.id for each in fleet.journal.of("note") if each.text == "cancelled"}
+    fleet.wait_empty()
+    fleet.stop(*workers)
+
+    runs = fleet.runs("done")
+    assert {each.id for each in runs} == set(ids.values()) - cancelled
+    fleet.accept("a", [n for n, id_ in ids.items() if id_ not in cancelled])
+    assert [each.n for each in runs if each.at < due[each.n]] == []
+    assert check(fleet.journal.lines(), "done", ordered=False) == []
+    late = max(each.at - due[each.n] for each in runs)
+    print(f"{len(cancelled)} of {len(whens)} cancelled; the latest fired {late:.3f} s late")  # noqa: T201
+
+
+async def schedule(site: Opened, due: dict[int, float]) -> dict[int, str]:
+    """Publish a delayed event for each time, and return the ids."""
+    return {n: await site.bus.publish_delayed(Job(key="a", n=n), when - time.time()) for n, when in due.items()}
+
+
+@pytest.mark.parametrize("obedient", [True, False], ids=["stops when told to", "goes on"])
+def test_a_handler_that_takes_too_long_is_retried_and_never_runs_beside_itself(fleet: Fleet, obedient: bool) -> None:
+    n = 1 if obedient else 2
+    workers = fleet.pair("impatient")
+    fleet.publish([Step(key="a", n=n), Step(key="a", n=3)])
+    until(lambda: len(fleet.runs("impatient", "end")) == 2, "both are handled")
+    fleet.stop(*workers)
+
+    assert [(each.n, each.attempt) for each in fleet.runs("impatient")] == [(n, 1), (n, 2), (3, 1)]
+    assert overlapping(fleet.journal.lines(), "impatient") == []
