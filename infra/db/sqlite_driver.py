@@ -4,10 +4,12 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Self, TypeVar
 
 import aiosqlite
+from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 FIRST_ROWS = 1000
 """How many rows come along with the statement itself; the rest of a longer result is fetched when it is asked for."""
@@ -42,7 +44,7 @@ class SQLiteConnection(aiosqlite.Connection):
         self._open: set[sqlite3.Cursor] = set()  # with rows left; touched in the thread only
         self._asked = 0
         self._answered = 0
-        self._stopped: asyncio.Future[Any] | None = None
+        self._ended: asyncio.Future[None] | None = None
 
     @property
     def idle(self) -> bool:
@@ -51,8 +53,8 @@ class SQLiteConnection(aiosqlite.Connection):
 
     async def drain(self) -> None:
         """Return once the thread has done everything it was asked to do, also for callers that were cancelled."""
-        if not self._running:
-            await asyncio.to_thread(self._thread.join)
+        if self._ended is not None:
+            await asyncio.wait((self._ended,))  # unlike `await`, leaves it alone when this task is cancelled
         elif not self.idle:
             await self._hop(_nothing)
 
@@ -95,13 +97,16 @@ class SQLiteConnection(aiosqlite.Connection):
         if self._running:
             self._post_rollback()
             await super().close()
+        await self.drain()
 
-    def stop(self) -> "asyncio.Future[Any] | None":
-        # Also for the second of two that close at once, as a close and the cancellation of its caller do.
+    def stop(self) -> None:
+        """Close and end the thread without waiting; `drain` waits for that."""
         if self._running:
             self._post_rollback()
-            self._stopped = super().stop()
-        return self._stopped
+            self._running = False
+            self._ended = _new_future()
+            connection, self._connection = self._connection, None
+            self._tx.put_nowait((None, partial(_close, connection, self._ended)))
 
     def cursor(self) -> "BufferedCursor":  # type: ignore[override]  # no switch to the thread before there is work
         return BufferedCursor(self)
@@ -121,23 +126,30 @@ class SQLiteConnection(aiosqlite.Connection):
     async def _hop(self, work: Callable[[], _T]) -> _T:
         if not self._running or self._connection is None:
             raise ValueError("Connection closed")
-        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._asked += 1
-        self._tx.put_nowait((future, partial(self._answer, work)))
-        return await future
+        answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._ask(work, answer)
+        return await answer
 
     def _post_rollback(self) -> None:
         """Roll back without waiting; whatever is asked of the thread next comes after it."""
         if self._running and self._connection is not None:
-            self._asked += 1
             # aiosqlite forgets its connection as soon as closing it is cancelled, which may be before this runs.
-            self._tx.put_nowait((None, partial(self._answer, partial(self._roll_back, self._connection))))
+            self._ask(partial(self._roll_back, self._connection), None)
 
-    def _answer(self, work: Callable[[], _T]) -> _T:
+    def _ask(self, work: Callable[[], _T], answer: "asyncio.Future[_T] | None") -> None:
+        self._asked += 1
+        self._tx.put_nowait((None, partial(self._answer, work, answer)))
+
+    def _answer(self, work: Callable[[], _T], answer: "asyncio.Future[_T] | None") -> None:
+        result: _T | None = None
+        failure: BaseException | None = None
         try:
-            return work()
-        finally:
-            self._answered += 1
+            result = work()
+        except BaseException as error:  # noqa: BLE001  # it belongs to whoever asked
+            failure = error
+        self._answered += 1
+        if answer is not None:
+            _hand_over(answer, result, failure)
 
     def _guarded(self, statement: Callable[[sqlite3.Connection], _T]) -> _T:
         connection = self._conn
@@ -274,6 +286,35 @@ class BufferedCursor:
 
     def _close(self, cursor: sqlite3.Cursor, _: sqlite3.Connection) -> None:
         self._connection.close_cursor(cursor)
+
+
+def _hand_over(answer: "asyncio.Future[Any]", result: object, failure: BaseException | None) -> None:
+    with suppress(RuntimeError):  # its loop was closed: nobody is waiting any more
+        answer.get_loop().call_soon_threadsafe(_deliver, answer, result, failure)
+
+
+def _deliver(answer: "asyncio.Future[Any]", result: object, failure: BaseException | None) -> None:
+    if answer.done():  # cancelled
+        return
+    if failure is None:
+        answer.set_result(result)
+    else:
+        answer.set_exception(failure)
+
+
+def _new_future() -> "asyncio.Future[None] | None":
+    try:
+        return asyncio.get_running_loop().create_future()
+    except RuntimeError:  # a forgotten connection is collected after the loop's end
+        return None
+
+
+def _close(connection: sqlite3.Connection | None, ended: "asyncio.Future[None] | None") -> object:
+    if connection is not None:
+        connection.close()
+    if ended is not None:
+        _hand_over(ended, None, None)
+    return _STOP_RUNNING_SENTINEL
 
 
 def _nothing() -> None:
