@@ -1,17 +1,18 @@
 """Every statement finds its rows by an index, whatever the tables hold."""
 
+import asyncio
 import importlib
 import pkgutil
 import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from infra.mq.drivers.sql import sqlite as statements
 from infra.mq.drivers.sql.sqlite.connection import connect
+from tests.contract.sqlite_harness import migrate
 
 FRAGMENTS = {"_CHARGE", "_LETTER"}
 """Parts of statements; `inspection._LETTER` has a test of its own."""
@@ -54,8 +55,10 @@ def plan(db: sqlite3.Connection, statement: str) -> list[str]:
     return [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
 
 
-@pytest.fixture(params=["empty", "analyzed while empty", "analyzed while full"])
-def db(request: pytest.FixtureRequest, path: Path) -> Iterator[sqlite3.Connection]:
+@pytest.fixture(scope="module", params=["empty", "analyzed while empty", "analyzed while full"])
+def db(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    path = tmp_path_factory.mktemp("plans") / "queue.db"
+    asyncio.run(migrate(path))
     with closing(connect(path)) as db:
         if request.param == "analyzed while full":
             fill(db)
@@ -65,6 +68,7 @@ def db(request: pytest.FixtureRequest, path: Path) -> Iterator[sqlite3.Connectio
 
 
 def fill(db: sqlite3.Connection) -> None:
+    db.execute("BEGIN")
     db.executemany(
         """
         INSERT INTO beneath_delivery
@@ -73,6 +77,7 @@ def fill(db: sqlite3.Connection) -> None:
         """,
         [(each, each % 5) for each in range(1000)],
     )
+    db.execute("COMMIT")
 
 
 @pytest.mark.parametrize(("name", "statement"), [pytest.param(*it, id=it[0]) for it in all_statements()])
