@@ -56,12 +56,8 @@ class SecretService:
         else:
             self._cache.drop(lambda principal: principal.user_id == event.user_id)
 
-    def remembered(self, token: str) -> Principal | None:
-        """Return whom `token` stands for, if this process looked it up within the last 30 seconds."""
-        return self._cache.get(_digest(token))
-
     async def authenticate(self, token: str) -> Principal:
-        """Return whom `token` stands for, remembered or not; raise `InvalidSecret`.
+        """Return whom `token` stands for; raise `InvalidSecret`.
 
         A revocation is noticed at once in this process, in others as soon as its broadcast arrives, and after
         30 seconds even if that is lost.

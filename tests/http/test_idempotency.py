@@ -37,9 +37,9 @@ async def test_a_key_belongs_to_one_request(api: Api) -> None:
     ada = await api.sign_up()
     await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
     answer = await ada("POST", "/v1/organizations", json={"name": "Looms"}, headers=KEY)
-    problem(answer, 422, "idempotency-key-reused")
+    problem(answer, 409, "idempotency-key-reused")
     path = f"/v1/organizations/{await ada.organization()}/projects"
-    problem(await ada("POST", path, json={"name": "Engines"}, headers=KEY), 422, "idempotency-key-reused")
+    problem(await ada("POST", path, json={"name": "Engines"}, headers=KEY), 409, "idempotency-key-reused")
 
 
 async def test_a_key_belongs_to_one_user(api: Api) -> None:

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from typing import Annotated, Final
 
+import structlog
 from fastapi import Depends, Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
@@ -14,12 +15,17 @@ from models.secret import Scope
 from services.secret.cache import Principal
 from services.secret.errors import InvalidSecret
 
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
 _WINDOW: Final = 60.0
 _ADDRESSES: Final = 10_000
 
 
 class FailureLimit:
-    """Counts wrong secrets by client address, to answer a flood of them without asking the database each time."""
+    """Counts wrong secrets by client address, to tell a client that goes on and on with one to stop.
+
+    A valid secret is let in all the same: many people may share an address, and nobody guesses 256 random bits.
+    """
 
     def __init__(self, clock: Clock, failures: int) -> None:
         """Allow `failures` in 60 seconds, from one address."""
@@ -27,14 +33,8 @@ class FailureLimit:
         self._failures = failures
         self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
-    def wait(self, address: str) -> float:
-        """Return the seconds until the address may try another secret; 0 if it may now."""
-        started, count = self._counts.get(address, (0.0, 0))
-        left = started + _WINDOW - self._clock.monotonic()
-        return left if count >= self._failures and left > 0 else 0.0
-
-    def record(self, address: str) -> None:
-        """Count a wrong secret."""
+    def record(self, address: str) -> float:
+        """Count a wrong secret; return for how many seconds its sender should send none, 0 while within bounds."""
         now = self._clock.monotonic()
         started, count = self._counts.get(address, (now, 0))
         if now - started >= _WINDOW:
@@ -43,6 +43,9 @@ class FailureLimit:
         self._counts.move_to_end(address)
         if len(self._counts) > _ADDRESSES:
             self._counts.popitem(last=False)
+        if count == self._failures:
+            log.warning("too many wrong secrets", address=address)
+        return started + _WINDOW - now if count >= self._failures else 0.0
 
 
 class Bearer(SecurityBase):
@@ -77,15 +80,15 @@ async def authenticate(request: Request) -> Principal:
     if scheme.lower() != "bearer" or not token:
         detail = "send the header Authorization: Bearer <secret>"
         raise ProblemError(UNAUTHENTICATED, detail, {"WWW-Authenticate": "Bearer"})
-    if principal := services.secret.remembered(token):
-        return principal
-    address = request.client.host if request.client else ""
-    if wait := limit.wait(address):
-        detail = f"too many wrong secrets came from your address; try again in {wait:.0f} s"
-        raise ProblemError(TOO_MANY_FAILURES, detail, retry_after(wait))
     try:
         return await services.secret.authenticate(token)
     except InvalidSecret:
-        limit.record(address)
-        headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-        raise ProblemError(UNAUTHENTICATED, "the secret is wrong or was revoked", headers) from None
+        raise _refusal(limit.record(request.client.host if request.client else "")) from None
+
+
+def _refusal(wait: float) -> ProblemError:
+    if wait:
+        detail = f"too many wrong secrets came from your address; try again in {wait:.0f} s"
+        return ProblemError(TOO_MANY_FAILURES, detail, retry_after(wait))
+    headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+    return ProblemError(UNAUTHENTICATED, "the secret is wrong or was revoked", headers)

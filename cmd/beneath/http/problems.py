@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from infra.db import DatabaseUnavailable
 from models.email import InvalidEmail
@@ -53,7 +54,7 @@ CHANGED = Kind("changed", 412, "It was changed since you saw it")
 TOO_LARGE = Kind("too-large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = Kind("unsupported-media-type", 415, "The body must be JSON")
 INVALID = Kind("invalid", 422, "The request does not fit")
-KEY_REUSED = Kind("idempotency-key-reused", 422, "The idempotency key belongs to another request")
+KEY_REUSED = Kind("idempotency-key-reused", 409, "The idempotency key belongs to another request")
 TOO_MANY_FAILURES = Kind("too-many-failures", 429, "Too many wrong secrets")
 INTERNAL = Kind("internal", 500, "Something went wrong here")
 UNAVAILABLE = Kind("unavailable", 503, "This cannot be done right now")
@@ -139,8 +140,11 @@ async def _domain(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - see above
+    if error.status_code == METHOD_NOT_ALLOWED.status:
+        allow = {"Allow": ", ".join(allowed_methods(request))}
+        return _answer(request, METHOD_NOT_ALLOWED, f"{request.method} {request.url.path}", headers=allow)
     kind = _BY_STATUS.get(error.status_code) or Kind(f"http-{error.status_code}", error.status_code, error.detail)
-    detail = f"{request.method} {request.url.path}" if kind in {NOT_FOUND, METHOD_NOT_ALLOWED} else error.detail
+    detail = f"{request.method} {request.url.path}" if kind is NOT_FOUND else error.detail
     return _answer(request, kind, detail, headers=error.headers)
 
 
@@ -157,6 +161,16 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _unavailable(request: Request, error: Exception) -> Response:
     log.warning("database unavailable", error=str(error))
     return _answer(request, UNAVAILABLE, "the database does not answer; try again", headers=retry_after(RETRY_AFTER))
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """Return what the API's description has for the request's path; the router only knows one route's methods."""
+    app: FastAPI = request.app
+    described = {compile_path(path)[0]: methods for path, methods in app.openapi()["paths"].items()}
+    found = {
+        method.upper() for path, methods in described.items() if path.match(request.url.path) for method in methods
+    }
+    return sorted(found) or ["GET"]  # what is not described, like /healthz, is there to be read
 
 
 def retry_after(seconds: float) -> dict[str, str]:
