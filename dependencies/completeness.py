@@ -3,11 +3,12 @@
 import importlib
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from dependency_injector.providers import BaseSingleton
@@ -75,17 +76,23 @@ def _takes_bus(cls: type) -> bool:
         return False
     constructor: Callable[..., object] = cls.__init__  # type: ignore[misc]  # it is only looked at
     try:
-        hints = typing.get_type_hints(constructor)
+        annotated: Mapping[str, object] = typing.get_type_hints(constructor)
+        takes = any(_mentions_bus(hint) for name, hint in annotated.items() if name != "return")
     except (NameError, AttributeError, TypeError):
         # Names that only a type checker sees: go by what is written.
-        hints = {}
-        raw = getattr(constructor, "__annotations__", {})
-        if any(re.search(r"\bBus\b", str(each)) for each in raw.values()):
-            return True
-    if any(_mentions_bus(hint) for name, hint in hints.items() if name != "return"):
-        return True
-    code = getattr(constructor, "__code__", None)
-    return code is not None and "bus" in inspect.signature(constructor).parameters and "bus" not in hints
+        annotated = _written_annotations(constructor)
+        takes = any(re.search(r"\bBus\b", str(each)) for each in annotated.values())
+    code: CodeType | None = getattr(constructor, "__code__", None)
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code else ()
+    return takes or ("bus" in names and "bus" not in annotated)
+
+
+def _written_annotations(constructor: Callable[..., object]) -> Mapping[str, object]:
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        return annotationlib.get_annotations(constructor, format=annotationlib.Format.STRING)
+    return getattr(constructor, "__annotations__", {})
 
 
 def _mentions_bus(hint: object) -> bool:

@@ -1,7 +1,6 @@
 """What the application stands on. The only place that picks a queue driver."""
 
 from functools import partial
-from importlib.metadata import version
 
 from dependency_injector.containers import DeclarativeContainer
 from dependency_injector.providers import Dependency, ThreadSafeSingleton
@@ -10,6 +9,7 @@ from bus import Bus, BusOptions
 from dependencies.errors import SettingsError
 from dependencies.metrics import bus_samples, queue_samples
 from dependencies.settings import Settings
+from dependencies.version import application_version
 from infra.clock import Clock, SystemClock
 from infra.db import Database
 from infra.mail import FolderMailer, Mailer
@@ -67,7 +67,7 @@ def build_bus(settings: Settings, mq: MessageQueue, db: Database, clock: Clock) 
 
 def build_telemetry(bus: Bus, mq: MessageQueue, clock: Clock) -> Telemetry:
     """Return the metrics of everything here; queue depths are read when somebody asks, and kept a few seconds."""
-    telemetry = Telemetry(version=version("beneath-backend"), clock=clock)
+    telemetry = Telemetry(version=application_version(), clock=clock)
     telemetry.add(partial(bus_samples, bus))
     telemetry.add_async("queue", partial(queue_samples, mq))
     return telemetry

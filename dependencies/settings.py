@@ -84,6 +84,12 @@ class ControlSettings(Section):
     grace: Seconds = 10.0
     """Seconds that open requests get to finish at a stop."""
 
+    max_body: Annotated[int, Field(ge=1024, le=1024 * 1024 * 1024)] = 1024 * 1024
+    """Largest request body, in bytes."""
+
+    max_auth_failures: Annotated[int, Field(ge=1)] = 60
+    """Wrong secrets that one address may send in 60 seconds."""
+
 
 class WorkerSettings(Section):
     """The control worker: async listeners."""

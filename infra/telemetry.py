@@ -17,6 +17,9 @@ from infra.clock import Clock, SystemClock
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 NAMESPACE = "beneath"
 
+READ_TIMEOUT = 2.0
+"""Seconds after which a source that does not answer counts as down."""
+
 Kind = Literal["counter", "gauge"]
 Labels = Mapping[str, str]
 
@@ -93,7 +96,8 @@ class _Reading:
         self._read_at = now
         self._latest = None
         with suppress(Exception):  # shown as `<name>_up 0`: a scrape must answer when what it watches is down
-            self._latest = await self._read()
+            async with asyncio.timeout(READ_TIMEOUT):
+                self._latest = await self._read()
 
     def samples(self) -> Iterable[Sample]:
         up = Sample(f"{self._name}_up", "Whether it answered.", "gauge", self._latest is not None, {})

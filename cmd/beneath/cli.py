@@ -36,9 +36,9 @@ def root(
     """Run a modular monolith and its event bus, and look after it."""
     context.obj = Options(config, tuple(overrides or ()))
     if version:
-        import importlib.metadata
+        from dependencies.version import application_version
 
-        typer.echo(importlib.metadata.version("beneath-backend"))
+        typer.echo(application_version())
         raise typer.Exit
 
 

@@ -1,7 +1,6 @@
 """The control server, and what it and the worker answer about health."""
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -9,6 +8,7 @@ from sqlalchemy import text
 from beneath.http import HttpOptions, Probe, create_app, create_health_app
 from beneath.server import HttpServer
 from beneath.startables import Request
+from dependencies.version import application_version
 
 if TYPE_CHECKING:
     from beneath.application import Application
@@ -35,7 +35,11 @@ def build_server(request: Request, name: str) -> HttpServer:
         ready=probes(application),
         metrics=infra.telemetry().scrape,
         clock=infra.clock(),
-        options=HttpOptions(version=version("beneath-backend")),
+        options=HttpOptions(
+            version=application_version(),
+            max_body=settings.max_body,
+            max_auth_failures=settings.max_auth_failures,
+        ),
     )
     server = HttpServer(name, app, section="control", host=settings.host, port=settings.port, grace=settings.grace)
     return _announced(request, name, server)
