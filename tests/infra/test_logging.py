@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from infra.logging import configure_logging, mask_text
+from infra.logging import LogFormat, configure_logging, mask_text
 
 
 @pytest.fixture
@@ -81,8 +81,12 @@ def test_configuring_again_replaces(stream: io.StringIO) -> None:
     assert len(lines(stream)) == 1
 
 
+def refuse(url: str) -> None:
+    raise OSError(f"cannot reach {url}")
+
+
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_secret_is_written(stream: io.StringIO, log_format: Any) -> None:
+def test_no_secret_is_written(stream: io.StringIO, log_format: LogFormat) -> None:
     configure_logging(log_format=log_format, stream=stream)
     log = structlog.get_logger("x")
     url = "postgresql://ada:hunter2@db/app"
@@ -90,7 +94,7 @@ def test_no_secret_is_written(stream: io.StringIO, log_format: Any) -> None:
     log.info("Bearer hunter2 for %s", url)
     logging.getLogger("y").warning("to %s", url, extra={"api_key": "hunter2"})
     try:
-        raise OSError(f"cannot reach {url}")
+        refuse(url)
     except OSError:
         log.exception("failed")
     text = stream.getvalue()
