@@ -1,8 +1,12 @@
 """Changes that must not overwrite one another: `ETag` on what is read, `If-Match` on what is changed."""
 
-from typing import Annotated, Protocol
+from typing import Annotated, Final, Protocol
 
 from fastapi import Depends, Header, Response
+from pydantic import WithJsonSchema
+
+# One strong entity tag, as this API makes them, or the star.
+_PATTERN: Final = r'^(\*|"[0-9]{1,9}")$'
 
 
 class Versioned(Protocol):
@@ -20,10 +24,11 @@ async def _expected(
     if_match: Annotated[
         str | None,
         Header(
-            pattern=r'^(\*|"[0-9]{1,9}")$',
+            pattern=_PATTERN,
             description="The `ETag` that you saw: change it only if nobody else did. `*` or nothing: change it anyway.",
             examples=['"1"'],
         ),
+        WithJsonSchema({"type": "string", "pattern": _PATTERN}),
     ] = None,
 ) -> int | None:
     return None if if_match is None or if_match == "*" else int(if_match.strip('"'))

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Final
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import WithJsonSchema
 
 from beneath.http.auth import authenticate
 from beneath.http.services import Services
@@ -25,6 +26,7 @@ async def _declared(
             "nothing is done twice: the first answer comes again, with `Idempotent-Replayed: true`.",
             examples=["5f0c1f4e-8a52-4b3e-9d0e-0d5d0b0d6c1b"],
         ),
+        WithJsonSchema({"type": "string", "pattern": _PATTERN}),
     ] = None,
 ) -> None:
     """Check the header, and describe it in the API's description."""
