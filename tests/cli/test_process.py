@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("bus", "models", "services", "infra", "dependencies", "cmd")
 BILLING = """
