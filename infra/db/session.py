@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, RootTransaction, event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from infra.db.errors import DatabaseError
@@ -28,6 +28,7 @@ class TransactionSession(Session):
         self._gate = gate
         self._on_begin = on_begin
         self._on_failure = on_failure
+        self._root: RootTransaction | None = None
 
     def get_bind(self, *_: Any, **__: Any) -> Engine:  # noqa: ANN401  # whatever is asked for, there is one
         return self._gate()
@@ -44,10 +45,10 @@ class TransactionSession(Session):
         return super().begin(nested=True)
 
     def end(self, connection: Connection | None, *, commit: bool) -> None:
-        """Commit or roll back, and give the connection back in any case."""
+        """Commit what was flushed, or roll back, and give the connection back in any case."""
         try:
-            if commit:
-                super().commit()
+            if commit and connection is not None:
+                self._commit(connection)
         except BaseException:
             # SQLAlchemy takes a transaction whose COMMIT failed for ended; the database may not.
             if connection is not None:
@@ -58,6 +59,7 @@ class TransactionSession(Session):
 
     def begun(self, connection: Connection) -> None:
         """Note that the transaction is under way on `connection`."""
+        self._root = connection.get_transaction()
         self._on_begin(connection)
 
     def begin(self, nested: bool = False) -> NoReturn:  # SQLAlchemy's signature
@@ -80,6 +82,12 @@ class TransactionSession(Session):
 
     def invalidate(self) -> NoReturn:
         self._refuse("invalidate()", "an exception that leaves the `db.transaction()` block")
+
+    def _commit(self, connection: Connection) -> None:
+        # `Session.commit` would do the same at twice the price: its objects are about to be detached anyway.
+        if self._root is None or connection.get_transaction() is not self._root:
+            raise DatabaseError("the connection was committed or rolled back inside db.transaction(); leave that to it")
+        self._root.commit()
 
     @staticmethod
     def _refuse(call: str, instead: str) -> NoReturn:

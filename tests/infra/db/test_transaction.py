@@ -163,6 +163,18 @@ async def test_the_session_cannot_end_the_transaction(db: Database, call: str) -
     assert await names(db) == ["a"]
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_a_connection_that_was_committed_by_hand_is_an_error(db: Database, goes_on: bool) -> None:
+    with pytest.raises(DatabaseError, match=r"inside db\.transaction"):
+        async with db.transaction() as tx:
+            connection = await tx.connection()
+            await connection.commit()
+            if goes_on:
+                await connection.execute(text("INSERT INTO item (name) VALUES ('a')"))
+    assert await names(db) == []
+    write_from_outside(db.path)
+
+
 async def test_on_begin_runs_right_after_begin(db: Database) -> None:
     seen: list[bool] = []
 
