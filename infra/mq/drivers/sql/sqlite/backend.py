@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, cast
@@ -43,6 +43,9 @@ from infra.mq.types import (
 
 T = TypeVar("T")
 
+OLDEST = (3, 38)
+"""The first version of SQLite that always has RETURNING and the JSON functions."""
+
 
 class SqliteBackend:
     """A `Backend` on one SQLite file.
@@ -70,6 +73,11 @@ class SqliteBackend:
         return self._watcher.interruptions
 
     async def open(self) -> None:
+        if sqlite3.sqlite_version_info < OLDEST:
+            wanted = ".".join(map(str, OLDEST))
+            raise QueueUnavailable(
+                f"this Python has SQLite {sqlite3.sqlite_version}; the queue needs {wanted} or newer"
+            )
         self._watcher.open()
         try:
             self._watcher.read(registry.changed_at)
@@ -82,8 +90,7 @@ class SqliteBackend:
     async def close(self) -> None:
         if self._probe is not None:
             self._probe.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._probe
+            await asyncio.wait([self._probe])
             self._probe = None
         self._watcher.close()
         await self._writer.close()

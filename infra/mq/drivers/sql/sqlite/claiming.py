@@ -111,13 +111,14 @@ def _claim_mailboxes(
         return []
     fence = reserve(db, len(mailboxes))
     found: list[Placed] = []
+    claimed: list[tuple[int, int, int, int, str]] = []
     size = 0
     for key, due_at, turn in mailboxes:
         rows = _first_of(db, subscription, key)
         if not rows:
             db.execute(_DROP_MAILBOX, (subscription, key))
             continue
-        db.execute(_CLAIM_MAILBOX, (worker, fence, rows[-1][0], subscription, key))
+        claimed.append((worker, fence, rows[-1][0], subscription, key))
         deliveries = [_delivery_of(row, name) for row in rows]
         claim = Claim(subscription=name, deliveries=deliveries, ordered=True, ordering_key=key, fence=fence)
         found.append((due_at, turn, claim))
@@ -125,6 +126,7 @@ def _claim_mailboxes(
         size += sum(len(row[4]) for row in rows)
         if size > BYTES_AT_ONCE:
             break
+    db.executemany(_CLAIM_MAILBOX, claimed)
     return found
 
 

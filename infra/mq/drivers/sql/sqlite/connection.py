@@ -77,6 +77,8 @@ def queue_error(error: Exception, path: Path) -> QueueError:
         return QueueRejected(f"{path}: {error}")
     if isinstance(error, sqlite3.IntegrityError | sqlite3.DataError | sqlite3.InterfaceError):
         return QueueRejected(f"{path}: {error}")
+    if isinstance(error, sqlite3.ProgrammingError) and "bind" in str(error):
+        return QueueRejected(f"{path}: {error}")
     return QueueUnavailable(f"{path}: {error}")
 
 

@@ -46,6 +46,8 @@ _DROP_MAILBOX = "DELETE FROM beneath_mailbox WHERE subscription = ? AND ordering
 _MARK = "UPDATE beneath_delivery SET isolated = 1 WHERE id = ?"
 
 Id = int | str
+Held = tuple[int, str, int]
+"""A mailbox that somebody works on: subscription, key, and the last delivery that was handed out."""
 
 
 def settle(db: sqlite3.Connection, worker: int, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
@@ -64,8 +66,12 @@ def settle(db: sqlite3.Connection, worker: int, settlements: Sequence[Settlement
             fenced.append(it)
     if mailboxes:
         turn = reserve(db, len(mailboxes))
+        kept = {
+            name: _subscription_of(db, name) for name in {ends[0].claim.subscription for ends in mailboxes.values()}
+        }
         for place, ends in enumerate(mailboxes.values()):
-            gone, refused = _settle_mailbox(db, worker, ends, now, turn + place)
+            held = _held_mailbox(db, worker, ends[0].claim, kept[ends[0].claim.subscription])
+            gone, refused = _settle_mailbox(db, held, ends, now, turn + place)
             done += gone
             fenced += refused
     delete(db, done)
@@ -75,7 +81,7 @@ def settle(db: sqlite3.Connection, worker: int, settlements: Sequence[Settlement
 def isolate(db: sqlite3.Connection, worker: int, claim: Claim) -> bool:
     """Mark the first delivery of `claim` that is not settled yet; False when fenced."""
     if claim.ordered:
-        mailbox = _owned_mailbox(db, worker, claim)
+        mailbox = _held_mailbox(db, worker, claim, _subscription_of(db, claim.subscription))
         marked: Sequence[Id] = heads(db, *mailbox[:2]) if mailbox else []
     else:
         marked = [it.id for it in claim.deliveries if _is_owned(db, worker, it.id)]
@@ -131,10 +137,9 @@ def close_mailbox(db: sqlite3.Connection, subscription: int, key: str, now: floa
 
 
 def _settle_mailbox(
-    db: sqlite3.Connection, worker: int, ends: Sequence[Settlement], now: float, turn: int
+    db: sqlite3.Connection, mailbox: Held | None, ends: Sequence[Settlement], now: float, turn: int
 ) -> tuple[list[Id], Sequence[Settlement]]:
     """End what one claim of a mailbox holds; return the deliveries to delete, and the settlements that were fenced."""
-    mailbox = _owned_mailbox(db, worker, ends[0].claim)
     if mailbox is None:
         return [], ends
     subscription, key, last = mailbox
@@ -193,11 +198,15 @@ def _is_owned(db: sqlite3.Connection, worker: int, delivery_id: Id) -> bool:
     return bool(db.execute(_OWNED, (delivery_id, worker)).fetchone()[0])
 
 
-def _owned_mailbox(db: sqlite3.Connection, worker: int, claim: Claim) -> tuple[int, str, int] | None:
-    """Return subscription, key and last delivery of the mailbox that `claim` holds; None when fenced."""
-    kept = db.execute(_SUBSCRIPTION_OF, (claim.subscription,)).fetchone()
-    if kept is None:
+def _held_mailbox(db: sqlite3.Connection, worker: int, claim: Claim, subscription: int | None) -> Held | None:
+    """Return the mailbox that `claim` holds; None when fenced."""
+    if subscription is None:
         return None
     key = claim.ordering_key or ""
-    held = db.execute(_OWNED_MAILBOX, (kept[0], key, worker, claim.fence)).fetchone()
-    return None if held is None else (kept[0], key, held[0])
+    held = db.execute(_OWNED_MAILBOX, (subscription, key, worker, claim.fence)).fetchone()
+    return None if held is None else (subscription, key, held[0])
+
+
+def _subscription_of(db: sqlite3.Connection, name: str) -> int | None:
+    kept = db.execute(_SUBSCRIPTION_OF, (name,)).fetchone()
+    return None if kept is None else int(kept[0])

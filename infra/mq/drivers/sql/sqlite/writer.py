@@ -138,7 +138,12 @@ class Writer:
         if db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         operations = [it.operation for it in group]
-        results = await self._in_thread(lambda: self._run_in_thread(db, operations))
+        try:
+            results = await self._in_thread(lambda: self._run_in_thread(db, operations))
+        except BaseException:
+            for request in group:
+                request.answer.cancel()
+            raise
         self.groups += 1
         for request, result in zip(group, results, strict=True):
             if request.answer.done():
