@@ -3,5 +3,6 @@
 from infra.mail.errors import MailError, MailRejected, MailUnavailable
 from infra.mail.mailer import FolderMailer, Mailer
 from infra.mail.message import Message
+from infra.mail.smtp import SmtpMailer
 
-__all__ = ["FolderMailer", "MailError", "MailRejected", "MailUnavailable", "Mailer", "Message"]
+__all__ = ["FolderMailer", "MailError", "MailRejected", "MailUnavailable", "Mailer", "Message", "SmtpMailer"]

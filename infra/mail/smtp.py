@@ -1,0 +1,179 @@
+"""Mail over SMTP, by the standard library, in a thread that a cancelled sender does not leave behind."""
+
+import asyncio
+import contextlib
+import smtplib
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.headerregistry import AddressHeader
+from email.message import EmailMessage
+from typing import Final, Literal
+from urllib.parse import unquote, urlsplit
+
+from infra.clock import Clock, SystemClock
+from infra.mail.errors import MailError, MailRejected, MailUnavailable
+from infra.mail.message import Message, compose, sender_address
+
+EXPECTED: Final = (
+    "expected smtp://[user:password@]host[:port], smtp+starttls://... to insist on encryption, or smtps://..."
+)
+_PERMANENT: Final = range(500, 600)
+
+Security = Literal["opportunistic", "starttls", "tls"]
+_SCHEMES: Final[dict[str, tuple[Security, int]]] = {
+    "smtp": ("opportunistic", 25),
+    "smtp+starttls": ("starttls", 587),
+    "smtps": ("tls", 465),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmtpServer:
+    """Where mail is handed in, and how. Made by `SmtpServer.parse`."""
+
+    host: str
+    port: int
+    security: Security
+    user: str | None = None
+    password: str | None = None
+
+    @classmethod
+    def parse(cls, url: str) -> "SmtpServer":
+        """Read the setting `mail.smtp_url`; raise ValueError, in one line without the password."""
+        try:
+            parts = urlsplit(url)
+            security, default_port = _SCHEMES[parts.scheme]
+            port, host = parts.port or default_port, parts.hostname
+        except (ValueError, KeyError):
+            host = None
+        if not host or parts.path not in {"", "/"} or parts.query or parts.fragment:
+            raise ValueError(f"not an SMTP server's URL; {EXPECTED}")
+        if (parts.username is None) != (parts.password is None):
+            raise ValueError(f"a user without a password, or the other way round; {EXPECTED}")
+        user = None if parts.username is None else unquote(parts.username)
+        password = None if parts.password is None else unquote(parts.password)
+        return cls(host=host, port=port, security=security, user=user, password=password)
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages to people."""
+        return f"{self.host}:{self.port}"
+
+
+class SmtpMailer:
+    """Hands each mail to one SMTP server, over a connection of its own.
+
+    `smtp://` encrypts if the server offers it, and refuses to log in if it does not; certificates are always checked.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        sender: str,
+        *,
+        timeout: float = 10.0,
+        clock: Clock | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Take the server, who mails are from, and the seconds that one step may take; connect to nothing yet.
+
+        Raises:
+            ValueError: the URL or the sender is none.
+        """
+        sender_address(sender)
+        self._server = SmtpServer.parse(url)
+        self._sender = sender
+        self._timeout = timeout
+        self._clock = clock or SystemClock()
+        self._tls = tls or ssl.create_default_context()
+
+    async def send(self, message: Message) -> None:
+        mail = compose(message, self._sender, datetime.fromtimestamp(self._clock.time(), UTC))
+        session = _Session(self._server, self._timeout, self._tls)
+        sending = asyncio.ensure_future(asyncio.to_thread(session.send, mail))
+        try:
+            await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled, its connection can: this attempt must be over before the next one begins.
+            session.abort()
+            with contextlib.suppress(MailError):
+                await sending
+            raise
+
+
+class _Session:
+    """One connection for one mail."""
+
+    def __init__(self, server: SmtpServer, timeout: float, tls: ssl.SSLContext) -> None:
+        self._server = server
+        self._timeout = timeout
+        self._tls = tls
+        self._smtp: smtplib.SMTP | None = None
+        self._aborted = False
+
+    def send(self, mail: EmailMessage) -> None:
+        try:
+            try:
+                self._connect().sendmail(_address(mail["From"]), _address(mail["To"]), mail.as_bytes())
+            finally:
+                self._leave()
+        except smtplib.SMTPRecipientsRefused as error:
+            code, text = next(iter(error.recipients.values()))
+            raise self._failure(code, text) from error
+        except smtplib.SMTPDataError as error:
+            raise self._failure(error.smtp_code, error.smtp_error) from error
+        except (smtplib.SMTPException, OSError) as error:
+            # Nothing of this is the mail's own fault: a wrong password or sender can be put right, and then it goes.
+            raise MailUnavailable(f"{self._server.name}: {_text(error)}") from error
+
+    def _leave(self) -> None:
+        # The server has taken the mail, or has not, by now; how it says goodbye changes nothing.
+        if self._smtp is not None:
+            if not self._aborted:
+                with contextlib.suppress(smtplib.SMTPException, OSError):
+                    self._smtp.quit()
+            self._smtp.close()
+
+    def abort(self) -> None:
+        """Break the connection, from another thread."""
+        self._aborted = True
+        if self._smtp is not None and self._smtp.sock is not None:
+            with contextlib.suppress(OSError):
+                self._smtp.sock.shutdown(socket.SHUT_RDWR)
+
+    def _connect(self) -> smtplib.SMTP:
+        server = self._server
+        smtp = self._smtp = self._open()
+        if self._aborted:
+            raise OSError("aborted")
+        smtp.ehlo_or_helo_if_needed()
+        if server.security == "starttls" or (server.security == "opportunistic" and smtp.has_extn("starttls")):
+            smtp.starttls(context=self._tls)
+        elif server.user is not None and server.security != "tls":
+            raise OSError("it offers no encryption, and a password is not sent in the clear")
+        if server.user is not None and server.password is not None:
+            smtp.login(server.user, server.password)
+        return smtp
+
+    def _open(self) -> smtplib.SMTP:
+        host, port, name = self._server.host, self._server.port, socket.gethostname()
+        if self._server.security == "tls":
+            return smtplib.SMTP_SSL(host, port, name, timeout=self._timeout, context=self._tls)
+        return smtplib.SMTP(host, port, name, timeout=self._timeout)
+
+    def _failure(self, code: int, text: bytes | str) -> MailError:
+        said = f"{self._server.name} said {code} {text.decode(errors='replace') if isinstance(text, bytes) else text}"
+        return MailRejected(said) if code in _PERMANENT else MailUnavailable(said)
+
+
+def _address(header: AddressHeader) -> str:
+    return header.addresses[0].addr_spec
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, smtplib.SMTPResponseException):
+        said = error.smtp_error
+        return f"{error.smtp_code} {said.decode(errors='replace') if isinstance(said, bytes) else said}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,211 @@
+import asyncio
+import contextlib
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+
+from infra.mail import MailRejected, MailUnavailable, Message, SmtpMailer
+
+SENDER = "Beneath <no-reply@beneath.example>"
+MAIL = Message(id="one", to="ada@example.com", subject="Hello", text="Hello Ada\n.\nFrom here on\n")
+
+
+@dataclass(slots=True)
+class Postbox:
+    """What a server was handed, and what it says to the next ones."""
+
+    taken: list[Envelope] = field(default_factory=list)
+    rcpt: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's name for it
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
+    ) -> str:
+        if self.rcpt:
+            return self.rcpt.pop(0)
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
+        if self.data:
+            return self.data.pop(0)
+        self.taken.append(envelope)
+        return "250 OK"
+
+
+@asynccontextmanager
+async def serving(make: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file with a certificate for `localhost` and its key."""
+    path = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(path), "-out", f"{path}.crt"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
+    subprocess.run([*command, *name], check=True, capture_output=True)  # noqa: S603 - all of it is above
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+@pytest.fixture
+def server_tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    return context
+
+
+@pytest.fixture
+def client_tls(certificate: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificate))
+
+
+async def test_a_mail_arrives_whole() -> None:
+    box = Postbox()
+    async with serving(lambda: SMTP(box)) as port:
+        await SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER).send(MAIL)
+    envelope = box.taken[0]
+    assert (envelope.mail_from, envelope.rcpt_tos) == ("no-reply@beneath.example", ["ada@example.com"])
+    assert isinstance(envelope.content, bytes)
+    assert b"Message-ID: <one@beneath.example>\r\n" in envelope.content
+    assert envelope.content.endswith(b"\r\n\r\nHello Ada\r\n.\r\nFrom here on\r\n")
+
+
+@pytest.mark.parametrize("step", ["rcpt", "data"])
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ("450 come back later", MailUnavailable),
+        ("452 mailbox full", MailUnavailable),
+        ("550 no such mailbox", MailRejected),
+        ("554 looks like spam", MailRejected),
+    ],
+)
+async def test_temporary_and_permanent_refusals_are_told_apart(step: str, answer: str, error: type[Exception]) -> None:
+    box = Postbox()
+    getattr(box, step).append(answer)
+    async with serving(lambda: SMTP(box)) as port:
+        mailer = SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER)
+        with pytest.raises(error, match=answer):
+            await mailer.send(MAIL)
+        await mailer.send(MAIL)
+    assert len(box.taken) == 1
+
+
+async def test_a_server_that_is_not_there_is_a_temporary_failure() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    with pytest.raises(MailUnavailable, match=f"127.0.0.1:{port}"):
+        await SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER).send(MAIL)
+
+
+async def test_encryption_is_used_where_it_is_offered(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+    box = Postbox()
+    async with serving(lambda: SMTP(box, tls_context=server_tls, require_starttls=True)) as port:
+        for scheme in ("smtp", "smtp+starttls"):
+            await SmtpMailer(f"{scheme}://localhost:{port}", SENDER, tls=client_tls).send(MAIL)
+    assert len(box.taken) == 2
+
+
+async def test_encryption_from_the_start(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+    box = Postbox()
+    async with serving(lambda: SMTP(box), server_tls) as port:
+        await SmtpMailer(f"smtps://localhost:{port}", SENDER, tls=client_tls).send(MAIL)
+    assert len(box.taken) == 1
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused(server_tls: ssl.SSLContext) -> None:
+    box = Postbox()
+    async with serving(lambda: SMTP(box, tls_context=server_tls)) as port:
+        with pytest.raises(MailUnavailable, match="certificate"):
+            await SmtpMailer(f"smtp+starttls://localhost:{port}", SENDER).send(MAIL)
+    assert box.taken == []
+
+
+async def test_encryption_that_is_insisted_on_and_not_offered_fails() -> None:
+    async with serving(lambda: SMTP(Postbox())) as port:
+        with pytest.raises(MailUnavailable, match="STARTTLS"):
+            await SmtpMailer(f"smtp+starttls://127.0.0.1:{port}", SENDER).send(MAIL)
+
+
+async def test_a_password_goes_through_encryption_only(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+    box, seen = Postbox(), list[LoginPassword]()
+
+    def authenticate(
+        _server: SMTP, _session: Session, _envelope: Envelope, _way: str, data: LoginPassword
+    ) -> AuthResult:
+        seen.append(data)
+        return AuthResult(success=data == LoginPassword(b"ada", b"p@ss"), handled=False)
+
+    async with serving(lambda: SMTP(box, tls_context=server_tls, authenticator=authenticate)) as port:
+        await SmtpMailer(f"smtp://ada:p%40ss@localhost:{port}", SENDER, tls=client_tls).send(MAIL)
+        with pytest.raises(MailUnavailable, match="535"):
+            await SmtpMailer(f"smtp://ada:wrong@localhost:{port}", SENDER, tls=client_tls).send(MAIL)
+    assert [data.password for data in seen][:1] == [b"p@ss"]
+    async with serving(lambda: SMTP(box, authenticator=authenticate, auth_require_tls=False)) as port:
+        with pytest.raises(MailUnavailable, match="in the clear"):
+            await SmtpMailer(f"smtp://ada:p%40ss@127.0.0.1:{port}", SENDER).send(MAIL)
+    assert len(box.taken) == 1
+
+
+@contextlib.contextmanager
+def silent_server() -> Iterator[tuple[int, threading.Event]]:
+    """Accept connections, greet, and never say another word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        held: list[socket.socket] = []
+        greeted = threading.Event()
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(listener.accept()[0])
+                    held[-1].sendall(b"220 hello\r\n")
+                    greeted.set()
+
+        thread = threading.Thread(target=greet, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1], greeted
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in held:
+            connection.close()
+
+
+async def test_a_server_that_falls_silent_is_given_up() -> None:
+    with silent_server() as (port, _), pytest.raises(MailUnavailable, match="timed out"):
+        await SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER, timeout=0.05).send(MAIL)
+
+
+async def test_a_cancelled_sender_leaves_no_thread_sending() -> None:
+    with silent_server() as (port, greeted):
+        sending = asyncio.create_task(SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER, timeout=30).send(MAIL))
+        await asyncio.to_thread(greeted.wait)
+        sending.cancel()
+        await asyncio.wait({sending}, timeout=5)
+        assert sending.cancelled()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost", "http://localhost", "smtp://", "smtp://:25", "smtp://host:x", "smtp://host/path", "smtp://ada@host",
+     "smtp://host?starttls=1"],
+)  # fmt: skip
+def test_a_url_that_is_none_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match="expected smtp://") as caught:
+        SmtpMailer(url.replace("://", "://u:hunter2@") if "ada" not in url else url, SENDER)
+    assert "hunter2" not in str(caught.value)
