@@ -12,7 +12,7 @@ from dependencies.settings import Settings
 from dependencies.version import application_version
 from infra.clock import Clock, SystemClock
 from infra.db import Database
-from infra.mail import FolderMailer, Mailer
+from infra.mail import FolderMailer, Mailer, SmtpMailer
 from infra.mq import MessageQueue
 from infra.telemetry import Telemetry
 
@@ -42,8 +42,11 @@ def build_queue(settings: Settings, db: Database, clock: Clock) -> MessageQueue:
 
 
 def build_mailer(settings: Settings, clock: Clock) -> Mailer:
-    """Return what sends mail."""
-    return FolderMailer(settings.mail.folder, settings.mail.sender, clock)
+    """Return what sends mail: over `mail.smtp_url`, or else to `mail.folder`."""
+    mail = settings.mail
+    if mail.smtp_url is not None:
+        return SmtpMailer(mail.smtp_url.get_secret_value(), mail.sender, timeout=mail.timeout, clock=clock)
+    return FolderMailer(mail.folder, mail.sender, clock)
 
 
 def build_bus(settings: Settings, mq: MessageQueue, db: Database, clock: Clock) -> Bus:

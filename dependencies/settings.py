@@ -7,10 +7,12 @@ below are also what `beneath config generate` writes.
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Secret, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Secret, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.logging import mask_text
+from infra.mail.message import sender_address
+from infra.mail.smtp import SmtpServer
 
 Env = Literal["development", "test", "production"]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -152,11 +154,31 @@ class LogSettings(Section):
 class MailSettings(Section):
     """Outgoing mail."""
 
-    folder: Path = Path("data/mail")
-    """Where mails are written as `.eml` files."""
+    smtp_url: Url | None = None
+    """The server that takes mail: `smtp://[user:password@]host[:port]`, `smtp+starttls://...` to insist on encryption,
+    or `smtps://...`. null: mails are written to `mail.folder`."""
 
-    sender: Annotated[str, Field(min_length=3)] = "Beneath <no-reply@localhost>"
+    folder: Path = Path("data/mail")
+    """Where mails are written as `.eml` files, without a server."""
+
+    sender: str = "Beneath <no-reply@localhost>"
     """The From of every mail."""
+
+    timeout: Seconds = 10.0
+    """Seconds that one step of handing a mail to the server may take."""
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _a_server(cls, url: Url | None) -> Url | None:
+        if url is not None:
+            SmtpServer.parse(url.get_secret_value())
+        return url
+
+    @field_validator("sender")
+    @classmethod
+    def _a_sender(cls, sender: str) -> str:
+        sender_address(sender)
+        return sender
 
 
 class Settings(BaseSettings):

@@ -8,10 +8,10 @@ import pytest
 from dependency_injector import providers
 
 from bus import Bus
-from dependencies import AllServices, Container, Settings, SettingsError
+from dependencies import AllServices, Container, Settings, SettingsError, load_settings
 from dependencies.settings import DbSettings, MqSettings, Url
 from infra.clock import FakeClock
-from infra.mail import FolderMailer
+from infra.mail import FolderMailer, SmtpMailer
 from infra.mq.drivers.memory import MemoryQueue
 from infra.mq.drivers.sql import SqlQueue
 
@@ -46,6 +46,12 @@ def test_a_driver_that_is_not_there_yet_is_refused(settings: Settings) -> None:
     chosen = settings.model_copy(update={"mq": MqSettings(driver="redis")})
     with pytest.raises(SettingsError, match=r"^mq\.driver: this version has no redis driver yet; use sql or memory$"):
         Container(settings=chosen).infra.mq()
+
+
+@pytest.mark.parametrize(("url", "cls"), [("smtps://mail.example.com", SmtpMailer), ("null", FolderMailer)])
+def test_the_setting_picks_the_mailer(settings: Settings, url: str, cls: type) -> None:
+    mail = load_settings(environ={"BENEATH_MAIL_SMTP_URL": url}, folder="nowhere").mail
+    assert isinstance(Container(settings=settings.model_copy(update={"mail": mail})).infra.mailer(), cls)
 
 
 def test_every_container_has_its_own_objects(settings: Settings) -> None:

@@ -83,6 +83,8 @@ def test_no_two_settings_share_a_variable() -> None:
         ({"BENEATH_CONTROL_PORT": ""}, "control.port: input should be a valid integer"),
         ({"BENEATH_CONTROL_PORT": "70000"}, "control.port: input should be less than or equal to 65535, not '70000' "),
         ({"BENEATH_WORKER_GRACE": "inf"}, "worker.grace: "),
+        ({"BENEATH_MAIL_SENDER": "nobody"}, "mail.sender: "),
+        ({"BENEATH_MAIL_SMTP_URL": "http://x"}, "mail.smtp_url: not an SMTP server's URL; expected smtp://"),
         ({"BENEATH_WORKER_RENEW": "9"}, "worker: renew (9 s) must be at most half of lease (10 s) "),
     ],
 )
