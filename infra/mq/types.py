@@ -210,7 +210,10 @@ class SubscriptionStats:
     """Live workers that have this listener. 0 with a backlog: nobody will handle it until one comes."""
 
     ready: int = 0
-    """Due now and unclaimed; for ordered ones, all that wait in mailboxes neither blocked nor parked."""
+    """Due now and unclaimed; for ordered ones, all that wait in mailboxes neither blocked nor parked.
+
+    What its publisher delayed may count here from its time until the next `fetch` puts it into its mailbox.
+    """
 
     retrying: int = 0
     """Waiting for the time that their last settlement asked for."""

@@ -361,6 +361,9 @@ class QueueMachine(RuleBasedStateMachine):
     def _compare_counts(self) -> None:
         for stats in self.run(self.queues[0].stats()):
             told, true = counts_of(stats), self.model.counts(stats.name)
+            if stats.name == LINE:
+                # What fell due into a held mailbox may count as ready until the next fetch.
+                told, true = (_held_as_ready(it) for it in (told, true))
             check(true=told == true, otherwise=f"{stats.name}: {told} instead of {true}")
 
     def teardown(self) -> None:
@@ -395,6 +398,10 @@ class QueueMachine(RuleBasedStateMachine):
         left = [it for it in self.model.copies if it.stage not in {Stage.DEAD, Stage.OVER}]
         check(true=not left, otherwise=f"{left} never came")
         self._compare_counts()
+
+
+def _held_as_ready(counts: dict[str, int]) -> dict[str, int]:
+    return counts | {"ready": counts["ready"] + counts["parked"] + counts["blocked"], "parked": 0, "blocked": 0}
 
 
 def machine_of(tested: Driver, folder: Path) -> type[QueueMachine]:

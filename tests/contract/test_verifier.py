@@ -89,9 +89,9 @@ def a_retry_loses_its_place_at_the_head(patch: Patch) -> None:
 
 
 @bug
-def a_delay_ends_early(patch: Patch) -> None:
+def a_delay_ends_half_a_second_early(patch: Patch) -> None:
     honest = agenda.Agenda.promote
-    patch.setattr(agenda.Agenda, "promote", lambda self, now: honest(self, now + 0.3))
+    patch.setattr(agenda.Agenda, "promote", lambda self, now: honest(self, now + 0.5))
 
 
 @bug
