@@ -73,7 +73,7 @@ async def migrated_file(path: Path) -> Path:
 async def world(template: Path, path: Path) -> AsyncIterator[World]:
     """Run the domain on a copy of the database file `template`, at `path`."""
     shutil.copy(template, path)
-    db = Database(f"sqlite:///{path}", busy_timeout=1.0)
+    db = Database(f"sqlite:///{path}", busy_timeout=0.3)
     await db.open()
     try:
         async with BusKit(db=db) as kit:

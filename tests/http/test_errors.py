@@ -1,10 +1,13 @@
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 
 import pytest
 from uuid_utils.compat import uuid7
 
 from beneath.http import HttpOptions
-from infra.db import DatabaseUnavailable
+from bus import PublishIndeterminate
+from infra.db import CommitIndeterminate
 from tests.http.conftest import Api, problem
 
 JSON = {"Content-Type": "application/json"}
@@ -70,14 +73,28 @@ async def test_an_unforeseen_error_is_logged_and_not_told(
     assert found["request_id"] in logged
 
 
-async def test_a_locked_database_asks_to_come_back(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_locked_database_asks_to_come_back_and_loses_nothing(api: Api) -> None:
+    ada = await api.sign_up()
+    with contextlib.closing(sqlite3.connect(str(api.domain.db.path), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = await ada("POST", "/v1/organizations", json={"name": "Engines"})
+        problem(answer, 503, "unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert (await ada("GET", "/v1/me")).status_code == 200, "readers wait for no writer"
+    assert (await ada("POST", "/v1/organizations", json={"name": "Engines"})).status_code == 201
+
+
+@pytest.mark.parametrize("error", [CommitIndeterminate("lost"), PublishIndeterminate("lost", id="1")])
+async def test_what_may_have_been_done_is_said_to_be_so(
+    api: Api, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fail(*_arguments: object, **_options: object) -> None:
-        raise DatabaseUnavailable("data/beneath.db is locked")
+        raise error
 
     monkeypatch.setattr(type(api.domain.user), "sign_up", fail)
     answer = await api.client.post("/v1/users", json={"email": "ada@example.com", "name": "Ada"})
-    problem(answer, 503, "unavailable")
-    assert int(answer.headers["retry-after"]) >= 1
+    problem(answer, 503, "indeterminate")
+    assert "retry-after" not in answer.headers
 
 
 async def test_every_answer_has_the_security_headers(api: Api) -> None:

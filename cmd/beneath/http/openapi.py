@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 
 from beneath.http.problems import (
     BAD_REQUEST,
+    INDETERMINATE,
     INSUFFICIENT_SCOPE,
     INTERNAL,
     INVALID,
@@ -24,7 +25,7 @@ from beneath.http.problems import (
 
 Responses = dict[int | str, dict[str, Any]]
 
-ANYWHERE = (INVALID, INTERNAL, UNAVAILABLE)
+ANYWHERE = (INVALID, INTERNAL, UNAVAILABLE, INDETERMINATE)
 AUTHENTICATED = (UNAUTHENTICATED, INSUFFICIENT_SCOPE, TOO_MANY_FAILURES, *ANYWHERE)
 WITH_BODY = (BAD_REQUEST, MALFORMED_JSON, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE)
 

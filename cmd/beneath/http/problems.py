@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from infra.db import DatabaseUnavailable
+from bus import PublishIndeterminate, PublishRejected
+from infra.db import CommitIndeterminate, DatabaseUnavailable
 from models.email import InvalidEmail
 from services.idempotency import errors as idempotency
 from services.organization import errors as organization
@@ -57,6 +58,7 @@ INVALID = Kind("invalid", 422, "The request does not fit")
 KEY_REUSED = Kind("idempotency-key-reused", 409, "The idempotency key belongs to another request")
 TOO_MANY_FAILURES = Kind("too-many-failures", 429, "Too many wrong secrets")
 INTERNAL = Kind("internal", 500, "Something went wrong here")
+INDETERMINATE = Kind("indeterminate", 503, "It is not known whether this was done")
 UNAVAILABLE = Kind("unavailable", 503, "This cannot be done right now")
 
 DOMAIN_PROBLEMS: Final[Mapping[type[Exception], Kind]] = {
@@ -122,6 +124,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DatabaseUnavailable, _unavailable)
     app.add_exception_handler(OperationalError, _unavailable)
+    app.add_exception_handler(PublishRejected, _unavailable)
+    app.add_exception_handler(CommitIndeterminate, _indeterminate)
+    app.add_exception_handler(PublishIndeterminate, _indeterminate)
     for error in DOMAIN_PROBLEMS:
         app.add_exception_handler(error, _domain)
 
@@ -159,8 +164,13 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
-    log.warning("database unavailable", error=str(error))
-    return _answer(request, UNAVAILABLE, "the database does not answer; try again", headers=retry_after(RETRY_AFTER))
+    log.warning("unavailable", error=str(error))
+    return _answer(request, UNAVAILABLE, "nothing was changed; try again", headers=retry_after(RETRY_AFTER))
+
+
+async def _indeterminate(request: Request, error: Exception) -> Response:
+    log.error("indeterminate", error=str(error))
+    return _answer(request, INDETERMINATE, "the connection broke while it was being done: look before you try again")
 
 
 def allowed_methods(request: Request) -> list[str]:

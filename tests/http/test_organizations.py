@@ -1,0 +1,150 @@
+import pytest
+
+from tests.http.conftest import Api, Caller, problem
+from tests.services.people import token_in
+
+
+async def joined(api: Api, owner: Caller, organization: str, name: str, role: str) -> Caller:
+    """Sign someone up, invite and accept."""
+    email = f"{name}@example.com"
+    other = await api.sign_up(email, name)
+    path = f"/v1/organizations/{organization}/invites"
+    assert (await owner("POST", path, json={"email": email, "role": role})).status_code == 201
+    await api.domain.kit.drain()
+    token = token_in(api.domain.mail.to(email)[-1].text)
+    assert (await other("POST", "/v1/invites/accept", json={"token": token})).status_code == 200
+    return other
+
+
+async def test_an_organization_is_created_shown_and_renamed(api: Api) -> None:
+    ada = await api.sign_up()
+    made = await ada("POST", "/v1/organizations", json={"name": "Engines"})
+    assert (made.status_code, made.headers["etag"]) == (201, '"1"')
+    path = made.headers["location"]
+    shown = await ada("GET", path)
+    assert (shown.json(), shown.headers["etag"]) == (made.json(), '"1"')
+    renamed = await ada("PATCH", path, json={"name": "Looms"}, headers={"If-Match": '"1"'})
+    assert (renamed.json()["name"], renamed.headers["etag"]) == ("Looms", '"2"')
+    problem(await ada("PATCH", path, json={"name": "Mills"}, headers={"If-Match": '"1"'}), 412, "changed")
+    assert (await ada("PATCH", path, json={"name": "Mills"}, headers={"If-Match": "*"})).status_code == 200
+    bad_tag = await ada("PATCH", path, json={"name": "Mills"}, headers={"If-Match": "1"})
+    problem(bad_tag, 422, "invalid")
+
+
+async def test_projects_are_created_changed_and_deleted(api: Api) -> None:
+    ada = await api.sign_up()
+    path = f"/v1/organizations/{await ada.organization()}/projects"
+    made = await ada("POST", path, json={"name": "Engine", "description": "Brass\nand steam"})
+    assert made.status_code == 201
+    project = made.headers["location"]
+    changed = await ada("PATCH", project, json={"description": ""}, headers={"If-Match": made.headers["etag"]})
+    assert (changed.json()["name"], changed.json()["description"]) == ("Engine", "")
+    problem(await ada("DELETE", project, headers={"If-Match": made.headers["etag"]}), 412, "changed")
+    deleted = await ada("DELETE", project, headers={"If-Match": changed.headers["etag"]})
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    problem(await ada("GET", project), 404, "not-found")
+
+
+async def test_an_invite_makes_a_member(api: Api) -> None:
+    ada = await api.sign_up()
+    organization = await ada.organization()
+    bob = await joined(api, ada, organization, "bob", "admin")
+    members = (await bob("GET", f"/v1/organizations/{organization}/members")).json()["items"]
+    assert [(each["email"], each["role"]) for each in members] == [
+        ("ada@example.com", "owner"),
+        ("bob@example.com", "admin"),
+    ]
+    invites = (await bob("GET", f"/v1/organizations/{organization}/invites")).json()["items"]
+    assert [each["status"] for each in invites] == ["accepted"]
+    assert "token" not in str(invites)
+
+
+async def test_what_conflicts_with_members_and_invites(api: Api) -> None:
+    ada = await api.sign_up()
+    path = f"/v1/organizations/{await ada.organization()}"
+    problem(await ada("POST", f"{path}/invites", json={"email": "ada@example.com"}), 409, "already-member")
+    await ada("POST", f"{path}/invites", json={"email": "cyd@example.com"})
+    problem(await ada("POST", f"{path}/invites", json={"email": "cyd@example.com"}), 409, "already-invited")
+    problem(await ada("DELETE", f"{path}/members/{ada.user_id}"), 409, "last-owner")
+    problem(await ada("POST", "/v1/invites/accept", json={"token": "x" * 43}), 404, "not-found")
+
+
+async def test_roles_change_and_members_go(api: Api) -> None:
+    ada = await api.sign_up()
+    organization = await ada.organization()
+    bob = await joined(api, ada, organization, "bob", "member")
+    mine = f"/v1/organizations/{organization}/members/{bob.user_id}"
+    problem(await bob("PATCH", mine, json={"role": "owner"}), 403, "not-allowed")
+    assert (await ada("PATCH", mine, json={"role": "admin"})).status_code == 204
+    problem(await ada("PATCH", mine, json={"role": "king"}), 422, "invalid")
+    assert (await bob("DELETE", mine)).status_code == 204
+    problem(await bob("GET", f"/v1/organizations/{organization}"), 404, "not-found")
+    problem(await ada("DELETE", mine), 404, "not-found")
+
+
+async def test_an_invite_is_withdrawn(api: Api) -> None:
+    ada = await api.sign_up()
+    path = f"/v1/organizations/{await ada.organization()}/invites"
+    made = (await ada("POST", path, json={"email": "bob@example.com"})).json()
+    assert (await ada("DELETE", f"{path}/{made['id']}")).status_code == 204
+    problem(await ada("DELETE", f"{path}/{made['id']}"), 404, "not-found")
+
+
+BODIES: dict[str, dict[str, object]] = {
+    "OrganizationChange": {"name": "Mine"},
+    "NewInvite": {"email": "eve2@example.com"},
+    "RoleChange": {"role": "member"},
+    "NewProject": {"name": "Mine"},
+    "ProjectChange": {"name": "Mine"},
+}
+
+
+async def operations(api: Api) -> list[tuple[str, str, object]]:
+    """Return every operation on an organization, with a body that fits."""
+    found: list[tuple[str, str, object]] = []
+    for path, methods in (await api.client.get("/openapi.json")).json()["paths"].items():
+        for method, operation in methods.items():
+            if "{organization_id}" in path:
+                content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+                body = BODIES[content["schema"]["$ref"].rpartition("/")[2]] if content else None
+                found.append((method.upper(), path, body))
+    return found
+
+
+@pytest.fixture
+async def ids(api: Api) -> dict[str, str]:
+    """Return the ids of Ada's things."""
+    ada = await api.sign_up()
+    organization = await ada.organization()
+    path = f"/v1/organizations/{organization}"
+    invite = (await ada("POST", f"{path}/invites", json={"email": "bob@example.com"})).json()
+    project = (await ada("GET", f"{path}/projects")).json()["items"][0]
+    return {
+        "organization_id": organization,
+        "invite_id": invite["id"],
+        "project_id": project["id"],
+        "user_id": ada.user_id,
+    }
+
+
+async def test_no_route_tells_a_foreign_organization_from_none(api: Api, ids: dict[str, str]) -> None:
+    eve = await api.sign_up("eve@example.com", "Eve")
+    absent = dict.fromkeys(ids, "01a20997-b939-7318-8d0c-000000000000")
+    same = {"X-Request-ID": "same"}
+    found = await operations(api)
+    assert len(found) >= 13
+    for method, path, body in found:
+        answers = [await eve(method, path.format(**each), json=body, headers=same) for each in (ids, absent)]
+        for answer in answers:
+            problem(answer, 404, "not-found")
+        assert answers[0].content == answers[1].content, (method, path)
+        headers = [{name: value for name, value in answer.headers.items() if name != "date"} for answer in answers]
+        assert headers[0] == headers[1], (method, path)
+
+
+async def test_no_route_finds_anothers_things_through_ones_own_organization(api: Api, ids: dict[str, str]) -> None:
+    eve = await api.sign_up("eve@example.com", "Eve")
+    mixed = {**ids, "organization_id": await eve.organization()}
+    for method, path, body in await operations(api):
+        if path.count("{") > 1:
+            problem(await eve(method, path.format(**mixed), json=body), 404, "not-found")
