@@ -229,10 +229,11 @@ class SqliteBackend:
 
     async def _probe_writing(self) -> None:
         """Count it as an interruption when nobody could write for long: who sends broadcasts may have given up."""
-        longest = self._options.longest_silence
+        # So that whatever lasts for the whole of the longest silence is waited for by one probe for half of it.
+        pause, longest = self._options.longest_silence / 4, self._options.longest_silence / 2
         while True:
             groups = self._writer.groups
-            await asyncio.sleep(longest / 2)
+            await asyncio.sleep(pause)
             if self._writer.groups != groups:
                 continue
             began = time.monotonic()
