@@ -51,42 +51,48 @@ def test_what_the_only_worker_held_is_handled_again_within_20_s_of_the_next_ones
     assert check(fleet.journal.lines(), "held", ordered=True) == []
 
 
-@pytest.mark.parametrize(("listener", "event"), [("poisoned", Job), ("poisoned_key", Step)])
-def test_a_message_that_kills_its_process_is_given_up_while_its_neighbours_complete(
-    fleet: Fleet, listener: str, event: type[Job | Step]
-) -> None:
-    neighbours = [event(key=f"neighbour-{number % 10}", n=number) for number in range(50)]
-    killer = [event(key="poison", n=1), event(key="poison", n=2)] if event is Step else [event(key="poison", n=1)]
-    fleet.publish([*neighbours[:25], *killer, *neighbours[25:]], listeners=[listener])
+POISON = ("poison", 1)
+LETHAL = ("poisoned", "poisoned_key")
+DEATHS = 3
+"""How often a message may kill a process in which it was alone."""
 
-    deaths = supervise(fleet, listener, done=50 + len(killer) - 1)
 
-    [dead] = fleet.dead_letters()
-    assert (dead.subscription, dead.crashes, dead.failures) == (listener, 3, 0)
-    assert "died 3 times" in dead.error
-    runs = [run for run in runs_of(fleet.journal.lines()) if run.listener == listener]
-    assert {(run.key, run.n) for run in runs if run.outcome == "end"} == {
-        (it.key, it.n) for it in [*neighbours, *killer[1:]]
+def test_messages_that_kill_their_process_are_given_up_while_their_neighbours_complete(fleet: Fleet) -> None:
+    jobs = [Job(key=f"neighbour-{number % 10}", n=number) for number in range(50)]
+    steps = [*(Step(key=f"neighbour-{number % 10}", n=number) for number in range(49)), Step(key="poison", n=2)]
+    killers = [Job(key="poison", n=1), Step(key="poison", n=1)]
+    fleet.publish([*jobs[:25], *steps[:25], *killers, *steps[25:], *jobs[25:]], listeners=LETHAL)
+
+    deaths = supervise(fleet, done=len(jobs) + len(steps))
+
+    letters = fleet.dead_letters()
+    assert {each.subscription for each in letters} == set(LETHAL)
+    assert {(each.crashes, each.failures) for each in letters} == {(DEATHS, 0)}
+    assert all("died 3 times" in each.error for each in letters)
+    runs = runs_of(fleet.journal.lines())
+    completed = {(run.listener, run.key, run.n) for run in runs if run.outcome == "end"}
+    assert completed == {
+        *(("poisoned", each.key, each.n) for each in jobs),
+        *(("poisoned_key", each.key, each.n) for each in steps),
     }
     assert {run.attempt for run in runs} == {1}
-    assert len([run for run in runs if (run.key, run.n) == ("poison", 1)]) == deaths
-    assert alone(runs, deaths) == []
-    print(f"{deaths} deaths; {len(runs)} runs of {50 + len(killer)} messages")  # noqa: T201
+    assert beside_their_last_runs(runs) == []
+    print(f"{deaths} deaths; {len(runs)} runs of 102 messages")  # noqa: T201
 
 
-def supervise(fleet: Fleet, listener: str, *, done: int) -> int:
-    """Start the worker again whenever it dies, until something is given up and all else done; return how often."""
+def supervise(fleet: Fleet, *, done: int) -> int:
+    """Start the worker again whenever it dies, until both killers are given up and all else is done."""
     deaths = 0
-    worker = fleet.start(listener)
+    worker = fleet.start(*LETHAL)
 
     def settled() -> bool:
         nonlocal deaths, worker
         if not worker.running:
             assert worker.wait() == 9, worker.stderr
             deaths += 1
-            worker = fleet.start(listener)
-        ended = {(each.key, each.n) for each in fleet.runs(listener, "end")}
-        return len(ended) == done and fleet.stats()[listener].dead == 1
+            worker = fleet.start(*LETHAL)
+        ended = {(each.listener, each.key, each.n) for each in fleet.journal.of("end")}
+        return len(ended) == done and len(fleet.dead_letters()) == len(LETHAL)
 
     until(settled, "all is handled or given up", timeout=90)
     fleet.wait_ready(worker)
@@ -94,25 +100,25 @@ def supervise(fleet: Fleet, listener: str, *, done: int) -> int:
     return deaths
 
 
-def alone(runs: list[Run], deaths: int) -> list[Run]:
-    """Return what ran beside the poison in its last three lives: nothing may."""
-    last = [run for run in runs if (run.key, run.n) == ("poison", 1)][deaths - 3 :]
+def beside_their_last_runs(runs: list[Run]) -> list[Run]:
+    """Return what ran beside a killer in one of the three lives that count against it: nothing may."""
+    lives = [[run for run in runs if (run.key, run.n) == POISON and run.listener == it][-DEATHS:] for it in LETHAL]
     return [
         run
+        for killer in (*lives[0], *lives[1])
         for run in runs
-        for poison in last
-        if run is not poison and run.pid == poison.pid and run.started < poison.ended and run.ended > poison.started
+        if run is not killer and run.pid == killer.pid and run.started < killer.ended and run.ended > killer.started
     ]
 
 
-@pytest.mark.parametrize("listener", ["long", "long_thread"])
-def test_a_handler_longer_than_every_lease_runs_once(fleet: Fleet, listener: str) -> None:
+def test_a_handler_longer_than_every_lease_runs_once_in_the_loop_and_in_a_thread(fleet: Fleet) -> None:
     # Its 2 s are 20 times the renewals and looks for the dead of both workers, and twice their longest stall.
-    workers = fleet.pair(listener, options={**QUICK, "max_stall": 1.0})
+    workers = fleet.pair("long", "long_thread", options={**QUICK, "max_stall": 1.0})
     fleet.publish([Job(key="a", n=1)])
-    until(lambda: fleet.runs(listener, "end"), "it has ended")
+    until(lambda: len(fleet.journal.of("end")) == 2, "they have ended")
     fleet.wait_empty()
     fleet.stop(*workers)
 
-    assert len(fleet.runs(listener)) == 1
-    assert check(fleet.journal.lines(), listener, ordered=False) == []
+    assert sorted(each.listener for each in fleet.journal.of("start")) == ["long", "long_thread"]
+    for listener in ("long", "long_thread"):
+        assert check(fleet.journal.lines(), listener, ordered=False) == []

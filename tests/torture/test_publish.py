@@ -12,7 +12,7 @@ from tests.torture.fleet import Fleet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
-KILLS = 6
+KILLS = 5
 LISTENERS = ("flaky", "done")
 
 

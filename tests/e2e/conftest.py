@@ -1,0 +1,18 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.application import Installation
+from tests.e2e.processes import Processes
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    with Processes() as processes:
+        yield processes
+
+
+@pytest.fixture
+def installation(processes: Processes, tmp_path: Path) -> Installation:
+    return Installation(processes, tmp_path)

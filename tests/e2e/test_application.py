@@ -1,0 +1,134 @@
+"""The application as processes: from a request to rows, events, mails and a journal, and to its end."""
+
+import json
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from tests.e2e.application import SERVER, WORKER, Caller, Installation, Running
+from tests.e2e.processes import Processes, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+MAIL_BOUND = 2.0
+"""Seconds within which the welcome mail is there: the promise."""
+
+LOCKED = 8.5
+"""Seconds for which nobody can write: the queue looks every 2.5, and reports what takes longer than 5."""
+
+
+def assert_sign_up_is_whole(installation: Installation, ada: Caller, email: str, signed_up_at: float) -> None:
+    """See that everything exists that a sign-up makes."""
+    [organization] = ada.items("/v1/organizations")
+    [project] = ada.items(f"/v1/organizations/{organization['id']}/projects")
+    assert project["organization_id"] == organization["id"]
+
+    [mail] = until(lambda: installation.mails_to(email), "the welcome mail is there")
+    taken = time.time() - signed_up_at
+    assert "Subject: Welcome" in mail
+    assert taken < MAIL_BOUND
+    journal = f"/v1/organizations/{organization['id']}/audit"
+    entries = until(lambda: len(it := ada.items(journal)) >= 2 and it, "the journal is written")
+    assert entries
+    assert [(each["sequence"], each["event"]) for each in entries] == [
+        (1, "OrganizationCreated"),
+        (2, "ProjectCreated"),
+    ]
+    print(f"the mail was there {taken:.2f} s after the sign-up")  # noqa: T201
+
+
+def test_started_whole_it_turns_a_sign_up_into_an_organization_a_project_a_mail_and_a_journal(
+    installation: Installation,
+) -> None:
+    asked_at = time.time()
+    running = installation.start("all")
+    print(f"ready {time.time() - asked_at:.2f} s after the start")  # noqa: T201
+    signed_up_at = time.time()
+    ada = running.sign_up("ada@example.com")
+    assert_sign_up_is_whole(installation, ada, "ada@example.com", signed_up_at)
+
+    until(lambda: running.metrics()['beneath_listener_handled_total{listener="audit.record"}'] == 2, "it is counted")
+    asked_at = time.time()
+    running.stop()
+    print(f"stopped {time.time() - asked_at:.2f} s after SIGTERM")  # noqa: T201
+    assert running.logs[-1]["event"] == "stopped"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, Running, Running]]:
+    """A server and a worker as two processes, started at the same time."""
+    with Processes() as processes:
+        installation = Installation(processes, tmp_path_factory.mktemp("pair"))
+        server, worker = (Running(installation.spawn("start", name)) for name in (SERVER, WORKER))
+        server.wait_ready()
+        worker.wait_ready()
+        yield installation, server, worker
+        worker.stop()
+        server.stop()
+
+
+def test_a_server_and_a_worker_process_do_the_same_together(pair: tuple[Installation, Running, Running]) -> None:
+    installation, server, worker = pair
+    signed_up_at = time.time()
+    ada = server.sign_up("ada@example.com")
+    assert_sign_up_is_whole(installation, ada, "ada@example.com", signed_up_at)
+
+    handled = 'beneath_listener_handled_total{listener="notification.send_welcome_email"}'
+    until(lambda: worker.metrics()[handled] == 1, "the worker counts what it did")
+    assert server.metric("beneath_bus_published_total") >= 3
+    assert handled not in server.metrics()
+
+
+def test_a_broadcast_reaches_server_and_worker_and_both_notice_when_the_database_was_locked_away(
+    pair: tuple[Installation, Running, Running],
+) -> None:
+    installation, server, worker = pair
+    received, gaps = "beneath_bus_broadcasts_received_total", "beneath_bus_broadcast_gaps_total"
+    bob = server.sign_up("bob@example.com")
+
+    assert bob.request("PATCH", "/v1/me", {"name": "Robert"}).status_code == 200
+    until(lambda: worker.metric(received) == 1, "the worker hears the server")
+    fields = {"user_id": bob.request("GET", "/v1/me").json()["id"], "email": "bob@example.com", "name": "Bob"}
+    installation.run("bus", "publish", "UserUpdated", json.dumps(fields))
+    until(lambda: server.metric(received) == 1, "the server hears a command")
+    until(lambda: worker.metric(received) == 2, "so does the worker")
+    assert (server.metric(gaps), worker.metric(gaps)) == (0, 0)
+
+    with closing(sqlite3.connect(installation.folder / "data" / "beneath.db", isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        locked_at = time.monotonic()
+        # Nobody can tell that broadcasts may be missing before the 5 s are over after which that is assumed.
+        until(lambda: time.monotonic() - locked_at > LOCKED, "the lock is held for long")
+        db.execute("ROLLBACK")
+    until(lambda: server.metric(gaps) >= 1, "the server knows of the gap")
+    until(lambda: worker.metric(gaps) >= 1, "the worker knows of the gap")
+
+
+def test_a_second_signal_stops_it_at_once(installation: Installation) -> None:
+    running = installation.start("all", env={"BENEATH_CONTROL_GRACE": "60", "BENEATH_WORKER_GRACE": "60"})
+    host, port = running.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        # A request that does not end keeps the server for its whole grace period.
+        connection.sendall(b"POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        connection.sendall(b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 100")
+        running.process.terminate()
+        until(lambda: any(each["event"] == "worker stopped" for each in running.logs), "it is stopping")
+        assert running.process.running
+        running.process.terminate()
+        assert running.process.wait(20) == 128 + 15
+
+
+def test_an_occupied_port_is_told_in_one_line(installation: Installation) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as other:
+        port = other.getsockname()[1]
+        for name, key in ((SERVER, "CONTROL"), (WORKER, "WORKER")):
+            env = {f"BENEATH_{key}_PORT": str(port), "BENEATH_LOG_LEVEL": "error"}
+            process = installation.spawn("start", name, env=env)
+            assert process.wait() != 0
+            [line] = process.stderr.splitlines()
+            assert line.startswith(f"beneath: {key.lower()}.port: 127.0.0.1:{port} is already in use")
