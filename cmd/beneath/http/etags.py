@@ -1,12 +1,14 @@
 """Changes that must not overwrite one another: `ETag` on what is read, `If-Match` on what is changed."""
 
+import re
 from typing import Annotated, Final, Protocol
 
 from fastapi import Depends, Header, Response
 from pydantic import WithJsonSchema
 
-# One strong entity tag, as this API makes them, or the star.
-_PATTERN: Final = r'^(\*|"[0-9]{1,9}")$'
+from beneath.http.problems import CHANGED, ProblemError
+
+_TAG: Final = re.compile(r'"([0-9]{1,9})"')
 
 
 class Versioned(Protocol):
@@ -24,14 +26,19 @@ async def _expected(
     if_match: Annotated[
         str | None,
         Header(
-            pattern=_PATTERN,
             description="The `ETag` that you saw: change it only if nobody else did. `*` or nothing: change it anyway.",
             examples=['"1"'],
         ),
-        WithJsonSchema({"type": "string", "pattern": _PATTERN}),
+        WithJsonSchema({"type": "string"}),
     ] = None,
 ) -> int | None:
-    return None if if_match is None or if_match == "*" else int(if_match.strip('"'))
+    if if_match is None or if_match.strip() == "*":
+        return None
+    sent = _TAG.fullmatch(if_match.strip())
+    if sent is None:
+        # RFC 9110, 13.1.1: what matches nothing is a failed precondition, also if it never could have matched.
+        raise ProblemError(CHANGED, "If-Match takes one `ETag`, as it was given")
+    return int(sent[1])
 
 
 Expected = Annotated[int | None, Depends(_expected)]
