@@ -1,0 +1,43 @@
+"""Python in the documents runs as it stands there."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.docs.blocks import DOCUMENTS, ROOT, Block, blocks
+
+
+def examples(document: Path) -> list[Block]:
+    """Return the Python blocks that are no files: one after another they are one module."""
+    return [each for each in blocks(document, "python") if "file" not in each.options]
+
+
+@pytest.mark.parametrize(
+    "document", [each for each in DOCUMENTS if examples(each)], ids=lambda it: str(it.relative_to(ROOT))
+)
+async def test_examples_run_one_after_another(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType(document.stem)
+    monkeypatch.setitem(sys.modules, document.stem, module)
+    for block in examples(document):
+        # Blank lines before it, so that a traceback names the document's own line.
+        source = "\n" * (block.line - 1) + block.text
+        code = compile(source, str(document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        result = eval(code, module.__dict__)  # noqa: S307 - the project's own documents
+        if inspect.isawaitable(result):
+            await result
+
+
+def test_the_readmes_example_is_a_program_that_prints_what_it_says(tmp_path: Path) -> None:
+    (program,) = (each for each in blocks(ROOT / "README.md", "python") if each.options.get("file") == "example.py")
+    (printed,) = (each for each in blocks(ROOT / "README.md", "text") if each.options.get("prints") == "example.py")
+    (tmp_path / "example.py").write_text(program.text)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", printed.text)

@@ -1,0 +1,98 @@
+"""The guide, carried out step by step on a copy of the project."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import ROOT, Block, blocks
+from tests.docs.project import Project, copy_project
+
+GUIDE = ROOT / "docs" / "guide.md"
+
+PACKAGES = ("services.billing", "beneath", "tests.services", "tests.http")
+CONTRACTS = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
+
+REPORT = """
+import asyncio
+from structlog.testing import capture_logs
+from beneath.application import Application
+from dependencies import Container, Settings
+from dependencies.settings import DbSettings, Url
+
+async def main():
+    container = Container(settings=Settings(db=DbSettings(url=Url("sqlite:///report.db"))))
+    with capture_logs() as lines:
+        async with Application(container).running("billing-report"):
+            while not any(line["event"] == "invoiced so far" for line in lines):
+                await asyncio.sleep(0.01)
+    print([line["cents"] for line in lines if line["event"] == "invoiced so far"])
+
+asyncio.run(main())
+"""
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def edits(part: str) -> list[Block]:
+    """Return the blocks of one part of the guide that write or change a file."""
+    lines = GUIDE.read_text().splitlines()
+    starts = [number for number, line in enumerate(lines, start=1) if line.startswith("## ")]
+    begin = next(number for number in starts if lines[number - 1].startswith(f"## {part}"))
+    end = min((number for number in starts if number > begin), default=len(lines))
+    return [each for each in blocks(GUIDE) if begin < each.line < end and "file" in each.options]
+
+
+def carried_out(project: Project, steps: Sequence[Block]) -> None:
+    """Do what the blocks say, and make sure that what `make check` looks at passes for all that they touched."""
+    for step in steps:
+        project.apply(step)
+    touched = sorted({each.options["file"] for each in steps})
+    passes(project, "-m", "ruff", "check", *touched)
+    passes(project, "-m", "ruff", "format", "--check", *touched)
+    passes(project, "-m", "mypy", *(part for name in PACKAGES for part in ("-p", name)))
+    passes(project, "-c", CONTRACTS)
+
+
+def passes(project: Project, *command: str) -> None:
+    """Run a command in the copy, and make sure that it finds nothing wrong."""
+    outcome = project.run(*command)
+    assert outcome.code == 0, f"{' '.join(command)}\n{outcome.out}{outcome.err}"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return copy_project(tmp_path / "project")
+
+
+def test_its_steps_make_a_service_with_table_event_listener_route_and_tests(project: Project) -> None:
+    carried_out(project, edits("Part 1"))
+    added = ("tests/services/test_billing.py", "tests/http/test_invoices.py")
+    concerned = (
+        "tests/http/test_openapi.py",
+        "tests/models/test_migrations.py",
+        "tests/dependencies/test_completeness.py",
+        "tests/dependencies/test_container.py",
+    )
+    passes(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", *added, *concerned)
+
+
+def test_a_step_left_out_is_named_in_one_line(project: Project) -> None:
+    for block in edits("Part 1"):
+        if block.options["file"] != "dependencies/services.py":
+            project.apply(block)
+    outcome = project.run("-m", "beneath", "start", "all")
+    (shown,) = (each for each in blocks(GUIDE, "text") if each.options.get("error") == "dependencies/services.py")
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", shown.text)
+
+
+def test_its_setting_and_its_startable_work(project: Project) -> None:
+    carried_out(project, [*edits("Part 1"), *edits("Part 2")])
+    shown = project.run("-m", "beneath", "--set", "billing.project_price=700", "config", "show")
+    assert ["billing.project_price", "700", "BENEATH_BILLING_PROJECT_PRICE"] in [
+        line.split() for line in shown.out.splitlines()
+    ]
+    refused = project.run("-m", "beneath", "start", "nonsense")
+    assert "billing-report" in refused.err
+    report = project.run("-c", REPORT)
+    assert (report.code, report.out) == (0, "[0]\n"), report.err
