@@ -176,6 +176,16 @@ async def test_an_unblocked_head_is_tried_anew_with_no_failures(harness: Harness
     assert claim.deliveries[0].failures == 0
 
 
+async def test_an_unblocked_head_is_due_at_once_whatever_its_settlement_said_about_a_delay(
+    harness: Harness, queue: MessageQueue
+) -> None:
+    worker = await start(harness, queue, ordered=True)
+    await queue.publish(keyed("a1"))
+    await worker.settle([end(await fetch_one(worker), Outcome.BLOCK, delay=60)])
+    await queue.unblock("work", "a", skip=False)
+    assert await drain(worker) == ["a1"]
+
+
 async def test_skipping_a_blocked_head_makes_it_a_dead_letter(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True)
     await queue.publish(keyed("a1", "a2"))

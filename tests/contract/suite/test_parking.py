@@ -35,6 +35,17 @@ async def test_what_is_parked_is_not_handed_out_until_its_event_is_known(
     assert await drain(worker) == ["a"]
 
 
+@BOTH
+async def test_what_is_unparked_is_due_at_once_whatever_its_settlement_said_about_a_delay(
+    harness: Harness, queue: MessageQueue, ordered: bool
+) -> None:
+    worker = await start(harness, queue, ordered=ordered)
+    await queue.publish([message("a", key="k")])
+    await worker.settle([end(await fetch_one(worker), Outcome.PARK, delay=60)])
+    await worker.unpark({"work": ["Happened"]})
+    assert await drain(worker) == ["a"]
+
+
 async def test_unparking_takes_only_the_known_events(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription(events=("One", "Two")))
     worker = await consumer(queue)

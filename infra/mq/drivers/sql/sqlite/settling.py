@@ -190,7 +190,7 @@ def _end(db: sqlite3.Connection, it: Settlement, now: float, *, stays_in: int) -
         return
     failed = int(it.outcome in {Outcome.RETRY, Outcome.BLOCK})
     deferred = int(it.outcome is Outcome.DEFER)
-    due_at = now + it.delay if it.delay > 0 else None
+    due_at = now + it.delay if it.delay > 0 and it.outcome is not Outcome.PARK else None
     db.execute(_RETURN, (stays_in, failed, deferred, due_at, error, traceback, it.delivery.id))
 
 
