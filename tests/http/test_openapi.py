@@ -70,3 +70,11 @@ async def test_the_docs_load_nothing_from_elsewhere(api: Api) -> None:
         assert not re.search(r"""["'(](?:https?:)?//""", answer.text)
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert not [url for url in loaded if url.startswith(("http", "//"))]
+
+
+async def test_where_versions_are_shown_and_taken_is_described(description: dict[str, Any]) -> None:
+    for path, method, operation in operations(description):
+        takes = any(each["name"].lower() == "if-match" for each in operation.get("parameters", []))
+        if takes and method == "patch":
+            assert "ETag" in operation["responses"]["200"]["headers"], path
+            assert "412" in operation["responses"], path

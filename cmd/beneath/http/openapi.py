@@ -62,6 +62,14 @@ def problems(*kinds: Kind) -> Responses:
     return found
 
 
+def versioned(status: int, *, new: bool = False) -> Responses:
+    """Return the `responses` entry for an answer with `ETag`; one to a thing that is `new` has `Location` too."""
+    headers = {"ETag": {"description": "The version shown, for `If-Match`.", "schema": {"type": "string"}}}
+    if new:
+        headers["Location"] = {"description": "Where the new thing is.", "schema": {"type": "string"}}
+    return {status: {"headers": headers}}
+
+
 def describe(app: FastAPI) -> Callable[[], dict[str, Any]]:
     """Return what serves as `app.openapi`: the description, made once."""
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 from beneath.http.auth import Reader, Writer
 from beneath.http.etags import Expected, tag
 from beneath.http.idempotency import KEYED, IdempotentRoute
-from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
+from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems, versioned
 from beneath.http.pages import ByAge, Page
 from beneath.http.problems import CHANGED, KEY_REUSED, NOT_ALLOWED, NOT_FOUND
 from beneath.http.schemas import NewOrganization, OrganizationChange, OrganizationOut
@@ -24,7 +24,12 @@ async def list_organizations(caller: Reader, using: Using, page: Annotated[ByAge
     return page.of(rows, OrganizationOut.model_validate, lambda row: row.id)
 
 
-@router.post("", status_code=201, dependencies=KEYED, responses=problems(KEY_REUSED, *AUTHENTICATED, *WITH_BODY))
+@router.post(
+    "",
+    status_code=201,
+    dependencies=KEYED,
+    responses=versioned(201, new=True) | problems(KEY_REUSED, *AUTHENTICATED, *WITH_BODY),
+)
 async def create_organization(
     body: NewOrganization, caller: Writer, using: Using, response: Response
 ) -> OrganizationOut:
@@ -35,7 +40,7 @@ async def create_organization(
     return OrganizationOut.model_validate(organization)
 
 
-@router.get("/{organization_id}", responses=problems(NOT_FOUND, *AUTHENTICATED))
+@router.get("/{organization_id}", responses=versioned(200) | problems(NOT_FOUND, *AUTHENTICATED))
 async def show_organization(organization_id: UUID, caller: Reader, using: Using, response: Response) -> OrganizationOut:
     """Show an organization that you are in."""
     organization = await using.organization.get(caller.user_id, organization_id)
@@ -43,7 +48,10 @@ async def show_organization(organization_id: UUID, caller: Reader, using: Using,
     return OrganizationOut.model_validate(organization)
 
 
-@router.patch("/{organization_id}", responses=problems(NOT_FOUND, CHANGED, *AUTHENTICATED, NOT_ALLOWED, *WITH_BODY))
+@router.patch(
+    "/{organization_id}",
+    responses=versioned(200) | problems(NOT_FOUND, CHANGED, *AUTHENTICATED, NOT_ALLOWED, *WITH_BODY),
+)
 async def rename_organization(
     organization_id: UUID,
     body: OrganizationChange,

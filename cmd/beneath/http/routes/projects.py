@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 from beneath.http.auth import Reader, Writer
 from beneath.http.etags import Expected, tag
 from beneath.http.idempotency import KEYED, IdempotentRoute
-from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
+from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems, versioned
 from beneath.http.pages import ByAge, Page
 from beneath.http.problems import CHANGED, KEY_REUSED, NOT_ALLOWED, NOT_FOUND
 from beneath.http.schemas import NewProject, ProjectChange, ProjectOut
@@ -27,7 +27,10 @@ async def list_projects(
 
 
 @router.post(
-    "", status_code=201, dependencies=KEYED, responses=problems(KEY_REUSED, NOT_FOUND, *AUTHENTICATED, *WITH_BODY)
+    "",
+    status_code=201,
+    dependencies=KEYED,
+    responses=versioned(201, new=True) | problems(KEY_REUSED, NOT_FOUND, *AUTHENTICATED, *WITH_BODY),
 )
 async def create_project(
     organization_id: UUID, body: NewProject, caller: Writer, using: Using, response: Response
@@ -39,7 +42,7 @@ async def create_project(
     return ProjectOut.model_validate(project)
 
 
-@router.get("/{project_id}", responses=problems(NOT_FOUND, *AUTHENTICATED))
+@router.get("/{project_id}", responses=versioned(200) | problems(NOT_FOUND, *AUTHENTICATED))
 async def show_project(
     organization_id: UUID, project_id: UUID, caller: Reader, using: Using, response: Response
 ) -> ProjectOut:
@@ -49,7 +52,7 @@ async def show_project(
     return ProjectOut.model_validate(project)
 
 
-@router.patch("/{project_id}", responses=problems(NOT_FOUND, CHANGED, *AUTHENTICATED, *WITH_BODY))
+@router.patch("/{project_id}", responses=versioned(200) | problems(NOT_FOUND, CHANGED, *AUTHENTICATED, *WITH_BODY))
 async def change_project(
     organization_id: UUID,
     project_id: UUID,

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 
 from beneath.http.auth import Reader, Writer
 from beneath.http.etags import Expected, tag
-from beneath.http.openapi import ANYWHERE, AUTHENTICATED, WITH_BODY, problems
+from beneath.http.openapi import ANYWHERE, AUTHENTICATED, WITH_BODY, problems, versioned
 from beneath.http.problems import CHANGED, EMAIL_TAKEN
 from beneath.http.schemas import NewUser, SignedUp, UserChange, UserOut
 from beneath.http.services import Using
@@ -18,7 +18,7 @@ async def sign_up(body: NewUser, using: Using) -> SignedUp:
     return SignedUp.model_validate(await using.user.sign_up(body.email, body.name))
 
 
-@router.get("/me", responses=problems(*AUTHENTICATED))
+@router.get("/me", responses=versioned(200) | problems(*AUTHENTICATED))
 async def show_me(caller: Reader, using: Using, response: Response) -> UserOut:
     """Show your own profile."""
     user = await using.user.get(caller.user_id)
@@ -26,7 +26,7 @@ async def show_me(caller: Reader, using: Using, response: Response) -> UserOut:
     return UserOut.model_validate(user)
 
 
-@router.patch("/me", responses=problems(EMAIL_TAKEN, CHANGED, *AUTHENTICATED, *WITH_BODY))
+@router.patch("/me", responses=versioned(200) | problems(EMAIL_TAKEN, CHANGED, *AUTHENTICATED, *WITH_BODY))
 async def change_me(body: UserChange, caller: Writer, using: Using, expected: Expected, response: Response) -> UserOut:
     """Change your name or email."""
     changes = body.model_dump(exclude_unset=True)
