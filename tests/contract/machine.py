@@ -1,16 +1,14 @@
 """Random work on a queue and on the model at once; whatever differs is a bug in one of them."""
 
 import asyncio
-import itertools
 import shutil
 import tempfile
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from infra.clock import FakeClock
@@ -18,14 +16,9 @@ from infra.mq import Claim, Consumer, DeadLetter, Outcome, QueueError, Settlemen
 from tests.contract.acting import EVENT, consumer, declare, message, subscription
 from tests.contract.harness import Driver
 from tests.contract.model import LINE, PLAIN, Copy, Model, Stage, counts_of
+from tests.contract.steps import Step, steps
 
 T = TypeVar("T")
-ANY = range(8)
-"""Which one, of however many there are."""
-
-EITHER = (0, 1)
-NAMES = (PLAIN, LINE)
-KEYS = ("a", "b")
 
 
 class Mismatch(AssertionError):
@@ -46,45 +39,6 @@ class Held:
     claim: Claim
     copies: list[Copy]
     settled: int = 0
-
-
-Step = tuple[str, dict[str, Any]]
-
-
-def every(step: str, /, **values: Iterable[Any]) -> list[Step]:
-    """Return the step of that name with each combination of the values."""
-    return [(step, dict(zip(values, each, strict=True))) for each in itertools.product(*values.values())]
-
-
-def steps() -> st.SearchStrategy[Step]:
-    """Return what may happen next, the usual more often than the rest.
-
-    One strategy instead of one rule each: Hypothesis leaves whole rules out of a run, and the bugs worth finding need
-    a publish, a fetch, a death and a settlement in the same one.
-    """
-    leaving = [it for it in Outcome if it is not Outcome.DONE]
-    usual = [
-        every("publish", queue=EITHER, key=KEYS, delay=[None, None, None, 0.5, 3.0], times=[1, 2, 3]),
-        every("fetch", which=EITHER, name=NAMES, limit=[1, 2, 4]),
-        every("succeed", which=ANY, done=[1, 2, 10]),
-        every("fail", which=ANY, done=[0, 0, 1, 2], outcome=leaving, delay=[0.0, 0.0, 2.0]),
-    ]
-    rare = [
-        every("publish_again", which=ANY, key=KEYS),
-        every("cancel", which=ANY),
-        every("advance", seconds=[0.25, 0.5, 1.0, 5.0]),
-        every("isolate", which=ANY),
-        every("crash", which=EITHER),
-        every("recover", which=EITHER),
-        every("take_over", which=EITHER),
-        every("poison", which=ANY),
-        every("close", which=EITHER),
-        every("unpark"),
-        every("unblock", which=ANY, skip=[False, True]),
-        every("pause", name=NAMES),
-        every("end_a_dead_letter", which=ANY, discard=[False, True]),
-    ]
-    return st.one_of([st.sampled_from(it) for it in [*usual, *usual, *usual, *rare]])
 
 
 class QueueMachine(RuleBasedStateMachine):
