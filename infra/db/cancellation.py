@@ -13,6 +13,11 @@ class Finished(NamedTuple, Generic[_T]):
     task: "asyncio.Task[_T]"
     cancelled: asyncio.CancelledError | None
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What the work raised; a CancelledError if somebody ended all tasks of the loop."""
+        return asyncio.CancelledError() if self.task.cancelled() else self.task.exception()
+
 
 async def finish(work: Coroutine[Any, Any, _T]) -> Finished[_T]:
     """Run `work` to its end, however often the calling task is cancelled meanwhile; never raises."""

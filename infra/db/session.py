@@ -1,6 +1,7 @@
 """The ORM session of a transaction, which ends when the transaction does and not before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from sqlalchemy import Connection, Engine, RootTransaction, event
@@ -46,16 +47,14 @@ class TransactionSession(Session):
 
     def end(self, connection: Connection | None, *, commit: bool) -> None:
         """Commit what was flushed, or roll back, and give the connection back in any case."""
+        # SQLAlchemy takes a transaction whose COMMIT or ROLLBACK failed for ended; the database may not.
         try:
             if commit and connection is not None:
-                self._commit(connection)
-        except BaseException:
-            # SQLAlchemy takes a transaction whose COMMIT failed for ended; the database may not.
-            if connection is not None:
-                connection.invalidate()
-            raise
+                with _dropped_on_error(connection):
+                    self._commit(connection)
         finally:
-            super().close()
+            with _dropped_on_error(connection):
+                super().close()
 
     def begun(self, connection: Connection) -> None:
         """Note that the transaction is under way on `connection`."""
@@ -92,6 +91,17 @@ class TransactionSession(Session):
     @staticmethod
     def _refuse(call: str, instead: str) -> NoReturn:
         raise DatabaseError(f"session.{call} is not for a session of db.transaction(); use {instead}")
+
+
+@contextmanager
+def _dropped_on_error(connection: Connection | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if connection is not None and not connection.closed:
+            connection.invalidate()
+            connection.close()
+        raise
 
 
 @event.listens_for(TransactionSession, "after_begin")

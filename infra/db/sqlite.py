@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import URL, Connection, NullPool, event
+from sqlalchemy import URL, AdaptedConnection, Connection, NullPool, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util.concurrency import await_
 
 from infra.db import sqlite_errors
@@ -60,6 +61,7 @@ class SQLite:
         self._writer = self._engine(self._connect_writer, size=1, extra=0)
         self._reader = self._engine(self._connect_reader, size=READERS, extra=READERS)
         event.listen(self._writer.sync_engine, "begin", self._begin_writing)
+        event.listen(self._writer.sync_engine, "checkin", _discard_broken)
         event.listen(self._reader.sync_engine, "begin", _begin_reading)
 
     async def close(self) -> None:
@@ -109,14 +111,15 @@ class SQLite:
 
     async def _check(self) -> None:
         """Create the file if need be, switch it to WAL, and take its write lock once."""
-        connection = SQLiteConnection(self._opener("rwc", self._slice()))
+        connection = await self._connect(self._opener("rwc", self._slice()))
         try:
-            await connection
             await self._patiently(connection, _switch_to_wal)
             await connection.begin_immediate(self._busy_timeout)
             await connection.run(_read_schema)
         finally:
-            await finish(connection.close())
+            closed = await finish(connection.close())
+        if closed.cancelled is not None:
+            raise closed.cancelled
 
     async def _patiently(self, connection: SQLiteConnection, work: Callable[[sqlite3.Connection], object]) -> None:
         # SQLite does not wait by itself when the journal mode is busy changing in another process.
@@ -160,7 +163,7 @@ class SQLite:
         connection = SQLiteConnection(opener, read_only=read_only)
         opened = await finish(_open(connection))
         if opened.cancelled is not None:
-            if opened.task.exception() is None:
+            if opened.failure is None:
                 await finish(connection.close())
             raise opened.cancelled
         try:
@@ -193,6 +196,8 @@ class SQLite:
         try:
             await_(_driver(connection).begin_immediate(self._busy_timeout))
         except sqlite3.Error as error:
+            if not is_busy(error):
+                connection.invalidate(error)  # whatever is wrong with it, the next transaction gets a new one
             explained = self.explain(error)
             if explained is None:
                 raise
@@ -221,6 +226,12 @@ def _driver(connection: Connection) -> SQLiteConnection:
     if not isinstance(driver, SQLiteConnection):
         raise TypeError(f"expected our own SQLite connection, not {type(driver).__name__}")
     return driver
+
+
+def _discard_broken(connection: AdaptedConnection | None, entry: ConnectionPoolEntry) -> None:
+    driver = None if connection is None else connection.driver_connection
+    if isinstance(driver, SQLiteConnection) and driver.broken:
+        entry.invalidate()
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

@@ -17,6 +17,9 @@ FIRST_ROWS = 1000
 BUSY_SLICE = 0.1
 """How long, in seconds, SQLite itself waits for another process's lock before the event loop gets a say again."""
 
+INTERRUPT_AGAIN = 0.005
+"""After how many seconds a cancelled statement that still runs is interrupted again."""
+
 BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 
 _T = TypeVar("_T")
@@ -38,6 +41,8 @@ class SQLiteConnection(aiosqlite.Connection):
     def __init__(self, opener: Callable[[], sqlite3.Connection], *, read_only: bool = False) -> None:
         super().__init__(opener, iter_chunk_size=FIRST_ROWS)
         self._thread.daemon = True  # a statement that hangs in the file system must not keep the process
+        self.broken = False
+        """Whether it failed to roll back, and was closed for that: the lock goes before everything."""
         self._read_only = read_only
         self._begin_first = False
         self._lost: sqlite3.Error | None = None
@@ -113,12 +118,18 @@ class SQLiteConnection(aiosqlite.Connection):
 
     async def run(self, statement: Callable[[sqlite3.Connection], _T]) -> _T:
         """Run `statement` in the thread, inside the transaction; when cancelled meanwhile, interrupt it."""
+        turn = self._asked + 1
         try:
             return await self._hop(partial(self._guarded, statement))
         except asyncio.CancelledError:
-            if not self.idle and self._connection is not None:
-                self._connection.interrupt()
+            self._interrupt(turn)
             raise
+
+    def _interrupt(self, turn: int) -> None:
+        # SQLite forgets an interruption that comes before the statement has started, so one may not be enough.
+        if self._answered < turn and self._connection is not None:
+            self._connection.interrupt()
+            asyncio.get_running_loop().call_later(INTERRUPT_AGAIN, self._interrupt, turn)
 
     async def _execute(self, fn: Callable[..., _T], *args: object, **kwargs: object) -> _T:
         return await self._hop(partial(fn, *args, **kwargs))
@@ -187,9 +198,14 @@ class SQLiteConnection(aiosqlite.Connection):
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
         self._lost = None
-        self._close_cursors()
-        if connection.in_transaction:
-            connection.rollback()
+        try:
+            self._close_cursors()
+            if connection.in_transaction:
+                connection.rollback()
+        except sqlite3.Error:
+            self.broken = True
+            connection.close()
+            raise
 
     def _close_cursors(self) -> None:
         # An unfinished SELECT keeps its snapshot after COMMIT; and one that was interrupted keeps the interruption in

@@ -186,7 +186,7 @@ class Transaction:
         if cause is not None:
             scope.roll_back(self._participants)
             rolled_back = await finish(greenlet_spawn(nested.rollback))
-            lost = rolled_back.task.exception()
+            lost = rolled_back.failure
         self._scope = scope.outer
         if cause is None:
             return
@@ -232,10 +232,12 @@ class Transaction:
                 ended = await finish(greenlet_spawn(session.end, self._connection, commit=error is None))
                 cancelled = ended.cancelled
                 if error is None:
-                    error = self._commit_error(ended.task)
+                    error = self._commit_error(ended.failure)
+                elif ended.failure is not None:
+                    _log.warning("a rollback failed; its connection was dropped instead", exc_info=ended.failure)
         if self._locked:
             if not self._backend.settled:
-                await finish(self._backend.settle())
+                cancelled = (await finish(self._backend.settle())).cancelled or cancelled
             self._locked = self._lock.occupied = False
             self._lock.give_back()
         self.ended = True
@@ -275,13 +277,10 @@ class Transaction:
                 "the transaction was rolled back: a statement in it was cancelled, or its connection was lost"
             )
 
-    def _commit_error(self, task: "asyncio.Task[None]") -> BaseException | None:
-        if task.cancelled():
+    def _commit_error(self, error: BaseException | None) -> BaseException | None:
+        if isinstance(error, asyncio.CancelledError):
             return CommitIndeterminate("the event loop was stopped during COMMIT: the transaction may be kept, or not")
-        error = task.exception()
-        if error is None:
-            return None
-        explained = self._backend.explain_commit(error)
+        explained = None if error is None else self._backend.explain_commit(error)
         if explained is None:
             return error
         explained.__cause__ = error

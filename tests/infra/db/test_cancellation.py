@@ -4,6 +4,7 @@ import asyncio
 import random
 import sqlite3
 import threading
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import text
@@ -81,6 +82,32 @@ async def test_a_running_statement_is_interrupted(db: Database) -> None:
     assert task.cancelled()
     write_from_outside(db.path)
     assert await names(db) == []
+
+
+async def test_a_statement_that_was_cancelled_before_it_started_is_interrupted(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = _Gate()
+    original = SQLiteConnection._guarded
+
+    def guarded(self: SQLiteConnection, statement: Callable[[sqlite3.Connection], object]) -> object:
+        gate.hold()
+        return original(self, statement)
+
+    monkeypatch.setattr(SQLiteConnection, "_guarded", guarded)
+
+    async def work() -> None:
+        async with db.read() as session:
+            await session.execute(ENDLESS)
+
+    task = asyncio.create_task(work())
+    await until(gate.entered.is_set)
+    task.cancel()
+    await asyncio.sleep(0)
+    gate.opened.set()
+    async with asyncio.timeout(5):
+        await asyncio.wait((task,))
+    assert task.cancelled()
 
 
 async def test_a_cancelled_read_frees_its_connection(db: Database) -> None:
@@ -179,6 +206,33 @@ async def test_a_cancellation_while_rolling_back_goes_on(db: Database, monkeypat
         await task
     assert isinstance(raised.value.__cause__, KeyError)
     write_from_outside(db.path)
+
+
+async def test_a_cancellation_while_waiting_for_the_lock_to_be_free_goes_on(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settling = asyncio.Event()
+    leave = asyncio.Event()
+
+    async def settle(_: object) -> None:
+        settling.set()
+        await leave.wait()
+
+    monkeypatch.setattr(type(db._backend), "settled", property(lambda _: leave.is_set()))
+    monkeypatch.setattr(type(db._backend), "settle", settle)
+
+    async def work() -> None:
+        async with db.transaction() as tx:
+            await insert(tx, "a")
+
+    task = asyncio.create_task(work())
+    await settling.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    leave.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await names(db) == ["a"]
 
 
 async def test_a_cancelled_begin_does_not_hold_the_lock_once_it_gets_it(db: Database) -> None:

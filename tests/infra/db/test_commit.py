@@ -132,3 +132,33 @@ async def test_rowcount_lastrowid_and_returning(db: Database) -> None:
         returned = await connection.execute(text("DELETE FROM item WHERE name > 'b' RETURNING name"))
         assert sorted(returned.scalars()) == ["c", "d"]
     assert await names(db) == ["a", "b"]
+
+
+async def test_a_rollback_that_fails_costs_the_connection_and_not_the_lock(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: SQLiteConnection) -> None:
+        raise _error(sqlite3.SQLITE_IOERR, "disk I/O error")
+
+    with pytest.raises(KeyError):
+        async with db.transaction() as tx:
+            await insert(tx, "a")
+            monkeypatch.setattr(SQLiteConnection, "_close_cursors", fail)
+            raise KeyError
+    write_from_outside(db.path)
+    monkeypatch.undo()
+    async with db.transaction() as tx:
+        await insert(tx, "b")
+    assert await names(db) == ["b"]
+
+
+async def test_a_begin_that_fails_costs_the_connection(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with db.transaction() as tx:
+        await insert(tx, "a")
+    with monkeypatch.context() as patch, pytest.raises(DatabaseUnavailable, match="fails"):
+        patch.setattr(SQLiteConnection, "_begin_immediate", _raising(_error(sqlite3.SQLITE_IOERR, "disk I/O error")))
+        async with db.transaction() as tx:
+            await insert(tx, "b")
+    async with db.transaction() as tx:
+        await insert(tx, "c")
+    assert await names(db) == ["a", "c"]
