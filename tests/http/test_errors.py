@@ -48,6 +48,13 @@ async def test_an_unknown_path_is_not_found(api: Api) -> None:
     problem(await api.client.get("/v1/me/"), 404, "not-found")
 
 
+@pytest.mark.parametrize("host", ["[", "a b", "", "x:y:z", "\x00"])
+async def test_a_host_that_is_none_breaks_nothing(api: Api, host: str) -> None:
+    problem(await api.client.get("/v1/nothing", headers={"Host": host}), 404, "not-found")
+    problem(await api.client.get("/v1/me", headers={"Host": host}), 401, "unauthenticated")
+    problem(await api.client.put("/v1/users", json={}, headers={"Host": host}), 405, "method-not-allowed")
+
+
 async def test_an_unknown_method_names_the_known_ones(api: Api) -> None:
     answer = await api.client.put("/v1/users", json={})
     problem(answer, 405, "method-not-allowed")

@@ -96,3 +96,25 @@ async def test_half_a_character_does_not_fit(api: Api) -> None:
     body = b'{"email": "ada@example.com", "name": "\\ud800"}'
     answer = await api.client.post("/v1/users", content=body, headers={"Content-Type": "application/json"})
     problem(answer, 422, "invalid")
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({"email": "ada", "name": "Ada"}, "body.email: expected name@domain, in ASCII"),
+        ({"email": " ada@example.com", "name": "Ada"}, "body.email: expected name@domain, in ASCII"),
+        ({"email": "ada@example.com\n", "name": "Ada"}, "body.email: expected name@domain, in ASCII"),
+        (
+            {"email": "ada@example.com", "name": "Ada "},
+            "body.name: expected one line that neither begins nor ends with",
+        ),
+        (
+            {"email": "ada@example.com", "name": "A\nda"},
+            "body.name: expected one line that neither begins nor ends with",
+        ),
+        ({"email": "ada@example.com", "nam": "Ada"}, "body.name: Field required; body.nam: Extra inputs"),
+    ],
+)
+async def test_what_is_wrong_is_said_in_words(api: Api, body: object, detail: str) -> None:
+    found = problem(await api.client.post("/v1/users", json=body), 422, "invalid")
+    assert found["detail"].startswith(detail)

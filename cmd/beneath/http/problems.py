@@ -147,9 +147,9 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - see above
     if error.status_code == METHOD_NOT_ALLOWED.status:
         allow = {"Allow": ", ".join(allowed_methods(request))}
-        return _answer(request, METHOD_NOT_ALLOWED, f"{request.method} {request.url.path}", headers=allow)
+        return _answer(request, METHOD_NOT_ALLOWED, f"{request.method} {request.scope['path']}", headers=allow)
     kind = _BY_STATUS.get(error.status_code) or Kind(f"http-{error.status_code}", error.status_code, error.detail)
-    detail = f"{request.method} {request.url.path}" if kind is NOT_FOUND else error.detail
+    detail = f"{request.method} {request.scope['path']}" if kind is NOT_FOUND else error.detail
     return _answer(request, kind, detail, headers=error.headers)
 
 
@@ -158,7 +158,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     found = error.errors()
     if found and found[0]["type"] == "json_invalid":
         return _answer(request, MALFORMED_JSON, f"at character {found[0]['loc'][-1]}: {found[0]['ctx']['error']}")
-    errors = [{"where": _where(each["loc"]), "detail": each["msg"]} for each in found]
+    errors = [{"where": _where(each["loc"]), "detail": each["msg"].removeprefix("Value error, ")} for each in found]
     detail = "; ".join(f"{each['where']}: {each['detail']}" for each in errors[:5])
     return _answer(request, INVALID, detail, errors=errors)
 
@@ -178,7 +178,7 @@ def allowed_methods(request: Request) -> list[str]:
     app: FastAPI = request.app
     described = {compile_path(path)[0]: methods for path, methods in app.openapi()["paths"].items()}
     found = {
-        method.upper() for path, methods in described.items() if path.match(request.url.path) for method in methods
+        method.upper() for path, methods in described.items() if path.match(request.scope["path"]) for method in methods
     }
     return sorted(found) or ["GET"]  # what is not described, like /healthz, is there to be read
 

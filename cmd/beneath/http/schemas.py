@@ -1,10 +1,21 @@
 """What the API takes and gives; tables and events may change without these."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from models.email import MAX_LENGTH, PATTERN, normalise_email
 from models.organization import InviteStatus, Role
@@ -14,15 +25,43 @@ from models.secret import Scope
 _NAME = r"^[^\x00-\x20\x7f](?:[^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"
 # Text may have several lines. NUL cannot be stored by every database.
 _TEXT = r"^[^\x00]*$"
+_CHARACTERS = r"^[A-Za-z0-9_-]{1,200}$"
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_NAME)]
-Text = Annotated[str, StringConstraints(max_length=2000, pattern=_TEXT)]
+
+class Matching:
+    """Text of a pattern, which is for programs to read in the description; people read `expected` in the error."""
+
+    def __init__(self, pattern: str, expected: str) -> None:
+        self._pattern = pattern
+        self._valid = re.compile(pattern.removesuffix("$") + r"\Z")
+        self._expected = expected
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:  # noqa: ANN401
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(schema) | {"pattern": self._pattern}
+
+    def _check(self, text: str) -> str:
+        if not self._valid.match(text):
+            raise ValueError(self._expected)
+        return text
+
+
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200),
+    Matching(_NAME, "expected one line that neither begins nor ends with a space"),
+]
+Text = Annotated[str, StringConstraints(max_length=2000), Matching(_TEXT, "expected text without NUL characters")]
 Email = Annotated[
     str,
-    StringConstraints(max_length=MAX_LENGTH, pattern=PATTERN),
+    StringConstraints(max_length=MAX_LENGTH),
+    Matching(PATTERN, "expected name@domain, in ASCII"),
     AfterValidator(normalise_email),
     Field(examples=["ada@example.com"]),
 ]
+Token = Annotated[str, Matching(_CHARACTERS, "expected the token from the mail")]
 
 
 class Body(BaseModel):
@@ -136,7 +175,7 @@ class InviteOut(Shown):
 class Acceptance(Body):
     """The token from an invite's mail."""
 
-    token: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_-]+$")]
+    token: Token
 
 
 class NewProject(Body):
