@@ -32,7 +32,8 @@ class PublishRejected(BusError):
 class PublishIndeterminate(BusError):
     """The connection to the queue broke while publishing: the event may have been accepted.
 
-    Publish again with the same `id` within the dedupe window (2 minutes by default): it is accepted once.
+    An event that was published with an `id` can be published again with it within the dedupe window (2 minutes by
+    default): it is accepted once.
     """
 
     def __init__(self, message: str, id: str) -> None:  # noqa: A002 - the name that publish() gives it
