@@ -197,7 +197,7 @@ class Bus:
             PublishIndeterminate: it may have been stored; publish again with the same id.
             Exception: whatever a sync listener raised; the transaction can only be rolled back.
         """
-        await self._publisher.publish([self._outgoing(event, id=id, headers=headers)])
+        await self._publisher.publish_one(self._outgoing(event, id=id, headers=headers))
 
     async def publish_many(self, events: Iterable[object]) -> None:
         """Run all sync phases in order, then hand over all the events in one step; atomic only inside a transaction.

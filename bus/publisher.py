@@ -40,9 +40,11 @@ class Publisher:
     ) -> None:
         features = mq.features
         self.transactional = features.transactional
+        # Replies get lost on the way from such a queue: whatever was sent to it may have to be sent again.
+        self._remote = features.durable and not features.transactional
         self._outbox: Outbox | None = None
         self.relay: Relay | None = None
-        if db is not None and features.durable and not features.transactional:
+        if db is not None and self._remote:
             self._outbox = Outbox(db, clock)
             self.relay = Relay(mq, self._outbox, clock, metrics)
         self.registry = RegistryCopy(mq, clock)
@@ -91,6 +93,16 @@ class Publisher:
             async with self._db.transaction() as transaction:
                 await self._run(batch, self._buffer(transaction))
 
+    async def publish_one(self, outgoing: Outgoing) -> None:
+        """Do what `publish` does with one, by a shorter way where only sync listeners want it, or nobody."""
+        db = self._db
+        if (db is not None and (outgoing.routes.sync or db.current() is not None)) or not self._unwanted(outgoing):
+            await self.publish([outgoing])
+        elif outgoing.routes.sync:
+            await self._publish_gathering([outgoing])
+        else:
+            await self._send_or_gather([outgoing])
+
     async def cancel(self, message_id: str) -> bool:
         """Cancel a delayed publish; inside a transaction, if and only if it commits."""
         transaction = self._db.current() if self._db is not None else None
@@ -119,7 +131,7 @@ class Publisher:
         if self._outbox is None:
             return []
         await self._prepare(batch)
-        messages = self._messages(batch, repeatable=True)
+        messages = self._messages(batch)
         if messages or cancelled:
             await self._outbox.put(transaction, messages, cancelled)
         return messages
@@ -143,9 +155,9 @@ class Publisher:
             self._metrics.broadcasts_sent += len(frames)
         return messages
 
-    def _messages(self, batch: Iterable[Outgoing], *, repeatable: bool = False) -> list[Message]:
+    def _messages(self, batch: Iterable[Outgoing]) -> list[Message]:
         wanted = (each for each in batch if self.registry.routed(each.name))
-        return [each.message(self._max_payload, repeatable=repeatable) for each in wanted]
+        return [each.message(self._max_payload, repeatable=self._remote) for each in wanted]
 
     def _frames(self, batch: Iterable[Outgoing]) -> list[bytes]:
         return [each.encode(self._max_payload) for each in batch if self._is_broadcast(each)]
@@ -204,6 +216,9 @@ class Publisher:
             root.add(each)
 
     async def _send_directly(self, batch: Sequence[Outgoing]) -> None:
+        if len(batch) == 1 and self._unwanted(batch[0]):
+            await self.accepted(batch)
+            return
         try:
             await self.send(batch)
         except QueueIndeterminate as error:
@@ -241,6 +256,10 @@ class Publisher:
         if any(each.routes.sync for each in batch):
             return True
         return self._outbox is not None and any(each.routes.event_type.ordered for each in batch)
+
+    def _unwanted(self, outgoing: Outgoing) -> bool:
+        """Whether it is known for sure that nobody beyond the sync listeners wants it."""
+        return self.registry.unwanted(outgoing.routes.event_type.name) and not outgoing.routes.broadcast
 
     def _is_broadcast(self, outgoing: Outgoing) -> bool:
         return bool(outgoing.routes.broadcast) or self.registry.broadcast(outgoing.name)

@@ -29,6 +29,11 @@ class RegistryCopy:
         """Whether the copy knows a process that listens to broadcasts of that event."""
         return name in self._registry.broadcast
 
+    def unwanted(self, name: str) -> bool:
+        """Whether nobody subscribed to that event in any way, as a fresh copy says."""
+        registry = self._registry
+        return name not in registry.routed and name not in registry.broadcast and self.fresh
+
     def knows(self, name: str) -> bool:
         """Whether the copy lists that event, or is fresh enough to say that nobody wants it."""
         return name in self._registry.routed or name in self._registry.broadcast or self.fresh

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from bus import Bus, Delivery, PublishRejected
+from bus import Bus, Delivery, PublishIndeterminate, PublishRejected
 from bus.codec import unpack
 from infra.clock import FakeClock
 from infra.db import Database
@@ -206,6 +206,15 @@ async def test_a_lost_reply_means_sending_again_and_being_accepted_once(site: Si
         await bus.publish(Deposited(account="a", amount=2))
     await site.until(site.empty)
     assert (await site.delivered("ticks"), await site.delivered("deposits")) == ([1], [2])
+
+
+async def test_a_direct_publish_whose_reply_was_lost_can_be_repeated_by_the_id_that_the_error_names(site: Site) -> None:
+    bus = await site.process()
+    site.mq.lose_replies = 1
+    with pytest.raises(PublishIndeterminate) as lost:
+        await bus.publish(Ticked(1))
+    await bus.publish(Ticked(1), id=lost.value.id)
+    assert await site.delivered("ticks") == [1]
 
 
 async def test_a_process_that_dies_between_push_and_cleanup_causes_no_second_delivery(
