@@ -125,7 +125,7 @@ class OrganizationService:
             await require_role(tx.session, actor_id, organization_id, Role.ADMIN)
             organization = await _lock_organization(tx.session, organization_id)
             if expected_version not in {None, organization.version}:
-                raise OrganizationChanged(f"version {expected_version} was expected, it is at {organization.version}")
+                raise OrganizationChanged(f"it is at version {organization.version} now")
             if name == organization.name:
                 return organization
             organization.name = name

@@ -140,5 +140,5 @@ async def _find(
     if project is None:
         raise ProjectNotFound(str(project_id))
     if expected_version not in {None, project.version}:
-        raise ProjectChanged(f"version {expected_version} was expected, it is at {project.version}")
+        raise ProjectChanged(f"it is at version {project.version} now")
     return project

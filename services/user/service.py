@@ -87,7 +87,7 @@ class UserService:
             if user is None:
                 raise UserNotFound(str(user_id))
             if expected_version not in {None, user.version}:
-                raise UserChanged(f"version {expected_version} was expected, it is at {user.version}")
+                raise UserChanged(f"it is at version {user.version} now")
             user.name = user.name if name is None else name
             user.email = user.email if email is None else normalise_email(email)
             if not tx.session.is_modified(user):

@@ -6,7 +6,8 @@ from typing import Annotated, Final, Protocol
 from fastapi import Depends, Header, Response
 from pydantic import WithJsonSchema
 
-from beneath.http.problems import CHANGED, ProblemError
+NO_VERSION: Final = -1
+"""What nothing is ever at."""
 
 _TAG: Final = re.compile(r'"([0-9]{1,9})"')
 
@@ -35,10 +36,8 @@ async def _expected(
     if if_match is None or if_match.strip() == "*":
         return None
     sent = _TAG.fullmatch(if_match.strip())
-    if sent is None:
-        # RFC 9110, 13.1.1: what matches nothing is a failed precondition, also if it never could have matched.
-        raise ProblemError(CHANGED, "If-Match takes one `ETag`, as it was given")
-    return int(sent[1])
+    # RFC 9110, 13.1.1: what matches nothing is a failed precondition, also if it never could have matched.
+    return int(sent[1]) if sent else NO_VERSION
 
 
 Expected = Annotated[int | None, Depends(_expected)]
