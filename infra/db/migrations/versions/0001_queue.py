@@ -17,7 +17,7 @@ branch_labels = None
 depends_on = None
 
 NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-SECONDS = sa.Double()
+SECONDS: "sa.Double[float]" = sa.Double()
 SEQUENCES = ("beneath_number", "beneath_broadcast_number")
 
 
