@@ -121,7 +121,7 @@ class Session:
         return wants
 
     def _accept(self, claim: Claim) -> None:
-        if self._is_stopping():
+        if self._is_over():
             self._settler.add(release(claim, claim.deliveries[0]))
             return
         lane = self._lanes[claim.subscription]
@@ -144,8 +144,8 @@ class Session:
 
     async def _work(self, lane: Lane, slot: Slot) -> None:
         try:
-            while not self._is_stopping() and (claim := lane.take()) is not None:
-                await self._handling.run(slot, claim, lane.metrics, self._settler.add, self._is_stopping)
+            while not self._is_over() and (claim := lane.take()) is not None:
+                await self._handling.run(slot, claim, lane.metrics, self._settler.add, self._is_over)
                 lane.done_since_fetch += 1
                 if lane.starved and len(lane.waiting) * 2 <= lane.listener.concurrency:
                     self._make_room()
@@ -220,6 +220,10 @@ class Session:
 
     def _is_stopping(self) -> bool:
         return self._stopping.is_set()
+
+    def _is_over(self) -> bool:
+        # Without the lease, what is still held here is run by others: not a handler more may begin.
+        return self._stopping.is_set() or self._consumer.lost
 
     async def _sweep_deadlines(self) -> None:
         """Interrupt handlers whose time is up: one look at what runs, instead of a timer for every message."""

@@ -161,6 +161,25 @@ async def test_other_keys_never_wait_for_a_retrying_key_and_its_own_order_holds(
     assert [n for key, n in seen if key == "a"] == [1, 2, 3]
 
 
+async def test_a_worker_that_lost_its_lease_begins_nothing_more_of_what_it_held() -> None:
+    house = House()
+    seen: list[int] = []
+
+    async def on_deposit(event: Deposited) -> None:
+        seen.append(event.amount)
+        house.consumers[0].abandon()
+        other = await house.mq.consumer(WorkerInfo(id="other", subscriptions=frozenset({"l"})))
+        await other.recover()
+        assert len(await other.fetch({"l": 1}, wait=0)) == 1
+
+    house.bus.add_async_ordered_listener(on_deposit, name="l")
+    async with house.working():
+        await house.bus.publish_many([Deposited(account="a", amount=n) for n in (1, 2)])
+        await house.until(lambda: seen)
+        await house.clock.settle()
+        assert seen == [1]
+
+
 async def test_an_ordered_listener_over_a_union_keeps_one_order_and_never_overlaps() -> None:
     house = House()
     seen: list[str] = []
