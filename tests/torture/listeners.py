@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
+from sqlalchemy import text
+
 from bus import Bus, Delivery, Retry
+from infra.db import Database
 from tests.torture.events import Chime, Job, Novelty, Step
 from tests.torture.journal import Journal, Kind
 
@@ -27,7 +30,9 @@ class Unlucky(Exception):
 class Listeners:
     """What a program may listen with; `add` registers those that it wants."""
 
-    def __init__(self, bus: Bus, journal: Journal, gate: Path) -> None:
+    def __init__(self, bus: Bus, db: Database, journal: Journal, gate: Path) -> None:
+        self._bus = bus
+        self._db = db
         self._journal = journal
         self._gate = gate
         self._all: dict[str, Callable[[], None]] = {
@@ -47,6 +52,8 @@ class Listeners:
             "impatient": lambda: bus.add_async_ordered_listener(
                 self.impatient, name="impatient", retry=SOON, timeout=TIMEOUT
             ),
+            "once": lambda: bus.add_async_ordered_listener(self.once, name="once", retry=SOON, once=True),
+            "blocking": lambda: bus.add_async_ordered_listener(self.blocking, name="blocking", timeout=None),
             "chime": lambda: bus.add_broadcast_listener(self.chime, on_gap=self.gap),
         }
 
@@ -127,6 +134,22 @@ class Listeners:
                     await asyncio.sleep(4 * TIMEOUT)
                 raise
 
+    async def once(self, event: Step, delivery: Delivery) -> None:
+        """Write a row and publish an event; fail now and then before, between or after these."""
+        die = Random(f"{event.key} {event.n} {delivery.attempt}")
+        with self._written(event, delivery):
+            for act in (self._write_row, self._publish_job):
+                self._perhaps_fail(die)
+                await act(event)
+            await asyncio.sleep(die.uniform(0, 0.004))
+            self._perhaps_fail(die)
+
+    async def blocking(self, event: Step, delivery: Delivery) -> None:
+        """Hold the event loop for long, until the gate opens."""
+        with self._written(event, delivery):
+            if not self._gate.exists():
+                time.sleep(2 * LONG)  # noqa: ASYNC251 - the very fault that this is about
+
     async def chime(self, event: Chime) -> None:
         """Note a broadcast."""
         self._journal.write("note", listener="chime", key=event.key, n=event.n)
@@ -134,6 +157,18 @@ class Listeners:
     async def gap(self) -> None:
         """Note a gap."""
         self._journal.write("note", listener="chime", text="gap")
+
+    async def _write_row(self, event: Step) -> None:
+        async with self._db.transaction() as tx:
+            await tx.session.execute(text("INSERT INTO effect VALUES (:key, :n)"), {"key": event.key, "n": event.n})
+
+    async def _publish_job(self, event: Step) -> None:
+        await self._bus.publish(Job(key=event.key, n=event.n))
+
+    @staticmethod
+    def _perhaps_fail(die: Random) -> None:
+        if die.random() < FAILURE_RATE / 3:
+            raise Unlucky
 
     async def _perhaps_die(self, key: str) -> None:
         await asyncio.sleep(0.05)
@@ -145,7 +180,7 @@ class Listeners:
     def _written(self, event: Step | Job | Novelty, delivery: Delivery) -> Iterator[None]:
         """Write down the run that the block is."""
 
-        def write(kind: Kind, text: str = "") -> None:
+        def write(kind: Kind, note: str = "") -> None:
             self._journal.write(
                 kind,
                 listener=delivery.listener,
@@ -153,7 +188,7 @@ class Listeners:
                 n=event.n,
                 attempt=delivery.attempt,
                 id=delivery.id,
-                text=text,
+                text=note,
             )
 
         write("start")

@@ -67,7 +67,7 @@ async def opened(plan: Plan) -> AsyncIterator[Opened]:
     mq = SqlQueue(db, clock=clock, longest_silence=plan.longest_silence)
     bus = Bus(mq, db, clock=clock, options=msgspec.convert(plan.options, BusOptions))
     journal = Journal(Path(plan.journal))
-    Listeners(bus, journal, Path(plan.gate)).add(plan.listeners)
+    Listeners(bus, db, journal, Path(plan.gate)).add(plan.listeners)
     await db.open()
     try:
         await mq.open()

@@ -122,3 +122,21 @@ def test_a_handler_longer_than_every_lease_runs_once_in_the_loop_and_in_a_thread
     assert sorted(each.listener for each in fleet.journal.of("start")) == ["long", "long_thread"]
     for listener in ("long", "long_thread"):
         assert check(fleet.journal.lines(), listener, ordered=False) == []
+
+
+def test_a_handler_that_blocks_the_loop_loses_its_work_and_its_worker_comes_back(fleet: Fleet) -> None:
+    workers = fleet.pair("blocking", options={**QUICK, "max_stall": 0.5})
+    fleet.publish([Step(key="a", n=1), Step(key="a", n=2)])
+    [first] = until(lambda: fleet.runs("blocking"), "one of them handles it")
+    fleet.gate.touch()
+    until(lambda: len(fleet.runs("blocking", "end")) >= 2, "the other one takes it over")
+    stuck, other = sorted(workers, key=lambda it: it.pid != first.pid)
+    assert [(each.n, each.pid) for each in fleet.runs("blocking", "end")][:2] == [(1, other.pid), (2, other.pid)]
+    assert "listeners.py" in stuck.stderr
+    assert "blocking, File" in stuck.stderr
+
+    until(lambda: len(fleet.runs("blocking", "end")) == 3, "the first one ends after all")
+    until(lambda: fleet.stats()["blocking"].workers == 2, "its worker is back")
+    fleet.wait_empty()
+    fleet.stop(*workers)
+    assert len(fleet.runs("blocking")) == 3

@@ -1,0 +1,46 @@
+"""`once=True` under fire: handlers may run again, what they did to the database is there once."""
+
+import sqlite3
+from collections import Counter
+from contextlib import closing
+
+import pytest
+
+from tests.e2e.processes import until
+from tests.torture.checker import check, runs_of
+from tests.torture.fleet import Fleet
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+KEYS = [f"key-{number}" for number in range(20)]
+STEPS = 40
+EVENTS = len(KEYS) * STEPS
+LISTENERS = ("once", "done")
+
+
+def test_rows_and_events_of_a_once_handler_exist_once_whatever_dies(fleet: Fleet) -> None:
+    with closing(sqlite3.connect(fleet.database)) as db:
+        db.execute("CREATE TABLE effect (key TEXT, n INTEGER)")
+        workers = fleet.pair(*LISTENERS)
+        publisher = fleet.start(program="publisher", work=False, arguments={"keys": KEYS, "count": STEPS})
+        for place in range(3):
+            wait_for_share(fleet, 0.25 * (place + 1))
+            fleet.kill(workers[place % 2])
+            workers[place % 2] = fleet.started(*LISTENERS)
+        assert publisher.wait() == 0, publisher.stderr
+        fleet.wait_empty()
+        fleet.stop(*workers)
+        effects = Counter(db.execute("SELECT key, n FROM effect ORDER BY rowid").fetchall())
+
+    assert effects == Counter({(key, n): 1 for key in KEYS for n in range(1, STEPS + 1)})
+    for key in KEYS:
+        assert [n for it, n in effects if it == key] == list(range(1, STEPS + 1))
+    followed = {(each.key, each.n, each.id) for each in fleet.runs("done")}
+    assert Counter((key, n) for key, n, _ in followed) == effects
+    assert check(fleet.journal.lines(), "done", ordered=False) == []
+    again = sum(run.listener == "once" and run.outcome == "end" for run in runs_of(fleet.journal.lines())) - EVENTS
+    print(f"{again} handlers ran again after they had succeeded")  # noqa: T201
+
+
+def wait_for_share(fleet: Fleet, share: float) -> None:
+    until(lambda: len(fleet.runs("once", "end")) >= share * EVENTS, f"{share:.0%} are handled")
