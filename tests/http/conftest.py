@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 
 from beneath.http import HttpOptions, create_app
 from tests.world import World, world
@@ -15,6 +16,7 @@ class Api:
     """The API in this process, and a client for it."""
 
     domain: World
+    app: FastAPI
     client: httpx2.AsyncClient
     broken: dict[str, Exception] = field(default_factory=dict)
     """What `/readyz` finds wrong, by part."""
@@ -74,7 +76,7 @@ async def api(tmp_path: Path, migrated: Path, options: HttpOptions) -> AsyncIter
         )
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield Api(domain, client, broken)
+            yield Api(domain, app, client, broken)
 
 
 def problem(answer: httpx2.Response, status: int, slug: str) -> dict[str, Any]:
