@@ -19,8 +19,8 @@ from infra.mq import BroadcastReceiver, MessageQueue, QueueError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-WAIT = 5.0
-"""How long, in seconds, one look for broadcasts waits."""
+WAIT = 300.0
+"""How long, in seconds, one look for broadcasts waits; whatever arrives, or `wake()`, ends it."""
 
 BACKOFF = 0.5
 """How long, in seconds, to wait after the queue could not be asked."""
