@@ -65,12 +65,18 @@ class Driver:
     """A driver under test: where its harness is, and what it says it can do."""
 
     module: str
+    """With the name of the opener after a colon, if it is not `open_harness`."""
+
     features: Features
 
     def open(self, folder: Path, clock: FakeClock) -> AbstractAsyncContextManager[Harness]:
         """Open a harness on a new, empty store, which may keep its files in `folder`."""
-        opener = cast("Opener", importlib.import_module(self.module).open_harness)
+        module, _, name = self.module.partition(":")
+        opener = cast("Opener", getattr(importlib.import_module(module), name or "open_harness"))
         return opener(folder, clock)
+
+
+_SHARED = Features(durable=True, multi_process=True, transactional=False)
 
 
 DRIVERS = {
@@ -82,6 +88,9 @@ DRIVERS = {
         "tests.contract.sqlite_harness",
         Features(durable=True, multi_process=True, transactional=True),
     ),
+    "redis7": Driver("tests.contract.redis_harness:on_redis7", _SHARED),
+    "redis8": Driver("tests.contract.redis_harness:on_redis8", _SHARED),
+    "valkey": Driver("tests.contract.redis_harness:on_valkey", _SHARED),
 }
 
 

@@ -1,0 +1,159 @@
+"""This process's ear for what others did: one connection that only listens."""
+
+import asyncio
+import contextlib
+import math
+from random import Random
+
+import structlog
+from redis import exceptions as redis_errors
+
+from infra.mq.drivers.redis.core import Core
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+PING_EVERY = 2.0
+"""How often, in seconds, the server is asked to say something, so that a dead connection is noticed."""
+
+SILENCE = 6.0
+"""After how many seconds without a word the connection counts as dead."""
+
+MAX_BACKOFF = 1.0
+"""The longest wait, in seconds, between two attempts to connect."""
+
+
+class Bells:
+    """Wakes the sleepers of this process. What is said while it is not connected goes unheard, so all are woken then.
+
+    Its reads are never cancelled: it ends when its connection is closed under it.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._sleepers: dict[bytes, asyncio.Event] = {}
+        self._curious: set[asyncio.Event] = set()
+        self._connection = core.address.connection(
+            f"{core.keys.namespace}-bells", connect_timeout=core.options.connect_timeout
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ready = asyncio.Event()
+        self._numbers = 0
+        self._heard = 0.0
+        self._closed = False
+        self._random = Random()  # noqa: S311 - it spreads reconnections, it keeps no secret
+        self.interruptions = 0
+        """How often it was not connected."""
+
+    async def start(self) -> None:
+        """Begin to listen, and wait for that, but not for ever: without it everything only takes longer."""
+        if not self._tasks and not self._closed:
+            self._tasks = [
+                asyncio.create_task(self._listen(), name="redis bells"),
+                asyncio.create_task(self._ping(), name="redis bells ping"),
+            ]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._core.options.connect_timeout):
+                await self._ready.wait()
+
+    def sleeper(self, event: asyncio.Event) -> str:
+        """Have `event` set when something comes for whoever leaves word under the name that is returned."""
+        self._numbers += 1
+        self._sleepers[str(self._numbers).encode()] = event
+        return f"{self._core.keys.bell(self._core.process)}/{self._numbers}"
+
+    def forget(self, name: str) -> None:
+        """Leave a sleeper alone from now on."""
+        self._sleepers.pop(name.rpartition("/")[2].encode(), None)
+
+    def watch(self, event: asyncio.Event) -> None:
+        """Have `event` set when there are broadcasts."""
+        self._curious.add(event)
+
+    def unwatch(self, event: asyncio.Event) -> None:
+        """Leave `event` alone from now on."""
+        self._curious.discard(event)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        self._closed = True
+        if not self._tasks:
+            return
+        listening, pinging = self._tasks
+        pinging.cancel()
+        self._abort()
+        await asyncio.wait([listening, pinging])
+
+    async def _listen(self) -> None:
+        backoff = 0.05
+        while True:
+            try:
+                await self._subscribe()
+                backoff = 0.05
+                while True:
+                    self._hear(await self._connection.read_response(timeout=math.inf, disconnect_on_error=False))
+            except (redis_errors.RedisError, OSError, EOFError) as error:
+                self.interruptions += 1
+                log.debug("not listening to Redis", error=str(error))
+            self._ready.clear()
+            await self._disconnect()
+            self._wake_all()
+            if self._is_over():
+                return
+            await self._core.clock.sleep(backoff * self._random.uniform(0.5, 1.0))
+            backoff = min(backoff * 2, MAX_BACKOFF)
+
+    def _is_over(self) -> bool:
+        return self._closed
+
+    async def _subscribe(self) -> None:
+        keys = self._core.keys
+        await self._connection.connect()  # type: ignore[no-untyped-call]  # of the client
+        channels = (keys.bell(self._core.process), keys.changes, keys.broadcasts)
+        await self._connection.send_command("SUBSCRIBE", *channels, check_health=False)
+        for _ in channels:
+            await self._connection.read_response(disconnect_on_error=False)
+        self._heard = self._core.clock.monotonic()
+        self._ready.set()
+        self._wake_all()
+
+    def _hear(self, message: list[bytes]) -> None:
+        self._heard = self._core.clock.monotonic()
+        if message[0] != b"message":
+            return
+        channel, keys = message[1].decode(), self._core.keys
+        if channel == keys.changes:
+            self._wake_sleepers()
+        elif channel == keys.broadcasts:
+            for event in self._curious:
+                event.set()
+        elif (event_ := self._sleepers.get(message[2])) is not None:
+            event_.set()
+
+    def _wake_sleepers(self) -> None:
+        for event in self._sleepers.values():
+            event.set()
+
+    def _wake_all(self) -> None:
+        self._wake_sleepers()
+        for event in self._curious:
+            event.set()
+
+    async def _ping(self) -> None:
+        while True:
+            await self._core.clock.sleep(PING_EVERY)
+            if not self._ready.is_set():
+                continue
+            if self._core.clock.monotonic() - self._heard > SILENCE:
+                self._abort()
+                continue
+            with contextlib.suppress(redis_errors.RedisError, OSError):
+                await self._connection.send_command("PING", check_health=False)
+
+    def _abort(self) -> None:
+        writer = self._connection._writer  # noqa: SLF001 - the one way to end a read without cancelling its task
+        if writer is not None:
+            writer.transport.abort()
+
+    async def _disconnect(self) -> None:
+        with contextlib.suppress(redis_errors.RedisError, OSError):
+            await self._connection.disconnect(nowait=True)

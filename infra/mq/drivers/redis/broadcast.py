@@ -1,0 +1,99 @@
+"""This process's ear for broadcasts."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from infra.mq.drivers.redis.bells import Bells
+from infra.mq.drivers.redis.core import Core
+from infra.mq.drivers.redis.scripts import scripts
+from infra.mq.errors import QueueClosed
+
+PAGE = 500
+"""How many broadcasts are read at a time."""
+
+
+async def broadcast(core: Core, frames: Sequence[bytes], origin: str) -> None:
+    """Send frames to every receiver but those of `origin`."""
+    options = core.options
+    keys = [core.keys.of("meta"), core.keys.of("news")]
+    arguments = (core.keys.broadcasts, origin, options.broadcasts_kept_at_most, round(options.broadcasts_kept * 1000))
+    await core.link("broadcast").run(scripts().broadcast, keys, *arguments, *frames)
+
+
+class RedisReceiver:
+    """A `BroadcastReceiver` of `RedisQueue.receiver`; it hears those after number `last`.
+
+    Broadcasts are read from a short stream, each of whose entries names the one before it: whatever is missing shows.
+    """
+
+    def __init__(
+        self, core: Core, bells: Bells, origin: str, last: bytes, forget: Callable[["RedisReceiver"], None]
+    ) -> None:
+        self._core = core
+        self._bells = bells
+        self._origin = origin.encode()
+        self._last = last
+        self._forget = forget
+        self._changed = asyncio.Event()
+        self._gap = False
+        self._woken = False
+        self._closed = False
+        bells.watch(self._changed)
+
+    async def receive(self, wait: float) -> tuple[list[bytes], bool]:
+        clock = self._core.clock
+        deadline = clock.monotonic() + wait
+        while True:
+            self._check()
+            self._changed.clear()
+            frames = await self._read()
+            left = deadline - clock.monotonic()
+            if frames or self._gap or self._woken or left <= 0:
+                break
+            await clock.wait(self._changed, left)
+        gap, self._gap, self._woken = self._gap, False, False
+        return frames, gap
+
+    def wake(self) -> None:
+        self._woken = True
+        self._changed.set()
+
+    async def close(self) -> None:
+        self._closed = True
+        self._bells.unwatch(self._changed)
+        self._forget(self)
+        self._changed.set()
+
+    async def _read(self) -> list[bytes]:
+        frames: list[bytes] = []
+        while True:
+            try:
+                last, entries = await read_after(self._core, self._last)
+            except BaseException:
+                self._gap = True
+                raise
+            for number, (_, before, _, origin, _, frame) in entries:
+                if before != self._last:
+                    self._gap = True
+                self._last = number.partition(b"-")[0]
+                if origin != self._origin:
+                    frames.append(frame)
+            if len(entries) < PAGE:
+                if self._last != last:
+                    self._gap = True
+                    self._last = last
+                return frames
+
+    def _check(self) -> None:
+        self._core.check()
+        if self._closed:
+            raise QueueClosed("this broadcast receiver is closed")
+
+
+async def read_after(
+    core: Core, number: bytes
+) -> tuple[bytes, list[tuple[bytes, tuple[bytes, bytes, bytes, bytes, bytes, bytes]]]]:
+    """Return the number of the last broadcast of all, and those after `number`; none with an empty one."""
+    keys = [core.keys.of("meta"), core.keys.of("news")]
+    last, entries = await core.link("broadcast").safely(scripts().receive, keys, number, PAGE)
+    return last, entries

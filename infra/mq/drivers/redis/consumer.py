@@ -1,0 +1,307 @@
+"""One worker's hold on the queue."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from infra.mq.drivers.redis.bells import Bells
+from infra.mq.drivers.redis.core import OUTDATED, Core
+from infra.mq.drivers.redis.holdings import Holdings
+from infra.mq.drivers.redis.lease import Lease
+from infra.mq.drivers.redis.registry import Route, Snapshot
+from infra.mq.drivers.redis.scripts import scripts
+from infra.mq.drivers.redis.settling import Batch
+from infra.mq.drivers.redis.wire import claims_of, mailbox_claims_of, seconds
+from infra.mq.errors import QueueClosed, QueueError, QueueUnavailable
+from infra.mq.types import Claim, Settlement, WorkerInfo
+
+DEAD = -2
+"""What a script answers to a worker whose lease is gone."""
+
+MAX_CLAIMS = 1000
+"""How many claims of one subscription a script hands out at most, so that it keeps no other client waiting long."""
+
+pack = msgspec.msgpack.encode
+
+Wanted = list[tuple[str, Route, int]]
+
+
+class RedisConsumer:
+    """A `Consumer` of `RedisQueue.consumer`."""
+
+    def __init__(
+        self, core: Core, bells: Bells, info: WorkerInfo, lease: Lease, forget: Callable[["RedisConsumer"], None]
+    ) -> None:
+        self._core = core
+        self._info = info
+        self._lease = lease
+        self._forget = forget
+        self._bells = bells
+        self._changed = asyncio.Event()
+        self._bell = bells.sleeper(self._changed)
+        self._holdings = Holdings()
+        self._asleep: dict[str, Route] = {}
+        self._due_at: float | None = None
+        self._woken = False
+        self._closed = False
+        self._in_doubt = False
+        """Whether something may have been claimed that nobody here knows of."""
+
+    @property
+    def info(self) -> WorkerInfo:
+        return self._info
+
+    @property
+    def lost(self) -> bool:
+        return self._lease.lost
+
+    async def fetch(self, wants: Mapping[str, int], *, wait: float) -> list[Claim]:
+        self._check()
+        wanted = {name: min(limit, MAX_CLAIMS) for name, limit in wants.items() if limit > 0}
+        self._changed.clear()
+        claims = await self._claim(wanted, sleep=wait > 0 and not self._woken)
+        if not claims and wait > 0 and not self._woken:
+            claims = await self._wait(wanted, self._core.clock.monotonic() + wait)
+        self._woken = False
+        return claims
+
+    def wake(self) -> None:
+        self._woken = True
+        self._changed.set()
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        self._core.check()
+        if not settlements:
+            return []
+        batch = Batch(settlements, self._core.keys)
+        link = self._core.link("settle")
+        arguments = (self._core.now(), self._info.id, batch.packed())
+        fenced = await self._heard(link.safely(scripts().settle, batch.keys(), *arguments))
+        self._holdings.remove(settlements)
+        return [settlements[index] for index in sorted(fenced)]
+
+    async def isolate(self, claim: Claim) -> bool:
+        delivery_id = str(claim.deliveries[0].id)
+        group = self._core.keys.group(delivery_id[32:40])
+        name = (claim.ordering_key or "") if claim.ordered else delivery_id[:31]
+        link = self._core.link("settle")
+        arguments = (self._info.id, int(claim.ordered), name, claim.fence)
+        return bool(await self._heard(link.safely(scripts().isolate, group, *arguments)))
+
+    async def recover(self) -> int:
+        self._check()
+        patient = self._lease.held_for >= self._core.options.patience
+
+        async def ask(snapshot: Snapshot) -> Any:  # noqa: ANN401 - what the script answers
+            flags = pack([it.kept.ordered for it in snapshot.all])
+            arguments = (snapshot.version, self._core.now(), self._info.id, int(patient), flags)
+            keys = [*self._keys("meta", "leases", "workers"), *_groups(snapshot.all)]
+            return await self._core.link("admin").safely(scripts().recover, keys, *arguments)
+
+        return int(await self._up_to_date(ask))
+
+    async def unpark(self, known: Mapping[str, Collection[str]]) -> int:
+        self._check()
+
+        async def ask(snapshot: Snapshot) -> Any:  # noqa: ANN401 - what the script answers
+            routes, counts, places = [], [], []
+            for name, events in known.items():
+                route = snapshot.by_name.get(name)
+                parked = [it for it in events if route is not None and it in route.kept.events]
+                if route is not None and parked:
+                    routes.append(route)
+                    counts.append((route.kept.ordered, len(parked)))
+                    places += [self._core.keys.parking(route.kept.sid, it) for it in parked]
+            if not routes:
+                return 0
+            keys = [*self._keys("meta"), *_groups(routes), *places]
+            arguments = (snapshot.version, self._core.now(), pack(counts))
+            return await self._core.link("admin").safely(scripts().unpark, keys, *arguments)
+
+        return int(await self._up_to_date(ask))
+
+    def renew(self) -> bool:
+        return self._lease.renew()
+
+    def abandon(self) -> None:
+        self._lease.abandon()
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._bells.forget(self._bell)
+        self.wake()
+        try:
+            if not self.lost:
+                await self._up_to_date(self._leave)
+        except BaseException:
+            # Nothing was given back: as a dead worker's, its claims are taken over.
+            self._lease.drop()
+            raise
+        finally:
+            if self._holdings.keeps and not self.lost:
+                self._stay_alive()
+            else:
+                self._lease.close()
+                self._forget(self)
+
+    def keep(self, claim: Claim) -> None:
+        self._holdings.keep(claim)
+
+    async def shut(self) -> None:
+        """Count as dead: the queue is closed."""
+        lost, self._closed = self.lost, True
+        self._lease.drop()
+        self.wake()
+        if not lost:
+            with contextlib.suppress(QueueError):
+                await self._core.link("admin").safely(scripts().abandon, self._keys("leases"), self._info.id)
+        self._lease.close()
+        self._forget(self)
+
+    def _stay_alive(self) -> None:
+        """Keep the lease for as long as this process lives, for a handler that will not stop."""
+
+        def beat() -> None:
+            pause = threading.Event()
+            while not self.lost:
+                pause.wait(self._core.options.lease / 3)
+                with contextlib.suppress(QueueUnavailable):
+                    self._lease.renew()
+            self._lease.close()
+
+        threading.Thread(target=beat, name="redis lease", daemon=True).start()
+
+    async def _leave(self, snapshot: Snapshot) -> Any:  # noqa: ANN401 - what the script answers
+        keys = [*self._keys("meta", "leases", "workers"), *_groups(snapshot.all)]
+        kept = pack(self._holdings.kept(snapshot.all))
+        arguments = (snapshot.version, self._core.now(), self._info.id, kept)
+        return await self._core.link("admin").safely(scripts().leave, keys, *arguments)
+
+    def _check(self) -> None:
+        self._core.check()
+        if self._closed or self.lost:
+            raise QueueClosed(f"worker {self._info.id} {'is closed' if self._closed else 'has lost its lease'}")
+
+    async def _wait(self, wanted: Mapping[str, int], deadline: float) -> list[Claim]:
+        clock = self._core.clock
+        while not self._woken and (left := deadline - clock.monotonic()) > 0:
+            timeout = min(left, self._core.options.poll)
+            if self._due_at is not None:
+                timeout = min(timeout, max(self._due_at - self._core.time(), 0.001))
+            await clock.wait(self._changed, timeout)
+            self._check()
+            self._changed.clear()
+            if claims := await self._claim(wanted, sleep=not self._woken):
+                return claims
+        return []
+
+    async def _claim(self, wanted: Mapping[str, int], *, sleep: bool) -> list[Claim]:
+        if self._in_doubt:
+            if adopted := await self._adopt():
+                return adopted
+            self._in_doubt = False
+        while True:
+            snapshot = self._core.catalog.snapshot
+            wants: Wanted = []
+            for name, limit in wanted.items():
+                route = snapshot.by_name.get(name)
+                if route is not None and not route.kept.paused:
+                    wants.append((name, route, limit))
+            if not wants:
+                if await self._core.catalog.load(None if wanted else snapshot) is snapshot:
+                    return []
+                continue
+            answer = await self._ask_for(snapshot, wants, sleep=sleep)
+            if answer == DEAD:
+                self._lease.drop()
+                self._check()
+            if answer != OUTDATED:
+                return self._take(wants, *answer)
+            await self._core.catalog.load(snapshot)
+
+    async def _ask_for(self, snapshot: Snapshot, wants: Wanted, *, sleep: bool) -> Any:  # noqa: ANN401 - as it says
+        asked = {route.kept.sid for _, route, _ in wants}
+        risen = [route for sid, route in self._asleep.items() if sid not in asked]
+        limits = [(route.kept.ordered, limit) for _, route, limit in wants]
+        limits += [(route.kept.ordered, 0) for route in risen]
+        keys = [
+            *self._keys("meta", "leases", "plans", "planned"),
+            *_groups([it for _, it, _ in wants]),
+            *_groups(risen),
+        ]
+        bells = (self._bell if sleep else "", self._bell if self._asleep else "")
+        arguments = (snapshot.version, self._core.now(), self._info.id, *bells, pack(limits))
+        link = self._core.link("fetch")
+        await self._core.measure(link)
+        try:
+            answer = await self._heard(link.safely(scripts().claim, keys, *arguments))
+        except BaseException:
+            self._in_doubt = True
+            raise
+        if not isinstance(answer, int):
+            self._asleep = {route.kept.sid: route for _, route, _ in wants} if sleep else {}
+        return answer
+
+    def _take(self, wants: Wanted, due: bytes, answers: Sequence[Any]) -> list[Claim]:
+        claims: list[Claim] = []
+        for (name, route, _), answer in zip(wants, answers, strict=False):
+            claims += self._claims_of(name, route, answer)
+        self._due_at = seconds(due) if due else None
+        if claims:
+            self._asleep = {}
+        return claims
+
+    def _claims_of(self, name: str, route: Route, answer: Sequence[Any]) -> list[Claim]:
+        kept = route.kept
+        make = mailbox_claims_of if kept.ordered else claims_of
+        claims = make(answer, name, kept.sid)
+        self._holdings.add(kept.sid, claims, ordered=kept.ordered)
+        return claims
+
+    async def _adopt(self) -> list[Claim]:
+        """Return what was claimed by a call whose answer did not arrive."""
+        routes = self._core.catalog.snapshot.all
+        if not routes:
+            return []
+        known = pack(self._holdings.known(routes))
+        answer = await self._heard(
+            self._core.link("fetch").safely(scripts().adopt, _groups(routes), self._info.id, known)
+        )
+        mine = self._info.subscriptions
+        claims: list[Claim] = []
+        for route, found in zip(routes, answer, strict=True):
+            name = next((it for it in route.kept.names if it in mine), route.kept.name)
+            claims += self._claims_of(name, route, found)
+        self._in_doubt = False
+        return claims
+
+    async def _up_to_date(self, ask: Callable[[Snapshot], Any]) -> Any:  # noqa: ANN401 - what the script answers
+        while True:
+            snapshot = self._core.catalog.snapshot
+            answer = await self._heard(ask(snapshot))
+            if answer == DEAD:
+                self._lease.drop()
+                raise QueueClosed(f"worker {self._info.id} has lost its lease")
+            if answer != OUTDATED:
+                return answer
+            await self._core.catalog.load(snapshot)
+
+    async def _heard(self, asked: Any) -> Any:  # noqa: ANN401 - what the script answers
+        try:
+            return await asked
+        except QueueUnavailable:
+            self._lease.interrupted()
+            raise
+
+    def _keys(self, *names: str) -> list[str]:
+        return [self._core.keys.of(name) for name in names]
+
+
+def _groups(routes: Collection[Route]) -> list[str]:
+    return [key for route in routes for key in route.keys]

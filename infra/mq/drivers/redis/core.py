@@ -1,0 +1,102 @@
+"""What all parts of one `RedisQueue` share."""
+
+import secrets
+from dataclasses import dataclass
+
+from infra.clock import Clock
+from infra.mq.drivers.redis.address import Address
+from infra.mq.drivers.redis.keys import Keys
+from infra.mq.drivers.redis.link import Link
+from infra.mq.drivers.redis.registry import Catalog, Route
+from infra.mq.drivers.redis.wire import Serials, microseconds
+from infra.mq.errors import QueueClosed
+
+OUTDATED = -1
+"""What a script answers to a copy of the registry that is not the present one."""
+
+MEASURED_FOR = 60.0
+"""For how long, in seconds, the difference between the two clocks is taken for the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How the driver works. Times are in seconds."""
+
+    lease: float = 10.0
+    dedupe_window: float = 120.0
+    takeover_patience: float | None = None
+    broker_time: bool = True
+    timeout: float = 5.0
+    connect_timeout: float = 5.0
+    outage: float = 60.0
+    poll: float = 1.0
+    max_body: int = 16 * 1024 * 1024
+    registry_ttl: float = 1.0
+    broadcasts_kept: float = 60.0
+    broadcasts_kept_at_most: int = 4096
+
+    @property
+    def patience(self) -> float:
+        """How long a worker must have held its lease before it takes over from others."""
+        return self.lease if self.takeover_patience is None else self.takeover_patience
+
+
+class Core:
+    """The server, the names of its keys, its clock, and this process's copy of the registry."""
+
+    def __init__(self, url: str, clock: Clock, namespace: str, options: Options) -> None:
+        self.address = Address.parse(url)
+        self.keys = Keys(namespace)
+        self.clock = clock
+        self.options = options
+        self.serials = Serials()
+        self.process = secrets.token_hex(8)
+        self.links: dict[str, Link] = {}
+        self.catalog = Catalog(lambda: self.link("admin"), self.keys, self.now)
+        self.is_open = False
+        self._offset = 0.0
+        self._measured_at: float | None = None
+
+    def link(self, purpose: str) -> Link:
+        """Return the connection for a purpose: one each, so that no long answer keeps others waiting."""
+        if not self.is_open:
+            raise QueueClosed("the queue is not open")
+        link = self.links.get(purpose)
+        if link is None:
+            link = self.links[purpose] = Link(
+                self.address,
+                f"{self.keys.namespace}-{purpose}",
+                timeout=self.options.timeout,
+                connect_timeout=self.options.connect_timeout,
+            )
+        return link
+
+    def check(self) -> None:
+        """Raise QueueClosed unless the queue is open."""
+        if not self.is_open:
+            raise QueueClosed("the queue is not open")
+
+    def now(self) -> str:
+        """Return what scripts take for the time: nothing, for they ask the broker; in tests the clock's."""
+        return "" if self.options.broker_time else str(microseconds(self.clock.time()))
+
+    def time(self) -> float:
+        """Return the broker's time, as far as it can be known here."""
+        return self.clock.time() + self._offset
+
+    async def measure(self, link: Link) -> None:
+        """Compare the clocks, if that is due."""
+        if not self.options.broker_time:
+            return
+        now = self.clock.monotonic()
+        if self._measured_at is not None and now - self._measured_at < MEASURED_FOR:
+            return
+        before = self.clock.time()
+        seconds, micros = await link.ask("TIME")
+        self._offset = int(seconds) + int(micros) / 1e6 - (before + self.clock.time()) / 2
+        self._measured_at = now
+
+
+def ordered_flags(routes: list[Route]) -> list[bool]:
+    """Return for each subscription whether it is ordered."""
+    return [it.kept.ordered for it in routes]

@@ -1,0 +1,138 @@
+"""Dead letters."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from infra.mq.drivers.redis.core import OUTDATED, Core
+from infra.mq.drivers.redis.registry import Snapshot
+from infra.mq.drivers.redis.scripts import scripts
+from infra.mq.drivers.redis.wire import decode, seconds
+from infra.mq.errors import DeadLetterNotFound
+from infra.mq.types import DeadLetter
+
+PAGE = 500
+"""How many entries are looked through at a time."""
+
+_LENGTH = 8
+"""How many digits tell how long the record before the message is."""
+
+
+async def letters(
+    core: Core, subscription: str | None, event: str | None, limit: int, after: str | None
+) -> list[DeadLetter]:
+    """As `MessageQueue.dead_letters`."""
+    snapshot = await core.catalog.load()
+    sids = None if subscription is None else _sids(snapshot, subscription)
+    start = after if after is not None else "0"
+    if not _is_number(start):
+        return []
+    found: list[DeadLetter] = []
+    link = core.link("admin")
+    while len(found) < limit:
+        entries = await link.ask("ZRANGEBYSCORE", core.keys.of("deads"), f"({start}", "+inf", "LIMIT", 0, PAGE)
+        numbers = []
+        for entry in entries:
+            number, sid, its_event = entry.decode().split(":", 2)
+            if (sids is None or sid in sids) and event in {None, its_event}:
+                numbers.append((number, sid))
+            start = number
+        found += await _read(core, snapshot, numbers[: limit - len(found)])
+        if len(entries) < PAGE:
+            break
+    return found
+
+
+async def letter(core: Core, dead_id: str) -> DeadLetter:
+    """As `MessageQueue.dead_letter`."""
+    sid = await _sid_of(core, dead_id)
+    found = await _read(core, await core.catalog.load(), [(dead_id, sid)]) if sid else []
+    if not found:
+        raise DeadLetterNotFound(f"no dead letter has the id {dead_id}")
+    return found[0]
+
+
+async def retry(core: Core, dead_ids: Sequence[str]) -> int:
+    """As `MessageQueue.retry_dead`."""
+    retried = 0
+    for dead_id in dead_ids:
+        sid = await _sid_of(core, dead_id)
+        if sid is not None:
+            retried += await _retry_one(core, dead_id, sid)
+    return retried
+
+
+async def discard(core: Core, dead_ids: Sequence[str]) -> int:
+    """As `MessageQueue.discard_dead`."""
+    known = [it for it in dict.fromkeys(dead_ids) if _is_number(it)]
+    if not known:
+        return 0
+    keys = [core.keys.of(name) for name in ("meta", "dead", "deads")]
+    return int(await core.link("admin").safely(scripts().discard_dead, keys, *known))
+
+
+async def _retry_one(core: Core, dead_id: str, sid: str) -> int:
+    snapshot = await core.catalog.load()
+    while True:
+        route = next((it for it in snapshot.all if it.kept.sid == sid), None)
+        if route is None:
+            return 0
+        keys = [*(core.keys.of(name) for name in ("meta", "dead", "deads")), *route.keys]
+        arguments = (snapshot.version, core.now(), dead_id, sid, int(route.kept.ordered))
+        answer = await core.link("admin").safely(scripts().retry_dead, keys, *arguments)
+        if answer != OUTDATED:
+            return int(answer)
+        snapshot = await core.catalog.load(snapshot)
+
+
+async def _sid_of(core: Core, dead_id: str) -> str | None:
+    if not _is_number(dead_id):
+        return None
+    entries = await core.link("admin").ask("ZRANGEBYSCORE", core.keys.of("deads"), dead_id, dead_id)
+    for entry in entries:
+        number, sid, _ = entry.decode().split(":", 2)
+        if number == dead_id:
+            return str(sid)
+    return None
+
+
+async def _read(core: Core, snapshot: Snapshot, numbers: Sequence[tuple[str, str]]) -> list[DeadLetter]:
+    if not numbers:
+        return []
+    kept = await core.link("admin").ask("HMGET", core.keys.of("dead"), *(number for number, _ in numbers))
+    return [
+        _letter_of(number, snapshot.name_of(sid), packed)
+        for (number, sid), packed in zip(numbers, kept, strict=True)
+        if packed is not None
+    ]
+
+
+def _letter_of(number: str, name: str, packed: bytes) -> DeadLetter:
+    start = _LENGTH + int(packed[:_LENGTH])
+    error, traceback, failures, crashes, died_at = msgspec.msgpack.decode(packed[_LENGTH:start])
+    message = decode(packed[start:])
+    return DeadLetter(
+        id=number,
+        subscription=name,
+        message_id=message.id,
+        event=message.event,
+        ordering_key=message.ordering_key,
+        body=message.body,
+        error=error,
+        traceback=traceback,
+        failures=int(failures),
+        crashes=int(crashes),
+        published_at=message.published_at,
+        died_at=seconds(died_at),
+    )
+
+
+def _sids(snapshot: Snapshot, name: str) -> set[str]:
+    route = snapshot.by_name.get(name)
+    if route is not None:
+        return {route.kept.sid}
+    return {sid for sid, its_name in snapshot.content.retired.items() if its_name == name}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 20  # noqa: PLR2004 - more digits are no number of ours

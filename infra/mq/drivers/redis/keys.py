@@ -1,0 +1,47 @@
+"""What the driver calls its keys. All of one partition share a hash tag, so that a Cluster keeps them together."""
+
+from dataclasses import dataclass
+
+GROUP = ("line", "later", "body", "plan", "idle", "own", "past", "box", "block")
+"""The keys of a subscription, in the order in which scripts expect them."""
+
+PARTITION = 0
+"""The only one so far. Its number is part of every key, so that more of them need no new layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The names of everything that one namespace keeps."""
+
+    namespace: str
+
+    @property
+    def root(self) -> str:
+        """What all names begin with."""
+        return f"{{{self.namespace}:{PARTITION}}}"
+
+    def of(self, name: str) -> str:
+        """Return the key that the whole queue has under this name."""
+        return f"{self.root}:{name}"
+
+    def group(self, sid: str) -> tuple[str, ...]:
+        """Return the keys of a subscription, in the order of `GROUP`."""
+        return tuple(f"{self.root}:s:{sid}:{name}" for name in GROUP)
+
+    def parking(self, sid: str, event: str) -> str:
+        """Return the key of what is parked for an event."""
+        return f"{self.root}:s:{sid}:park:{event}"
+
+    def bell(self, process: str) -> str:
+        """Return the channel on which the sleepers of one process are woken."""
+        return f"{self.root}:bell:{process}"
+
+    @property
+    def changes(self) -> str:
+        """The channel that tells every process of a new registry."""
+        return f"{self.root}:changes"
+
+    @property
+    def broadcasts(self) -> str:
+        """The channel that tells every process of news."""
+        return f"{self.root}:broadcasts"

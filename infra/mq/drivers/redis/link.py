@@ -1,0 +1,206 @@
+"""One connection to the server, and one request on it at a time."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from redis import exceptions as redis_errors
+
+from infra.mq.drivers.redis.address import Address
+from infra.mq.drivers.redis.errors import Lost, explain, lost
+from infra.mq.drivers.redis.scripts import Script
+from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
+
+Argument = bytes | str | int | float
+
+FIRST_BACKOFF = 0.05
+"""How long, in seconds, no second attempt to connect is made after a failed one."""
+
+MAX_BACKOFF = 1.0
+"""The longest such pause, in seconds."""
+
+_BROKEN = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, EOFError, asyncio.IncompleteReadError)
+
+
+class Link:
+    """A connection that comes back by itself, and answers or fails each request once.
+
+    Nothing is ever sent twice here: whoever asks knows whether that is safe. An answer that is not waited for to the
+    end, because of an error, a timeout or a cancellation, costs the connection, so that it can not be taken for the
+    answer to the next request.
+    """
+
+    def __init__(self, address: Address, name: str, *, timeout: float, connect_timeout: float) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._connection = address.connection(name, connect_timeout=connect_timeout)
+        self._lock = asyncio.Lock()
+        self._busy_until: float | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._timed_out = False
+        self._closed = False
+        self._retry_at = 0.0
+        self._backoff = FIRST_BACKOFF
+        self._refusal: QueueError | None = None
+        self._random = Random()  # noqa: S311 - it spreads reconnections, it keeps no secret
+        self.connections = 0
+        """How often it has connected."""
+
+    @property
+    def where(self) -> str:
+        """The server, for people."""
+        return self._address.where
+
+    async def connect(self) -> None:
+        """Connect now, if it is not connected.
+
+        Raises:
+            QueueUnavailable: with one line that says why.
+        """
+        async with self._lock:
+            self._retry_at = 0.0
+            await self._ensure_connected()
+
+    async def command(self, *arguments: Argument) -> Any:  # noqa: ANN401 - what the server answers
+        """Ask once; the answer is read to the end.
+
+        Raises:
+            QueueUnavailable: nothing was done.
+            QueueRejected: the server does not want to do it.
+            QueueIndeterminate: no answer came: it may have been done.
+        """
+        async with self._lock:
+            await self._ensure_connected()
+            try:
+                return await self._exchange(arguments)
+            except redis_errors.ResponseError as error:
+                raise explain(error, self.where) from error
+            except Lost as error:
+                raise lost(error, self.where) from error
+
+    async def ask(self, *arguments: Argument) -> Any:  # noqa: ANN401 - as above
+        """Ask what changes nothing.
+
+        Raises:
+            QueueUnavailable: there is no answer.
+        """
+        try:
+            return await self.command(*arguments)
+        except QueueIndeterminate as error:
+            raise QueueUnavailable(str(error)) from error
+
+    async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:  # noqa: ANN401 - as above
+        """Run a script; the server learns it when it does not know it yet. Raises as `command` does."""
+        async with self._lock:
+            await self._ensure_connected()
+            request = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            try:
+                try:
+                    return await self._exchange(request)
+                except redis_errors.NoScriptError:
+                    await self._exchange(("SCRIPT", "LOAD", script.source))
+                    return await self._exchange(request)
+            except redis_errors.ResponseError as error:
+                if "user_script" in str(error):
+                    # An error in the middle of it: what was written before stays written.
+                    raise QueueIndeterminate(
+                        f"Redis at {self.where}: the script {script.name} failed: {error}"
+                    ) from error
+                raise explain(error, self.where) from error
+            except Lost as error:
+                raise lost(error, self.where) from error
+
+    async def safely(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:  # noqa: ANN401 - as above
+        """Run a script whose repetition does no harm, or that its caller looks after.
+
+        Raises:
+            QueueUnavailable: it was not done, or nobody knows.
+        """
+        try:
+            return await self.run(script, keys, *arguments)
+        except QueueIndeterminate as error:
+            raise QueueUnavailable(str(error)) from error
+
+    async def close(self) -> None:
+        """Disconnect for good."""
+        self._closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._drop()
+
+    async def _ensure_connected(self) -> None:
+        if self._closed:
+            raise QueueClosed("the queue is not open")
+        if self._connection.is_connected:
+            return
+        loop = asyncio.get_running_loop()
+        if self._refusal is not None and loop.time() < self._retry_at:
+            raise QueueUnavailable(str(self._refusal)) from self._refusal
+        try:
+            await self._connection.connect()  # type: ignore[no-untyped-call]  # of the client
+        except (redis_errors.RedisError, OSError) as error:
+            self._refusal = explain(error, self.where)
+            self._retry_at = loop.time() + self._backoff * self._random.uniform(0.5, 1.0)
+            self._backoff = min(self._backoff * 2, MAX_BACKOFF)
+            raise QueueUnavailable(str(self._refusal)) from error
+        except BaseException:
+            await self._drop()
+            raise
+        self._refusal = None
+        self._backoff = FIRST_BACKOFF
+        self.connections += 1
+
+    async def _exchange(self, arguments: Sequence[Argument]) -> Any:  # noqa: ANN401 - what the server answers
+        connection = self._connection
+        self._begin()
+        try:
+            await connection.send_packed_command(connection.pack_command(*arguments), check_health=False)
+            answer = await connection.read_response(disconnect_on_error=False)
+        except redis_errors.ResponseError:
+            raise
+        except _BROKEN as error:
+            await self._drop()
+            if self._closed:
+                raise QueueClosed("the queue was closed") from error
+            reason = f"no answer within {self._timeout:g} s" if self._timed_out else str(error)
+            raise Lost(reason) from error
+        except BaseException:
+            await self._drop()
+            raise
+        finally:
+            self._busy_until = None
+        return answer
+
+    def _begin(self) -> None:
+        # One timer looks after many requests, instead of each having its own.
+        loop = asyncio.get_running_loop()
+        self._timed_out = False
+        self._busy_until = loop.time() + self._timeout
+        if self._watch is None:
+            self._watch = loop.call_later(self._timeout, self._look)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._watch = None
+        if self._busy_until is None:
+            return
+        if loop.time() >= self._busy_until:
+            self._timed_out = True
+            self._abort()
+        else:
+            self._watch = loop.call_at(self._busy_until, self._look)
+
+    def _abort(self) -> None:
+        writer = self._connection._writer  # noqa: SLF001 - the one way to end a read without cancelling its task
+        if writer is not None:
+            writer.transport.abort()
+
+    async def _drop(self) -> None:
+        with contextlib.suppress(*_BROKEN):
+            await self._connection.disconnect(nowait=True)
+
+
+LinkFactory = Callable[[str], Link]
+"""Makes a link for a purpose."""

@@ -1,0 +1,20 @@
+-- Dead letters: HASH of number -> record and message, and ZSET of "number:subscription:event" by number.
+
+-- Keeps the delivery called `id` as a dead letter; the caller takes it out of its group.
+local function bury(keys, group, sid, id, now, ending)
+  local message = call('HGET', group.body, id)
+  if not message then return end
+  local past = past_of(group, id)
+  local number = digits(next_numbers(keys.meta, 1))
+  local record = cmsgpack.pack({
+    ending.error or past[ERROR] or ending.otherwise or '',
+    ending.traceback or past[TRACEBACK] or '',
+    past[FAILURES] + (ending.charge and 1 or 0),
+    past[CRASHES],
+    digits(now),
+  })
+  local _, event = parts_of(message)
+  call('HSET', keys.dead, number, string.format('%08d', #record) .. record .. message)
+  call('ZADD', keys.deads, number, number .. ':' .. sid .. ':' .. event)
+  call('HINCRBY', keys.meta, 'd:' .. sid, 1)
+end

@@ -1,0 +1,98 @@
+-- Mailboxes: the deliveries of one key, in order, claimed as a whole.
+-- A delivery in a mailbox is called <key> NUL <sequence>; sequences grow, and holes are left by what was retired.
+
+local STATE, HEAD, TAIL, SIZE, CLAIMED, FENCE, EVENT = 1, 2, 3, 4, 5, 6, 7
+local READY, WAITING, OWNED, PARKED, BLOCKED = 'R', 'W', 'O', 'P', 'B'
+
+local function place(key, sequence) return key .. '\0' .. digits(sequence) end
+
+-- Changes are gathered and written at once, what is needed to find a mailbox again before what is no longer needed.
+local function mailboxes_of(group)
+  return {group = group, boxes = {}, changed = {}, ready = {}}
+end
+
+local function load_boxes(set, keys)
+  local missing = {}
+  for _, key in ipairs(keys) do
+    if set.boxes[key] == nil then
+      set.boxes[key] = false
+      missing[#missing + 1] = key
+    end
+  end
+  for index, packed in ipairs(values(set.group.box, missing)) do
+    if packed then set.boxes[missing[index]] = cmsgpack.unpack(packed) end
+  end
+end
+
+local function get_box(set, key)
+  if set.boxes[key] == nil then load_boxes(set, {key}) end
+  return set.boxes[key]
+end
+
+local function make_ready(set, key, box)
+  box[STATE] = READY
+  box[CLAIMED] = 0
+  box[EVENT] = false
+  set.changed[key] = true
+  set.ready[#set.ready + 1] = key
+end
+
+-- Takes `count` places at the end of a mailbox; returns the first sequence.
+local function append(set, key, count)
+  local box = get_box(set, key)
+  if not box then
+    box = {READY, 0, 0, 0, 0, 0, false}
+    set.boxes[key] = box
+    set.ready[#set.ready + 1] = key
+  end
+  local first = box[TAIL]
+  box[TAIL] = first + count
+  box[SIZE] = box[SIZE] + count
+  set.changed[key] = true
+  return first
+end
+
+-- Gives a mailbox back: due at once if anything is left in it, else it is forgotten.
+local function give_back(set, key, box)
+  if box[SIZE] > 0 then
+    make_ready(set, key, box)
+  else
+    set.boxes[key] = false
+    set.changed[key] = true
+  end
+end
+
+local function write_boxes(set)
+  local kept, gone = {}, {}
+  for key in pairs(set.changed) do
+    local box = set.boxes[key]
+    if box then
+      kept[#kept + 1] = key
+      kept[#kept + 1] = cmsgpack.pack(box)
+    else
+      gone[#gone + 1] = key
+    end
+  end
+  many('HSET', set.group.box, kept)
+  many('RPUSH', set.group.line, set.ready)
+  many('HDEL', set.group.box, gone)
+  set.changed, set.ready = {}, {}
+end
+
+-- Moves the head over what was retired.
+local function skip_holes(set, key, box)
+  if box[SIZE] > 0 and box[SIZE] < box[TAIL] - box[HEAD] then
+    while call('HEXISTS', set.group.body, place(key, box[HEAD])) == 0 do box[HEAD] = box[HEAD] + 1 end
+  end
+end
+
+-- The first `limit` sequences of a mailbox.
+local function sequences_of(set, key, box, limit)
+  local found, sequence = {}, box[HEAD]
+  local whole = box[SIZE] == box[TAIL] - box[HEAD]
+  while sequence < box[TAIL] and #found < limit do
+    if whole or call('HEXISTS', set.group.body, place(key, sequence)) == 1 then found[#found + 1] = sequence end
+    sequence = sequence + 1
+  end
+  return found
+end

@@ -1,0 +1,25 @@
+-- Takes over from dead workers. A lease of 0 was given up by its worker; others run out.
+-- KEYS: meta, leases, workers, then a group for every subscription.
+-- ARGV: registry version, time, this worker, whether leases that ran out count, which subscriptions are ordered.
+
+local meta, leases, workers = KEYS[1], KEYS[2], KEYS[3]
+if is_outdated(meta, ARGV[1]) then return -1 end
+local now = clock(ARGV[2])
+if (tonumber(call('ZSCORE', leases, ARGV[3])) or 0) <= 0 then return -2 end
+
+local dead, found = {}, {}
+for _, worker in ipairs(call('ZRANGEBYSCORE', leases, '-inf', ARGV[4] == '1' and now or 0)) do
+  if worker ~= ARGV[3] then
+    dead[worker] = true
+    found[#found + 1] = worker
+  end
+end
+if #found == 0 then return 0 end
+
+local count = 0
+for number, ordered in ipairs(cmsgpack.unpack(ARGV[5])) do
+  count = count + take_from(group_at(3 + (number - 1) * GROUP), ordered, dead, {}, now, charge_death)
+end
+many('HDEL', workers, found)
+many('ZREM', leases, found)
+return count

@@ -1,0 +1,127 @@
+-- Removes a subscription, or one event of it, with all that waits for it; answers how many deliveries that were, or
+-- {refused by a worker, its id} or {refused by a backlog, its size}.
+-- KEYS: meta, leases, workers, dead, deads, plans, planned, a group, then parking places.
+-- ARGV: registry version, new version, new registry, time, sid, whether it is ordered, event ('' for all of it),
+--       backlog, names of the subscription, channel that tells everyone.
+
+local keys = {meta = KEYS[1], dead = KEYS[4], deads = KEYS[5]}
+local leases, workers, plans, planned, group = KEYS[2], KEYS[3], KEYS[6], KEYS[7], group_at(7)
+if is_outdated(keys.meta, ARGV[1]) then return -1 end
+local now, sid, ordered, event, backlog = clock(ARGV[4]), ARGV[5], ARGV[6] == '1', ARGV[7], ARGV[8]
+local PAGE = 500
+
+local function user()
+  local names = {}
+  for _, name in ipairs(cmsgpack.unpack(ARGV[9])) do names[name] = true end
+  for _, worker in ipairs(call('ZRANGEBYSCORE', leases, '(' .. digits(now), '+inf')) do
+    local who = call('HGET', workers, worker)
+    for _, name in ipairs(who and cmsgpack.unpack(who)[1] or {}) do
+      if names[name] then return worker end
+    end
+  end
+end
+
+local function doomed()
+  local found, cursor = {}, '0'
+  repeat
+    local page = call('HSCAN', group.body, cursor, 'COUNT', PAGE)
+    cursor = page[1]
+    for index = 1, #page[2], 2 do
+      local _, its = parts_of(page[2][index + 1])
+      if event == '' or its == event then found[#found + 1] = page[2][index] end
+    end
+  until cursor == '0'
+  table.sort(found)
+  return found
+end
+
+-- A message delayed for several subscriptions still reaches the others.
+local function unplan(serial)
+  local message = call('HGET', group.body, serial)
+  local id = message and parts_of(message)
+  local packed = id and call('HGET', planned, id)
+  if not packed then return end
+  local left = {}
+  for _, it in ipairs(cmsgpack.unpack(packed)) do
+    if it[1] == serial then
+      local sids = {}
+      for _, other in ipairs(it[3]) do
+        if other ~= sid then sids[#sids + 1] = other end
+      end
+      it[3] = sids
+    end
+    if #it[3] > 0 then left[#left + 1] = it else call('ZREM', plans, it[1] .. '\0' .. id) end
+  end
+  if #left > 0 then call('HSET', planned, id, cmsgpack.pack(left)) else call('HDEL', planned, id) end
+end
+
+-- Takes retired deliveries out of their mailboxes; a mailbox whose head was among them goes on.
+local function empty_mailboxes(gone)
+  local set, heads = mailboxes_of(group), {}
+  for _, id in ipairs(gone) do
+    local key, sequence = id:match('^(.*)%z(%d+)$')
+    local box = key and get_box(set, key)
+    if box then
+      sequence = tonumber(sequence)
+      if not heads[key] then heads[key] = {box[HEAD], sequences_of(set, key, box, box[CLAIMED])} end
+      for _, claimed in ipairs(heads[key][2]) do
+        if claimed == sequence then box[CLAIMED] = box[CLAIMED] - 1 end
+      end
+      box[SIZE] = box[SIZE] - 1
+      set.changed[key] = true
+    end
+  end
+  many('HDEL', group.body, gone)
+  for key, before in pairs(heads) do
+    local box, head = get_box(set, key), before[1]
+    skip_holes(set, key, box)
+    local head_gone = box[SIZE] == 0 or box[HEAD] ~= head
+    if box[STATE] ~= OWNED and head_gone then
+      call('ZREM', group.later, key)
+      call('HDEL', group.block, key)
+      if box[EVENT] then call('SREM', box[EVENT], key) end
+      if box[STATE] ~= READY or box[SIZE] == 0 then
+        if box[SIZE] == 0 then call('LREM', group.line, 0, key) end
+        give_back(set, key, box)
+      end
+    end
+  end
+  write_boxes(set)
+end
+
+local function remove(gone)
+  for _, serial in ipairs(call('ZRANGE', group.plan, 0, -1)) do
+    if event == '' or select(2, parts_of(call('HGET', group.body, serial))) == event then unplan(serial) end
+  end
+  many('ZREM', group.plan, gone)
+  many('HDEL', group.past, gone)
+  if event == '' then
+    for index = 7 + 1, #KEYS do call('UNLINK', KEYS[index]) end
+  elseif ordered then
+    empty_mailboxes(gone)
+  else
+    many('HDEL', group.body, gone)
+    many('HDEL', group.own, gone)
+    many('ZREM', group.later, gone)
+    for index = 7 + GROUP + 1, #KEYS do call('UNLINK', KEYS[index]) end
+  end
+end
+
+if event == '' then
+  local worker = user()
+  if worker then return {'worker', worker} end
+end
+promote(group, ordered, now)
+forget_due_plans(plans, planned, now)
+local gone = doomed()
+if #gone > 0 and backlog == 'refuse' then return {'backlog', tostring(#gone)} end
+if backlog == 'dead' then
+  for _, id in ipairs(gone) do
+    bury(keys, group, sid, id, now, {otherwise = 'its subscription was retired'})
+  end
+end
+remove(gone)
+call('HSET', keys.meta, 'v', ARGV[2], 'r', ARGV[3], 't', digits(now))
+call('PUBLISH', ARGV[10], '')
+ring(group.idle, #gone)
+return #gone

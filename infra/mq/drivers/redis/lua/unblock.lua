@@ -1,0 +1,28 @@
+-- Lets a blocked mailbox go on: its head is tried anew, or becomes a dead letter; 0 if it is not blocked.
+-- KEYS: meta, dead, deads, a group. ARGV: registry version, time, sid, key, whether to skip the head.
+
+local keys, group = {meta = KEYS[1], dead = KEYS[2], deads = KEYS[3]}, group_at(3)
+if is_outdated(keys.meta, ARGV[1]) then return -1 end
+local now, key = clock(ARGV[2]), ARGV[4]
+promote(group, true, now)
+local set = mailboxes_of(group)
+local box = get_box(set, key)
+if not box or box[STATE] ~= BLOCKED then return 0 end
+
+local head = place(key, box[HEAD])
+if ARGV[5] == '1' then
+  bury(keys, group, ARGV[3], head, now, {})
+  call('HDEL', group.body, head)
+  call('HDEL', group.past, head)
+  box[HEAD], box[SIZE] = box[HEAD] + 1, box[SIZE] - 1
+  skip_holes(set, key, box)
+else
+  local past = past_of(group, head)
+  past[FAILURES] = 0
+  keep_past(group, head, past)
+end
+give_back(set, key, box)
+write_boxes(set)
+call('HDEL', group.block, key)
+ring(group.idle, 1)
+return 1

@@ -1,0 +1,205 @@
+"""Sends messages: one batch under way at a time; what comes meanwhile forms the next."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from infra.mq.drivers.redis.core import OUTDATED, Core
+from infra.mq.drivers.redis.link import Link
+from infra.mq.drivers.redis.registry import Route, Snapshot
+from infra.mq.drivers.redis.scripts import scripts
+from infra.mq.drivers.redis.wire import keep, microseconds
+from infra.mq.errors import MessageTooLarge, QueueClosed, QueueRejected
+from infra.mq.types import Message
+
+BATCH = 200
+"""How many messages at most of different callers share a round trip; more would keep the server from others."""
+
+BATCH_BYTES = 4 * 1024 * 1024
+"""How large, in bytes, such a batch gets at most."""
+
+CALL_BYTES = 256 * 1024 * 1024
+"""How large, in bytes, the messages of one call may be together: they are accepted in one step."""
+
+Call = tuple[Sequence[Message], int, asyncio.Future[None]]
+
+
+class Publisher:
+    """Takes what callers publish to the server."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._waiting: deque[Call] = deque()
+        self._busy = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """As `MessageQueue.publish`."""
+        size = self._size_of(messages)
+        if not self._busy:
+            # Alone: it leaves at once, and in the caller's own task.
+            self._busy = True
+            try:
+                await self._send(messages)
+            finally:
+                self._go_on()
+            return
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((messages, size, done))
+        await done
+
+    def close(self) -> None:
+        """Refuse what still waits to be sent."""
+        while self._waiting:
+            done = self._waiting.popleft()[2]
+            if not done.done():
+                done.set_exception(QueueClosed("the queue was closed before this was sent"))
+
+    def _size_of(self, messages: Sequence[Message]) -> int:
+        limit, total = self._core.options.max_body, 0
+        for message in messages:
+            size = len(message.body)
+            total += size
+            if size > limit:
+                raise MessageTooLarge(f"message {message.id} has {size} bytes; Redis takes at most {limit} here")
+        if total > CALL_BYTES:
+            raise QueueRejected(
+                f"{len(messages)} messages of {total} bytes together are too many: publish fewer at once"
+            )
+        return total
+
+    def _go_on(self) -> None:
+        if self._waiting:
+            self._task = asyncio.ensure_future(self._send_waiting())
+        else:
+            self._busy = False
+
+    async def _send_waiting(self) -> None:
+        # In a task of its own: no caller's cancellation ends what is sent for others too.
+        try:
+            while self._waiting:
+                await self._send_batch(self._take_batch())
+        finally:
+            self._busy = False
+            if self._waiting:
+                self._busy = True
+                self._go_on()
+
+    def _take_batch(self) -> list[Call]:
+        batch = [self._waiting.popleft()]
+        count, size = len(batch[0][0]), batch[0][1]
+        while self._waiting:
+            messages, more, _ = self._waiting[0]
+            count, size = count + len(messages), size + more
+            if count > BATCH or size > BATCH_BYTES:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _send_batch(self, batch: list[Call]) -> None:
+        try:
+            await self._send([message for messages, _, _ in batch for message in messages])
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what each caller must know
+            for _, _, done in batch:
+                if not done.done():
+                    done.set_exception(_again(error))
+            return
+        for _, _, done in batch:
+            if not done.done():
+                done.set_result(None)
+
+    async def _send(self, messages: Sequence[Message]) -> None:
+        core = self._core
+        link = core.link("publish")
+        await core.measure(link)
+        now = core.time()
+        stamp = microseconds(now)
+        bodies = [keep(it, core.serials.take(stamp)) for it in messages]
+        while True:
+            snapshot = core.catalog.snapshot
+            if await self._send_by(link, snapshot, messages, bodies, now) != OUTDATED:
+                return
+            await core.catalog.load(snapshot)
+
+    async def _send_by(
+        self, link: Link, snapshot: Snapshot, messages: Sequence[Message], bodies: Sequence[bytes], now: float
+    ) -> Any:  # noqa: ANN401 - what the script answers
+        plan = _Plan(snapshot, messages, now)
+        core = self._core
+        keys = [core.keys.of(name) for name in ("meta", "dedupe", "plans", "planned")]
+        for route in plan.routes:
+            keys += route.keys
+        return await link.run(
+            scripts().publish,
+            keys,
+            snapshot.version,
+            core.now(),
+            microseconds(core.options.dedupe_window),
+            plan.packed(),
+            *bodies,
+        )
+
+
+class _Plan:
+    """Which message goes where."""
+
+    def __init__(self, snapshot: Snapshot, messages: Sequence[Message], now: float) -> None:
+        self.routes: list[Route] = []
+        self._numbers: dict[str, int] = {}
+        self._unordered: dict[str, list[int]] = {}
+        self._ordered: dict[str, dict[str, list[int]]] = {}
+        self._identified: list[tuple[int, str]] = []
+        self._delayed: list[tuple[int, int, str, list[str], list[int]]] = []
+        routes_of = snapshot.routes.get
+        for index, message in enumerate(messages, 1):
+            if message.dedupe:
+                self._identified.append((index, message.id))
+            routes = routes_of(message.event)
+            if routes is None:
+                continue
+            if message.due_at is not None and message.due_at > now:
+                self._delay(index, message, microseconds(message.due_at), routes)
+                continue
+            for route in routes:
+                self._add(index, message, route)
+
+    def packed(self) -> bytes:
+        """Return it as the script reads it."""
+        targets: list[tuple[bool, list[Any]]] = []
+        for route in self.routes:
+            sid = route.kept.sid
+            if route.kept.ordered:
+                targets.append((True, list(self._ordered.get(sid, {}).items())))
+            else:
+                targets.append((False, self._unordered.get(sid, [])))
+        return msgspec.msgpack.encode((targets, self._identified, self._delayed))
+
+    def _add(self, index: int, message: Message, route: Route) -> None:
+        self._number(route)
+        sid = route.kept.sid
+        if route.kept.ordered:
+            self._ordered.setdefault(sid, {}).setdefault(message.ordering_key or "", []).append(index)
+        else:
+            self._unordered.setdefault(sid, []).append(index)
+
+    def _delay(self, index: int, message: Message, due_at: int, routes: Sequence[Route]) -> None:
+        numbers = [self._number(it) for it in routes]
+        self._delayed.append((index, due_at, message.id, [it.kept.sid for it in routes], numbers))
+
+    def _number(self, route: Route) -> int:
+        sid = route.kept.sid
+        number = self._numbers.get(sid)
+        if number is None:
+            number = self._numbers[sid] = len(self.routes)
+            self.routes.append(route)
+        return number
+
+
+def _again(error: Exception) -> Exception:
+    """Return an error of the same kind for one of many callers: each traceback is its own."""
+    copy = type(error)(*error.args)
+    copy.__cause__ = error
+    return copy

@@ -1,0 +1,204 @@
+"""Which subscriptions are kept, and this process's copy of that."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Collection
+
+import msgspec
+import structlog
+
+from infra.mq.drivers.redis.keys import Keys
+from infra.mq.drivers.redis.link import Link
+from infra.mq.drivers.redis.scripts import scripts
+from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
+from infra.mq.types import Registry, Subscription
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Kept(msgspec.Struct):
+    """A subscription as it is kept. `sid` stays when the name changes, and is never used again."""
+
+    sid: str
+    name: str
+    ordered: bool
+    events: list[str]
+    aliases: list[str] = []
+    paused: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name and its aliases."""
+        return (self.name, *self.aliases)
+
+
+class Content(msgspec.Struct):
+    """Everything in the registry."""
+
+    subscriptions: list[Kept] = []
+    broadcast: list[str] = []
+    retired: dict[str, str] = {}
+    """Names of subscriptions that left dead letters behind, by sid."""
+
+    def copy(self) -> "Content":
+        """Return one that can be changed."""
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(self), type=Content)
+
+
+class Route(msgspec.Struct, frozen=True):
+    """A subscription, and its keys."""
+
+    kept: Kept
+    keys: tuple[str, ...]
+
+
+class Snapshot:
+    """The registry at one version."""
+
+    def __init__(self, version: str, content: Content, keys: Keys) -> None:
+        self.version = version
+        self.content = content
+        self.all = [Route(it, keys.group(it.sid)) for it in content.subscriptions]
+        self.by_name = {name: route for route in self.all for name in route.kept.names}
+        self.routes: dict[str, tuple[Route, ...]] = {}
+        for route in self.all:
+            for event in route.kept.events:
+                self.routes[event] = (*self.routes.get(event, ()), route)
+        self.registry = Registry(routed=frozenset(self.routes), broadcast=frozenset(content.broadcast))
+
+    def get(self, name: str, event: str | None = None) -> Route:
+        """Return the subscription of that name or alias.
+
+        Raises:
+            SubscriptionNotFound: there is none, or it has no such event.
+        """
+        route = self.by_name.get(name)
+        if route is None:
+            raise SubscriptionNotFound(f"no subscription is called {name}")
+        if event is not None and event not in route.kept.events:
+            raise SubscriptionNotFound(f"{name} has no event {event}")
+        return route
+
+    def name_of(self, sid: str) -> str:
+        """Return the present, or the last, name of a subscription."""
+        found = next((it.name for it in self.content.subscriptions if it.sid == sid), None)
+        return found or self.content.retired.get(sid, sid)
+
+
+class Catalog:
+    """The registry as this process knows it. Scripts refuse to work with an outdated copy; then it is read anew."""
+
+    def __init__(self, link: Callable[[], Link], keys: Keys, now: Callable[[], str]) -> None:
+        self._link = link
+        self._keys = keys
+        self._now = now
+        self._declared: dict[str, Subscription] = {}
+        self._broadcasts: set[str] = set()
+        self._loading = asyncio.Lock()
+        self.snapshot = Snapshot("", Content(), keys)
+        self.changed_at = 0.0
+        """When the registry was changed for the last time, by the broker's clock."""
+
+    async def load(self, outdated: Snapshot | None = None) -> Snapshot:
+        """Read the registry; with `outdated`, only if nobody else has done so since.
+
+        After a flush, what this process had declared is declared anew.
+        """
+        async with self._loading:
+            if outdated is not None and self.snapshot is not outdated:
+                return self.snapshot
+            await self._read()
+            if not self.snapshot.version and (self._declared or self._broadcasts):
+                log.error(
+                    "the queue in Redis was emptied: what waited in it is lost; this process declares its "
+                    "subscriptions anew",
+                    subscriptions=len(self._declared),
+                )
+                await self._change(lambda content: self._add(content, self._declared.values(), self._broadcasts))
+            return self.snapshot
+
+    async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
+        """Add what is missing.
+
+        Raises:
+            SubscriptionConflict: something contradicts what is kept; nothing was added.
+        """
+        async with self._loading:
+            await self._read()
+            await self._change(lambda content: self._add(content, subscriptions, broadcasts))
+            self._declared |= {it.name: it for it in subscriptions}
+            self._broadcasts |= set(broadcasts)
+
+    async def set_paused(self, name: str, *, paused: bool) -> None:
+        """Pause or resume a subscription.
+
+        Raises:
+            SubscriptionNotFound: nothing is kept under that name.
+        """
+
+        def change(content: Content) -> None:
+            route = Snapshot("", content, self._keys).get(name)
+            route.kept.paused = paused
+
+        async with self._loading:
+            await self._read()
+            await self._change(change)
+
+    def forget(self, names: Collection[str]) -> None:
+        """Do not declare these again after a flush."""
+        for name in names:
+            self._declared.pop(name, None)
+
+    async def _read(self) -> None:
+        version, packed, changed_at = await self._link().ask("HMGET", self._keys.of("meta"), "v", "r", "t")
+        found = version.decode() if version else ""
+        if found != self.snapshot.version:
+            content = msgspec.msgpack.decode(packed, type=Content) if packed else Content()
+            self.snapshot = Snapshot(found, content, self._keys)
+        self.changed_at = int(changed_at) / 1e6 if changed_at else 0.0
+
+    async def _change(self, change: Callable[[Content], None]) -> None:
+        """Apply `change`, again and again until nobody interferes."""
+        while True:
+            content = self.snapshot.content.copy()
+            change(content)
+            if content == self.snapshot.content:
+                return
+            version = secrets.token_hex(8)
+            packed = msgspec.msgpack.encode(content)
+            arguments = (self.snapshot.version, version, packed, self._now(), self._keys.changes)
+            written = await self._link().safely(scripts().register, [self._keys.of("meta")], *arguments)
+            await self._read()
+            if written:
+                return
+
+    @staticmethod
+    def _add(content: Content, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
+        for wanted in subscriptions:
+            _add_one(content, wanted)
+        content.broadcast = sorted({*content.broadcast, *broadcasts})
+
+
+def _add_one(content: Content, wanted: Subscription) -> None:
+    names = (wanted.name, *wanted.aliases)
+    by_name = {name: it for it in content.subscriptions for name in it.names}
+    same = [*{by_name[name].sid: by_name[name] for name in names if name in by_name}.values()]
+    if len(same) > 1:
+        first, second = (next(name for name in names if name in it.names) for it in same[:2])
+        raise SubscriptionConflict(
+            f"{second} is said to be a former name of {first}, but both are kept: retire {second} first"
+        )
+    if not same:
+        content.subscriptions.append(
+            Kept(secrets.token_urlsafe(6), wanted.name, wanted.ordered, sorted(wanted.events), list(wanted.aliases))
+        )
+        return
+    kept = same[0]
+    if kept.ordered != wanted.ordered:
+        kind = "ordered" if kept.ordered else "unordered"
+        raise SubscriptionConflict(f"{wanted.name} is kept as {kind}: give the listener another name")
+    if wanted.name not in kept.names:
+        kept.aliases.append(kept.name)
+        kept.name = wanted.name
+    kept.aliases = [*dict.fromkeys(it for it in (*kept.aliases, *wanted.aliases) if it != kept.name)]
+    kept.events = sorted({*kept.events, *wanted.events})

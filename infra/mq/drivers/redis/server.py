@@ -1,0 +1,67 @@
+"""Whether the server is one to trust messages to."""
+
+import contextlib
+
+import structlog
+
+from infra.mq.drivers.redis.keys import Keys
+from infra.mq.drivers.redis.link import Link
+from infra.mq.errors import QueueError, QueueUnavailable
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+OLDEST = (7, 0)
+"""The oldest Redis whose scripts can do what is needed. Valkey calls itself 7.2 or newer."""
+
+
+async def inspect(link: Link, keys: Keys) -> None:
+    """Refuse a server that would lose messages or cannot keep them; warn of one that forgets them when it restarts.
+
+    Raises:
+        QueueUnavailable: with one line that says why and what to do.
+    """
+    where = f"Redis at {link.where}"
+    info = _parse(await link.ask("INFO", "server")) | _parse(await link.ask("INFO", "replication"))
+    version = info.get("redis_version", "0")
+    if tuple(int(it) for it in version.split(".")[:2] if it.isdigit()) < OLDEST:
+        raise QueueUnavailable(f"{where} is version {version}: the queue needs Redis 7.0 or newer, or Valkey")
+    if info.get("role") == "slave":
+        raise QueueUnavailable(f"{where} is a read-only replica: put the primary's address into mq.redis.url")
+    memory = _parse(await link.ask("INFO", "memory"))
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if policy.startswith("allkeys"):
+        raise QueueUnavailable(
+            f"{where} deletes keys when its memory is full (maxmemory-policy {policy}), and messages with them: "
+            "set maxmemory-policy to noeviction"
+        )
+    await _try_to_write(link, keys)
+    await _warn_if_forgetful(link, where)
+
+
+async def _try_to_write(link: Link, keys: Keys) -> None:
+    """Find out at the start, and not at the first publish, whether this user may do what is needed."""
+    try:
+        await link.command("EVAL", "return redis.call('HSETNX', KEYS[1], 'b', '0')", 1, keys.of("meta"))
+        await link.command("PUBLISH", keys.changes, "")
+    except QueueError as error:
+        raise QueueUnavailable(str(error)) from error
+
+
+async def _warn_if_forgetful(link: Link, where: str) -> None:
+    persistence = _parse(await link.ask("INFO", "persistence"))
+    if persistence.get("aof_enabled") == "1":
+        return
+    saves = b""
+    with contextlib.suppress(QueueError):
+        # Not every user may read the configuration.
+        answer = await link.ask("CONFIG", "GET", "save")
+        saves = answer[1] if answer else b""
+    if saves:
+        log.warning("Redis saves only now and then: a crash loses what came since; set appendonly yes", server=where)
+    else:
+        log.warning("Redis keeps nothing on disk: a restart loses every message; set appendonly yes", server=where)
+
+
+def _parse(info: bytes) -> dict[str, str]:
+    lines = (it.partition(":") for it in info.decode("utf-8", "replace").splitlines() if ":" in it)
+    return {name: value.strip() for name, _, value in lines}

@@ -1,0 +1,74 @@
+"""The Redis driver under the contract: one store is one namespace, one process is one `RedisQueue`."""
+
+import itertools
+import os
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from infra.clock import FakeClock
+from infra.mq import Consumer, MessageQueue
+from infra.mq.drivers.redis import RedisQueue
+from tests import servers
+
+_namespaces = itertools.count(1)
+
+
+class RedisHarness:
+    """A harness whose processes are queues of their own in this process, on one server."""
+
+    dedupe_window = 120.0
+    lease: float | None = 10.0
+
+    def __init__(self, url: str, clock: FakeClock) -> None:
+        self.clock = clock
+        self._url = url
+        self._namespace = f"test{os.getpid()}-{next(_namespaces)}"
+        self._queues: list[RedisQueue] = []
+
+    async def queue(self) -> MessageQueue:
+        queue = RedisQueue(
+            self._url,
+            clock=self.clock,
+            namespace=self._namespace,
+            lease=10.0,
+            dedupe_window=self.dedupe_window,
+            # The tests go by a clock that they move themselves, which neither the server nor its leases know.
+            broker_time=False,
+            takeover_patience=0.0,
+        )
+        await queue.open()
+        self._queues.append(queue)
+        return queue
+
+    async def reopen(self) -> MessageQueue:
+        await self.close()
+        return await self.queue()
+
+    async def crash(self, consumer: Consumer) -> None:
+        consumer.abandon()
+
+    def transaction(self, queue: MessageQueue) -> AbstractAsyncContextManager[object]:
+        raise NotImplementedError("Redis has no part in the application's transactions")
+
+    async def close(self) -> None:
+        """End all processes."""
+        for queue in self._queues:
+            await queue.close()
+        self._queues.clear()
+
+
+@asynccontextmanager
+async def open_harness(folder: Path, clock: FakeClock, *, kind: str) -> AsyncIterator[RedisHarness]:
+    """Open an empty queue in a namespace of its own."""
+    harness = RedisHarness(servers.shared(kind).url, clock)
+    try:
+        yield harness
+    finally:
+        await harness.close()
+
+
+on_redis7 = partial(open_harness, kind="redis7")
+on_redis8 = partial(open_harness, kind="redis8")
+on_valkey = partial(open_harness, kind="valkey")
