@@ -117,10 +117,6 @@ class Processes:
         """Start this interpreter."""
         return self.start([sys.executable, *arguments], cwd=cwd, env=env)
 
-    def module(self, name: str, *arguments: str) -> Process:
-        """Start a module of the project's tests."""
-        return self.python("-m", name, *arguments, cwd=ROOT)
-
 
 def clean_environment() -> dict[str, str]:
     """Return this process's environment without what would change the settings, or how tests of tests run."""

@@ -1,10 +1,9 @@
 """A process that cancels delayed events, each at its own time, and writes down whether that succeeded."""
 
 import asyncio
-import sys
 import time
 
-from tests.torture.opening import Opened, Plan, opened, read_plan
+from tests.torture.opening import Opened, Plan, opened
 
 
 async def run(plan: Plan) -> None:
@@ -22,7 +21,3 @@ async def cancel(site: Opened, message_id: str, when: float) -> None:
     await asyncio.sleep(when - time.time())
     cancelled = await site.bus.cancel(message_id)
     site.journal.write("note", id=message_id, text="cancelled" if cancelled else "too late")
-
-
-if __name__ == "__main__":
-    asyncio.run(run(read_plan(sys.argv[1])))

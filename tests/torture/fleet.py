@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from infra.mq import DeadLetter, SubscriptionStats
-from tests.e2e.processes import Process, Processes, until
+from tests.e2e.processes import Processes, until
 from tests.torture.journal import Journal, Line, Reader
+from tests.torture.nursery import Child, Nursery
 from tests.torture.opening import Opened, Plan, opened
 
 T = TypeVar("T")
@@ -23,8 +24,9 @@ QUICK = {"renew_every": 0.1, "recover_every": 0.1}
 class Fleet:
     """Programs that share a database and a journal."""
 
-    def __init__(self, processes: Processes, folder: Path, template: Path) -> None:
+    def __init__(self, processes: Processes, nursery: Nursery, folder: Path, template: Path) -> None:
         self._processes = processes
+        self._nursery = nursery
         self._folder = folder
         self.database = folder / "beneath.db"
         self.gate = folder / "gate"
@@ -44,25 +46,25 @@ class Fleet:
         """Close the journal."""
         self._writer.close()
 
-    def start(self, *listeners: str, program: str = "worker", **changes: Any) -> Process:  # noqa: ANN401 - a plan's
+    def start(self, *listeners: str, program: str = "worker", **changes: Any) -> Child:  # noqa: ANN401 - a plan's
         """Start a program with these listeners; `changes` are those of its plan."""
         plan = msgspec.structs.replace(self.plan, listeners=listeners, **changes)
-        return self._processes.module(f"tests.torture.{program}", plan.encode())
+        return self._nursery.start(program, plan)
 
-    def started(self, *listeners: str, **changes: Any) -> Process:  # noqa: ANN401 - a plan's
+    def started(self, *listeners: str, **changes: Any) -> Child:  # noqa: ANN401 - a plan's
         """Start a worker, and return when it works."""
         process = self.start(*listeners, **changes)
         self.wait_ready(process)
         return process
 
-    def pair(self, *listeners: str, **changes: Any) -> list[Process]:  # noqa: ANN401 - a plan's
+    def pair(self, *listeners: str, **changes: Any) -> list[Child]:  # noqa: ANN401 - a plan's
         """Start two workers, and return when both work."""
         processes = [self.start(*listeners, **changes) for _ in range(2)]
         for each in processes:
             self.wait_ready(each)
         return processes
 
-    def wait_ready(self, process: Process) -> Line:
+    def wait_ready(self, process: Child) -> Line:
         """Return when a worker works."""
 
         def ready() -> Line | None:
@@ -73,7 +75,7 @@ class Fleet:
         assert line is not None
         return line
 
-    def kill(self, process: Process) -> float:
+    def kill(self, process: Child) -> float:
         """Kill a process, and write that down before; return when, in seconds since the epoch."""
         self._writer.write("killing", pid=process.pid)
         process.kill()
@@ -126,7 +128,7 @@ class Fleet:
 
         until(empty, "nothing is left in the queue")
 
-    def stop(self, *processes: Process) -> None:
+    def stop(self, *processes: Child) -> None:
         """Stop processes as a deploy does, and see that they end well."""
         for each in processes:
             each.terminate()

@@ -2,13 +2,12 @@
 
 import asyncio
 import os
-import sys
 from random import Random
 
 from sqlalchemy import text
 
 from tests.torture.events import Job, Step
-from tests.torture.opening import Opened, Plan, opened, read_plan
+from tests.torture.opening import Opened, Plan, opened
 
 ROLLED_BACK = 0.2
 
@@ -42,7 +41,3 @@ async def enter(site: Opened, key: str, n: int, *, regret: bool) -> None:
         await site.bus.publish(Job(key=key, n=n))
         if regret:
             raise Regretted
-
-
-if __name__ == "__main__":
-    asyncio.run(run(read_plan(sys.argv[1])))

@@ -8,17 +8,15 @@ from pathlib import Path
 import msgspec
 
 from bus import Bus, BusOptions
-from bus.delivery import log_context
 from infra.clock import SystemClock
 from infra.db import Database
-from infra.logging import configure_logging
 from infra.mq.drivers.sql import SqlQueue
 from tests.torture.journal import Journal
 from tests.torture.listeners import Listeners
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a program is told on its command line."""
+    """What a program is told when it starts."""
 
     database: str
     journal: str
@@ -38,10 +36,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     arguments: dict[str, int | float | str | list[str]] = {}
     """What else a program needs to know."""
 
-    def encode(self) -> str:
-        """Return it as a command line argument."""
-        return msgspec.json.encode(self).decode()
-
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -51,12 +45,6 @@ class Opened:
     db: Database
     mq: SqlQueue
     journal: Journal
-
-
-def read_plan(argument: str) -> Plan:
-    """Read a program's argument, and set up its logs."""
-    configure_logging(level="error", log_format="json", context=[log_context])
-    return msgspec.json.decode(argument, type=Plan)
 
 
 @asynccontextmanager

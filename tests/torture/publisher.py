@@ -1,10 +1,9 @@
 """A process that publishes steps 1 to `count` of each of its keys: in transactions, alone, in batches."""
 
 import asyncio
-import sys
 
 from tests.torture.events import Step
-from tests.torture.opening import Opened, Plan, opened, read_plan
+from tests.torture.opening import Opened, Plan, opened
 
 
 async def run(plan: Plan) -> None:
@@ -29,7 +28,3 @@ async def publish(site: Opened, steps: list[Step], turn: int) -> None:
         await asyncio.gather(*(site.bus.publish(step) for step in steps))
     else:
         await site.bus.publish_many(steps)
-
-
-if __name__ == "__main__":
-    asyncio.run(run(read_plan(sys.argv[1])))

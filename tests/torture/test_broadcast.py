@@ -6,9 +6,10 @@ from contextlib import closing
 
 import pytest
 
-from tests.e2e.processes import Process, until
+from tests.e2e.processes import until
 from tests.torture.events import Chime
 from tests.torture.fleet import Fleet
+from tests.torture.nursery import Child
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -17,7 +18,7 @@ SILENCE = 0.5
 
 
 @pytest.fixture
-def listening(fleet: Fleet) -> list[Process]:
+def listening(fleet: Fleet) -> list[Child]:
     """A worker and a process that is none."""
     processes = [fleet.start("chime", work=work, longest_silence=SILENCE) for work in (True, False)]
     for each in processes:
@@ -26,7 +27,7 @@ def listening(fleet: Fleet) -> list[Process]:
 
 
 def test_a_broadcast_reaches_every_process_and_on_gap_runs_after_the_database_was_locked_away(
-    fleet: Fleet, listening: list[Process]
+    fleet: Fleet, listening: list[Child]
 ) -> None:
     for n in range(3):
         fleet.publish([Chime(key="a", n=n)])
@@ -45,7 +46,7 @@ def test_a_broadcast_reaches_every_process_and_on_gap_runs_after_the_database_wa
     assert sorted(each.n for each in fleet.journal.of("note") if not each.text) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_on_gap_runs_after_the_database_was_out_of_reach(fleet: Fleet, listening: list[Process]) -> None:
+def test_on_gap_runs_after_the_database_was_out_of_reach(fleet: Fleet, listening: list[Child]) -> None:
     away = fleet.database.with_suffix(".away")
     fleet.database.rename(away)
     moved_at = time.monotonic()
@@ -57,7 +58,7 @@ def test_on_gap_runs_after_the_database_was_out_of_reach(fleet: Fleet, listening
     fleet.stop(*listening)
 
 
-def wait_until_heard(fleet: Fleet, listening: list[Process], text: str, times: int = 1) -> None:
+def wait_until_heard(fleet: Fleet, listening: list[Child], text: str, times: int = 1) -> None:
     def heard() -> bool:
         assert all(each.running for each in listening)
         lines = fleet.journal.of("note", "chime")

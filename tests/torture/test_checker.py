@@ -24,7 +24,7 @@ GOOD = """
 2 start 3 1
 2 end 3 1
 """
-"""Process 3 dies with 1 done but not settled, and in the middle of 2."""
+"""Child 3 dies with 1 done but not settled, and in the middle of 2."""
 
 
 def journal(text: str) -> list[Line]:

@@ -6,9 +6,10 @@ from random import Random
 
 import pytest
 
-from tests.e2e.processes import Process, until
+from tests.e2e.processes import until
 from tests.torture.checker import check
 from tests.torture.fleet import Fleet
+from tests.torture.nursery import Child
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -42,7 +43,7 @@ def test_after_sigkill_in_mid_commit_there_is_one_event_for_each_row_and_none_wi
     print(f"{len(booked)} rows of {KILLS} killed publishers, {len(regretted)} rolled back")  # noqa: T201
 
 
-def wait_for_rows(db: sqlite3.Connection, count: int, publisher: Process) -> None:
+def wait_for_rows(db: sqlite3.Connection, count: int, publisher: Child) -> None:
     def enough() -> bool:
         assert publisher.running, publisher.stderr
         return rows(db) >= count

@@ -2,9 +2,8 @@
 
 import asyncio
 import signal
-import sys
 
-from tests.torture.opening import Plan, opened, read_plan
+from tests.torture.opening import Plan, opened
 
 
 async def run(plan: Plan) -> None:
@@ -22,7 +21,3 @@ async def run(plan: Plan) -> None:
             await asyncio.wait([working])
             if not working.cancelled():
                 working.result()
-
-
-if __name__ == "__main__":
-    asyncio.run(run(read_plan(sys.argv[1])))

@@ -1,0 +1,105 @@
+"""Processes that start at once: each is forked from a server that has imported everything, and does nothing else.
+
+They are as much processes of their own as any: with their own memory and files, to be killed one by one.
+"""
+
+import asyncio
+import importlib
+import multiprocessing
+import os
+import signal
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bus.delivery import log_context
+from infra.logging import configure_logging
+from tests.e2e.processes import PATIENCE
+from tests.torture.opening import Plan
+
+PROGRAMS = ("worker", "publisher", "canceller", "ledger")
+
+
+class Child:
+    """A process that runs a program of these tests; what it logs is kept in a file."""
+
+    def __init__(self, program: str, plan: Plan, log: Path) -> None:
+        self._log = log
+        self._program = program
+        log.touch()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([f"tests.torture.{each}" for each in PROGRAMS])
+        self._process = context.Process(target=live, args=(program, plan, log), daemon=True)
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.exitcode is None
+
+    @property
+    def stderr(self) -> str:
+        """What it logged so far."""
+        return self._log.read_text(errors="replace")
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """Return its exit code once it has ended."""
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, f"{self} has not ended within {timeout:g} s:\n{self.stderr}"
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL, and return when it is gone."""
+        self._process.kill()
+        self._process.join()
+
+    def __str__(self) -> str:
+        return f"{self._program} {self.pid}"
+
+
+class Nursery:
+    """Every process that a test started. On leaving, what still runs is killed, and what was logged is printed."""
+
+    def __init__(self) -> None:
+        self._all: list[Child] = []
+        self._logs = tempfile.TemporaryDirectory(prefix="beneath-test-")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        for each in self._all:
+            if each.running:
+                each.kill()
+        for each in self._all:
+            # pytest shows it for a failed test only.
+            print(f"--- {each}, exit code {each.wait()}\n{each.stderr[-8000:]}")  # noqa: T201
+        self._logs.cleanup()
+
+    def start(self, program: str, plan: Plan) -> Child:
+        """Start a program."""
+        child = Child(program, plan, Path(self._logs.name) / str(len(self._all)))
+        self._all.append(child)
+        return child
+
+
+def live(program: str, plan: Plan, log: Path) -> None:
+    """Be the process: run the program to its end."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    configure_logging(level="error", log_format="json", context=[log_context])
+    asyncio.run(importlib.import_module(f"tests.torture.{program}").run(plan))
