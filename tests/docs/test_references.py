@@ -1,0 +1,162 @@
+"""Whatever the documents name is there: tests, files, headings, commands, targets, routes, settings."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import typer
+from starlette.routing import Route
+
+from beneath.cli import app as command_line
+from beneath.http import create_app
+from dependencies.settings import Settings
+from dependencies.sources import variable, walk_leaves
+from tests.docs.blocks import DOCUMENTS, ROOT, Block, blocks, prose
+
+KEYS = {".".join(path) for path, _ in walk_leaves(Settings)} | set(Settings.model_fields)
+VARIABLES = {variable(path) for path, _ in walk_leaves(Settings)}
+INVENTED = {"billing.project_price", "BENEATH_BILLING_PROJECT_PRICE", "BENEATH_SERVICE_HOST"}
+"""What the guide adds, and what somebody else makes."""
+
+documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda it: str(it.relative_to(ROOT)))
+
+
+def test_every_document_and_folder_is_looked_at() -> None:
+    assert {each.parent for each in DOCUMENTS} >= {ROOT, ROOT / "docs", ROOT / "docs" / "adr", ROOT / "bus"}
+    assert {each.relative_to(ROOT) for each in DOCUMENTS} >= {Path("README.md"), Path("docs/guide.md")}
+
+
+@documents
+def test_named_tests_exist(document: Path) -> None:
+    named = re.findall(r"\b(tests/[\w/]+\.py)(?:::(\w+))?", prose(document))
+    missing = [f"{file}::{name}" for file, name in named if not _is_there(file, name)]
+    assert missing == []
+
+
+def test_every_promise_names_its_tests() -> None:
+    promises = prose(ROOT / "docs" / "guarantees.md").split("\n## ")[1:-1]
+    assert len(promises) == 15
+    for each in promises:
+        assert "::test_" in each, each.partition("\n")[0]
+
+
+@documents
+def test_links_lead_somewhere(document: Path) -> None:
+    broken = [link for link in _links(document) if not _leads_somewhere(document, link)]
+    assert broken == []
+
+
+@documents
+def test_shell_lines_name_commands_that_exist(document: Path) -> None:
+    for block, line in _shell_lines(document):
+        command, *arguments = shlex.split(line, comments=True)
+        match command:
+            case "beneath":
+                _check_command(block, arguments)
+            case "make":
+                targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+                assert set(arguments) <= targets, f"{block}: {line}"
+            case "curl":
+                assert _route(arguments) in set(_routes()), f"{block}: {line}"
+            case _:
+                assert command in {"export", ".venv/bin/python"}, f"{block}: {line}"
+
+
+@documents
+def test_commands_in_sentences_exist(document: Path) -> None:
+    for text in re.findall(r"`(beneath [a-z][^`]*)`", prose(document)):
+        _check_command(text, shlex.split(text.replace("...", ""))[1:], whole=False)
+    for target in re.findall(r"`make ([a-z][^`]*)`", prose(document)):
+        assert set(target.split()) <= {"setup", "start", "dev", "test", "check", "fmt", "lock", "clean", "help"}
+
+
+@documents
+def test_settings_exist(document: Path) -> None:
+    text = prose(document)
+    sections = "|".join(name for name in Settings.model_fields if name != "env")
+    keys = set(re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:=\w+)?`", text))
+    # `bus.testing`, `bus.start()` and the like are no settings.
+    wrong = {key for key in keys - KEYS - INVENTED if not _is_code(key)}
+    assert wrong == set()
+    assert set(re.findall(r"\bBENEATH_[A-Z][A-Z_]*[A-Z]\b", text)) <= VARIABLES | INVENTED
+
+
+def _is_there(file: str, name: str) -> bool:
+    path = ROOT / file
+    return path.exists() and (not name or _defines(path, name))
+
+
+def _defines(path: Path, name: str) -> bool:
+    return re.search(rf"^\s*(async )?def {name}\(", path.read_text(), flags=re.MULTILINE) is not None
+
+
+def _links(document: Path) -> Iterator[str]:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if not link.startswith(("http://", "https://")):
+            yield link
+
+
+def _leads_somewhere(document: Path, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    target = (document.parent / path).resolve() if path else document
+    if not target.exists():
+        return False
+    return not anchor or anchor in _anchors(target)
+
+
+def _anchors(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", prose(document), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _shell_lines(document: Path) -> Iterator[tuple[Block, str]]:
+    for block in blocks(document, "sh"):
+        for line in block.text.splitlines():
+            if line:
+                yield block, line
+
+
+def _check_command(where: object, arguments: list[str], *, whole: bool = True) -> None:
+    """Walk through the command line's tree by `arguments`; an option must be one of the command that it stands at."""
+    command: Any = typer.main.get_command(command_line)
+    given = iter(arguments)
+    for each in given:
+        if each.startswith("-"):
+            options = {name: option for option in command.params for name in option.opts}
+            assert each in options, f"{where}: {each}"
+            if not options[each].is_flag:
+                next(given, None)
+        elif commands := cast("Mapping[str, Any]", getattr(command, "commands", {})):
+            assert each in commands or not whole, f"{where}: {each}"
+            if each not in commands:
+                # A sentence may list several: `beneath bus dead list|show`.
+                assert all(part in commands for part in each.split("|")), f"{where}: {each}"
+                return
+            command = commands[each]
+
+
+def _routes() -> Iterator[tuple[str, str]]:
+    unused = cast("Any", None)
+    app = create_app(unused, correlate=unused, ready={}, metrics=unused)
+    for path, operations in app.openapi()["paths"].items():
+        for method in operations:
+            yield method.upper(), re.sub(r"\{\w+\}", "*", path)
+    for route in app.routes:
+        if isinstance(route, Route):
+            yield "GET", route.path
+
+
+def _route(arguments: list[str]) -> tuple[str, str]:
+    method = "POST" if "-d" in arguments else "GET"
+    (address,) = (each for each in arguments if "127.0.0.1:" in each)
+    path = address.partition("127.0.0.1:")[2].partition("/")[2]
+    return method, re.sub(r"\$\w+", "*", f"/{path}")
+
+
+def _is_code(name: str) -> bool:
+    package, *_ = name.split(".")
+    is_module = (ROOT / package).is_dir() and (ROOT / Path(*name.split("."))).with_suffix(".py").exists()
+    return is_module or name.endswith(".py")
