@@ -34,7 +34,13 @@ class Services(DeclarativeContainer):
 
     secret = ThreadSafeSingleton(SecretService, bus=infra.bus, db=infra.db, clock=infra.clock)
     user = ThreadSafeSingleton(UserService, bus=infra.bus, db=infra.db, clock=infra.clock, secrets=secret)
-    organization = ThreadSafeSingleton(OrganizationService, bus=infra.bus, db=infra.db, clock=infra.clock)
+    organization = ThreadSafeSingleton(
+        OrganizationService,
+        bus=infra.bus,
+        db=infra.db,
+        clock=infra.clock,
+        invite_lifetime=infra.settings.provided.organization.invite_lifetime,
+    )
     project = ThreadSafeSingleton(ProjectService, bus=infra.bus, db=infra.db, clock=infra.clock, access=organization)
     notification = ThreadSafeSingleton(NotificationService, bus=infra.bus, mailer=infra.mailer, invites=organization)
     audit = ThreadSafeSingleton(AuditService, bus=infra.bus, db=infra.db, access=organization)

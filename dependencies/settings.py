@@ -181,6 +181,13 @@ class MailSettings(Section):
         return sender
 
 
+class OrganizationSettings(Section):
+    """Organizations and their members."""
+
+    invite_lifetime: Annotated[float, Field(gt=0, le=365 * 86_400, allow_inf_nan=False)] = 7 * 86_400.0
+    """Seconds until an invite that nobody accepted expires."""
+
+
 class Settings(BaseSettings):
     """All settings. `Settings(...)` takes defaults and arguments alone; `load_settings()` reads the sources as well."""
 
@@ -198,6 +205,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     log: LogSettings = LogSettings()
     mail: MailSettings = MailSettings()
+    organization: OrganizationSettings = OrganizationSettings()
 
     @classmethod
     def settings_customise_sources(

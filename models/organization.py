@@ -88,7 +88,7 @@ class Invite(Base):
     status: Mapped[InviteStatus] = mapped_column(_stored(InviteStatus), default=InviteStatus.PENDING)
     token_hash: Mapped[str | None] = mapped_column(String(64), unique=True)
     expiry_id: Mapped[str] = mapped_column(String(100))
-    """The scheduled `InviteExpired`, to cancel it by."""
+    """The scheduled `InviteDeadlineReached`, to cancel it by."""
     invited_by: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime]
@@ -130,6 +130,13 @@ class MemberInvited:
 
     def ordering_key(self) -> str:
         return str(self.organization_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteDeadlineReached:
+    """An invite's time is up, should it be open still: scheduled with the invite, cancelled when that is closed."""
+
+    invite_id: UUID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

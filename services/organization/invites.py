@@ -2,9 +2,10 @@
 
 import hashlib
 import secrets
+from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.organization import Invite, InviteExpired, InviteStatus, Member, MemberInvited, Organization
@@ -12,19 +13,25 @@ from models.user import User
 from services.organization.errors import AlreadyInvited, AlreadyMember
 
 
-async def find_open(session: AsyncSession, invite_id: UUID) -> Invite | None:
-    """Return an invite that can be accepted, locked until the transaction ends."""
+async def find_pending(session: AsyncSession, invite_id: UUID) -> Invite | None:
+    """Return an invite that was not closed yet, whatever the time, locked until the transaction ends."""
     query = select(Invite).where(Invite.id == invite_id, Invite.status == InviteStatus.PENDING)
     return await session.scalar(query.with_for_update())
 
 
-async def find_by_token(session: AsyncSession, token: str) -> Invite | None:
-    """Return the open invite whose latest mail has `token`, locked until the transaction ends."""
-    query = select(Invite).where(Invite.token_hash == _digest(token), Invite.status == InviteStatus.PENDING)
+async def find_open(session: AsyncSession, invite_id: UUID, now: datetime) -> Invite | None:
+    """Return an invite that can be accepted, locked until the transaction ends."""
+    query = select(Invite).where(Invite.id == invite_id, *_open_at(now))
     return await session.scalar(query.with_for_update())
 
 
-async def require_uninvited(session: AsyncSession, organization_id: UUID, email: str) -> None:
+async def find_by_token(session: AsyncSession, token: str, now: datetime) -> Invite | None:
+    """Return the open invite whose latest mail has `token`, locked until the transaction ends."""
+    query = select(Invite).where(Invite.token_hash == _digest(token), *_open_at(now))
+    return await session.scalar(query.with_for_update())
+
+
+async def require_uninvited(session: AsyncSession, organization_id: UUID, email: str, now: datetime) -> None:
     """Raise `AlreadyMember` or `AlreadyInvited` if the mailbox has no use for an invite."""
     member = (
         select(Member.user_id)
@@ -33,9 +40,7 @@ async def require_uninvited(session: AsyncSession, organization_id: UUID, email:
     )
     if await session.scalar(member):
         raise AlreadyMember(f"{email} is in this organization already")
-    invite = select(Invite.id).where(
-        Invite.organization_id == organization_id, Invite.email == email, Invite.status == InviteStatus.PENDING
-    )
+    invite = select(Invite.id).where(Invite.organization_id == organization_id, Invite.email == email, *_open_at(now))
     if await session.scalar(invite):
         raise AlreadyInvited(f"an invite to {email} is open already")
 
@@ -48,7 +53,7 @@ def replace_token(invite: Invite) -> str:
 
 
 def expiry_of(invite: Invite) -> InviteExpired:
-    """Return the event for when nobody accepts."""
+    """Return the event that tells that nobody accepted in time."""
     return InviteExpired(organization_id=invite.organization_id, invite_id=invite.id, email=invite.email)
 
 
@@ -65,3 +70,7 @@ def invitation_of(invite: Invite, organization: Organization) -> MemberInvited:
 
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _open_at(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    return Invite.status == InviteStatus.PENDING, Invite.expires_at > now

@@ -54,6 +54,13 @@ def test_the_setting_picks_the_mailer(settings: Settings, url: str, cls: type) -
     assert isinstance(Container(settings=settings.model_copy(update={"mail": mail})).infra.mailer(), cls)
 
 
+def test_the_setting_decides_how_long_an_invite_is_open(settings: Settings) -> None:
+    assert Container(settings=settings).services.organization()._invite_lifetime == 7 * 86_400
+    given = load_settings(environ={"BENEATH_ORGANIZATION_INVITE_LIFETIME": "0.5"}, folder="nowhere").organization
+    container = Container(settings=settings.model_copy(update={"organization": given}))
+    assert container.services.organization()._invite_lifetime == 0.5
+
+
 def test_every_container_has_its_own_objects(settings: Settings) -> None:
     first, second = Container(settings=settings), Container(settings=settings)
     assert first.infra.bus() is not second.infra.bus()

@@ -85,6 +85,10 @@ def test_no_two_settings_share_a_variable() -> None:
         ({"BENEATH_WORKER_GRACE": "inf"}, "worker.grace: "),
         ({"BENEATH_MAIL_SENDER": "nobody"}, "mail.sender: "),
         ({"BENEATH_MAIL_SMTP_URL": "http://x"}, "mail.smtp_url: not an SMTP server's URL; expected smtp://"),
+        (
+            {"BENEATH_ORGANIZATION_INVITE_LIFETIME": "0"},
+            "organization.invite_lifetime: input should be greater than 0, not '0' ",
+        ),
         ({"BENEATH_WORKER_RENEW": "9"}, "worker: renew (9 s) must be at most half of lease (10 s) "),
     ],
 )

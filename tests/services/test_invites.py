@@ -5,7 +5,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from infra.mail import MailUnavailable
-from models.organization import InviteExpired, InviteStatus, MemberJoined, Role
+from models.organization import InviteDeadlineReached, InviteExpired, InviteStatus, MemberJoined, Role
 from services.organization.errors import AlreadyInvited, AlreadyMember, InviteNotFound
 from tests.services.people import email, invite, join, sign_up, token_in
 from tests.world import INVITE_LIFETIME, World
@@ -13,6 +13,12 @@ from tests.world import INVITE_LIFETIME, World
 
 async def statuses(domain: World, actor: UUID, organization: UUID) -> list[InviteStatus]:
     return [each.status for each in await domain.organization.list_invites(actor, organization)]
+
+
+async def lose_deadline(domain: World, actor: UUID, organization: UUID) -> None:
+    """Take the only invite's deadline out of the queue, as when that was flushed."""
+    [invited] = await domain.organization.list_invites(actor, organization)
+    assert await domain.kit.mq.cancel(invited.expiry_id)
 
 
 async def test_the_mail_has_what_accepts_it(domain: World) -> None:
@@ -55,6 +61,50 @@ async def test_an_invite_whose_time_is_up_is_not_accepted_even_before_anyone_not
     made = await domain.organization.create(ada, "Engines")
     token = await invite(domain, ada, made.id, "bob")
     domain.kit.clock.move_to(domain.kit.clock.time() + INVITE_LIFETIME)
+    with pytest.raises(InviteNotFound):
+        await domain.organization.accept_invite(bob, token)
+
+
+async def test_an_invite_is_accepted_though_the_queue_lost_its_deadline(domain: World) -> None:
+    ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
+    made = await domain.organization.create(ada, "Engines")
+    token = await invite(domain, ada, made.id, "bob")
+    await lose_deadline(domain, ada, made.id)
+    await domain.organization.accept_invite(bob, token)
+    assert await statuses(domain, ada, made.id) == [InviteStatus.ACCEPTED]
+
+
+async def test_an_invite_whose_deadline_the_queue_lost_ends_by_the_clock(domain: World) -> None:
+    ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
+    made = await domain.organization.create(ada, "Engines")
+    token = await invite(domain, ada, made.id, "bob")
+    await lose_deadline(domain, ada, made.id)
+    await domain.kit.advance(seconds=INVITE_LIFETIME)
+    with pytest.raises(InviteNotFound):
+        await domain.organization.accept_invite(bob, token)
+    await domain.organization.invite(ada, made.id, email=email("bob"))
+
+
+async def test_a_deadline_after_the_acceptance_tells_nobody_of_an_expiry(domain: World) -> None:
+    ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
+    made = await domain.organization.create(ada, "Engines")
+    await join(domain, ada, made.id, bob, Role.MEMBER)
+    [accepted] = await domain.organization.list_invites(ada, made.id)
+    await domain.kit.bus.publish(InviteDeadlineReached(invite_id=accepted.id))
+    await domain.kit.drain()
+    assert await statuses(domain, ada, made.id) == [InviteStatus.ACCEPTED]
+    assert domain.kit.published(InviteExpired) == []
+
+
+async def test_a_deadline_that_fires_twice_or_by_a_clock_ahead_of_ours_expires_an_invite_once(domain: World) -> None:
+    ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
+    made = await domain.organization.create(ada, "Engines")
+    token = await invite(domain, ada, made.id, "bob")
+    [invited] = await domain.organization.list_invites(ada, made.id)
+    for _ in range(2):
+        await domain.kit.bus.publish(InviteDeadlineReached(invite_id=invited.id))
+    await domain.kit.drain()
+    assert len(domain.kit.published(InviteExpired)) == 1
     with pytest.raises(InviteNotFound):
         await domain.organization.accept_invite(bob, token)
 
