@@ -175,6 +175,11 @@ class Bus:
         """Every wire name known to this process, former ones included."""
         return self._listeners.events
 
+    @property
+    def has_outbox(self) -> bool:
+        """Whether what transactions publish waits in an outbox while the queue is away."""
+        return self._publisher.relay is not None
+
     # --- publishing -------------------------------------------------------------------------------------------------
 
     async def publish(

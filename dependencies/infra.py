@@ -6,7 +6,6 @@ from dependency_injector.containers import DeclarativeContainer
 from dependency_injector.providers import Dependency, ThreadSafeSingleton
 
 from bus import Bus, BusOptions
-from dependencies.errors import SettingsError
 from dependencies.metrics import bus_samples, queue_samples
 from dependencies.settings import Settings
 from dependencies.version import application_version
@@ -23,11 +22,7 @@ def build_database(settings: Settings, clock: Clock) -> Database:
 
 
 def build_queue(settings: Settings, db: Database, clock: Clock) -> MessageQueue:
-    """Return the queue of `mq.driver`, not yet open; only that driver is imported.
-
-    Raises:
-        SettingsError: this version has no such driver.
-    """
+    """Return the queue of `mq.driver`, not yet open; only that driver is imported."""
     match settings.mq.driver:
         case "sql":
             from infra.mq.drivers.sql import SqlQueue
@@ -38,7 +33,16 @@ def build_queue(settings: Settings, db: Database, clock: Clock) -> MessageQueue:
 
             return MemoryQueue(clock=clock, dedupe_window=settings.mq.dedupe_window, lease=settings.worker.lease)
         case "redis":
-            raise SettingsError("mq.driver: this version has no redis driver yet; use sql or memory")
+            from infra.mq.drivers.redis import RedisQueue
+
+            return RedisQueue(
+                settings.mq.redis.url.get_secret_value(),
+                clock=clock,
+                namespace=settings.mq.namespace,
+                lease=settings.worker.lease,
+                dedupe_window=settings.mq.dedupe_window,
+                connect_timeout=settings.mq.connect_timeout,
+            )
 
 
 def build_mailer(settings: Settings, clock: Clock) -> Mailer:

@@ -53,13 +53,17 @@ class MqSettings(Section):
     """The message queue."""
 
     driver: Literal["sql", "memory", "redis"] = "sql"
-    """`sql`: in the database of `db.url`. `memory`: inside one process, lost when it ends; needs `start all`."""
+    """`sql`: in the database of `db.url`. `memory`: inside one process, lost when it ends; needs `start all`.
+    `redis`: in the Redis or Valkey of `mq.redis.url`, with an outbox in the database of `db.url`."""
 
     connect_timeout: Seconds = 10.0
     """Seconds to wait for the queue at the start."""
 
     dedupe_window: Seconds = 120.0
     """Seconds for which the same message id is accepted only once."""
+
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "beneath"
+    """Redis: what every key begins with, so that several applications can share a server."""
 
     redis: RedisSettings = RedisSettings()
 

@@ -16,7 +16,7 @@ from dependencies.completeness import check_completeness
 from dependencies.migrations import HISTORIES
 from infra.db import Database
 from infra.db.migrate import require_current, upgrade
-from infra.mq import MessageQueue
+from infra.mq import MessageQueue, QueueUnavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class Application:
     async def opened(self) -> AsyncIterator["Application"]:
         """Inside the block everything is constructed and connected, and events are accepted; nothing handles them."""
         check_completeness(self.container)
-        async with open_queue(self.container):
+        async with open_queue(self.container, or_later=self.bus.has_outbox):
             self.container.services.all()
             try:
                 await self.bus.start()
@@ -128,15 +128,19 @@ async def open_database(container: Container) -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
-async def open_queue(container: Container) -> AsyncIterator[MessageQueue]:
-    """Inside the block the database and the queue are open.
+async def open_queue(container: Container, *, or_later: bool = False) -> AsyncIterator[MessageQueue]:
+    """Inside the block the database and the queue are open; with `or_later` the bus opens a queue that is away now.
 
     Raises:
         DatabaseError, QueueError: with one line for people.
     """
     async with open_database(container):
         mq: MessageQueue = container.infra.mq()
-        await mq.open()
+        try:
+            await mq.open()
+        except QueueUnavailable:
+            if not or_later:
+                raise
         try:
             yield mq
         finally:

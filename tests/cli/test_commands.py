@@ -30,7 +30,6 @@ def refused(result: Result, *parts: str, code: int = 2) -> None:
         (["start", "--config", "nope.yaml", "all"], ["cannot read the settings file nope.yaml: No such file"]),
         (["--set", "mq.drivr=sql", "config", "show"], ["unknown setting mq.drivr", "did you mean mq.driver?"]),
         (["--set", "control.port=x", "start", "all"], ["control.port: input should be a valid integer"]),
-        (["start", "--set", "mq.driver=redis", "all"], ["mq.driver: this version has no redis driver yet"]),
         (["start", "--set", "mq.driver=memory", "control-worker"], ["mq.driver=memory", "run `beneath start all`"]),
         (["start", "--set", "mq.driver=memory", "control-server"], ["mq.driver=memory", "run `beneath start all`"]),
         (

@@ -8,11 +8,12 @@ import pytest
 from dependency_injector import providers
 
 from bus import Bus
-from dependencies import AllServices, Container, Settings, SettingsError, load_settings
+from dependencies import AllServices, Container, Settings, load_settings
 from dependencies.settings import DbSettings, MqSettings, Url
 from infra.clock import FakeClock
 from infra.mail import FolderMailer, SmtpMailer
 from infra.mq.drivers.memory import MemoryQueue
+from infra.mq.drivers.redis import RedisQueue
 from infra.mq.drivers.sql import SqlQueue
 
 
@@ -36,16 +37,10 @@ def test_the_providers_are_the_fields_of_all_services(settings: Settings) -> Non
     assert names - {"all"} == {each.name for each in fields(AllServices)}
 
 
-@pytest.mark.parametrize(("driver", "cls"), [("sql", SqlQueue), ("memory", MemoryQueue)])
+@pytest.mark.parametrize(("driver", "cls"), [("sql", SqlQueue), ("memory", MemoryQueue), ("redis", RedisQueue)])
 def test_the_setting_picks_the_queue(settings: Settings, driver: str, cls: type) -> None:
     chosen = settings.model_copy(update={"mq": MqSettings.model_validate({"driver": driver})})
     assert isinstance(Container(settings=chosen).infra.mq(), cls)
-
-
-def test_a_driver_that_is_not_there_yet_is_refused(settings: Settings) -> None:
-    chosen = settings.model_copy(update={"mq": MqSettings(driver="redis")})
-    with pytest.raises(SettingsError, match=r"^mq\.driver: this version has no redis driver yet; use sql or memory$"):
-        Container(settings=chosen).infra.mq()
 
 
 @pytest.mark.parametrize(("url", "cls"), [("smtps://mail.example.com", SmtpMailer), ("null", FolderMailer)])
