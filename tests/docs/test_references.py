@@ -18,7 +18,7 @@ from tests.docs.blocks import DOCUMENTS, ROOT, Block, blocks, prose
 
 KEYS = {".".join(path) for path, _ in walk_leaves(Settings)} | set(Settings.model_fields)
 VARIABLES = {variable(path) for path, _ in walk_leaves(Settings)}
-INVENTED = {"billing.project_price", "BENEATH_BILLING_PROJECT_PRICE", "BENEATH_SERVICE_HOST"}
+INVENTED = {"invoicing.project_price", "BENEATH_INVOICING_PROJECT_PRICE", "BENEATH_SERVICE_HOST"}
 """What the guide adds, and what somebody else makes."""
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda it: str(it.relative_to(ROOT)))
