@@ -15,8 +15,14 @@ import structlog
 from tests.bench import measure
 from tests.bench.embedded import MemoryBench, SqliteBench, settle_down
 from tests.bench.measure import Bench
+from tests.bench.redis import RedisBench
 
-BENCHES: dict[str, Callable[[], Bench]] = {"memory": MemoryBench, "sqlite": SqliteBench}
+BENCHES: dict[str, Callable[[], Bench]] = {
+    "memory": MemoryBench,
+    "sqlite": SqliteBench,
+    "valkey": lambda: RedisBench("valkey"),
+    "redis8": lambda: RedisBench("redis8"),
+}
 
 
 def report(what: str, rate: float | None, bare: float | None, goal: str) -> None:
