@@ -148,7 +148,7 @@ class Listeners:
         """Hold the event loop for long, until the gate opens."""
         with self._written(event, delivery):
             if not self._gate.exists():
-                time.sleep(2 * LONG)  # noqa: ASYNC251 - the very fault that this is about
+                time.sleep(LONG)  # noqa: ASYNC251 - the very fault that this is about
 
     async def chime(self, event: Chime) -> None:
         """Note a broadcast."""

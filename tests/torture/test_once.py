@@ -13,7 +13,7 @@ from tests.torture.fleet import Fleet
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 KEYS = [f"key-{number}" for number in range(20)]
-STEPS = 40
+STEPS = 25
 EVENTS = len(KEYS) * STEPS
 LISTENERS = ("once", "done")
 
