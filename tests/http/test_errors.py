@@ -61,8 +61,17 @@ async def test_an_unknown_method_names_the_known_ones(api: Api) -> None:
     assert answer.headers["allow"] == "POST"
     several = await api.client.delete(f"/v1/organizations/{uuid7()}/projects")
     problem(several, 405, "method-not-allowed")
-    assert several.headers["allow"] == "GET, POST"
-    assert (await api.client.delete("/healthz")).headers["allow"] == "GET"
+    assert several.headers["allow"] == "GET, HEAD, POST"
+    assert (await api.client.delete("/healthz")).headers["allow"] == "GET, HEAD"
+
+
+async def test_head_answers_what_get_does_without_the_body(api: Api) -> None:
+    ada = await api.sign_up()
+    for path in ("/v1/me", "/v1/organizations", "/v1/nothing", "/v1/organizations?limit=x", "/healthz"):
+        got, head = await ada("GET", path), await ada("HEAD", path)
+        assert (head.status_code, head.text) == (got.status_code, "")
+        for name in ("content-type", "content-length", "etag"):
+            assert head.headers.get(name) == got.headers.get(name), (path, name)
 
 
 async def test_an_unforeseen_error_is_logged_and_not_told(

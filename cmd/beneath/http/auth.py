@@ -72,13 +72,22 @@ Keeper = Annotated[Principal, Depends(Bearer(Scope.SECRETS))]
 
 
 async def authenticate(request: Request) -> Principal:
-    """Return whom the request's secret stands for; raise `ProblemError`."""
+    """Return whom the request's secret stands for, however often asked; raise `ProblemError`."""
+    if not hasattr(request.state, "principal"):
+        request.state.principal = await _authenticate(request)
+    principal: Principal = request.state.principal
+    return principal
+
+
+async def _authenticate(request: Request) -> Principal:
     services: Services = request.app.state.services
     limit: FailureLimit = request.app.state.failure_limit
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    # With two of them, a proxy in front may have judged by another one than we would.
+    sent = request.headers.getlist("authorization")
+    scheme, _, token = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
-        detail = "send the header Authorization: Bearer <secret>"
+        detail = "send one header Authorization: Bearer <secret>"
         raise ProblemError(UNAUTHENTICATED, detail, {"WWW-Authenticate": "Bearer"})
     try:
         return await services.secret.authenticate(token)

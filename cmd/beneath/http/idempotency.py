@@ -1,13 +1,13 @@
 """`Idempotency-Key` on POST: a client that got no answer sends the request again, and it is carried out once."""
 
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 from fastapi import Depends, Header, Request, Response
-from fastapi.routing import APIRoute
 from pydantic import WithJsonSchema
 
 from beneath.http.auth import authenticate
+from beneath.http.routing import ApiRoute, Handler
+from beneath.http.schemas import Matching
 from beneath.http.services import Services
 from services.idempotency.service import Answer
 
@@ -21,11 +21,11 @@ async def _declared(
     idempotency_key: Annotated[
         str | None,
         Header(
-            pattern=_PATTERN,
             description="Of your choice, new for each thing to do. Sent again with the same request within 24 hours, "
             "nothing is done twice: the first answer comes again, with `Idempotent-Replayed: true`.",
             examples=["5f0c1f4e-8a52-4b3e-9d0e-0d5d0b0d6c1b"],
         ),
+        Matching(_PATTERN, "expected 1 to 255 visible ASCII characters"),
         WithJsonSchema({"type": "string", "pattern": _PATTERN}),
     ] = None,
 ) -> None:
@@ -35,24 +35,17 @@ async def _declared(
 KEYED: Final = [Depends(_declared)]
 """The `dependencies` of a route that takes the header."""
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-
-class IdempotentRoute(APIRoute):
+class IdempotentRoute(ApiRoute):
     """Carries a request with `Idempotency-Key` out once per user and key, and repeats its answer."""
 
     keep: ClassVar[bool] = True
 
-    def get_route_handler(self) -> Handler:
-        handle = super().get_route_handler()
-
-        async def handle_once(request: Request) -> Response:
-            key = request.headers.get(HEADER)
-            if key is None or request.method != "POST" or not _is_well_formed(key):
-                return await handle(request)
-            return await self._once(request, key, handle)
-
-        return handle_once
+    async def carry_out(self, request: Request, handle: Handler) -> Response:
+        key = request.headers.get(HEADER)
+        if key is None or request.method != "POST" or not _is_well_formed(key):
+            return await handle(request)
+        return await self._once(request, key, handle)
 
     async def _once(self, request: Request, key: str, handle: Handler) -> Response:
         services: Services = request.app.state.services

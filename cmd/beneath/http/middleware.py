@@ -43,8 +43,11 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
+        is_head = scope["method"] == "HEAD"
+        if is_head:
+            scope = {**scope, "method": "GET"}
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id, has_body=not is_head)
         bound = structlog.contextvars.bound_contextvars(request_id=request_id, correlation_id=request_id)
         with self._correlate(request_id), bound:
             try:
@@ -59,13 +62,14 @@ class RequestContext:
 
 
 class _Answer:
-    """`send`, with the headers that every answer carries."""
+    """`send`, with the headers that every answer carries; without a body where only those of a GET were asked for."""
 
-    __slots__ = ("_request_id", "_send", "started")
+    __slots__ = ("_has_body", "_request_id", "_send", "started")
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, *, has_body: bool) -> None:
         self._send = send
         self._request_id = request_id
+        self._has_body = has_body
         self.started = False
 
     async def __call__(self, message: Message) -> None:
@@ -75,6 +79,8 @@ class _Answer:
             headers[REQUEST_ID] = self._request_id
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
+        elif not self._has_body:
+            message = {**message, "body": b""}
         await self._send(message)
 
 
@@ -97,6 +103,9 @@ class BodyGuard:
             await self._refuse(TOO_LARGE, self._limit(), scope, receive, send)
         elif length != "0" and not _is_json(headers.get("content-type", "")):
             detail = "send the body with Content-Type: application/json"
+            await self._refuse(UNSUPPORTED_MEDIA_TYPE, detail, scope, receive, send)
+        elif headers.get("content-encoding", "identity").lower() != "identity":
+            detail = "send the body as it is, without Content-Encoding"
             await self._refuse(UNSUPPORTED_MEDIA_TYPE, detail, scope, receive, send)
         else:
             await self._app(scope, self._counted(receive), send)

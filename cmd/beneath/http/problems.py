@@ -15,6 +15,7 @@ from starlette.routing import compile_path
 
 from bus import PublishIndeterminate, PublishRejected
 from infra.db import CommitIndeterminate, DatabaseUnavailable
+from infra.mq import QueueUnavailable
 from models.email import InvalidEmail
 from services.idempotency import errors as idempotency
 from services.organization import errors as organization
@@ -125,6 +126,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(DatabaseUnavailable, _unavailable)
     app.add_exception_handler(OperationalError, _unavailable)
     app.add_exception_handler(PublishRejected, _unavailable)
+    app.add_exception_handler(QueueUnavailable, _unavailable)
     app.add_exception_handler(CommitIndeterminate, _indeterminate)
     app.add_exception_handler(PublishIndeterminate, _indeterminate)
     for error in DOMAIN_PROBLEMS:
@@ -180,7 +182,8 @@ def allowed_methods(request: Request) -> list[str]:
     found = {
         method.upper() for path, methods in described.items() if path.match(request.scope["path"]) for method in methods
     }
-    return sorted(found) or ["GET"]  # what is not described, like /healthz, is there to be read
+    found = found or {"GET"}  # what is not described, like /healthz, is there to be read
+    return sorted(found | {"HEAD"}) if "GET" in found else sorted(found)
 
 
 def retry_after(seconds: float) -> dict[str, str]:

@@ -21,8 +21,8 @@ from models.email import MAX_LENGTH, PATTERN, normalise_email
 from models.organization import InviteStatus, Role
 from models.secret import Scope
 
-# No control characters, and no spaces at either end: a name is shown in lines of text, mails and logs.
-_NAME = r"^[^\x00-\x20\x7f](?:[^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"
+# Nothing that breaks a line or controls a terminal, no spaces at either end: names stand in lines of text, mails, logs.
+_NAME = r"^[^\x00-\x20\x7f-\xa0\u2028\u2029](?:[^\x00-\x1f\x7f-\x9f\u2028\u2029]*[^\x00-\x20\x7f-\xa0\u2028\u2029])?$"
 # Text may have several lines. NUL cannot be stored by every database.
 _TEXT = r"^[^\x00]*$"
 _CHARACTERS = r"^[A-Za-z0-9_-]{1,200}$"

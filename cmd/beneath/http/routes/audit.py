@@ -9,10 +9,11 @@ from beneath.http.auth import Reader
 from beneath.http.openapi import AUTHENTICATED, problems
 from beneath.http.pages import BySequence, Page
 from beneath.http.problems import NOT_FOUND
+from beneath.http.routing import ApiRoute
 from beneath.http.schemas import EntryOut
 from beneath.http.services import Using
 
-router = APIRouter(prefix="/organizations/{organization_id}/audit", tags=["audit"])
+router = APIRouter(prefix="/organizations/{organization_id}/audit", tags=["audit"], route_class=ApiRoute)
 
 
 @router.get("", responses=problems(NOT_FOUND, *AUTHENTICATED))

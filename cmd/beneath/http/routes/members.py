@@ -9,10 +9,11 @@ from beneath.http.auth import Reader, Writer
 from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
 from beneath.http.pages import ByAge, Page
 from beneath.http.problems import LAST_OWNER, NOT_ALLOWED, NOT_FOUND
+from beneath.http.routing import ApiRoute
 from beneath.http.schemas import MemberOut, RoleChange
 from beneath.http.services import Using
 
-router = APIRouter(prefix="/organizations/{organization_id}/members", tags=["members"])
+router = APIRouter(prefix="/organizations/{organization_id}/members", tags=["members"], route_class=ApiRoute)
 
 
 @router.get("", responses=problems(NOT_FOUND, *AUTHENTICATED))

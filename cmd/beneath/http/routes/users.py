@@ -6,10 +6,11 @@ from beneath.http.auth import Reader, Writer
 from beneath.http.etags import Expected, tag
 from beneath.http.openapi import ANYWHERE, AUTHENTICATED, WITH_BODY, problems, versioned
 from beneath.http.problems import CHANGED, EMAIL_TAKEN
+from beneath.http.routing import ApiRoute
 from beneath.http.schemas import NewUser, SignedUp, UserChange, UserOut
 from beneath.http.services import Using
 
-router = APIRouter(tags=["users"])
+router = APIRouter(tags=["users"], route_class=ApiRoute)
 
 
 @router.post("/users", status_code=201, responses=problems(EMAIL_TAKEN, *ANYWHERE, *WITH_BODY))

@@ -1,0 +1,130 @@
+"""How bodies are read: after the secret, and as JSON that means the same to everyone."""
+
+import json
+import zlib
+from collections.abc import AsyncIterator
+
+import pytest
+from starlette.types import Message
+
+from tests.http.conftest import Api, problem
+
+JSON = {"Content-Type": "application/json"}
+UTF_16 = '{"email": "ada@example.com", "name": "Ada"}'.encode("utf-16")
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"{", "at character 1: Expecting property name enclosed in double quotes"),
+        (b'{"name": "\xe9"}', "at byte 10: not UTF-8"),
+        (UTF_16, "at byte 0: not UTF-8"),
+        (b'{"email": "ada@example.com", "name": "Ada", "name": "Eve"}', '"name" is there twice in one object'),
+        (b'{"email": [{"a": 1, "a": 1}]}', '"a" is there twice in one object'),
+        (b'{"email": NaN}', "NaN is not a JSON value"),
+        (b'{"email": -Infinity}', "-Infinity is not a JSON value"),
+        (b'{"email": %s}' % (b"9" * 5000), "a number in it has too many digits"),
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b'{"email": "a\0"}', "at character 12: Invalid control character at"),
+        (b'{"%s": 1, "%s": 2}' % (b"x" * 500, b"x" * 500), '"%s" is there twice in one object' % ("x" * 100)),
+    ],
+)
+async def test_what_is_no_json_is_told_where(api: Api, body: bytes, detail: str) -> None:
+    found = problem(await api.client.post("/v1/users", content=body, headers=JSON), 400, "malformed-json")
+    assert found["detail"] == detail
+
+
+async def test_a_byte_order_mark_is_passed_over(api: Api) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps({"email": "ada@example.com", "name": "Ada"}).encode()
+    assert (await api.client.post("/v1/users", content=body, headers=JSON)).status_code == 201
+
+
+async def test_a_compressed_body_is_an_unsupported_media_type(api: Api) -> None:
+    headers = {**JSON, "Content-Encoding": "deflate"}
+    answer = await api.client.post("/v1/users", content=zlib.compress(b"{}"), headers=headers)
+    assert "Content-Encoding" in problem(answer, 415, "unsupported-media-type")["detail"]
+
+
+async def test_every_operation_with_a_secret_asks_for_it_before_it_looks_at_the_rest(api: Api) -> None:
+    paths = api.app.openapi()["paths"]
+    secured = [(path, method) for path, each in paths.items() for method in each if "security" in each[method]]
+    assert len(secured) == sum(len(each) for each in paths.values()) - 1, "all but the sign-up"
+    for path, method in secured:
+        for headers in (JSON, {**JSON, "Idempotency-Key": "a b"}, {**JSON, "Idempotency-Key": "k"}):
+            answer = await api.client.request(method, path, params={"limit": "x"}, content=b"{", headers=headers)
+            problem(answer, 401, "unauthenticated")
+
+
+async def test_a_scope_that_lacks_is_told_before_the_body_is_read(api: Api) -> None:
+    ada = await api.sign_up()
+    ada.secret = (await ada("POST", "/v1/secrets", json={"name": "ci", "scopes": ["read"]})).json()["token"]
+    headers = {**JSON, "Authorization": f"Bearer {ada.secret}"}
+    answer = await api.client.post("/v1/organizations", content=b"{", headers=headers)
+    problem(answer, 403, "insufficient-scope")
+
+
+async def test_a_wrong_secret_is_looked_up_and_counted_once_a_request(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+
+    def record(address: str) -> float:
+        counted.append(address)
+        return 0.0
+
+    monkeypatch.setattr(api.app.state.failure_limit, "record", record)
+    headers = {"Authorization": "Bearer bnth_" + "x" * 43, "Idempotency-Key": "k"}
+    answer = await api.client.post("/v1/organizations", json={"name": "Engines"}, headers=headers)
+    problem(answer, 401, "unauthenticated")
+    assert len(counted) == 1
+
+
+async def test_two_secrets_in_one_request_are_none(api: Api) -> None:
+    ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
+    both = [("Authorization", f"Bearer {each.secret}") for each in (ada, eve)]
+    problem(await api.client.get("/v1/me", headers=both), 401, "unauthenticated")
+
+
+async def test_a_too_large_body_in_pieces_is_refused_whatever_reads_it(api: Api) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 100_000
+
+    ada = await api.sign_up()
+    for key in ({}, {"Idempotency-Key": "k"}):
+        headers = {**JSON, **key, "Authorization": f"Bearer {ada.secret}"}
+        problem(await api.client.post("/v1/organizations", content=pieces(), headers=headers), 413, "too-large")
+
+
+async def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_error_of_ours(
+    api: Api, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[Message] = []
+    coming: list[Message] = [
+        {"type": "http.request", "body": b'{"email": ', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Message:
+        return coming.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/users", "query_string": b"", "headers": headers}
+    await api.app(scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert "Traceback" not in caplog.text + capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["A\u2028da", "A\u2029da", "A\u0085da", "A\u009bda", "\u00a0Ada", "Ada\u00a0"])
+async def test_a_name_is_one_line_in_every_script(api: Api, name: str) -> None:
+    answer = await api.client.post("/v1/users", json={"email": "ada@example.com", "name": name})
+    assert "expected one line" in problem(answer, 422, "invalid")["detail"]
+
+
+@pytest.mark.parametrize("name", ["Åsa", "王小明", "O'Neill", "Ada\u00a0Lovelace", "👩‍🚀"])
+async def test_a_name_is_in_any_script(api: Api, name: str) -> None:
+    ada = await api.sign_up(name=name)
+    assert (await ada("GET", "/v1/me")).json()["name"] == name
