@@ -7,9 +7,9 @@ Headers whose names begin with "beneath-" belong to the bus.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgpack
+import msgspec
 
 from bus.errors import UndecodablePayload, UnknownEvent
 
@@ -18,8 +18,7 @@ CORRELATION = "beneath-correlation-id"
 CAUSATION = "beneath-causation-id"
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """What a message says about itself, its payload still in bytes."""
 
     id: str

@@ -4,12 +4,12 @@ import asyncio
 import functools
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 from types import FrameType
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from bus.broadcasts import delivery_of
 from bus.codec import Frame, unpack

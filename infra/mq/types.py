@@ -1,9 +1,14 @@
-"""The words that the bus and a queue driver speak: data only."""
+"""The words that the bus and a queue driver speak: data only.
+
+What exists once per message is a msgspec.Struct, which is made in a quarter of a dataclass's time.
+"""
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum, auto
+
+import msgspec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +53,7 @@ class Registry:
     """Wire names that some process once declared a broadcast listener for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One event on its way into the queue."""
 
     id: str
@@ -70,8 +74,7 @@ class Message:
     """Accept this id once within the dedupe window; later ones are dropped without an error."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Delivery:
+class Delivery(msgspec.Struct, kw_only=True, eq=False):
     """One event for one subscription, as a consumer holds it."""
 
     id: int | str
@@ -98,8 +101,7 @@ class Delivery:
     """Times its worker died while this delivery ran alone."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Claim:
+class Claim(msgspec.Struct, kw_only=True, eq=False):
     """What a consumer owns until it settles it: one unordered delivery, or the first ones of one mailbox."""
 
     subscription: str
@@ -145,8 +147,7 @@ class Outcome(Enum):
     """`failures` + 1 if `failure` counts as one (`charge`); becomes a dead letter."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """The end of one delivery's claim.
 
     Deliveries of an ordered claim are settled first to last. The settlement that leaves its delivery in the
