@@ -145,6 +145,7 @@ class Handling:
         context = delivery_of(frame, listener.name, delivery.failures + 1)
         started = self._clock.monotonic()
         metrics.lag_seconds = max(0.0, self._clock.time() - frame.published_at)
+        enter_cause(context)
         try:
             await self._run(slot, event, context, started)
         except AlreadyHandled:
@@ -158,6 +159,7 @@ class Handling:
         except Exception as error:  # noqa: BLE001 - a handler may raise anything; all of it is a failed attempt
             return self._failed(slot, claim, delivery, error, metrics)
         finally:
+            enter_cause(None)
             metrics.busy_seconds += self._clock.monotonic() - started
         metrics.handled += 1
         return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DONE)
@@ -174,7 +176,6 @@ class Handling:
 
     async def _run(self, slot: Slot, event: object, context: HandlerDelivery, started: float) -> None:
         listener = slot.listener
-        enter_cause(context)
         slot.started = started
         slot.timed_out = False
         slot.complained = False
@@ -188,7 +189,6 @@ class Handling:
             raise _reason(slot) from None
         finally:
             slot.deadline = FOREVER
-            enter_cause(None)
         if slot.timed_out and slot.task is not None:
             slot.task.uncancel()  # it finished in spite of the cancellation: a success is a success
 
