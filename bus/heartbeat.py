@@ -1,6 +1,7 @@
 """Keeps a worker's lease from a thread of its own, but only while the event loop moves."""
 
 import asyncio
+import contextlib
 import sys
 import threading
 import time
@@ -22,10 +23,17 @@ WARN_AFTER = 1.0
 class Heartbeat:
     """A lease kept by a thread that asks the loop for a sign of life before it gives one."""
 
-    def __init__(self, consumer: Consumer, options: BusOptions, describe: Callable[[FrameType], str | None]) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        options: BusOptions,
+        describe: Callable[[FrameType], str | None],
+        on_loss: Callable[[], object],
+    ) -> None:
         self._consumer = consumer
         self._options = options
         self._describe = describe
+        self._on_loss = on_loss
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()
@@ -62,6 +70,7 @@ class Heartbeat:
                 warned = False
             if time.monotonic() - renewed >= self._options.renew_every:
                 if not self._renew():
+                    self._report_loss()
                     return
                 renewed = time.monotonic()
 
@@ -78,11 +87,17 @@ class Heartbeat:
     def _give_up(self, stalled: float) -> None:
         self.stalls += 1
         self._consumer.abandon()
+        # Once the loop moves again, the first thing it does is to notice.
+        self._report_loss()
         log.error(
             "the event loop is blocked for longer than worker.max_stall: other workers take over from this one",
             seconds=round(stalled, 1),
             by=self._culprit(),
         )
+
+    def _report_loss(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(self._on_loss)
 
     def _culprit(self) -> str:
         """Name the listener whose handler holds the loop, and the line it stands at."""

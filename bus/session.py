@@ -57,7 +57,7 @@ class Session:
 
     async def run(self) -> None:
         """Work until cancelled, then stop gracefully; return when the lease is lost."""
-        heartbeat = Heartbeat(self._consumer, self._options, running_listener)
+        heartbeat = Heartbeat(self._consumer, self._options, running_listener, self._ended.set)
         heartbeat.start()
         fetching = self._start(self._fetch_until_stopped(), "bus fetch")
         settling = self._start(self._settler.run(), "bus settle")

@@ -9,7 +9,7 @@ import structlog
 
 from beneath.lifecycle import Lifecycle, stop_signals
 from beneath.processes import watch_parent
-from beneath.startables import Launch, built, select
+from beneath.startables import STARTABLES, Launch, Startable, built, select
 from bus import Bus
 from dependencies import AllServices, Container, Settings
 from dependencies.completeness import check_completeness
@@ -98,10 +98,17 @@ class Application:
                 limit = self.grace + CLOSE_TIMEOUT
                 watch_parent(launch.parent_fd, self._lifecycle.stop, limit=limit)
             async with self.opened():
+                self._warn_of_sqlite(startables)
                 with built(startables, self, launch) as runnables:
                     log.info("started", startables=[each.name for each in startables], queue=self.settings.mq.driver)
                     await self._lifecycle.run(runnables)
                 log.info("stopped")
+
+    def _warn_of_sqlite(self, startables: Sequence[Startable]) -> None:
+        # Inside one process writers take turns; the bug needs two at the same instant.
+        alone = len(startables) == len(STARTABLES) and self.settings.worker.processes == 1
+        if not alone and (warning := self.container.infra.db().sqlite_warning()) is not None:
+            log.warning(warning)
 
 
 @asynccontextmanager

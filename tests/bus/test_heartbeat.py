@@ -38,7 +38,7 @@ async def until(condition: object) -> None:
 
 async def test_it_renews_while_the_loop_moves() -> None:
     lease = Lease()
-    heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01), nobody)  # type: ignore[arg-type]  # all that it uses
+    heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01), nobody, lambda: None)  # type: ignore[arg-type]  # all that it uses
     heartbeat.start()
     await until(lambda: lease.renewals >= 3)
     heartbeat.stop()
@@ -55,7 +55,9 @@ async def test_a_loop_that_stands_still_for_too_long_gives_the_lease_up_and_the_
             return "the handler"
         return None
 
-    heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01, max_stall=0.1), describe)  # type: ignore[arg-type]
+    lost = asyncio.Event()
+    options = BusOptions(renew_every=0.01, max_stall=0.1)
+    heartbeat = Heartbeat(lease, options, describe, lost.set)  # type: ignore[arg-type]  # all that it uses
     heartbeat.start()
     await until(lambda: lease.renewals)
 
@@ -69,4 +71,5 @@ async def test_a_loop_that_stands_still_for_too_long_gives_the_lease_up_and_the_
     assert block_the_loop()
     heartbeat.stop()
     await until(lambda: named)
+    assert lost.is_set()
     assert heartbeat.stalls == 1
