@@ -1,6 +1,7 @@
 """What `Database` needs of a kind of database, and how `db.url` picks one."""
 
 from contextlib import AbstractAsyncContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -98,11 +99,25 @@ def backend_for(url: str, busy_timeout: float) -> Backend:
         parsed = make_url(url)
     except ArgumentError:
         raise DatabaseError(
-            "db.url is not a database URL; write it like sqlite:///./data/beneath.db (a file below this folder)"
+            "db.url is not a database URL; write it like sqlite:///./data/beneath.db (a file below this folder), "
+            "or postgresql://user:password@host/name"
         ) from None
     if parsed.drivername in {"sqlite", "sqlite+aiosqlite"}:
         return SQLite(_sqlite_path(parsed), busy_timeout)
-    raise DatabaseError(f"db.url: {parsed.drivername!r} is not supported; use sqlite:///path/to/file.db")
+    if parsed.drivername in {"postgresql", "postgresql+asyncpg"}:
+        return _postgresql(parsed, busy_timeout)
+    raise DatabaseError(
+        f"db.url: {parsed.drivername!r} is not supported; use sqlite:///path/to/file.db, "
+        "or postgresql://user:password@host/name"
+    )
+
+
+def _postgresql(url: URL, busy_timeout: float) -> Backend:
+    if find_spec("asyncpg") is None:
+        raise DatabaseError("db.url: PostgreSQL needs its driver: pip install 'beneath-backend[postgres]'")
+    from infra.db.postgresql import PostgreSQL
+
+    return PostgreSQL(url, busy_timeout)
 
 
 def _sqlite_path(url: URL) -> Path:

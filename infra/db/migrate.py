@@ -19,12 +19,14 @@ from alembic.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData
+from sqlalchemy.exc import DBAPIError
 
 from infra.db.database import Database
 from infra.db.errors import DatabaseError, MigrationNewer, MigrationPending
 
 _CONNECTION = "connection"
 _VERSION_TABLE = "version_table"
+_APPLIED = "applied"
 
 # Alembic keeps the migration that runs in globals of its own (`alembic.op`, `alembic.context`).
 _alembic = threading.Lock()
@@ -57,7 +59,11 @@ async def status(db: Database, histories: Sequence[History]) -> list[Status]:
     """
     async with db.read() as session:
         connection = await session.connection()
-        return [await connection.run_sync(_status, history) for history in histories]
+        try:
+            return [await connection.run_sync(_status, history) for history in histories]
+        except DBAPIError as error:
+            reason = str(_cause(error)).partition("\n")[0]
+            raise DatabaseError(f"the database cannot say which migrations it has: {reason}") from error
 
 
 async def pending(db: Database, histories: Sequence[History]) -> list[str]:
@@ -114,6 +120,7 @@ def run_environment(metadata: MetaData | None = None) -> None:
         target_metadata=metadata,
         render_as_batch=True,
         transactional_ddl=True,
+        on_version_apply=lambda step, **_: attributes[_APPLIED].append(step.up_revision_id),
     )
     with context.begin_transaction():
         context.run_migrations()
@@ -163,13 +170,22 @@ def _done(scripts: ScriptDirectory, current: Sequence[str]) -> set[str]:
 def _upgrade(connection: Connection, history: History, steps: Sequence[str]) -> None:
     config = _config(history)
     config.attributes[_CONNECTION] = connection
+    applied: list[str] = []
+    config.attributes[_APPLIED] = applied
     try:
         command.upgrade(config, "heads")
     except Exception as error:
-        failed = steps[0] if connection.invalidated else next(iter(_status(connection, history).pending), history.name)
-        cause = getattr(error, "orig", None) or error
+        failed = steps[min(len(applied), len(steps) - 1)]
+        cause = _cause(error)
         reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
         raise DatabaseError(f"the migration {failed} failed: {reason}; nothing was changed") from error
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return the driver's own error behind SQLAlchemy's."""
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        return error
+    return error.orig.__cause__ or error.orig
 
 
 def _name(history: History, step: Script) -> str:

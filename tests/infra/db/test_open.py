@@ -63,7 +63,7 @@ async def test_a_relative_path_is_relative_to_the_working_directory(
         ("not a url", "db.url is not a database URL"),
         ("", "db.url is not a database URL"),
         ("mysql://host/db", "db.url: 'mysql' is not supported"),
-        ("postgresql://user:hush@host/db", "db.url: 'postgresql' is not supported"),
+        ("postgres://user:hush@host/db", "db.url: 'postgres' is not supported"),
         ("sqlite+pysqlite:///x.db", "db.url: 'sqlite+pysqlite' is not supported"),
         ("sqlite://data/x.db", "did you mean sqlite:///data/x.db?"),
         ("sqlite://", "db.url: SQLite in memory"),

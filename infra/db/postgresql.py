@@ -1,0 +1,262 @@
+"""PostgreSQL: its settings, its errors in plain words, and one pool of connections for everything."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import URL, AdaptedConnection, AsyncAdaptedQueuePool, NullPool, event, text
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from infra.db import postgresql_errors
+from infra.db.cancellation import finish
+from infra.db.errors import DatabaseError, DatabaseUnavailable
+from infra.db.postgresql_driver import Driver, Style, close, connect, is_pooled
+from infra.db.postgresql_errors import OLDEST
+from infra.db.postgresql_url import Address, parse
+
+MIGRATING = int.from_bytes(b"beneath", "big")
+"""The advisory lock of whoever migrates."""
+
+BESIDES = 6
+"""How many connections this process may open beside the pool: those of the queue."""
+
+_STATE = """
+SELECT pg_is_in_recovery() AS replica, current_setting('default_transaction_read_only') = 'on' AS read_only,
+    current_schema() AS schema, current_user AS role,
+    least(
+        current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer,
+        nullif((SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), -1),
+        nullif((SELECT datconnlimit FROM pg_database WHERE datname = current_database()), -1)
+    ) AS connections
+"""
+_FORBIDDEN = """
+SELECT relname FROM pg_class
+WHERE relnamespace = current_schema()::regnamespace AND relname LIKE 'beneath\\_%' AND NOT CASE relkind
+    WHEN 'r' THEN has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
+        AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')
+    WHEN 'S' THEN has_sequence_privilege(oid, 'USAGE') AND has_sequence_privilege(oid, 'SELECT')
+    ELSE true
+END
+ORDER BY relname LIMIT 1
+"""
+
+
+class PostgreSQL:
+    """A PostgreSQL database, whose writers do not wait for each other unless they change the same rows.
+
+    Transactions are READ COMMITTED; one that is to be stricter says `SET TRANSACTION ISOLATION LEVEL ...` as its first
+    statement. A statement that fails ends the transaction, unless it stands in a `db.savepoint()`.
+    """
+
+    dialect: Literal["postgresql"] = "postgresql"
+    path: Path | None = None
+    one_writer = False
+    settled = True
+
+    def __init__(self, url: URL, busy_timeout: float) -> None:
+        self.address: Address = parse(url)
+        self._busy_timeout = busy_timeout
+        self._style: Style | None = None
+        self._writer: AsyncEngine | None = None
+        self._reader: AsyncEngine | None = None
+
+    @property
+    def max_reads(self) -> int:
+        return self.address.pool_size
+
+    @property
+    def writer(self) -> AsyncEngine:
+        return _opened(self._writer)
+
+    @property
+    def reader(self) -> AsyncEngine:
+        return _opened(self._reader)
+
+    @property
+    def style(self) -> Style:
+        """How connections are made."""
+        if self._style is None:
+            raise DatabaseError("the database is not open; call `await db.open()` first")
+        return self._style
+
+    async def open(self) -> None:
+        if self._writer is not None:
+            return
+        probe = await self._connect()
+        try:
+            self._style = await self._examine(probe)
+        except postgresql_errors.CONNECTING as error:
+            raise self.explain(error) or _unusable(self.address, error) from error
+        finally:
+            await close(probe)
+        self._writer = self._engine(self._style)
+        self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    async def close(self) -> None:
+        if self._writer is not None:
+            await self._writer.dispose()
+        self._writer = self._reader = None
+
+    async def settle(self) -> None:
+        """Return at once: a cancelled transaction leaves no lock that others of this process would wait for."""
+
+    async def connect(self, *, limited: bool = True, **settings: str) -> Driver:
+        """Open a connection beside the pool, for the queue.
+
+        Raises:
+            DatabaseError: it cannot be had, and why.
+        """
+        return await self._connect(self.style, limited=limited, **settings)
+
+    @asynccontextmanager
+    async def migrating(self) -> AsyncIterator[AsyncConnection]:
+        async def unlimited() -> Driver:
+            return await self.connect(limited=False)
+
+        engine = create_async_engine("postgresql+asyncpg://", async_creator=unlimited, poolclass=NullPool)
+        try:
+            async with engine.connect() as connection, connection.begin():
+                await self._exclude_others(connection)
+                yield connection
+        finally:
+            await engine.dispose()
+
+    def explain(self, error: BaseException) -> DatabaseError | None:
+        return postgresql_errors.explain(error, self.address)
+
+    def explain_commit(self, error: BaseException) -> DatabaseError | None:
+        return postgresql_errors.explain_commit(error, self.address)
+
+    def warning(self) -> str | None:
+        return None
+
+    async def _connect(self, style: Style | None = None, *, limited: bool = True, **settings: str) -> Driver:
+        connected = await finish(connect(self.address, style, limited=limited, **settings))
+        if connected.cancelled is not None:
+            if connected.failure is None:
+                await finish(close(connected.task.result()))
+            raise connected.cancelled
+        try:
+            return connected.task.result()
+        except Exception as error:
+            raise postgresql_errors.explain_connect(error, self.address) or error from error
+
+    async def _examine(self, probe: Driver) -> Style:
+        version = probe.get_server_version()
+        if version.major < OLDEST:
+            raise DatabaseError(
+                f"PostgreSQL at {self.address.where} is version {version.major}; this needs {OLDEST} or newer"
+            )
+        pooled = await is_pooled(probe)
+        state = await probe.fetchrow(_STATE)
+        self._check_writable(replica=state["replica"], read_only=state["read_only"])
+        await self._check_permission(probe, state["role"], state["schema"])
+        needed = self.address.pool_size + BESIDES
+        if not pooled and state["connections"] < needed:
+            raise DatabaseError(
+                f"PostgreSQL at {self.address.where} allows {state['connections']} connections, and each of our "
+                f"processes may need {needed}; raise max_connections or the role's limit, or lower pool_size in db.url"
+            )
+        switch = self.address.prepared_statements
+        prepared = switch == "on" or (switch == "auto" and not pooled)
+        return Style(pooled=pooled, prepared=prepared, version=(version.major, version.minor))
+
+    def _check_writable(self, *, replica: bool, read_only: bool) -> None:
+        if replica:
+            raise DatabaseError(
+                f"PostgreSQL at {self.address.where} is a read-only replica; point db.url at the primary"
+            )
+        if read_only:
+            raise DatabaseError(
+                f"the database {self.address.database!r} at {self.address.where} is read-only "
+                "(default_transaction_read_only is on); switch that off, or point db.url at another one"
+            )
+
+    async def _check_permission(self, probe: Driver, role: str, schema: str | None) -> None:
+        if schema is None:
+            raise DatabaseError(
+                f"the role {role!r} may use no schema of the database {self.address.database!r}; "
+                f'GRANT USAGE, CREATE ON SCHEMA public TO "{role}"'
+            )
+        if forbidden := await probe.fetchval(_FORBIDDEN):
+            raise DatabaseError(
+                f"the role {role!r} has no permission to read and write {forbidden!r} in the database "
+                f'{self.address.database!r}; GRANT ALL ON ALL TABLES IN SCHEMA "{schema}" (and SEQUENCES) TO "{role}"'
+            )
+
+    def _engine(self, style: Style) -> AsyncEngine:
+        async def creator() -> Driver:
+            return await self._connect(style)
+
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=creator,
+            poolclass=_Pool,
+            pool_size=self.address.pool_size,
+            max_overflow=0,
+            pool_timeout=self._busy_timeout,
+            pool_use_lifo=True,
+            isolation_level="READ COMMITTED",
+            connect_args=_uncached() if not style.prepared else {},
+        )
+        event.listen(engine.sync_engine, "checkout", _refuse_closed)
+        event.listen(engine.sync_engine, "handle_error", self._say_if_lost)
+        return engine
+
+    def _say_if_lost(self, context: ExceptionContext) -> BaseException | None:
+        # What COMMIT raises is told apart by `explain_commit`.
+        if context.statement is None or not context.is_disconnect:
+            return None
+        return self.explain(context.original_exception)
+
+    async def _exclude_others(self, connection: AsyncConnection) -> None:
+        patience = f"{int(self._busy_timeout * 1000)}"
+        await connection.execute(text("SELECT set_config('lock_timeout', :patience, true)"), {"patience": patience})
+        try:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATING})
+        except Exception as error:
+            if postgresql_errors.sqlstate(postgresql_errors.original(error)) != postgresql_errors.LOCK_TIMEOUT:
+                raise
+            raise DatabaseUnavailable(
+                f"another process has been migrating the database for more than {self._busy_timeout:g} s; "
+                "wait for it, then try again"
+            ) from error
+
+
+class _Pool(AsyncAdaptedQueuePool):
+    """A pool that says in plain words that all its connections were in use for too long."""
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        try:
+            return super()._do_get()
+        except PoolTimeout:
+            raise DatabaseUnavailable(
+                f"all {self.size()} connections to the database were in use for more than {self._timeout:g} s; keep "
+                "slow work, such as network calls, out of transactions, or raise pool_size in db.url"
+            ) from None
+
+
+def _uncached() -> dict[str, Any]:
+    # A statement without a name lasts until the next one, which is as long as a pooler leaves us the connection.
+    return {"prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
+
+
+def _refuse_closed(connection: AdaptedConnection, _: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
+    # The server may have ended it while it lay in the pool; asyncpg has noticed, so that no question need be asked.
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError("the server has closed this connection")
+
+
+def _unusable(at: Address, error: BaseException) -> DatabaseError:
+    return DatabaseError(f"cannot use PostgreSQL at {at.where}: {postgresql_errors.line(error)}")
+
+
+def _opened(engine: AsyncEngine | None) -> AsyncEngine:
+    if engine is None:
+        raise DatabaseError("the database is not open; call `await db.open()` first")
+    return engine

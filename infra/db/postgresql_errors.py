@@ -1,0 +1,136 @@
+"""PostgreSQL's errors in plain words: what is wrong, with which server, and what to do."""
+
+import ssl
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]  # it has no types
+from sqlalchemy.exc import DBAPIError
+
+from infra.db.errors import CommitIndeterminate, DatabaseError, DatabaseUnavailable, TransactionRolledBack
+from infra.db.postgresql_driver import CommitRefused
+from infra.db.postgresql_url import Address
+
+OLDEST = 13
+"""The first major version of PostgreSQL that works."""
+
+LOCK_TIMEOUT = "55P03"
+
+CONNECTING: tuple[type[Exception], ...] = (
+    OSError,
+    TimeoutError,
+    EOFError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+"""What the driver raises when it cannot connect, or go on."""
+
+_LOST = frozenset({"57P01", "57P02", "57P05"})
+"""The server ended the connection; every code of class 08 says so too."""
+
+
+def explain(error: BaseException, at: Address) -> DatabaseError | None:
+    """Return what `error` means, if it is about the server, the connection or the disk rather than a statement."""
+    error = original(error)
+    code = sqlstate(error)
+    match code:
+        case "57P03":
+            return DatabaseUnavailable(f"PostgreSQL at {at.where} is starting up or shutting down; try again soon")
+        case "53300":
+            return DatabaseUnavailable(
+                f"PostgreSQL at {at.where} has no connection left ({line(error)}); raise its max_connections or the "
+                "role's limit, run fewer processes, or lower pool_size in db.url"
+            )
+        case "53100":
+            return DatabaseUnavailable(f"the disk of PostgreSQL at {at.where} is full; make room, then try again")
+    if is_lost(error):
+        return DatabaseUnavailable(
+            f"the connection to PostgreSQL at {at.where} was lost ({line(error)}); the transaction changed nothing"
+        )
+    return None
+
+
+def explain_connect(error: BaseException, at: Address) -> DatabaseError | None:
+    """Return what an error of connecting means."""
+    error = original(error)
+    role = f"role {at.user!r}" if at.user else "role"
+    match sqlstate(error):
+        case "28P01":
+            return DatabaseError(f"db.url: PostgreSQL at {at.where} refuses the password of the {role}; correct it")
+        case "28000":
+            return DatabaseError(f"db.url: PostgreSQL at {at.where} does not let us in: {line(error)}")
+        case "3D000":
+            return DatabaseError(
+                f"db.url: PostgreSQL at {at.where} has no database {at.database!r}; create it (`createdb`), "
+                "or correct the name"
+            )
+        case "42501":
+            return DatabaseError(
+                f"db.url: the {role} has no permission for the database {at.database!r} at {at.where}: {line(error)}"
+            )
+    explained = explain(error, at) if sqlstate(error) in {"57P03", "53300"} else None
+    if explained is not None or not isinstance(error, CONNECTING):
+        return explained
+    return DatabaseUnavailable(
+        f"cannot connect to PostgreSQL at {at.where}: {_obstacle(error)}; is it running, and is db.url right?"
+    )
+
+
+def explain_commit(error: BaseException, at: Address) -> DatabaseError | None:
+    """Return what an error of COMMIT means: rolled back for sure, or unknown."""
+    error = original(error)
+    if isinstance(error, CommitRefused):
+        return TransactionRolledBack(
+            "PostgreSQL rolled the transaction back, for a statement in it had failed and its error was caught; "
+            "put `async with db.savepoint():` around what may fail"
+        )
+    if isinstance(error, asyncpg.InterfaceError):
+        # The connection was gone before COMMIT could be sent.
+        return DatabaseUnavailable(
+            f"the connection to PostgreSQL at {at.where} was lost before COMMIT; nothing was kept"
+        )
+    if is_lost(error):
+        return CommitIndeterminate(
+            f"the connection to PostgreSQL at {at.where} was lost during COMMIT ({line(error)}): "
+            "the transaction may be kept, or not"
+        )
+    return explain(error, at)
+
+
+def original(error: BaseException) -> BaseException:
+    """Return the driver's own error behind SQLAlchemy's."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+    cause = error.__cause__
+    return cause if isinstance(cause, asyncpg.PostgresError | asyncpg.InterfaceError) else error
+
+
+def sqlstate(error: BaseException) -> str:
+    """Return the five characters that name an error of the server; "" for any other."""
+    code: Any = getattr(error, "sqlstate", None)
+    return code if isinstance(code, str) else ""
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether `error` says that the connection has ended, or does not answer."""
+    code = sqlstate(error)
+    if code:
+        return code in _LOST or code.startswith("08")
+    if isinstance(error, asyncpg.InterfaceError):
+        return "closed" in str(error)
+    return isinstance(error, OSError | TimeoutError | EOFError)
+
+
+def _obstacle(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or error}"
+    if isinstance(error, TimeoutError):
+        return "it does not answer"
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).partition("\n")[0]
+    return line(error)
+
+
+def line(error: BaseException) -> str:
+    """Return the first line of an error's text."""
+    return str(error).partition("\n")[0] or type(error).__name__

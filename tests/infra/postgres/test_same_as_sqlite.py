@@ -1,0 +1,49 @@
+"""What holds for every kind of database, once more on PostgreSQL: the tests are those of `tests.infra.db`."""
+
+from tests.infra.db.test_participants import *  # noqa: F403  # every test in it
+from tests.infra.db.test_savepoint import *  # noqa: F403
+from tests.infra.db.test_transaction import (
+    test_a_marked_transaction_does_not_commit,
+    test_a_task_that_outlives_the_transaction_may_have_its_own,
+    test_a_thread_cannot_use_the_transaction,
+    test_an_exception_of_the_outermost_block_wins_over_the_mark,
+    test_an_exception_that_leaves_a_joined_block_makes_commit_raise_from_it,
+    test_an_unused_transaction_does_no_io,
+    test_another_task_cannot_use_the_transaction,
+    test_begins_through_a_flush_of_the_orm,
+    test_commits_at_the_end_of_the_block,
+    test_flushes_what_the_orm_holds_before_commit,
+    test_hidden_hides_it_from_threads_and_tasks,
+    test_joins_the_transaction_around_it,
+    test_nothing_works_after_the_end,
+    test_objects_stay_readable_after_commit,
+    test_on_begin_does_not_run_in_a_transaction_that_is_never_used,
+    test_on_begin_runs_right_after_begin,
+    test_on_begin_that_fails_makes_the_transaction_rollback_only,
+    test_read_inside_a_transaction_is_its_session,
+    test_the_first_mark_is_the_cause,
+    test_the_session_cannot_end_the_transaction,
+)
+
+__all__ = [
+    "test_a_marked_transaction_does_not_commit",
+    "test_a_task_that_outlives_the_transaction_may_have_its_own",
+    "test_a_thread_cannot_use_the_transaction",
+    "test_an_exception_of_the_outermost_block_wins_over_the_mark",
+    "test_an_exception_that_leaves_a_joined_block_makes_commit_raise_from_it",
+    "test_an_unused_transaction_does_no_io",
+    "test_another_task_cannot_use_the_transaction",
+    "test_begins_through_a_flush_of_the_orm",
+    "test_commits_at_the_end_of_the_block",
+    "test_flushes_what_the_orm_holds_before_commit",
+    "test_hidden_hides_it_from_threads_and_tasks",
+    "test_joins_the_transaction_around_it",
+    "test_nothing_works_after_the_end",
+    "test_objects_stay_readable_after_commit",
+    "test_on_begin_does_not_run_in_a_transaction_that_is_never_used",
+    "test_on_begin_runs_right_after_begin",
+    "test_on_begin_that_fails_makes_the_transaction_rollback_only",
+    "test_read_inside_a_transaction_is_its_session",
+    "test_the_first_mark_is_the_cause",
+    "test_the_session_cannot_end_the_transaction",
+]
