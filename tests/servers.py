@@ -92,6 +92,11 @@ def shared(kind: str) -> RedisServer:
     return new_server(kind)
 
 
+def any_kind() -> str:
+    """Return a kind that is there, for tests that need only one."""
+    return next((kind for kind, find in reversed(KINDS.items()) if find()), "valkey")
+
+
 def new_server(kind: str, *options: str) -> RedisServer:
     """Start one more server of a kind, in a folder of its own; skip the test if there is none."""
     binary = KINDS[kind]()

@@ -38,7 +38,7 @@ async def retire(core: Core, name: str, event: str | None, backlog: Literal["ref
             break
         snapshot = await core.catalog.load(snapshot)
     if isinstance(answer, list):
-        reason, detail = (it.decode() for it in answer)
+        reason, detail = (it.decode().rstrip(".") for it in answer)
         if reason == "worker":
             raise ListenerInUse(f"{name} is in use by worker {detail}: stop that worker first")
         raise ListenerInUse(f"{name} still has {detail} deliveries: discard them, or wait")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 from random import Random
+from typing import Protocol
 
 import structlog
 from redis import exceptions as redis_errors
@@ -22,6 +23,18 @@ MAX_BACKOFF = 1.0
 """The longest wait, in seconds, between two attempts to connect."""
 
 
+class Sleeper(Protocol):
+    """Someone who sleeps until something comes."""
+
+    def wake_up(self, said: bytes) -> None:
+        """Hear that something came, or what."""
+        ...
+
+    def interrupted(self) -> None:
+        """Hear that something may have gone unheard."""
+        ...
+
+
 class Bells:
     """Wakes the sleepers of this process. What is said while it is not connected goes unheard, so all are woken then.
 
@@ -30,7 +43,7 @@ class Bells:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._sleepers: dict[bytes, asyncio.Event] = {}
+        self._sleepers: dict[bytes, Sleeper] = {}
         self._curious: set[asyncio.Event] = set()
         self._connection = core.address.connection(
             f"{core.keys.namespace}-bells", connect_timeout=core.options.connect_timeout
@@ -41,8 +54,6 @@ class Bells:
         self._heard = 0.0
         self._closed = False
         self._random = Random()  # noqa: S311 - it spreads reconnections, it keeps no secret
-        self.interruptions = 0
-        """How often it was not connected."""
 
     async def start(self) -> None:
         """Begin to listen, and wait for that, but not for ever: without it everything only takes longer."""
@@ -55,15 +66,15 @@ class Bells:
             async with asyncio.timeout(self._core.options.connect_timeout):
                 await self._ready.wait()
 
-    def sleeper(self, event: asyncio.Event) -> str:
-        """Have `event` set when something comes for whoever leaves word under the name that is returned."""
+    def sleeper(self, worker: str, sleeper: Sleeper) -> str:
+        """Return the bell by which others wake this sleeper, or hand something over to its worker."""
         self._numbers += 1
-        self._sleepers[str(self._numbers).encode()] = event
-        return f"{self._core.keys.bell(self._core.process)}/{self._numbers}"
+        self._sleepers[str(self._numbers).encode()] = sleeper
+        return f"{self._core.keys.bell(self._core.process)}\0{self._numbers}\0{worker}"
 
-    def forget(self, name: str) -> None:
+    def forget(self, bell: str) -> None:
         """Leave a sleeper alone from now on."""
-        self._sleepers.pop(name.rpartition("/")[2].encode(), None)
+        self._sleepers.pop(bell.split("\0")[1].encode(), None)
 
     def watch(self, event: asyncio.Event) -> None:
         """Have `event` set when there are broadcasts."""
@@ -85,22 +96,20 @@ class Bells:
 
     async def _listen(self) -> None:
         backoff = 0.05
-        while True:
+        while not self._closed:
             try:
                 await self._subscribe()
                 backoff = 0.05
                 while True:
                     self._hear(await self._connection.read_response(timeout=math.inf, disconnect_on_error=False))
             except (redis_errors.RedisError, OSError, EOFError) as error:
-                self.interruptions += 1
                 log.debug("not listening to Redis", error=str(error))
             self._ready.clear()
             await self._disconnect()
             self._wake_all()
-            if self._is_over():
-                return
-            await self._core.clock.sleep(backoff * self._random.uniform(0.5, 1.0))
-            backoff = min(backoff * 2, MAX_BACKOFF)
+            if not self._is_over():
+                await self._core.clock.sleep(backoff * self._random.uniform(0.5, 1.0))
+                backoff = min(backoff * 2, MAX_BACKOFF)
 
     def _is_over(self) -> bool:
         return self._closed
@@ -108,6 +117,9 @@ class Bells:
     async def _subscribe(self) -> None:
         keys = self._core.keys
         await self._connection.connect()  # type: ignore[no-untyped-call]  # of the client
+        if self._is_over():
+            # Closing found nothing to cut, for there was no connection yet.
+            raise redis_errors.ConnectionError("closed")
         channels = (keys.bell(self._core.process), keys.changes, keys.broadcasts)
         await self._connection.send_command("SUBSCRIBE", *channels, check_health=False)
         for _ in channels:
@@ -122,19 +134,19 @@ class Bells:
             return
         channel, keys = message[1].decode(), self._core.keys
         if channel == keys.changes:
-            self._wake_sleepers()
+            for sleeper in self._sleepers.values():
+                sleeper.wake_up(b"")
         elif channel == keys.broadcasts:
             for event in self._curious:
                 event.set()
-        elif (event_ := self._sleepers.get(message[2])) is not None:
-            event_.set()
-
-    def _wake_sleepers(self) -> None:
-        for event in self._sleepers.values():
-            event.set()
+        else:
+            number, _, said = message[2].partition(b" ")
+            if (addressed := self._sleepers.get(number)) is not None:
+                addressed.wake_up(said)
 
     def _wake_all(self) -> None:
-        self._wake_sleepers()
+        for sleeper in self._sleepers.values():
+            sleeper.interrupted()
         for event in self._curious:
             event.set()
 

@@ -27,6 +27,10 @@ MAX_CLAIMS = 1000
 
 pack = msgspec.msgpack.encode
 
+LONG = 72
+"""How long the names of owners are, in bytes. Hashes with values over 64 bytes are never kept as a list that is
+searched from its start: with a hundred deliveries claimed at once, that took most of a claim's time."""
+
 Wanted = list[tuple[str, Route, int]]
 
 
@@ -39,14 +43,23 @@ class RedisConsumer:
         self._core = core
         self._info = info
         self._lease = lease
+        self._name = owner_name(info)
         self._forget = forget
         self._bells = bells
         self._changed = asyncio.Event()
-        self._bell = bells.sleeper(self._changed)
+        self._bell = bells.sleeper(self._name, self)
         self._holdings = Holdings()
-        self._asleep: dict[str, Route] = {}
+        self._asleep: dict[str, tuple[str, Route]] = {}
+        """Where this consumer left its bell, and under which name it wants that subscription."""
+
+        self._sleeps = 0
+        self._handed_over: list[Claim] = []
+        self._void = 0
+        """What was handed over to sleeps before this one has been found otherwise."""
+
         self._due_at: float | None = None
         self._woken = False
+        self._busy = False
         self._closed = False
         self._in_doubt = False
         """Whether something may have been claimed that nobody here knows of."""
@@ -63,14 +76,37 @@ class RedisConsumer:
         self._check()
         wanted = {name: min(limit, MAX_CLAIMS) for name, limit in wants.items() if limit > 0}
         self._changed.clear()
-        claims = await self._claim(wanted, sleep=wait > 0 and not self._woken)
+        if self._busy:
+            # What the last call returned starts before more is asked for.
+            await asyncio.sleep(0)
+        if not (claims := self._take_handed_over(wanted)):
+            claims = await self._claim(wanted, sleep=wait > 0 and not self._woken)
         if not claims and wait > 0 and not self._woken:
             claims = await self._wait(wanted, self._core.clock.monotonic() + wait)
         self._woken = False
+        self._busy = bool(claims)
         return claims
 
     def wake(self) -> None:
         self._woken = True
+        self._changed.set()
+
+    def wake_up(self, said: bytes) -> None:
+        """Hear a bell; `said` is a delivery that was handed over, if there is one."""
+        if said:
+            sleep, sid, message = said.split(b" ", 2)
+            name, route = self._asleep.get(sid.decode(), (None, None))
+            if int(sleep) < self._void or self._closed:
+                return
+            if name is None or route is None:
+                self._in_doubt = True
+            else:
+                self._handed_over += self._claims_of(name, route, ([message], ()))
+        self._changed.set()
+
+    def interrupted(self) -> None:
+        """Hear that something may have been handed over that did not arrive."""
+        self._in_doubt = True
         self._changed.set()
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
@@ -79,7 +115,7 @@ class RedisConsumer:
             return []
         batch = Batch(settlements, self._core.keys)
         link = self._core.link("settle")
-        arguments = (self._core.now(), self._info.id, batch.packed())
+        arguments = (self._core.now(), self._name, batch.packed())
         fenced = await self._heard(link.safely(scripts().settle, batch.keys(), *arguments))
         self._holdings.remove(settlements)
         return [settlements[index] for index in sorted(fenced)]
@@ -89,7 +125,7 @@ class RedisConsumer:
         group = self._core.keys.group(delivery_id[32:40])
         name = (claim.ordering_key or "") if claim.ordered else delivery_id[:31]
         link = self._core.link("settle")
-        arguments = (self._info.id, int(claim.ordered), name, claim.fence)
+        arguments = (self._name, int(claim.ordered), name, claim.fence)
         return bool(await self._heard(link.safely(scripts().isolate, group, *arguments)))
 
     async def recover(self) -> int:
@@ -98,8 +134,8 @@ class RedisConsumer:
 
         async def ask(snapshot: Snapshot) -> Any:  # noqa: ANN401 - what the script answers
             flags = pack([it.kept.ordered for it in snapshot.all])
-            arguments = (snapshot.version, self._core.now(), self._info.id, int(patient), flags)
-            keys = [*self._keys("meta", "leases", "workers"), *_groups(snapshot.all)]
+            arguments = (snapshot.version, self._core.now(), self._name, int(patient), flags)
+            keys = [*self._keys("meta", "leases", "workers", "sleepers"), *_groups(snapshot.all)]
             return await self._core.link("admin").safely(scripts().recover, keys, *arguments)
 
         return int(await self._up_to_date(ask))
@@ -160,7 +196,7 @@ class RedisConsumer:
         self.wake()
         if not lost:
             with contextlib.suppress(QueueError):
-                await self._core.link("admin").safely(scripts().abandon, self._keys("leases"), self._info.id)
+                await self._core.link("admin").safely(scripts().abandon, self._keys("leases"), self._name)
         self._lease.close()
         self._forget(self)
 
@@ -178,9 +214,9 @@ class RedisConsumer:
         threading.Thread(target=beat, name="redis lease", daemon=True).start()
 
     async def _leave(self, snapshot: Snapshot) -> Any:  # noqa: ANN401 - what the script answers
-        keys = [*self._keys("meta", "leases", "workers"), *_groups(snapshot.all)]
+        keys = [*self._keys("meta", "leases", "workers", "sleepers"), *_groups(snapshot.all)]
         kept = pack(self._holdings.kept(snapshot.all))
-        arguments = (snapshot.version, self._core.now(), self._info.id, kept)
+        arguments = (snapshot.version, self._core.now(), self._name, kept)
         return await self._core.link("admin").safely(scripts().leave, keys, *arguments)
 
     def _check(self) -> None:
@@ -190,22 +226,33 @@ class RedisConsumer:
 
     async def _wait(self, wanted: Mapping[str, int], deadline: float) -> list[Claim]:
         clock = self._core.clock
-        while not self._woken and (left := deadline - clock.monotonic()) > 0:
+        claims: list[Claim] = []
+        while not (claims or self._woken) and (left := deadline - clock.monotonic()) > 0:
             timeout = min(left, self._core.options.poll)
             if self._due_at is not None:
                 timeout = min(timeout, max(self._due_at - self._core.time(), 0.001))
             await clock.wait(self._changed, timeout)
             self._check()
             self._changed.clear()
-            if claims := await self._claim(wanted, sleep=not self._woken):
-                return claims
-        return []
+            if claims := self._take_handed_over(wanted):
+                break
+            # The last look takes the bell back: nothing may be handed over to whoever does not wait for it.
+            claims = await self._claim(wanted, sleep=self._may_sleep_until(deadline))
+        return claims or self._take_handed_over(wanted)
+
+    def _may_sleep_until(self, deadline: float) -> bool:
+        return not self._woken and deadline > self._core.clock.monotonic()
+
+    def _take_handed_over(self, wanted: Mapping[str, int]) -> list[Claim]:
+        if not self._handed_over:
+            return []
+        taken = [it for it in self._handed_over if it.subscription in wanted]
+        self._handed_over = [it for it in self._handed_over if it.subscription not in wanted]
+        return taken
 
     async def _claim(self, wanted: Mapping[str, int], *, sleep: bool) -> list[Claim]:
-        if self._in_doubt:
-            if adopted := await self._adopt():
-                return adopted
-            self._in_doubt = False
+        if self._in_doubt and (adopted := await self._adopt()):
+            return adopted
         while True:
             snapshot = self._core.catalog.snapshot
             wants: Wanted = []
@@ -227,16 +274,18 @@ class RedisConsumer:
 
     async def _ask_for(self, snapshot: Snapshot, wants: Wanted, *, sleep: bool) -> Any:  # noqa: ANN401 - as it says
         asked = {route.kept.sid for _, route, _ in wants}
-        risen = [route for sid, route in self._asleep.items() if sid not in asked]
+        risen = [route for sid, (_, route) in self._asleep.items() if sid not in asked]
         limits = [(route.kept.ordered, limit) for _, route, limit in wants]
         limits += [(route.kept.ordered, 0) for route in risen]
         keys = [
-            *self._keys("meta", "leases", "plans", "planned"),
+            *self._keys("meta", "leases", "plans", "planned", "sleepers"),
             *_groups([it for _, it, _ in wants]),
             *_groups(risen),
         ]
-        bells = (self._bell if sleep else "", self._bell if self._asleep else "")
-        arguments = (snapshot.version, self._core.now(), self._info.id, *bells, pack(limits))
+        self._sleeps += 1
+        before, self._asleep = self._asleep, self._asleep | {it.kept.sid: (name, it) for name, it, _ in wants}
+        bells = (self._bell if sleep else "", self._bell if before else "")
+        arguments = (snapshot.version, self._core.now(), self._name, *bells, pack(limits), self._sleeps)
         link = self._core.link("fetch")
         await self._core.measure(link)
         try:
@@ -244,8 +293,8 @@ class RedisConsumer:
         except BaseException:
             self._in_doubt = True
             raise
-        if not isinstance(answer, int):
-            self._asleep = {route.kept.sid: route for _, route, _ in wants} if sleep else {}
+        if not isinstance(answer, int) and not sleep:
+            self._asleep = {}
         return answer
 
     def _take(self, wants: Wanted, due: bytes, answers: Sequence[Any]) -> list[Claim]:
@@ -253,8 +302,6 @@ class RedisConsumer:
         for (name, route, _), answer in zip(wants, answers, strict=False):
             claims += self._claims_of(name, route, answer)
         self._due_at = seconds(due) if due else None
-        if claims:
-            self._asleep = {}
         return claims
 
     def _claims_of(self, name: str, route: Route, answer: Sequence[Any]) -> list[Claim]:
@@ -265,20 +312,22 @@ class RedisConsumer:
         return claims
 
     async def _adopt(self) -> list[Claim]:
-        """Return what was claimed by a call whose answer did not arrive."""
+        """Return what is owned, but was never heard of: an answer or a bell did not arrive."""
+        self._in_doubt = False
         routes = self._core.catalog.snapshot.all
-        if not routes:
-            return []
         known = pack(self._holdings.known(routes))
-        answer = await self._heard(
-            self._core.link("fetch").safely(scripts().adopt, _groups(routes), self._info.id, known)
-        )
+        keys = [*self._keys("sleepers"), *_groups(routes)]
+        self._void = self._sleeps + 1
+        try:
+            answer = await self._heard(self._core.link("fetch").safely(scripts().adopt, keys, self._name, known))
+        except BaseException:
+            self._in_doubt = True
+            raise
         mine = self._info.subscriptions
         claims: list[Claim] = []
         for route, found in zip(routes, answer, strict=True):
             name = next((it for it in route.kept.names if it in mine), route.kept.name)
             claims += self._claims_of(name, route, found)
-        self._in_doubt = False
         return claims
 
     async def _up_to_date(self, ask: Callable[[Snapshot], Any]) -> Any:  # noqa: ANN401 - what the script answers
@@ -301,6 +350,11 @@ class RedisConsumer:
 
     def _keys(self, *names: str) -> list[str]:
         return [self._core.keys.of(name) for name in names]
+
+
+def owner_name(info: WorkerInfo) -> str:
+    """Return what a worker is called on the server."""
+    return info.id.ljust(LONG, ".")
 
 
 def _groups(routes: Collection[Route]) -> list[str]:

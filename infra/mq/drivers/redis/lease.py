@@ -30,18 +30,14 @@ class Lease:
         self._connection: Any = None
         self._gone = False
         self._renewed = joined
-        self._failed: float | None = None
+        self._over_at = joined + core.options.lease
         self._held_since = joined
 
     @property
     def lost(self) -> bool:
-        """Whether it is over."""
-        if not self._gone:
-            now = self._core.clock.monotonic()
-            options = self._core.options
-            heard = self._renewed if self._failed is None else max(self._renewed, self._failed)
-            if now - heard >= options.lease or now - self._renewed >= options.lease + options.outage:
-                self._gone = True
+        """Whether it is over; asked for every message, so it only compares."""
+        if not self._gone and self._core.clock.monotonic() >= self._over_at:
+            self._gone = True
         return self._gone
 
     @property
@@ -71,11 +67,12 @@ class Lease:
             try:
                 held = self._run(scripts().renew, self._core.now(), self._worker, lease)
             except QueueUnavailable:
-                self._failed = self._core.clock.monotonic()
+                self._hope()
                 self.interrupted()
                 raise
             if held:
-                self._renewed, self._failed = asked, None
+                self._renewed = asked
+                self._over_at = asked + self._core.options.lease
             else:
                 self._gone = True
             return not self._gone
@@ -90,6 +87,12 @@ class Lease:
         """Disconnect."""
         with self._lock:
             self._disconnect()
+
+    def _hope(self) -> None:
+        """Go on for a while: nobody else can have been told anything by a server that does not answer."""
+        options = self._core.options
+        latest = self._renewed + options.lease + options.outage
+        self._over_at = min(self._core.clock.monotonic() + options.lease, latest)
 
     def _run(self, script: Script, *arguments: Any) -> Any:  # noqa: ANN401 - the client's own
         where = self._core.address.where

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
+from hiredis import pack_command
 from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.address import Address
@@ -95,7 +96,7 @@ class Link:
         """Run a script; the server learns it when it does not know it yet. Raises as `command` does."""
         async with self._lock:
             await self._ensure_connected()
-            request = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            request: tuple[Any, ...] = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
             try:
                 try:
                     return await self._exchange(request)
@@ -134,7 +135,9 @@ class Link:
         if self._closed:
             raise QueueClosed("the queue is not open")
         if self._connection.is_connected:
-            return
+            if not self._has_ended():
+                return
+            await self._drop()
         loop = asyncio.get_running_loop()
         if self._refusal is not None and loop.time() < self._retry_at:
             raise QueueUnavailable(str(self._refusal)) from self._refusal
@@ -152,11 +155,16 @@ class Link:
         self._backoff = FIRST_BACKOFF
         self.connections += 1
 
-    async def _exchange(self, arguments: Sequence[Argument]) -> Any:  # noqa: ANN401 - what the server answers
+    def _has_ended(self) -> bool:
+        """Whether the server has closed the connection while nothing was asked: then asking on it would be in doubt."""
+        reader = self._connection._reader  # noqa: SLF001 - the client only tells by reading, which takes a task
+        return reader is not None and reader.at_eof()
+
+    async def _exchange(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - what the server answers
         connection = self._connection
         self._begin()
         try:
-            await connection.send_packed_command(connection.pack_command(*arguments), check_health=False)
+            await connection.send_packed_command(pack_command(arguments), check_health=False)
             answer = await connection.read_response(disconnect_on_error=False)
         except redis_errors.ResponseError:
             raise

@@ -129,7 +129,7 @@ class Publisher:
     ) -> Any:  # noqa: ANN401 - what the script answers
         plan = _Plan(snapshot, messages, now)
         core = self._core
-        keys = [core.keys.of(name) for name in ("meta", "dedupe", "plans", "planned")]
+        keys = [core.keys.of(name) for name in ("meta", "dedupe", "plans", "planned", "leases", "sleepers")]
         for route in plan.routes:
             keys += route.keys
         return await link.run(
@@ -168,13 +168,13 @@ class _Plan:
 
     def packed(self) -> bytes:
         """Return it as the script reads it."""
-        targets: list[tuple[bool, list[Any]]] = []
+        targets: list[tuple[bool, list[Any], bool, str]] = []
         for route in self.routes:
-            sid = route.kept.sid
-            if route.kept.ordered:
-                targets.append((True, list(self._ordered.get(sid, {}).items())))
+            kept = route.kept
+            if kept.ordered:
+                targets.append((True, list(self._ordered.get(kept.sid, {}).items()), kept.paused, kept.sid))
             else:
-                targets.append((False, self._unordered.get(sid, [])))
+                targets.append((False, self._unordered.get(kept.sid, []), kept.paused, kept.sid))
         return msgspec.msgpack.encode((targets, self._identified, self._delayed))
 
     def _add(self, index: int, message: Message, route: Route) -> None:

@@ -10,7 +10,7 @@ from infra.clock import Clock
 from infra.mq.drivers.redis.administration import retire, unblock
 from infra.mq.drivers.redis.bells import Bells
 from infra.mq.drivers.redis.broadcast import RedisReceiver, broadcast, read_after
-from infra.mq.drivers.redis.consumer import RedisConsumer
+from infra.mq.drivers.redis.consumer import RedisConsumer, owner_name
 from infra.mq.drivers.redis.core import Core, Options
 from infra.mq.drivers.redis.dead import discard, letter, letters, retry
 from infra.mq.drivers.redis.inspection import stats
@@ -169,9 +169,10 @@ class RedisQueue:
         joined = core.clock.monotonic()
         who = msgspec.msgpack.encode([sorted(info.subscriptions), info.host, info.pid])
         keys = [core.keys.of("leases"), core.keys.of("workers")]
-        arguments = (core.now(), info.id, microseconds(core.options.lease), who)
+        name = owner_name(info)
+        arguments = (core.now(), name, microseconds(core.options.lease), who)
         await core.link("admin").safely(scripts().join, keys, *arguments)
-        consumer = RedisConsumer(core, bells, info, Lease(core, info.id, joined=joined), self._consumers.discard)
+        consumer = RedisConsumer(core, bells, info, Lease(core, name, joined=joined), self._consumers.discard)
         self._consumers.add(consumer)
         return consumer
 

@@ -41,7 +41,7 @@ async def inspect(link: Link, keys: Keys) -> None:
 async def _try_to_write(link: Link, keys: Keys) -> None:
     """Find out at the start, and not at the first publish, whether this user may do what is needed."""
     try:
-        await link.command("EVAL", "return redis.call('HSETNX', KEYS[1], 'b', '0')", 1, keys.of("meta"))
+        await link.command("EVAL", "return redis.call('HSETNX', KEYS[1], 'n', '0')", 1, keys.of("meta"))
         await link.command("PUBLISH", keys.changes, "")
     except QueueError as error:
         raise QueueUnavailable(str(error)) from error

@@ -1,5 +1,5 @@
 -- Returns what a worker owns but does not know of, for the answer to its claim was lost.
--- KEYS: a group for every subscription.
+-- KEYS: sleepers, then a group for every subscription.
 -- ARGV: worker, per subscription whether it is ordered, and what it knows: deliveries, or keys with their fences.
 
 local worker = ARGV[1]
@@ -40,9 +40,11 @@ local function mailboxes(group, owned, known)
   return claims
 end
 
+-- Nothing more is handed over to a sleep that ended: what was, is found below.
+call('HDEL', KEYS[1], worker)
 local answer = {}
 for number, it in ipairs(cmsgpack.unpack(ARGV[2])) do
-  local group, known, owned = group_at((number - 1) * GROUP), {}, {}
+  local group, known, owned = group_at(1 + (number - 1) * GROUP), {}, {}
   for _, entry in ipairs(it[2]) do
     if it[1] then known[entry[1]] = entry[2] else known[entry] = true end
   end

@@ -6,16 +6,16 @@ local plans, planned = KEYS[1], KEYS[2]
 if call('HGET', planned, ARGV[2]) ~= ARGV[3] then return -1 end
 local now, done, number, left = clock(ARGV[1]), 0, 2, {}
 for _, it in ipairs(cmsgpack.unpack(ARGV[3])) do
-  local serial, due, sids = it[1], it[2], it[3]
+  local member, due, sids = it[1], it[2], it[3]
   if due > now then done = done + 1 else left[#left + 1] = it end
   for _ = 1, #sids do
     if due > now and ARGV[4] == '1' then
-      call('ZREM', KEYS[number + 1], serial)
-      call('HDEL', KEYS[number + 2], serial)
+      call('ZREM', KEYS[number + 1], member)
+      call('HDEL', KEYS[number + 2], member:sub(PLANNED_FROM))
     end
     number = number + 2
   end
-  if due > now and ARGV[4] == '1' then call('ZREM', plans, serial .. '\0' .. ARGV[2]) end
+  if due > now and ARGV[4] == '1' then call('ZREM', plans, member .. '\0' .. ARGV[2]) end
 end
 if done > 0 and ARGV[4] == '1' then
   if #left > 0 then call('HSET', planned, ARGV[2], cmsgpack.pack(left)) else call('HDEL', planned, ARGV[2]) end

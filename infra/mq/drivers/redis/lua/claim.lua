@@ -1,8 +1,10 @@
 -- Claims what is due for all that a worker wants; with nothing to claim, leaves word where to ring.
--- KEYS: meta, leases, plans, planned, then a group for every subscription.
--- ARGV: registry version, time, worker, bell to leave ('' for none), bell to take back ('' for none), wants.
+-- KEYS: meta, leases, plans, planned, sleepers, then a group for every subscription.
+-- ARGV: registry version, time, worker, bell to leave ('' for none), bell to take back ('' for none), wants,
+--       number of the sleep.
 
-local meta, leases, plans, planned = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local meta, leases, plans, planned, sleepers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local KEPT = 5
 if is_outdated(meta, ARGV[1]) then return -1 end
 local now, worker, bell, risen = clock(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local wants = cmsgpack.unpack(ARGV[6])
@@ -125,9 +127,10 @@ local function claim_mailboxes(group, limit)
   return claims
 end
 
+if risen ~= '' then call('HDEL', sleepers, worker) end
 local answer, total = {}, 0
 for number, want in ipairs(wants) do
-  local group, ordered, limit = group_at(4 + (number - 1) * GROUP), want[1], want[2]
+  local group, ordered, limit = group_at(KEPT + (number - 1) * GROUP), want[1], want[2]
   if risen ~= '' then call('SREM', group.idle, risen) end
   local claimed = {}
   if limit > 0 then
@@ -142,8 +145,9 @@ end
 
 local due = false
 if total == 0 then
+  if bell ~= '' then call('HSET', sleepers, worker, ARGV[7]) end
   for number, want in ipairs(wants) do
-    local group = group_at(4 + (number - 1) * GROUP)
+    local group = group_at(KEPT + (number - 1) * GROUP)
     if want[2] > 0 then
       for _, key in ipairs({group.later, group.plan}) do
         local first = tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2])

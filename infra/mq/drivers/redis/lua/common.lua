@@ -9,7 +9,7 @@ local function group_at(base)
     line = KEYS[base + 1],   -- what is due, first come first: LIST of deliveries, or of the keys of mailboxes
     later = KEYS[base + 2],  -- what was given back and has a time: ZSET of the same
     body = KEYS[base + 3],   -- everything unfinished: HASH of delivery -> message
-    plan = KEYS[base + 4],   -- what its publisher delayed: ZSET of deliveries
+    plan = KEYS[base + 4],   -- what its publisher delayed: ZSET of a number and the delivery
     idle = KEYS[base + 5],   -- who sleeps until something comes: SET of bells
     own = KEYS[base + 6],    -- what is claimed: HASH of delivery or mailbox -> worker
     past = KEYS[base + 7],   -- what went wrong so far: HASH of delivery -> packed record
@@ -65,11 +65,13 @@ local function values(key, fields)
 end
 
 -- Wakes up to `count` of those that sleep until something comes. Whoever left without a word is passed over.
+local function sleeper_of(bell) return bell:match('^(.-)%z(.-)%z(.*)$') end
+
 local function ring(idle, count)
   while count > 0 do
-    local who = call('SPOP', idle)
-    if not who then return end
-    local channel, number = who:match('^(.*)/(.-)$')
+    local bell = call('SPOP', idle)
+    if not bell then return end
+    local channel, number = sleeper_of(bell)
     if call('PUBLISH', channel, number) > 0 then count = count - 1 end
   end
 end
@@ -91,6 +93,7 @@ local function has_past(group) return call('EXISTS', group.past) == 1 end
 
 -- A message is a packed array that begins with its serial; these are its first elements.
 local SERIAL_FROM, SERIAL_TO = 3, 33
+local PLANNED_FROM = 17 -- where the serial begins in a plan
 local function serial_of(message) return message:sub(SERIAL_FROM, SERIAL_TO) end
 local function parts_of(message)
   local _, serial, id, event, key, published_at = cmsgpack.unpack_limit(message, 5, 1)

@@ -5,11 +5,12 @@ local function promote_plan(group, ordered, now)
   while true do
     local due = call('ZRANGEBYSCORE', group.plan, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 500)
     if #due == 0 then return end
-    local serials, times, bodies, places = {}, {}, {}, {}
+    local members, serials, times, bodies, places = {}, {}, {}, {}, {}
     for index = 1, #due, 2 do
-      serials[#serials + 1] = due[index]
+      members[#members + 1] = due[index]
+      serials[#serials + 1] = due[index]:sub(PLANNED_FROM)
       times[#times + 1] = due[index + 1]
-      times[#times + 1] = due[index]
+      times[#times + 1] = serials[#serials]
     end
     if ordered then
       local set = mailboxes_of(group)
@@ -28,7 +29,7 @@ local function promote_plan(group, ordered, now)
     else
       many('ZADD', group.later, times)
     end
-    many('ZREM', group.plan, serials)
+    many('ZREM', group.plan, members)
   end
 end
 
@@ -56,12 +57,12 @@ end
 -- A message that is due can be cancelled no more: its entry in the index of ids goes.
 local function forget_due_plans(plans, planned, now)
   for _, entry in ipairs(call('ZRANGEBYSCORE', plans, '-inf', now, 'LIMIT', 0, 100)) do
-    local serial, id = entry:match('^(.-)%z(.*)$')
+    local member, id = entry:match('^(.-)%z(.*)$')
     local packed = call('HGET', planned, id)
     if packed then
       local left = {}
       for _, it in ipairs(cmsgpack.unpack(packed)) do
-        if it[1] ~= serial then left[#left + 1] = it end
+        if it[1] ~= member then left[#left + 1] = it end
       end
       if #left > 0 then call('HSET', planned, id, cmsgpack.pack(left)) else call('HDEL', planned, id) end
     end

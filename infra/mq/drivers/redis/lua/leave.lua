@@ -1,5 +1,5 @@
 -- Gives back, uncharged, what a worker owns, but for what it keeps; forgets the worker unless it keeps something.
--- KEYS: meta, leases, workers, then a group for every subscription.
+-- KEYS: meta, leases, workers, sleepers, then a group for every subscription.
 -- ARGV: registry version, time, worker, per subscription whether it is ordered and what is kept.
 
 local meta, leases, workers = KEYS[1], KEYS[2], KEYS[3]
@@ -14,8 +14,9 @@ for number, it in ipairs(cmsgpack.unpack(ARGV[4])) do
     kept[id] = true
     keeps = true
   end
-  take_from(group_at(3 + (number - 1) * GROUP), it[1], {[worker] = true}, kept, now, end_isolation)
+  take_from(group_at(4 + (number - 1) * GROUP), it[1], {[worker] = true}, kept, now, end_isolation)
 end
 call('HDEL', workers, worker)
+call('HDEL', KEYS[4], worker)
 if not keeps then call('ZREM', leases, worker) end
 return 0

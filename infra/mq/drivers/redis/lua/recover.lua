@@ -1,5 +1,5 @@
 -- Takes over from dead workers. A lease of 0 was given up by its worker; others run out.
--- KEYS: meta, leases, workers, then a group for every subscription.
+-- KEYS: meta, leases, workers, sleepers, then a group for every subscription.
 -- ARGV: registry version, time, this worker, whether leases that ran out count, which subscriptions are ordered.
 
 local meta, leases, workers = KEYS[1], KEYS[2], KEYS[3]
@@ -18,8 +18,9 @@ if #found == 0 then return 0 end
 
 local count = 0
 for number, ordered in ipairs(cmsgpack.unpack(ARGV[5])) do
-  count = count + take_from(group_at(3 + (number - 1) * GROUP), ordered, dead, {}, now, charge_death)
+  count = count + take_from(group_at(4 + (number - 1) * GROUP), ordered, dead, {}, now, charge_death)
 end
 many('HDEL', workers, found)
+many('HDEL', KEYS[4], found)
 many('ZREM', leases, found)
 return count

@@ -36,14 +36,14 @@ local function doomed()
 end
 
 -- A message delayed for several subscriptions still reaches the others.
-local function unplan(serial)
-  local message = call('HGET', group.body, serial)
+local function unplan(member)
+  local message = call('HGET', group.body, member:sub(PLANNED_FROM))
   local id = message and parts_of(message)
   local packed = id and call('HGET', planned, id)
   if not packed then return end
   local left = {}
   for _, it in ipairs(cmsgpack.unpack(packed)) do
-    if it[1] == serial then
+    if it[1] == member then
       local sids = {}
       for _, other in ipairs(it[3]) do
         if other ~= sid then sids[#sids + 1] = other end
@@ -90,10 +90,15 @@ local function empty_mailboxes(gone)
 end
 
 local function remove(gone)
-  for _, serial in ipairs(call('ZRANGE', group.plan, 0, -1)) do
-    if event == '' or select(2, parts_of(call('HGET', group.body, serial))) == event then unplan(serial) end
+  local planned_here = {}
+  for _, member in ipairs(call('ZRANGE', group.plan, 0, -1)) do
+    local message = call('HGET', group.body, member:sub(PLANNED_FROM))
+    if event == '' or (message and select(2, parts_of(message)) == event) then
+      unplan(member)
+      planned_here[#planned_here + 1] = member
+    end
   end
-  many('ZREM', group.plan, gone)
+  many('ZREM', group.plan, planned_here)
   many('HDEL', group.past, gone)
   if event == '' then
     for index = 7 + 1, #KEYS do call('UNLINK', KEYS[index]) end

@@ -1,0 +1,91 @@
+"""A way to the server on which answers get lost."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Proxy:
+    """Passes everything on, until it is told to cut connections instead of passing on the answer to some request."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._pairs: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._fatal: list[bytes] = []
+        self._reachable = True
+        self.port = 0
+        self.cut = 0
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def lose_answer_to(self, request: bytes) -> None:
+        """Cut the connection on which a request with these bytes in it is sent, before its answer; once."""
+        self._fatal.append(request)
+
+    def cut_all(self, *, reachable: bool = True) -> None:
+        """Cut every connection; without `reachable` refuse new ones too."""
+        self._reachable = reachable
+        for writer in self._pairs:
+            writer.transport.abort()
+
+    def allow(self) -> None:
+        """Be reachable again."""
+        self._reachable = True
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Stand between one client and the server."""
+        if not self._reachable:
+            writer.transport.abort()
+            return
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        mute = asyncio.Event()
+        self._pairs |= {writer, server_writer}
+        forth = asyncio.create_task(self._forth(reader, server_writer, mute))
+        back = asyncio.create_task(self._back(server_reader, writer, mute))
+        self._tasks |= {forth, back}
+        await asyncio.wait({forth, back})
+        self._tasks -= {forth, back}
+        for each in (writer, server_writer):
+            each.transport.abort()
+        self._pairs -= {writer, server_writer}
+
+    async def _forth(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mute: asyncio.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                found = next((it for it in self._fatal if it in data), None)
+                if found is not None:
+                    self._fatal.remove(found)
+                    mute.set()
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+
+    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mute: asyncio.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if mute.is_set():
+                    self.cut += 1
+                    break
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+
+
+@asynccontextmanager
+async def proxy_to(port: int) -> AsyncIterator[Proxy]:
+    """Open a way to the server at this port."""
+    proxy = Proxy(port)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        proxy.cut_all(reachable=False)
+        while proxy._tasks:
+            await asyncio.sleep(0)

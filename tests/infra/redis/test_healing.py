@@ -1,0 +1,161 @@
+"""The queue goes on by itself after whatever happened to the server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+import pytest
+
+from infra.mq import QueueClosed, QueueError
+from tests import servers
+from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
+from tests.infra.redis.conftest import Open
+from tests.infra.redis.proxy import Proxy
+
+T = TypeVar("T")
+KIND = pytest.mark.parametrize("kind", servers.KINDS)
+
+
+@pytest.fixture
+def durable(kind: str) -> Iterator[servers.RedisServer]:
+    server = servers.new_server(kind, "--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
+    yield server
+    server.kill()
+
+
+async def eventually(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask again until there is an answer."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await ask()
+            except QueueClosed:
+                raise
+            except QueueError:
+                await asyncio.sleep(0.02)
+
+
+@KIND
+async def test_a_killed_and_restarted_server_loses_nothing_and_nobody_loses_its_claims(
+    opened: Open, durable: servers.RedisServer
+) -> None:
+    queue, elsewhere = await opened(durable.url), await opened(durable.url)
+    await queue.declare([subscription(), subscription("line", ordered=True)], [])
+    worker, other = await consumer(queue, WORK, "line"), await consumer(elsewhere)
+    await queue.publish([message(str(number), key="k") for number in range(5)])
+    held, [line] = await fetch(worker, limit=2), await fetch(worker, "line")
+    durable.kill()
+    durable.start()
+    await eventually(lambda: queue.publish([message("later", key="k", dedupe=True)]))
+    assert await eventually(other.recover) == 0
+    assert await eventually(lambda: worker.settle([end(it) for it in held])) == []
+    settlements = [end(line, nth=nth) for nth in range(5)]
+    assert await worker.settle(settlements) == []
+    assert ids(await eventually(lambda: fetch(other))) == ["2", "3", "4", "later"]
+    assert ids(await eventually(lambda: fetch(worker, "line"))) == ["later"]
+
+
+async def test_a_waiting_worker_hears_what_is_published_after_a_restart(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind(), "--appendonly", "yes")
+    queue, elsewhere = await opened(server.url), await opened(server.url)
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    assert await worker.fetch({WORK: 1}, wait=0.05) == []
+    server.kill()
+    server.start()
+    await eventually(lambda: elsewhere.publish([message("a")]))
+    assert ids(await eventually(lambda: worker.fetch({WORK: 1}, wait=5))) == ["a"]
+
+
+async def test_after_a_flush_each_process_declares_anew_what_it_had_declared(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    queue, publisher = await opened(server.url), await opened(server.url)
+    await queue.declare([subscription(), subscription("line", ordered=True)], ["News"])
+    worker = await consumer(queue, WORK, "line")
+    await publisher.publish([message("lost")])
+    await flush(server)
+    with pytest.raises(QueueClosed):
+        await eventually(lambda: fetch(worker))
+    assert set((await publisher.registry()).routed) == {"Happened"}
+    await publisher.publish([message("a")])
+    later = await consumer(queue, WORK, "line")
+    assert ids(await fetch(later)) == ["a"]
+    assert ids(await fetch(later, "line")) == ["a"]
+
+
+async def test_a_publisher_that_declared_restores_the_registry_before_its_next_publish(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    queue = await opened(server.url)
+    await queue.declare([subscription()], [])
+    await queue.publish([message("lost")])
+    await flush(server)
+    await queue.publish([message("a")])
+    assert ids(await fetch(await consumer(queue))) == ["a"]
+
+
+async def test_what_a_claim_from_before_a_flush_says_changes_nothing(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    queue = await opened(server.url)
+    await queue.declare([subscription()], [])
+    stale = await consumer(queue)
+    await queue.publish([message("lost")])
+    [old] = await fetch(stale)
+    await flush(server)
+    await queue.publish([message("a")])
+    assert await stale.settle([end(old)]) == []
+    assert ids(await fetch(await consumer(queue))) == ["a"]
+
+
+async def test_scripts_that_the_server_forgot_are_told_again(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    queue = await opened(server.url)
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    await queue.publish([message("a")])
+    await command(server, "SCRIPT FLUSH")
+    await queue.publish([message("b")])
+    assert worker.renew()
+    assert ids(await fetch(worker)) == ["a", "b"]
+
+
+async def test_a_receiver_reports_a_gap_after_the_connection_was_lost(opened: Open, proxy: Proxy) -> None:
+    here, there = await opened(), await opened(proxy.url)
+    receiver = await there.receiver(origin="there")
+    await here.broadcast([b"one"], origin="here")
+    assert await receiver.receive(1) == ([b"one"], False)
+    proxy.cut_all(reachable=False)
+    with pytest.raises(QueueError):
+        await receiver.receive(0)
+    await here.broadcast([b"two"], origin="here")
+    proxy.allow()
+    assert await eventually(lambda: receiver.receive(1)) == ([b"two"], True)
+    assert await receiver.receive(0) == ([], False)
+
+
+async def test_a_receiver_reports_a_gap_when_broadcasts_were_dropped_or_flushed(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    here, there = await opened(server.url), await opened(server.url)
+    receiver = await there.receiver(origin="there")
+    await here.broadcast([b"one"], origin="here")
+    await flush(server)
+    assert await receiver.receive(0) == ([], True)
+    await here.broadcast([b"two"], origin="here")
+    assert await receiver.receive(1) == ([b"two"], False)
+    await here.broadcast([b"dropped"], origin="here")
+    await command(server, "DEL {" + there._core.keys.namespace + ":0}:news")
+    await here.broadcast([b"three"], origin="here")
+    assert await receiver.receive(1) == ([b"three"], True)
+
+
+async def flush(server: servers.RedisServer) -> None:
+    """Empty the server."""
+    await command(server, "FLUSHALL")
+
+
+async def command(server: servers.RedisServer, text: str) -> None:
+    """Do something to the server."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(text.encode() + b"\r\n")
+    await reader.readline()
+    writer.close()
+    await writer.wait_closed()

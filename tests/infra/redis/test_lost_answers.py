@@ -1,0 +1,135 @@
+"""Whatever answer gets lost, nothing else does."""
+
+import asyncio
+
+import pytest
+
+from infra.mq import Outcome, QueueIndeterminate, QueueUnavailable
+from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
+from tests.infra.redis.conftest import Open
+from tests.infra.redis.proxy import Proxy
+
+BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+CLAIM, SETTLE, PUBLISH = b":idle", b":dead\r\n", b":dedupe"
+"""Keys that only those scripts, of all that a test calls, have."""
+
+
+async def test_a_publish_without_an_answer_is_indeterminate_and_accepted_once(opened: Open, proxy: Proxy) -> None:
+    queue = await opened(proxy.url)
+    await queue.declare([subscription()], [])
+    proxy.lose_answer_to(PUBLISH)
+    with pytest.raises(QueueIndeterminate):
+        await queue.publish([message("a", dedupe=True)])
+    await queue.publish([message("a", dedupe=True), message("b", dedupe=True)])
+    assert ids(await fetch(await consumer(queue))) == ["a", "b"]
+    assert proxy.cut == 1
+
+
+@BOTH
+async def test_what_was_claimed_without_an_answer_comes_with_the_next_fetch(
+    opened: Open, proxy: Proxy, ordered: bool
+) -> None:
+    queue = await opened(proxy.url)
+    await queue.declare([subscription(ordered=ordered)], [])
+    worker = await consumer(queue)
+    await queue.publish([message("a", key="a")])
+    known = await fetch(worker)
+    await queue.publish([message("b", key="b"), message("c", key="b")])
+    proxy.lose_answer_to(CLAIM)
+    with pytest.raises(QueueUnavailable):
+        await fetch(worker)
+    again = await fetch(worker)
+    assert ids(again) == ["b", "c"]
+    settlements = [end(it, nth=nth) for it in [*known, *again] for nth in range(len(it.deliveries))]
+    assert await worker.settle(settlements) == []
+    assert await fetch(worker) == []
+    assert (await queue.stats())[0].in_flight == 0
+
+
+@pytest.mark.parametrize("outcome", [Outcome.DONE, Outcome.RETRY, Outcome.DEAD])
+async def test_settling_again_after_a_lost_answer_does_no_harm(opened: Open, proxy: Proxy, outcome: Outcome) -> None:
+    queue = await opened(proxy.url)
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    await queue.publish([message("a")])
+    [claim] = await fetch(worker)
+    settlement = end(claim, outcome, delay=60, error="no")
+    proxy.lose_answer_to(SETTLE)
+    with pytest.raises(QueueUnavailable):
+        await worker.settle([settlement])
+    await worker.settle([settlement])
+    [now] = await queue.stats()
+    told = {Outcome.DONE: (0, 0), Outcome.RETRY: (1, 0), Outcome.DEAD: (0, 1)}
+    assert (now.retrying, now.dead) == told[outcome]
+    assert (now.ready, now.in_flight) == (0, 0)
+
+
+async def test_what_was_handed_over_to_a_worker_that_did_not_hear_it_is_found(opened: Open, proxy: Proxy) -> None:
+    queue, publisher = await opened(proxy.url), await opened()
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    for number in range(20):
+        fetching = asyncio.ensure_future(worker.fetch({WORK: 1}, wait=5))
+        await asyncio.sleep(0.01)
+        await publisher.publish([message(str(number))])
+        if number % 2:
+            proxy.cut_all()
+        try:
+            claims = await fetching
+        except QueueUnavailable:
+            claims = await worker.fetch({WORK: 1}, wait=5)
+        while not claims:
+            claims = await worker.fetch({WORK: 1}, wait=5)
+        assert ids(claims) == [str(number)]
+        while True:
+            try:
+                await worker.settle([end(it) for it in claims])
+                break
+            except QueueUnavailable:
+                continue
+    assert await fetch(worker) == []
+
+
+async def test_a_cancelled_call_leaves_no_answer_to_the_next_one(opened: Open) -> None:
+    queue = await opened()
+    await queue.declare([subscription()], ["News"])
+    for _ in range(30):
+        asking = asyncio.ensure_future(queue.stats())
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait({asking})
+        assert (await queue.registry()).broadcast == {"News"}
+
+
+async def test_a_cancelled_publish_spoils_no_other_one(opened: Open) -> None:
+    queue = await opened()
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    calls = [asyncio.ensure_future(queue.publish([message(f"{number:02}")])) for number in range(40)]
+    await asyncio.sleep(0)
+    for call in calls[1::2]:
+        call.cancel()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [it for it in results[2::2] if it is not None] == []
+    came = ids(await fetch(worker))
+    assert {f"{number:02}" for number in range(2, 40, 2)} <= set(came)
+    assert len(came) == len(set(came))
+
+
+async def test_every_caller_of_a_failed_batch_gets_an_error_of_its_own(opened: Open, proxy: Proxy) -> None:
+    queue = await opened(proxy.url)
+    await queue.declare([subscription()], [])
+    await queue.publish([message("warm up")])
+    proxy.cut_all(reachable=False)
+    calls = [queue.publish([message(str(number))]) for number in range(5)]
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(it, QueueIndeterminate | QueueUnavailable) for it in errors)
+    assert len({id(it) for it in errors}) == 5
+    proxy.allow()
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await queue.publish([message("later")])
+                break
+            except (QueueUnavailable, QueueIndeterminate):
+                await asyncio.sleep(0.05)
