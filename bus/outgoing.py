@@ -52,7 +52,7 @@ class Outgoing(msgspec.Struct):
 
     _id: str | None = None
     _correlation_id: str | None = None
-    _body: bytes | None = None
+    _message: Message | None = None
 
     @property
     def id(self) -> str:
@@ -73,14 +73,14 @@ class Outgoing(msgspec.Struct):
         """The event's wire name."""
         return self.routes.event_type.name
 
-    def encode(self, max_payload: int) -> bytes:
-        """Return the frame's bytes.
+    def message(self, max_payload: int, *, repeatable: bool) -> Message:
+        """Return what the queue takes, made at the first call; a `repeatable` one sent twice is accepted once.
 
         Raises:
             InvalidEvent: the event is not what its class says, or cannot be encoded.
             PublishRejected: its payload is larger than `max_payload` bytes.
         """
-        if self._body is None:
+        if self._message is None:
             event_type = self.routes.event_type
             payload = event_type.encode(self.event)
             if len(payload) > max_payload:
@@ -89,25 +89,27 @@ class Outgoing(msgspec.Struct):
                     "(bus.max_payload). Publish a reference to the data instead"
                 )
             key = event_type.ordering_key(self.event)
-            headers = dict(self.headers)
-            headers[CORRELATION] = self.correlation_id
-            if self.cause is not None and (causation := self.cause.id) is not None:
-                headers[CAUSATION] = causation
-            frame = Frame(self.id, event_type.name, event_type.version, key, self.published_at, headers, payload)
-            self._body = pack(frame)
-        return self._body
+            id_ = self.id
+            self._message = Message(
+                id=id_,
+                event=event_type.name,
+                body=pack(
+                    Frame(
+                        id_, event_type.name, event_type.version, key, self.published_at, self._wire_headers(), payload
+                    )
+                ),
+                published_at=self.published_at,
+                ordering_key=key,
+                due_at=self.due_at,
+                dedupe=repeatable or self.explicit_id is not None,
+            )
+        return self._message
 
-    def message(self, max_payload: int, *, repeatable: bool = False) -> Message:
-        """Return what the queue takes; a `repeatable` one can be sent again and is accepted once."""
-        return Message(
-            id=self.id,
-            event=self.name,
-            body=self.encode(max_payload),
-            published_at=self.published_at,
-            ordering_key=self.routes.event_type.ordering_key(self.event),
-            due_at=self.due_at,
-            dedupe=repeatable or self.explicit_id is not None,
-        )
+    def _wire_headers(self) -> dict[str, str]:
+        headers = {**self.headers, CORRELATION: self.correlation_id}
+        if self.cause is not None and (causation := self.cause.id) is not None:
+            headers[CAUSATION] = causation
+        return headers
 
     def delivery(self, listener: str) -> Delivery:
         """Return what a handler in this process gets to know."""

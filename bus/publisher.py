@@ -126,11 +126,11 @@ class Publisher:
         self, transaction: Transaction, batch: Sequence[Outgoing], cancelled: Sequence[str]
     ) -> list[Message]:
         """Make what a transaction published a part of it: in the queue's own tables, or in the outbox."""
-        if self.transactional:
-            return await self.send(batch)
-        if self._outbox is None:
+        if self._outbox is None and not self.transactional:
             return []
-        await self._prepare(batch)
+        await self._prepare(batch)  # again: what was fresh when it was published may be old by now
+        if self._outbox is None:
+            return await self.send(batch)
         messages = self._messages(batch)
         if messages or cancelled:
             await self._outbox.put(transaction, messages, cancelled)
@@ -147,7 +147,6 @@ class Publisher:
 
     async def send(self, batch: Sequence[Outgoing]) -> list[Message]:
         """Hand to the queue, and return, what anybody subscribed to; a transactional queue joins the transaction."""
-        await self._prepare(batch)
         if messages := self._messages(batch):
             await self._mq.publish(messages)
         if frames := self._frames(batch):
@@ -156,11 +155,13 @@ class Publisher:
         return messages
 
     def _messages(self, batch: Iterable[Outgoing]) -> list[Message]:
-        wanted = (each for each in batch if self.registry.routed(each.name))
-        return [each.message(self._max_payload, repeatable=self._remote) for each in wanted]
+        return [self._message(each) for each in batch if self.registry.routed(each.name)]
 
     def _frames(self, batch: Iterable[Outgoing]) -> list[bytes]:
-        return [each.encode(self._max_payload) for each in batch if self._is_broadcast(each)]
+        return [self._message(each).body for each in batch if self._is_broadcast(each)]
+
+    def _message(self, outgoing: Outgoing) -> Message:
+        return outgoing.message(self._max_payload, repeatable=self._remote)
 
     async def _send_committed(self, batch: Sequence[Outgoing], cancelled: Iterable[str]) -> None:
         """Hand over what a committed transaction published to a queue that ends with this process, as that would."""
@@ -235,10 +236,11 @@ class Publisher:
         """Make sure, before any listener runs, that all that is wanted can be encoded."""
         registry = self.registry
         for each in batch:
-            if not registry.knows(each.name):
+            name = each.name
+            if not registry.knows(name):
                 await self._try_refresh()
-            if registry.routed(each.name) or self._is_broadcast(each):
-                each.encode(self._max_payload)
+            if registry.routed(name) or self._is_broadcast(each):
+                self._message(each)
 
     async def _try_refresh(self) -> None:
         if self._outbox is not None:
