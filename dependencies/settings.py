@@ -46,7 +46,7 @@ class RedisSettings(Section):
     """Redis or Valkey, when `mq.driver` is `redis`."""
 
     url: Url = Url("redis://127.0.0.1:6379/0")
-    """`redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://`."""
+    """`redis://host:port/db`, `rediss://` for TLS, or `unix://path`, with username and password where needed."""
 
 
 class MqSettings(Section):
