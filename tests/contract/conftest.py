@@ -6,7 +6,7 @@ import pytest
 from infra.clock import FakeClock
 from infra.mq import MessageQueue
 from tests.contract.budget import register
-from tests.contract.harness import DRIVERS, Harness
+from tests.contract.harness import DRIVERS, Harness, chosen_drivers
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -14,7 +14,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requires(*features): only on drivers that have these features")
 
 
-@pytest.fixture(params=DRIVERS)
+@pytest.fixture(params=chosen_drivers())
 def driver(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     marker = request.node.get_closest_marker("requires")

@@ -4,6 +4,7 @@ To put a driver under the contract, write a module with `open_harness(folder, cl
 """
 
 import importlib
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -92,6 +93,20 @@ DRIVERS = {
     "redis8": Driver("tests.contract.redis_harness:on_redis8", _SHARED),
     "valkey": Driver("tests.contract.redis_harness:on_valkey", _SHARED),
 }
+
+TWINS = frozenset({"redis7", "redis8"})
+"""Drivers that differ from another one in the server's version alone: for `make test-all`."""
+
+
+def chosen_drivers() -> list[str]:
+    """Return the drivers to test: those that BENEATH_TEST_DRIVERS names, `all`, or by default all but the twins."""
+    wanted = os.environ.get("BENEATH_TEST_DRIVERS", "")
+    if wanted in {"", "all"}:
+        return [name for name in DRIVERS if wanted or name not in TWINS]
+    names = [name.strip() for name in wanted.split(",")]
+    if unknown := set(names) - set(DRIVERS):
+        raise pytest.UsageError(f"BENEATH_TEST_DRIVERS: no driver {', '.join(unknown)}; there are {', '.join(DRIVERS)}")
+    return names
 
 
 def requires(*features: str) -> pytest.MarkDecorator:
