@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What `make test-all` runs the tests with processes on; `make test` runs them on `sqlite`.
+STACKS ?= sqlite+redis7 sqlite+redis8 sqlite+valkey
 
 .DEFAULT_GOAL := help
-.PHONY: help setup start dev test check bench-drivers fmt lock clean
+.PHONY: help setup start dev test test-all check bench-drivers fmt lock clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +31,10 @@ dev: $(READY)  ## The same, restarted whenever a source file changes
 
 test: $(READY)  ## Run the tests
 	@$(BIN)/python -m pytest
+	@BENEATH_TEST_STACK=sqlite+valkey $(BIN)/python -m pytest -m brief tests/e2e tests/torture
+
+test-all: $(READY)  ## Run the tests with processes on every stack with a broker, if its server is there
+	@set -e; for stack in $(STACKS); do echo "== $$stack"; BENEATH_TEST_STACK=$$stack $(BIN)/python -m pytest tests/e2e tests/torture; done
 
 check: $(READY)  ## Lint, check types, check the import contracts
 	@$(BIN)/ruff check .

@@ -4,7 +4,19 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tests.stacks import chosen
 from tests.world import migrated_file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is about another stack than the chosen one."""
+    stack = chosen()
+    embedded = stack.database == "sqlite" and stack.broker is None
+    for item in items:
+        if not embedded and item.get_closest_marker("embedded"):
+            item.add_marker(pytest.mark.skip(reason="it is about the queue inside SQLite"))
+        if stack.broker is None and item.get_closest_marker("broker"):
+            item.add_marker(pytest.mark.skip(reason="it is about a broker, and this stack has none"))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 
 from tests.e2e.processes import Process, Processes, until
+from tests.stacks import Place
 
 SERVER, WORKER = "control-server", "control-worker"
 
@@ -16,8 +17,9 @@ SERVER, WORKER = "control-server", "control-worker"
 class Installation:
     """A directory in which `beneath` runs, and its processes there, which listen at ports that are free."""
 
-    def __init__(self, processes: Processes, folder: Path, command: tuple[str, ...] = ()) -> None:
+    def __init__(self, processes: Processes, folder: Path, place: Place, command: tuple[str, ...] = ()) -> None:
         self._processes = processes
+        self._place = place
         self._command = command
         self.folder = folder
 
@@ -27,6 +29,7 @@ class Installation:
             "BENEATH_CONTROL_PORT": "0",
             "BENEATH_WORKER_PORT": "0",
             "BENEATH_LOG_FORMAT": "json",
+            **self._place.environment,
             **(env or {}),
         }
         if self._command:

@@ -5,6 +5,7 @@ import pytest
 
 from tests.e2e.application import Installation
 from tests.e2e.processes import Processes
+from tests.stacks import chosen
 
 
 @pytest.fixture
@@ -14,5 +15,6 @@ def processes() -> Iterator[Processes]:
 
 
 @pytest.fixture
-def installation(processes: Processes, tmp_path: Path) -> Installation:
-    return Installation(processes, tmp_path)
+def installation(processes: Processes, tmp_path: Path) -> Iterator[Installation]:
+    with chosen().place(tmp_path) as place:
+        yield Installation(processes, tmp_path, place)

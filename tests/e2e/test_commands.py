@@ -7,6 +7,7 @@ import pytest
 
 from tests.e2e.application import Installation, Running
 from tests.e2e.processes import Processes, until
+from tests.stacks import chosen
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -15,8 +16,9 @@ WELCOME = "notification.send_welcome_email"
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, Running]]:
-    with Processes() as processes:
-        installation = Installation(processes, tmp_path_factory.mktemp("house"))
+    folder = tmp_path_factory.mktemp("house")
+    with chosen().place(folder) as place, Processes() as processes:
+        installation = Installation(processes, folder, place)
         running = installation.start("all")
         yield installation, running
         running.stop()

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.application import Installation
 from tests.e2e.processes import PATIENCE, ROOT, Processes, clean_environment, until
+from tests.stacks import Place
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -63,7 +64,7 @@ def test_installed_in_an_empty_environment_it_starts_from_an_empty_directory(
     assert where.wait() == 0, where.stderr
     assert all(path.startswith(str(environment)) for path in where.stdout.split())
 
-    installation = Installation(processes, folder, command=(str(environment / "bin" / "beneath"),))
+    installation = Installation(processes, folder, Place(), command=(str(environment / "bin" / "beneath"),))
     running = installation.start("all")
     running.sign_up("ada@example.com")
     until(lambda: installation.mails_to("ada@example.com"), "the welcome mail is there")

@@ -1,8 +1,7 @@
-"""The test's side: its processes on one SQLite file, and what it asks of the queue meanwhile."""
+"""The test's side: its processes on one database and queue, and what it asks of these meanwhile."""
 
 import asyncio
 import json
-import shutil
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,31 +10,40 @@ import msgspec
 
 from infra.mq import DeadLetter, SubscriptionStats
 from tests.e2e.processes import Processes, until
+from tests.stacks import Place
 from tests.torture.journal import Journal, Line, Reader
 from tests.torture.nursery import Child, Nursery
 from tests.torture.opening import Opened, Plan, opened
+from tests.torture.rows import Rows
 
 T = TypeVar("T")
 
 QUICK = {"renew_every": 0.1, "recover_every": 0.1}
 """Intervals far shorter than the defaults, so that much happens in little time."""
 
+QUICK_QUEUE = {"lease": 2.0}
+"""The same of a queue that keeps leases: 20 times an interval, for this machine may be busy."""
+
 
 class Fleet:
     """Programs that share a database and a journal."""
 
-    def __init__(self, processes: Processes, nursery: Nursery, folder: Path, template: Path) -> None:
+    def __init__(self, processes: Processes, nursery: Nursery, folder: Path, place: Place) -> None:
         self._processes = processes
         self._nursery = nursery
         self._folder = folder
-        self.database = folder / "beneath.db"
+        self.place = place
+        self.rows = Rows(place)
         self.gate = folder / "gate"
         self.journal = Reader(folder / "journal.jsonl")
         self._writer = Journal(folder / "journal.jsonl")
         self.plan = Plan(
-            database=str(self.database), journal=str(folder / "journal.jsonl"), gate=str(self.gate), options=dict(QUICK)
+            place=place,
+            journal=str(folder / "journal.jsonl"),
+            gate=str(self.gate),
+            options=dict(QUICK),
+            queue=dict(QUICK_QUEUE),
         )
-        shutil.copy(template, self.database)
 
     def accept(self, key: str, numbers: Iterable[int]) -> None:
         """Write down that events were accepted, as the checker should see it."""
@@ -43,8 +51,9 @@ class Fleet:
             self._writer.write("accepted", key=key, n=n)
 
     def close(self) -> None:
-        """Close the journal."""
+        """Close the journal, and the test's own way to the database."""
         self._writer.close()
+        self.rows.close()
 
     def start(self, *listeners: str, program: str = "worker", **changes: Any) -> Child:  # noqa: ANN401 - a plan's
         """Start a program with these listeners; `changes` are those of its plan."""
@@ -102,11 +111,11 @@ class Fleet:
 
     def stats(self) -> dict[str, SubscriptionStats]:
         """Return what the queue holds, by listener."""
-        return {each.name: each for each in self.run(lambda site: site.mq.stats())}
+        return {each.name: each for each in self.rows.ask(lambda mq: mq.stats())}
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return what was given up."""
-        return self.run(lambda site: site.mq.dead_letters())
+        return self.rows.ask(lambda mq: mq.dead_letters())
 
     def runs(self, listener: str, kind: str = "start") -> list[Line]:
         """Return the lines of a listener that say this."""
@@ -114,16 +123,16 @@ class Fleet:
 
     def command(self, *arguments: str) -> Any:  # noqa: ANN401 - JSON
         """Run `beneath` on this database, and return what it printed: parsed, if it is JSON."""
-        process = self._processes.python(
-            "-m", "beneath", *arguments, cwd=self._folder, env={"BENEATH_DB_URL": f"sqlite:///{self.database}"}
-        )
+        process = self._processes.python("-m", "beneath", *arguments, cwd=self._folder, env=self.place.environment)
         assert process.wait() == 0, process.stderr
         return json.loads(process.stdout) if "--json" in arguments else process.stdout
 
     def wait_empty(self) -> None:
-        """Return when no listener has anything left to do, now or later."""
+        """Return when no listener has anything left to do, now or later, and nothing waits for the queue."""
 
         def empty() -> bool:
+            if self.rows.fetch("SELECT 1 FROM beneath_outbox LIMIT 1"):
+                return False
             return not any(it.ready + it.in_flight + it.retrying + it.scheduled for it in self.stats().values())
 
         until(empty, "nothing is left in the queue")

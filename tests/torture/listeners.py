@@ -160,7 +160,9 @@ class Listeners:
 
     async def _write_row(self, event: Step) -> None:
         async with self._db.transaction() as tx:
-            await tx.session.execute(text("INSERT INTO effect VALUES (:key, :n)"), {"key": event.key, "n": event.n})
+            await tx.session.execute(
+                text("INSERT INTO effect (key, n) VALUES (:key, :n)"), {"key": event.key, "n": event.n}
+            )
 
     async def _publish_job(self, event: Step) -> None:
         await self._bus.publish(Job(key=event.key, n=event.n))

@@ -1,4 +1,4 @@
-"""What every program of the torture tests opens: one SQLite file, a queue in it, a bus, and the journal."""
+"""What every program of the torture tests opens: a database, a queue, a bus, and the journal."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,8 @@ import msgspec
 from bus import Bus, BusOptions
 from infra.clock import SystemClock
 from infra.db import Database
-from infra.mq.drivers.sql import SqlQueue
+from infra.mq import MessageQueue
+from tests.stacks import Place
 from tests.torture.journal import Journal
 from tests.torture.listeners import Listeners
 
@@ -18,7 +19,7 @@ from tests.torture.listeners import Listeners
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What a program is told when it starts."""
 
-    database: str
+    place: Place
     journal: str
     listeners: tuple[str, ...] = ()
     """Which of `Listeners` this program has."""
@@ -26,7 +27,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, float] = {}
     """Those of `BusOptions` that differ from the defaults."""
 
-    longest_silence: float = 5.0
+    queue: dict[str, float] = {}
+    """Those of `Place.build` that differ from the defaults."""
+
     gate: str = ""
     """A file that handlers look for."""
 
@@ -43,7 +46,7 @@ class Opened:
 
     bus: Bus
     db: Database
-    mq: SqlQueue
+    mq: MessageQueue
     journal: Journal
 
 
@@ -51,20 +54,28 @@ class Opened:
 async def opened(plan: Plan) -> AsyncIterator[Opened]:
     """Inside the block the bus has started."""
     clock = SystemClock()
-    db = Database(f"sqlite:///{plan.database}", clock=clock)
-    mq = SqlQueue(db, clock=clock, longest_silence=plan.longest_silence)
+    db, mq = plan.place.build(clock, **plan.queue)
     bus = Bus(mq, db, clock=clock, options=msgspec.convert(plan.options, BusOptions))
     journal = Journal(Path(plan.journal))
     Listeners(bus, db, journal, Path(plan.gate)).add(plan.listeners)
+    try:
+        async with open_both(db, mq):
+            await bus.start()
+            yield Opened(bus, db, mq, journal)
+            await bus.close()
+    finally:
+        journal.close()
+
+
+@asynccontextmanager
+async def open_both(db: Database, mq: MessageQueue) -> AsyncIterator[None]:
+    """Inside the block the database and the queue are open."""
     await db.open()
     try:
         await mq.open()
         try:
-            await bus.start()
-            yield Opened(bus, db, mq, journal)
-            await bus.close()
+            yield
         finally:
             await mq.close()
     finally:
         await db.close()
-        journal.close()

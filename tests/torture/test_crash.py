@@ -1,6 +1,7 @@
 """Crashes: what a dead worker held is handled again soon, and only what kills workers is given up."""
 
 import time
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,15 @@ from tests.torture.fleet import QUICK, Fleet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
+DEFAULTS: dict[str, Any] = {"options": {}, "queue": {}}
+"""Every interval and lease as long as it is for users."""
+
 BOUND = 20.0
 """Seconds within which a dead worker's deliveries are handled again: the promise."""
 
 
 def test_what_a_killed_worker_held_is_handled_again_by_another_one_within_20_s(fleet: Fleet) -> None:
-    workers = fleet.pair("held", options={})
+    workers = fleet.pair("held", **DEFAULTS)
     fleet.publish([Step(key="a", n=1), Step(key="a", n=2)])
     [first] = until(lambda: fleet.runs("held"), "one of them handles it")
     doomed, other = sorted(workers, key=lambda it: it.pid != first.pid)
@@ -35,13 +39,13 @@ def test_what_a_killed_worker_held_is_handled_again_by_another_one_within_20_s(f
 
 def test_what_the_only_worker_held_is_handled_again_within_20_s_of_the_next_ones_start(fleet: Fleet) -> None:
     fleet.publish([Step(key="a", n=1), Step(key="a", n=2)], listeners=["held"])
-    doomed = fleet.started("held", options={})
+    doomed = fleet.started("held", **DEFAULTS)
     until(lambda: fleet.runs("held"), "the worker handles it")
     fleet.gate.touch()
     fleet.kill(doomed)
 
     started_at = time.time()
-    worker = fleet.start("held", options={})
+    worker = fleet.start("held", **DEFAULTS)
     until(lambda: len(fleet.runs("held", "end")) == 2, "it is handled again", timeout=BOUND)
 
     again = fleet.runs("held")[1]

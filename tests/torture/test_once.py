@@ -1,8 +1,6 @@
 """`once=True` under fire: handlers may run again, what they did to the database is there once."""
 
-import sqlite3
 from collections import Counter
-from contextlib import closing
 
 import pytest
 
@@ -19,18 +17,17 @@ LISTENERS = ("once", "done")
 
 
 def test_rows_and_events_of_a_once_handler_exist_once_whatever_dies(fleet: Fleet) -> None:
-    with closing(sqlite3.connect(fleet.database)) as db:
-        db.execute("CREATE TABLE effect (key TEXT, n INTEGER)")
-        workers = fleet.pair(*LISTENERS)
-        publisher = fleet.start(program="publisher", work=False, arguments={"keys": KEYS, "count": STEPS})
-        for place in range(3):
-            wait_for_share(fleet, 0.25 * (place + 1))
-            fleet.kill(workers[place % 2])
-            workers[place % 2] = fleet.started(*LISTENERS)
-        assert publisher.wait() == 0, publisher.stderr
-        fleet.wait_empty()
-        fleet.stop(*workers)
-        effects = Counter(db.execute("SELECT key, n FROM effect ORDER BY rowid").fetchall())
+    fleet.rows.execute("CREATE TABLE effect (id INTEGER PRIMARY KEY, key TEXT, n INTEGER)")
+    workers = fleet.pair(*LISTENERS)
+    publisher = fleet.start(program="publisher", work=False, arguments={"keys": KEYS, "count": STEPS})
+    for place in range(3):
+        wait_for_share(fleet, 0.25 * (place + 1))
+        fleet.kill(workers[place % 2])
+        workers[place % 2] = fleet.started(*LISTENERS)
+    assert publisher.wait() == 0, publisher.stderr
+    fleet.wait_empty()
+    fleet.stop(*workers)
+    effects = Counter(fleet.rows.fetch("SELECT key, n FROM effect ORDER BY id"))
 
     assert effects == Counter({(key, n): 1 for key in KEYS for n in range(1, STEPS + 1)})
     for key in KEYS:

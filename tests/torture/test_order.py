@@ -1,4 +1,4 @@
-"""Order under fire: two workers on one file, failures, a crash and a deploy in the middle of it."""
+"""Order under fire: two workers on one queue, failures, a crash and a deploy in the middle of it."""
 
 import pytest
 
@@ -13,6 +13,7 @@ STEPS = 200
 EVENTS = len(KEYS) * STEPS
 
 
+@pytest.mark.brief
 def test_order_holds_under_fire_and_nothing_is_lost(fleet: Fleet) -> None:
     workers = fleet.pair("flaky", "sibling")
     publishers = [

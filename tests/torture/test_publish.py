@@ -1,7 +1,5 @@
 """Publishers that die: an event exists if and only if its transaction was committed."""
 
-import sqlite3
-from contextlib import closing
 from random import Random
 
 import pytest
@@ -17,17 +15,17 @@ KILLS = 5
 LISTENERS = ("flaky", "done")
 
 
+@pytest.mark.brief
 def test_after_sigkill_in_mid_commit_there_is_one_event_for_each_row_and_none_without(fleet: Fleet) -> None:
     random = Random(8)
-    with closing(sqlite3.connect(fleet.database)) as db:
-        db.execute("CREATE TABLE ledger (key TEXT, n INTEGER, PRIMARY KEY (key, n))")
-        worker = fleet.started(*LISTENERS)
-        for _ in range(KILLS):
-            count = rows(db) + random.randint(1, 400)
-            publisher = fleet.start(program="ledger")
-            wait_for_rows(db, count, publisher)
-            fleet.kill(publisher)
-        booked = db.execute("SELECT key, n FROM ledger ORDER BY key, n").fetchall()
+    fleet.rows.execute("CREATE TABLE ledger (key TEXT, n INTEGER, PRIMARY KEY (key, n))")
+    worker = fleet.started(*LISTENERS)
+    for _ in range(KILLS):
+        count = rows(fleet) + random.randint(1, 400)
+        publisher = fleet.start(program="ledger")
+        wait_for_rows(fleet, count, publisher)
+        fleet.kill(publisher)
+    booked = fleet.rows.fetch("SELECT key, n FROM ledger ORDER BY key, n")
     fleet.wait_empty()
     fleet.stop(worker)
 
@@ -43,14 +41,14 @@ def test_after_sigkill_in_mid_commit_there_is_one_event_for_each_row_and_none_wi
     print(f"{len(booked)} rows of {KILLS} killed publishers, {len(regretted)} rolled back")  # noqa: T201
 
 
-def wait_for_rows(db: sqlite3.Connection, count: int, publisher: Child) -> None:
+def wait_for_rows(fleet: Fleet, count: int, publisher: Child) -> None:
     def enough() -> bool:
         assert publisher.running, publisher.stderr
-        return rows(db) >= count
+        return rows(fleet) >= count
 
     until(enough, f"{count} rows are committed")
 
 
-def rows(db: sqlite3.Connection) -> int:
-    count: int = db.execute("SELECT count(*) FROM ledger").fetchone()[0]
-    return count
+def rows(fleet: Fleet) -> int:
+    [(count,)] = fleet.rows.fetch("SELECT count(*) FROM ledger")
+    return int(count)

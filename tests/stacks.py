@@ -1,0 +1,101 @@
+"""What the tests with processes stand on: the database and the queue that `BENEATH_TEST_STACK` names.
+
+A stack is a database, alone or with a broker beside it: `sqlite` (the default), `sqlite+valkey`, `sqlite+redis7`, ...
+One more database is one more branch in `Stack.place` and `Place.build`.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from infra.clock import Clock
+from infra.db import Database
+from infra.mq import MessageQueue
+from tests import servers
+
+VARIABLE = "BENEATH_TEST_STACK"
+DATABASES = ("sqlite",)
+STACKS = tuple(f"{database}{broker}" for database in DATABASES for broker in ("", *(f"+{it}" for it in servers.KINDS)))
+"""Every stack there is."""
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """One test's own database and queue, as every process of the test is told of them."""
+
+    db_url: str | None = None
+    """None: the application's default."""
+
+    redis_url: str | None = None
+    """None: the queue is in the database."""
+
+    namespace: str = "beneath"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The settings with which the application uses this place."""
+        settings = {} if self.db_url is None else {"BENEATH_DB_URL": self.db_url}
+        if self.redis_url is not None:
+            settings["BENEATH_MQ_DRIVER"] = "redis"
+            settings["BENEATH_MQ_REDIS_URL"] = self.redis_url
+            settings["BENEATH_MQ_NAMESPACE"] = self.namespace
+        return settings
+
+    def build(
+        self, clock: Clock, *, lease: float = 10.0, dedupe_window: float = 120.0, longest_silence: float = 5.0
+    ) -> tuple[Database, MessageQueue]:
+        """Return the database and the queue, not yet open; a queue takes from the options what it has use for."""
+        assert self.db_url is not None
+        db = Database(self.db_url, clock=clock)
+        if self.redis_url is None:
+            from infra.mq.drivers.sql import SqlQueue
+
+            return db, SqlQueue(db, clock=clock, dedupe_window=dedupe_window, longest_silence=longest_silence)
+        from infra.mq.drivers.redis import RedisQueue
+
+        return db, RedisQueue(
+            self.redis_url, clock=clock, namespace=self.namespace, lease=lease, dedupe_window=dedupe_window
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A database, and the kind of the broker beside it, if there is one."""
+
+    database: str
+    broker: str | None = None
+
+    @contextmanager
+    def place(
+        self, folder: Path, *, template: Path | None = None, server: servers.RedisServer | None = None
+    ) -> Iterator[Place]:
+        """Inside the block there is a place for one test, in a folder of its own; skip the test if a server is missing.
+
+        With a `template` there are all tables already; else the application makes them, where it does so by default.
+        A broker is shared by all tests of a session, each in a namespace, unless `server` is one of the test's own.
+        """
+        database = None
+        if template is not None:
+            database = folder / "beneath.db"
+            shutil.copy(template, database)
+        if self.broker is not None and server is None:
+            server = servers.shared(self.broker)
+        yield Place(
+            db_url=f"sqlite:///{database}" if database else None,
+            redis_url=server.url if server else None,
+            namespace=f"test-{secrets.token_hex(4)}",
+        )
+
+
+def chosen() -> Stack:
+    """Return the stack that the environment names."""
+    name = os.environ.get(VARIABLE, "sqlite")
+    if name not in STACKS:
+        raise ValueError(f"{VARIABLE} is {name!r}; it is one of {', '.join(STACKS)}")
+    database, _, broker = name.partition("+")
+    return Stack(database, broker or None)

@@ -1,0 +1,21 @@
+"""The stacks that the tests with processes run on."""
+
+import pytest
+
+from tests import stacks
+from tests.e2e.processes import ROOT
+
+
+def test_a_stack_is_chosen_by_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(stacks.VARIABLE, raising=False)
+    assert stacks.chosen() == stacks.Stack("sqlite")
+    monkeypatch.setenv(stacks.VARIABLE, "sqlite+valkey")
+    assert stacks.chosen() == stacks.Stack("sqlite", "valkey")
+    monkeypatch.setenv(stacks.VARIABLE, "sqlite+valky")
+    with pytest.raises(ValueError, match="one of sqlite, .*sqlite.valkey"):
+        stacks.chosen()
+
+
+def test_make_runs_every_stack() -> None:
+    [line] = [it for it in (ROOT / "Makefile").read_text().splitlines() if it.startswith("STACKS")]
+    assert {"sqlite", *line.partition("?=")[2].split()} == set(stacks.STACKS)
