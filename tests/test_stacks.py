@@ -12,7 +12,7 @@ def test_a_stack_is_chosen_by_one_variable(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(stacks.VARIABLE, "sqlite+valkey")
     assert stacks.chosen() == stacks.Stack("sqlite", "valkey")
     monkeypatch.setenv(stacks.VARIABLE, "sqlite+valky")
-    with pytest.raises(ValueError, match="one of sqlite, .*sqlite.valkey"):
+    with pytest.raises(ValueError, match=r"one of sqlite, .*sqlite\+valkey"):
         stacks.chosen()
 
 
