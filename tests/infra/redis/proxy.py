@@ -87,5 +87,5 @@ async def proxy_to(port: int) -> AsyncIterator[Proxy]:
     finally:
         server.close()
         proxy.cut_all(reachable=False)
-        while proxy._tasks:
-            await asyncio.sleep(0)
+        if proxy._tasks:
+            await asyncio.wait(proxy._tasks)

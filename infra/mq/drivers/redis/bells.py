@@ -52,12 +52,12 @@ class Bells:
         self._ready = asyncio.Event()
         self._numbers = 0
         self._heard = 0.0
-        self._closed = False
+        self._closing = asyncio.Event()
         self._random = Random()  # noqa: S311 - it spreads reconnections, it keeps no secret
 
     async def start(self) -> None:
         """Begin to listen, and wait for that, but not for ever: without it everything only takes longer."""
-        if not self._tasks and not self._closed:
+        if not self._tasks and not self._closing.is_set():
             self._tasks = [
                 asyncio.create_task(self._listen(), name="redis bells"),
                 asyncio.create_task(self._ping(), name="redis bells ping"),
@@ -86,7 +86,7 @@ class Bells:
 
     async def close(self) -> None:
         """Stop listening."""
-        self._closed = True
+        self._closing.set()
         if not self._tasks:
             return
         listening, pinging = self._tasks
@@ -96,7 +96,7 @@ class Bells:
 
     async def _listen(self) -> None:
         backoff = 0.05
-        while not self._closed:
+        while not self._closing.is_set():
             try:
                 await self._subscribe()
                 backoff = 0.05
@@ -107,17 +107,13 @@ class Bells:
             self._ready.clear()
             await self._disconnect()
             self._wake_all()
-            if not self._is_over():
-                await self._core.clock.sleep(backoff * self._random.uniform(0.5, 1.0))
-                backoff = min(backoff * 2, MAX_BACKOFF)
-
-    def _is_over(self) -> bool:
-        return self._closed
+            await self._core.clock.wait(self._closing, backoff * self._random.uniform(0.5, 1.0))
+            backoff = min(backoff * 2, MAX_BACKOFF)
 
     async def _subscribe(self) -> None:
         keys = self._core.keys
         await self._connection.connect()  # type: ignore[no-untyped-call]  # of the client
-        if self._is_over():
+        if self._closing.is_set():
             # Closing found nothing to cut, for there was no connection yet.
             raise redis_errors.ConnectionError("closed")
         channels = (keys.bell(self._core.process), keys.changes, keys.broadcasts)

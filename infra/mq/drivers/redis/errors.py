@@ -4,22 +4,35 @@ from redis import exceptions as redis_errors
 
 from infra.mq.errors import QueueError, QueueIndeterminate, QueueRejected, QueueUnavailable
 
+_UNKNOWN = "it wants a password: put it into mq.redis.url, as redis://:PASSWORD@host:6379"
+_REFUSED = "it refuses this username or password: correct mq.redis.url"
+
+_MEANS: tuple[tuple[type[Exception], str], ...] = (
+    (
+        redis_errors.NoPermissionError,
+        "this user may not do that: its ACL must allow @read, @write, @scripting, publish and subscribe here",
+    ),
+    (redis_errors.ReadOnlyError, "it is a read-only replica: put the primary's address into mq.redis.url"),
+    (redis_errors.OutOfMemoryError, "its memory is full (maxmemory): let workers catch up, or give it more"),
+    (redis_errors.BusyLoadingError, "it is still loading its data"),
+    (redis_errors.MasterDownError, "it has lost its primary"),
+    (redis_errors.ClusterDownError, "its cluster is down"),
+)
+"""What the client's errors mean for people: what a server answers before it has done anything."""
+
 _SAID = (
-    ("NOAUTH", "it wants a password: put it into mq.redis.url, as redis://:PASSWORD@host:6379"),
-    ("WRONGPASS", "it refuses this username or password: correct mq.redis.url"),
-    ("NOPERM", "this user may not do that: its ACL needs all commands on the keys and channels of mq.namespace"),
-    ("READONLY", "it is a read-only replica: put the primary's address into mq.redis.url"),
-    ("OOM", "its memory is full (maxmemory): let workers catch up, or give it more"),
-    ("LOADING", "it is still loading its data"),
+    ("NOAUTH", _UNKNOWN),
+    ("Authentication required", _UNKNOWN),
+    ("WRONGPASS", _REFUSED),
+    ("invalid username-password", _REFUSED),
     ("MISCONF", "it cannot save its data and refuses writes: look into its log"),
     ("NOREPLICAS", "it has fewer replicas than min-replicas-to-write asks for"),
-    ("MASTERDOWN", "it has lost its primary"),
-    ("BUSY", "it is busy with a script"),
-    ("CLUSTERDOWN", "its cluster is down"),
-    ("invalid username-password", "it refuses this username or password: correct mq.redis.url"),
-    ("Authentication required", "it wants a password: put it into mq.redis.url, as redis://:PASSWORD@host:6379"),
+    ("BUSY ", "it is busy with a script"),
 )
-"""What servers say before they have done anything, and what it means for people."""
+"""The same for what the client has no error of its own for."""
+
+ANSWERS = (redis_errors.ResponseError, redis_errors.BusyLoadingError)
+"""Errors that are the server's answer; nothing was done."""
 
 
 class Lost(Exception):
@@ -29,11 +42,14 @@ class Lost(Exception):
 def explain(error: Exception, where: str) -> QueueError:
     """Return what an answer or a failure of the server means for a caller whose request changed nothing."""
     said = " ".join(str(error).split()) or type(error).__name__
+    for kind, meaning in _MEANS:
+        if isinstance(error, kind):
+            return QueueUnavailable(f"Redis at {where}: {meaning}")
     for sign, meaning in _SAID:
         if sign in said:
             return QueueUnavailable(f"Redis at {where}: {meaning}")
     if isinstance(error, redis_errors.AuthenticationError):
-        return QueueUnavailable(f"Redis at {where} refuses the username or password: correct mq.redis.url")
+        return QueueUnavailable(f"Redis at {where}: {_REFUSED}")
     if isinstance(error, redis_errors.ResponseError):
         return QueueRejected(f"Redis at {where} refuses: {said}")
     return QueueUnavailable(f"Redis at {where} cannot be reached: {said}")

@@ -10,7 +10,7 @@ from hiredis import pack_command
 from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.address import Address
-from infra.mq.drivers.redis.errors import Lost, explain, lost
+from infra.mq.drivers.redis.errors import ANSWERS, Lost, explain, lost
 from infra.mq.drivers.redis.scripts import Script
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
 
@@ -76,7 +76,7 @@ class Link:
             await self._ensure_connected()
             try:
                 return await self._exchange(arguments)
-            except redis_errors.ResponseError as error:
+            except ANSWERS as error:
                 raise explain(error, self.where) from error
             except Lost as error:
                 raise lost(error, self.where) from error
@@ -103,7 +103,7 @@ class Link:
                 except redis_errors.NoScriptError:
                     await self._exchange(("SCRIPT", "LOAD", script.source))
                     return await self._exchange(request)
-            except redis_errors.ResponseError as error:
+            except ANSWERS as error:
                 if "user_script" in str(error):
                     # An error in the middle of it: what was written before stays written.
                     raise QueueIndeterminate(
@@ -166,7 +166,7 @@ class Link:
         try:
             await connection.send_packed_command(pack_command(arguments), check_health=False)
             answer = await connection.read_response(disconnect_on_error=False)
-        except redis_errors.ResponseError:
+        except ANSWERS:
             raise
         except _BROKEN as error:
             await self._drop()

@@ -1,0 +1,147 @@
+"""What the driver costs, counted in keys and round trips."""
+
+import asyncio
+
+import pytest
+
+from infra.mq import Outcome
+from tests import servers
+from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
+from tests.infra.redis.conftest import Open
+
+
+async def ask(server: servers.RedisServer, *words: str) -> bytes:
+    """Return the server's answer of one line, or of one text."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write((" ".join(words) + "\r\n").encode())
+    answer = await reader.readline()
+    if answer.startswith(b"$"):
+        answer = await reader.readexactly(int(answer[1:]) + 2)
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+async def keys_of(server: servers.RedisServer) -> int:
+    return int((await ask(server, "DBSIZE"))[1:])
+
+
+async def calls_of(server: servers.RedisServer, command: str) -> int:
+    stats = (await ask(server, "INFO", "commandstats")).decode()
+    line = next((it for it in stats.splitlines() if it.startswith(f"cmdstat_{command}:")), "")
+    return int(line.partition("calls=")[2].partition(",")[0] or 0)
+
+
+async def test_a_queue_in_which_everything_was_handled_has_as_many_keys_as_an_empty_one(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    queue = await opened(server.url, dedupe_window=0.05)
+    await queue.declare([subscription(), subscription("line", ordered=True)], ["News"])
+    worker = await consumer(queue, WORK, "line")
+    await queue.publish([message("first", key="k")])
+    for name in (WORK, "line"):
+        await worker.settle([end(it) for it in await fetch(worker, name)])
+    empty = await keys_of(server)
+    for number in range(40):
+        due = queue.time() + 0.02 if number % 4 == 0 else None
+        await queue.publish([message(str(number), key=f"k{number % 7}", dedupe=True, due_at=due)])
+    await queue.publish([message("cancelled", due_at=queue.time() + 60)])
+    assert await queue.cancel("cancelled")
+    turns = iter([Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.DEAD] * 6)
+    while (await queue.stats())[0].scheduled or any(it.ready + it.parked for it in await queue.stats()):
+        for name in (WORK, "line"):
+            for claim in await worker.fetch({name: 5}, wait=0.01):
+                outcome = next(turns, Outcome.DONE)
+                final = outcome in {Outcome.DONE, Outcome.DEAD}
+                count = len(claim.deliveries) if final else 1
+                ends = [end(claim, outcome, nth=nth, error="no") for nth in range(count)]
+                assert await worker.settle(ends) == []
+            await worker.unpark({name: ["Happened"]})
+    await queue.discard_dead([it.id for it in await queue.dead_letters(limit=1000)])
+    await asyncio.sleep(0.1)
+    assert await fetch(worker) == []
+    assert await fetch(worker, "line") == []
+    assert await keys_of(server) == empty
+
+
+async def test_calls_that_come_while_one_is_under_way_share_the_next_round_trip(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    queue = await opened(server.url)
+    await queue.declare([subscription()], [])
+    await queue.publish([message("warm up")])
+    before = await calls_of(server, "evalsha")
+    await asyncio.gather(*(queue.publish([message(f"{number:03}")]) for number in range(150)))
+    assert await calls_of(server, "evalsha") - before == 2
+    assert ids(await fetch(await consumer(queue)))[1:] == [f"{number:03}" for number in range(99)]
+
+
+async def test_a_lone_message_reaches_a_sleeping_worker_without_another_round_trip(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    queue = await opened(server.url)
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    await queue.publish([message("warm up")])
+    await worker.settle([end(it) for it in await fetch(worker)])
+    fetching = asyncio.ensure_future(worker.fetch({WORK: 5}, wait=5))
+    await asyncio.sleep(0.05)
+    before = await calls_of(server, "evalsha")
+    await queue.publish([message("a")])
+    assert ids(await fetching) == ["a"]
+    assert await calls_of(server, "evalsha") - before == 1
+    assert (await queue.stats())[0].in_flight == 1
+
+
+@pytest.mark.parametrize("why", ["paused", "closed", "dead", "awake", "something was due before"])
+async def test_nothing_is_handed_to_a_worker_that_does_not_wait_for_it(opened: Open, why: str) -> None:
+    queue = await opened()
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    fetching = asyncio.ensure_future(worker.fetch({WORK: 5}, wait=0.3 if why == "awake" else 5))
+    await asyncio.sleep(0.05)
+    match why:
+        case "paused":
+            await queue.pause(WORK)
+        case "closed":
+            worker.wake()
+            await fetching
+            await worker.close()
+        case "dead":
+            worker.abandon()
+        case "awake":
+            assert await fetching == []
+        case _:
+            await queue.pause(WORK)
+            await queue.publish([message("before")])
+            await queue.resume(WORK)
+    await queue.publish([message("a")])
+    if why == "something was due before":
+        assert ids(await fetching)[0] == "before"
+        return
+    assert (await queue.stats())[0].in_flight == 0
+    worker.wake()
+    await asyncio.gather(fetching, return_exceptions=True)
+
+
+async def test_a_worker_never_sleeps_through_a_message_whoever_else_is_woken(opened: Open) -> None:
+    queues = [await opened(poll=30.0) for _ in range(3)]
+    await queues[0].declare([subscription(), subscription("other")], [])
+    workers = [await consumer(it, WORK, "other") for it in queues]
+    came: list[str] = []
+
+    async def work(number: int) -> None:
+        worker = workers[number]
+        while len(came) < 400:
+            claims = await worker.fetch({WORK: 2, "other": 1}, wait=20)
+            came.extend(ids(claims))
+            await worker.settle([end(it) for it in claims])
+            if len(came) >= 400:
+                for each in workers:
+                    each.wake()
+
+    working = [asyncio.ensure_future(work(number)) for number in range(3)]
+    for number in range(200):
+        await queues[number % 3].publish([message(str(number))])
+        if number % 5 == 0:
+            await asyncio.sleep(0.002)
+    async with asyncio.timeout(15):
+        await asyncio.gather(*working)
+    assert sorted(came) == sorted([str(number) for number in range(200)] * 2)
