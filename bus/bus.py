@@ -180,6 +180,10 @@ class Bus:
         """Whether what transactions publish waits in an outbox while the queue is away."""
         return self._publisher.relay is not None
 
+    async def outbox_backlog(self) -> tuple[int, float | None]:
+        """Return how many rows wait in the outbox, and since when the oldest does (seconds since the epoch)."""
+        return await self._publisher.outbox_backlog()
+
     # --- publishing -------------------------------------------------------------------------------------------------
 
     async def publish(

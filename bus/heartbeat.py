@@ -11,6 +11,7 @@ from types import FrameType
 
 import structlog
 
+from bus.metrics import BusMetrics
 from bus.options import BusOptions
 from infra.mq import Consumer
 
@@ -27,18 +28,19 @@ class Heartbeat:
         self,
         consumer: Consumer,
         options: BusOptions,
+        metrics: BusMetrics,
         describe: Callable[[FrameType], str | None],
         on_loss: Callable[[], object],
     ) -> None:
         self._consumer = consumer
         self._options = options
+        self._metrics = metrics
         self._describe = describe
         self._on_loss = on_loss
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()
         self._moved = time.monotonic()
-        self.stalls = 0
 
     def start(self) -> None:
         """Begin to beat."""
@@ -63,7 +65,7 @@ class Heartbeat:
                 return
             if stalled > WARN_AFTER + step:
                 if not warned:
-                    self.stalls += 1
+                    self._metrics.loop_stalls += 1
                     log.warning("the event loop is blocked", seconds=round(stalled, 1), by=self._culprit())
                 warned = True
             else:
@@ -85,7 +87,7 @@ class Heartbeat:
             return True
 
     def _give_up(self, stalled: float) -> None:
-        self.stalls += 1
+        self._metrics.loop_stalls += 1
         self._consumer.abandon()
         # Once the loop moves again, the first thing it does is to notice.
         self._report_loss()

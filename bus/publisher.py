@@ -122,6 +122,10 @@ class Publisher:
         buffer.cancel_at_commit(message_id)
         return True
 
+    async def outbox_backlog(self) -> tuple[int, float | None]:
+        """Return how many rows wait in the outbox, and since when the oldest does; none where there is no outbox."""
+        return await self._outbox.size() if self._outbox is not None else (0, None)
+
     async def commit(
         self, transaction: Transaction, batch: Sequence[Outgoing], cancelled: Sequence[str]
     ) -> list[Message]:

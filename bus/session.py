@@ -10,6 +10,7 @@ import structlog
 from bus.handling import FOREVER, Handling, Slot, release, running_listener
 from bus.heartbeat import Heartbeat
 from bus.lane import Lane
+from bus.metrics import BusMetrics
 from bus.options import BusOptions
 from bus.settler import Settler
 from infra.clock import Clock
@@ -34,14 +35,21 @@ class Session:
     """Fetches, runs and settles under one lease."""
 
     def __init__(
-        self, consumer: Consumer, lanes: dict[str, Lane], handling: Handling, clock: Clock, options: BusOptions
+        self,
+        consumer: Consumer,
+        lanes: dict[str, Lane],
+        handling: Handling,
+        clock: Clock,
+        options: BusOptions,
+        metrics: BusMetrics,
     ) -> None:
         self._consumer = consumer
         self._lanes = lanes
         self._handling = handling
         self._clock = clock
         self._options = options
-        self._settler = Settler(consumer, clock, self._fenced)
+        self._metrics = metrics
+        self._settler = Settler(consumer, clock, metrics, self._fenced)
         self._suspects: deque[Claim] = deque()
         self._stopping = asyncio.Event()
         self._capacity = asyncio.Event()
@@ -51,13 +59,10 @@ class Session:
         self._fetching = False
         self._tasks: list[asyncio.Task[None]] = []
         self._known = {name: lane.listener.events for name, lane in lanes.items()}
-        self.takeovers = 0
-        self.queue_errors = 0
-        self.stalls = 0
 
     async def run(self) -> None:
         """Work until cancelled, then stop gracefully; return when the lease is lost."""
-        heartbeat = Heartbeat(self._consumer, self._options, running_listener, self._ended.set)
+        heartbeat = Heartbeat(self._consumer, self._options, self._metrics, running_listener, self._ended.set)
         heartbeat.start()
         fetching = self._start(self._fetch_until_stopped(), "bus fetch")
         settling = self._start(self._settler.run(), "bus settle")
@@ -73,7 +78,6 @@ class Session:
                 await self._stop(fetching)
             finally:
                 heartbeat.stop()
-                self.stalls += heartbeat.stalls
                 await _cancel([task for task in self._tasks if task is not settling])
                 await self._leave(settling)
 
@@ -96,7 +100,7 @@ class Session:
                 self._ended.set()
                 return
             except QueueError as error:
-                self.queue_errors += 1
+                self._metrics.queue_errors += 1
                 log.warning("nothing can be fetched", error=str(error), retry_in=round(backoff, 2))
                 await self._clock.wait(self._stopping, backoff)
                 backoff = min(backoff * 2, 5.0)
@@ -254,14 +258,14 @@ class Session:
         while True:
             try:
                 if recovered := await self._consumer.recover():
-                    self.takeovers += recovered
+                    self._metrics.takeovers += recovered
                     log.warning("took over from dead workers", deliveries=recovered)
                 await self._consumer.unpark(self._known)
             except QueueClosed:
                 self._ended.set()
                 return
             except QueueError as error:
-                self.queue_errors += 1
+                self._metrics.queue_errors += 1
                 log.warning("dead workers cannot be looked for", error=str(error))
             if self._consumer.lost:
                 self._ended.set()

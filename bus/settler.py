@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
+from bus.metrics import BusMetrics
 from infra.clock import Clock
 from infra.mq import Consumer, QueueClosed, QueueError, Settlement
 
@@ -17,9 +18,12 @@ MAX_BACKOFF = 5.0
 class Settler:
     """One batch under way at a time; what ends meanwhile forms the next. A lone settlement leaves at once."""
 
-    def __init__(self, consumer: Consumer, clock: Clock, on_fenced: Callable[[Settlement], None]) -> None:
+    def __init__(
+        self, consumer: Consumer, clock: Clock, metrics: BusMetrics, on_fenced: Callable[[Settlement], None]
+    ) -> None:
         self._consumer = consumer
         self._clock = clock
+        self._metrics = metrics
         self._on_fenced = on_fenced
         self._pending: list[Settlement] = []
         self._wanted = asyncio.Event()
@@ -27,7 +31,6 @@ class Settler:
         """Set while everything taken on has arrived, or was given up with the lease."""
 
         self.idle.set()
-        self.errors = 0
 
     def add(self, settlement: Settlement) -> None:
         """Take a settlement on; it leaves with the next batch."""
@@ -56,7 +59,7 @@ class Settler:
             except QueueError as error:
                 if self._consumer.lost:
                     return self._drop(batch)
-                self.errors += 1
+                self._metrics.queue_errors += 1
                 log.warning("deliveries could not be settled yet", count=len(batch), error=str(error))
                 await self._clock.sleep(backoff)
                 backoff = min(backoff * 2, MAX_BACKOFF)

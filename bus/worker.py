@@ -77,14 +77,11 @@ class Worker:
         )
 
     async def _run_session(self, consumer: Consumer) -> None:
-        session = Session(consumer, self.lanes(), self.handling, self._clock, self._options)
+        session = Session(consumer, self.lanes(), self.handling, self._clock, self._options, self._metrics)
         log.info("worker started", worker=consumer.info.id, listeners=len(self._durable))
         try:
             await session.run()
         finally:
-            self._metrics.takeovers += session.takeovers
-            self._metrics.queue_errors += session.queue_errors
-            self._metrics.loop_stalls += session.stalls
             log.info("worker stopped", worker=consumer.info.id)
 
     async def _join(self) -> Consumer:

@@ -6,7 +6,7 @@ from dependency_injector.containers import DeclarativeContainer
 from dependency_injector.providers import Dependency, ThreadSafeSingleton
 
 from bus import Bus, BusOptions
-from dependencies.metrics import bus_samples, queue_samples
+from dependencies.metrics import bus_samples, outbox_samples, queue_samples
 from dependencies.settings import Settings
 from dependencies.version import application_version
 from infra.clock import Clock, SystemClock
@@ -77,6 +77,7 @@ def build_telemetry(bus: Bus, mq: MessageQueue, clock: Clock) -> Telemetry:
     telemetry = Telemetry(version=application_version(), clock=clock)
     telemetry.add(partial(bus_samples, bus))
     telemetry.add_async("queue", partial(queue_samples, mq))
+    telemetry.add_async("outbox", partial(outbox_samples, bus, clock))
     return telemetry
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from bus import Bus
 from bus.metrics import BusMetrics, ListenerMetrics
+from infra.clock import Clock
 from infra.mq import MessageQueue, SubscriptionStats
 from infra.telemetry import Sample
 
@@ -28,6 +29,16 @@ def bus_samples(bus: Bus) -> Iterator[Sample]:
 async def queue_samples(mq: MessageQueue) -> list[Sample]:
     """Return what every subscription holds; raises what `MessageQueue.stats` does."""
     return [sample for each in await mq.stats() for sample in _subscription(each, mq.time())]
+
+
+async def outbox_samples(bus: Bus, clock: Clock) -> list[Sample]:
+    """Return what waits in the outbox; nothing ever does where the queue is in the application's database."""
+    waiting, oldest = await bus.outbox_backlog()
+    age = 0.0 if oldest is None else max(0.0, clock.time() - oldest)
+    return [
+        Sample("outbox_rows", "Events that wait in the outbox for the queue.", "gauge", waiting, {}),
+        Sample("outbox_oldest_seconds", "Age of the oldest of them.", "gauge", age, {}),
+    ]
 
 
 def _subscription(each: SubscriptionStats, now: float) -> Iterator[Sample]:

@@ -6,6 +6,7 @@ import time
 from types import FrameType
 
 from bus.heartbeat import Heartbeat
+from bus.metrics import BusMetrics
 from bus.options import BusOptions
 
 
@@ -38,7 +39,7 @@ async def until(condition: object) -> None:
 
 async def test_it_renews_while_the_loop_moves() -> None:
     lease = Lease()
-    heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01), nobody, lambda: None)  # type: ignore[arg-type]  # all that it uses
+    heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01), BusMetrics(), nobody, lambda: None)  # type: ignore[arg-type]  # all that it uses
     heartbeat.start()
     await until(lambda: lease.renewals >= 3)
     heartbeat.stop()
@@ -55,9 +56,9 @@ async def test_a_loop_that_stands_still_for_too_long_gives_the_lease_up_and_the_
             return "the handler"
         return None
 
-    lost = asyncio.Event()
+    lost, metrics = asyncio.Event(), BusMetrics()
     options = BusOptions(renew_every=0.01, max_stall=0.5)
-    heartbeat = Heartbeat(lease, options, describe, lost.set)  # type: ignore[arg-type]  # all that it uses
+    heartbeat = Heartbeat(lease, options, metrics, describe, lost.set)  # type: ignore[arg-type]  # all that it uses
     heartbeat.start()
     await until(lambda: lease.renewals)
 
@@ -72,4 +73,4 @@ async def test_a_loop_that_stands_still_for_too_long_gives_the_lease_up_and_the_
     heartbeat.stop()
     await until(lambda: named)
     await until(lost.is_set)
-    assert heartbeat.stalls == 1
+    assert metrics.loop_stalls == 1
