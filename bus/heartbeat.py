@@ -88,13 +88,14 @@ class Heartbeat:
 
     def _give_up(self, stalled: float) -> None:
         self._metrics.loop_stalls += 1
+        by = self._culprit()  # first: a moment later the loop may have moved on
         self._consumer.abandon()
         # Once the loop moves again, the first thing it does is to notice.
         self._report_loss()
         log.error(
             "the event loop is blocked for longer than worker.max_stall: other workers take over from this one",
             seconds=round(stalled, 1),
-            by=self._culprit(),
+            by=by,
         )
 
     def _report_loss(self) -> None:
