@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from infra.clock import Clock, SystemClock
 from infra.db.ambient import Hidden, LockBlock, ReadBlock, SavepointBlock, TransactionBlock, surrounding
-from infra.db.backend import Dialect, backend_for
+from infra.db.backend import Backend, Dialect, backend_for
 from infra.db.lock import WriteLock
 from infra.db.transaction import Transaction
 
@@ -35,6 +35,11 @@ class Database:
     def dialect(self) -> Dialect:
         """The kind of database, by SQLAlchemy's name."""
         return self._backend.dialect
+
+    @property
+    def backend(self) -> Backend:
+        """What is behind it, for a queue that lives in the same database."""
+        return self._backend
 
     @property
     def path(self) -> Path | None:

@@ -84,8 +84,7 @@ def explain_commit(error: BaseException, at: Address) -> DatabaseError | None:
             "PostgreSQL rolled the transaction back, for a statement in it had failed and its error was caught; "
             "put `async with db.savepoint():` around what may fail"
         )
-    if isinstance(error, asyncpg.InterfaceError):
-        # The connection was gone before COMMIT could be sent.
+    if not_sent(error):
         return DatabaseUnavailable(
             f"the connection to PostgreSQL at {at.where} was lost before COMMIT; nothing was kept"
         )
@@ -117,7 +116,7 @@ def is_lost(error: BaseException) -> bool:
     if code:
         return code in _LOST or code.startswith("08")
     if isinstance(error, asyncpg.InterfaceError):
-        return "closed" in str(error)
+        return "closed" in str(error) and not isinstance(error, ValueError)  # that one quotes a value
     return isinstance(error, OSError | TimeoutError | EOFError)
 
 
@@ -129,6 +128,11 @@ def _obstacle(error: BaseException) -> str:
     if isinstance(error, OSError):
         return (error.strerror or str(error)).partition("\n")[0]
     return line(error)
+
+
+def not_sent(error: BaseException) -> bool:
+    """Whether a lost connection was lost before the statement could be sent."""
+    return isinstance(error, asyncpg.InterfaceError)
 
 
 def line(error: BaseException) -> str:

@@ -89,6 +89,10 @@ DRIVERS = {
         "tests.contract.sqlite_harness",
         Features(durable=True, multi_process=True, transactional=True),
     ),
+    "postgres": Driver(
+        "tests.contract.postgres_harness",
+        Features(durable=True, multi_process=True, transactional=True),
+    ),
     "redis7": Driver("tests.contract.redis_harness:on_redis7", _SHARED),
     "redis8": Driver("tests.contract.redis_harness:on_redis8", _SHARED),
     "valkey": Driver("tests.contract.redis_harness:on_valkey", _SHARED),

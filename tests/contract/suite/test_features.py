@@ -25,6 +25,7 @@ MULTI_PROCESS = {"test_what_the_consumers_of_a_closed_queue_held_is_recovered_el
 SKIPPED = {
     "memory": TRANSACTIONAL | DURABLE | MULTI_PROCESS,
     "sqlite": set[str](),
+    "postgres": set[str](),
     "redis7": TRANSACTIONAL,
     "redis8": TRANSACTIONAL,
     "valkey": TRANSACTIONAL,

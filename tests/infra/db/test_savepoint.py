@@ -167,7 +167,7 @@ async def test_a_flush_that_fails_as_it_ends_undoes_it(db: Database) -> None:
 async def test_a_caught_failed_flush_inside_ends_it_in_rollback(db: Database) -> None:
     async with db.transaction() as tx:
         await insert(tx, "a")
-        with pytest.raises(TransactionRolledBack, match="(?i)unique"):
+        with pytest.raises(TransactionRolledBack, match=r"(?i)unique"):
             async with db.savepoint():
                 tx.session.add(Item(name="a"))
                 with pytest.raises(IntegrityError):

@@ -36,6 +36,9 @@ class Options:
     patience: float = 10.0
     """How long a write waits for other writers."""
 
+    lease: float = 10.0
+    """PostgreSQL: after how long without a sign of life a worker counts as dead."""
+
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
     """SQLite: whether a commit survives a power cut, or only the end of the process."""
 
@@ -63,6 +66,11 @@ class Backend(Protocol):
     `publish`, `cancel`, `scheduled` and `broadcast` join the ambient transaction; nothing else does. Whatever cannot
     be done now raises `QueueUnavailable`. `now` is the queue's time, in seconds since the epoch.
     """
+
+    @property
+    def clock(self) -> Clock:
+        """What every due time is by."""
+        ...
 
     @property
     def interruptions(self) -> int:
@@ -192,7 +200,10 @@ def backend_for(db: Database, clock: Clock, options: Options) -> Backend:
     Raises:
         QueueUnavailable: there is none for it.
     """
-    backends: dict[str, Callable[[], Backend]] = {"sqlite": lambda: _sqlite(db, clock, options)}
+    backends: dict[str, Callable[[], Backend]] = {
+        "sqlite": lambda: _sqlite(db, clock, options),
+        "postgresql": lambda: _postgresql(db, clock, options),
+    }
     if db.dialect not in backends:
         raise QueueUnavailable(f"mq.driver=sql works on {', '.join(backends)}, not on {db.dialect}: change `db.url`")
     return backends[db.dialect]()
@@ -202,3 +213,9 @@ def _sqlite(db: Database, clock: Clock, options: Options) -> Backend:
     from infra.mq.drivers.sql.sqlite.backend import SqliteBackend
 
     return SqliteBackend(db, clock, options)
+
+
+def _postgresql(db: Database, clock: Clock, options: Options) -> Backend:
+    from infra.mq.drivers.sql.postgres.backend import PostgresBackend
+
+    return PostgresBackend(db, clock, options)

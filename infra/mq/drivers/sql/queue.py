@@ -29,6 +29,7 @@ class SqlQueue:
         longest_silence: After how many seconds without a look at the database a gap is reported to receivers.
         patience: How many seconds a write waits for other writers.
         registry_ttl: For how many seconds publishers may trust their copy of the registry.
+        lease: PostgreSQL: after how many seconds without a sign of life a worker counts as dead.
         synchronous: SQLite: "FULL" survives a power cut, "NORMAL" only the end of the process.
 
     Raises:
@@ -45,6 +46,7 @@ class SqlQueue:
         longest_silence: float = 5.0,
         patience: float = 10.0,
         registry_ttl: float = REGISTRY_TTL,
+        lease: float = 10.0,
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
     ) -> None:
         options = Options(
@@ -52,10 +54,11 @@ class SqlQueue:
             broadcast_kept=broadcast_kept,
             longest_silence=longest_silence,
             patience=patience,
+            lease=lease,
             synchronous=synchronous,
         )
         self._backend: Backend = backend_for(db, clock, options)
-        self._clock = clock
+        self._clock = self._backend.clock
         self._registry_ttl = registry_ttl
         self._consumers: set[SqlConsumer] = set()
         self._receivers: set[SqlReceiver] = set()

@@ -59,7 +59,7 @@ class SqliteBackend:
             raise QueueUnavailable(f"{db.url}: the queue needs a file")
         self._path: Path = db.path
         self._db = db
-        self._clock = clock
+        self.clock = clock
         self._options = options
         opener = partial(connect, self._path, synchronous=options.synchronous)
         self._writer = Writer(self._path, opener, db.write_lock, options.patience)
@@ -132,7 +132,7 @@ class SqliteBackend:
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> float:
         if self._watcher.read(partial(registry.is_declared, subscriptions=subscriptions, broadcasts=broadcasts)):
             return self._watcher.read(registry.changed_at)
-        return await self._write(lambda db: registry.declare(db, subscriptions, broadcasts, self._clock.time()))
+        return await self._write(lambda db: registry.declare(db, subscriptions, broadcasts, self.clock.time()))
 
     async def registry(self) -> Registry:
         return self._watcher.read(registry.registry)

@@ -1,0 +1,301 @@
+"""What the queue needs on PostgreSQL beyond its tables: leases, settings against bloat, and its four busiest steps.
+
+Those steps are functions, for each is several statements that must see what the one before them waited for: a function
+gives each a snapshot of its own (READ COMMITTED) and costs one round trip. Each has a number, so that code from before
+and after a later migration can run side by side.
+
+SQLite has none of it: there one writer at a time does the same in its own process.
+
+Locks, in the order in which they are taken (docs/adr says why):
+
+1. the registry (advisory; shared by publishers until they commit, exclusive for whoever declares or retires);
+2. ids of messages with `dedupe`, sorted;
+3. scheduled messages, each by its first delivery, sorted;
+4. ordering keys (advisory, 1024 stripes, sorted; exclusive for who adds to a mailbox until it commits: numbers within
+   a mailbox are in the order of commits). Who empties a mailbox only tries for a share, and lets it stay without;
+5. mailboxes, sorted by subscription and key. Publishers insert them and never wait for one.
+
+Workers thus wait for no transaction of the application.
+"""
+
+# ruff: noqa: S608  # statements are put together from the constants below
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+REGISTRY = 1_650_812_527
+KEYS = 1_650_812_528
+"""Classes of advisory locks."""
+
+STRIPES = 1023
+"""A mask: so many stripes less one."""
+
+INDEXED = "SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off"
+"""A plan that was made while a table was empty must not read all of it once it is full."""
+
+BUSY = "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0"
+
+TABLES = (
+    """
+    ALTER TABLE beneath_worker ADD COLUMN lease_until double precision NOT NULL DEFAULT 0
+    """,
+    """
+    ALTER TABLE beneath_worker SET (fillfactor = 50)
+    """,
+    """
+    CREATE TABLE beneath_broadcast_last (
+        id integer PRIMARY KEY,
+        number bigint NOT NULL
+    ) WITH (fillfactor = 10)
+    """,
+    """
+    INSERT INTO beneath_broadcast_last VALUES (1, 0)
+    """,
+    """
+    ALTER TABLE beneath_subscription ALTER COLUMN name TYPE text COLLATE "C"
+    """,
+    """
+    ALTER TABLE beneath_alias ALTER COLUMN name TYPE text COLLATE "C"
+    """,
+    """
+    ALTER TABLE beneath_route ALTER COLUMN event TYPE text COLLATE "C"
+    """,
+    """
+    ALTER TABLE beneath_dedupe ALTER COLUMN id TYPE text COLLATE "C"
+    """,
+    """
+    ALTER TABLE beneath_mailbox ALTER COLUMN ordering_key TYPE text COLLATE "C"
+    """,
+    """
+    ALTER TABLE beneath_delivery
+        ALTER COLUMN message_id TYPE text COLLATE "C",
+        ALTER COLUMN mailbox TYPE text COLLATE "C",
+        ALTER COLUMN body SET STORAGE EXTERNAL
+    """,
+    """
+    CREATE INDEX beneath_delivery_scheduled_mailbox ON beneath_delivery (mailbox, due_at, id)
+        WHERE state = 3 AND mailbox IS NOT NULL
+    """,
+    f"""
+    ALTER TABLE beneath_delivery SET ({BUSY})
+    """,
+    f"""
+    ALTER TABLE beneath_mailbox SET ({BUSY})
+    """,
+    f"""
+    ALTER TABLE beneath_dedupe SET ({BUSY})
+    """,
+    f"""
+    ALTER TABLE beneath_broadcast SET ({BUSY})
+    """,
+)
+
+LOCK_KEYS = f"""
+CREATE FUNCTION beneath_lock_keys_1(keys text[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock({KEYS}, stripe)
+    FROM (SELECT DISTINCT hashtext(key) & {STRIPES} AS stripe FROM unnest(keys) AS key ORDER BY 1) AS sorted;
+END $$
+"""
+
+PLACE = f"""
+-- Give scheduled messages that are due their places. Whoever calls it has locked their first deliveries, and their
+-- keys. What stands behind an earlier one that somebody else has locked stays: it would overtake that.
+CREATE FUNCTION beneath_place_1(messages text[], now_at double precision) RETURNS void LANGUAGE plpgsql {INDEXED} AS $$
+BEGIN
+    WITH mine AS MATERIALIZED (
+        SELECT d.id, d.message_id, d.mailbox, d.due_at FROM unnest(messages) AS m (id)
+        JOIN beneath_delivery AS d ON d.state = 3 AND d.message_id = m.id AND d.due_at <= now_at
+    ), ahead AS MATERIALIZED (
+        SELECT DISTINCT ON (d.mailbox) d.mailbox, d.due_at, d.id
+        FROM (SELECT DISTINCT mailbox FROM mine WHERE mailbox IS NOT NULL) AS k
+        JOIN beneath_delivery AS d ON d.state = 3 AND d.mailbox = k.mailbox AND d.due_at <= now_at
+        WHERE d.message_id NOT IN (SELECT unnest(messages)) ORDER BY d.mailbox, d.due_at, d.id
+    ), due AS MATERIALIZED (
+        SELECT id, due_at FROM mine WHERE message_id NOT IN (
+            SELECT l.message_id FROM mine AS l JOIN ahead AS a ON a.mailbox = l.mailbox
+            WHERE (a.due_at, a.id) < (l.due_at, l.id)
+        )
+    ), numbered AS MATERIALIZED (
+        SELECT s.id, nextval('beneath_number') AS number FROM (SELECT id FROM due ORDER BY due_at, id) AS s
+    ), placed AS (
+        UPDATE beneath_delivery AS d SET
+            id = CASE WHEN d.mailbox IS NULL THEN d.id ELSE n.number END,
+            state = CASE WHEN d.mailbox IS NULL THEN 0 ELSE 4 END,
+            due_at = CASE WHEN d.due_at = 0 THEN now_at ELSE d.due_at END
+        FROM numbered AS n WHERE d.id = n.id
+        RETURNING d.subscription, d.mailbox, d.due_at, d.id
+    )
+    INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn)
+    SELECT subscription, mailbox, 0, min(due_at), min(id) FROM placed WHERE mailbox IS NOT NULL
+    GROUP BY subscription, mailbox ORDER BY subscription, mailbox
+    ON CONFLICT DO NOTHING;
+END $$
+"""
+
+PROMOTE = f"""
+-- Do so for what is due, or for `chosen` messages. All deliveries of a message go together, so that a cancellation
+-- finds all of them or none.
+CREATE FUNCTION beneath_promote_1(now_at double precision, most integer, chosen text[]) RETURNS void
+LANGUAGE plpgsql SET lock_timeout = '100ms' {INDEXED} AS $$
+DECLARE
+    firsts bigint[];
+    messages text[];
+BEGIN
+    messages := coalesce(chosen, ARRAY(
+        SELECT DISTINCT message_id FROM (
+            SELECT message_id FROM beneath_delivery WHERE state = 3 AND due_at <= now_at ORDER BY due_at, id LIMIT most
+        ) AS due
+    ));
+    firsts := ARRAY(
+        SELECT min(d.id) FROM unnest(messages) AS m (id)
+        JOIN beneath_delivery AS d ON d.state = 3 AND d.message_id = m.id AND d.due_at <= now_at GROUP BY m.id
+    );
+    messages := ARRAY(
+        SELECT message_id FROM beneath_delivery WHERE id = ANY (firsts) AND state = 3 ORDER BY id
+        FOR UPDATE SKIP LOCKED
+    );
+    IF cardinality(messages) = 0 THEN
+        RETURN;
+    END IF;
+    PERFORM beneath_lock_keys_1(ARRAY(
+        SELECT d.mailbox FROM unnest(messages) AS m (id)
+        JOIN beneath_delivery AS d ON d.state = 3 AND d.message_id = m.id WHERE d.mailbox IS NOT NULL
+    ));
+    PERFORM beneath_place_1(messages, now_at);
+END $$
+"""
+
+PROMOTE_SINGLY = f"""
+-- Do so one by one, where all together waited too long for somebody; which, is left to chance.
+CREATE FUNCTION beneath_promote_singly_1(now_at double precision) RETURNS void LANGUAGE plpgsql {INDEXED} AS $$
+DECLARE
+    single text;
+    stuck integer := 0;
+BEGIN
+    FOR single IN
+        SELECT message_id FROM (
+            SELECT DISTINCT message_id FROM (
+                SELECT message_id FROM beneath_delivery
+                WHERE state = 3 AND due_at <= now_at ORDER BY due_at, id LIMIT 2000
+            ) AS due
+        ) AS several ORDER BY random() LIMIT 200
+    LOOP
+        BEGIN
+            PERFORM beneath_promote_1(now_at, 1, ARRAY[single]);
+        EXCEPTION WHEN lock_not_available THEN
+            stuck := stuck + 1;
+            EXIT WHEN stuck = 3;
+        END;
+    END LOOP;
+END $$
+"""
+
+PUBLISH = f"""
+-- Returns 0: done. 1: done, but ordered deliveries wait for `beneath_promote_1` after COMMIT. 2: nothing done; this
+-- transaction sees the registry of its beginning, so the present routes must be given.
+CREATE FUNCTION beneath_publish_1(
+    ids text[], events text[], keys text[], dues double precision[], published double precision[], dedupes boolean[],
+    bodies bytea[], now_at double precision, forgotten_at double precision,
+    route_events text[], route_subscriptions bigint[], route_ordered boolean[]
+) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE
+    -- It cannot wait for other writers of a row, only fail: what has to wait is left for later.
+    frozen CONSTANT boolean := current_setting('transaction_isolation') <> 'read committed';
+    kept boolean[];
+    mailboxes text[] := '{{}}';
+    earlier text[] := '{{}}';
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared({REGISTRY}, 0);
+    IF route_events IS NULL THEN
+        IF frozen THEN
+            RETURN 2;
+        END IF;
+        SELECT array_agg(r.event), array_agg(s.id), array_agg(s.ordered = 1)
+        INTO route_events, route_subscriptions, route_ordered
+        FROM beneath_route AS r JOIN beneath_subscription AS s ON s.id = r.subscription WHERE r.event = ANY (events);
+    END IF;
+
+    IF true = ANY (dedupes) THEN
+        WITH firsts AS MATERIALIZED (
+            SELECT DISTINCT ON (m.id COLLATE "C") m.id, m.place
+            FROM unnest(ids, dedupes) WITH ORDINALITY AS m (id, dedupe, place)
+            WHERE m.dedupe ORDER BY m.id COLLATE "C", m.place
+        ), accepted AS (
+            INSERT INTO beneath_dedupe AS d (id, at) SELECT f.id, now_at FROM firsts AS f ORDER BY f.id COLLATE "C"
+            ON CONFLICT (id) DO UPDATE SET at = excluded.at WHERE d.at <= forgotten_at RETURNING d.id
+        )
+        SELECT array_agg(NOT m.dedupe OR a.id IS NOT NULL ORDER BY m.place) INTO kept
+        FROM unnest(ids, dedupes) WITH ORDINALITY AS m (id, dedupe, place)
+        LEFT JOIN firsts AS f ON f.id = m.id AND f.place = m.place LEFT JOIN accepted AS a ON a.id = f.id;
+    END IF;
+
+    IF true = ANY (route_ordered) THEN
+        mailboxes := ARRAY(
+            SELECT DISTINCT coalesce(m.key, '') FROM unnest(events, keys, dues, kept) AS m (event, key, due, kept)
+            JOIN unnest(route_events, route_ordered) AS r (event, ordered) ON r.event = m.event AND r.ordered
+            WHERE coalesce(m.kept, true) AND (m.due IS NULL OR m.due <= now_at)
+        );
+    END IF;
+    IF cardinality(mailboxes) > 0 AND NOT frozen THEN
+        earlier := ARRAY(
+            SELECT DISTINCT message_id FROM beneath_delivery
+            WHERE state = 3 AND mailbox = ANY (mailboxes) AND due_at <= now_at
+        );
+        IF cardinality(earlier) > 0 THEN
+            PERFORM 1 FROM beneath_delivery WHERE id IN (
+                SELECT min(id) FROM beneath_delivery WHERE state = 3 AND message_id = ANY (earlier)
+                    AND due_at <= now_at GROUP BY message_id
+            ) ORDER BY id FOR UPDATE;
+        END IF;
+        PERFORM beneath_lock_keys_1(mailboxes);
+        IF cardinality(earlier) > 0 THEN
+            PERFORM beneath_place_1(earlier, now_at);
+        END IF;
+        INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn)
+        SELECT n.subscription, n.key, 0, n.due_at, nextval('beneath_number') FROM (
+            SELECT r.subscription, coalesce(m.key, '') AS key, min(coalesce(m.due, now_at)) AS due_at
+            FROM unnest(events, keys, dues, kept) WITH ORDINALITY AS m (event, key, due, kept, place)
+            JOIN unnest(route_events, route_subscriptions, route_ordered) AS r (event, subscription, ordered)
+                ON r.event = m.event AND r.ordered
+            WHERE coalesce(m.kept, true) AND (m.due IS NULL OR m.due <= now_at)
+            GROUP BY 1, 2 ORDER BY min(m.place), 1
+        ) AS n
+        ON CONFLICT DO NOTHING;
+    END IF;
+
+    INSERT INTO beneath_delivery
+        (subscription, state, due_at, published_at, message_id, event, ordering_key, mailbox, body)
+    SELECT r.subscription,
+        CASE WHEN m.due > now_at THEN 3 WHEN NOT r.ordered THEN 0 WHEN frozen THEN 3 ELSE 4 END,
+        CASE WHEN m.due > now_at THEN m.due WHEN r.ordered AND frozen THEN 0 ELSE coalesce(m.due, now_at) END,
+        m.published, m.id, m.event, m.key, CASE WHEN r.ordered THEN coalesce(m.key, '') END, m.body
+    FROM unnest(ids, events, keys, dues, published, bodies, kept) WITH ORDINALITY
+        AS m (id, event, key, due, published, body, kept, place)
+    JOIN unnest(route_events, route_subscriptions, route_ordered) AS r (event, subscription, ordered)
+        ON r.event = m.event
+    WHERE coalesce(m.kept, true) ORDER BY m.place, r.subscription;
+    RETURN CASE WHEN frozen AND cardinality(mailboxes) > 0 THEN 1 ELSE 0 END;
+END $$
+"""
+
+
+def upgrade() -> None:
+    if op.get_bind().dialect.name != "postgresql":
+        return
+    for statement in (*TABLES, LOCK_KEYS, PLACE, PROMOTE, PROMOTE_SINGLY, PUBLISH):
+        op.get_bind().exec_driver_sql(statement)
+
+
+def downgrade() -> None:
+    bind = op.get_bind()
+    if bind.dialect.name != "postgresql":
+        return
+    for name in ("publish", "promote_singly", "promote", "place", "lock_keys"):
+        bind.exec_driver_sql(f"DROP FUNCTION beneath_{name}_1")
+    bind.exec_driver_sql("DROP INDEX beneath_delivery_scheduled_mailbox")
+    bind.exec_driver_sql("DROP TABLE beneath_broadcast_last")
+    bind.exec_driver_sql("ALTER TABLE beneath_worker DROP COLUMN lease_until")

@@ -1,0 +1,56 @@
+"""Frames for every process, kept just long enough to be seen."""
+
+from collections.abc import Sequence
+
+from infra.db.postgresql_driver import Driver
+
+FRAMES_AT_ONCE = 1000
+
+# One row gives out the numbers, so that they are in the order of commits and without holes; whoever has taken one
+# holds it until COMMIT.
+_SEND = """
+WITH last AS (UPDATE beneath_broadcast_last SET number = number + $3 WHERE id = 1 RETURNING number)
+INSERT INTO beneath_broadcast (id, origin, at, frame)
+SELECT last.number - $3 + f.place, $1, $2, f.frame FROM last, unnest($4::bytea[]) WITH ORDINALITY AS f (frame, place)
+"""
+_FORGET = """
+DELETE FROM beneath_broadcast WHERE id IN (
+    SELECT id FROM beneath_broadcast WHERE at < $1 ORDER BY at LIMIT 1000 FOR UPDATE SKIP LOCKED
+)
+"""
+_LAST = "SELECT number FROM beneath_broadcast_last WHERE id = 1"
+_AFTER = f"""
+SELECT l.number, b.id, b.origin, b.frame FROM beneath_broadcast_last AS l
+LEFT JOIN LATERAL (
+    SELECT * FROM beneath_broadcast WHERE id > $1 ORDER BY id LIMIT {FRAMES_AT_ONCE}
+) AS b ON true
+WHERE l.id = 1 AND l.number > $1 ORDER BY b.id
+"""  # noqa: S608  # a constant
+
+
+async def broadcast(driver: Driver, frames: Sequence[bytes], origin: str, now: float) -> None:
+    """Store frames."""
+    await driver.execute(_SEND, origin, now, len(frames), list(frames))
+
+
+async def forget_frames(driver: Driver, before: float) -> None:
+    """Remove some of those that were sent before then."""
+    await driver.execute(_FORGET, before)
+
+
+async def last_broadcast(driver: Driver) -> int:
+    """Return the number of the last frame that was ever stored."""
+    number: int = await driver.fetchval(_LAST)
+    return number
+
+
+async def broadcasts_after(driver: Driver, after: int, origin: str) -> tuple[list[bytes], int, bool]:
+    """Return other origins' frames after number `after`, the last number seen, and whether any were gone already."""
+    rows = await driver.fetch(_AFTER, after)
+    if not rows:
+        return [], after, False
+    if rows[0]["id"] is None:
+        return [], rows[0]["number"], True
+    numbers = [row["id"] for row in rows]
+    missing = numbers != list(range(after + 1, after + 1 + len(numbers)))
+    return [row["frame"] for row in rows if row["origin"] != origin], numbers[-1], missing

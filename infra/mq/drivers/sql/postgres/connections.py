@@ -1,0 +1,161 @@
+"""The few connections that a process's queue keeps beside those of its users' transactions."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Literal, TypeVar
+
+from infra.db.postgresql import BESIDES, PostgreSQL
+from infra.db.postgresql_driver import Driver, close
+from infra.db.postgresql_errors import original, sqlstate
+from infra.mq.drivers.sql.postgres.errors import TRY_AGAIN, queue_error
+from infra.mq.errors import QueueClosed, QueueUnavailable
+
+T = TypeVar("T")
+
+Operation = Callable[[Driver], Awaitable[T]]
+
+SIZE = BESIDES - 2
+"""How many there are at most; beside them one listens, and one renews leases."""
+
+ATTEMPTS = 6
+"""How often a statement is tried that PostgreSQL undoes so that others can go on."""
+
+_BEGIN = {
+    "write": "BEGIN ISOLATION LEVEL READ COMMITTED",
+    "read": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+}
+
+
+class Connections:
+    """Runs operations, each on a connection of its own for as long as it takes.
+
+    Args:
+        db: Where to.
+        patience: How many seconds an operation waits for a lock, or for a connection.
+    """
+
+    def __init__(self, db: PostgreSQL, patience: float) -> None:
+        self._db = db
+        self._patience = patience
+        self._free: list[Driver] = []
+        self._slots = asyncio.Semaphore(SIZE)
+        self._open = False
+        self._farewells: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Let operations run; connections are made when they are needed."""
+        self._open = True
+
+    async def close(self) -> None:
+        """Disconnect; what is under way ends with an error."""
+        self._open = False
+        while self._free:
+            await close(self._free.pop())
+        if self._farewells:
+            await asyncio.wait(self._farewells)
+
+    async def run(self, operation: Operation[T], *, writing: bool = True) -> T:
+        """Run one statement, which is a transaction by itself, and return its result.
+
+        Raises:
+            QueueUnavailable: nothing happened.
+            QueueIndeterminate: the connection was lost; only if `writing`.
+            QueueError: what the error means.
+        """
+        if self._db.style.pooled:
+            # The session's own settings are not ours to make: each transaction says what it needs.
+            return await self.transaction(operation, "write", writing=writing)
+        return await self._attempt(operation, writing=writing)
+
+    async def transaction(
+        self, operation: Operation[T], kind: Literal["read", "write"] = "write", *, writing: bool | None = None
+    ) -> T:
+        """Run several statements in a transaction; a "read" sees one state and cannot write. Raises as `run`."""
+
+        async def whole(driver: Driver) -> T:
+            await driver.execute(_BEGIN[kind])
+            try:
+                result = await operation(driver)
+            except Exception:
+                if not driver.is_closed():
+                    await driver.execute("ROLLBACK")
+                raise
+            await driver.execute("COMMIT")
+            return result
+
+        return await self._attempt(whole, writing=kind == "write" if writing is None else writing)
+
+    async def _attempt(self, operation: Operation[T], *, writing: bool) -> T:
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                async with self._lent() as driver:
+                    return await operation(driver)
+            except Exception as error:  # noqa: BLE001  # whatever it was, it has a meaning for the queue
+                if sqlstate(original(error)) not in TRY_AGAIN or attempts == ATTEMPTS:
+                    meaning = queue_error(error, self._db, writing=writing)
+                    raise meaning from (None if meaning is error else error)
+            await asyncio.sleep(random.uniform(0, 0.01 * attempts))  # noqa: S311  # only spreads the attempts
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[Driver]:
+        await self._wait_for_slot()
+        try:
+            driver = await self._take()
+            try:
+                yield driver
+            except asyncio.CancelledError:
+                # Its statement may still run: the next one must not wait for that.
+                self._say_goodbye(driver)
+                raise
+            except BaseException:
+                self._give_back(driver)
+                raise
+            self._give_back(driver)
+        finally:
+            self._slots.release()
+
+    async def _wait_for_slot(self) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise QueueUnavailable(
+                f"PostgreSQL at {self._db.address.where}: the queue's {SIZE} connections were in use for more than "
+                f"{self._patience:g} s"
+            ) from None
+
+    async def _take(self) -> Driver:
+        while self._open and self._free:
+            driver = self._free.pop()
+            if not driver.is_closed():
+                return driver
+        if not self._open:
+            raise QueueClosed("the queue is not open")
+        return await self._db.connect(
+            lock_timeout=str(int(self._patience * 1000)),
+            default_transaction_isolation="read committed",
+            # Plans that were made while the tables were empty must not read all of them once they are full.
+            enable_seqscan="off",
+            jit="off",
+        )
+
+    def _give_back(self, driver: Driver) -> None:
+        if not self._open:
+            self._say_goodbye(driver)
+        elif not driver.is_closed():
+            if driver.is_in_transaction():
+                self._say_goodbye(driver)
+            else:
+                self._free.append(driver)
+
+    def _say_goodbye(self, driver: Driver) -> None:
+        task = asyncio.get_running_loop().create_task(close(driver))
+        self._farewells.add(task)
+        task.add_done_callback(self._farewells.discard)

@@ -1,0 +1,48 @@
+"""What PostgreSQL's errors mean to a queue."""
+
+from infra.db import DatabaseError
+from infra.db.postgresql import PostgreSQL
+from infra.db.postgresql_errors import LOCK_TIMEOUT, is_lost, line, not_sent, original, sqlstate
+from infra.mq.errors import (
+    MessageTooLarge,
+    QueueClosed,
+    QueueError,
+    QueueIndeterminate,
+    QueueRejected,
+    QueueUnavailable,
+)
+
+TAKEN_FOR_DEAD = "BN001"
+"""Raised by our own function: the worker is registered no more."""
+
+TRY_AGAIN = frozenset({"40001", "40P01"})
+"""PostgreSQL chose this one to be undone so that others could go on."""
+
+_MISSING = frozenset({"42P01", "42883", "42703", "3F000"})
+_TOO_LARGE = frozenset({"54000", "53200"})
+
+
+def queue_error(error: BaseException, db: PostgreSQL, *, writing: bool) -> QueueError:
+    """Return what `error` means to a user of the queue, in one line; `writing`: outside any transaction."""
+    if isinstance(error, QueueError):
+        return error
+    if isinstance(error, DatabaseError):
+        return QueueUnavailable(str(error))
+    error = original(error)
+    where = f"PostgreSQL at {db.address.where}"
+    if is_lost(error):
+        if writing and not not_sent(error):
+            return QueueIndeterminate(f"{where}: the connection was lost before the answer came ({line(error)})")
+        return QueueUnavailable(f"{where}: the connection was lost ({line(error)})")
+    code = sqlstate(error)
+    if code == TAKEN_FOR_DEAD:
+        return QueueClosed("this worker was taken for dead: its claims were given to others")
+    if code in _MISSING:
+        return QueueUnavailable(f"{where}: the queue's tables are missing: run `beneath migrate up`")
+    if code == LOCK_TIMEOUT:
+        return QueueUnavailable(f"{where}: another transaction held what was needed for too long; try again")
+    if code in _TOO_LARGE:
+        return MessageTooLarge(f"{where}: a message is larger than PostgreSQL can hold ({line(error)})")
+    if code[:2] in {"22", "23"} or (not code and isinstance(error, ValueError | OverflowError | TypeError)):
+        return QueueRejected(f"{where}: {line(error)}")
+    return QueueUnavailable(str(db.explain(error) or f"{where}: {line(error)}"))

@@ -1,0 +1,209 @@
+"""What the queue holds, for people; everything here only reads, and counts in indexes."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from typing import Any
+
+from infra.db.postgresql_driver import Driver
+from infra.mq.drivers.sql.postgres import registry
+from infra.mq.errors import DeadLetterNotFound
+from infra.mq.types import DeadLetter, SubscriptionStats
+
+_SUBSCRIPTIONS = "SELECT id, name, ordered, paused FROM beneath_subscription ORDER BY name"
+_EVENTS = "SELECT subscription, array_agg(event) FROM beneath_route GROUP BY subscription"
+_NAMES = """
+SELECT id, name FROM beneath_subscription UNION ALL SELECT subscription, name FROM beneath_alias
+"""
+_NAMES_OF = """
+SELECT name FROM beneath_subscription WHERE id = $1 UNION ALL SELECT name FROM beneath_alias WHERE subscription = $1
+"""
+_IN = "SELECT subscription, count(*), min(published_at) FROM beneath_delivery WHERE state = {} GROUP BY subscription"
+_READY = """
+SELECT subscription, count(*) FILTER (WHERE due_at <= $1), count(*) FILTER (WHERE due_at > $1), min(published_at)
+FROM beneath_delivery WHERE state = 0 GROUP BY subscription
+"""
+_SCHEDULED = """
+SELECT subscription, count(*) FILTER (WHERE due_at > $1), count(*) FILTER (WHERE due_at <= $1),
+    min(published_at) FILTER (WHERE due_at <= $1)
+FROM beneath_delivery WHERE state = 3 GROUP BY subscription
+"""
+_RETRYING_MAILBOXES = """
+SELECT m.subscription, count(*) FROM beneath_mailbox AS m
+WHERE m.state = 0 AND m.due_at > $1 AND EXISTS (
+    SELECT 1 FROM beneath_delivery AS d
+    WHERE d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key
+) GROUP BY m.subscription
+"""
+_IN_MAILBOXES = """
+SELECT m.subscription, count(*) FROM beneath_mailbox AS m
+JOIN beneath_delivery AS d ON d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key
+WHERE m.state = {} GROUP BY m.subscription
+"""
+_OPEN_MAILBOXES = _IN_MAILBOXES.format("1 AND d.id <= m.last_id")
+_BLOCKED_KEYS = """
+SELECT m.subscription, m.ordering_key, coalesce((
+    SELECT d.last_error FROM beneath_delivery AS d
+    WHERE d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key ORDER BY d.id LIMIT 1
+), '')
+FROM beneath_mailbox AS m WHERE m.state = 3 ORDER BY m.ordering_key
+"""
+_DEAD = "SELECT subscription, count(*) FROM beneath_dead_letter GROUP BY subscription"
+_LETTER = """
+SELECT id, subscription, message_id, event, ordering_key, body, error, traceback, failures, crashes, published_at,
+    died_at
+FROM beneath_dead_letter
+"""
+
+Counts = dict[int, tuple[Any, ...]]
+"""By subscription."""
+
+
+async def stats(driver: Driver, live: Collection[frozenset[str]], now: float) -> list[SubscriptionStats]:
+    """Count what every subscription holds, in one snapshot; `live` has the subscriptions of each live worker."""
+    events = await _by_subscription(driver, _EVENTS)
+    dead = dict(map(tuple, await driver.fetch(_DEAD)))
+    names: defaultdict[int, set[str]] = defaultdict(set)
+    for number, name in await driver.fetch(_NAMES):
+        names[number].add(name)
+    counted = await _Counted.read(driver, now)
+    found: list[SubscriptionStats] = []
+    for number, name, ordered, paused in await driver.fetch(_SUBSCRIPTIONS):
+        counts, oldest = (counted.ordered if ordered else counted.unordered)(number)
+        scheduled, due, oldest_due = counted.scheduled.get(number, (0, 0, None))
+        found.append(
+            SubscriptionStats(
+                name=name,
+                events=frozenset(events.get(number, ([],))[0]),
+                ordered=bool(ordered),
+                paused=bool(paused),
+                workers=sum(not names[number].isdisjoint(it) for it in live),
+                ready=counts["ready"] + due,
+                retrying=counts["retrying"],
+                scheduled=scheduled,
+                in_flight=counts["in_flight"],
+                parked=counts["parked"],
+                blocked=counts["blocked"],
+                dead=dead.get(name, 0),
+                oldest=min((it for it in (*oldest, oldest_due) if it is not None), default=None),
+                blocked_keys=counted.blocked_keys.get(number, {}),
+            )
+        )
+    return found
+
+
+async def dead_letters(
+    driver: Driver, subscription: str | None, event: str | None, limit: int, after: str | None
+) -> list[DeadLetter]:
+    """Return dead letters, oldest first."""
+    start = 0 if after is None else number_of(after)
+    if start is None:
+        return []
+    conditions = ["id > $1"]
+    values: list[object] = [start]
+    if subscription is not None:
+        kept = (await registry.find(driver, [subscription])).get(subscription)
+        values.append(subscription if kept is None else await registry.present_name(driver, kept.id))
+        conditions.append(f"subscription = ${len(values)}")
+    if event is not None:
+        values.append(event)
+        conditions.append(f"event = ${len(values)}")
+    values.append(limit)
+    query = f"{_LETTER} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ${len(values)}"
+    return [_letter_of(row) for row in await driver.fetch(query, *values)]
+
+
+async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
+    """Return one dead letter.
+
+    Raises:
+        DeadLetterNotFound: there is none.
+    """
+    row = await driver.fetchrow(f"{_LETTER} WHERE id = $1", number_of(dead_id))
+    if row is None:
+        raise DeadLetterNotFound(f"no dead letter has the id {dead_id}")
+    return _letter_of(row)
+
+
+def number_of(dead_id: str) -> int | None:
+    """Return the number behind the id of a dead letter; None for what never was one."""
+    return int(dead_id) if dead_id.isascii() and dead_id.isdigit() and len(dead_id) < 19 else None  # noqa: PLR2004
+
+
+async def names_of(driver: Driver, subscription: int) -> set[str]:
+    """Return the name and the aliases of a subscription."""
+    return {row[0] for row in await driver.fetch(_NAMES_OF, subscription)}
+
+
+class _Counted:
+    """Every count, by subscription."""
+
+    def __init__(self) -> None:
+        self.ready: Counts = {}
+        self.claimed: Counts = {}
+        self.parked: Counts = {}
+        self.scheduled: Counts = {}
+        self.placed: Counts = {}
+        self.retrying_mailboxes: Counts = {}
+        self.open_mailboxes: Counts = {}
+        self.parked_mailboxes: Counts = {}
+        self.blocked_mailboxes: Counts = {}
+        self.blocked_keys: defaultdict[int, dict[str, str]] = defaultdict(dict)
+
+    @classmethod
+    async def read(cls, driver: Driver, now: float) -> "_Counted":
+        """Count everything."""
+        counted = cls()
+        counted.ready = await _by_subscription(driver, _READY, now)
+        counted.claimed = await _by_subscription(driver, _IN.format(1))
+        counted.parked = await _by_subscription(driver, _IN.format(2))
+        counted.scheduled = await _by_subscription(driver, _SCHEDULED, now)
+        counted.placed = await _by_subscription(driver, _IN.format(4))
+        counted.retrying_mailboxes = await _by_subscription(driver, _RETRYING_MAILBOXES, now)
+        counted.open_mailboxes = await _by_subscription(driver, _OPEN_MAILBOXES)
+        counted.parked_mailboxes = await _by_subscription(driver, _IN_MAILBOXES.format(2))
+        counted.blocked_mailboxes = await _by_subscription(driver, _IN_MAILBOXES.format(3))
+        for number, key, error in await driver.fetch(_BLOCKED_KEYS):
+            counted.blocked_keys[number][key] = error
+        return counted
+
+    def unordered(self, number: int) -> tuple[Counter[str], list[float | None]]:
+        """Return the counts of a subscription, and the oldest of each kind."""
+        ready, retrying, oldest_ready = self.ready.get(number, (0, 0, None))
+        claimed, oldest_claimed = self.claimed.get(number, (0, None))
+        parked, oldest_parked = self.parked.get(number, (0, None))
+        counts = Counter(ready=ready, retrying=retrying, in_flight=claimed, parked=parked)
+        return counts, [oldest_ready, oldest_claimed, oldest_parked]
+
+    def ordered(self, number: int) -> tuple[Counter[str], list[float | None]]:
+        """Return the counts of a subscription, and the oldest of each kind."""
+        total, oldest = self.placed.get(number, (0, None))
+        counts = Counter(
+            retrying=self.retrying_mailboxes.get(number, (0,))[0],
+            in_flight=self.open_mailboxes.get(number, (0,))[0],
+            parked=self.parked_mailboxes.get(number, (0,))[0],
+            blocked=self.blocked_mailboxes.get(number, (0,))[0],
+        )
+        counts["ready"] = total - counts.total()
+        return counts, [oldest]
+
+
+async def _by_subscription(driver: Driver, query: str, *values: object) -> Counts:
+    return {row[0]: tuple(row)[1:] for row in await driver.fetch(query, *values)}
+
+
+def _letter_of(row: Any) -> DeadLetter:  # noqa: ANN401  # a row of the driver
+    number, subscription, message_id, event, key, body, error, traceback, failures, crashes, published_at, died_at = row
+    return DeadLetter(
+        id=str(number),
+        subscription=subscription,
+        message_id=message_id,
+        event=event,
+        ordering_key=key,
+        body=body,
+        error=error,
+        traceback=traceback,
+        failures=failures,
+        crashes=crashes,
+        published_at=published_at,
+        died_at=died_at,
+    )

@@ -1,0 +1,184 @@
+"""The leases of this process's workers, kept by a thread that no busy event loop can hold up."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError as FutureCancelled
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from infra.db.postgresql import PostgreSQL
+from infra.db.postgresql_driver import Driver, close
+from infra.mq.drivers.sql.postgres.errors import queue_error
+from infra.mq.errors import QueueError, QueueUnavailable
+
+T = TypeVar("T")
+
+ABANDON_TIMEOUT = 2.0
+"""How long, in seconds, a worker that gives up may wait to tell the server."""
+
+_RENEW = """
+UPDATE beneath_worker SET lease_until = extract(epoch FROM clock_timestamp()) + $2 WHERE id = ANY ($1::bigint[])
+RETURNING id
+"""
+_ABANDON = "UPDATE beneath_worker SET lease_until = 0 WHERE id = $1"
+
+
+class Member:
+    """A worker of this process: the number under which it owns things, and the lease that says that it lives."""
+
+    def __init__(self, number: int, keeper: "LeaseKeeper") -> None:
+        self.number = number
+        self.deliveries: set[int] = set()
+        """The unordered deliveries that it knows it owns."""
+
+        self.fences: set[int] = set()
+        """The mailboxes that it knows it owns, by the fences of their claims."""
+
+        self.in_doubt = False
+        """Whether it may own more than it knows: the answer to a claim was lost."""
+
+        self._keeper = keeper
+        self._alive = True
+
+    @property
+    def alive(self) -> bool:
+        return self._alive
+
+    def renew(self) -> bool:
+        if self._alive and not self._keeper.renew(self.number):
+            self._alive = False
+        return self._alive
+
+    def abandon(self) -> None:
+        # Also one that has left: it may linger, for a claim that it keeps.
+        self._alive = False
+        self._keeper.abandon(self.number)
+
+    def left(self) -> None:
+        """Note that it is registered no more, or lingers without working."""
+        self._alive = False
+
+
+class LeaseKeeper:
+    """A thread with an event loop and a connection of its own.
+
+    Args:
+        db: Where the leases are.
+        lease: For how many seconds a sign of life counts, by the server's clock.
+    """
+
+    def __init__(self, db: PostgreSQL, lease: float) -> None:
+        self._db = db
+        self.lease = lease
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._driver: Driver | None = None
+        self._turn: asyncio.Lock | None = None
+        self._lingering: set[int] = set()
+        self._renewed_at = time.monotonic()
+        self._steady_since = -float("inf")
+
+    @property
+    def steady(self) -> bool:
+        """Whether this process has reached the server for a whole lease, so that others had the time to as well."""
+        return time.monotonic() - self._steady_since >= self.lease
+
+    def start(self) -> None:
+        """Start the thread, once."""
+        if self._thread is not None:
+            return
+        loop = self._loop = asyncio.new_event_loop()
+        self._turn = asyncio.Lock()
+        self._thread = threading.Thread(target=_serve, args=(loop,), name="beneath-queue-lease", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Disconnect, and end the thread; what lingers is dead a lease later."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return
+        with suppress(QueueError):
+            self._call(self._disconnect(), ABANDON_TIMEOUT)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(ABANDON_TIMEOUT)
+        self._loop = self._thread = None
+
+    def renew(self, number: int) -> bool:
+        """Prolong a worker's lease; False when it is registered no more.
+
+        Raises:
+            QueueUnavailable: the server does not answer.
+        """
+        kept = self._call(self._ask(lambda driver: driver.fetch(_RENEW, [number, *self._lingering], self.lease)))
+        now = time.monotonic()
+        if now - self._renewed_at > self.lease:
+            self._steady_since = now
+        self._renewed_at = now
+        return any(row[0] == number for row in kept)
+
+    def abandon(self, number: int) -> None:
+        """Say that a worker is dead, if the server can be reached now; else it is so when its lease runs out."""
+        self._lingering.discard(number)
+        if self._loop is not None:
+            with suppress(QueueError):
+                self._call(self._ask(lambda driver: driver.execute(_ABANDON, number)), ABANDON_TIMEOUT)
+
+    def linger(self, number: int) -> None:
+        """Prolong a worker's lease from here on, as long as this process lives."""
+        if not self._lingering and self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._keep_lingering(), self._loop)
+        self._lingering.add(number)
+
+    async def _keep_lingering(self) -> None:
+        while self._lingering:
+            with suppress(QueueError):
+                await self._ask(lambda driver: driver.fetch(_RENEW, list(self._lingering), self.lease))
+            await asyncio.sleep(self.lease / 3)
+
+    def _call(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        if self._loop is None:
+            work.close()
+            raise QueueUnavailable("the queue is not open")
+        answer = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return answer.result(self.lease if timeout is None else timeout)
+        except (TimeoutError, FutureCancelled) as error:
+            answer.cancel()
+            raise QueueUnavailable(f"PostgreSQL at {self._db.address.where} does not answer") from error
+
+    async def _ask(self, work: Callable[[Driver], Awaitable[T]]) -> T:
+        if self._turn is None:
+            raise QueueUnavailable("the queue is not open")
+        async with self._turn:
+            try:
+                if self._driver is None or self._driver.is_closed():
+                    self._driver = await self._db.connect(default_transaction_isolation="read committed")
+                return await work(self._driver)
+            except asyncio.CancelledError:
+                await self._drop()
+                raise
+            except Exception as error:
+                await self._drop()
+                raise queue_error(error, self._db, writing=False) from error
+
+    async def _drop(self) -> None:
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            await close(driver)
+
+    async def _disconnect(self) -> None:
+        self._lingering.clear()
+        await self._drop()
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()

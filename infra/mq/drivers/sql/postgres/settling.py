@@ -1,0 +1,125 @@
+"""How claims end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from infra.db.postgresql_driver import Driver
+from infra.mq.types import Claim, Outcome, Settlement
+
+STAYING = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
+
+OVER, DEAD, STAYS = range(3)
+_STATES = {Outcome.PARK: 2, Outcome.BLOCK: 3}
+
+_DELETE = "DELETE FROM beneath_delivery WHERE id = ANY ($1::bigint[])"
+_SETTLE = "SELECT beneath_settle_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
+_ISOLATE = """
+UPDATE beneath_delivery SET isolated = 1 WHERE id = $1 AND state = 1 AND owner = $2 RETURNING 1
+"""
+_ISOLATE_HEAD = """
+UPDATE beneath_delivery SET isolated = 1 WHERE id = (
+    SELECT d.id FROM (
+        SELECT id FROM beneath_subscription WHERE name = $1
+        UNION ALL SELECT subscription FROM beneath_alias WHERE name = $1
+    ) AS s
+    JOIN beneath_mailbox AS m ON m.subscription = s.id AND m.ordering_key = $2
+        AND m.state = 1 AND m.owner = $3 AND m.fence = $4
+    CROSS JOIN LATERAL (
+        SELECT t.id FROM beneath_delivery AS t
+        WHERE t.state = 4 AND t.subscription = m.subscription AND t.mailbox = m.ordering_key AND t.id <= m.last_id
+        ORDER BY t.id LIMIT 1
+    ) AS d
+) RETURNING 1
+"""
+
+
+@dataclass(slots=True)
+class _Columns:
+    """Settlements as the function takes them."""
+
+    listed: list[Settlement] = field(default_factory=list)
+    done: list[int | str] = field(default_factory=list)
+    mailboxes: dict[int, int] = field(default_factory=dict)
+    """The place of each claim's mailbox, from 1 on."""
+
+    claims: list[Claim] = field(default_factory=list)
+    closing: list[bool] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    fenced: list[Settlement] = field(default_factory=list)
+
+    def add(self, it: Settlement) -> None:
+        """Take a settlement in."""
+        if not it.claim.ordered:
+            if it.outcome is Outcome.DONE:
+                self.done.append(it.delivery.id)
+            else:
+                self._list(it, 0)
+            return
+        place = self.mailboxes.get(id(it.claim))
+        if place is None:
+            self.claims.append(it.claim)
+            self.closing.append(False)
+            place = self.mailboxes[id(it.claim)] = len(self.claims)
+        if self.closing[place - 1]:
+            self.fenced.append(it)  # what closed the claim came before it
+            return
+        self._list(it, place)
+        self.closing[place - 1] = it.close or it.outcome in STAYING
+
+    def _list(self, it: Settlement, place: int) -> None:
+        self.listed.append(it)
+        self.places.append(place)
+
+
+async def settle(driver: Driver, worker: int, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
+    """End claims of `worker`; return the settlements that were fenced."""
+    columns = _Columns()
+    for it in settlements:
+        columns.add(it)
+    if not columns.listed:
+        await driver.execute(_DELETE, columns.done)
+        return columns.fenced
+    listed = columns.listed
+    effective: list[int] = await driver.fetchval(
+        _SETTLE,
+        worker,
+        now,
+        columns.done,
+        [it.subscription for it in columns.claims],
+        [it.ordering_key or "" for it in columns.claims],
+        [it.fence for it in columns.claims],
+        columns.closing,
+        columns.places,
+        [it.delivery.id for it in listed],
+        [_kind_of(it) for it in listed],
+        [_STATES.get(it.outcome, 0) for it in listed],
+        [_failures_of(it) for it in listed],
+        [int(it.outcome is Outcome.DEFER) for it in listed],
+        [0.0 if it.outcome in _STATES else it.delay for it in listed],
+        [None if it.failure is None else _text(it.failure.error) for it in listed],
+        [None if it.failure is None else _text(it.failure.traceback) for it in listed],
+    )
+    ended = set(effective)
+    fenced = [it for nth, it in enumerate(listed, 1) if nth not in ended]
+    return fenced + columns.fenced
+
+
+async def isolate(driver: Driver, worker: int, claim: Claim) -> bool:
+    """Mark the first delivery of `claim` that is not settled yet; False when fenced."""
+    if claim.ordered:
+        key = claim.ordering_key or ""
+        return bool(await driver.fetch(_ISOLATE_HEAD, claim.subscription, key, worker, claim.fence))
+    return bool(await driver.fetch(_ISOLATE, claim.deliveries[0].id, worker))
+
+
+def _kind_of(it: Settlement) -> int:
+    return STAYS if it.outcome in STAYING else DEAD if it.outcome is Outcome.DEAD else OVER
+
+
+def _failures_of(it: Settlement) -> int:
+    return int(it.outcome in {Outcome.RETRY, Outcome.BLOCK} or (it.outcome is Outcome.DEAD and it.charge))
+
+
+def _text(text: str) -> str:
+    # PostgreSQL's text holds neither; a failure must not be refused for how it is worded.
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
