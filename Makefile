@@ -30,7 +30,7 @@ dev: $(READY)  ## The same, restarted whenever a source file changes
 	@exec $(BIN)/beneath start all --reload
 
 test: $(READY)  ## Run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto
 	@BENEATH_TEST_STACK=sqlite+valkey $(BIN)/python -m pytest -m brief tests/e2e tests/torture
 
 test-all: $(READY)  ## Run the tests with processes on every stack with a broker, if its server is there
