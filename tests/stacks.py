@@ -47,7 +47,13 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return settings
 
     def build(
-        self, clock: Clock, *, lease: float = 10.0, dedupe_window: float = 120.0, longest_silence: float = 5.0
+        self,
+        clock: Clock,
+        *,
+        lease: float = 10.0,
+        timeout: float = 5.0,
+        dedupe_window: float = 120.0,
+        longest_silence: float = 5.0,
     ) -> tuple[Database, MessageQueue]:
         """Return the database and the queue, not yet open; a queue takes from the options what it has use for."""
         assert self.db_url is not None
@@ -59,7 +65,12 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         from infra.mq.drivers.redis import RedisQueue
 
         return db, RedisQueue(
-            self.redis_url, clock=clock, namespace=self.namespace, lease=lease, dedupe_window=dedupe_window
+            self.redis_url,
+            clock=clock,
+            namespace=self.namespace,
+            lease=lease,
+            timeout=timeout,
+            dedupe_window=dedupe_window,
         )
 
 

@@ -1,7 +1,9 @@
 """Reads a journal and says which promises were broken: one line for each, so an empty list is a proof.
 
 A handler's run goes from its "start" to its "end", "failed" or "cancelled" line. One whose process was killed goes to
-the "killing" line, written just before the signal was sent, or to the end of what that process wrote.
+the "killing" line, written just before the signal was sent, or to the end of what that process wrote. One whose process
+was paused ("pausing") for longer than its lease goes to that line, too: it may come to an end when the process goes on,
+but its result no longer counts, and it is not beside the run that took its place.
 """
 
 import math
@@ -55,8 +57,8 @@ def runs_of(lines: Sequence[Line]) -> list[Run]:
             running[run_id] = run
         elif line.kind in _ENDS:
             run = running.pop(run_id)
-            run.ended, run.outcome = place, line.kind
-        elif line.kind == "killing":
+            run.ended, run.outcome = min(run.ended, place), line.kind
+        elif line.kind in {"killing", "pausing"}:
             for run in running.values():
                 if run.pid == line.pid:
                     run.ended = place
@@ -72,9 +74,9 @@ def accepted(lines: Iterable[Line]) -> dict[str, list[int]]:
     return published
 
 
-def killed(lines: Iterable[Line]) -> set[int]:
-    """Return the processes that were killed."""
-    return {line.pid for line in lines if line.kind == "killing"}
+def interrupted(lines: Iterable[Line]) -> dict[int, int]:
+    """Return the processes that were killed or paused, and where that is written last."""
+    return {line.pid: place for place, line in enumerate(lines) if line.kind in {"killing", "pausing"}}
 
 
 def successes(runs: Iterable[Run], listener: str) -> Counter[Message]:
@@ -147,8 +149,8 @@ def overcharged(lines: Sequence[Line], listener: str) -> list[str]:
 
 
 def repeated(lines: Sequence[Line], listener: str) -> list[str]:
-    """Runs after a success, or beside a run, that no kill explains."""
-    dead = killed(lines)
+    """Runs after a success, or beside a run, that no kill and no pause explains."""
+    faults = interrupted(lines)
     survived: dict[Message, Run] = {}
     found: list[str] = []
     for run in runs_of(lines):
@@ -157,9 +159,15 @@ def repeated(lines: Sequence[Line], listener: str) -> list[str]:
         before = survived.get((run.key, run.n))
         if before is not None and before.ended < run.started:
             found.append(f"again, after {before}: {run}")
-        if run.outcome == "end" and run.pid not in dead:
+        if run.outcome == "end" and run.started > faults.get(run.pid, -1):
             survived[(run.key, run.n)] = run
     return found
+
+
+def duplicates(lines: Sequence[Line], listener: str) -> int:
+    """Return how many successes there were beyond the first of each event."""
+    done = successes(runs_of(lines), listener)
+    return sum(done.values()) - len(done)
 
 
 def check(lines: Sequence[Line], listener: str, *, ordered: bool) -> list[str]:

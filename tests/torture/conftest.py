@@ -4,9 +4,30 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.processes import Processes
+from tests.servers import RedisServer, new_server
 from tests.stacks import chosen
 from tests.torture.fleet import Fleet
 from tests.torture.nursery import Nursery
+
+
+@pytest.fixture
+def broker() -> Iterator[RedisServer]:
+    """A server of the test's own, which writes everything to disk before it answers."""
+    kind = chosen().broker
+    assert kind is not None
+    server = new_server(kind, "--appendonly", "yes", "--appendfsync", "always", "--save", "")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def far(tmp_path: Path, migrated: Path, broker: RedisServer) -> Iterator[Fleet]:
+    """A fleet on that server."""
+    place = chosen().place(tmp_path, template=migrated, server=broker)
+    with place as where, Processes() as processes, Nursery() as nursery:
+        fleet = Fleet(processes, nursery, tmp_path, where)
+        yield fleet
+        fleet.close()
 
 
 @pytest.fixture

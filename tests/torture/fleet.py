@@ -50,6 +50,10 @@ class Fleet:
         for n in numbers:
             self._writer.write("accepted", key=key, n=n)
 
+    def detour(self, redis_url: str) -> None:
+        """Let the programs that start from now on reach the broker by another way than the test itself."""
+        self.plan = msgspec.structs.replace(self.plan, place=msgspec.structs.replace(self.place, redis_url=redis_url))
+
     def close(self) -> None:
         """Close the journal, and the test's own way to the database."""
         self._writer.close()
@@ -90,6 +94,11 @@ class Fleet:
         process.kill()
         return self.journal.of("killing")[-1].at
 
+    def pause(self, process: Child) -> None:
+        """Stop a process in the middle of whatever it does, and write that down before."""
+        self._writer.write("pausing", pid=process.pid)
+        process.pause()
+
     def publish(self, events: Sequence[Any], *, listeners: Sequence[str] = ()) -> None:
         """Publish in a process that has these listeners, too, and write down that it was accepted."""
 
@@ -97,14 +106,19 @@ class Fleet:
             await site.bus.publish_many(events)
 
         self.run(work, listeners)
-        for event in events:
-            self.accept(event.key, [event.n])
+        for key, n in dict.fromkeys((event.key, event.n) for event in events):
+            self.accept(key, [n])
 
-    def run(self, work: Callable[[Opened], Awaitable[T]], listeners: Sequence[str] = ()) -> T:
-        """Run `work` in this process, with a started bus."""
+    def run(
+        self,
+        work: Callable[[Opened], Awaitable[T]],
+        listeners: Sequence[str] = (),
+        **changes: Any,  # noqa: ANN401 - a plan's
+    ) -> T:
+        """Run `work` in this process, with a started bus; `changes` are those of its plan."""
 
         async def inside() -> T:
-            async with opened(msgspec.structs.replace(self.plan, listeners=tuple(listeners))) as site:
+            async with opened(msgspec.structs.replace(self.plan, listeners=tuple(listeners), **changes)) as site:
                 return await work(site)
 
         return asyncio.run(inside())

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["ready", "accepted", "start", "end", "failed", "cancelled", "killing", "note"]
+Kind = Literal["ready", "accepted", "start", "end", "failed", "cancelled", "killing", "pausing", "note"]
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -43,6 +43,9 @@ class Listeners:
             "poisoned_key": lambda: bus.add_async_ordered_listener(self.poisoned_key, name="poisoned_key", retry=SOON),
             "long": lambda: bus.add_async_listener(self.long, name="long", timeout=None),
             "long_thread": lambda: bus.add_async_listener(self.long_thread, name="long_thread", timeout=None),
+            "quiet": lambda: bus.add_async_listener(self.quiet, name="quiet"),
+            "quiet_key": lambda: bus.add_async_ordered_listener(self.quiet_key, name="quiet_key"),
+            "late": lambda: bus.add_async_listener(self.late, name="late", retry=SOON),
             "done": lambda: bus.add_async_listener(self.done, name="done", retry=SOON),
             "failing": lambda: bus.add_async_listener(
                 self.failing, name="failing", retry=Retry(max_attempts=4, min_delay=0.02, jitter="none")
@@ -105,6 +108,17 @@ class Listeners:
         """Do nothing else."""
         with self._written(event, delivery):
             pass
+
+    async def late(self, event: Job, delivery: Delivery) -> None:
+        """Be new."""
+        with self._written(event, delivery):
+            pass
+
+    async def quiet(self, event: Job) -> None:
+        """Write down nothing."""
+
+    async def quiet_key(self, event: Step) -> None:
+        """Write down nothing."""
 
     async def failing(self, event: Job, delivery: Delivery) -> None:
         """Fail until the gate opens."""

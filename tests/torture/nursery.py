@@ -18,7 +18,7 @@ from infra.logging import configure_logging
 from tests.e2e.processes import PATIENCE
 from tests.torture.opening import Plan
 
-PROGRAMS = ("worker", "publisher", "canceller", "ledger")
+PROGRAMS = ("worker", "publisher", "canceller", "ledger", "doomed", "forgetful", "offline", "persistent")
 
 
 class Child:
@@ -54,6 +54,14 @@ class Child:
         self._process.join(timeout)
         assert self._process.exitcode is not None, f"{self} has not ended within {timeout:g} s:\n{self.stderr}"
         return self._process.exitcode
+
+    def pause(self) -> None:
+        """Send SIGSTOP."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Send SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -101,5 +109,5 @@ def live(program: str, plan: Plan, log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    configure_logging(level="error", log_format="json", context=[log_context])
+    configure_logging(level=plan.log_level, log_format="json", context=[log_context])
     asyncio.run(importlib.import_module(f"tests.torture.{program}").run(plan))

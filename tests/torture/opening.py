@@ -4,13 +4,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from bus import Bus, BusOptions
 from infra.clock import SystemClock
 from infra.db import Database
-from infra.mq import MessageQueue
+from infra.mq import MessageQueue, QueueUnavailable
 from tests.stacks import Place
 from tests.torture.journal import Journal
 from tests.torture.listeners import Listeners
@@ -30,6 +31,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     queue: dict[str, float] = {}
     """Those of `Place.build` that differ from the defaults."""
 
+    log_level: Literal["warning", "error"] = "error"
     gate: str = ""
     """A file that handlers look for."""
 
@@ -59,7 +61,7 @@ async def opened(plan: Plan) -> AsyncIterator[Opened]:
     journal = Journal(Path(plan.journal))
     Listeners(bus, db, journal, Path(plan.gate)).add(plan.listeners)
     try:
-        async with open_both(db, mq):
+        async with open_both(db, mq, or_later=bus.has_outbox):
             await bus.start()
             yield Opened(bus, db, mq, journal)
             await bus.close()
@@ -68,11 +70,15 @@ async def opened(plan: Plan) -> AsyncIterator[Opened]:
 
 
 @asynccontextmanager
-async def open_both(db: Database, mq: MessageQueue) -> AsyncIterator[None]:
-    """Inside the block the database and the queue are open."""
+async def open_both(db: Database, mq: MessageQueue, *, or_later: bool = False) -> AsyncIterator[None]:
+    """Inside the block the database and the queue are open; with `or_later` the bus opens a queue that is away now."""
     await db.open()
     try:
-        await mq.open()
+        try:
+            await mq.open()
+        except QueueUnavailable:
+            if not or_later:
+                raise
         try:
             yield
         finally:

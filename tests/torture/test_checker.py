@@ -32,7 +32,7 @@ def journal(text: str) -> list[Line]:
 
 
 def line(place: int, pid: str, kind: str, n: str = "0", attempt: str = "0") -> Line:
-    listener = "" if kind in {"accepted", "killing"} else "l"
+    listener = "" if kind in {"accepted", "killing", "pausing"} else "l"
     return Line(
         kind=cast("Kind", kind),
         pid=int(pid),
@@ -46,6 +46,7 @@ def line(place: int, pid: str, kind: str, n: str = "0", attempt: str = "0") -> L
 
 def test_what_is_allowed_passes() -> None:
     assert check(journal(GOOD), "l", ordered=True) == []
+    assert check(journal(GOOD.replace("3 killing\n", "3 pausing\n")), "l", ordered=True) == []
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,7 @@ def test_what_is_allowed_passes() -> None:
         ),
         ("2 end 2 1\n2 start 3 1\n", "2 failed 2 1\n2 start 3 1\n", "started before 2 had succeeded"),
         ("3 killing\n", "3 cancelled 2 1\n", "again, after"),
+        ("3 killing\n", "3 pausing\n3 start 2 1\n", "overlap"),
     ],
 )
 def test_a_fault_is_found(before: str, after: str, fault: str) -> None:

@@ -6,6 +6,7 @@ from tests.e2e.processes import until
 from tests.torture.checker import check
 from tests.torture.events import Job, Novelty
 from tests.torture.fleet import Fleet
+from tests.torture.journal import Line
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -39,3 +40,64 @@ def test_an_event_that_the_worker_does_not_know_is_parked_for_one_that_does(flee
     assert [(each.pid, each.attempt) for each in fleet.runs("versioned")] == [(newer.pid, 1)]
     fleet.stop(worker, newer)
     assert check(fleet.journal.lines(), "versioned", ordered=False) == []
+
+
+def test_what_is_published_by_a_process_without_listeners_while_no_worker_runs_waits_for_one(fleet: Fleet) -> None:
+    fleet.stop(fleet.started("done"))
+    fleet.publish([Job(key="a", n=n) for n in range(1, 4)])
+    row = fleet.stats()["done"]
+    assert (row.workers, row.ready) == (0, 3)
+
+    worker = fleet.started("done")
+    until(lambda: len(fleet.runs("done", "end")) == 3, "it is handled")
+    fleet.stop(worker)
+    assert check(fleet.journal.lines(), "done", ordered=False) == []
+
+
+def test_a_new_listener_gets_all_that_was_accepted_after_it_registered_while_old_workers_run(fleet: Fleet) -> None:
+    workers = fleet.pair("done")
+    arguments = {"keys": ["a"], "count": 1000, "rate": 400}
+    publisher = fleet.start(program="persistent", work=False, arguments=arguments)
+    until(lambda: len(fleet.runs("done", "end")) > 100, "it is under way")
+    newer = fleet.start("done", "late")
+    registered = fleet.wait_ready(newer)
+    first = next_accepted(fleet, registered)
+    assert publisher.wait() == 0, publisher.stderr
+    assert next_accepted(fleet, registered) > first + 100
+    fleet.wait_empty()
+    fleet.stop(*workers, newer)
+
+    accepted = [each.n for each in fleet.journal.of("accepted")]
+    came = {each.n for each in fleet.runs("late", "end")}
+    # The publish of `first` may have begun before; from the next one on all began after the registration.
+    assert set(accepted[accepted.index(first) + 1 :]) <= came
+    assert min(came) > 1
+    assert {each.pid for each in fleet.runs("late")} == {newer.pid}
+    assert check(fleet.journal.lines(), "done", ordered=False) == []
+
+
+def next_accepted(fleet: Fleet, after: Line) -> int:
+    """Return the latest number that was accepted, once one was accepted after a line."""
+    line = until(
+        lambda: next((it for it in reversed(fleet.journal.of("accepted")) if it.at > after.at), None), "one is accepted"
+    )
+    assert line is not None
+    return line.n
+
+
+def test_the_backlog_of_a_removed_listener_stays_visible_until_it_is_retired(fleet: Fleet) -> None:
+    fleet.stop(fleet.started("done", "late"))
+    worker = fleet.started("done")
+    fleet.publish([Job(key="a", n=n) for n in range(1, 4)])
+    until(lambda: len(fleet.runs("done", "end")) == 3, "the others go on")
+    until(lambda: fleet.stats()["late"].workers == 0, "nobody has it any more")
+    rows = {row["listener"]: row for row in fleet.command("bus", "stats", "--json")}
+    assert (rows["late"]["workers"], rows["late"]["ready"]) == (0, 3)
+
+    said = fleet.command("bus", "retire", "late", "--backlog", "discard")
+    assert said == "retired late; 3 deliveries waited for it\n"
+    assert {row["listener"] for row in fleet.command("bus", "stats", "--json")} == {"done"}
+    fleet.publish([Job(key="a", n=4)])
+    until(lambda: len(fleet.runs("done", "end")) == 4, "the others still go on")
+    fleet.stop(worker)
+    assert fleet.runs("late") == []

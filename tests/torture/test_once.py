@@ -6,6 +6,7 @@ import pytest
 
 from tests.e2e.processes import until
 from tests.torture.checker import check, runs_of
+from tests.torture.events import Step
 from tests.torture.fleet import Fleet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -41,3 +42,21 @@ def test_rows_and_events_of_a_once_handler_exist_once_whatever_dies(fleet: Fleet
 
 def wait_for_share(fleet: Fleet, share: float) -> None:
     until(lambda: len(fleet.runs("once", "end")) >= share * EVENTS, f"{share:.0%} are handled")
+
+
+def test_rows_and_events_exist_once_though_every_delivery_is_forced_to_come_again(fleet: Fleet) -> None:
+    fleet.rows.execute("CREATE TABLE effect (id INTEGER PRIMARY KEY, key TEXT, n INTEGER)")
+    steps = [Step(key=f"key-{n % 5}", n=n) for n in range(20)]
+    fleet.publish(steps, listeners=LISTENERS)
+    # Each of these commits what its handlers did, and dies before the queue hears of it.
+    for _ in range(3):
+        forgetful = fleet.start("once", program="forgetful")
+        assert forgetful.wait() == 9, forgetful.stderr
+    worker = fleet.started(*LISTENERS)
+    fleet.wait_empty()
+    fleet.stop(worker)
+
+    effects = Counter(fleet.rows.fetch("SELECT key, n FROM effect"))
+    assert effects == Counter({(each.key, each.n): 1 for each in steps})
+    assert Counter((each.key, each.n) for each in fleet.runs("done")) == effects
+    assert fleet.dead_letters() == []

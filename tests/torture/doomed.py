@@ -1,0 +1,103 @@
+"""A publisher that dies at a point of its choice around commit, push and cleanup; or changes its mind."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from sqlalchemy import text
+
+from bus.outbox import Outbox
+from bus.relay import Relay
+from infra.db import Transaction
+from infra.mq import Message
+from tests.torture.events import Job, Step
+from tests.torture.opening import Opened, Plan, opened
+
+
+async def run(plan: Plan) -> None:
+    """Commit one row with an event before it and one after it, and die on the way."""
+    point, key = str(plan.arguments["point"]), str(plan.arguments["key"])
+    async with opened(plan) as site:
+        POINTS[point]()
+        await enter(site, key)
+        # What is to kill it may be the relay, which works beside this.
+        await asyncio.Event().wait()
+
+
+async def enter(site: Opened, key: str) -> None:
+    """Write one row with its events."""
+    async with site.db.transaction() as tx:
+        await site.bus.publish(Step(key=key, n=1))
+        await tx.session.execute(text("INSERT INTO ledger VALUES (:key, 1)"), {"key": key})
+        await site.bus.publish(Job(key=key, n=1))
+        await site.bus.publish(Step(key=key, n=2))
+
+
+def die() -> NoReturn:
+    """End this process as SIGKILL would."""
+    os._exit(9)
+
+
+def before_commit() -> None:
+    """Die with everything written, but not committed."""
+    put = Outbox.put
+
+    async def put_and_die(
+        self: Outbox, transaction: Transaction, messages: Sequence[Message], cancelled: Sequence[str]
+    ) -> None:
+        await put(self, transaction, messages, cancelled)
+        die()
+
+    Outbox.put = put_and_die  # type: ignore[method-assign]  # the fault that this program is for
+
+
+def after_commit() -> None:
+    """Die with everything committed, and nothing pushed."""
+
+    def die_now(_self: Relay, _messages: Sequence[Message], *, cancelled: bool) -> None:
+        del cancelled
+        die()
+
+    Relay.committed = die_now  # type: ignore[method-assign,assignment]  # as above
+
+
+def before_push() -> None:
+    """Die with the right to send, just before sending."""
+
+    async def die_now(_self: Relay, _messages: Sequence[Message]) -> None:
+        die()
+
+    Relay._publish = die_now  # type: ignore[method-assign,assignment]  # as above
+
+
+def after_push() -> None:
+    """Die when the queue has the first of it, before anything is cleaned up."""
+    push = Relay._publish
+
+    async def push_and_die(self: Relay, messages: Sequence[Message]) -> None:
+        await push(self, messages)
+        if messages:
+            die()
+
+    Relay._publish = push_and_die  # type: ignore[method-assign]  # as above
+
+
+def after_cleanup() -> None:
+    """Die with some rows gone, while holding the right to send."""
+    remove = Outbox.remove
+
+    async def remove_and_die(self: Outbox, ids: Sequence[int]) -> None:
+        await remove(self, ids)
+        die()
+
+    Outbox.remove = remove_and_die  # type: ignore[method-assign]  # as above
+
+
+POINTS: dict[str, Callable[[], None]] = {
+    "before commit": before_commit,
+    "after commit": after_commit,
+    "before push": before_push,
+    "after push": after_push,
+    "after cleanup": after_cleanup,
+}

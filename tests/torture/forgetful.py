@@ -1,0 +1,30 @@
+"""A worker that dies when it is about to tell the queue what it has done."""
+
+import os
+from typing import NoReturn
+
+from infra.mq import Consumer, MessageQueue, WorkerInfo
+from tests.torture.opening import Plan, opened
+
+
+async def run(plan: Plan) -> None:
+    """Work until the first settlement."""
+    async with opened(plan) as site:
+        take_memory(site.mq)
+        await site.bus.run()
+
+
+def take_memory(mq: MessageQueue) -> None:
+    """Make its consumers die when they are to settle."""
+    make = mq.consumer
+
+    async def consumer(info: WorkerInfo) -> Consumer:
+        made = await make(info)
+
+        async def settle(_settlements: object) -> NoReturn:
+            os._exit(9)
+
+        made.settle = settle  # type: ignore[method-assign,assignment]  # the fault that this program is for
+        return made
+
+    mq.consumer = consumer  # type: ignore[method-assign]  # as above

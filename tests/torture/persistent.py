@@ -1,0 +1,39 @@
+"""A publisher that does not give up: steps in transactions, jobs alone, repeated by id until they are accepted."""
+
+import asyncio
+
+from bus import PublishIndeterminate, PublishRejected
+from tests.torture.events import Job, Step
+from tests.torture.opening import Opened, Plan, opened
+
+PAUSE = 0.02
+"""Seconds between two attempts."""
+
+
+async def run(plan: Plan) -> None:
+    """Publish `count` steps and jobs of each key, no faster than `rate` of each in a second."""
+    keys, count, rate = plan.arguments["keys"], plan.arguments["count"], plan.arguments["rate"]
+    assert isinstance(keys, list)
+    assert isinstance(count, int)
+    assert isinstance(rate, int)
+    async with opened(plan) as site:
+        for n in range(1, count + 1):
+            async with site.db.transaction():
+                for key in keys:
+                    await site.bus.publish(Step(key=key, n=n))
+            await asyncio.gather(*(insist(site, Job(key=key, n=n)) for key in keys))
+            for key in keys:
+                site.journal.write("accepted", key=key, n=n)
+            await asyncio.sleep(len(keys) / rate)
+
+
+async def insist(site: Opened, job: Job) -> None:
+    """Publish until it is certain that it was accepted, once."""
+    while True:
+        try:
+            await site.bus.publish(job, id=f"job-{job.key}-{job.n}")
+        except (PublishRejected, PublishIndeterminate) as error:
+            site.journal.write("note", key=job.key, n=job.n, text=type(error).__name__)
+            await asyncio.sleep(PAUSE)
+        else:
+            return

@@ -1,0 +1,136 @@
+"""A broker that is away, is killed, forgets everything, or is hard to reach."""
+
+import time
+from typing import Any
+
+import pytest
+import redis
+
+from tests.e2e.processes import until
+from tests.servers import RedisServer
+from tests.torture.checker import check, duplicates, repeated
+from tests.torture.events import Chime, Job, Step
+from tests.torture.fleet import Fleet
+from tests.torture.wire import FAULTS, Wire
+
+pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
+
+KEYS = [f"key-{number}" for number in range(20)]
+LISTENERS = ("flaky", "sibling", "done")
+SECONDS = 20.0
+"""Within which every process must have gone on by itself."""
+
+
+COUNT = 100
+"""How many steps and jobs of each key are published under load."""
+
+LOAD: dict[str, Any] = {
+    "program": "persistent",
+    "work": False,
+    "arguments": {"keys": KEYS, "count": COUNT, "rate": 300},
+}
+
+
+def wait_handled(fleet: Fleet, more_than: float) -> None:
+    until(lambda: len(fleet.runs("done", "end")) > more_than, f"more than {more_than:g} jobs are handled")
+
+
+def both(n: int) -> list[Step | Job]:
+    return [*(Step(key=key, n=n) for key in KEYS), *(Job(key=key, n=n) for key in KEYS)]
+
+
+def check_all(fleet: Fleet) -> None:
+    lines = fleet.journal.lines()
+    assert check(lines, "flaky", ordered=True) == []
+    assert check(lines, "sibling", ordered=False) == []
+    assert check(lines, "done", ordered=False) == []
+    assert fleet.dead_letters() == []
+
+
+def test_what_is_committed_while_the_broker_is_away_flows_in_order_when_it_is_back(
+    far: Fleet, broker: RedisServer
+) -> None:
+    far.publish(both(0), listeners=LISTENERS)
+    worker = far.started(*LISTENERS)
+    until(lambda: len(far.runs("flaky", "end")) == len(KEYS), "all goes well")
+    broker.kill()
+    # One that was there before, and one that starts now, with nobody to tell it what is subscribed.
+    publishers = [
+        far.start(program="offline", work=False, arguments={"keys": keys, "count": 20})
+        for keys in (KEYS[:10], KEYS[10:])
+    ]
+    for each in publishers:
+        assert each.wait() == 0, each.stderr
+    [(waiting,)] = far.rows.fetch("SELECT count(*) FROM beneath_outbox")
+    assert waiting == 2 * 20 * len(KEYS)
+    assert len(far.runs("flaky", "end")) == len(KEYS)
+
+    broker.start()
+    started_at = time.monotonic()
+    done = 21 * len(KEYS)
+    until(lambda: len(far.runs("flaky", "end")) == done, "what waited is handled", timeout=SECONDS)
+    print(f"{waiting} events flowed {time.monotonic() - started_at:.1f} s after the start")  # noqa: T201
+    far.wait_empty()
+    far.stop(worker)
+    check_all(far)
+
+
+def test_a_broker_that_is_killed_and_restarted_under_load_loses_nothing_that_it_acknowledged(
+    far: Fleet, broker: RedisServer
+) -> None:
+    workers = far.pair(*LISTENERS)
+    publisher = far.start(**LOAD)
+    for share in (0.2, 0.4, 0.6, 0.8):
+        wait_handled(far, share * COUNT * len(KEYS))
+        broker.kill()
+        broker.start()
+    assert publisher.wait() == 0, publisher.stderr
+    accepted_at = time.monotonic()
+    until(lambda: len(far.runs("flaky", "end")) >= COUNT * len(KEYS), "all is handled", timeout=SECONDS)
+    print(f"all was handled {time.monotonic() - accepted_at:.1f} s after the last was accepted")  # noqa: T201
+    far.wait_empty()
+    far.stop(*workers)
+    check_all(far)
+    insisted = len([each for each in far.journal.of("note") if each.text.startswith("Publish")])
+    print(f"{insisted} publishes were repeated by their ids")  # noqa: T201
+
+
+def test_connections_that_break_in_the_middle_of_an_answer_lose_and_wedge_and_repeat_nothing(
+    far: Fleet, broker: RedisServer
+) -> None:
+    with Wire(broker.port, seed=5) as wire:
+        far.detour(wire.url)
+        workers = far.pair(*LISTENERS, queue={"timeout": 1.0})
+        publisher = far.start(**LOAD, queue={"timeout": 1.0})
+        broken = 0
+        while publisher.running:
+            wire.fail(FAULTS[broken % len(FAULTS)])
+            broken += 1
+            if len(far.runs("done", "end")) < COUNT * len(KEYS):
+                wait_handled(far, len(far.runs("done", "end")))
+        assert publisher.wait() == 0, publisher.stderr
+        until(lambda: len(far.runs("flaky", "end")) >= COUNT * len(KEYS), "all is handled", timeout=SECONDS)
+        far.wait_empty()
+        far.stop(*workers)
+    check_all(far)
+    print(f"connections that broke: {dict(wire.done)}")  # noqa: T201
+    assert all(duplicates(far.journal.lines(), each) == 0 for each in LISTENERS)
+
+
+def test_a_flushed_broker_is_noticed_and_logged_and_work_goes_on(far: Fleet, broker: RedisServer) -> None:
+    workers = far.pair(*LISTENERS, "chime", log_level="warning")
+    far.publish(both(1))
+    far.wait_empty()
+    with redis.Redis.from_url(broker.url) as client:
+        client.flushall()
+    until(
+        lambda: any("the queue in Redis was emptied" in each.stderr for each in workers), "the first to see it says so"
+    )
+    far.publish(both(2))
+    far.run(lambda site: site.bus.publish(Chime(key="a", n=1)))
+    until(lambda: len(far.runs("flaky", "end")) >= 2 * len(KEYS), "the later ones are handled", timeout=SECONDS)
+    until(lambda: len({each.pid for each in far.journal.of("note", "chime")}) == 2, "both hear broadcasts")
+    far.wait_empty()
+    far.stop(*workers)
+    check_all(far)
+    assert repeated(far.journal.lines(), "flaky") == []

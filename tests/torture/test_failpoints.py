@@ -1,0 +1,83 @@
+"""Publishers that die at each step around commit, push and cleanup; and what a rollback leaves behind."""
+
+import pytest
+import redis
+
+from bus import Bus
+from tests.e2e.processes import until
+from tests.servers import RedisServer
+from tests.torture.checker import check
+from tests.torture.doomed import POINTS
+from tests.torture.events import Job, Step
+from tests.torture.fleet import Fleet
+from tests.torture.opening import Opened
+
+pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
+
+BOUND = 5.0
+"""Seconds within which what was committed is handled, if a worker is there: the promise."""
+
+LISTENERS = ("flaky", "done")
+TABLE = "CREATE TABLE ledger (key TEXT, n INTEGER, PRIMARY KEY (key, n))"
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_an_event_of_a_publisher_that_dies_is_delivered_if_and_only_if_its_transaction_committed(
+    fleet: Fleet, point: str
+) -> None:
+    fleet.rows.execute(TABLE)
+    worker = fleet.started(*LISTENERS)
+    publisher = fleet.start(program="doomed", work=False, arguments={"point": point, "key": "a"})
+    assert publisher.wait() == 9, publisher.stderr
+
+    committed = fleet.rows.fetch("SELECT key FROM ledger") == [("a",)]
+    assert committed == (point != "before commit")
+    if committed:
+        until(
+            lambda: len(fleet.runs("flaky", "end")) == 2 and fleet.runs("done", "end"), "it is handled", timeout=BOUND
+        )
+        fleet.accept("a", [1, 2])
+    fleet.wait_empty()
+    fleet.stop(worker)
+    lines = fleet.journal.lines()
+    assert check(lines, "flaky", ordered=True) == []
+    assert [(each.key, each.n) for each in fleet.runs("done")] == [("a", 1)] * committed
+
+
+def test_a_rollback_leaves_no_trace_anywhere(far: Fleet, broker: RedisServer) -> None:
+    there = far.started(*LISTENERS, work=False)
+    far.publish([Job(key="kept", n=1), Step(key="kept", n=1)], listeners=LISTENERS)
+    until(lambda: not far.rows.fetch("SELECT 1 FROM beneath_outbox"), "the first events are in the queue")
+    before = trace(far, broker)
+
+    async def regret(site: Opened) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with site.db.transaction():
+                await enter(site.bus)
+                raise ZeroDivisionError
+        async with site.db.transaction():
+            with pytest.raises(ZeroDivisionError):
+                async with site.db.savepoint():
+                    await enter(site.bus)
+                    raise ZeroDivisionError
+
+    far.run(regret, LISTENERS)
+    assert trace(far, broker) == before
+    far.stop(there)
+
+
+async def enter(bus: Bus) -> None:
+    """Publish in every way."""
+    await bus.publish(Step(key="regretted", n=1))
+    await bus.publish_many([Job(key="regretted", n=n) for n in range(3)])
+    await bus.publish_delayed(Job(key="regretted", n=4), 60)
+    assert await bus.cancel(await bus.publish_delayed(Job(key="regretted", n=5), 60))
+
+
+def trace(fleet: Fleet, broker: RedisServer) -> object:
+    """Return everything that both keep."""
+    with redis.Redis.from_url(broker.url) as client:
+        keys = sorted(client.scan_iter(count=1000))
+        kept = {key: client.dump(key) for key in keys}
+    tables = [name for (name,) in fleet.rows.fetch("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    return kept, {name: fleet.rows.fetch(f"SELECT * FROM {name}") for name in tables if name != "beneath_relay"}  # noqa: S608 - SQLite's own names

@@ -1,0 +1,75 @@
+"""Four workers under load, of which one is killed every second, and one stands still for longer than its lease."""
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.e2e.processes import until
+from tests.torture.checker import check, duplicates
+from tests.torture.fleet import QUICK, Fleet
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+KEYS = [f"key-{number}" for number in range(40)]
+STEPS = 60
+EVENTS = len(KEYS) * STEPS
+RATE = 400
+"""Events of each kind in a second, at most: so that it takes long enough for all that is to happen."""
+
+LEASE = 1.5
+PAUSED = 2 * LEASE
+IN_HAND = 20 + 16
+"""What a worker has fetched and not settled, for each of its listeners at most: `prefetch`, and what runs."""
+
+LISTENERS = ("flaky", "sibling", "done")
+
+
+def test_with_one_killed_every_second_and_one_paused_for_longer_than_its_lease_nothing_is_lost_or_out_of_order(
+    fleet: Fleet,
+) -> None:
+    own: dict[str, Any] = {"options": {**QUICK, "prefetch": 20}, "queue": {"lease": LEASE}}
+    workers = [fleet.start(*LISTENERS, **own) for _ in range(4)]
+    for each in workers:
+        fleet.wait_ready(each)
+    publisher = fleet.start(
+        program="persistent", work=False, arguments={"keys": KEYS, "count": STEPS, "rate": RATE}, log_level="warning"
+    )
+
+    faults = 0
+    paused_at = resumed_at = 0.0
+    while publisher.running or faults < 4:
+        if not paused_at:
+            fleet.pause(workers[0])
+            paused_at = time.monotonic()
+            faults += 1
+        elif not resumed_at and time.monotonic() - paused_at > PAUSED:
+            workers[0].resume()
+            resumed_at = time.monotonic()
+        victim = 1 + faults % 3
+        wait_for(1.0)
+        fleet.kill(workers[victim])
+        faults += 1
+        workers[victim] = fleet.start(*LISTENERS, **own)
+    if not resumed_at:
+        workers[0].resume()
+    assert publisher.wait() == 0, publisher.stderr
+    fleet.wait_empty()
+    for each in workers:
+        fleet.wait_ready(each)
+    fleet.stop(*workers)
+
+    lines = fleet.journal.lines()
+    assert check(lines, "flaky", ordered=True) == []
+    assert check(lines, "sibling", ordered=False) == []
+    assert check(lines, "done", ordered=False) == []
+    again = {name: duplicates(lines, name) for name in LISTENERS}
+    assert max(again.values()) <= faults * IN_HAND
+    assert fleet.dead_letters() == []
+    seconds = lines[-1].at - lines[0].at
+    print(f"{3 * EVENTS} deliveries in {seconds:.1f} s, {faults} faults, handled again: {again}")  # noqa: T201
+
+
+def wait_for(seconds: float) -> None:
+    start = time.monotonic()
+    until(lambda: time.monotonic() - start > seconds, "time passes")

@@ -1,0 +1,163 @@
+"""A way to a server on which connections break, in a thread of its own: the test itself is no coroutine."""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from types import TracebackType
+from typing import Self
+
+from tests.servers import free_port
+
+FAULTS = ("mute", "cut", "half", "hole")
+
+
+class Wire:
+    """Passes everything on, until a connection is told to fail.
+
+    - mute: the next request reaches the server; the connection ends in place of the answer.
+    - cut: the connection is reset at once.
+    - half: only half of the next answer arrives, then the connection ends.
+    - hole: the next request reaches the server, and nothing ever comes back; nobody says so.
+    """
+
+    def __init__(self, port: int, seed: int) -> None:
+        self._target = port
+        self._random = Random(seed)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._pairs: set[_Pair] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._port = free_port()
+        self._reachable = True
+        self.done: Counter[str] = Counter()
+        """How many connections failed in which way."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"redis://127.0.0.1:{self._port}/0"
+
+    def __enter__(self) -> Self:
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self._port))
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def fail(self, fault: str) -> None:
+        """Have a connection, whichever, fail at its next occasion."""
+        self._call(lambda: self._break_one(fault))
+
+    def close_off(self) -> None:
+        """Cut every connection, and refuse new ones."""
+        self._call(lambda: self._shut(reachable=False))
+
+    def open_up(self) -> None:
+        """Let connections through again."""
+        self._call(lambda: self._shut(reachable=True))
+
+    def _call(self, work: Callable[[], None]) -> None:
+        async def inside() -> None:
+            work()
+
+        asyncio.run_coroutine_threadsafe(inside(), self._loop).result()
+
+    def _break_one(self, fault: str) -> None:
+        if healthy := [each for each in self._pairs if each.fault is None]:
+            self._random.choice(sorted(healthy, key=id)).break_by(fault)
+            self.done[fault] += 1
+
+    def _shut(self, *, reachable: bool) -> None:
+        self._reachable = reachable
+        if not reachable:
+            for pair in self._pairs:
+                pair.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._reachable:
+            writer.transport.abort()
+            return
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        pair = _Pair(writer, up_writer)
+        self._pairs.add(pair)
+        for task in (
+            asyncio.create_task(pair.forth(reader)),
+            asyncio.create_task(pair.back(up_reader)),
+        ):
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: self._pairs.discard(pair))
+
+    async def _end(self) -> None:
+        self._server.close()
+        self._shut(reachable=False)
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+
+class _Pair:
+    """One connection, from a client to the server."""
+
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self._client = client
+        self._server = server
+        self._asked = False
+        self.fault: str | None = None
+
+    def break_by(self, fault: str) -> None:
+        """Fail from now on."""
+        self.fault = fault
+        if fault == "cut":
+            self.abort()
+
+    def abort(self) -> None:
+        """Reset both ends."""
+        for writer in (self._client, self._server):
+            writer.transport.abort()
+
+    async def forth(self, reader: asyncio.StreamReader) -> None:
+        """Carry requests."""
+        try:
+            while data := await reader.read(1 << 16):
+                self._asked = self.fault is not None
+                self._server.write(data)
+                await self._server.drain()
+        except OSError:
+            pass
+        finally:
+            self.abort()
+
+    async def back(self, reader: asyncio.StreamReader) -> None:
+        """Carry answers."""
+        try:
+            while data := await reader.read(1 << 16):
+                # What was on its way when the fault began still arrives.
+                if self._asked and self.fault == "hole":
+                    continue
+                if self._asked and self.fault == "half":
+                    self._client.write(data[: len(data) // 2])
+                    await self._client.drain()
+                    self._client.close()
+                    return
+                if self._asked and self.fault == "mute":
+                    break
+                self._client.write(data)
+                await self._client.drain()
+        except OSError:
+            pass
+        finally:
+            if self.fault != "half":
+                self._client.transport.abort()
+            self._server.transport.abort()
