@@ -2,24 +2,28 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import typer
 from starlette.routing import Route
 
-from beneath.cli import app as command_line
 from beneath.http import create_app
 from dependencies.settings import Settings
 from dependencies.sources import variable, walk_leaves
 from tests.docs.blocks import DOCUMENTS, ROOT, Block, blocks, prose
+from tests.docs.commands import check_command
 
 KEYS = {".".join(path) for path, _ in walk_leaves(Settings)} | set(Settings.model_fields)
 VARIABLES = {variable(path) for path, _ in walk_leaves(Settings)}
 INVENTED = {"invoicing.project_price", "BENEATH_INVOICING_PROJECT_PRICE", "BENEATH_SERVICE_HOST", "BENEATH_TEST_STACK"}
 """What the guide adds, what somebody else makes, and what only tests read."""
+
+FOREIGN = {"export", ".venv/bin/python", "python3", "/srv/beneath/.venv/bin/pip", "sed"} | {
+    *("pg_dump", "pg_restore", "valkey-cli"),
+}
+"""What the documents call beside our own commands."""
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
@@ -57,19 +61,22 @@ def test_shell_lines_name_commands_that_exist(document: Path) -> None:
         command, *arguments = shlex.split(line, comments=True)
         match command:
             case "beneath":
-                _check_command(block, arguments)
+                check_command(block, arguments)
             case "make":
                 assert set(arguments) <= TARGETS, f"{block}: {line}"
             case "curl":
                 assert _route(arguments) in set(_routes()), f"{block}: {line}"
+            case "sudo":
+                for run in re.findall(r"\.venv/bin/beneath ([^';]*)", line):
+                    check_command(block, shlex.split(run))
             case _:
-                assert command in {"export", ".venv/bin/python"}, f"{block}: {line}"
+                assert command in FOREIGN, f"{block}: {line}"
 
 
 @documents
 def test_commands_in_sentences_exist(document: Path) -> None:
     for text in re.findall(r"`(beneath [a-z][^`]*)`", prose(document)):
-        _check_command(text, shlex.split(text.replace("...", ""))[1:], whole=False)
+        check_command(text, shlex.split(text.replace("...", ""))[1:], whole=False)
     for target in re.findall(r"`make ([a-z][^`]*)`", prose(document)):
         assert set(target.split()) <= TARGETS
 
@@ -118,25 +125,6 @@ def _shell_lines(document: Path) -> Iterator[tuple[Block, str]]:
         for line in block.text.splitlines():
             if line:
                 yield block, line
-
-
-def _check_command(where: object, arguments: list[str], *, whole: bool = True) -> None:
-    """Walk through the command line's tree by `arguments`; an option must be one of the command that it stands at."""
-    command: Any = typer.main.get_command(command_line)
-    given = iter(arguments)
-    for each in given:
-        if each.startswith("-"):
-            options = {name: option for option in command.params for name in option.opts}
-            assert each in options, f"{where}: {each}"
-            if not options[each].is_flag:
-                next(given, None)
-        elif commands := cast("Mapping[str, Any]", getattr(command, "commands", {})):
-            assert each in commands or not whole, f"{where}: {each}"
-            if each not in commands:
-                # A sentence may list several: `beneath bus dead list|show`.
-                assert all(part in commands for part in each.split("|")), f"{where}: {each}"
-                return
-            command = commands[each]
 
 
 def _routes() -> Iterator[tuple[str, str]]:

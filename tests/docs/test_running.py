@@ -44,7 +44,7 @@ async def test_the_readmes_calls_show_what_it_says(application: Application, tmp
         known["SECRET"] = signed_up.json()["secret"]
         known["ORGANIZATION"] = (await call(organizations)).json()["items"][0]["id"]
         assert len((await call(projects)).json()["items"]) == 1
-        await until(lambda: _mailed(tmp_path / "mail"))
+        await until(lambda: mailed(tmp_path / "mail"))
         entries = await until(lambda: _entries(call(audit), at_least=2))
         assert [each["event"] for each in entries] == ["OrganizationCreated", "ProjectCreated"]
 
@@ -66,7 +66,7 @@ async def until(look: Callable[[], Awaitable[T | None]]) -> T:
             await asyncio.sleep(0.01)
 
 
-async def _mailed(folder: Path) -> bool:
+async def mailed(folder: Path) -> bool:
     return await asyncio.to_thread(lambda: any(folder.glob("*.eml")))
 
 

@@ -1,0 +1,248 @@
+"""The configurations of docs/deploy.md: what they name exists, what they set is accepted; what can run here runs."""
+
+import re
+import shlex
+import sqlite3
+from collections.abc import Iterator
+from configparser import RawConfigParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+import yaml
+from redis import Redis
+from structlog.testing import capture_logs
+
+from beneath.application import CLOSE_TIMEOUT, Application
+from dependencies import Container, Settings
+from dependencies.migrations import HISTORIES
+from dependencies.settings import ControlSettings, DbSettings, MailSettings, MqSettings, RedisSettings, Url
+from dependencies.sources import load_settings
+from infra.clock import FakeClock
+from infra.db import Database
+from infra.db.backend import backend_for
+from infra.db.migrate import upgrade
+from infra.db.postgresql import BESIDES
+from infra.mq.drivers.redis.address import Address
+from infra.mq.drivers.sql.postgres.connections import SIZE
+from tests import postgres_servers, servers
+from tests.contract import acting
+from tests.contract.sqlite_harness import open_harness
+from tests.docs.blocks import ROOT, Block, blocks
+from tests.docs.commands import check_command
+from tests.docs.test_running import mailed, until
+
+DEPLOY = ROOT / "docs" / "deploy.md"
+
+UNIT_KEYS = {
+    "Unit": {"Description", "Wants", "After"},
+    "Service": {
+        *("Type", "User", "WorkingDirectory", "EnvironmentFile", "StateDirectory", "StateDirectoryMode", "UMask"),
+        *("ExecStartPre", "ExecStart", "ExecStartPost", "KillMode", "TimeoutStopSec"),
+        *("Restart", "RestartSec", "RestartPreventExitStatus"),
+        *("NoNewPrivileges", "PrivateTmp", "ProtectHome", "ProtectSystem"),
+    },
+    "Timer": {"OnCalendar", "Persistent"},
+    "Install": {"WantedBy"},
+}
+BEGIN = "/srv/beneath/.venv/bin/beneath "
+
+
+def named(language: str, **options: str) -> list[Block]:
+    """Return the page's blocks in a language, with these options."""
+    found = [each for each in blocks(DEPLOY, language) if options.items() <= each.options.items()]
+    assert found, (language, options)
+    return found
+
+
+def unit(block: Block) -> RawConfigParser:
+    parser = RawConfigParser(delimiters=("=",), comment_prefixes=("#",))
+    parser.optionxform = str  # type: ignore[method-assign,assignment]  # systemd's keys are case-sensitive
+    parser.read_string(block.text)
+    return parser
+
+
+def environment(block: Block) -> dict[str, str]:
+    """Read a file of variables as systemd and a shell do."""
+    return dict(each.split("=", 1) for each in shlex.split(block.text))
+
+
+def slowest_stop(settings: Settings) -> float:
+    """Return how many seconds a stop may take: the runnables, then bus, queue and database."""
+    return Application(Container(settings=settings)).grace + 3 * CLOSE_TIMEOUT
+
+
+@pytest.fixture
+def compose() -> dict[str, Any]:
+    (block,) = named("yaml", file="compose.yaml")
+    text = block.text.replace("${SMTP_URL:?}", "smtp://mail.example.com")
+    content: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:\?\}", "change-me", text))
+    return content
+
+
+@pytest.mark.parametrize("block", named("ini"), ids=str)
+def test_units_have_known_keys_call_commands_that_exist_and_leave_time_to_stop(block: Block) -> None:
+    parsed = unit(block)
+    for section in parsed.sections():
+        assert set(parsed[section]) <= UNIT_KEYS[section], block
+    service = parsed["Service"] if parsed.has_section("Service") else {}
+    commands = [value for key, value in service.items() if key.startswith("Exec")]
+    for each in commands:
+        assert each.startswith((BEGIN, "/bin/", "/usr/bin/sqlite3 ")), block
+        if each.startswith(BEGIN):
+            check_command(block, shlex.split(each)[1:])
+    if any(each.startswith(f"{BEGIN}start") for each in commands):
+        assert float(service["TimeoutStopSec"]) > slowest_stop(Settings())
+        assert service["RestartPreventExitStatus"] == "2"
+
+
+@pytest.mark.parametrize("block", named("env"), ids=str)
+def test_files_of_variables_are_accepted(block: Block) -> None:
+    settings = load_settings(environ=environment(block), folder="nowhere")
+    assert settings.env == "production"
+    backend_for(settings.db.url.get_secret_value(), 1.0)
+    if settings.mq.driver == "redis":
+        Address.parse(settings.mq.redis.url.get_secret_value())
+
+
+def test_what_the_service_may_write_is_where_the_database_is() -> None:
+    (variables,) = named("env", step="sqlite")
+    database = environment(variables)["BENEATH_DB_URL"]
+    service, backup, _ = (unit(each) for each in named("ini", step="sqlite"))
+    folder = Path("/var/lib") / service["Service"]["StateDirectory"]
+    assert database == f"sqlite:///{folder}/beneath.db"
+    assert f"{folder}/beneath.db" in backup["Service"]["ExecStart"]
+
+
+def test_the_compose_file_names_what_is_there_and_sets_what_is_accepted(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    ours = {name: each for name, each in services.items() if each["image"] == "beneath"}
+    assert set(ours) == {"migrate", "server", "worker"}
+    for name, each in ours.items():
+        check_command(name, each["command"])
+        settings = load_settings(environ=each["environment"], folder="nowhere")
+        assert float(each["stop_grace_period"].removesuffix("s")) > slowest_stop(settings)
+        backend_for(settings.db.url.get_secret_value(), 1.0)
+        hosts = {settings.db.url.get_secret_value(), settings.mq.redis.url.get_secret_value()}
+        assert {re.split(r"[/:]", url.rpartition("@")[2])[0] for url in hosts} == set(services) - set(ours)
+    for each in services.values():
+        assert set(each.get("depends_on", {})) <= set(services)
+        volumes = {volume.partition(":")[0] for volume in each.get("volumes", [])}
+        assert {volume for volume in volumes if not volume.startswith(".")} <= set(compose["volumes"])
+
+
+def test_the_image_copies_and_starts_what_there_is() -> None:
+    (block,) = named("dockerfile")
+    assert (ROOT / "requirements" / "dev.txt").exists()
+    for source in re.findall(r"^COPY (\S+)", block.text, flags=re.MULTILINE):
+        assert (ROOT / source).exists(), source
+    (command,) = re.findall(r"^CMD (.*)$", block.text, flags=re.MULTILINE)
+    check_command(block, yaml.safe_load(command))
+    assert "postgres" in re.findall(r"/src\[(\w+)\]", block.text)
+
+
+async def test_a_backup_of_a_running_database_holds_its_queue_and_needs_no_lock_files(tmp_path: Path) -> None:
+    backup = unit(named("ini", step="sqlite")[1])["Service"]["ExecStart"]
+    (statement,) = re.findall(r'"(VACUUM INTO .*)"', backup)
+    (tmp_path / "original").mkdir()
+    (tmp_path / "restored").mkdir()
+    clock = FakeClock()
+    async with open_harness(tmp_path / "original", clock) as harness:
+        queue = await harness.queue()
+        worker = await acting.start(harness, queue)
+        await queue.publish([acting.message("claimed")])
+        await acting.fetch_one(worker)
+        await queue.publish([acting.message("waiting")])
+        with sqlite3.connect(tmp_path / "original" / "queue.db") as file:
+            file.execute(re.sub(r"'.*'", f"'{tmp_path}/new.db'", statement))
+    async with open_harness(tmp_path / "restored", clock) as harness:
+        (tmp_path / "new.db").replace(tmp_path / "restored" / "queue.db")
+        worker = await acting.consumer(await harness.queue())
+        assert await worker.recover() == 1
+        assert sorted(await acting.drain(worker)) == ["claimed", "waiting"]
+
+
+async def test_the_role_and_the_database_are_enough_to_migrate() -> None:
+    server = postgres_servers.shared()
+    (block,) = named("sql", step="postgresql")
+    statements = [each.strip() for each in block.text.split(";") if each.strip()]
+    secret = re.findall(r"PASSWORD '(.*)'", block.text)[0]
+    try:
+        for each in statements:
+            await server.execute(each)
+        db = Database(server.url("beneath", user="beneath", password=secret))
+        await db.open()
+        assert await upgrade(db, HISTORIES) != []
+        await db.close()
+    finally:
+        await server.execute("DROP DATABASE IF EXISTS beneath WITH (FORCE)")
+        await server.execute("DROP ROLE IF EXISTS beneath")
+
+
+def options(block: Block) -> Iterator[str]:
+    """Turn the lines of a configuration into arguments of the server."""
+    for line in block.text.splitlines():
+        name, *values = shlex.split(line)
+        yield from (f"--{name}", *values)
+
+
+async def test_the_application_works_with_the_rights_that_the_page_gives_it(tmp_path: Path) -> None:
+    (block,) = named("text", file="valkey.conf")
+    server = servers.new_server(servers.any_kind(), *options(block))
+    (variables,) = named("env", step="redis")
+    given = Address.parse(environment(variables)["BENEATH_MQ_REDIS_URL"]).options
+    settings = Settings(
+        db=DbSettings(url=Url(f"sqlite:///{tmp_path}/beneath.db")),
+        mq=MqSettings(
+            driver="redis",
+            redis=RedisSettings(
+                url=Url(f"redis://{given['username']}:{given['password']}@127.0.0.1:{server.port}/{given['db']}")
+            ),
+        ),
+        control=ControlSettings(port=0),
+        mail=MailSettings(folder=tmp_path / "mail"),
+    )
+    with capture_logs() as lines:
+        async with Application(Container(settings=settings)).running("all") as running:
+            await running.services.user.create(email="ada@example.com", name="Ada")
+            await until(lambda: mailed(tmp_path / "mail"))
+            name = "notification.send_welcome_email"
+            mq = running.container.infra.mq()
+            await mq.pause(name)
+            await mq.resume(name)
+            assert name in {each.name for each in await mq.stats()}
+            assert await mq.dead_letters() == []
+    assert [each for each in lines if each["log_level"] not in {"debug", "info"}] == []
+    (password,) = re.findall(r"user admin on >(\S+)", block.text)
+    with Redis(port=server.port, username="admin", password=password) as admin:
+        assert admin.acl_log() == []
+
+
+def test_options_of_the_databases_url_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", _section("PostgreSQL"), flags=re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    address = ROOT / "infra" / "db" / "postgresql_url.py"
+    known = set(re.findall(r'"(\w+)"', "".join(re.findall(r"frozenset\(\{(.*?)\}\)", address.read_text()))))
+    assert told == known
+
+
+def test_connections_are_counted_as_the_code_opens_them() -> None:
+    assert f"{BESIDES} for\nthe queue: {SIZE} that ask, one that listens, and in a worker one" in _section("PostgreSQL")
+    assert BESIDES == SIZE + 2
+
+
+def test_the_metrics_to_watch_are_exported_ones() -> None:
+    described = (ROOT / "docs" / "operations.md").read_text()
+    for name in re.findall(r"`(beneath_(?:bus|queue|listener|event|outbox)_\w+)`", _section("What to watch")):
+        assert f"| `{name}` |" in described or name == "beneath_outbox", name
+
+
+def test_characters_that_passwords_must_not_hold_are_shown_as_they_are_written() -> None:
+    (pairs,) = re.findall(r"write (.*?) as (.*?)\. Three", _section("PostgreSQL").replace("\n", " "))
+    plain, quoted = (re.findall(r"`(.*?)`", each) for each in pairs)
+    assert [unquote(each) for each in quoted] == plain
+
+
+def _section(title: str) -> str:
+    return DEPLOY.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
