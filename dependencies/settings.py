@@ -36,7 +36,7 @@ class DbSettings(Section):
     """The application's database."""
 
     url: Url = Url("sqlite:///./data/beneath.db")
-    """Where it is. `sqlite:///./relative/path.db` or `sqlite:////absolute/path.db`."""
+    """Where it is. `sqlite:///./relative/path.db`, `sqlite:////absolute/path.db`, or `postgresql://user:password@host/name`."""
 
     busy_timeout: Seconds = 10.0
     """Seconds that a writer waits for SQLite's write lock before it gives up."""
