@@ -202,7 +202,8 @@ async def test_it_returns_when_a_delay_is_published_that_ends_before_its_wait(ha
     await harness.clock.settle()
     await elsewhere.publish([message("a", due_at=before + 3)])
     assert ids(await until_done(harness, _result(fetching), step=0.25)) == ["a"]
-    assert 3 <= harness.clock.time() - before < 4
+    # Before the wait is over; how much before is up to how fast the store answers while the test's clock runs.
+    assert 3 <= harness.clock.time() - before < 8
 
 
 async def test_a_wake_ends_the_wait(harness: Harness, queue: MessageQueue) -> None:
