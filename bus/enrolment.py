@@ -11,7 +11,7 @@ from bus.listeners import Kind
 from bus.publisher import Publisher
 from bus.registry import ListenerRegistry
 from infra.clock import Clock
-from infra.mq import MessageQueue, QueueClosed, QueueError, QueueUnavailable, Subscription
+from infra.mq import MessageQueue, QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable, Subscription
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -93,8 +93,10 @@ class Enrolment:
             try:
                 await self._mq.open()
                 await self._enrol()
-            except QueueError as error:
+            except (QueueUnavailable, QueueClosed, QueueIndeterminate) as error:
                 log.debug("the queue is still away", error=str(error))
+            except QueueError as error:
+                log.error("the queue is there, but cannot be used", error=str(error))  # noqa: TRY400 - one line, for people
             else:
                 log.info("the queue is there")
                 return

@@ -164,7 +164,8 @@ class MessageQueue(Protocol):
         """Connect.
 
         Raises:
-            QueueUnavailable: with one line that says why and what to do.
+            QueueUnavailable: with one line that says why; it may be there later.
+            QueueRejected: with one line that says what to change first: waiting does not help.
         """
         ...
 

@@ -6,11 +6,12 @@ from infra.mq.errors import QueueError, QueueIndeterminate, QueueRejected, Queue
 
 _UNKNOWN = "it wants a password: put it into mq.redis.url, as redis://:PASSWORD@host:6379"
 _REFUSED = "it refuses this username or password: correct mq.redis.url"
+_FORBIDDEN = "this user may not do that: its ACL must allow @read, @write, @scripting, publish and subscribe here"
 
 _MEANS: tuple[tuple[type[Exception], str], ...] = (
     (
         redis_errors.NoPermissionError,
-        "this user may not do that: its ACL must allow @read, @write, @scripting, publish and subscribe here",
+        _FORBIDDEN,
     ),
     (redis_errors.ReadOnlyError, "it is a read-only replica: put the primary's address into mq.redis.url"),
     (redis_errors.OutOfMemoryError, "its memory is full (maxmemory): let workers catch up, or give it more"),
@@ -35,6 +36,10 @@ ANSWERS = (redis_errors.ResponseError, redis_errors.BusyLoadingError)
 """Errors that are the server's answer; nothing was done."""
 
 
+class Misconfigured(QueueUnavailable):
+    """It will not get better by waiting: somebody has to change a setting, here or at the server."""
+
+
 class Lost(Exception):
     """The connection broke, or no answer came in time, after a request had been sent."""
 
@@ -44,12 +49,12 @@ def explain(error: Exception, where: str) -> QueueError:
     said = " ".join(str(error).split()) or type(error).__name__
     for kind, meaning in _MEANS:
         if isinstance(error, kind):
-            return QueueUnavailable(f"Redis at {where}: {meaning}")
+            return _kind(meaning)(f"Redis at {where}: {meaning}")
     for sign, meaning in _SAID:
         if sign in said:
-            return QueueUnavailable(f"Redis at {where}: {meaning}")
+            return _kind(meaning)(f"Redis at {where}: {meaning}")
     if isinstance(error, redis_errors.AuthenticationError):
-        return QueueUnavailable(f"Redis at {where}: {_REFUSED}")
+        return Misconfigured(f"Redis at {where}: {_REFUSED}")
     if isinstance(error, redis_errors.ResponseError):
         return QueueRejected(f"Redis at {where} refuses: {said}")
     return QueueUnavailable(f"Redis at {where} cannot be reached: {said}")
@@ -58,3 +63,7 @@ def explain(error: Exception, where: str) -> QueueError:
 def lost(error: Exception, where: str) -> QueueIndeterminate:
     """Return what a lost answer means for a caller whose request may have changed something."""
     return QueueIndeterminate(f"the connection to Redis at {where} was lost: {error}")
+
+
+def _kind(meaning: str) -> type[QueueUnavailable]:
+    return Misconfigured if meaning in {_UNKNOWN, _REFUSED, _FORBIDDEN} else QueueUnavailable

@@ -12,7 +12,7 @@ from redis import exceptions as redis_errors
 from infra.mq.drivers.redis.address import Address
 from infra.mq.drivers.redis.errors import ANSWERS, Lost, explain, lost
 from infra.mq.drivers.redis.scripts import Script
-from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
+from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
 
 Argument = bytes | str | int | float
 
@@ -44,7 +44,7 @@ class Link:
         self._closed = False
         self._retry_at = 0.0
         self._backoff = FIRST_BACKOFF
-        self._refusal: QueueError | None = None
+        self._refusal: QueueUnavailable | None = None
         self._random = Random()  # noqa: S311 - it spreads reconnections, it keeps no secret
         self.connections = 0
         """How often it has connected."""
@@ -140,14 +140,15 @@ class Link:
             await self._drop()
         loop = asyncio.get_running_loop()
         if self._refusal is not None and loop.time() < self._retry_at:
-            raise QueueUnavailable(str(self._refusal)) from self._refusal
+            raise type(self._refusal)(str(self._refusal)) from self._refusal
         try:
             await self._connection.connect()  # type: ignore[no-untyped-call]  # of the client
         except (redis_errors.RedisError, OSError) as error:
-            self._refusal = explain(error, self.where)
+            said = explain(error, self.where)
+            self._refusal = said if isinstance(said, QueueUnavailable) else QueueUnavailable(str(said))
             self._retry_at = loop.time() + self._backoff * self._random.uniform(0.5, 1.0)
             self._backoff = min(self._backoff * 2, MAX_BACKOFF)
-            raise QueueUnavailable(str(self._refusal)) from error
+            raise self._refusal from error
         except BaseException:
             await self._drop()
             raise

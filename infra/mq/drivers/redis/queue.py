@@ -13,6 +13,7 @@ from infra.mq.drivers.redis.broadcast import RedisReceiver, broadcast, read_afte
 from infra.mq.drivers.redis.consumer import RedisConsumer, owner_name
 from infra.mq.drivers.redis.core import Core, Options
 from infra.mq.drivers.redis.dead import discard, letter, letters, retry
+from infra.mq.drivers.redis.errors import Misconfigured
 from infra.mq.drivers.redis.inspection import stats
 from infra.mq.drivers.redis.lease import Lease
 from infra.mq.drivers.redis.publisher import Publisher
@@ -20,6 +21,7 @@ from infra.mq.drivers.redis.schedule import withdraw
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.drivers.redis.server import inspect
 from infra.mq.drivers.redis.wire import microseconds
+from infra.mq.errors import QueueRejected
 from infra.mq.queue import REGISTRY_TTL
 from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
 
@@ -100,6 +102,9 @@ class RedisQueue:
             await inspect(link, core.keys)
             await core.measure(link)
             await core.catalog.load()
+        except Misconfigured as error:
+            await self.close()
+            raise QueueRejected(str(error)) from error
         except BaseException:
             await self.close()
             raise

@@ -4,9 +4,10 @@ import contextlib
 
 import structlog
 
+from infra.mq.drivers.redis.errors import Misconfigured
 from infra.mq.drivers.redis.keys import Keys
 from infra.mq.drivers.redis.link import Link
-from infra.mq.errors import QueueError, QueueUnavailable
+from infra.mq.errors import QueueError, QueueIndeterminate, QueueUnavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -18,19 +19,21 @@ async def inspect(link: Link, keys: Keys) -> None:
     """Refuse a server that would lose messages or cannot keep them; warn of one that forgets them when it restarts.
 
     Raises:
-        QueueUnavailable: with one line that says why and what to do.
+        Misconfigured: with one line that says why and what to do.
+        QueueUnavailable: the server did not answer.
+        QueueRejected: it knows nothing of what is needed.
     """
     where = f"Redis at {link.where}"
     info = _parse(await link.ask("INFO", "server")) | _parse(await link.ask("INFO", "replication"))
     version = info.get("redis_version", "0")
     if tuple(int(it) for it in version.split(".")[:2] if it.isdigit()) < OLDEST:
-        raise QueueUnavailable(f"{where} is version {version}: the queue needs Redis 7.0 or newer, or Valkey")
+        raise Misconfigured(f"{where} is version {version}: the queue needs Redis 7.0 or newer, or Valkey")
     if info.get("role") == "slave":
-        raise QueueUnavailable(f"{where} is a read-only replica: put the primary's address into mq.redis.url")
+        raise Misconfigured(f"{where} is a read-only replica: put the primary's address into mq.redis.url")
     memory = _parse(await link.ask("INFO", "memory"))
     policy = memory.get("maxmemory_policy", "noeviction")
     if policy.startswith("allkeys"):
-        raise QueueUnavailable(
+        raise Misconfigured(
             f"{where} deletes keys when its memory is full (maxmemory-policy {policy}), and messages with them: "
             "set maxmemory-policy to noeviction"
         )
@@ -43,7 +46,7 @@ async def _try_to_write(link: Link, keys: Keys) -> None:
     try:
         await link.command("EVAL", "return redis.call('HSETNX', KEYS[1], 'n', '0')", 1, keys.of("meta"))
         await link.command("PUBLISH", keys.changes, "")
-    except QueueError as error:
+    except QueueIndeterminate as error:
         raise QueueUnavailable(str(error)) from error
 
 
