@@ -163,7 +163,7 @@ async def test_a_backup_of_a_running_database_holds_its_queue_and_needs_no_lock_
         assert sorted(await acting.drain(worker)) == ["claimed", "waiting"]
 
 
-async def test_the_role_and_the_database_are_enough_to_migrate() -> None:
+async def test_the_role_and_the_database_are_enough_to_migrate_and_to_run(tmp_path: Path) -> None:
     server = postgres_servers.shared()
     (block,) = named("sql", step="postgresql")
     statements = [each.strip() for each in block.text.split(";") if each.strip()]
@@ -171,10 +171,17 @@ async def test_the_role_and_the_database_are_enough_to_migrate() -> None:
     try:
         for each in statements:
             await server.execute(each)
-        db = Database(server.url("beneath", user="beneath", password=secret))
+        url = server.url("beneath", user="beneath", password=secret)
+        db = Database(url)
         await db.open()
         assert await upgrade(db, HISTORIES) != []
         await db.close()
+        settings = Settings(
+            db=DbSettings(url=Url(url)), control=ControlSettings(port=0), mail=MailSettings(folder=tmp_path / "mail")
+        )
+        async with Application(Container(settings=settings)).running("all") as running:
+            await running.services.user.create(email="ada@example.com", name="Ada")
+            await until(lambda: mailed(tmp_path / "mail"))
     finally:
         await server.execute("DROP DATABASE IF EXISTS beneath WITH (FORCE)")
         await server.execute("DROP ROLE IF EXISTS beneath")
