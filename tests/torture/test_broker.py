@@ -53,6 +53,7 @@ def test_what_is_committed_while_the_broker_is_away_flows_in_order_when_it_is_ba
     far.publish(both(0), listeners=LISTENERS)
     worker = far.started(*LISTENERS)
     until(lambda: len(far.runs("flaky", "end")) == len(KEYS), "all goes well")
+    far.wait_empty()
     broker.kill()
     # One that was there before, and one that starts now, with nobody to tell it what is subscribed.
     publishers = [

@@ -7,6 +7,7 @@ from tests.e2e.processes import until
 from tests.servers import RedisServer
 from tests.torture.events import Job, Step
 from tests.torture.fleet import Fleet
+from tests.torture.nursery import Child
 from tests.torture.opening import Opened
 
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
@@ -26,9 +27,9 @@ def test_after_50000_messages_it_has_as_many_keys_as_an_empty_queue_and_no_more_
     with redis.Redis.from_url(broker.url) as client:
         client.config_set("appendfsync", "no")
         queue = {"dedupe_window": WINDOW}
-        far.stop(*far.pair("quiet", "quiet_key", queue=queue))
+        far.stop(*joined(far, queue))
         keys, memory = client.dbsize(), dataset(client)
-        workers = far.pair("quiet", "quiet_key", queue=queue)
+        workers = joined(far, queue)
 
         async def publish(site: Opened) -> None:
             for n in range(MESSAGES // BATCH // 2):
@@ -38,16 +39,16 @@ def test_after_50000_messages_it_has_as_many_keys_as_an_empty_queue_and_no_more_
         far.run(publish, queue=queue)
         far.wait_empty()
         far.stop(*workers)
-        until(
-            lambda: (
-                client.dbsize() <= keys
-                or print(client.dbsize(), keys, [(k, client.type(k), client.ttl(k)) for k in client.scan_iter()][:12])
-            ),
-            f"there are {keys} keys again",
-            timeout=3,
-        )
+        until(lambda: client.dbsize() <= keys, f"there are {keys} keys again")
         assert dataset(client) - memory < BOUND
         print(f"{keys} keys before and after; {dataset(client) - memory} bytes more")  # noqa: T201
+
+
+def joined(fleet: Fleet, queue: dict[str, float]) -> list[Child]:
+    """Start two workers, and return when the broker knows of both."""
+    workers = fleet.pair("quiet", "quiet_key", queue=queue)
+    until(lambda: "quiet" in (stats := fleet.stats()) and stats["quiet"].workers == 2, "both have joined")
+    return workers
 
 
 def dataset(client: "redis.Redis") -> int:

@@ -1,0 +1,132 @@
+"""The application on a broker that goes away, and on brokers that it cannot use."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.application import SERVER, WORKER, Installation, Running
+from tests.e2e.processes import Processes, until
+from tests.servers import RedisServer, free_port, new_server
+from tests.stacks import Place, chosen
+
+pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
+
+SECONDS = 20.0
+"""Within which every process must have gone on by itself."""
+
+
+@pytest.fixture
+def broker() -> Iterator[RedisServer]:
+    server = started("--appendonly", "yes", "--save", "")
+    yield server
+    server.kill()
+
+
+def started(*options: str) -> RedisServer:
+    kind = chosen().broker
+    assert kind is not None
+    return new_server(kind, *options)
+
+
+def test_requests_succeed_while_the_broker_is_away_and_what_they_caused_follows_when_it_is_back(
+    processes: Processes, tmp_path: Path, broker: RedisServer
+) -> None:
+    installation = Installation(processes, tmp_path, Place(redis_url=broker.url))
+    server, worker = (installation.start(name) for name in (SERVER, WORKER))
+    broker.kill()
+    took: list[float] = []
+    callers = []
+    for number in range(5):
+        asked_at = time.monotonic()
+        callers.append(server.sign_up(f"ada{number}@example.com"))
+        took.append(time.monotonic() - asked_at)
+    # One that starts while the queue is away serves as well.
+    other = Running(installation.spawn("start", SERVER))
+    until(lambda: any(each["event"] == "listening" for each in logs(other)), "it listens")
+    callers.append(other.sign_up("ada5@example.com"))
+    assert waiting(tmp_path) > 0
+    assert installation.mails() == []
+
+    broker.start()
+    back_at = time.monotonic()
+    until(lambda: len(installation.mails()) == len(callers), "the mails are there", timeout=SECONDS)
+    print(f"requests took at most {max(took):.2f} s; mails {time.monotonic() - back_at:.1f} s after")  # noqa: T201
+    for caller in callers:
+        [organization] = caller.items("/v1/organizations")
+        journal = f"/v1/organizations/{organization['id']}/audit"
+        until(lambda c=caller, j=journal: len(c.items(j)) == 2, "the journal is written", timeout=SECONDS)  # type: ignore[misc]
+        assert [each["event"] for each in caller.items(journal)] == ["OrganizationCreated", "ProjectCreated"]
+    until(lambda: waiting(tmp_path) == 0, "nothing waits any more")
+    for each in (worker, other, server):
+        each.stop()
+
+
+def waiting(folder: Path) -> int:
+    """Return how much waits in the outbox."""
+    with closing(sqlite3.connect(folder / "data" / "beneath.db")) as db:
+        return int(db.execute("SELECT count(*) FROM beneath_outbox").fetchone()[0])
+
+
+def test_an_unreachable_broker_keeps_nobody_from_starting(processes: Processes, tmp_path: Path) -> None:
+    installation = Installation(processes, tmp_path, Place(redis_url=f"redis://127.0.0.1:{free_port()}"))
+    running = Running(installation.spawn("start", "all"))
+    until(lambda: any("the queue is away" in each["event"] for each in logs(running)), "it warns")
+    until(lambda: any(each["event"] == "listening" for each in logs(running)), "it listens")
+    running.sign_up("ada@example.com")
+    running.stop()
+
+
+def logs(running: Running) -> list[dict[str, str]]:
+    assert running.process.running, running.process.stderr
+    return running.logs
+
+
+@pytest.mark.parametrize(
+    ("options", "address", "said"),
+    [
+        ((), "http://127.0.0.1:{port}", "mq.redis.url is not the URL of a Redis server"),
+        (("--requirepass", "right"), "redis://:wrong@127.0.0.1:{port}", "it refuses this username or password"),
+        (("--requirepass", "right"), "redis://127.0.0.1:{port}", "it wants a password"),
+        (
+            ("--user", "reader", "on", ">pw", "~*", "&*", "+@read", "+info", "+client", "+select"),
+            "redis://reader:pw@127.0.0.1:{port}",
+            "this user may not do that: its ACL must allow",
+        ),
+        (("--replicaof", "127.0.0.1 1"), "redis://127.0.0.1:{port}", "is a read-only replica"),
+        (
+            ("--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru"),
+            "redis://127.0.0.1:{port}",
+            "set maxmemory-policy to noeviction",
+        ),
+    ],
+    ids=["scheme", "wrong password", "no password", "permission", "replica", "evicting"],
+)
+def test_a_broker_that_cannot_be_used_is_refused_in_one_line(
+    processes: Processes, tmp_path: Path, options: tuple[str, ...], address: str, said: str
+) -> None:
+    server = started(*options)
+    installation = Installation(processes, tmp_path, Place(redis_url=address.format(port=server.port)))
+    for arguments in (("start", "all"), ("bus", "stats")):
+        process = installation.spawn(*arguments, env={"BENEATH_LOG_LEVEL": "error"})
+        assert process.wait() in {1, 2}, process.stderr
+        [line] = process.stderr.splitlines()
+        assert said in line
+        assert line.startswith("beneath: ")
+        assert "wrong@" not in line
+    server.kill()
+
+
+def test_a_message_over_the_limit_is_refused_in_one_line(installation: Installation) -> None:
+    installation.start("all").stop()
+    fields = '{"user_id": "01a209e7-4622-750b-b3d6-3f88b7bfd1f3", "email": "e@example.com", "name": "%s"}' % (
+        "x" * 2000
+    )
+    process = installation.spawn("bus", "publish", "UserUpdated", fields, env={"BENEATH_BUS_MAX_PAYLOAD": "1024"})
+    assert process.wait() == 1, process.stderr
+    line = process.stderr.splitlines()[-1]
+    assert line.startswith("beneath: UserUpdated has a payload of 2")
+    assert "at most 1024 are allowed" in line
