@@ -31,9 +31,9 @@ dev: $(READY)  ## The same, restarted whenever a source file changes
 
 test: $(READY)  ## Run the tests
 	@$(BIN)/python -m pytest -n auto
-	@BENEATH_TEST_STACK=sqlite+valkey $(BIN)/python -m pytest -m brief tests/e2e tests/torture
 
-test-all: $(READY)  ## Run the tests with processes on every stack with a broker, if its server is there
+test-all: $(READY)  ## Run what `make test` leaves out: the other servers, and processes on every stack with a broker
+	@BENEATH_TEST_DRIVERS=redis7,redis8 $(BIN)/python -m pytest -n auto tests/contract
 	@set -e; for stack in $(STACKS); do echo "== $$stack"; BENEATH_TEST_STACK=$$stack $(BIN)/python -m pytest tests/e2e tests/torture; done
 
 check: $(READY)  ## Lint, check types, check the import contracts

@@ -13,7 +13,6 @@ STEPS = 200
 EVENTS = len(KEYS) * STEPS
 
 
-@pytest.mark.brief
 def test_order_holds_under_fire_and_nothing_is_lost(fleet: Fleet) -> None:
     workers = fleet.pair("flaky", "sibling")
     publishers = [

@@ -15,7 +15,6 @@ KILLS = 5
 LISTENERS = ("flaky", "done")
 
 
-@pytest.mark.brief
 def test_after_sigkill_in_mid_commit_there_is_one_event_for_each_row_and_none_without(fleet: Fleet) -> None:
     random = Random(8)
     fleet.rows.execute("CREATE TABLE ledger (key TEXT, n INTEGER, PRIMARY KEY (key, n))")
