@@ -27,7 +27,13 @@ def build_queue(settings: Settings, db: Database, clock: Clock) -> MessageQueue:
         case "sql":
             from infra.mq.drivers.sql import SqlQueue
 
-            return SqlQueue(db, clock=clock, dedupe_window=settings.mq.dedupe_window, patience=settings.db.busy_timeout)
+            return SqlQueue(
+                db,
+                clock=clock,
+                dedupe_window=settings.mq.dedupe_window,
+                patience=settings.db.busy_timeout,
+                lease=settings.worker.lease,
+            )
         case "memory":
             from infra.mq.drivers.memory import MemoryQueue
 

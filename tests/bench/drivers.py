@@ -15,11 +15,13 @@ import structlog
 from tests.bench import measure
 from tests.bench.embedded import MemoryBench, SqliteBench, settle_down
 from tests.bench.measure import Bench
+from tests.bench.postgres import PostgresBench
 from tests.bench.redis import RedisBench
 
 BENCHES: dict[str, Callable[[], Bench]] = {
     "memory": MemoryBench,
     "sqlite": SqliteBench,
+    "postgres": PostgresBench,
     "valkey": lambda: RedisBench("valkey"),
     "redis8": lambda: RedisBench("redis8"),
 }

@@ -141,7 +141,8 @@ class Connections:
         return await self._db.connect(
             lock_timeout=str(int(self._patience * 1000)),
             default_transaction_isolation="read committed",
-            # Plans that were made while the tables were empty must not read all of them once they are full.
+            # Plans are made once; those from when the tables were empty must not read all of them once they are full.
+            plan_cache_mode="force_generic_plan",
             enable_seqscan="off",
             jit="off",
         )

@@ -33,6 +33,7 @@ class Publisher:
         self._send = send
         self._waiting: list[_Request] = []
         self._lanes: set[asyncio.Task[None]] = set()
+        self._busy = 0
         self.groups = 0
         """How many groups were sent so far."""
 
@@ -45,7 +46,8 @@ class Publisher:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[None] = loop.create_future()
         self._waiting.append(_Request(messages, answer))
-        if len(self._lanes) < LANES:
+        if self._busy < LANES:
+            self._busy += 1
             # Nobody's context: the first caller's transaction is not that of the others in its group.
             lane = loop.create_task(self._work_off(), context=contextvars.Context())
             self._lanes.add(lane)
@@ -67,6 +69,9 @@ class Publisher:
                     request.answer.set_exception(QueueClosed(f"the queue's publisher was stopped: {error!r}"))
             self._waiting.clear()
             raise
+        finally:
+            # At once, and not when the task is known to be done: what is asked for in between needs a lane of its own.
+            self._busy -= 1
 
     def _next_group(self) -> list[_Request]:
         group: list[_Request] = []

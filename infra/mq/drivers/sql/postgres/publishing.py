@@ -69,13 +69,18 @@ async def forget_ids(driver: Driver, before: float) -> None:
     await driver.execute(_FORGET, before)
 
 
-def _columns(messages: Sequence[Message]) -> tuple[list[Any], ...]:
+def _columns(messages: Sequence[Message]) -> tuple[list[Any] | None, ...]:
     return (
         [it.id for it in messages],
         [it.event for it in messages],
-        [it.ordering_key for it in messages],
-        [it.due_at for it in messages],
+        _sparse([it.ordering_key for it in messages]),
+        _sparse([it.due_at for it in messages]),
         [it.published_at for it in messages],
-        [it.dedupe for it in messages],
+        [it.dedupe for it in messages] if any(it.dedupe for it in messages) else None,
         [it.body for it in messages],
     )
+
+
+def _sparse(column: list[Any]) -> list[Any] | None:
+    """Return None for a column without any value: it need not be sent."""
+    return column if any(it is not None for it in column) else None
