@@ -22,7 +22,7 @@ from infra.db.postgresql_url import Address, parse
 MIGRATING = int.from_bytes(b"beneath", "big")
 """The advisory lock of whoever migrates."""
 
-BESIDES = 6
+BESIDES = 7
 """How many connections this process may open beside the pool: those of the queue."""
 
 _STATE = """

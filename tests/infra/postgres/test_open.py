@@ -146,7 +146,7 @@ async def test_a_database_that_is_read_only(server: PostgresServer, url: str) ->
 async def test_fewer_connections_than_a_process_may_need(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     error = await refusal(server.url(name, user="few"))
-    assert "allows 5 connections, and each of our processes may need 16" in str(error)
+    assert "allows 5 connections, and each of our processes may need 17" in str(error)
 
 
 async def test_no_connection_left(server: PostgresServer, url: str) -> None:

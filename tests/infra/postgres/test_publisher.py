@@ -7,6 +7,7 @@ import pytest
 
 from infra.mq import Message, QueueRejected, QueueUnavailable
 from infra.mq.drivers.sql.postgres import publisher
+from infra.mq.drivers.sql.postgres.errors import KeyBusy
 from infra.mq.drivers.sql.postgres.publisher import Publisher
 from tests.infra.mq.acting import message
 
@@ -19,14 +20,20 @@ class Wire:
         self.gate = asyncio.Event()
         self.gate.set()
         self.error: Exception | None = None
+        self.busy: set[str] = set()
+        self.busy_gate = asyncio.Event()
 
     @property
     def sent(self) -> list[str]:
         return [it for group in self.groups for it in group]
 
-    async def send(self, messages: Sequence[Message]) -> None:
+    async def send(self, messages: Sequence[Message], patient: bool) -> None:
+        if not patient and any(it.ordering_key in self.busy for it in messages):
+            raise KeyBusy("busy")
         self.groups.append([it.id for it in messages])
         await self.gate.wait()
+        if patient:
+            await self.busy_gate.wait()
         if any(it.id.startswith("bad") for it in messages):
             raise QueueRejected("bad")
         if self.error is not None:
@@ -111,3 +118,33 @@ async def test_large_groups_are_split_and_large_calls_are_not(monkeypatch: pytes
     sizes = [1, 2, 2, 5, 1, 1]
     await asyncio.gather(*(sender.publish([message(f"{n}")] * size) for n, size in enumerate(sizes)))
     assert [len(it) for it in wire.groups] == [3, 2, 5, 2]
+
+
+async def test_those_whose_key_is_busy_wait_apart_and_keep_their_order() -> None:
+    wire = Wire()
+    wire.busy = {"busy"}
+    sender = Publisher(wire.send)
+    calls = [
+        asyncio.ensure_future(sender.publish([message(f"{n}", key="busy" if n % 3 == 0 else "free")])) for n in range(9)
+    ]
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(it for n, it in enumerate(calls) if n % 3))
+        late = asyncio.ensure_future(sender.publish([message("late", key="busy")]))
+        await sender.publish([message("aside", key="free")])
+        assert not late.done()
+        wire.busy.clear()
+        wire.busy_gate.set()
+        await asyncio.gather(*calls, late)
+        await sender.publish([message("after", key="busy")])
+    assert [it for it in wire.sent if it in {"0", "3", "6", "late", "after"}] == ["0", "3", "6", "late", "after"]
+    assert not sender._busy
+
+
+async def test_one_that_waits_for_its_key_in_vain_is_told_so() -> None:
+    async def send(_: Sequence[Message], patient: bool) -> None:
+        raise KeyBusy("held for too long" if patient else "held")
+
+    sender = Publisher(send)
+    answers = await asyncio.gather(*(sender.publish([message(it, key=it)]) for it in "ab"), return_exceptions=True)
+    assert [str(it) for it in answers] == ["held for too long"] * 2
+    assert not sender._busy

@@ -105,25 +105,29 @@ END $$
 """
 
 PLACE = f"""
--- Give scheduled messages that are due their places. Whoever calls it has locked their first deliveries, and their
--- keys. What stands behind an earlier one that somebody else has locked stays: it would overtake that.
-CREATE FUNCTION beneath_place_1(messages text[], now_at double precision) RETURNS void LANGUAGE plpgsql {INDEXED} AS $$
+-- Give scheduled messages that are due their places, in one order in all mailboxes. Whoever calls it has locked their
+-- first deliveries, and their keys. Unless they may overtake, what stands behind an earlier one that somebody else has
+-- locked stays where it is.
+CREATE FUNCTION beneath_place_1(messages text[], now_at double precision, overtaking boolean) RETURNS void
+LANGUAGE plpgsql {INDEXED} AS $$
 BEGIN
     WITH mine AS MATERIALIZED (
-        SELECT d.id, d.message_id, d.mailbox, d.due_at FROM unnest(messages) AS m (id)
+        SELECT d.id, d.message_id, d.mailbox, d.due_at, min(d.id) OVER (PARTITION BY d.message_id, d.due_at) AS first
+        FROM unnest(messages) AS m (id)
         JOIN beneath_delivery AS d ON d.state = 3 AND d.message_id = m.id AND d.due_at <= now_at
     ), ahead AS MATERIALIZED (
         SELECT DISTINCT ON (d.mailbox) d.mailbox, d.due_at, d.id
-        FROM (SELECT DISTINCT mailbox FROM mine WHERE mailbox IS NOT NULL) AS k
+        FROM (SELECT DISTINCT mailbox FROM mine WHERE mailbox IS NOT NULL AND NOT overtaking) AS k
         JOIN beneath_delivery AS d ON d.state = 3 AND d.mailbox = k.mailbox AND d.due_at <= now_at
         WHERE d.message_id NOT IN (SELECT unnest(messages)) ORDER BY d.mailbox, d.due_at, d.id
     ), due AS MATERIALIZED (
-        SELECT id, due_at FROM mine WHERE message_id NOT IN (
+        SELECT id, due_at, first FROM mine WHERE message_id NOT IN (
             SELECT l.message_id FROM mine AS l JOIN ahead AS a ON a.mailbox = l.mailbox
             WHERE (a.due_at, a.id) < (l.due_at, l.id)
         )
     ), numbered AS MATERIALIZED (
-        SELECT s.id, nextval('beneath_number') AS number FROM (SELECT id FROM due ORDER BY due_at, id) AS s
+        SELECT s.id, nextval('beneath_number') AS number
+        FROM (SELECT id FROM due ORDER BY due_at, first, id) AS s
     ), placed AS (
         UPDATE beneath_delivery AS d SET
             id = CASE WHEN d.mailbox IS NULL THEN d.id ELSE n.number END,
@@ -168,7 +172,7 @@ BEGIN
         SELECT d.mailbox FROM unnest(messages) AS m (id)
         JOIN beneath_delivery AS d ON d.state = 3 AND d.message_id = m.id WHERE d.mailbox IS NOT NULL
     ));
-    PERFORM beneath_place_1(messages, now_at);
+    PERFORM beneath_place_1(messages, now_at, false);
 END $$
 """
 
@@ -203,7 +207,7 @@ PUBLISH = f"""
 CREATE FUNCTION beneath_publish_1(
     ids text[], events text[], keys text[], dues double precision[], published double precision[], dedupes boolean[],
     bodies bytea[], now_at double precision, forgotten_at double precision,
-    route_events text[], route_subscriptions bigint[], route_ordered boolean[]
+    route_events text[], route_subscriptions bigint[], route_ordered boolean[], patience text
 ) RETURNS integer LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
     -- It cannot wait for other writers of a row, only fail: what has to wait is left for later.
@@ -212,6 +216,9 @@ DECLARE
     mailboxes text[] := '{{}}';
     earlier text[] := '{{}}';
 BEGIN
+    IF patience IS NOT NULL THEN
+        PERFORM set_config('lock_timeout', patience, true);
+    END IF;
     PERFORM pg_advisory_xact_lock_shared({REGISTRY}, 0);
     IF route_events IS NULL THEN
         IF frozen THEN
@@ -256,7 +263,7 @@ BEGIN
         END IF;
         PERFORM beneath_lock_keys_1(mailboxes);
         IF cardinality(earlier) > 0 THEN
-            PERFORM beneath_place_1(earlier, now_at);
+            PERFORM beneath_place_1(earlier, now_at, true);
         END IF;
         INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn)
         SELECT n.subscription, n.key, 0, n.due_at, nextval('beneath_number') FROM (

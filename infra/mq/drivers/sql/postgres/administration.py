@@ -124,7 +124,7 @@ async def retire(driver: Driver, name: str, event: str | None, backlog: Backlog,
         SubscriptionNotFound: nothing is kept under that name, or it has no such event.
         ListenerInUse: a live worker has it, or a backlog exists and is to be refused.
     """
-    await driver.execute(registry.LOCK_REGISTRY)
+    await registry.lock(driver)
     subscription = (await registry.get(driver, name)).id
     if event is None:
         await _refuse_if_used(driver, name, subscription)

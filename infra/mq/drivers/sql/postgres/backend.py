@@ -1,6 +1,7 @@
 """The queue on PostgreSQL, put together: who executes what, and on which connection."""
 
 import asyncio
+import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Literal, TypeVar, cast
@@ -24,7 +25,7 @@ from infra.mq.drivers.sql.postgres.ambient import Announcement, run_in
 from infra.mq.drivers.sql.postgres.bell import Bell
 from infra.mq.drivers.sql.postgres.clock import ServerClock
 from infra.mq.drivers.sql.postgres.connections import Connections, Operation
-from infra.mq.drivers.sql.postgres.errors import queue_error
+from infra.mq.drivers.sql.postgres.errors import KeyBusy, queue_error
 from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, Member
 from infra.mq.drivers.sql.postgres.publisher import Publisher
 from infra.mq.errors import QueueError, QueueIndeterminate, QueueUnavailable
@@ -45,6 +46,12 @@ T = TypeVar("T")
 STUCK = 0.05
 """Seconds after which scheduled messages are looked at again that are due, but held by somebody's transaction."""
 
+IMPATIENCE = 0.05
+"""Seconds that publishes which leave together wait for a key; then those that need it wait for it alone."""
+
+REGISTRY_PAUSE = 0.1
+"""Seconds between two attempts to change the registry while publishes are under way."""
+
 
 class PostgresBackend:
     """A `Backend` on one PostgreSQL database."""
@@ -58,7 +65,10 @@ class PostgresBackend:
         self._bell = Bell(self._server, self._connections, self.clock, options.longest_silence)
         self._keeper = LeaseKeeper(self._server, options.lease)
         self._publisher = Publisher(self._send)
-        self._scheduled_after = 0.0
+        self._scheduled: float | None = None
+        """When the earliest scheduled message was due, at the last look."""
+
+        self._not_before = 0.0
 
     @property
     def interruptions(self) -> int:
@@ -118,7 +128,7 @@ class PostgresBackend:
             partial(registry.is_declared, subscriptions=subscriptions, broadcasts=broadcasts), several=True
         ):
             return await self._read(registry.changed_at)
-        return await self._change(partial(self._declare, subscriptions=subscriptions, broadcasts=broadcasts))
+        return await self._change_registry(partial(self._declare, subscriptions=subscriptions, broadcasts=broadcasts))
 
     async def registry(self) -> Registry:
         return await self._read(registry.registry)
@@ -137,8 +147,9 @@ class PostgresBackend:
 
     async def next_due(self, names: Collection[str]) -> float | None:
         due_at, scheduled = await self._read(partial(claiming.next_due, names=names))
+        self._scheduled = scheduled
         if scheduled is not None:
-            scheduled = max(scheduled, self._scheduled_after)
+            scheduled = max(scheduled, self._not_before)
         return min((it for it in (due_at, scheduled) if it is not None), default=None)
 
     async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
@@ -158,8 +169,8 @@ class PostgresBackend:
                 mine.fences.add(it.fence)
             else:
                 mine.deliveries.add(cast("int", it.deliveries[0].id))
-        if not claims:
-            self._scheduled_after = now + STUCK
+        if not claims and self._scheduled is not None and self._scheduled <= now:
+            self._not_before = now + STUCK
         return claims
 
     async def settle(self, member: Membership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
@@ -223,14 +234,20 @@ class PostgresBackend:
         self, name: str, event: str | None, backlog: Literal["refuse", "discard", "dead"], now: float
     ) -> int:
         operation = partial(administration.retire, name=name, event=event, backlog=backlog, now=now)
-        return await self._change(operation)
+        return await self._change_registry(operation)
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
-    async def _send(self, messages: Sequence[Message]) -> None:
-        window = self._options.dedupe_window
-        now = self.clock.time()
-        await self._write(partial(publishing.publish, messages=messages, now=now, dedupe_window=window))
+    async def _send(self, messages: Sequence[Message], patient: bool) -> None:  # see `Send`
+        await self._write(
+            partial(
+                publishing.publish,
+                messages=messages,
+                now=self.clock.time(),
+                dedupe_window=self._options.dedupe_window,
+                patience=self._options.patience if patient else IMPATIENCE,
+            )
+        )
 
     async def _publish_in(self, transaction: Transaction, messages: Sequence[Message], now: float) -> None:
         window = self._options.dedupe_window
@@ -290,6 +307,17 @@ class PostgresBackend:
         result = await self._connections.transaction(operation)
         self._bell.ring()
         return result
+
+    async def _change_registry(self, operation: Operation[T]) -> T:
+        # Whoever waits for the registry keeps every publisher waiting: rather often and briefly than once and long.
+        deadline = time.monotonic() + self._options.patience
+        while True:
+            try:
+                return await self._change(operation)
+            except KeyBusy:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(REGISTRY_PAUSE)
 
     async def _read(self, operation: Operation[T], *, several: bool = False) -> T:
         if several:

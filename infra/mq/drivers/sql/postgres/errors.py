@@ -22,6 +22,10 @@ _MISSING = frozenset({"42P01", "42883", "42703", "3F000"})
 _TOO_LARGE = frozenset({"54000", "53200"})
 
 
+class KeyBusy(QueueUnavailable):
+    """Another transaction held what was needed for too long; nothing was changed."""
+
+
 def queue_error(error: BaseException, db: PostgreSQL, *, writing: bool) -> QueueError:
     """Return what `error` means to a user of the queue, in one line; `writing`: outside any transaction."""
     if isinstance(error, QueueError):
@@ -40,7 +44,7 @@ def queue_error(error: BaseException, db: PostgreSQL, *, writing: bool) -> Queue
     if code in _MISSING:
         return QueueUnavailable(f"{where}: the queue's tables are missing: run `beneath migrate up`")
     if code == LOCK_TIMEOUT:
-        return QueueUnavailable(f"{where}: another transaction held what was needed for too long; try again")
+        return KeyBusy(f"{where}: another transaction held what was needed for too long; try again")
     if code in _TOO_LARGE:
         return MessageTooLarge(f"{where}: a message is larger than PostgreSQL can hold ({line(error)})")
     if code[:2] in {"22", "23"} or (not code and isinstance(error, ValueError | OverflowError | TypeError)):

@@ -11,7 +11,7 @@ DONE, PROMOTE, ROUTES_WANTED = range(3)
 
 PROMOTED_AT_ONCE = 200
 
-_PUBLISH = "SELECT beneath_publish_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+_PUBLISH = "SELECT beneath_publish_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 _ROUTES = """
 SELECT r.event, s.id, s.ordered = 1 FROM beneath_route AS r JOIN beneath_subscription AS s ON s.id = r.subscription
 WHERE r.event = ANY ($1::text[])
@@ -34,11 +34,20 @@ Routes = tuple[list[str], list[int], list[bool]]
 
 
 async def publish(
-    driver: Driver, messages: Sequence[Message], now: float, dedupe_window: float, routes: Routes | None = None
+    driver: Driver,
+    messages: Sequence[Message],
+    now: float,
+    dedupe_window: float,
+    routes: Routes | None = None,
+    patience: float | None = None,
 ) -> int:
-    """Store one delivery of every message for each subscription of its event; return what is left to do."""
+    """Store one delivery of every message for each subscription of its event; return what is left to do.
+
+    With a `patience`, in seconds, it waits no longer for a lock; not for use in other people's transactions.
+    """
+    longest = None if patience is None else f"{max(1, int(patience * 1000))}ms"
     answer: int = await driver.fetchval(
-        _PUBLISH, *_columns(messages), now, now - dedupe_window, *(routes or (None, None, None))
+        _PUBLISH, *_columns(messages), now, now - dedupe_window, *(routes or (None, None, None)), longest
     )
     return answer
 

@@ -7,8 +7,7 @@ from infra.db.postgresql_driver import Driver
 from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
 from infra.mq.types import Registry, Subscription
 
-LOCK_REGISTRY = "SELECT pg_advisory_xact_lock(1650812527, 0)"
-"""Wait until every publish that went by the registry so far has committed, and keep others waiting."""
+_LOCK = "SELECT set_config('lock_timeout', '200ms', true), pg_advisory_xact_lock(1650812527, 0)"
 
 SHARE_REGISTRY = "SELECT pg_advisory_xact_lock_shared(1650812527, 0)"
 
@@ -48,13 +47,18 @@ class Kept:
     ordered: bool
 
 
+async def lock(driver: Driver) -> None:
+    """Wait a moment until every publish that went by the registry so far has committed, and keep others waiting."""
+    await driver.execute(_LOCK)
+
+
 async def declare(driver: Driver, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> bool:
     """Add what is missing, in a transaction; return whether anything was.
 
     Raises:
         SubscriptionConflict: something contradicts what is kept.
     """
-    await driver.execute(LOCK_REGISTRY)
+    await lock(driver)
     changed = False
     for wanted in subscriptions:
         changed = await _declare_one(driver, wanted) or changed

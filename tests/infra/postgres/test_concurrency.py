@@ -1,0 +1,170 @@
+"""Many transactions on few ordering keys: no deadlock, one order, nothing stranded; there is no sweeper."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from infra.db import Database
+from infra.mq import MAILBOX_BATCH
+from infra.mq.drivers.sql import SqlQueue
+from tests.infra.mq.acting import message, subscription
+from tests.infra.postgres.queues import MAIL, POST, WORK, Handled, Store, new_store, working
+from tests.postgres_servers import PostgresServer
+
+KEYS = ("a", "b", "c")
+LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+
+
+@pytest.fixture
+async def store(server: PostgresServer) -> AsyncIterator[Store]:
+    async with new_store(server) as store:
+        yield store
+
+
+@pytest.fixture
+async def opened(store: Store) -> list[tuple[SqlQueue, Database]]:
+    """Two processes."""
+    two = [await store.open(options="pool_size=20") for _ in range(2)]
+    subscriptions = [subscription(WORK), subscription(MAIL, ordered=True), subscription(POST, ordered=True)]
+    await two[0][0].declare(subscriptions, [])
+    return two
+
+
+class Log:
+    """When each publish began, and when its COMMIT had returned."""
+
+    def __init__(self) -> None:
+        self.began: dict[str, float] = {}
+        self.returned: dict[str, float] = {}
+        self.keys: dict[str, str] = {}
+
+    def of(self, key: str) -> list[str]:
+        return [it for it in self.returned if self.keys[it] == key]
+
+    def check(self, handled: Handled) -> None:
+        """All ordered subscriptions saw one order, in which who had returned stands before who began after that."""
+        assert sorted(it for _, it in handled.messages[WORK]) == sorted(self.returned)
+        for key in sorted(set(self.keys.values())):
+            order = handled.of(MAIL, key)
+            assert sorted(order) == sorted(self.of(key))
+            assert handled.of(POST, key) == order
+            latest = 0.0
+            for name in order:
+                latest = max(latest, self.began[name])
+                assert self.returned[name] >= latest, f"{name} came after something that began when it had returned"
+
+
+async def publish(queue: SqlQueue, db: Database, log: Log, name: str, keys: list[str], level: str = LEVELS[0]) -> None:
+    """Publish one message for each key in a transaction that also writes a row of the application's."""
+    ids = [f"{name}-{key}" for key in keys]
+    for it, key in zip(ids, keys, strict=True):
+        log.began[it], log.keys[it] = time.monotonic(), key
+    async with db.transaction() as tx:
+        await tx.session.execute(text(f"SET TRANSACTION ISOLATION LEVEL {level}"))
+        await tx.session.execute(text("INSERT INTO thing (name) VALUES (:name)"), {"name": name})
+        await queue.publish([message(it, key=key) for it, key in zip(ids, keys, strict=True)])
+    for it in ids:
+        log.returned[it] = time.monotonic()
+
+
+async def make_table(db: Database) -> None:
+    async with db.transaction() as tx:
+        await tx.session.execute(text("CREATE TABLE thing (name TEXT)"))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("level", LEVELS)
+async def test_two_hundred_transactions_at_once_on_the_same_keys(
+    opened: list[tuple[SqlQueue, Database]], level: str
+) -> None:
+    await make_table(opened[0][1])
+    log, handled, rng = Log(), Handled(), random.Random(1)
+    async with working(handled, *(queue for queue, _ in opened)):
+        calls = []
+        for n in range(200):
+            queue, db = opened[n % 2]
+            keys = rng.sample(KEYS, rng.randint(1, 3))
+            calls.append(publish(queue, db, log, f"t{n}", keys, level))
+        await asyncio.gather(*calls)
+        await handled.until(lambda it: all(len(done) == len(log.returned) for done in it.messages.values()))
+    log.check(handled)
+
+
+@pytest.mark.timeout(240)
+async def test_no_wake_up_is_lost_between_publishers_and_workers_on_few_keys(
+    store: Store, opened: list[tuple[SqlQueue, Database]]
+) -> None:
+    """Every mailbox is emptied and filled again all the time, from transactions of every kind and from without."""
+    await make_table(opened[0][1])
+    log, handled, rng = Log(), Handled(), random.Random(2)
+
+    async def publisher(number: int) -> None:
+        queue, db = opened[number % 2]
+        for n in range(60):
+            keys = rng.sample(KEYS, rng.randint(1, 3))
+            level = rng.choice((LEVELS[0], LEVELS[0], LEVELS[1], LEVELS[2], "none"))
+            if level == "none":
+                name = f"p{number}.{n}-{keys[0]}"
+                log.began[name], log.keys[name] = time.monotonic(), keys[0]
+                await queue.publish([message(name, key=keys[0])])
+                log.returned[name] = time.monotonic()
+            else:
+                await retrying(queue, db, log, f"p{number}.{n}", keys, level)
+
+    async with working(handled, *(queue for queue, _ in opened), limit=2):
+        await asyncio.gather(*(publisher(it) for it in range(8)))
+        await handled.until(lambda it: all(len(done) == len(log.returned) for done in it.messages.values()), 20)
+    log.check(handled)
+    assert await store.count("delivery") == 0
+    assert await store.count("mailbox", "due_at < extract(epoch FROM now())") == 0
+
+
+async def retrying(queue: SqlQueue, db: Database, log: Log, name: str, keys: list[str], level: str) -> None:
+    for attempt in range(20):
+        try:
+            await publish(queue, db, log, f"{name}.{attempt}", keys, level)
+        except DBAPIError:
+            for it in [it for it in log.began if it.startswith(f"{name}.{attempt}-")]:
+                del log.began[it], log.keys[it]
+        else:
+            return
+    raise AssertionError("it never commits")
+
+
+async def test_a_transaction_that_stands_still_before_its_commit_holds_up_no_worker(
+    opened: list[tuple[SqlQueue, Database]],
+) -> None:
+    (queue, db), (other, _) = opened
+    handled = Handled()
+    async with working(handled, other):
+        await queue.publish([message(f"m{n}", key="a") for n in range(MAILBOX_BATCH)])
+        async with db.transaction():
+            await queue.publish([message("late", key="a")])
+            with db.hidden():
+                await queue.publish([message("elsewhere", key="b")])
+                await handled.until(lambda it: len(it.messages[MAIL]) == MAILBOX_BATCH + 1, 5)
+                await asyncio.sleep(0.2)  # the emptied mailbox is looked at again and again
+        await handled.until(lambda it: it.of(POST, "a")[-1:] == ["late"], 5)
+    assert handled.of(MAIL, "a") == [*(f"m{n}" for n in range(MAILBOX_BATCH)), "late"]
+
+
+async def test_publishers_to_one_key_wait_for_each_other_and_others_do_not(
+    opened: list[tuple[SqlQueue, Database]],
+) -> None:
+    (queue, db), (other, _) = opened
+    async with db.transaction():
+        await queue.publish([message("first", key="a")])
+        waiting = asyncio.ensure_future(other.publish([message("second", key="a")]))
+        async with asyncio.timeout(5):
+            await other.publish([message("aside", key="b")])
+        assert not waiting.done()
+    await waiting
+    handled = Handled()
+    async with working(handled, queue):
+        await handled.until(lambda it: len(it.messages[MAIL]) == 3, 5)
+    assert handled.of(MAIL, "a") == ["first", "second"]
