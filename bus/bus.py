@@ -257,7 +257,11 @@ class Bus:
     async def cancel(self, message_id: str) -> bool:
         """Cancel a delayed event, whatever process published it; inside a transaction, if and only if that commits.
 
-        Returns False when it has fired, was cancelled before, or is unknown.
+        Returns False when it has fired, was cancelled before, or is unknown. Inside a transaction with an outbox the
+        queue is told once that has committed; if it is away and cannot be asked, the answer is True.
+
+        Raises:
+            CancelFailed: the queue did not say that it is cancelled.
         """
         self._require_started("cancel an event")
         return await self._publisher.cancel(message_id)

@@ -41,6 +41,10 @@ class PublishIndeterminate(BusError):
         self.id = id
 
 
+class CancelFailed(BusError):
+    """The queue did not say that a delayed event is cancelled; it is safe to ask again."""
+
+
 class UndecodablePayload(BusError):
     """A message's bytes do not make the event that they are said to be."""
 

@@ -7,7 +7,7 @@ import structlog
 from bus.broadcasts import Broadcasts
 from bus.buffer import Gathering, PublishBuffer
 from bus.delivery import current_cause, enter_cause, leave_cause
-from bus.errors import InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
+from bus.errors import CancelFailed, InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
 from bus.metrics import BusMetrics
 from bus.outbox import Kind, Outbox
 from bus.outgoing import Outgoing, Root, chain, valid_headers, valid_id
@@ -16,7 +16,7 @@ from bus.registry_copy import RegistryCopy
 from bus.relay import Relay
 from infra.clock import Clock
 from infra.db import Database, Transaction
-from infra.mq import Message, MessageQueue, QueueError, QueueIndeterminate
+from infra.mq import Message, MessageQueue, QueueError, QueueIndeterminate, QueueUnavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -104,23 +104,44 @@ class Publisher:
             await self._send_or_gather([outgoing])
 
     async def cancel(self, message_id: str) -> bool:
-        """Cancel a delayed publish; inside a transaction, if and only if it commits."""
+        """Cancel a delayed publish; inside a transaction, if and only if it commits.
+
+        Raises:
+            CancelFailed: the queue did not say that it is cancelled.
+        """
         transaction = self._db.current() if self._db is not None else None
-        if transaction is None:
-            if self._outbox is None or self._db is None or await self._outbox.standing(message_id) is None:
-                return await self._mq.cancel(message_id)
-            async with self._db.transaction():
-                return await self.cancel(message_id)
+        try:
+            if transaction is not None:
+                return await self._cancel_inside(transaction, message_id)
+            if self._db is not None and self._outbox is not None and await self._outbox.standing(message_id):
+                async with self._db.transaction() as transaction:
+                    return await self._cancel_inside(transaction, message_id)
+            return await self._mq.cancel(message_id)
+        except QueueIndeterminate as error:
+            raise CancelFailed(f"event {message_id} may or may not have been cancelled: {error}") from error
+        except QueueError as error:
+            raise CancelFailed(f"event {message_id} was not cancelled: {error}") from error
+
+    async def _cancel_inside(self, transaction: Transaction, message_id: str) -> bool:
         buffer = self._buffer(transaction)
         if buffer.withdraw(message_id):
             return True
         if self.transactional:
             return await self._mq.cancel(message_id)
         standing = await self._outbox.standing(message_id) if self._outbox is not None else None
-        if standing is Kind.CANCEL or (standing is None and not await self._mq.scheduled(message_id)):
+        if standing is Kind.CANCEL or (standing is None and not await self._may_be_scheduled(message_id)):
             return False
         buffer.cancel_at_commit(message_id)
         return True
+
+    async def _may_be_scheduled(self, message_id: str) -> bool:
+        try:
+            return await self._mq.scheduled(message_id)
+        except QueueUnavailable:
+            if self._outbox is None:
+                raise
+            # Nothing leaves a queue that is away: it is told when it is back, and the transaction does not wait for it.
+            return True
 
     async def outbox_backlog(self) -> tuple[int, float | None]:
         """Return how many rows wait in the outbox, and since when the oldest does; none where there is no outbox."""

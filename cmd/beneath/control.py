@@ -32,7 +32,8 @@ def build_server(request: Request, name: str) -> HttpServer:
     app = create_app(
         application.services,
         correlate=application.bus.correlation,
-        ready=probes(application),
+        # With an outbox, requests succeed while the queue is away; `/metrics` tells of it.
+        ready=probes(application, queue_needed=not application.bus.has_outbox),
         metrics=infra.telemetry().scrape,
         clock=infra.clock(),
         options=HttpOptions(
@@ -53,7 +54,8 @@ def build_health_server(request: Request, name: str) -> HttpServer:
     """
     application = request.application
     settings = application.settings.worker
-    app = create_health_app(ready=probes(application), metrics=application.container.infra.telemetry().scrape)
+    scrape = application.container.infra.telemetry().scrape
+    app = create_health_app(ready=probes(application, queue_needed=True), metrics=scrape)
     server = HttpServer(
         f"{name}-health", app, section="worker", host=settings.host, port=settings.port, grace=HEALTH_GRACE
     )
@@ -66,8 +68,8 @@ def _announced(request: Request, name: str, server: HttpServer) -> HttpServer:
     return server
 
 
-def probes(application: "Application") -> Mapping[str, Probe]:
-    """Return what must work for this process to be sent work."""
+def probes(application: "Application", *, queue_needed: bool) -> Mapping[str, Probe]:
+    """Return what must work for this process to do its own."""
     infra = application.container.infra
 
     async def database() -> None:
@@ -81,4 +83,7 @@ def probes(application: "Application") -> Mapping[str, Probe]:
         if application.stopping:
             raise Stopping("the process is stopping")
 
-    return {"database": database, "queue": queue, "lifecycle": lifecycle}
+    needed: dict[str, Probe] = {"database": database, "lifecycle": lifecycle}
+    if queue_needed:
+        needed["queue"] = queue
+    return needed

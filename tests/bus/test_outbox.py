@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from bus import Bus, Delivery, PublishIndeterminate, PublishRejected
+from bus import Bus, CancelFailed, Delivery, PublishIndeterminate, PublishRejected
 from bus.codec import unpack
 from infra.clock import FakeClock
 from infra.db import Database
@@ -49,6 +49,14 @@ class RemoteQueue(MemoryQueue):
         if self.lose_replies:
             self.lose_replies -= 1
             raise QueueIndeterminate("the reply was lost")
+
+    async def cancel(self, message_id: str) -> bool:
+        self._answer()
+        return await super().cancel(message_id)
+
+    async def scheduled(self, message_id: str) -> bool:
+        self._answer()
+        return await super().scheduled(message_id)
 
     async def declare(self, *args: object) -> None:
         self._answer()
@@ -282,6 +290,18 @@ async def test_a_delayed_event_can_be_cancelled_wherever_it_is_on_its_way(site: 
     site.mq.down = False
     await site.until(site.empty)
     assert [await site.mq.scheduled(each) for each in (arrived, waiting, kept)] == [False, False, True]
+
+
+async def test_a_cancellation_outside_of_a_transaction_fails_while_the_queue_is_away(site: Site) -> None:
+    bus = await site.process()
+    async with site.db.transaction():
+        arrived = await bus.publish_delayed(Ticked(1), 3600)
+    await site.until(site.empty)
+    site.mq.down = True
+    with pytest.raises(CancelFailed, match=f"{arrived} was not cancelled: connection refused"):
+        await bus.cancel(arrived)
+    site.mq.down = False
+    assert await bus.cancel(arrived) is True
 
 
 async def test_a_bus_starts_while_the_queue_is_away_and_catches_up(site: Site) -> None:

@@ -1,9 +1,7 @@
 """The application on a broker that goes away, and on brokers that it cannot use."""
 
-import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import pytest
 from tests.e2e.application import SERVER, WORKER, Installation, Running
 from tests.e2e.processes import Processes, until
 from tests.servers import RedisServer, free_port, new_server
-from tests.stacks import Place, chosen
+from tests.stacks import chosen
 
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -32,10 +30,17 @@ def started(*options: str) -> RedisServer:
     return new_server(kind, *options)
 
 
+@pytest.fixture
+def far(processes: Processes, tmp_path: Path, broker: RedisServer) -> Iterator[Installation]:
+    """An installation with a broker of its own."""
+    with chosen().place(tmp_path, broker=broker) as place:
+        yield Installation(processes, tmp_path, place)
+
+
 def test_requests_succeed_while_the_broker_is_away_and_what_they_caused_follows_when_it_is_back(
-    processes: Processes, tmp_path: Path, broker: RedisServer
+    far: Installation, broker: RedisServer
 ) -> None:
-    installation = Installation(processes, tmp_path, Place(redis_url=broker.url))
+    installation = far
     server, worker = (installation.start(name) for name in (SERVER, WORKER))
     broker.kill()
     took: list[float] = []
@@ -44,11 +49,13 @@ def test_requests_succeed_while_the_broker_is_away_and_what_they_caused_follows_
         asked_at = time.monotonic()
         callers.append(server.sign_up(f"ada{number}@example.com"))
         took.append(time.monotonic() - asked_at)
+    assert server.get("/readyz").status_code == 200
+    assert worker.get("/readyz").json()["checks"]["queue"] == "failed"
     # One that starts while the queue is away serves as well.
     other = Running(installation.spawn("start", SERVER))
     until(lambda: any(each["event"] == "listening" for each in logs(other)), "it listens")
     callers.append(other.sign_up("ada5@example.com"))
-    assert waiting(tmp_path) > 0
+    until(lambda: waiting(server) > 0, "what it set off waits in the outbox")
     assert installation.mails() == []
 
     broker.start()
@@ -60,20 +67,19 @@ def test_requests_succeed_while_the_broker_is_away_and_what_they_caused_follows_
         journal = f"/v1/organizations/{organization['id']}/audit"
         until(lambda c=caller, j=journal: len(c.items(j)) == 2, "the journal is written", timeout=SECONDS)  # type: ignore[misc]
         assert [each["event"] for each in caller.items(journal)] == ["OrganizationCreated", "ProjectCreated"]
-    until(lambda: waiting(tmp_path) == 0, "nothing waits any more")
+    until(lambda: waiting(server) == 0, "nothing waits any more")
     for each in (worker, other, server):
         each.stop()
 
 
-def waiting(folder: Path) -> int:
+def waiting(server: Running) -> float:
     """Return how much waits in the outbox."""
-    with closing(sqlite3.connect(folder / "data" / "beneath.db")) as db:
-        return int(db.execute("SELECT count(*) FROM beneath_outbox").fetchone()[0])
+    return server.metric("beneath_outbox_rows")
 
 
-def test_an_unreachable_broker_keeps_nobody_from_starting(processes: Processes, tmp_path: Path) -> None:
-    installation = Installation(processes, tmp_path, Place(redis_url=f"redis://127.0.0.1:{free_port()}"))
-    running = Running(installation.spawn("start", "all"))
+def test_an_unreachable_broker_keeps_nobody_from_starting(installation: Installation) -> None:
+    env = {"BENEATH_MQ_REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+    running = Running(installation.spawn("start", "all", env=env))
     until(lambda: any("the queue is away" in each["event"] for each in logs(running)), "it warns")
     until(lambda: any(each["event"] == "listening" for each in logs(running)), "it listens")
     running.sign_up("ada@example.com")
@@ -106,12 +112,12 @@ def logs(running: Running) -> list[dict[str, str]]:
     ids=["scheme", "wrong password", "no password", "permission", "replica", "evicting"],
 )
 def test_a_broker_that_cannot_be_used_is_refused_in_one_line(
-    processes: Processes, tmp_path: Path, options: tuple[str, ...], address: str, said: str
+    installation: Installation, options: tuple[str, ...], address: str, said: str
 ) -> None:
     server = started(*options)
-    installation = Installation(processes, tmp_path, Place(redis_url=address.format(port=server.port)))
+    env = {"BENEATH_LOG_LEVEL": "error", "BENEATH_MQ_REDIS_URL": address.format(port=server.port)}
     for arguments in (("start", "all"), ("bus", "stats")):
-        process = installation.spawn(*arguments, env={"BENEATH_LOG_LEVEL": "error"})
+        process = installation.spawn(*arguments, env=env)
         assert process.wait() in {1, 2}, process.stderr
         [line] = process.stderr.splitlines()
         assert said in line
