@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # What `make test-all` runs the tests with processes on; `make test` runs them on `sqlite`.
-STACKS ?= sqlite+redis7 sqlite+redis8 sqlite+valkey
+STACKS ?= sqlite+redis7 sqlite+redis8 sqlite+valkey postgres postgres+valkey
 
 .DEFAULT_GOAL := help
 .PHONY: help setup start dev test test-all check bench-drivers bench-http fmt lock clean
@@ -32,7 +32,7 @@ dev: $(READY)  ## The same, restarted whenever a source file changes
 test: $(READY)  ## Run the tests
 	@$(BIN)/python -m pytest -n auto
 
-test-all: $(READY)  ## Run what `make test` leaves out: the other servers, and processes on every stack with a broker
+test-all: $(READY)  ## Run what `make test` leaves out: the other servers, and processes on the other stacks
 	@BENEATH_TEST_DRIVERS=redis7,redis8 $(BIN)/python -m pytest -n auto tests/contract
 	@set -e; for stack in $(STACKS); do echo "== $$stack"; BENEATH_TEST_STACK=$$stack $(BIN)/python -m pytest tests/e2e tests/torture; done
 

@@ -17,6 +17,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="it is about the queue inside SQLite"))
         if stack.broker is None and item.get_closest_marker("broker"):
             item.add_marker(pytest.mark.skip(reason="it is about a broker, and this stack has none"))
+        if stack.database != "postgres" and item.get_closest_marker("postgres"):
+            item.add_marker(pytest.mark.skip(reason="it is about PostgreSQL, and this stack has none"))
 
 
 @pytest.fixture(scope="session")

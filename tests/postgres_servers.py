@@ -19,12 +19,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg  # type: ignore[import-untyped]  # it has no types
 import pytest
 
 from tests.servers import free_port
+
+T = TypeVar("T")
 
 PATIENCE = 20.0
 """How long, in seconds, a server may take to answer."""
@@ -121,12 +123,21 @@ class PostgresServer:
     @asynccontextmanager
     async def database(self, template: str = "template1") -> AsyncIterator[str]:
         """Inside the block there is a new database, a copy of `template`; the URL is given."""
-        name = f"test_{secrets.token_hex(6)}"
-        await self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        name = await self.create_database(template)
         try:
             yield self.url(name)
         finally:
-            await self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            await self.drop_database(name)
+
+    async def create_database(self, template: str = "template1") -> str:
+        """Make a new database, a copy of `template`; return its name."""
+        name = f"test_{secrets.token_hex(6)}"
+        await self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    async def drop_database(self, name: str) -> None:
+        """Remove a database, whoever uses it."""
+        await self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     async def template(self, name: str, fill: Callable[[str], Awaitable[None]]) -> str:
         """Return a template's name; the first call makes it, and has `fill` fill the database at the given URL."""
@@ -155,7 +166,7 @@ class PostgresServer:
 
     def _answers(self) -> bool:
         try:
-            _wait_for(_greet(self.url()))
+            wait_for(_greet(self.url()))
         except (OSError, asyncpg.PostgresError):
             return False
         return True
@@ -176,7 +187,7 @@ def binaries() -> Path | None:
 def shared() -> PostgresServer:
     """Return the session's server; skip the test if there is none. It survives no power cut: nothing is synced."""
     server = new_server()
-    _wait_for(_make_roles(server))
+    wait_for(_make_roles(server))
     return server
 
 
@@ -203,14 +214,14 @@ def new_replica(primary: PostgresServer) -> PostgresServer:
     return replica
 
 
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end, also where an event loop is running already; return its result."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
 def _user() -> str | None:
     return UNPRIVILEGED if os.geteuid() == 0 else None
-
-
-def _wait_for(work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end, also where an event loop is running already."""
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, work).result()
 
 
 async def _greet(url: str) -> None:

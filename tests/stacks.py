@@ -1,7 +1,6 @@
 """What the tests with processes stand on: the database and the queue that `BENEATH_TEST_STACK` names.
 
-A stack is a database, alone or with a broker beside it: `sqlite` (the default), `sqlite+valkey`, `sqlite+redis7`, ...
-One more database is one more branch in `Stack.place` and `Place.build`.
+A stack is a database, alone or with a broker beside it: `sqlite` (the default), `postgres`, `sqlite+valkey`, ...
 """
 
 import os
@@ -17,12 +16,15 @@ import msgspec
 from infra.clock import Clock
 from infra.db import Database
 from infra.mq import MessageQueue
-from tests import servers
+from tests import postgres_servers, servers
 
 VARIABLE = "BENEATH_TEST_STACK"
-DATABASES = ("sqlite",)
+DATABASES = ("sqlite", "postgres")
 STACKS = tuple(f"{database}{broker}" for database in DATABASES for broker in ("", *(f"+{it}" for it in servers.KINDS)))
 """Every stack there is."""
+
+TEMPLATE = "beneath_application_template"
+"""The PostgreSQL database with all tables that those of the tests are copies of."""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +63,9 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         if self.redis_url is None:
             from infra.mq.drivers.sql import SqlQueue
 
-            return db, SqlQueue(db, clock=clock, dedupe_window=dedupe_window, longest_silence=longest_silence)
+            return db, SqlQueue(
+                db, clock=clock, lease=lease, dedupe_window=dedupe_window, longest_silence=longest_silence
+            )
         from infra.mq.drivers.redis import RedisQueue
 
         return db, RedisQueue(
@@ -83,24 +87,46 @@ class Stack:
 
     @contextmanager
     def place(
-        self, folder: Path, *, template: Path | None = None, server: servers.RedisServer | None = None
+        self,
+        folder: Path,
+        *,
+        template: Path | None = None,
+        broker: servers.RedisServer | None = None,
+        postgres: postgres_servers.PostgresServer | None = None,
     ) -> Iterator[Place]:
         """Inside the block there is a place for one test, in a folder of its own; skip the test if a server is missing.
 
-        With a `template` there are all tables already; else the application makes them, where it does so by default.
-        A broker is shared by all tests of a session, each in a namespace, unless `server` is one of the test's own.
+        With a `template`, a SQLite file, there are all tables already; else the application makes them, where it does
+        so by default. PostgreSQL, where it does not, always has them. Servers are shared by all tests of a session,
+        each in a database or a namespace, unless they are the test's own.
         """
-        database = None
-        if template is not None:
-            database = folder / "beneath.db"
-            shutil.copy(template, database)
-        if self.broker is not None and server is None:
-            server = servers.shared(self.broker)
-        yield Place(
-            db_url=f"sqlite:///{database}" if database else None,
-            redis_url=server.url if server else None,
-            namespace=f"test-{secrets.token_hex(4)}",
-        )
+        if self.broker is not None and broker is None:
+            broker = servers.shared(self.broker)
+        with self._database(folder, template, postgres) as db_url:
+            yield Place(
+                db_url=db_url,
+                redis_url=broker.url if broker else None,
+                namespace=f"test-{secrets.token_hex(4)}",
+            )
+
+    @contextmanager
+    def _database(
+        self, folder: Path, template: Path | None, server: postgres_servers.PostgresServer | None
+    ) -> Iterator[str | None]:
+        if self.database == "postgres":
+            from tests.world import migrate
+
+            server = server or postgres_servers.shared()
+            made = postgres_servers.wait_for(server.template(TEMPLATE, migrate))
+            name = postgres_servers.wait_for(server.create_database(made))
+            yield server.url(name)
+            if server.process is not None:
+                postgres_servers.wait_for(server.drop_database(name))
+        elif template is not None:
+            shutil.copy(template, folder / "beneath.db")
+            yield f"sqlite:///{folder / 'beneath.db'}"
+        else:
+            yield None
 
 
 def chosen() -> Stack:

@@ -11,11 +11,15 @@ def test_a_stack_is_chosen_by_one_variable(monkeypatch: pytest.MonkeyPatch) -> N
     assert stacks.chosen() == stacks.Stack("sqlite")
     monkeypatch.setenv(stacks.VARIABLE, "sqlite+valkey")
     assert stacks.chosen() == stacks.Stack("sqlite", "valkey")
+    monkeypatch.setenv(stacks.VARIABLE, "postgres")
+    assert stacks.chosen() == stacks.Stack("postgres")
     monkeypatch.setenv(stacks.VARIABLE, "sqlite+valky")
     with pytest.raises(ValueError, match=r"one of sqlite, .*sqlite\+valkey"):
         stacks.chosen()
 
 
-def test_make_runs_every_stack() -> None:
+def test_make_runs_every_stack_but_two() -> None:
     [line] = [it for it in (ROOT / "Makefile").read_text().splitlines() if it.startswith("STACKS")]
-    assert {"sqlite", *line.partition("?=")[2].split()} == set(stacks.STACKS)
+    # In what Redis 7 and 8 differ from Valkey shows on SQLite as well.
+    but = {"postgres+redis7", "postgres+redis8"}
+    assert {"sqlite", *line.partition("?=")[2].split()} == set(stacks.STACKS) - but

@@ -62,11 +62,18 @@ class World:
 
 async def migrated_file(path: Path) -> Path:
     """Make a database file with every table."""
-    db = Database(f"sqlite:///{path}")
-    await db.open()
-    await upgrade(db, HISTORIES)
-    await db.close()
+    await migrate(f"sqlite:///{path}")
     return path
+
+
+async def migrate(url: str) -> None:
+    """Make every table."""
+    db = Database(url)
+    await db.open()
+    try:
+        await upgrade(db, HISTORIES)
+    finally:
+        await db.close()
 
 
 @asynccontextmanager

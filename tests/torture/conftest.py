@@ -23,7 +23,7 @@ def broker() -> Iterator[RedisServer]:
 @pytest.fixture
 def far(tmp_path: Path, migrated: Path, broker: RedisServer) -> Iterator[Fleet]:
     """A fleet on that server."""
-    place = chosen().place(tmp_path, template=migrated, server=broker)
+    place = chosen().place(tmp_path, template=migrated, broker=broker)
     with place as where, Processes() as processes, Nursery() as nursery:
         fleet = Fleet(processes, nursery, tmp_path, where)
         yield fleet

@@ -4,13 +4,22 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from sqlalchemy import text
+from sqlalchemy import Column, Integer, MetaData, Table, Text, inspect, text
+from sqlalchemy.schema import CreateTable
 
 from infra.clock import SystemClock
 from infra.mq import MessageQueue
 from tests.stacks import Place
 
 T = TypeVar("T")
+
+_metadata = MetaData()
+
+LEDGER = Table("ledger", _metadata, Column("key", Text, primary_key=True), Column("n", Integer, primary_key=True))
+"""What publishers write beside their events."""
+
+EFFECT = Table("effect", _metadata, Column("id", Integer, primary_key=True), Column("key", Text), Column("n", Integer))
+"""What handlers write, in the order in which they do."""
 
 
 class Rows:
@@ -21,14 +30,24 @@ class Rows:
         self._runner = asyncio.Runner()
         self._open: set[object] = set()
 
-    def execute(self, statement: str) -> None:
-        """Change something."""
+    def create(self, table: Table) -> None:
+        """Make a table."""
 
         async def work() -> None:
             async with self._db.transaction() as tx:
-                await tx.session.execute(text(statement))
+                await tx.session.execute(CreateTable(table))
 
         self._run(work())
+
+    def tables(self) -> list[str]:
+        """Return the names of all tables."""
+
+        async def work() -> list[str]:
+            async with self._db.read() as session:
+                connection = await session.connection()
+                return sorted(await connection.run_sync(lambda it: inspect(it).get_table_names()))
+
+        return self._run(work())
 
     def fetch(self, query: str) -> list[tuple[Any, ...]]:
         """Return rows."""

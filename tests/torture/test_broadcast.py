@@ -15,19 +15,19 @@ from tests.torture.nursery import Child
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 SILENCE = 0.5
-"""After how many seconds a gap is reported in these tests."""
+"""After how many seconds without a look at SQLite a gap is reported in these tests."""
 
 
-@pytest.fixture
-def listening(fleet: Fleet) -> list[Child]:
-    """A worker and a process that is none."""
-    processes = [fleet.start("chime", work=work, queue={"longest_silence": SILENCE}) for work in (True, False)]
+def listen(fleet: Fleet, **queue: float) -> list[Child]:
+    """Start a worker and a process that is none."""
+    processes = [fleet.start("chime", work=work, queue=queue) for work in (True, False)]
     for each in processes:
         fleet.wait_ready(each)
     return processes
 
 
-def test_a_broadcast_reaches_every_process_and_leaves_no_gap(fleet: Fleet, listening: list[Child]) -> None:
+def test_a_broadcast_reaches_every_process_and_leaves_no_gap(fleet: Fleet) -> None:
+    listening = listen(fleet)
     for n in range(3):
         fleet.publish([Chime(key="a", n=n)])
     wait_until_heard(fleet, listening, "", times=3)
@@ -37,7 +37,8 @@ def test_a_broadcast_reaches_every_process_and_leaves_no_gap(fleet: Fleet, liste
 
 
 @pytest.mark.embedded
-def test_on_gap_runs_after_the_database_was_locked_away(fleet: Fleet, listening: list[Child]) -> None:
+def test_on_gap_runs_after_the_database_was_locked_away(fleet: Fleet) -> None:
+    listening = listen(fleet, longest_silence=SILENCE)
     with closing(sqlite3.connect(database(fleet), isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         locked_at = time.monotonic()
@@ -50,7 +51,8 @@ def test_on_gap_runs_after_the_database_was_locked_away(fleet: Fleet, listening:
 
 
 @pytest.mark.embedded
-def test_on_gap_runs_after_the_database_was_out_of_reach(fleet: Fleet, listening: list[Child]) -> None:
+def test_on_gap_runs_after_the_database_was_out_of_reach(fleet: Fleet) -> None:
+    listening = listen(fleet, longest_silence=SILENCE)
     file = database(fleet)
     away = file.with_suffix(".away")
     file.rename(away)

@@ -11,6 +11,7 @@ from tests.torture.doomed import POINTS
 from tests.torture.events import Job, Step
 from tests.torture.fleet import Fleet
 from tests.torture.opening import Opened
+from tests.torture.rows import LEDGER
 
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -18,14 +19,13 @@ BOUND = 5.0
 """Seconds within which what was committed is handled, if a worker is there: the promise."""
 
 LISTENERS = ("flaky", "done")
-TABLE = "CREATE TABLE ledger (key TEXT, n INTEGER, PRIMARY KEY (key, n))"
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_an_event_of_a_publisher_that_dies_is_delivered_if_and_only_if_its_transaction_committed(
     fleet: Fleet, point: str
 ) -> None:
-    fleet.rows.execute(TABLE)
+    fleet.rows.create(LEDGER)
     worker = fleet.started(*LISTENERS)
     publisher = fleet.start(program="doomed", work=False, arguments={"point": point, "key": "a"})
     assert publisher.wait() == 9, publisher.stderr
@@ -79,5 +79,5 @@ def trace(fleet: Fleet, broker: RedisServer) -> object:
     with redis.Redis.from_url(broker.url) as client:
         keys = sorted(client.scan_iter(count=1000))
         kept = {key: client.dump(key) for key in keys}
-    tables = [name for (name,) in fleet.rows.fetch("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
-    return kept, {name: fleet.rows.fetch(f"SELECT * FROM {name}") for name in tables if name != "beneath_relay"}  # noqa: S608 - SQLite's own names
+    tables = [name for name in fleet.rows.tables() if name != "beneath_relay"]
+    return kept, {name: fleet.rows.fetch(f"SELECT * FROM {name}") for name in tables}  # noqa: S608 - our own tables

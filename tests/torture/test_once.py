@@ -8,6 +8,7 @@ from tests.e2e.processes import until
 from tests.torture.checker import check, runs_of
 from tests.torture.events import Step
 from tests.torture.fleet import Fleet
+from tests.torture.rows import EFFECT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -18,7 +19,7 @@ LISTENERS = ("once", "done")
 
 
 def test_rows_and_events_of_a_once_handler_exist_once_whatever_dies(fleet: Fleet) -> None:
-    fleet.rows.execute("CREATE TABLE effect (id INTEGER PRIMARY KEY, key TEXT, n INTEGER)")
+    fleet.rows.create(EFFECT)
     workers = fleet.pair(*LISTENERS)
     publisher = fleet.start(program="publisher", work=False, arguments={"keys": KEYS, "count": STEPS})
     for place in range(3):
@@ -45,7 +46,7 @@ def wait_for_share(fleet: Fleet, share: float) -> None:
 
 
 def test_rows_and_events_exist_once_though_every_delivery_is_forced_to_come_again(fleet: Fleet) -> None:
-    fleet.rows.execute("CREATE TABLE effect (id INTEGER PRIMARY KEY, key TEXT, n INTEGER)")
+    fleet.rows.create(EFFECT)
     steps = [Step(key=f"key-{n % 5}", n=n) for n in range(20)]
     fleet.publish(steps, listeners=LISTENERS)
     # Each of these commits what its handlers did, and dies before the queue hears of it.

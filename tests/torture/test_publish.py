@@ -8,6 +8,7 @@ from tests.e2e.processes import until
 from tests.torture.checker import check
 from tests.torture.fleet import Fleet
 from tests.torture.nursery import Child
+from tests.torture.rows import LEDGER
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -17,7 +18,7 @@ LISTENERS = ("flaky", "done")
 
 def test_after_sigkill_in_mid_commit_there_is_one_event_for_each_row_and_none_without(fleet: Fleet) -> None:
     random = Random(8)
-    fleet.rows.execute("CREATE TABLE ledger (key TEXT, n INTEGER, PRIMARY KEY (key, n))")
+    fleet.rows.create(LEDGER)
     worker = fleet.started(*LISTENERS)
     for _ in range(KILLS):
         count = rows(fleet) + random.randint(1, 400)
