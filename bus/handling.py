@@ -98,7 +98,7 @@ class Handling:
         claim: Claim,
         metrics: ListenerMetrics,
         settle: Callable[[Settlement], None],
-        stopping: Callable[[], bool] = lambda: False,
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
         """Run a claim's deliveries in order and hand every end to `settle`.
 
@@ -108,7 +108,7 @@ class Handling:
         slot.claim = claim
         last = claim.deliveries[-1]
         for delivery in claim.deliveries:
-            if stopping():
+            if not may_begin():
                 settle(release(claim, delivery))
                 break
             try:

@@ -53,6 +53,7 @@ class Heartbeat:
     def _beat(self) -> None:
         step = min(self._options.renew_every, WARN_AFTER, self._options.max_stall / 4)
         renewed = 0.0
+        heard = True
         warned = False
         while not self._stopped.wait(step):
             try:
@@ -71,20 +72,25 @@ class Heartbeat:
             else:
                 warned = False
             if time.monotonic() - renewed >= self._options.renew_every:
-                if not self._renew():
+                asked = time.monotonic()
+                kept = self._renew(complain=heard)
+                if kept is False:
                     self._report_loss()
                     return
-                renewed = time.monotonic()
+                # What failed is tried again at the next step: the lease runs on.
+                heard = kept is not None
+                renewed = asked if heard else renewed
 
     def _sign_of_life(self) -> None:
         self._moved = time.monotonic()
 
-    def _renew(self) -> bool:
+    def _renew(self, *, complain: bool) -> bool | None:
         try:
             return self._consumer.renew()
-        except Exception as error:  # noqa: BLE001 - a beat that fails is tried again at the next
-            log.warning("the worker's lease could not be renewed", error=str(error))
-            return True
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next beat may succeed
+            if complain:
+                log.warning("the worker's lease could not be renewed", error=str(error))
+            return None
 
     def _give_up(self, stalled: float) -> None:
         self._metrics.loop_stalls += 1

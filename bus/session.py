@@ -1,6 +1,7 @@
 """One incarnation of a worker: from the lease that it took to the lease that it gave back, or lost."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any
@@ -27,6 +28,9 @@ STUBBORN = 2.0
 ISOLATION_PATIENCE = 10.0
 """How long, in seconds, to wait for running handlers to end before a suspect is put off."""
 
+SUSPENDED_STEP = 0.1
+"""Seconds between two looks whether a lease that ran out was renewed after all."""
+
 SUSPECT_AFTER = 2
 """Takeovers from which on a delivery runs alone."""
 
@@ -51,6 +55,7 @@ class Session:
         self._metrics = metrics
         self._settler = Settler(consumer, clock, metrics, self._fenced)
         self._suspects: deque[Claim] = deque()
+        self._left_behind: list[Slot] = []
         self._stopping = asyncio.Event()
         self._capacity = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -68,6 +73,7 @@ class Session:
         settling = self._start(self._settler.run(), "bus settle")
         self._start(self._sweep_deadlines(), "bus deadlines")
         self._start(self._look_after_others(), "bus recovery")
+        self._start(self._mind_the_lease(), "bus lease")
         try:
             await self._ended.wait()
             if self._bug is not None:
@@ -125,7 +131,7 @@ class Session:
         return wants
 
     def _accept(self, claim: Claim) -> None:
-        if self._is_over():
+        if self._stopping.is_set() or self._consumer.lost:
             self._settler.add(release(claim, claim.deliveries[0]))
             return
         lane = self._lanes[claim.subscription]
@@ -134,7 +140,7 @@ class Session:
             self._suspects.append(claim)
             return
         lane.waiting.append(claim)
-        if len(lane.slots) < lane.listener.concurrency:
+        if len(lane.slots) < lane.listener.concurrency and self._may_begin():
             self._open_slot(lane)
 
     # --- running ----------------------------------------------------------------------------------------------------
@@ -148,15 +154,17 @@ class Session:
 
     async def _work(self, lane: Lane, slot: Slot) -> None:
         try:
-            while not self._is_over() and (claim := lane.take()) is not None:
-                await self._handling.run(slot, claim, lane.metrics, self._settler.add, self._is_over)
+            while self._may_begin() and not slot.stopping and (claim := lane.take()) is not None:
+                await self._handling.run(slot, claim, lane.metrics, self._settler.add, self._may_begin)
                 lane.done_since_fetch += 1
                 if lane.starved and len(lane.waiting) * 2 <= lane.listener.concurrency:
                     self._make_room()
         except asyncio.CancelledError:
-            # Only the session cancels slots, and only to stop: what this one held is released by `Handling.run`.
+            # Only the session cancels slots, and only to end them: what this one held is released by `Handling.run`.
             if not slot.stopping:
                 raise
+            if slot.in_thread:
+                self._left_behind.append(slot)
         finally:
             self._close_slot(lane, slot)
 
@@ -225,9 +233,44 @@ class Session:
     def _is_stopping(self) -> bool:
         return self._stopping.is_set()
 
-    def _is_over(self) -> bool:
-        # Without the lease, what is still held here is run by others: not a handler more may begin.
-        return self._stopping.is_set() or self._consumer.lost
+    def _may_begin(self) -> bool:
+        # Without a lease, what is still held here may be run by others: not a handler more may begin.
+        return (
+            not self._stopping.is_set()
+            and not self._consumer.lost
+            and self._clock.monotonic() < self._consumer.valid_until
+        )
+
+    async def _mind_the_lease(self) -> None:
+        """Suspend work when the lease runs out, and go on if it turns out that nobody has taken over."""
+        suspended = False
+        while (until := self._consumer.valid_until) < math.inf:
+            left = until - self._clock.monotonic()
+            if left > 0 and suspended:
+                log.info("the worker's lease holds again, and nobody had taken over: it goes on")
+            elif left <= 0 and not suspended:
+                self._suspend()
+            suspended = left <= 0
+            if not suspended:
+                self._begin_waiting()
+            await self._clock.sleep(SUSPENDED_STEP if suspended else left)
+
+    def _suspend(self) -> None:
+        """End what must not run beside a successor's; what is unordered may: at worst, it is handled twice."""
+        log.warning("the worker's lease ran out: nothing more begins, and ordered handlers end, until it is renewed")
+        for slot in self._running():
+            if slot.claim is None or not slot.claim.ordered or slot.task is None:
+                continue
+            if slot.in_thread:
+                log.error("a thread cannot be stopped: its key may get another owner", listener=slot.listener.name)
+            else:
+                slot.stopping = True
+                slot.task.cancel()
+
+    def _begin_waiting(self) -> None:
+        for lane in self._lanes.values():
+            for _ in range(min(len(lane.waiting), lane.listener.concurrency - len(lane.slots))):
+                self._open_slot(lane)
 
     async def _sweep_deadlines(self) -> None:
         """Interrupt handlers whose time is up: one look at what runs, instead of a timer for every message."""
@@ -314,7 +357,7 @@ class Session:
         return [slot for lane in self._lanes.values() for slot in lane.slots]
 
     async def _leave(self, settling: asyncio.Task[None]) -> None:
-        for slot in self._running():
+        for slot in [*self._running(), *self._left_behind]:
             log.error("a handler does not stop; it is left behind", listener=slot.listener.name)
             if slot.claim is not None:
                 self._consumer.keep(slot.claim)

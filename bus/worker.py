@@ -1,6 +1,7 @@
 """The worker: one session after another, for as long as the process lives."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import uuid
@@ -24,6 +25,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MAX_BACKOFF = 5.0
 """The longest wait, in seconds, between two attempts to join."""
+
+LEAVE_PATIENCE = 2.0
+"""How long, in seconds, a worker that is stopped while it joins waits for that, so that it can sign off."""
 
 PRUNE_EVERY = 600.0
 """How often, in seconds, the inbox forgets what it need not remember."""
@@ -88,12 +92,23 @@ class Worker:
         backoff = 0.1
         while True:
             try:
-                return await self._mq.consumer(self.info())
+                return await self._join_or_leave()
             except QueueError as error:
                 self._metrics.queue_errors += 1
                 log.warning("the worker cannot join the queue", error=str(error), retry_in=round(backoff, 2))
                 await self._clock.sleep(backoff)
                 backoff = min(backoff * 2, MAX_BACKOFF)
+
+    async def _join_or_leave(self) -> Consumer:
+        joining = asyncio.ensure_future(self._mq.consumer(self.info()))
+        try:
+            return await asyncio.shield(joining)
+        except asyncio.CancelledError:
+            # The queue may know of it by now: others would take it for alive until its lease ends.
+            left = asyncio.ensure_future(_leave_when_joined(joining))
+            if not await self._clock.wait(_done(left), LEAVE_PATIENCE):
+                left.cancel()
+            raise
 
     async def _prune(self) -> None:
         if self._inbox is None or not any(each.once for each in self._durable.values()):
@@ -104,3 +119,14 @@ class Worker:
                 await self._inbox.prune()
             except DatabaseError as error:
                 log.warning("the inbox could not be pruned", error=str(error))
+
+
+async def _leave_when_joined(joining: asyncio.Future[Consumer]) -> None:
+    with contextlib.suppress(QueueError):
+        await (await joining).close()
+
+
+def _done(task: asyncio.Future[None]) -> asyncio.Event:
+    event = asyncio.Event()
+    task.add_done_callback(lambda _: event.set())
+    return event

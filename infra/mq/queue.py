@@ -35,7 +35,7 @@ class Consumer(Protocol):
 
     Liveness belongs to the worker, not to the message: a claim is never taken from a live worker, however long it
     takes. A worker is dead when its process is, or after `abandon`; with a driver that cannot see processes end, also
-    when `renew` was not called for the lease time.
+    when no `renew` succeeded for the lease time: it knows by `valid_until`, others take over a little later.
     """
 
     @property
@@ -109,6 +109,15 @@ class Consumer(Protocol):
 
     def abandon(self) -> None:
         """Count as dead from now on, as after a kill. Called from another thread when the event loop is stuck."""
+        ...
+
+    @property
+    def valid_until(self) -> float:
+        """Until when, by the clock's `monotonic`, nobody takes over; infinity where others see whether it lives.
+
+        From then on somebody may have, and own what this consumer fetched; a `renew` that succeeds says that nobody
+        has, and moves it on. It is counted from before the last such call, so that what must end by then has a margin.
+        """
         ...
 
     @property

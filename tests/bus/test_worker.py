@@ -9,11 +9,13 @@ from random import Random
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from bus import Bus, BusOptions, Delivery, Discard, Retry, RetryLater
 from infra.clock import FakeClock
 from infra.mq import Consumer, Message, QueueClosed, QueueUnavailable, Settlement, WorkerInfo
 from infra.mq.drivers.memory import MemoryQueue
+from infra.mq.drivers.memory.consumer import MemoryConsumer
 from tests.bus.events import Deposited, Ticked, UserCreated, Withdrawn
 
 STEADY = Retry(max_attempts=4, min_delay=10, factor=2, jitter="none")
@@ -178,6 +180,123 @@ async def test_a_worker_that_lost_its_lease_begins_nothing_more_of_what_it_held(
         await house.until(lambda: seen)
         await house.clock.settle()
         assert seen == [1]
+
+
+class Lease:
+    """Until when nobody takes over from the workers of a test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.valid_until = 10.0
+        monkeypatch.setattr(MemoryConsumer, "valid_until", property(lambda _: self.valid_until))
+
+
+async def test_when_the_lease_runs_out_ordered_handlers_end_others_finish_and_nothing_begins_until_it_is_renewed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house, lease = House(), Lease(monkeypatch)
+    seen: list[str] = []
+
+    async def handle(name: str, attempt: int) -> None:
+        seen.append(f"{name} {attempt}")
+        try:
+            await house.clock.sleep(20)
+        except asyncio.CancelledError:
+            seen.append(f"{name} cancelled")
+            raise
+        seen.append(f"{name} done")
+
+    async def on_deposit(event: Deposited, delivery: Delivery) -> None:
+        await handle(f"deposit {event.amount}", delivery.attempt)
+
+    async def on_tick(event: Ticked, delivery: Delivery) -> None:
+        await handle(f"tick {event.n}", delivery.attempt)
+
+    house.bus.add_async_ordered_listener(on_deposit, name="ordered", timeout=None)
+    house.bus.add_async_listener(on_tick, name="unordered", timeout=None, concurrency=1)
+    async with house.working():
+        lease.valid_until = 15.0
+        await house.bus.publish_many([Deposited(account="a", amount=1), Deposited(account="a", amount=2)])
+        await house.bus.publish_many([Ticked(1), Ticked(2)])
+        await house.clock.advance(5)
+        assert seen == ["deposit 1 1", "tick 1 1"]
+        await house.clock.advance(9)
+        assert seen[2:] == ["deposit 1 cancelled"]
+        await house.clock.advance(20)
+        assert seen[3:] == ["tick 1 done"]
+        lease.valid_until = 10_000.0
+        await house.clock.advance(1)
+        assert sorted(seen[4:]) == ["deposit 1 1", "tick 2 1"]
+        await house.clock.advance(50)
+        assert sorted(seen[6:]) == ["deposit 1 done", "deposit 2 1", "deposit 2 done", "tick 2 done"]
+    assert len(house.consumers) == 1
+
+
+async def test_a_thread_that_cannot_be_stopped_when_the_lease_runs_out_is_named_and_keeps_its_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house, lease = House(), Lease(monkeypatch)
+    begun, finish = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def on_deposit(event: Deposited) -> None:
+        begun.set()
+        finish.wait(10)
+        seen.append(event.amount)
+
+    house.bus.add_async_ordered_listener(on_deposit, name="l")
+    async with house.working():
+        await house.bus.publish(Deposited(account="a", amount=1))
+        await house.until(begun.is_set)
+        with capture_logs() as logs:
+            await house.clock.advance(12)
+        assert [it["listener"] for it in logs if "a thread cannot be stopped" in it["event"]] == ["l"]
+        finish.set()
+        await house.until(lambda: seen)
+        lease.valid_until = 10_000.0
+        await house.clock.advance(1)
+        assert [(it.in_flight, it.ready) for it in await house.mq.stats()] == [(0, 0)]
+    assert seen == [1]
+
+
+async def test_a_thread_that_outlasts_a_stop_keeps_its_key_to_itself() -> None:
+    house = House(BusOptions(grace=1))
+    begun, finish = threading.Event(), threading.Event()
+
+    def on_deposit(event: Deposited) -> None:
+        begun.set()
+        finish.wait(10)
+
+    house.bus.add_async_ordered_listener(on_deposit, name="l")
+    async with house.working() as worker:
+        await house.bus.publish(Deposited(account="a", amount=1))
+        await house.until(begun.is_set)
+        await house.stop(worker)
+        other = await house.mq.consumer(WorkerInfo(id="other", subscriptions=frozenset({"l"})))
+        assert await other.fetch({"l": 1}, wait=0) == []
+        finish.set()
+
+
+async def test_a_worker_that_is_stopped_while_it_joins_leaves_at_once() -> None:
+    house = House()
+    joined, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(info: WorkerInfo) -> Consumer:
+        consumer = await house._recorded(info)
+        joined.set()
+        await answer.wait()
+        return consumer
+
+    async def on_tick(event: Ticked) -> None: ...
+
+    house.mq.consumer = slow  # type: ignore[method-assign,assignment]  # to stop in the middle of it
+    house.bus.add_async_listener(on_tick, name="l")
+    async with house.working() as worker:
+        await joined.wait()
+        worker.cancel()
+        await house.clock.settle()
+        answer.set()
+        await house.until(worker.done)
+        assert [it.workers for it in await house.mq.stats()] == [0]
 
 
 async def test_an_ordered_listener_over_a_union_keeps_one_order_and_never_overlaps() -> None:

@@ -31,6 +31,8 @@ class Wire:
         self._tasks: set[asyncio.Task[None]] = set()
         self._port = free_port()
         self._reachable = True
+        self._dark = False
+        self._unheard: list[asyncio.StreamWriter] = []
         self.done: Counter[str] = Counter()
         """How many connections failed in which way."""
 
@@ -60,8 +62,12 @@ class Wire:
         """Cut every connection, and refuse new ones."""
         self._call(lambda: self._shut(reachable=False))
 
+    def black_out(self) -> None:
+        """Let nothing pass any more, in either direction; no connection ends, and new ones get no answer."""
+        self._call(self._darken)
+
     def open_up(self) -> None:
-        """Let connections through again."""
+        """Let connections through again; those that something got lost on are cut."""
         self._call(lambda: self._shut(reachable=True))
 
     def _call(self, work: Callable[[], None]) -> None:
@@ -77,13 +83,24 @@ class Wire:
 
     def _shut(self, *, reachable: bool) -> None:
         self._reachable = reachable
-        if not reachable:
+        if not reachable or self._dark:
             for pair in self._pairs:
                 pair.abort()
+        self._dark = False
+        while self._unheard:
+            self._unheard.pop().transport.abort()
+
+    def _darken(self) -> None:
+        self._dark = True
+        for pair in self._pairs:
+            pair.dark = True
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._reachable:
             writer.transport.abort()
+            return
+        if self._dark:
+            self._unheard.append(writer)
             return
         try:
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
@@ -115,6 +132,7 @@ class _Pair:
         self._server = server
         self._asked = False
         self.fault: str | None = None
+        self.dark = False
 
     def break_by(self, fault: str) -> None:
         """Fail from now on."""
@@ -131,6 +149,8 @@ class _Pair:
         """Carry requests."""
         try:
             while data := await reader.read(1 << 16):
+                if self.dark:
+                    continue
                 self._asked = self.fault is not None
                 self._server.write(data)
                 await self._server.drain()
@@ -144,7 +164,7 @@ class _Pair:
         try:
             while data := await reader.read(1 << 16):
                 # What was on its way when the fault began still arrives.
-                if self._asked and self.fault == "hole":
+                if self.dark or (self._asked and self.fault == "hole"):
                     continue
                 if self._asked and self.fault == "half":
                     self._client.write(data[: len(data) // 2])

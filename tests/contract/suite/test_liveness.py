@@ -1,3 +1,4 @@
+import math
 import threading
 
 import pytest
@@ -68,8 +69,24 @@ async def test_a_worker_that_renews_no_more_is_dead_where_leases_are_by_time(
     other = await consumer(queue)
     by_time = harness.lease is not None
     assert await other.recover() == (1 if by_time else 0)
-    assert worker.lost == by_time
     assert worker.renew() != by_time
+    assert worker.lost == by_time
+
+
+async def test_nobody_takes_over_before_the_time_that_a_worker_knows_and_renewing_moves_it_on(
+    harness: Harness, queue: MessageQueue
+) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message("a")])
+    await fetch_one(worker)
+    until = worker.valid_until
+    left = until - harness.clock.monotonic()
+    assert 0 < left <= (harness.lease or math.inf)
+    await harness.clock.advance(min(left, 60) - 0.001)
+    other = await consumer(queue)
+    assert await other.recover() == 0
+    assert worker.renew()
+    assert worker.valid_until > until or until == math.inf
 
 
 async def test_a_taken_over_delivery_counts_the_takeover_and_no_failure(harness: Harness, queue: MessageQueue) -> None:

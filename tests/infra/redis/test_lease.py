@@ -30,6 +30,25 @@ async def test_nobody_takes_over_before_it_has_held_its_own_lease_for_as_long(op
     assert await rescuer.recover() == 1
 
 
+async def test_others_take_over_a_fifth_of_a_lease_after_its_worker_must_have_stopped(
+    opened: Open, clock: FakeClock
+) -> None:
+    queue = await opened(clock=clock, **TESTING)
+    await queue.declare([subscription("line", ordered=True)], [])
+    victim, rescuer = await consumer(queue, "line"), await consumer(queue, "line")
+    await queue.publish([message("a")])
+    await fetch(victim, "line")
+    for _ in range(3):
+        await clock.advance(3.99)
+        assert rescuer.renew()
+        assert await rescuer.recover() == 0
+    await clock.advance(0.03)
+    assert victim.valid_until <= clock.monotonic() - 2
+    assert await rescuer.recover() == 1
+    assert not victim.renew()
+    assert victim.lost
+
+
 async def test_who_gave_up_its_lease_is_taken_over_from_at_once(opened: Open, clock: FakeClock) -> None:
     queue = await opened(clock=clock, **TESTING)
     await queue.declare([subscription()], [])
@@ -71,28 +90,44 @@ async def test_an_outage_longer_than_every_lease_costs_nobody_its_claims(
         assert await worker.settle([end(it) for it in claims]) == []
 
 
-async def test_an_outage_without_end_costs_the_lease(opened: Open, proxy: Proxy, clock: FakeClock) -> None:
-    queue = await opened(proxy.url, clock=clock, outage=60.0, **TESTING)
-    worker = await consumer(queue)
+async def test_a_worker_that_is_cut_off_alone_may_count_on_nothing_before_others_take_over(
+    opened: Open, proxy: Proxy, clock: FakeClock
+) -> None:
+    queue, elsewhere = await opened(proxy.url, clock=clock, **TESTING), await opened(clock=clock, **TESTING)
+    await queue.declare([subscription()], [])
+    victim, rescuer = await consumer(queue), await consumer(elsewhere)
+    await queue.publish([message("a")])
+    [claim] = await fetch(victim)
     proxy.cut_all(reachable=False)
-    lost_after = 0.0
-    while not worker.lost:
-        await clock.advance(3)
-        lost_after += 3
-        if not worker.lost:
-            with pytest.raises(QueueUnavailable):
-                await asyncio.to_thread(worker.renew)
-    assert 70 <= lost_after <= 73
+    recovered = 0
+    while not recovered:
+        assert clock.monotonic() < 30
+        await clock.advance(1)
+        with pytest.raises(QueueUnavailable):
+            await asyncio.to_thread(victim.renew)
+        assert rescuer.renew()
+        recovered = await rescuer.recover()
+    assert victim.valid_until <= clock.monotonic() - 2
+    proxy.allow()
+    assert not await asyncio.to_thread(victim.renew)
+    assert victim.lost
+    assert ids(await fetch(rescuer)) == ["a"]
+    assert await victim.settle([end(claim)]) == []
 
 
-async def test_a_worker_that_stood_still_longer_than_its_lease_is_lost_when_it_goes_on(
+async def test_a_worker_that_stood_still_longer_than_its_lease_goes_on_if_nobody_took_over(
     opened: Open, clock: FakeClock
 ) -> None:
     queue = await opened(clock=clock, **TESTING)
-    worker = await consumer(queue)
-    await clock.advance(10)
-    assert worker.lost
-    assert not worker.renew()
+    await queue.declare([subscription("line", ordered=True)], [])
+    worker = await consumer(queue, "line")
+    await queue.publish([message("a")])
+    [claim] = await fetch(worker, "line")
+    await clock.advance(100)
+    assert worker.valid_until < clock.monotonic()
+    assert worker.renew()
+    assert worker.valid_until == clock.monotonic() + 10
+    assert await worker.settle([end(claim)]) == []
 
 
 async def test_a_kept_claim_is_held_by_a_thread_after_its_consumer_left(opened: Open) -> None:

@@ -25,6 +25,10 @@ class MemoryConsumer:
         return self._worker.info
 
     @property
+    def valid_until(self) -> float:
+        return self._worker.valid_until
+
+    @property
     def lost(self) -> bool:
         return not self._worker.alive()
 

@@ -45,6 +45,11 @@ class Worker:
                 self._dead = True
             return not self._dead
 
+    @property
+    def valid_until(self) -> float:
+        """Until when it lives without being renewed."""
+        return self._renewed + self._lease
+
     def renew(self) -> bool:
         """Start the lease anew, unless it is lost."""
         if not self.alive():

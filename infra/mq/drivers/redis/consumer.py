@@ -15,7 +15,7 @@ from infra.mq.drivers.redis.lease import Lease
 from infra.mq.drivers.redis.registry import Route, Snapshot
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.drivers.redis.settling import Batch
-from infra.mq.drivers.redis.wire import claims_of, mailbox_claims_of, seconds
+from infra.mq.drivers.redis.wire import claims_of, mailbox_claims_of, microseconds, seconds
 from infra.mq.errors import QueueClosed, QueueError, QueueUnavailable
 from infra.mq.types import Claim, Settlement, WorkerInfo
 
@@ -69,6 +69,10 @@ class RedisConsumer:
         return self._info
 
     @property
+    def valid_until(self) -> float:
+        return self._lease.valid_until
+
+    @property
     def lost(self) -> bool:
         return self._lease.lost
 
@@ -107,6 +111,7 @@ class RedisConsumer:
     def interrupted(self) -> None:
         """Hear that something may have been handed over that did not arrive."""
         self._in_doubt = True
+        self._lease.interrupted()
         self._changed.set()
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
@@ -130,11 +135,13 @@ class RedisConsumer:
 
     async def recover(self) -> int:
         self._check()
-        patient = self._lease.held_for >= self._core.options.patience
+        options = self._core.options
+        # Whoever has just reached the server again leaves others the time to do so, too.
+        grace = microseconds(options.margin) if self._lease.held_for >= options.patience else ""
 
         async def ask(snapshot: Snapshot) -> Any:  # noqa: ANN401 - what the script answers
             flags = pack([it.kept.ordered for it in snapshot.all])
-            arguments = (snapshot.version, self._core.now(), self._name, int(patient), flags)
+            arguments = (snapshot.version, self._core.now(), self._name, grace, flags)
             keys = [*self._keys("meta", "leases", "workers", "sleepers"), *_groups(snapshot.all)]
             return await self._core.link("admin").safely(scripts().recover, keys, *arguments)
 

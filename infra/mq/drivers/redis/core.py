@@ -28,12 +28,19 @@ class Options:
     broker_time: bool = True
     timeout: float = 5.0
     connect_timeout: float = 5.0
-    outage: float = 60.0
     poll: float = 1.0
     max_body: int = 16 * 1024 * 1024
     registry_ttl: float = 1.0
     broadcasts_kept: float = 60.0
     broadcasts_kept_at_most: int = 4096
+
+    @property
+    def margin(self) -> float:
+        """For how long a lease must have run out before others take over.
+
+        By then its worker has ended what must not run beside its successor, although its clock may be slower.
+        """
+        return self.lease * 0.2
 
     @property
     def patience(self) -> float:

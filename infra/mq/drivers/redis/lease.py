@@ -13,14 +13,14 @@ from infra.mq.drivers.redis.wire import microseconds
 from infra.mq.errors import QueueUnavailable
 
 TIMEOUT = 2.0
-"""How long, in seconds, the server may take to answer a sign of life."""
+"""How long, in seconds, the server may take to answer a sign of life, if a lease is not so short that a third of it is
+less."""
 
 
 class Lease:
     """Whether a worker may still own anything; usable from any thread.
 
-    A lease that is not renewed for its time is lost. As long as the server cannot be reached at all, nobody can have
-    taken over, or learned that others are dead: then the worker goes on for `Options.outage` seconds more.
+    One that ran out is not lost before somebody took over: whether that is so only the server knows.
     """
 
     def __init__(self, core: Core, worker: str, *, joined: float) -> None:
@@ -29,15 +29,13 @@ class Lease:
         self._lock = threading.Lock()
         self._connection: Any = None
         self._gone = False
-        self._renewed = joined
-        self._over_at = joined + core.options.lease
         self._held_since = joined
+        self.valid_until = joined + core.options.lease
+        """When it runs out, by this machine's clock: never later than by the server's, if they run equally fast."""
 
     @property
     def lost(self) -> bool:
-        """Whether it is over; asked for every message, so it only compares."""
-        if not self._gone and self._core.clock.monotonic() >= self._over_at:
-            self._gone = True
+        """Whether it is over."""
         return self._gone
 
     @property
@@ -60,19 +58,17 @@ class Lease:
             QueueUnavailable: the server could not be asked.
         """
         with self._lock:
-            if self.lost:
+            if self._gone:
                 return False
             asked = self._core.clock.monotonic()
             lease = microseconds(self._core.options.lease)
             try:
                 held = self._run(scripts().renew, self._core.now(), self._worker, lease)
             except QueueUnavailable:
-                self._hope()
                 self.interrupted()
                 raise
             if held:
-                self._renewed = asked
-                self._over_at = asked + self._core.options.lease
+                self.valid_until = asked + self._core.options.lease
             else:
                 self._gone = True
             return not self._gone
@@ -88,19 +84,14 @@ class Lease:
         with self._lock:
             self._disconnect()
 
-    def _hope(self) -> None:
-        """Go on for a while: nobody else can have been told anything by a server that does not answer."""
-        options = self._core.options
-        latest = self._renewed + options.lease + options.outage
-        self._over_at = min(self._core.clock.monotonic() + options.lease, latest)
-
     def _run(self, script: Script, *arguments: Any) -> Any:  # noqa: ANN401 - the client's own
         where = self._core.address.where
         leases = self._core.keys.of("leases")
         try:
             if self._connection is None:
                 name = f"{self._core.keys.namespace}-lease"
-                self._connection = self._core.address.blocking_connection(name, timeout=TIMEOUT)
+                timeout = min(TIMEOUT, self._core.options.lease / 3)
+                self._connection = self._core.address.blocking_connection(name, timeout=timeout)
             self._connection.send_command("EVALSHA", script.sha, 1, leases, *arguments, check_health=False)
             try:
                 return self._connection.read_response()

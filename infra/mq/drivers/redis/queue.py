@@ -35,7 +35,8 @@ class RedisQueue:
         url: `redis://[[USER]:PASSWORD@]HOST[:PORT][/DB]`, `rediss://…` with TLS, or `unix:///PATH`.
         clock: Every wait is by it; with `broker_time=False` every due time and lease too.
         namespace: What the names of all keys begin with; queues of different namespaces know nothing of each other.
-        lease: After how many seconds without `renew` a worker counts as dead.
+        lease: After how many seconds without `renew` a worker may not count on what it owns; a fifth of that later it
+            counts as dead.
         dedupe_window: For how many seconds the ids of messages with `dedupe` are remembered.
         takeover_patience: For how many seconds a worker must have reached the server without a break before it takes
             over from workers whose lease ran out; without it `lease`, so that nobody is taken for dead who only could
@@ -43,7 +44,6 @@ class RedisQueue:
         broker_time: Whether times are the server's. False is for tests, which move `clock`.
         timeout: How many seconds an answer may take.
         connect_timeout: How many seconds it may take to connect.
-        outage: For how many seconds beyond its lease a worker that can not reach the server goes on.
         poll: How many seconds a waiting `fetch` lets pass without looking, in case a wake-up call got lost.
         max_body: How large a message may be, in bytes.
         registry_ttl: For how many seconds publishers may trust their copy of the registry.
@@ -64,7 +64,6 @@ class RedisQueue:
         broker_time: bool = True,
         timeout: float = 5.0,
         connect_timeout: float = 5.0,
-        outage: float = 60.0,
         poll: float = 1.0,
         max_body: int = 16 * 1024 * 1024,
         registry_ttl: float = REGISTRY_TTL,
@@ -76,7 +75,6 @@ class RedisQueue:
             broker_time=broker_time,
             timeout=timeout,
             connect_timeout=connect_timeout,
-            outage=outage,
             poll=poll,
             max_body=max_body,
             registry_ttl=registry_ttl,

@@ -51,6 +51,11 @@ class Membership(Protocol):
         """Whether others take this worker for alive, as far as this process knows."""
         ...
 
+    @property
+    def valid_until(self) -> float:
+        """As `Consumer.valid_until`."""
+        ...
+
     def renew(self) -> bool:
         """Say that it is alive; False when that is over. From any thread."""
         ...

@@ -38,6 +38,10 @@ class SqlConsumer:
         return self._info
 
     @property
+    def valid_until(self) -> float:
+        return self._member.valid_until
+
+    @property
     def lost(self) -> bool:
         return not self._member.alive
 

@@ -1,6 +1,7 @@
 -- Takes over from dead workers. A lease of 0 was given up by its worker; others run out.
 -- KEYS: meta, leases, workers, sleepers, then a group for every subscription.
--- ARGV: registry version, time, this worker, whether leases that ran out count, which subscriptions are ordered.
+-- ARGV: registry version, time, this worker, for how long a lease must have run out ('' if that does not count),
+--       which subscriptions are ordered.
 
 local meta, leases, workers = KEYS[1], KEYS[2], KEYS[3]
 if is_outdated(meta, ARGV[1]) then return -1 end
@@ -8,7 +9,8 @@ local now = clock(ARGV[2])
 if (tonumber(call('ZSCORE', leases, ARGV[3])) or 0) <= 0 then return -2 end
 
 local dead, found = {}, {}
-for _, worker in ipairs(call('ZRANGEBYSCORE', leases, '-inf', ARGV[4] == '1' and now or 0)) do
+local over = ARGV[4] ~= '' and digits(now - ARGV[4]) or 0
+for _, worker in ipairs(call('ZRANGEBYSCORE', leases, '-inf', over)) do
   if worker ~= ARGV[3] then
     dead[worker] = true
     found[#found + 1] = worker

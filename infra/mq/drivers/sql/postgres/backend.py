@@ -135,8 +135,9 @@ class PostgresBackend:
 
     async def join(self, info: WorkerInfo, now: float) -> Member:
         await asyncio.to_thread(self._keeper.start)
+        joined = self.clock.monotonic()
         operation = partial(membership.join, info=info, now=now, lease=self._options.lease)
-        return Member(await self._write(operation), self._keeper)
+        return Member(await self._write(operation), self._keeper, self.clock, joined)
 
     async def leave(self, member: Membership, keep: Collection[Claim], now: float) -> None:
         mine = _own(member)

@@ -8,12 +8,16 @@ from concurrent.futures import CancelledError as FutureCancelled
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from infra.clock import Clock
 from infra.db.postgresql import PostgreSQL
 from infra.db.postgresql_driver import Driver, close
 from infra.mq.drivers.sql.postgres.errors import queue_error
 from infra.mq.errors import QueueError, QueueUnavailable
 
 T = TypeVar("T")
+
+RENEW_TIMEOUT = 1.0
+"""How long, in seconds, a renewal may take, if a third of a lease is not more: there should be time for another one."""
 
 ABANDON_TIMEOUT = 2.0
 """How long, in seconds, a worker that gives up may wait to tell the server."""
@@ -28,8 +32,12 @@ _ABANDON = "UPDATE beneath_worker SET lease_until = 0 WHERE id = $1"
 class Member:
     """A worker of this process: the number under which it owns things, and the lease that says that it lives."""
 
-    def __init__(self, number: int, keeper: "LeaseKeeper") -> None:
+    def __init__(self, number: int, keeper: "LeaseKeeper", clock: Clock, joined: float) -> None:
         self.number = number
+        self.valid_until = joined + keeper.lease
+        """When its lease runs out, by this machine's clock: never later than by the server's, if both run equally fast.
+        """
+
         self.deliveries: set[int] = set()
         """The unordered deliveries that it knows it owns."""
 
@@ -40,6 +48,7 @@ class Member:
         """Whether it may own more than it knows: the answer to a claim was lost."""
 
         self._keeper = keeper
+        self._clock = clock
         self._alive = True
 
     @property
@@ -47,7 +56,10 @@ class Member:
         return self._alive
 
     def renew(self) -> bool:
-        if self._alive and not self._keeper.renew(self.number):
+        asked = self._clock.monotonic()
+        if self._alive and self._keeper.renew(self.number):
+            self.valid_until = asked + self._keeper.lease
+        else:
             self._alive = False
         return self._alive
 
@@ -111,7 +123,8 @@ class LeaseKeeper:
         Raises:
             QueueUnavailable: the server does not answer.
         """
-        kept = self._call(self._ask(lambda driver: driver.fetch(_RENEW, [number, *self._lingering], self.lease)))
+        asking = self._ask(lambda driver: driver.fetch(_RENEW, [number, *self._lingering], self.lease))
+        kept = self._call(asking, max(self.lease / 3, RENEW_TIMEOUT))
         now = time.monotonic()
         if now - self._renewed_at > self.lease:
             self._steady_since = now
@@ -137,13 +150,13 @@ class LeaseKeeper:
                 await self._ask(lambda driver: driver.fetch(_RENEW, list(self._lingering), self.lease))
             await asyncio.sleep(self.lease / 3)
 
-    def _call(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+    def _call(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
         if self._loop is None:
             work.close()
             raise QueueUnavailable("the queue is not open")
         answer = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return answer.result(self.lease if timeout is None else timeout)
+            return answer.result(timeout)
         except (TimeoutError, FutureCancelled) as error:
             answer.cancel()
             raise QueueUnavailable(f"PostgreSQL at {self._db.address.where} does not answer") from error

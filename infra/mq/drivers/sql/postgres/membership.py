@@ -15,10 +15,12 @@ INSERT INTO beneath_worker (name, host, pid, subscriptions, joined_at, lease_unt
 VALUES ($1, $2, $3, $4, $5, {SERVER_TIME} + $6) RETURNING id
 """  # noqa: S608  # constants only
 _LIVE = f"SELECT name, subscriptions FROM beneath_worker WHERE {LIVE}"  # noqa: S608
+# A fifth of a lease after it ran out its worker has ended what must not run beside its successor.
 # A server that was away for longer than a lease lets the living renew theirs before anybody counts as dead.
 _DEAD = f"""
 SELECT id FROM beneath_worker WHERE lease_until = 0 OR (
-    $1 AND lease_until <= {SERVER_TIME} AND {SERVER_TIME} - extract(epoch FROM pg_postmaster_start_time()) >= $2
+    $1 AND lease_until + $2 * 0.2 <= {SERVER_TIME}
+    AND {SERVER_TIME} - extract(epoch FROM pg_postmaster_start_time()) >= $2
 )
 """  # noqa: S608
 _LOCK_DEAD = f"SELECT id FROM beneath_worker WHERE id = $1 AND NOT {LIVE} FOR UPDATE SKIP LOCKED"  # noqa: S608

@@ -1,6 +1,7 @@
 """The workers on one database: which of them live, and what the dead leave behind."""
 
 import asyncio
+import math
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,10 @@ class Member:
     @property
     def alive(self) -> bool:
         return self.lock.held
+
+    @property
+    def valid_until(self) -> float:
+        return math.inf
 
     def renew(self) -> bool:
         return self.lock.held

@@ -1,0 +1,39 @@
+"""Until when a worker may count on what it owns, and from when on others take over."""
+
+import asyncio
+import time
+
+from tests.infra.mq.acting import message, subscription
+from tests.infra.postgres.queues import MAIL, consumer, new_store
+from tests.postgres_servers import PostgresServer
+
+LEASE = 0.5
+
+
+async def test_others_take_over_a_fifth_of_a_lease_after_a_worker_that_reaches_nobody_must_have_stopped(
+    server: PostgresServer,
+) -> None:
+    async with new_store(server) as store:
+        (queue, _), (elsewhere, _) = await store.open(lease=LEASE), await store.open(lease=LEASE)
+        await queue.declare([subscription(MAIL, ordered=True)], [])
+        victim, rescuer = await consumer(queue), await consumer(elsewhere)
+        assert await asyncio.to_thread(victim.renew)
+        await queue.publish([message("a")])
+        assert len(await victim.fetch({MAIL: 1}, wait=0)) == 1
+        until = victim.valid_until
+        while not await rescuer.recover():
+            await asyncio.to_thread(rescuer.renew)
+        assert time.monotonic() >= until + LEASE / 5
+        assert victim.valid_until == until
+        assert not await asyncio.to_thread(victim.renew)
+        assert victim.lost
+
+
+async def test_a_worker_whose_lease_ran_out_goes_on_if_nobody_took_over(server: PostgresServer) -> None:
+    async with new_store(server) as store:
+        queue, _ = await store.open(lease=LEASE)
+        worker = await consumer(queue)
+        until = worker.valid_until
+        await asyncio.sleep(max(0.0, until - time.monotonic()))
+        assert await asyncio.to_thread(worker.renew)
+        assert worker.valid_until > until
