@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from bus.outgoing import Outgoing
 from infra.db import Transaction
 from infra.mq import Message
@@ -77,15 +79,14 @@ class PublishBuffer:
         self._cancelled.clear()
 
 
-class Gathering:
+class Gathering(msgspec.Struct, eq=False):
     """The publishes of one tree of sync listeners, where there is no database to hold them in a transaction."""
 
-    __slots__ = ("_ended", "_task", "batch")
+    task: object
+    """The one whose listeners they are; one that a listener started inherits the cause, not the place."""
 
-    def __init__(self) -> None:
-        self.batch: list[Outgoing] = []
-        self._task = asyncio.current_task()
-        self._ended = False
+    batch: list[Outgoing]
+    ended: bool = False
 
     def add(self, outgoing: Outgoing) -> None:
         """Take a place in the order of publishes."""
@@ -93,10 +94,5 @@ class Gathering:
 
     @property
     def open(self) -> bool:
-        """Whether it still gathers for this task: one that a listener started inherits the cause, not the place."""
-        return not self._ended and self._task is asyncio.current_task()
-
-    def end(self) -> list[Outgoing]:
-        """Take no more, and return what was gathered."""
-        self._ended = True
-        return self.batch
+        """Whether it still gathers, and for the running task."""
+        return not self.ended and self.task is asyncio.current_task()

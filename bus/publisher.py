@@ -1,5 +1,6 @@
 """The publishing side: sync listeners now, the queue when the transaction commits."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
@@ -68,7 +69,7 @@ class Publisher:
         """Return the publish of `event`, caused by whatever is being handled here."""
         cause = current_cause()
         outgoing = Outgoing(event, self._listeners.routes(type(event)), cause, self._clock.time())
-        if type(cause) is Outgoing:
+        if cause is not None and type(cause) is Outgoing:
             outgoing.depth = cause.depth + 1
             outgoing.root = cause.root
         if id is not None:
@@ -96,12 +97,23 @@ class Publisher:
     async def publish_one(self, outgoing: Outgoing) -> None:
         """Do what `publish` does with one, by a shorter way where only sync listeners want it, or nobody."""
         db = self._db
-        if (db is not None and (outgoing.routes.sync or db.current() is not None)) or not self._unwanted(outgoing):
+        if (
+            (db is not None and (outgoing.routes.sync or db.current() is not None))
+            or (outgoing.root is not None and outgoing.root.open)
+            or not self._unwanted(outgoing)
+        ):
             await self.publish([outgoing])
-        elif outgoing.routes.sync:
-            await self._publish_gathering([outgoing])
-        else:
-            await self._send_or_gather([outgoing])
+            return
+        if outgoing.routes.sync:
+            outgoing.root = gathering = Gathering(asyncio.current_task(), [outgoing])
+            try:
+                await _run_listeners(outgoing)
+            finally:
+                gathering.ended = True
+            if len(gathering.batch) > 1 or not self._unwanted(outgoing):
+                await self._send_gathered(gathering.batch)
+                return
+        self._count(outgoing)
 
     async def cancel(self, message_id: str) -> bool:
         """Cancel a delayed publish; inside a transaction, if and only if it commits.
@@ -203,12 +215,15 @@ class Publisher:
 
     async def accepted(self, batch: Sequence[Outgoing]) -> None:
         """Do what follows once `batch` is published for good: run this process's own broadcast listeners."""
-        self._metrics.published += len(batch)
         for each in batch:
-            for observer in self.observers:
-                observer(each)
+            self._count(each)
             if each.routes.broadcast:
                 await self._broadcasts.deliver(each)
+
+    def _count(self, outgoing: Outgoing) -> None:
+        self._metrics.published += 1
+        for observer in self.observers:
+            observer(outgoing)
 
     async def _publish_inside(self, transaction: Transaction, batch: Sequence[Outgoing]) -> None:
         try:
@@ -224,27 +239,29 @@ class Publisher:
         if root is not None and root.open:
             await self._run(batch, root)
             return
-        gathering = Gathering()
+        gathering = Gathering(asyncio.current_task(), [])
         for each in batch:
             each.root = gathering
         try:
             await self._run(batch, gathering)
         finally:
-            gathered = gathering.end()
-        await self._send_directly(gathered)
+            gathering.ended = True
+        await self._send_gathered(gathering.batch)
 
     async def _send_or_gather(self, batch: Sequence[Outgoing]) -> None:
         root = batch[0].root
         if root is None or not root.open:
-            await self._send_directly(batch)
+            await self._send_gathered(batch)
             return
         for each in batch:
             root.add(each)
 
+    async def _send_gathered(self, batch: Sequence[Outgoing]) -> None:
+        if len(batch) > 1 or not self._unwanted(batch[0]):
+            await self._send_directly(batch)
+        await self.accepted(batch)
+
     async def _send_directly(self, batch: Sequence[Outgoing]) -> None:
-        if len(batch) == 1 and self._unwanted(batch[0]):
-            await self.accepted(batch)
-            return
         try:
             await self.send(batch)
         except QueueIndeterminate as error:
@@ -255,7 +272,6 @@ class Publisher:
         except QueueError as error:
             self._metrics.publish_failures += len(batch)
             raise PublishRejected(f"{batch[0].name} was not published: {error}") from error
-        await self.accepted(batch)
 
     async def _prepare(self, batch: Sequence[Outgoing]) -> None:
         """Make sure, before any listener runs, that all that is wanted can be encoded."""

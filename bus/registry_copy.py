@@ -13,13 +13,13 @@ class RegistryCopy:
         self._mq = mq
         self._clock = clock
         self._registry = Registry()
-        self._confirmed = float("-inf")
+        self._fresh_until = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
 
     @property
     def fresh(self) -> bool:
         """Whether the copy was confirmed recently enough to be trusted."""
-        return self._clock.monotonic() - self._confirmed < REGISTRY_TTL
+        return self._clock.monotonic() < self._fresh_until
 
     def routed(self, name: str) -> bool:
         """Whether somebody may have a durable subscription to that event: all are taken to have, until it is known."""
@@ -32,7 +32,11 @@ class RegistryCopy:
     def unwanted(self, name: str) -> bool:
         """Whether nobody subscribed to that event in any way, as a fresh copy says."""
         registry = self._registry
-        return name not in registry.routed and name not in registry.broadcast and self.fresh
+        return (
+            name not in registry.routed
+            and name not in registry.broadcast
+            and self._clock.monotonic() < self._fresh_until
+        )
 
     def knows(self, name: str) -> bool:
         """Whether the copy lists that event, or is fresh enough to say that nobody wants it."""
@@ -53,7 +57,7 @@ class RegistryCopy:
     async def _refresh(self) -> None:
         asked = self._clock.monotonic()
         self._registry = await self._mq.registry()
-        self._confirmed = asked
+        self._fresh_until = asked + REGISTRY_TTL
 
     def _refreshed(self, task: asyncio.Task[None]) -> None:
         self._refreshing = None
