@@ -88,6 +88,7 @@ class Enrolment:
         self._later = asyncio.create_task(self._enrol_at_last(), name="bus enrolment")
 
     async def _enrol_at_last(self) -> None:
+        said = ""
         while True:
             await self._clock.sleep(RETRY_EVERY)
             try:
@@ -96,7 +97,8 @@ class Enrolment:
             except (QueueUnavailable, QueueClosed, QueueIndeterminate) as error:
                 log.debug("the queue is still away", error=str(error))
             except QueueError as error:
-                log.error("the queue is there, but cannot be used", error=str(error))  # noqa: TRY400 - one line, for people
+                if said != (said := str(error)):
+                    log.error("the queue is there, but cannot be used", error=said)  # noqa: TRY400 - one line, for people
             else:
                 log.info("the queue is there")
                 return

@@ -81,35 +81,33 @@ class Outgoing(msgspec.Struct):
             PublishRejected: its payload is larger than `max_payload` bytes.
         """
         if self._message is None:
-            event_type = self.routes.event_type
-            payload = event_type.encode(self.event)
-            if len(payload) > max_payload:
-                raise PublishRejected(
-                    f"{event_type.name} has a payload of {len(payload)} bytes; at most {max_payload} are allowed "
-                    "(bus.max_payload). Publish a reference to the data instead"
-                )
-            key = event_type.ordering_key(self.event)
-            id_ = self.id
-            self._message = Message(
-                id=id_,
-                event=event_type.name,
-                body=pack(
-                    Frame(
-                        id_, event_type.name, event_type.version, key, self.published_at, self._wire_headers(), payload
-                    )
-                ),
-                published_at=self.published_at,
-                ordering_key=key,
-                due_at=self.due_at,
-                dedupe=repeatable or self.explicit_id is not None,
-            )
+            self._message = self._made(max_payload, repeatable)
         return self._message
 
-    def _wire_headers(self) -> dict[str, str]:
-        headers = {**self.headers, CORRELATION: self.correlation_id}
+    def _made(self, max_payload: int, repeatable: bool) -> Message:
+        event_type, id_, published_at = self.routes.event_type, self.id, self.published_at
+        name = event_type.name
+        payload = event_type.encode(self.event)
+        if len(payload) > max_payload:
+            raise PublishRejected(
+                f"{name} has a payload of {len(payload)} bytes; at most {max_payload} are allowed "
+                "(bus.max_payload). Publish a reference to the data instead"
+            )
+        key = event_type.ordering_key(self.event) if event_type.ordered else None
+        headers = {CORRELATION: self.correlation_id}
         if self.cause is not None and (causation := self.cause.id) is not None:
             headers[CAUSATION] = causation
-        return headers
+        if self.headers:
+            headers |= self.headers
+        return Message(
+            id=id_,
+            event=name,
+            body=pack(Frame(id_, name, event_type.version, key, published_at, headers, payload)),
+            published_at=published_at,
+            ordering_key=key,
+            due_at=self.due_at,
+            dedupe=repeatable or self.explicit_id is not None,
+        )
 
     def delivery(self, listener: str) -> Delivery:
         """Return what a handler in this process gets to know."""
