@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from bus import Bus, CancelFailed, Delivery, PublishIndeterminate, PublishRejected
 from bus.codec import unpack
@@ -32,6 +33,8 @@ class RemoteQueue(MemoryQueue):
 
     down = False
     lose_replies = 0
+    refusal = ""
+    """Why it cannot be used, although it is there."""
 
     @property
     def features(self) -> Features:
@@ -65,6 +68,8 @@ class RemoteQueue(MemoryQueue):
     def _answer(self) -> None:
         if self.down:
             raise QueueUnavailable("connection refused")
+        if self.refusal:
+            raise QueueRejected(self.refusal)
 
 
 class Site:
@@ -312,6 +317,23 @@ async def test_a_bus_starts_while_the_queue_is_away_and_catches_up(site: Site) -
     await site.clock.advance(10)
     assert await site.rows() == ["clock.ticked"]
     site.mq.down = False
+    await site.until(site.empty)
+    assert await site.delivered("ticks") == [1]
+
+
+async def test_a_queue_that_comes_back_unusable_is_an_error_in_the_log_once_and_waited_for(site: Site) -> None:
+    site.mq.down = True
+    bus = await site.process()
+    async with site.db.transaction():
+        await bus.publish(Ticked(1))
+    site.mq.refusal = "the password is wrong"
+    site.mq.down = False
+    with capture_logs() as logs:
+        await site.clock.advance(10)
+    errors = [(it["event"], it["error"]) for it in logs if it["log_level"] == "error"]
+    assert errors == [("the queue is there, but cannot be used", "the password is wrong")]
+    assert await site.rows() == ["clock.ticked"]
+    site.mq.refusal = ""
     await site.until(site.empty)
     assert await site.delivered("ticks") == [1]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from infra.mq import DeadLetter, SubscriptionStats
-from tests.e2e.processes import Processes, until
+from tests.e2e.processes import PATIENCE, Processes, until
 from tests.stacks import Place
 from tests.torture.journal import Journal, Line, Reader
 from tests.torture.nursery import Child, Nursery
@@ -141,7 +141,7 @@ class Fleet:
         assert process.wait() == 0, process.stderr
         return json.loads(process.stdout) if "--json" in arguments else process.stdout
 
-    def wait_empty(self) -> None:
+    def wait_empty(self, timeout: float = PATIENCE) -> None:
         """Return when no listener has anything left to do, now or later, and nothing waits for the queue."""
 
         def empty() -> bool:
@@ -149,7 +149,7 @@ class Fleet:
                 return False
             return not any(it.ready + it.in_flight + it.retrying + it.scheduled for it in self.stats().values())
 
-        until(empty, "nothing is left in the queue")
+        until(empty, "nothing is left in the queue", timeout=timeout)
 
     def stop(self, *processes: Child) -> None:
         """Stop processes as a deploy does, and see that they end well."""

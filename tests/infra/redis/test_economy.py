@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from infra.mq import Outcome
+from infra.mq import Outcome, QueueClosed
 from tests import servers
 from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
 from tests.infra.redis.conftest import Open
@@ -60,6 +60,34 @@ async def test_a_queue_in_which_everything_was_handled_has_as_many_keys_as_an_em
     await asyncio.sleep(0.1)
     assert await fetch(worker) == []
     assert await fetch(worker, "line") == []
+    assert await keys_of(server) == empty
+
+
+@pytest.mark.parametrize("end", ["stopped while it goes to sleep", "killed in its sleep"])
+async def test_a_worker_that_is_gone_leaves_no_bell_behind(opened: Open, end: str) -> None:
+    server = servers.new_server(servers.any_kind())
+    queue = await opened(server.url, lease=0.2, takeover_patience=0.0)
+    await queue.declare([subscription(), subscription("line", ordered=True)], [])
+    empty = await keys_of(server)
+    worker = await consumer(queue)
+    fetching = asyncio.ensure_future(worker.fetch({WORK: 1, "line": 1}, wait=5))
+    if end == "killed in its sleep":
+        async with asyncio.timeout(10):
+            # Leases, workers, sleepers, and for each subscription who waits for a bell.
+            while await keys_of(server) < empty + 5:
+                pass
+        worker.abandon()
+        worker.wake()
+        with pytest.raises(QueueClosed):
+            await fetching
+        rescuer = await consumer(queue)
+        await rescuer.recover()
+        await rescuer.close()
+    else:
+        await asyncio.sleep(0.001)
+        worker.wake()
+        await fetching
+        await worker.close()
     assert await keys_of(server) == empty
 
 

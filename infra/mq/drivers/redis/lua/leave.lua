@@ -14,7 +14,9 @@ for number, it in ipairs(cmsgpack.unpack(ARGV[4])) do
     kept[id] = true
     keeps = true
   end
-  take_from(group_at(4 + (number - 1) * GROUP), it[1], {[worker] = true}, kept, now, end_isolation)
+  local group = group_at(4 + (number - 1) * GROUP)
+  forget_bells(group, {[worker] = true})
+  take_from(group, it[1], {[worker] = true}, kept, now, end_isolation)
 end
 call('HDEL', workers, worker)
 call('HDEL', KEYS[4], worker)

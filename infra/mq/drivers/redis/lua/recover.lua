@@ -20,7 +20,9 @@ if #found == 0 then return 0 end
 
 local count = 0
 for number, ordered in ipairs(cmsgpack.unpack(ARGV[5])) do
-  count = count + take_from(group_at(4 + (number - 1) * GROUP), ordered, dead, {}, now, charge_death)
+  local group = group_at(4 + (number - 1) * GROUP)
+  forget_bells(group, dead)
+  count = count + take_from(group, ordered, dead, {}, now, charge_death)
 end
 many('HDEL', workers, found)
 many('HDEL', KEYS[4], found)

@@ -17,6 +17,14 @@ local function end_isolation(group, id)
   end
 end
 
+-- Nobody will answer the bells of workers that are gone.
+local function forget_bells(group, workers)
+  for _, bell in ipairs(call('SMEMBERS', group.idle)) do
+    local _, _, worker = sleeper_of(bell)
+    if workers[worker] then call('SREM', group.idle, bell) end
+  end
+end
+
 -- Returns how many deliveries that were. `workers` and `kept` are sets.
 local function take_from(group, ordered, workers, kept, now, treat)
   local owned, taken, count = call('HGETALL', group.own), {}, 0
