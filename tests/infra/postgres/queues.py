@@ -41,9 +41,10 @@ class Store:
         lease: float = 10.0,
         patience: float = 5.0,
         longest_silence: float = 5.0,
+        busy_timeout: float = 10.0,
     ) -> tuple[SqlQueue, Database]:
         """Open another queue."""
-        db = Database(f"{self.url}?{options}")
+        db = Database(f"{self.url}?{options}", busy_timeout=busy_timeout)
         await db.open()
         self.ends.push_async_callback(db.close)
         queue = SqlQueue(

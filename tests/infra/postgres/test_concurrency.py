@@ -13,7 +13,7 @@ from infra.db import Database
 from infra.mq import MAILBOX_BATCH
 from infra.mq.drivers.sql import SqlQueue
 from tests.infra.mq.acting import message, subscription
-from tests.infra.postgres.queues import MAIL, POST, WORK, Handled, Store, new_store, working
+from tests.infra.postgres.queues import MAIL, POST, WORK, Handled, Store, backend, new_store, working
 from tests.postgres_servers import PostgresServer
 
 KEYS = ("a", "b", "c")
@@ -29,7 +29,7 @@ async def store(server: PostgresServer) -> AsyncIterator[Store]:
 @pytest.fixture
 async def opened(store: Store) -> list[tuple[SqlQueue, Database]]:
     """Two processes."""
-    two = [await store.open(options="pool_size=20") for _ in range(2)]
+    two = [await store.open(options="pool_size=40", busy_timeout=60.0) for _ in range(2)]
     subscriptions = [subscription(WORK), subscription(MAIL, ordered=True), subscription(POST, ordered=True)]
     await two[0][0].declare(subscriptions, [])
     return two
@@ -79,14 +79,14 @@ async def make_table(db: Database) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("level", LEVELS)
-async def test_two_hundred_transactions_at_once_on_the_same_keys(
+async def test_a_thousand_transactions_at_once_on_the_same_keys(
     opened: list[tuple[SqlQueue, Database]], level: str
 ) -> None:
     await make_table(opened[0][1])
     log, handled, rng = Log(), Handled(), random.Random(1)
     async with working(handled, *(queue for queue, _ in opened)):
         calls = []
-        for n in range(200):
+        for n in range(1000):
             queue, db = opened[n % 2]
             keys = rng.sample(KEYS, rng.randint(1, 3))
             calls.append(publish(queue, db, log, f"t{n}", keys, level))
@@ -168,3 +168,30 @@ async def test_publishers_to_one_key_wait_for_each_other_and_others_do_not(
     async with working(handled, queue):
         await handled.until(lambda it: len(it.messages[MAIL]) == 3, 5)
     assert handled.of(MAIL, "a") == ["first", "second"]
+
+
+async def test_a_publisher_that_waited_for_another_to_place_what_is_due_holds_up_no_worker(
+    store: Store, opened: list[tuple[SqlQueue, Database]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (queue, db), (other, other_db) = opened
+
+    async def nothing(*_: object) -> None: ...
+
+    await make_table(db)
+    monkeypatch.setattr(backend(queue), "_promote", nothing)
+    await publish(queue, db, Log(), "early", ["a"], LEVELS[1])
+    handled, waits = Handled(), "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = $1"
+
+    async def wait_and_linger() -> None:
+        async with other_db.transaction():
+            await other.publish([message("late", key="a")])
+            await handled.until(lambda it: it.of(MAIL, "a") == ["early-a", "middle"] == it.of(POST, "a"), 5)
+
+    async with db.transaction():
+        await queue.publish([message("middle", key="a")])
+        lingering = asyncio.ensure_future(wait_and_linger())
+        while not (await store.server.fetch(waits, store.database))[0][0]:  # noqa: ASYNC110  # it happens on the server
+            await asyncio.sleep(0.01)
+    async with working(handled, queue):
+        await lingering
+        await handled.until(lambda it: it.of(POST, "a")[-1:] == ["late"], 5)

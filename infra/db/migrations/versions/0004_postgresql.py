@@ -107,7 +107,8 @@ END $$
 PLACE = f"""
 -- Give scheduled messages that are due their places, in one order in all mailboxes. Whoever calls it has locked their
 -- first deliveries, and their keys. Unless they may overtake, what stands behind an earlier one that somebody else has
--- locked stays where it is.
+-- locked stays where it is. They become new rows, which are the workers': an updated one would end up locked by whoever
+-- waited for it.
 CREATE FUNCTION beneath_place_1(messages text[], now_at double precision, overtaking boolean) RETURNS void
 LANGUAGE plpgsql {INDEXED} AS $$
 BEGIN
@@ -128,13 +129,16 @@ BEGIN
     ), numbered AS MATERIALIZED (
         SELECT s.id, nextval('beneath_number') AS number
         FROM (SELECT id FROM due ORDER BY due_at, first, id) AS s
+    ), gone AS (
+        DELETE FROM beneath_delivery AS d USING numbered AS n WHERE d.id = n.id RETURNING n.number, d.*
     ), placed AS (
-        UPDATE beneath_delivery AS d SET
-            id = CASE WHEN d.mailbox IS NULL THEN d.id ELSE n.number END,
-            state = CASE WHEN d.mailbox IS NULL THEN 0 ELSE 4 END,
-            due_at = CASE WHEN d.due_at = 0 THEN now_at ELSE d.due_at END
-        FROM numbered AS n WHERE d.id = n.id
-        RETURNING d.subscription, d.mailbox, d.due_at, d.id
+        INSERT INTO beneath_delivery
+            (id, subscription, state, due_at, published_at, message_id, event, ordering_key, mailbox, body)
+        SELECT number, subscription, CASE WHEN mailbox IS NULL THEN 0 ELSE 4 END,
+            CASE WHEN due_at = 0 THEN now_at ELSE due_at END,
+            published_at, message_id, event, ordering_key, mailbox, body
+        FROM gone ORDER BY number
+        RETURNING subscription, mailbox, due_at, id
     )
     INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn)
     SELECT subscription, mailbox, 0, min(due_at), min(id) FROM placed WHERE mailbox IS NOT NULL
