@@ -196,7 +196,7 @@ class PostgreSQL:
         engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=creator,
-            poolclass=_Pool,
+            poolclass=_pool_to(self.address),
             pool_size=self.address.pool_size,
             max_overflow=0,
             pool_timeout=self._busy_timeout,
@@ -209,6 +209,10 @@ class PostgreSQL:
         return engine
 
     def _say_if_lost(self, context: ExceptionContext) -> BaseException | None:
+        error = postgresql_errors.original(context.original_exception)
+        if postgresql_errors.is_lost(error) and not isinstance(error, TimeoutError):
+            # SQLAlchemy would know only once the end of the connection has arrived, too.
+            context.is_disconnect = True
         # What COMMIT raises is told apart by `explain_commit`.
         if context.statement is None or not context.is_disconnect:
             return None
@@ -228,17 +232,27 @@ class PostgreSQL:
             ) from error
 
 
-class _Pool(AsyncAdaptedQueuePool):
-    """A pool that says in plain words that all its connections were in use for too long."""
+def _pool_to(at: Address) -> type[AsyncAdaptedQueuePool]:
+    class Pool(AsyncAdaptedQueuePool):
+        """A pool that says in plain words why there is no connection."""
 
-    def _do_get(self) -> ConnectionPoolEntry:
-        try:
-            return super()._do_get()
-        except PoolTimeout:
-            raise DatabaseUnavailable(
-                f"all {self.size()} connections to the database were in use for more than {self._timeout:g} s; keep "
-                "slow work, such as network calls, out of transactions, or raise pool_size in db.url"
-            ) from None
+        def connect(self) -> PoolProxiedConnection:
+            try:
+                return super().connect()
+            except postgresql_errors.CONNECTING as error:
+                # SQLAlchemy asks a new connection for this and that, and hands on whatever the driver raises then.
+                raise postgresql_errors.explain_connect(error, at) or error from error
+
+        def _do_get(self) -> ConnectionPoolEntry:
+            try:
+                return super()._do_get()
+            except PoolTimeout:
+                raise DatabaseUnavailable(
+                    f"all {self.size()} connections to the database were in use for more than {self._timeout:g} s; "
+                    "keep slow work, such as network calls, out of transactions, or raise pool_size in db.url"
+                ) from None
+
+    return Pool
 
 
 def _uncached() -> dict[str, Any]:

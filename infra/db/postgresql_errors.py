@@ -28,6 +28,9 @@ CONNECTING: tuple[type[Exception], ...] = (
 _LOST = frozenset({"57P01", "57P02", "57P05"})
 """The server ended the connection; every code of class 08 says so too."""
 
+_SAID_GOODBYE = "another operation (2) is in progress"
+"""Said by asyncpg, without sending anything, of a connection that the server has ended while nobody was using it."""
+
 
 def explain(error: BaseException, at: Address) -> DatabaseError | None:
     """Return what `error` means, if it is about the server, the connection or the disk rather than a statement."""
@@ -101,7 +104,8 @@ def original(error: BaseException) -> BaseException:
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
     cause = error.__cause__
-    return cause if isinstance(cause, asyncpg.PostgresError | asyncpg.InterfaceError) else error
+    known = asyncpg.PostgresError | asyncpg.InterfaceError | asyncpg.InternalClientError
+    return cause if isinstance(cause, known) else error
 
 
 def sqlstate(error: BaseException) -> str:
@@ -117,7 +121,7 @@ def is_lost(error: BaseException) -> bool:
         return code in _LOST or code.startswith("08")
     if isinstance(error, asyncpg.InterfaceError):
         return "closed" in str(error) and not isinstance(error, ValueError)  # that one quotes a value
-    return isinstance(error, OSError | TimeoutError | EOFError)
+    return isinstance(error, OSError | TimeoutError | EOFError) or _said_goodbye(error)
 
 
 def _obstacle(error: BaseException) -> str:
@@ -132,7 +136,11 @@ def _obstacle(error: BaseException) -> str:
 
 def not_sent(error: BaseException) -> bool:
     """Whether a lost connection was lost before the statement could be sent."""
-    return isinstance(error, asyncpg.InterfaceError)
+    return isinstance(error, asyncpg.InterfaceError) or _said_goodbye(error)
+
+
+def _said_goodbye(error: BaseException) -> bool:
+    return isinstance(error, asyncpg.InternalClientError) and _SAID_GOODBYE in str(error)
 
 
 def line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from infra.db.postgresql import BESIDES, PostgreSQL
 from infra.db.postgresql_driver import Driver, close
-from infra.db.postgresql_errors import original, sqlstate
+from infra.db.postgresql_errors import is_lost, original, sqlstate
 from infra.mq.drivers.sql.postgres.errors import TRY_AGAIN, queue_error
 from infra.mq.errors import QueueClosed, QueueUnavailable
 
@@ -111,8 +111,8 @@ class Connections:
                 # Its statement may still run: the next one must not wait for that.
                 self._say_goodbye(driver)
                 raise
-            except BaseException:
-                self._give_back(driver)
+            except BaseException as error:
+                self._give_back(driver, usable=not is_lost(error))
                 raise
             self._give_back(driver)
         finally:
@@ -147,11 +147,11 @@ class Connections:
             jit="off",
         )
 
-    def _give_back(self, driver: Driver) -> None:
+    def _give_back(self, driver: Driver, *, usable: bool = True) -> None:
         if not self._open:
             self._say_goodbye(driver)
         elif not driver.is_closed():
-            if driver.is_in_transaction():
+            if driver.is_in_transaction() or not usable:
                 self._say_goodbye(driver)
             else:
                 self._free.append(driver)
