@@ -33,6 +33,12 @@ def until(condition: Callable[[], T], what: str, *, timeout: float = PATIENCE) -
         time.sleep(POLL)
 
 
+def let_pass(seconds: float) -> None:
+    """Return that much later: for what has to last, never for what has to happen."""
+    start = time.monotonic()
+    until(lambda: time.monotonic() - start > seconds, "time passes")
+
+
 class Process:
     """A process of this test; what it writes is kept in files, so that it never waits for a reader."""
 

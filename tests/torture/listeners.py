@@ -16,6 +16,9 @@ from tests.torture.events import Chime, Job, Novelty, Step
 from tests.torture.journal import Journal, Kind
 
 SOON = Retry(max_attempts=10, min_delay=0.02, max_delay=0.5)
+PATIENT = Retry(max_attempts=100, min_delay=0.02, max_delay=0.5)
+"""For a handler that fails as long as its database is away."""
+
 FAILURE_RATE = 0.1
 LONG = 2.0
 """How long, in seconds, a long handler takes: many times every lease and interval of the workers in these tests."""
@@ -55,7 +58,7 @@ class Listeners:
             "impatient": lambda: bus.add_async_ordered_listener(
                 self.impatient, name="impatient", retry=SOON, timeout=TIMEOUT
             ),
-            "once": lambda: bus.add_async_ordered_listener(self.once, name="once", retry=SOON, once=True),
+            "once": lambda: bus.add_async_ordered_listener(self.once, name="once", retry=PATIENT, once=True),
             "blocking": lambda: bus.add_async_ordered_listener(self.blocking, name="blocking", timeout=None),
             "chime": lambda: bus.add_broadcast_listener(self.chime, on_gap=self.gap),
         }

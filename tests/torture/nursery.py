@@ -18,7 +18,9 @@ from infra.logging import configure_logging
 from tests.e2e.processes import PATIENCE
 from tests.torture.opening import Plan
 
-PROGRAMS = ("worker", "publisher", "canceller", "ledger", "doomed", "forgetful", "offline", "persistent")
+PROGRAMS = (
+    *("worker", "publisher", "canceller", "ledger", "doomed", "forgetful", "offline", "persistent", "bookkeeper"),
+)
 
 
 class Child:

@@ -50,6 +50,7 @@ class Opened:
     db: Database
     mq: MessageQueue
     journal: Journal
+    gate: Path
 
 
 @asynccontextmanager
@@ -63,7 +64,7 @@ async def opened(plan: Plan) -> AsyncIterator[Opened]:
     try:
         async with open_both(db, mq, or_later=bus.has_outbox):
             await bus.start()
-            yield Opened(bus, db, mq, journal)
+            yield Opened(bus, db, mq, journal, Path(plan.gate))
             await bus.close()
     finally:
         journal.close()

@@ -69,8 +69,8 @@ class Rows:
 
         return self._run(inside())
 
-    def close(self) -> None:
-        """Let go of both."""
+    def disconnect(self) -> None:
+        """Let go of both until the next use, for neither notices what becomes of its connections meanwhile."""
 
         async def work() -> None:
             for each in (self._mq, self._db):
@@ -78,6 +78,11 @@ class Rows:
                     await each.close()
 
         self._runner.run(work())
+        self._open.clear()
+
+    def close(self) -> None:
+        """Let go of both."""
+        self.disconnect()
         self._runner.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:

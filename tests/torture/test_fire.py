@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.processes import until
+from tests.e2e.processes import let_pass
 from tests.torture.checker import check, duplicates
 from tests.torture.fleet import QUICK, Fleet
 
@@ -47,7 +47,7 @@ def test_with_one_killed_every_second_and_one_paused_for_longer_than_its_lease_n
             workers[0].resume()
             resumed_at = time.monotonic()
         victim = 1 + faults % 3
-        wait_for(1.0)
+        let_pass(1.0)
         fleet.kill(workers[victim])
         faults += 1
         workers[victim] = fleet.start(*LISTENERS, **own)
@@ -68,8 +68,3 @@ def test_with_one_killed_every_second_and_one_paused_for_longer_than_its_lease_n
     assert fleet.dead_letters() == []
     seconds = lines[-1].at - lines[0].at
     print(f"{3 * EVENTS} deliveries in {seconds:.1f} s, {faults} faults, handled again: {again}")  # noqa: T201
-
-
-def wait_for(seconds: float) -> None:
-    start = time.monotonic()
-    until(lambda: time.monotonic() - start > seconds, "time passes")

@@ -1,0 +1,122 @@
+"""PostgreSQL that restarts, crashes, and ends connections, under load and while events wait for their broker."""
+
+import signal
+import time
+from collections import Counter, defaultdict
+from random import Random
+
+import pytest
+
+from tests.e2e.processes import let_pass, until
+from tests.postgres_servers import PostgresServer, wait_for
+from tests.torture.bookkeeper import DIRECT, DROPPED, KEPT, UNKNOWN
+from tests.torture.checker import check
+from tests.torture.fleet import Fleet
+from tests.torture.journal import Line
+from tests.torture.nursery import Child
+from tests.torture.rows import EFFECT, LEDGER
+
+pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.timeout(180)]
+
+LISTENERS = ("flaky", "sibling", "once", "done")
+LEASE = 10.0
+"""As long as it is for users: no fault here lasts as long, so no worker may lose anything."""
+
+KEYS = [f"key-{number}" for number in range(8)]
+FAULTS = (*["terminate"] * 4, "restart", *["terminate"] * 4, "crash") * 3
+LONGEST_PEACE = 0.6
+"""Seconds between two faults, at most."""
+
+SECONDS = 20.0
+"""Within which every process must have gone on by itself."""
+
+TERMINATE = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+
+
+def strike(server: PostgresServer, fault: str) -> int:
+    """Let something happen to a server; return how many connections that was told to end."""
+    if fault == "terminate":
+        return int(wait_for(server.fetch(TERMINATE))[0][0])
+    server.stop(signal.SIGINT if fault == "restart" else signal.SIGQUIT)
+    server.start()
+    return 0
+
+
+def booked(fleet: Fleet) -> list[tuple[str, int]]:
+    """Return the committed rows, and see that they are what the publishers were told."""
+    rows = [(key, n) for key, n in fleet.rows.fetch("SELECT key, n FROM ledger ORDER BY key, n")]
+    told = defaultdict(set)
+    for line in fleet.journal.of("note"):
+        told[line.text].add((line.key, line.n))
+    assert told[KEPT] <= set(rows) <= told[KEPT] | told[UNKNOWN]
+    assert told[DROPPED].isdisjoint(rows)
+    counts = {each: len(told[each]) for each in (KEPT, DROPPED, UNKNOWN)}
+    print(f"{counts}; of the unknown {len(told[UNKNOWN] & set(rows))} kept")  # noqa: T201
+    return rows
+
+
+def check_once(fleet: Fleet, rows: list[tuple[str, int]]) -> None:
+    """See that what the handlers did to the database is there once, in order, with its event."""
+    effects = fleet.rows.fetch("SELECT key, n FROM effect ORDER BY id")
+    assert Counter(effects) == Counter(rows)
+    for key in KEYS:
+        assert [each for each in effects if each[0] == key] == [each for each in rows if each[0] == key]
+
+
+def check_all(fleet: Fleet) -> None:
+    """See that there is one event for each row and none without, and that nothing was handled again."""
+    rows = booked(fleet)
+    for key, n in rows:
+        fleet.accept(key, [n])
+    lines = fleet.journal.lines()
+    steps = [each for each in lines if not each.key.startswith(DIRECT)]
+    assert check(steps, "flaky", ordered=True) == []
+    assert check(steps, "sibling", ordered=False) == []
+    assert check(lines, "done", ordered=False) == []
+    check_once(fleet, rows)
+    assert fleet.dead_letters() == []
+
+
+def wait_all_go_on(fleet: Fleet, workers: list[Child], publishers: list[Child]) -> None:
+    """Return when each process has done everything that it is for once more."""
+    since = time.time()
+
+    def of(child: Child) -> list[Line]:
+        return [each for each in fleet.journal.lines() if each.pid == child.pid and each.at > since]
+
+    def all_do() -> bool:
+        for child in (*workers, *publishers):
+            assert child.running, child.stderr
+        handled = ({each.listener for each in of(it) if each.kind == "end"} for it in workers)
+        published = ({each.text or each.kind for each in of(it)} for it in publishers)
+        return all(it == set(LISTENERS) for it in handled) and all({KEPT, "accepted"} <= it for it in published)
+
+    until(all_do, "every process goes on", timeout=SECONDS)
+    print(f"every process went on {time.time() - since:.1f} s after the last fault")  # noqa: T201
+
+
+def test_restarts_crashes_and_cut_connections_under_load_lose_and_double_nothing_and_every_process_goes_on(
+    near: Fleet, postgres: PostgresServer
+) -> None:
+    near.rows.create(LEDGER)
+    near.rows.create(EFFECT)
+    workers = near.pair(*LISTENERS, queue={"lease": LEASE})
+    publishers = [
+        near.start(program="bookkeeper", work=False, arguments={"keys": keys}) for keys in (KEYS[:4], KEYS[4:])
+    ]
+    near.rows.disconnect()
+    random, ended = Random(13), 0
+    for fault in FAULTS:
+        let_pass(random.uniform(0, LONGEST_PEACE))
+        ended += strike(postgres, fault)
+    wait_all_go_on(near, workers, publishers)
+    near.gate.touch()
+    for each in publishers:
+        assert each.wait() == 0, each.stderr
+    near.wait_empty()
+    near.stop(*workers)
+    print(f"{dict(Counter(FAULTS))}, {ended} connections ended")  # noqa: T201
+    check_all(near)
