@@ -24,7 +24,9 @@ SELECT EXISTS (SELECT 1 FROM beneath_mailbox WHERE subscription = ? AND ordering
 """
 _ANEW = "UPDATE beneath_delivery SET failures = 0 WHERE id = ?"
 _STATES = range(5)
-_BACKLOG = "SELECT id FROM beneath_delivery WHERE state = {} AND subscription = ? AND (?2 IS NULL OR event = ?2)"
+_BACKLOG = (
+    "SELECT id FROM beneath_delivery WHERE state = {} AND subscription = :id AND (:event IS NULL OR event = :event)"
+)
 _MAILBOXES = """
 SELECT m.ordering_key, m.state, (
     SELECT d.id FROM beneath_delivery AS d
@@ -138,7 +140,9 @@ def _refuse_if_used(
 
 def _backlog_of(db: sqlite3.Connection, subscription: int, event: str | None) -> list[int]:
     # One query per state: each state has its own index.
-    ids = [row[0] for state in _STATES for row in db.execute(_BACKLOG.format(state), (subscription, event))]
+    ids = [
+        row[0] for state in _STATES for row in db.execute(_BACKLOG.format(state), {"id": subscription, "event": event})
+    ]
     return sorted(ids)
 
 

@@ -22,10 +22,10 @@ id, message_id, event, ordering_key, body, published_at, failures, deferrals, ta
 """
 _IS_MEMBER = "SELECT EXISTS (SELECT 1 FROM beneath_worker WHERE id = ?)"
 _RESOLVE = """
-SELECT w.value, s.id, s.ordered FROM json_each(?1) AS w
+SELECT w.value, s.id, s.ordered FROM json_each(:names) AS w
 CROSS JOIN beneath_subscription AS s ON s.name = w.value WHERE s.paused = 0
 UNION ALL
-SELECT w.value, s.id, s.ordered FROM json_each(?1) AS w
+SELECT w.value, s.id, s.ordered FROM json_each(:names) AS w
 CROSS JOIN beneath_alias AS a ON a.name = w.value
 CROSS JOIN beneath_subscription AS s ON s.id = a.subscription WHERE s.paused = 0
 """
@@ -53,13 +53,13 @@ SELECT min(due_at) FROM (
         SELECT d.due_at FROM beneath_delivery AS d INDEXED BY beneath_delivery_ready
         WHERE d.state = 0 AND d.subscription = s.id ORDER BY d.due_at LIMIT 1
     ) AS due_at FROM beneath_subscription AS s
-    WHERE s.ordered = 0 AND s.paused = 0 AND s.id IN (SELECT value FROM json_each(?1))
+    WHERE s.ordered = 0 AND s.paused = 0 AND s.id IN (SELECT value FROM json_each(:ids))
     UNION ALL
     SELECT (
         SELECT m.due_at FROM beneath_mailbox AS m INDEXED BY beneath_mailbox_ready
         WHERE m.state = 0 AND m.subscription = s.id ORDER BY m.due_at LIMIT 1
     ) FROM beneath_subscription AS s
-    WHERE s.ordered = 1 AND s.paused = 0 AND s.id IN (SELECT value FROM json_each(?1))
+    WHERE s.ordered = 1 AND s.paused = 0 AND s.id IN (SELECT value FROM json_each(:ids))
     UNION ALL
     SELECT (SELECT due_at FROM beneath_delivery WHERE state = 3 ORDER BY due_at LIMIT 1)
 )
@@ -72,8 +72,10 @@ Placed = tuple[float, int, Claim]
 
 def next_due(db: sqlite3.Connection, names: Iterable[str]) -> float | None:
     """Return when the earliest delivery of the named subscriptions, or any scheduled message, is due."""
-    wanted = dumps([subscription for _, subscription, _ in db.execute(_RESOLVE, (dumps(list(names)),)).fetchall()])
-    (due_at,) = db.execute(_NEXT_DUE, (wanted,)).fetchone()
+    wanted = dumps(
+        [subscription for _, subscription, _ in db.execute(_RESOLVE, {"names": dumps(list(names))}).fetchall()]
+    )
+    (due_at,) = db.execute(_NEXT_DUE, {"ids": wanted}).fetchone()
     return None if due_at is None else float(due_at)
 
 
@@ -87,7 +89,7 @@ def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], now: fl
         raise QueueClosed("this worker was taken for dead: its claims were given to others")
     promote(db, now)
     found: list[Placed] = []
-    for name, subscription, ordered in db.execute(_RESOLVE, (dumps(list(wants)),)).fetchall():
+    for name, subscription, ordered in db.execute(_RESOLVE, {"names": dumps(list(wants))}).fetchall():
         take = _claim_mailboxes if ordered else _claim_deliveries
         found += take(db, worker, name, subscription, wants[name], now)
     found.sort(key=lambda it: it[:2])

@@ -12,17 +12,17 @@ from infra.mq.types import DeadLetter, SubscriptionStats
 
 _SUBSCRIPTIONS = "SELECT id, name, ordered, paused FROM beneath_subscription ORDER BY name"
 _NAMES = """
-SELECT name FROM beneath_subscription WHERE id = ?1 UNION ALL SELECT name FROM beneath_alias WHERE subscription = ?1
+SELECT name FROM beneath_subscription WHERE id = :id UNION ALL SELECT name FROM beneath_alias WHERE subscription = :id
 """
 _READY = """
-SELECT count(*) FILTER (WHERE due_at <= ?2), count(*) FILTER (WHERE due_at > ?2), min(published_at)
-FROM beneath_delivery WHERE state = 0 AND subscription = ?1
+SELECT count(*) FILTER (WHERE due_at <= :now), count(*) FILTER (WHERE due_at > :now), min(published_at)
+FROM beneath_delivery WHERE state = 0 AND subscription = :id
 """
 _CLAIMED = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE state = 1 AND subscription = ?"
 _PARKED = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE state = 2 AND subscription = ?"
 _SCHEDULED = """
-SELECT subscription, count(*) FILTER (WHERE due_at > ?1), count(*) FILTER (WHERE due_at <= ?1),
-    min(published_at) FILTER (WHERE due_at <= ?1)
+SELECT subscription, count(*) FILTER (WHERE due_at > :now), count(*) FILTER (WHERE due_at <= :now),
+    min(published_at) FILTER (WHERE due_at <= :now)
 FROM beneath_delivery INDEXED BY beneath_delivery_scheduled WHERE state = 3 GROUP BY subscription
 """
 _IN_MAILBOXES = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE state = 4 AND subscription = ?"
@@ -66,7 +66,7 @@ def stats(db: sqlite3.Connection, live: Collection[frozenset[str]], now: float) 
     # One snapshot: nothing is counted twice on its way from one state to the next.
     db.execute("BEGIN")
     try:
-        scheduled = {row[0]: row[1:] for row in db.execute(_SCHEDULED, (now,))}
+        scheduled = {row[0]: row[1:] for row in db.execute(_SCHEDULED, {"now": now})}
         return [_stats_of(db, row, scheduled.get(row[0], (0, 0, None)), live, now) for row in _subscriptions(db)]
     finally:
         db.execute("ROLLBACK")
@@ -111,7 +111,7 @@ def number_of(dead_id: str) -> int | None:
 
 def names_of(db: sqlite3.Connection, subscription: int) -> set[str]:
     """Return the name and the aliases of a subscription."""
-    return {name for (name,) in db.execute(_NAMES, (subscription,))}
+    return {name for (name,) in db.execute(_NAMES, {"id": subscription})}
 
 
 def names_in(subscriptions: str) -> frozenset[str]:
@@ -149,7 +149,7 @@ def _stats_of(
 
 
 def _unordered_counts(db: sqlite3.Connection, number: int, now: float) -> tuple[Counter[str], list[float | None]]:
-    ready, retrying, oldest_ready = db.execute(_READY, (number, now)).fetchone()
+    ready, retrying, oldest_ready = db.execute(_READY, {"id": number, "now": now}).fetchone()
     claimed, oldest_claimed = db.execute(_CLAIMED, (number,)).fetchone()
     parked, oldest_parked = db.execute(_PARKED, (number,)).fetchone()
     counts = Counter(ready=ready, retrying=retrying, in_flight=claimed, parked=parked)

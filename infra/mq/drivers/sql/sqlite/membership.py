@@ -48,10 +48,10 @@ WHERE state = 2 AND subscription = ? AND parked_event IN (SELECT value FROM json
 """
 _HAS_PARKED_MAILBOX = f"{_PARKED_MAILBOXES} LIMIT 1"
 _SUBSCRIPTION_OF = """
-SELECT id, ordered FROM beneath_subscription WHERE name = ?1
+SELECT id, ordered FROM beneath_subscription WHERE name = :name
 UNION ALL
 SELECT s.id, s.ordered FROM beneath_alias AS a CROSS JOIN beneath_subscription AS s ON s.id = a.subscription
-WHERE a.name = ?1
+WHERE a.name = :name
 """
 
 Member = tuple[int, str, str]
@@ -101,7 +101,7 @@ def has_parked(db: sqlite3.Connection, known: Mapping[str, Collection[str]]) -> 
     return any(
         db.execute(_HAS_PARKED_MAILBOX if ordered else _HAS_PARKED, (subscription, dumps(sorted(events)))).fetchone()
         for name, events in known.items()
-        for subscription, ordered in db.execute(_SUBSCRIPTION_OF, (name,)).fetchall()
+        for subscription, ordered in db.execute(_SUBSCRIPTION_OF, {"name": name}).fetchall()
     )
 
 
@@ -109,7 +109,7 @@ def unpark(db: sqlite3.Connection, known: Mapping[str, Collection[str]], now: fl
     """Make parked deliveries due whose event is known; return how many."""
     count = 0
     for name, events in known.items():
-        for subscription, ordered in db.execute(_SUBSCRIPTION_OF, (name,)).fetchall():
+        for subscription, ordered in db.execute(_SUBSCRIPTION_OF, {"name": name}).fetchall():
             parked = (subscription, dumps(sorted(events)))
             if ordered:
                 mailboxes = db.execute(_PARKED_MAILBOXES, parked).fetchall()

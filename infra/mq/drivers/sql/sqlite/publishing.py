@@ -39,8 +39,8 @@ _MAKE_READY = "UPDATE beneath_delivery SET state = 0 WHERE id IN (SELECT value F
 _INTO_MAILBOX = "UPDATE beneath_delivery SET id = ?, state = 4 WHERE id = ?"
 
 _ACCEPT_ID = """
-INSERT INTO beneath_dedupe (id, at) VALUES (?1, ?2)
-ON CONFLICT (id) DO UPDATE SET at = ?2 WHERE at <= ?3
+INSERT INTO beneath_dedupe (id, at) VALUES (:id, :now)
+ON CONFLICT (id) DO UPDATE SET at = :now WHERE at <= :outdated
 """
 _PRUNE_IDS = """
 DELETE FROM beneath_dedupe WHERE id IN (SELECT id FROM beneath_dedupe WHERE at <= ? ORDER BY at LIMIT ?)
@@ -135,6 +135,10 @@ def _without_duplicates(
     if not any(it.dedupe for it in messages):
         return messages
     outdated = now - window
-    accepted = [it for it in messages if not it.dedupe or db.execute(_ACCEPT_ID, (it.id, now, outdated)).rowcount > 0]
+
+    def is_new(id_: str) -> bool:
+        return db.execute(_ACCEPT_ID, {"id": id_, "now": now, "outdated": outdated}).rowcount > 0
+
+    accepted = [it for it in messages if not it.dedupe or is_new(it.id)]
     db.execute(_PRUNE_IDS, (outdated, len(messages) + PRUNED_AT_ONCE))
     return accepted

@@ -10,9 +10,9 @@ from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
 from infra.mq.types import Registry, Subscription
 
 _KEPT = """
-SELECT s.name, s.id, s.ordered FROM json_each(?1) AS w CROSS JOIN beneath_subscription AS s ON s.name = w.value
+SELECT s.name, s.id, s.ordered FROM json_each(:names) AS w CROSS JOIN beneath_subscription AS s ON s.name = w.value
 UNION ALL
-SELECT a.name, s.id, s.ordered FROM json_each(?1) AS w
+SELECT a.name, s.id, s.ordered FROM json_each(:names) AS w
 CROSS JOIN beneath_alias AS a ON a.name = w.value
 CROSS JOIN beneath_subscription AS s ON s.id = a.subscription
 """
@@ -88,7 +88,7 @@ def registry(db: sqlite3.Connection) -> Registry:
 
 def find(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, Kept]:
     """Return the subscriptions behind names and aliases; unknown ones are left out."""
-    rows = db.execute(_KEPT, (dumps(list(names)),)).fetchall()
+    rows = db.execute(_KEPT, {"names": dumps(list(names))}).fetchall()
     return {name: Kept(number, bool(ordered)) for name, number, ordered in rows}
 
 

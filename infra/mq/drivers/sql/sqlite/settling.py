@@ -27,8 +27,8 @@ FROM beneath_delivery AS d CROSS JOIN beneath_subscription AS s ON s.id = d.subs
 WHERE d.id = ?
 """
 _SUBSCRIPTION_OF = """
-SELECT id FROM beneath_subscription WHERE name = ?1
-UNION ALL SELECT subscription FROM beneath_alias WHERE name = ?1
+SELECT id FROM beneath_subscription WHERE name = :name
+UNION ALL SELECT subscription FROM beneath_alias WHERE name = :name
 """
 _OWNED_MAILBOX = """
 SELECT last_id FROM beneath_mailbox
@@ -208,5 +208,5 @@ def _held_mailbox(db: sqlite3.Connection, worker: int, claim: Claim, subscriptio
 
 
 def _subscription_of(db: sqlite3.Connection, name: str) -> int | None:
-    kept = db.execute(_SUBSCRIPTION_OF, (name,)).fetchone()
+    kept = db.execute(_SUBSCRIPTION_OF, {"name": name}).fetchone()
     return None if kept is None else int(kept[0])
