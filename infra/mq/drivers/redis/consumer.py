@@ -203,7 +203,7 @@ class RedisConsumer:
         self.wake()
         if not lost:
             with contextlib.suppress(QueueError):
-                await self._core.link("admin").safely(scripts().abandon, self._keys("leases"), self._name)
+                await self._core.link("admin").safely(scripts().abandon, self._keys("leases", "sleepers"), self._name)
         self._lease.close()
         self._forget(self)
 

@@ -63,7 +63,7 @@ class Lease:
             asked = self._core.clock.monotonic()
             lease = microseconds(self._core.options.lease)
             try:
-                held = self._run(scripts().renew, self._core.now(), self._worker, lease)
+                held = self._run(scripts().renew, ["leases"], self._core.now(), self._worker, lease)
             except QueueUnavailable:
                 self.interrupted()
                 raise
@@ -77,26 +77,26 @@ class Lease:
         """Give it up, here and, if that can be told now, for everybody."""
         self._gone = True
         with self._lock, contextlib.suppress(QueueUnavailable):
-            self._run(scripts().abandon, self._worker)
+            self._run(scripts().abandon, ["leases", "sleepers"], self._worker)
 
     def close(self) -> None:
         """Disconnect."""
         with self._lock:
             self._disconnect()
 
-    def _run(self, script: Script, *arguments: Any) -> Any:  # noqa: ANN401 - the client's own
+    def _run(self, script: Script, names: list[str], *arguments: Any) -> Any:  # noqa: ANN401 - the client's own
         where = self._core.address.where
-        leases = self._core.keys.of("leases")
+        asked = (len(names), *(self._core.keys.of(it) for it in names), *arguments)
         try:
             if self._connection is None:
                 name = f"{self._core.keys.namespace}-lease"
                 timeout = min(TIMEOUT, self._core.options.lease / 3)
                 self._connection = self._core.address.blocking_connection(name, timeout=timeout)
-            self._connection.send_command("EVALSHA", script.sha, 1, leases, *arguments, check_health=False)
+            self._connection.send_command("EVALSHA", script.sha, *asked, check_health=False)
             try:
                 return self._connection.read_response()
             except redis_errors.NoScriptError:
-                self._connection.send_command("EVAL", script.source, 1, leases, *arguments, check_health=False)
+                self._connection.send_command("EVAL", script.source, *asked, check_health=False)
                 return self._connection.read_response()
         except (redis_errors.RedisError, OSError) as error:
             self._disconnect()

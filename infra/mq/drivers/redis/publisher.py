@@ -24,6 +24,9 @@ BATCH_BYTES = 4 * 1024 * 1024
 CALL_BYTES = 256 * 1024 * 1024
 """How large, in bytes, the messages of one call may be together: they are accepted in one step."""
 
+TIDY_EVERY = 1.0
+"""How often, in seconds, a process deletes ids that count no more."""
+
 Call = tuple[Sequence[Message], int, asyncio.Future[None]]
 
 
@@ -35,6 +38,8 @@ class Publisher:
         self._waiting: deque[Call] = deque()
         self._busy = False
         self._task: asyncio.Task[None] | None = None
+        self._tidied_at: float | None = None
+        self._keys = [core.keys.of(name) for name in ("meta", "dedupe", "sleepers", "plans", "planned")]
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """As `MessageQueue.publish`."""
@@ -117,30 +122,47 @@ class Publisher:
         await core.measure(link)
         now = core.time()
         stamp = microseconds(now)
-        bodies = [keep(it, core.serials.take(stamp)) for it in messages]
+        bodies: list[str | bytes] = []
+        for message in messages:
+            serial = core.serials.take(stamp)
+            bodies += (serial, keep(message, serial))
         while True:
             snapshot = core.catalog.snapshot
             if await self._send_by(link, snapshot, messages, bodies, now) != OUTDATED:
                 return
+            # It may have been emptied: then nobody has said how long it is to keep ids.
+            self._tidied_at = None
             await core.catalog.load(snapshot)
 
     async def _send_by(
-        self, link: Link, snapshot: Snapshot, messages: Sequence[Message], bodies: Sequence[bytes], now: float
+        self, link: Link, snapshot: Snapshot, messages: Sequence[Message], bodies: Sequence[str | bytes], now: float
     ) -> Any:  # noqa: ANN401 - what the script answers
         plan = _Plan(snapshot, messages, now)
-        core = self._core
-        keys = [core.keys.of(name) for name in ("meta", "dedupe", "plans", "planned", "leases", "sleepers")]
+        core, window = self._core, self._core.options.dedupe_window
+        keys = list(self._keys)
         for route in plan.routes:
             keys += route.keys
-        return await link.run(
-            scripts().publish,
+        asked_at = core.clock.monotonic()
+        tidy = bool(plan.ids) and self._is_untidy(asked_at)
+        answer = await link.run(
+            scripts().send if plan.simple else scripts().publish,
             keys,
             snapshot.version,
             core.now(),
-            microseconds(core.options.dedupe_window),
+            microseconds(window),
+            # Longer than they count: until then somebody publishes, and says it again, or nobody does.
+            round(window * 1500) if tidy else "",
             plan.packed(),
             *bodies,
+            *plan.ids,
         )
+        if tidy and answer != OUTDATED:
+            self._tidied_at = asked_at
+        return answer
+
+    def _is_untidy(self, now: float) -> bool:
+        """Whether it is time to delete ids that count no more; each time costs as much as a message."""
+        return self._tidied_at is None or now - self._tidied_at >= min(TIDY_EVERY, self._core.options.dedupe_window / 4)
 
 
 class _Plan:
@@ -148,15 +170,20 @@ class _Plan:
 
     def __init__(self, snapshot: Snapshot, messages: Sequence[Message], now: float) -> None:
         self.routes: list[Route] = []
+        self.ids: list[str] = []
+        """Those of messages that are accepted only once."""
+
+        self._count = len(messages)
         self._numbers: dict[str, int] = {}
         self._unordered: dict[str, list[int]] = {}
         self._ordered: dict[str, dict[str, list[int]]] = {}
-        self._identified: list[tuple[int, str]] = []
+        self._identified: list[int] = []
         self._delayed: list[tuple[int, int, str, list[str], list[int]]] = []
         routes_of = snapshot.routes.get
         for index, message in enumerate(messages, 1):
             if message.dedupe:
-                self._identified.append((index, message.id))
+                self._identified.append(index)
+                self.ids.append(message.id)
             routes = routes_of(message.event)
             if routes is None:
                 continue
@@ -166,16 +193,22 @@ class _Plan:
             for route in routes:
                 self._add(index, message, route)
 
+    @property
+    def simple(self) -> bool:
+        """Whether all of it goes to unordered subscriptions, and at once."""
+        return not (self._ordered or self._delayed)
+
     def packed(self) -> bytes:
         """Return it as the script reads it."""
-        targets: list[tuple[bool, list[Any], bool, str]] = []
+        targets: list[tuple[bool, list[Any] | bool, bool, str]] = []
         for route in self.routes:
             kept = route.kept
             if kept.ordered:
                 targets.append((True, list(self._ordered.get(kept.sid, {}).items()), kept.paused, kept.sid))
             else:
-                targets.append((False, self._unordered.get(kept.sid, []), kept.paused, kept.sid))
-        return msgspec.msgpack.encode((targets, self._identified, self._delayed))
+                indexes = self._unordered.get(kept.sid, [])
+                targets.append((False, len(indexes) == self._count or indexes, kept.paused, kept.sid))
+        return msgspec.msgpack.encode((self._count, targets, self._identified, self._delayed))
 
     def _add(self, index: int, message: Message, route: Route) -> None:
         self._number(route)

@@ -183,6 +183,10 @@ class RedisQueue:
         self._core.check()
         return await stats(self._core)
 
+    async def warnings(self) -> list[str]:
+        self._core.check()
+        return []
+
     async def dead_letters(
         self,
         *,

@@ -33,6 +33,7 @@ class Scripts:
     """All of them."""
 
     adopt: Script
+    send: Script
     publish: Script
     claim: Script
     settle: Script
@@ -58,13 +59,14 @@ class Scripts:
 def scripts() -> Scripts:
     """Return the scripts; they are read once per process."""
     return Scripts(
-        adopt=_script("adopt", "mailbox"),
-        publish=_script("publish", "mailbox", "due", flags=""),
-        claim=_script("claim", "mailbox", "due"),
-        settle=_script("settle", "mailbox", "due", "dead"),
-        isolate=_script("isolate", "mailbox"),
-        recover=_script("recover", "mailbox", "due", "taking"),
-        leave=_script("leave", "mailbox", "due", "taking"),
+        adopt=_script("adopt", "past", "mailbox"),
+        send=_script("send", "sending", flags=""),
+        publish=_script("publish", "mailbox", "due", "sending", flags=""),
+        claim=_script("claim", "past", "mailbox", "due"),
+        settle=_script("settle", "past", "mailbox", "due", "dead"),
+        isolate=_script("isolate", "past", "mailbox"),
+        recover=_script("recover", "past", "mailbox", "due", "taking"),
+        leave=_script("leave", "past", "mailbox", "due", "taking"),
         join=_script("join"),
         renew=_script("renew"),
         abandon=_script("abandon"),
@@ -76,6 +78,6 @@ def scripts() -> Scripts:
         stats=_script("stats", "mailbox", "due"),
         retry_dead=_script("retry_dead", "mailbox", "due"),
         discard_dead=_script("discard_dead"),
-        unblock=_script("unblock", "mailbox", "due", "dead"),
-        retire=_script("retire", "mailbox", "due", "dead"),
+        unblock=_script("unblock", "past", "mailbox", "due", "dead"),
+        retire=_script("retire", "past", "mailbox", "due", "dead"),
     )

@@ -76,25 +76,8 @@ local function ring(idle, count)
   end
 end
 
--- The record of a delivery's past.
-local FAILURES, DEFERRALS, TAKEOVERS, CRASHES, ALONE, ERROR, TRACEBACK = 1, 2, 3, 4, 5, 6, 7
-
-local function past_of(group, id)
-  local packed = call('HGET', group.past, id)
-  if packed then return cmsgpack.unpack(packed) end
-  return {0, 0, 0, 0, false, false, false}
-end
-
-local function keep_past(group, id, past)
-  call('HSET', group.past, id, cmsgpack.pack(past))
-end
-
-local function has_past(group) return call('EXISTS', group.past) == 1 end
-
--- A message is a packed array that begins with its serial; these are its first elements.
-local SERIAL_FROM, SERIAL_TO = 3, 33
+-- A message is a packed array; these are its first elements.
 local PLANNED_FROM = 17 -- where the serial begins in a plan
-local function serial_of(message) return message:sub(SERIAL_FROM, SERIAL_TO) end
 local function parts_of(message)
   local _, serial, id, event, key, published_at = cmsgpack.unpack_limit(message, 5, 1)
   return id, event, key, published_at

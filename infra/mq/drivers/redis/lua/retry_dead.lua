@@ -9,6 +9,8 @@ if not letter then return 0 end
 -- It starts anew, also by name: what its former claims still may say is not about it.
 local old = letter:sub(9 + tonumber(letter:sub(1, 8)))
 local serial = digits(next_numbers(meta, 1)) .. string.rep('-', 15)
+-- A message is a packed array that begins with its serial.
+local SERIAL_FROM, SERIAL_TO = 3, 33
 local message = old:sub(1, SERIAL_FROM - 1) .. serial .. old:sub(SERIAL_TO + 1)
 if ARGV[5] == '1' then
   promote(group, true, clock(ARGV[2]))
