@@ -253,6 +253,10 @@ class MessageQueue(Protocol):
         """Return what every subscription holds, by name."""
         ...
 
+    async def warnings(self) -> list[str]:
+        """Return what keeps the queue from doing well, beyond those counts: a line each, with what to do about it."""
+        ...
+
     async def dead_letters(
         self,
         *,

@@ -54,8 +54,10 @@ def explain(
 @app.command()
 def stats(context: typer.Context, as_json: JsonOption = False) -> None:
     """Show what the queue holds for every listener, also for those that this code does not have."""
-    found = in_queue(context, lambda mq: mq.stats())
+    found, warnings = in_queue(context, _inspect)
     rows = [_stats_row(each) for each in found]
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
     if as_json:
         print_json(rows)
         return
@@ -168,6 +170,10 @@ async def _publish(container: "Container", event: str, fields: str, message_id: 
 
 def _deliveries(count: int) -> str:
     return "1 delivery" if count == 1 else f"{count} deliveries"
+
+
+async def _inspect(mq: "MessageQueue") -> "tuple[list[SubscriptionStats], list[str]]":
+    return await mq.stats(), await mq.warnings()
 
 
 def _stats_row(each: "SubscriptionStats") -> dict[str, object]:

@@ -23,7 +23,7 @@ async def test_closing_twice_does_nothing(queue: MessageQueue) -> None:
 async def test_a_closed_queue_does_nothing_more(harness: Harness, queue: MessageQueue) -> None:
     await start(harness, queue)
     await queue.close()
-    for refused in (queue.publish([message("a")]), queue.cancel("a"), queue.stats(), consumer(queue)):
+    for refused in (queue.publish([message("a")]), queue.cancel("a"), queue.stats(), queue.warnings(), consumer(queue)):
         with pytest.raises(QueueClosed):
             await refused
 

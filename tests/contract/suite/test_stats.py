@@ -12,6 +12,12 @@ async def test_an_empty_queue_has_no_stats(queue: MessageQueue) -> None:
     assert await queue.stats() == []
 
 
+async def test_a_queue_that_does_well_has_no_warnings(harness: Harness, queue: MessageQueue) -> None:
+    await start(harness, queue)
+    await queue.publish([message("a")])
+    assert await queue.warnings() == []
+
+
 async def test_stats_tell_what_was_declared_by_name(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription("b", events=("One", "Two"), ordered=True), subscription("a"))
     first, second = await queue.stats()

@@ -121,6 +121,10 @@ class MemoryQueue:
         self._store.agenda.promote(self._clock.time())
         return self._subscriptions.stats(self._plan)
 
+    async def warnings(self) -> list[str]:
+        self._check()
+        return []
+
     async def dead_letters(
         self,
         *,

@@ -166,6 +166,10 @@ class Backend(Protocol):
         """As `MessageQueue.stats`."""
         ...
 
+    async def warnings(self) -> list[str]:
+        """As `MessageQueue.warnings`."""
+        ...
+
     async def dead_letters(
         self, subscription: str | None, event: str | None, limit: int, after: str | None
     ) -> list[DeadLetter]:

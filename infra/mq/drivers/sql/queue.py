@@ -136,6 +136,10 @@ class SqlQueue:
         self._check()
         return await self._backend.stats(self._clock.time())
 
+    async def warnings(self) -> list[str]:
+        self._check()
+        return await self._backend.warnings()
+
     async def dead_letters(
         self,
         *,

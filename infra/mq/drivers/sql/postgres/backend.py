@@ -15,6 +15,7 @@ from infra.mq.drivers.sql.postgres import (
     administration,
     broadcasting,
     claiming,
+    horizon,
     inspection,
     membership,
     publishing,
@@ -208,6 +209,9 @@ class PostgresBackend:
     async def stats(self, now: float) -> list[SubscriptionStats]:
         live = [names for _, names in await self._read(membership.live)]
         return await self._read(partial(inspection.stats, live=live, now=now), several=True)
+
+    async def warnings(self) -> list[str]:
+        return await self._read(horizon.warnings, several=True)
 
     async def dead_letters(
         self, subscription: str | None, event: str | None, limit: int, after: str | None

@@ -175,6 +175,9 @@ class SqliteBackend:
         live = [names for _, names in self._presence.live()]
         return await self._read(partial(inspection.stats, live=live, now=now))
 
+    async def warnings(self) -> list[str]:
+        return []
+
     async def dead_letters(
         self, subscription: str | None, event: str | None, limit: int, after: str | None
     ) -> list[DeadLetter]:

@@ -1,0 +1,88 @@
+"""What `beneath bus stats` warns of: transactions left open elsewhere, and dead rows."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg  # type: ignore[import-untyped]  # it has no types
+import pytest
+
+from infra.mq.drivers.sql import SqlQueue
+from infra.mq.drivers.sql.postgres import horizon
+from tests.infra.postgres.queues import Store, new_store
+from tests.postgres_servers import PostgresServer
+
+
+@pytest.fixture
+async def store(server: PostgresServer) -> AsyncIterator[Store]:
+    async with new_store(server) as store:
+        yield store
+
+
+@pytest.fixture
+async def queue(store: Store) -> SqlQueue:
+    return (await store.open())[0]
+
+
+@asynccontextmanager
+async def left_open(store: Store, level: str) -> AsyncIterator[int]:
+    """A transaction of a report, which has read something; its process is given."""
+    connection = await asyncpg.connect(store.url, server_settings={"application_name": "report"})
+    try:
+        await connection.execute(f"BEGIN ISOLATION LEVEL {level}")
+        await connection.execute("SELECT count(*) FROM beneath_delivery")
+        yield connection.get_server_pid()
+    finally:
+        await connection.close()
+
+
+async def test_a_young_transaction_and_few_dead_rows_are_nothing_to_speak_of(store: Store, queue: SqlQueue) -> None:
+    async with left_open(store, "REPEATABLE READ"):
+        assert await queue.warnings() == []
+
+
+async def test_a_transaction_that_keeps_dead_rows_is_named_with_what_ends_it(
+    store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(horizon, "LONG", 0.0)
+    async with left_open(store, "REPEATABLE READ") as process:
+        [line] = await queue.warnings()
+    assert f"transaction of 'report' (pid {process}, idle in transaction) has been open for 0 s" in line
+    assert "beneath_delivery has 0" in line or "has 0)" in line
+    assert line.endswith(f"SELECT pg_terminate_backend({process})")
+    assert "\n" not in line
+
+
+async def test_one_that_keeps_none_is_not(store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(horizon, "LONG", 0.0)
+    async with left_open(store, "READ COMMITTED"):
+        assert await queue.warnings() == []
+
+
+async def test_where_the_role_may_not_see_its_age_that_is_counted_in_transactions(
+    store: Store, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for what in ("TABLES", "SEQUENCES"):
+        await server.execute(f"GRANT ALL ON ALL {what} IN SCHEMA public TO plain", store.database)
+    plain = Store(server, server.url(store.database, user="plain"), store.ends)
+    queue, _ = await plain.open()
+    async with left_open(store, "REPEATABLE READ") as process:
+        assert await queue.warnings() == []
+        monkeypatch.setattr(horizon, "MANY_TRANSACTIONS", 0)
+        [line] = await queue.warnings()
+    assert f"(pid {process}) has been open for" in line
+    assert "transactions" in line
+
+
+async def test_a_prepared_transaction_is_named_too(queue: SqlQueue) -> None:
+    holder = {"what": "prepared transaction", "pid": None, "name": "x1", "state": None, "seconds": 90.0, "xids": 3}
+    assert horizon._is_old(holder)
+    assert horizon._described(holder) == "the prepared transaction of 'x1' has been open for 90 s"
+    assert horizon._remedy(holder) == "COMMIT PREPARED or ROLLBACK PREPARED 'x1'"
+
+
+async def test_many_dead_rows_that_nobody_keeps_are_autovacuums_to_remove(
+    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(horizon, "MANY_DEAD", 0)
+    [line] = await queue.warnings()
+    assert "dead rows: see that autovacuum is on and keeps up, or run VACUUM beneath_" in line
