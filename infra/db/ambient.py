@@ -3,14 +3,16 @@
 import asyncio
 from contextvars import ContextVar
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util.concurrency import greenlet_spawn
 
 from infra.db.backend import Backend
 from infra.db.errors import DatabaseUnavailable, NoTransaction
 from infra.db.lock import WriteLock
 from infra.db.savepoint import Scope
+from infra.db.session import ReadSession
 from infra.db.transaction import Transaction
 
 
@@ -131,7 +133,7 @@ class ReadBlock:
         self._backend = backend
         self._slots = slots
         self._timeout = timeout
-        self._session: AsyncSession | None = None
+        self._session: ReadSession | None = None
 
     async def __aenter__(self) -> AsyncSession:
         transaction = surrounding(self._backend)
@@ -142,15 +144,21 @@ class ReadBlock:
             await self._wait()
         else:
             await self._slots.acquire()
-        self._session = AsyncSession(engine, expire_on_commit=False, autoflush=False)
-        return self._session
+        session = AsyncSession(engine, sync_session_class=ReadSession, expire_on_commit=False, autoflush=False)
+        self._session = cast("ReadSession", session.sync_session)
+        return session
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            try:
-                await self._session.close()
-            finally:
-                self._slots.release()
+        if self._session is None:
+            return
+        try:
+            await greenlet_spawn(self._session.end)
+        except Exception as error:
+            # What was read was read, even if the connection did not live to hear that it is over.
+            if self._backend.explain(error) is None:
+                raise
+        finally:
+            self._slots.release()
 
     async def _wait(self) -> None:
         try:

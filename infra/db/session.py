@@ -93,6 +93,17 @@ class TransactionSession(Session):
         raise DatabaseError(f"session.{call} is not for a session of db.transaction(); use {instead}")
 
 
+class ReadSession(Session):
+    """The session of one `db.read()` block."""
+
+    connected: Connection | None = None
+
+    def end(self) -> None:
+        """Give the connection back; one on which that fails is dropped."""
+        with _dropped_on_error(self.connected):
+            self.close()
+
+
 @contextmanager
 def _dropped_on_error(connection: Connection | None) -> Iterator[None]:
     try:
@@ -108,3 +119,8 @@ def _dropped_on_error(connection: Connection | None) -> Iterator[None]:
 def _after_begin(session: TransactionSession, transaction: SessionTransaction, connection: Connection) -> None:
     if transaction.parent is None:
         session.begun(connection)
+
+
+@event.listens_for(ReadSession, "after_begin")
+def _after_begin_to_read(session: ReadSession, _: SessionTransaction, connection: Connection) -> None:
+    session.connected = connection

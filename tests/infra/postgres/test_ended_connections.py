@@ -122,6 +122,22 @@ async def test_a_transaction_that_is_under_way_on_one_changed_nothing(
         await far.close()
 
 
+async def test_what_was_read_on_one_was_read_and_its_place_in_the_pool_is_free(
+    server: PostgresServer, url: str, db: Database
+) -> None:
+    async with db.transaction() as tx:
+        await insert(tx, "a")
+    async with tunnel_to(server.port) as tunnel:
+        far = Database(f"{url.replace(str(server.port), str(tunnel.port))}?pool_size=1", busy_timeout=0.5)
+        await far.open()
+        for _ in range(3):
+            async with far.read() as session:
+                found = (await session.execute(text("SELECT name FROM item"))).scalars().all()
+                await end_all(server, url, tunnel)
+            assert found == ["a"]
+        await far.close()
+
+
 async def test_one_that_ends_while_it_is_set_up_is_told_in_plain_words(
     url: str, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
