@@ -19,8 +19,8 @@ _SECRET_TEXT = (
     re.compile(r"(?P<keep>[?&;](?:password|passwd|pwd|token|secret)=)[^&;\s]+", re.IGNORECASE),
     re.compile(r"(?P<keep>\bBearer )\S+", re.IGNORECASE),
 )
-# SQLAlchemy names the logger of a pool after its class, and ours is in infra.db.
-_QUIET = ("sqlalchemy", "aiosqlite", "asyncio", "alembic", "uvicorn", "infra.db.postgresql._Pool")
+# SQLAlchemy names the logger of a pool after its class, and ours is in infra.db.postgresql.
+_QUIET = ("sqlalchemy", "aiosqlite", "asyncio", "alembic", "uvicorn", "infra.db.postgresql")
 
 
 def configure_logging(

@@ -27,6 +27,8 @@ from infra.db.errors import DatabaseError, MigrationNewer, MigrationPending
 _CONNECTION = "connection"
 _VERSION_TABLE = "version_table"
 _APPLIED = "applied"
+_INSUFFICIENT_PRIVILEGE = "42501"
+_FORBIDDEN = ": migrate as the role that owns the database, or GRANT CREATE ON SCHEMA to this one"
 
 # Alembic keeps the migration that runs in globals of its own (`alembic.op`, `alembic.context`).
 _alembic = threading.Lock()
@@ -178,7 +180,8 @@ def _upgrade(connection: Connection, history: History, steps: Sequence[str]) -> 
         failed = steps[min(len(applied), len(steps) - 1)]
         cause = _cause(error)
         reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
-        raise DatabaseError(f"the migration {failed} failed: {reason}; nothing was changed") from error
+        remedy = _FORBIDDEN if getattr(cause, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE else ""
+        raise DatabaseError(f"the migration {failed} failed: {reason}; nothing was changed{remedy}") from error
 
 
 def _cause(error: Exception) -> BaseException:
