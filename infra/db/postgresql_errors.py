@@ -38,7 +38,9 @@ def explain(error: BaseException, at: Address) -> DatabaseError | None:
     code = sqlstate(error)
     match code:
         case "57P03":
-            return DatabaseUnavailable(f"PostgreSQL at {at.where} is starting up or shutting down; try again soon")
+            return DatabaseUnavailable(
+                f"PostgreSQL at {at.where} is starting up, recovering or shutting down ({line(error)}); try again soon"
+            )
         case "53300":
             return DatabaseUnavailable(
                 f"PostgreSQL at {at.where} has no connection left ({line(error)}); raise its max_connections or the "

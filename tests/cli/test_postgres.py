@@ -107,7 +107,7 @@ def test_too_few_connections(beneath: Beneath, server: PostgresServer, name: str
 
 
 @pytest.mark.timeout(120)
-def test_a_replica_and_a_server_in_recovery(beneath: Beneath, server: PostgresServer) -> None:
+def test_a_replica(beneath: Beneath, server: PostgresServer) -> None:
     replica = postgres_servers.new_replica(server)
     try:
         all_refuse(beneath, replica.url(), "is a read-only replica; point db.url at the primary")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from types import ModuleType
 
+import asyncpg  # type: ignore[import-untyped]  # it has no types
 import pytest
 from sqlalchemy import text
 
@@ -167,6 +168,17 @@ async def test_a_server_that_is_not_there(server: PostgresServer) -> None:
     assert isinstance(error, DatabaseUnavailable)
     assert "is it running, and is db.url right?" in str(error)
     assert "cannot connect" in str(await refusal("postgresql://postgres@nowhere.invalid/name"))
+
+
+@pytest.mark.parametrize("said", ["the database system is in recovery mode", "the database system is starting up"])
+async def test_a_server_that_recovers(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    async def connect(*_: object, **__: object) -> None:
+        raise asyncpg.CannotConnectNowError(said)
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    error = await refusal("postgresql://postgres@host/name")
+    assert isinstance(error, DatabaseUnavailable)
+    assert f"recovering or shutting down ({said}); try again soon" in str(error)
 
 
 @pytest.fixture
