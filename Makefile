@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 STACKS ?= sqlite+redis7 sqlite+redis8 sqlite+valkey postgres postgres+valkey
 
 .DEFAULT_GOAL := help
-.PHONY: help setup start dev test test-all check bench-drivers bench-http fmt lock clean
+.PHONY: help setup start dev test test-all check bench-drivers bench-memory bench-http fmt lock clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ check: $(READY)  ## Lint, check types, check the import contracts
 
 bench-drivers: $(READY)  ## Measure every queue driver beside a bare client loop
 	@$(BIN)/python -m tests.bench.drivers
+
+bench-memory: $(READY)  ## Measure what a worker takes beside its imports, with nothing waiting and with a million events
+	@$(BIN)/python -m tests.bench.memory
 
 bench-http: $(READY)  ## Measure GETs of the API beside bare FastAPI routes with the same queries
 	@$(BIN)/python -m tests.bench.http

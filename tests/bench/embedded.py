@@ -58,6 +58,9 @@ class MemoryBench:
     async def bare_publish_together(self, count: int) -> float | None:
         return None
 
+    async def bare_latencies(self, count: int, rate: float) -> tuple[float, float] | None:
+        return None
+
 
 class SqliteBench:
     """Held against sqlite3 itself, in this thread, on the same tables, synchronous=FULL."""
@@ -109,6 +112,9 @@ class SqliteBench:
 
     async def bare_publish_together(self, count: int) -> float | None:
         return await self._insert(count, 100)
+
+    async def bare_latencies(self, count: int, rate: float) -> tuple[float, float] | None:
+        return None
 
     async def _insert(self, count: int, at_once: int) -> float:
         body = b"x" * 250

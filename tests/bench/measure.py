@@ -77,6 +77,10 @@ class Bench(Protocol):
         """Return seconds for adding `count` messages from 100 tasks, coalesced."""
         ...
 
+    async def bare_latencies(self, count: int, rate: float) -> tuple[float, float] | None:
+        """Return what `latencies` does, of one task that adds and another that waits, fetches and awaits a handler."""
+        ...
+
 
 @dataclass(slots=True)
 class Counter:
@@ -227,6 +231,11 @@ async def latencies(bench: Bench, count: int, rate: float) -> tuple[float, float
                 await bus.publish(Signed(n=n))
             await enough.wait()
         await bus.close()
+    return percentiles(taken)
+
+
+def percentiles(taken: list[float]) -> tuple[float, float]:
+    """Return the median and the 99th percentile."""
     ordered = sorted(taken)
     return statistics.median(ordered), ordered[int(len(ordered) * 0.99)]
 

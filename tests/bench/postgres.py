@@ -85,6 +85,9 @@ class PostgresBench:
     async def bare_publish_together(self, count: int) -> float | None:
         return await self._insert(count, 100)
 
+    async def bare_latencies(self, count: int, rate: float) -> tuple[float, float] | None:
+        return None
+
     async def _insert(self, count: int, at_once: int) -> float:
         body = b"x" * 250
         async with started(self), self._connected() as db:

@@ -16,7 +16,7 @@ from infra.clock import SystemClock
 from infra.db import Database
 from infra.mq import MessageQueue
 from infra.mq.drivers.redis import RedisQueue
-from tests.bench.measure import Signed
+from tests.bench.measure import Signed, percentiles
 from tests.servers import new_server
 
 _ADD = "for i = 1, #ARGV do redis.call('XADD', KEYS[1], '*', 'b', ARGV[i]) end"
@@ -101,6 +101,36 @@ class RedisBench:
             seconds = time.perf_counter() - began
             flusher.cancel()
             return seconds
+
+    async def bare_latencies(self, count: int, rate: float) -> tuple[float, float] | None:
+        body = self._body()
+        taken: list[float] = []
+        sent: list[float] = []
+        async with self._client() as publisher, self._client() as worker:
+            await worker.xgroup_create("bare", "w", id="0", mkstream=True)
+
+            async def work() -> None:
+                while len(taken) < count:
+                    answer: Any = await worker.xreadgroup("w", "me", {"bare": ">"}, count=100, block=5000)
+                    entries = answer[0][1]
+                    for _, fields in entries:
+                        event = self._decode.decode(unpack(fields[b"b"]).payload, 1)
+                        taken.append(time.perf_counter() - sent[len(taken)])
+                        await _handle(event)
+                    ids = [number for number, _ in entries]
+                    async with worker.pipeline(transaction=False) as pipe:
+                        pipe.xack("bare", "w", *ids)
+                        pipe.xdel("bare", *ids)
+                        await pipe.execute()
+
+            working = asyncio.create_task(work())
+            began = time.perf_counter()
+            for n in range(count):
+                await asyncio.sleep(max(0.0, began + n / rate - time.perf_counter()))
+                sent.append(time.perf_counter())
+                await publisher.xadd("bare", {"b": body})
+            await working
+        return percentiles(taken)
 
     async def _fill(self, client: Redis, count: int) -> float:
         add = client.register_script(_ADD)
