@@ -44,13 +44,13 @@ class PostgresBench:
     name = "postgres"
 
     def __init__(self) -> None:
-        self._url = ""
+        self.url = ""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[tuple[MessageQueue, Database | None]]:
         server = _server()
         async with server.database(await server.template(TEMPLATE, migrate)) as url:
-            self._url = url
+            self.url = url
             db = Database(url)
             await db.open()
             mq = SqlQueue(db, clock=SystemClock())
@@ -99,7 +99,7 @@ class PostgresBench:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Any]:
-        db = await asyncpg.connect(self._url)
+        db = await asyncpg.connect(self.url)
         try:
             yield db
         finally:
