@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 from random import Random
 from typing import Protocol
 
@@ -10,6 +9,7 @@ import structlog
 from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.core import Core
+from infra.mq.drivers.redis.exchange import read
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -101,7 +101,7 @@ class Bells:
                 await self._subscribe()
                 backoff = 0.05
                 while True:
-                    self._hear(await self._connection.read_response(timeout=math.inf, disconnect_on_error=False))
+                    self._hear(await read(self._connection))
             except (redis_errors.RedisError, OSError, EOFError) as error:
                 log.debug("not listening to Redis", error=str(error))
             self._ready.clear()
@@ -119,7 +119,7 @@ class Bells:
         channels = (keys.bell(self._core.process), keys.changes, keys.broadcasts)
         await self._connection.send_command("SUBSCRIBE", *channels, check_health=False)
         for _ in channels:
-            await self._connection.read_response(disconnect_on_error=False)
+            await read(self._connection)
         self._heard = self._core.clock.monotonic()
         self._ready.set()
         self._wake_all()

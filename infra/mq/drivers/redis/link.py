@@ -11,6 +11,7 @@ from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.address import Address
 from infra.mq.drivers.redis.errors import ANSWERS, Lost, explain, lost
+from infra.mq.drivers.redis.exchange import read, send
 from infra.mq.drivers.redis.scripts import Script
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
 
@@ -162,11 +163,10 @@ class Link:
         return reader is not None and reader.at_eof()
 
     async def _exchange(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - what the server answers
-        connection = self._connection
         self._begin()
         try:
-            await connection.send_packed_command(pack_command(arguments), check_health=False)
-            answer = await connection.read_response(disconnect_on_error=False)
+            await send(self._connection, pack_command(arguments))
+            return await read(self._connection)
         except ANSWERS:
             raise
         except _BROKEN as error:
@@ -180,7 +180,6 @@ class Link:
             raise
         finally:
             self._busy_until = None
-        return answer
 
     def _begin(self) -> None:
         # One timer looks after many requests, instead of each having its own.
