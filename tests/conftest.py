@@ -17,8 +17,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="it is about the queue inside SQLite"))
         if stack.broker is None and item.get_closest_marker("broker"):
             item.add_marker(pytest.mark.skip(reason="it is about a broker, and this stack has none"))
-        if stack.database != "postgres" and item.get_closest_marker("postgres"):
+        postgres = item.get_closest_marker("postgres")
+        if postgres and stack.database != "postgres":
             item.add_marker(pytest.mark.skip(reason="it is about PostgreSQL, and this stack has none"))
+        if postgres and "queue" in postgres.args and stack.broker is not None:
+            item.add_marker(pytest.mark.skip(reason="it is about the queue inside PostgreSQL"))
 
 
 @pytest.fixture(scope="session")

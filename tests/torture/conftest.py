@@ -57,3 +57,13 @@ def near(tmp_path: Path, migrated: Path, postgres: PostgresServer) -> Iterator[F
         fleet = Fleet(processes, nursery, tmp_path, where)
         yield fleet
         fleet.close()
+
+
+@pytest.fixture
+def apart(tmp_path: Path, migrated: Path, postgres: PostgresServer, broker: RedisServer) -> Iterator[Fleet]:
+    """A fleet on both, so that either can go away."""
+    place = chosen().place(tmp_path, template=migrated, postgres=postgres, broker=broker)
+    with place as where, Processes() as processes, Nursery() as nursery:
+        fleet = Fleet(processes, nursery, tmp_path, where)
+        yield fleet
+        fleet.close()

@@ -50,9 +50,10 @@ class Fleet:
         for n in numbers:
             self._writer.write("accepted", key=key, n=n)
 
-    def detour(self, redis_url: str) -> None:
-        """Let the programs that start from now on reach the broker by another way than the test itself."""
-        self.plan = msgspec.structs.replace(self.plan, place=msgspec.structs.replace(self.place, redis_url=redis_url))
+    def detour(self, redis_url: str | None = None, *, db_url: str | None = None) -> None:
+        """Let the programs that start from now on reach a server by another way than the test itself."""
+        urls = {"redis_url": redis_url or self.place.redis_url, "db_url": db_url or self.place.db_url}
+        self.plan = msgspec.structs.replace(self.plan, place=msgspec.structs.replace(self.place, **urls))
 
     def close(self) -> None:
         """Close the journal, and the test's own way to the database."""

@@ -62,6 +62,19 @@ def test_on_gap_runs_after_the_database_was_out_of_reach(fleet: Fleet) -> None:
     fleet.stop(*listening)
 
 
+@pytest.mark.postgres("queue")
+def test_on_gap_runs_after_the_connection_that_listens_was_cut(fleet: Fleet) -> None:
+    listening = listen(fleet)
+    fleet.rows.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    wait_until_heard(fleet, listening, "gap")
+    fleet.publish([Chime(key="a", n=1)])
+    wait_until_heard(fleet, listening, "")
+    fleet.stop(*listening)
+
+
 def database(fleet: Fleet) -> Path:
     assert fleet.place.db_url is not None
     return Path(fleet.place.db_url.removeprefix("sqlite:///"))

@@ -9,12 +9,15 @@ import pytest
 
 from tests.e2e.processes import let_pass, until
 from tests.postgres_servers import PostgresServer, wait_for
+from tests.servers import RedisServer
 from tests.torture.bookkeeper import DIRECT, DROPPED, KEPT, UNKNOWN
 from tests.torture.checker import check
+from tests.torture.events import Job, Step
 from tests.torture.fleet import Fleet
 from tests.torture.journal import Line
 from tests.torture.nursery import Child
 from tests.torture.rows import EFFECT, LEDGER
+from tests.torture.wire import Wire
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.timeout(180)]
 
@@ -26,6 +29,11 @@ KEYS = [f"key-{number}" for number in range(8)]
 FAULTS = (*["terminate"] * 4, "restart", *["terminate"] * 4, "crash") * 3
 LONGEST_PEACE = 0.6
 """Seconds between two faults, at most."""
+
+LOST_ANSWERS = ("mute", "cut", "half", "mute") * 30
+
+CARRIED = ("flaky", "sibling", "done")
+"""Those of the listeners that leave the database alone."""
 
 SECONDS = 20.0
 """Within which every process must have gone on by itself."""
@@ -98,25 +106,94 @@ def wait_all_go_on(fleet: Fleet, workers: list[Child], publishers: list[Child]) 
     print(f"every process went on {time.time() - since:.1f} s after the last fault")  # noqa: T201
 
 
+def start(fleet: Fleet) -> tuple[list[Child], list[Child]]:
+    """Start two workers and two publishers."""
+    fleet.rows.create(LEDGER)
+    fleet.rows.create(EFFECT)
+    fleet.rows.disconnect()
+    workers = fleet.pair(*LISTENERS, queue={"lease": LEASE})
+    publishers = [
+        fleet.start(program="bookkeeper", work=False, arguments={"keys": keys}) for keys in (KEYS[:4], KEYS[4:])
+    ]
+    return workers, publishers
+
+
+def finish(fleet: Fleet, workers: list[Child], publishers: list[Child]) -> None:
+    """See that each process does all of its work once more, let them end well, and check what they did."""
+    wait_all_go_on(fleet, workers, publishers)
+    fleet.gate.touch()
+    for each in publishers:
+        assert each.wait() == 0, each.stderr
+    fleet.wait_empty()
+    fleet.stop(*workers)
+    check_all(fleet)
+
+
 def test_restarts_crashes_and_cut_connections_under_load_lose_and_double_nothing_and_every_process_goes_on(
     near: Fleet, postgres: PostgresServer
 ) -> None:
-    near.rows.create(LEDGER)
-    near.rows.create(EFFECT)
-    workers = near.pair(*LISTENERS, queue={"lease": LEASE})
-    publishers = [
-        near.start(program="bookkeeper", work=False, arguments={"keys": keys}) for keys in (KEYS[:4], KEYS[4:])
-    ]
-    near.rows.disconnect()
+    workers, publishers = start(near)
     random, ended = Random(13), 0
     for fault in FAULTS:
         let_pass(random.uniform(0, LONGEST_PEACE))
         ended += strike(postgres, fault)
-    wait_all_go_on(near, workers, publishers)
-    near.gate.touch()
+    print(f"{dict(Counter(FAULTS))}, {ended} connections ended")  # noqa: T201
+    finish(near, workers, publishers)
+
+
+def test_an_event_exists_if_and_only_if_its_row_does_also_where_the_answer_to_commit_was_lost(
+    near: Fleet, postgres: PostgresServer
+) -> None:
+    db_url = near.place.db_url
+    assert db_url is not None
+    with Wire(postgres.port, seed=7) as wire:
+        near.detour(db_url=db_url.replace(f":{postgres.port}/", f":{wire.port}/"))
+        workers, publishers = start(near)
+        for fault in LOST_ANSWERS:
+            let_pass(0.05)
+            wire.fail(fault)
+        while not unknown_but_kept(near):
+            let_pass(0.05)
+            wire.fail("mute")
+        print(f"connections that broke: {dict(wire.done)}")  # noqa: T201
+        finish(near, workers, publishers)
+
+
+def unknown_but_kept(fleet: Fleet) -> set[tuple[str, int]]:
+    """Return the rows of which the publisher was told that nobody knows."""
+    unknown = {(each.key, each.n) for each in fleet.journal.of("note") if each.text == UNKNOWN}
+    return unknown.intersection((key, n) for key, n in fleet.rows.fetch("SELECT key, n FROM ledger"))
+
+
+@pytest.mark.broker
+def test_what_waits_in_the_outbox_outlives_restarts_and_flows_once_and_in_order_through_more_of_them(
+    apart: Fleet, postgres: PostgresServer, broker: RedisServer
+) -> None:
+    workers = apart.pair(*CARRIED, queue={"lease": LEASE})
+    apart.publish([Job(key="first", n=1), Step(key="first", n=1)])
+    apart.wait_empty()
+    broker.kill()
+    publishers = [
+        apart.start(program="offline", work=False, arguments={"keys": keys, "count": 100})
+        for keys in (KEYS[:4], KEYS[4:])
+    ]
     for each in publishers:
         assert each.wait() == 0, each.stderr
-    near.wait_empty()
-    near.stop(*workers)
-    print(f"{dict(Counter(FAULTS))}, {ended} connections ended")  # noqa: T201
-    check_all(near)
+    for fault in ("terminate", "restart", "crash"):
+        apart.rows.disconnect()
+        strike(postgres, fault)
+        assert apart.rows.fetch("SELECT count(*) FROM beneath_outbox") == [(2 * 100 * len(KEYS),)]
+    apart.rows.disconnect()
+
+    broker.start()
+    random, everything = Random(3), 100 * len(KEYS) + 1
+    while min(len(apart.runs(it, "end")) for it in CARRIED) < everything:
+        let_pass(random.uniform(0, 0.2))
+        strike(postgres, random.choice(("terminate", "terminate", "restart", "crash")))
+    apart.wait_empty()
+    apart.stop(*workers)
+    lines = apart.journal.lines()
+    assert check(lines, "flaky", ordered=True) == []
+    assert check(lines, "sibling", ordered=False) == []
+    assert check(lines, "done", ordered=False) == []
+    assert apart.dead_letters() == []

@@ -29,7 +29,7 @@ class Wire:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._pairs: set[_Pair] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._port = free_port()
+        self.port = free_port()
         self._reachable = True
         self._dark = False
         self._unheard: list[asyncio.StreamWriter] = []
@@ -39,10 +39,10 @@ class Wire:
     @property
     def url(self) -> str:
         """Where it is."""
-        return f"redis://127.0.0.1:{self._port}/0"
+        return f"redis://127.0.0.1:{self.port}/0"
 
     def __enter__(self) -> Self:
-        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self._port))
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self.port))
         self._thread.start()
         return self
 
