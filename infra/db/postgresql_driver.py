@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -14,6 +15,9 @@ CANCEL_CHECK = 2000
 
 CLIENT_MARGIN = 5.0
 """How much longer, in seconds, than the server's own limit this process waits for a statement's end."""
+
+CLOSE_TIMEOUT = 2.0
+"""How long, in seconds, this process waits for the server to see a connection end."""
 
 _SINCE_CHECKS = (14, 0)
 """The first version of PostgreSQL that looks for clients that are gone."""
@@ -96,7 +100,12 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
 
     async def close(self, *, timeout: float | None = None) -> None:
         self._closing = True
-        await super().close(timeout=timeout)
+        if timeout is not None:
+            await super().close(timeout=timeout)
+            return
+        # SQLAlchemy names no limit; that of a statement would keep a process from stopping when the server is away.
+        with suppress(TimeoutError):
+            await super().close(timeout=CLOSE_TIMEOUT)
 
     def terminate(self) -> None:
         # While it is closing, a cancellation may be on its way to the server: ended now, that would be lost, and a
@@ -152,7 +161,7 @@ async def is_pooled(connection: Driver) -> bool:
 async def close(connection: Driver) -> None:
     """End a connection, whatever state it is in."""
     try:
-        await connection.close(timeout=2)
+        await connection.close(timeout=CLOSE_TIMEOUT)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
         connection.terminate()
     except asyncio.CancelledError:

@@ -138,6 +138,19 @@ async def test_what_was_read_on_one_was_read_and_its_place_in_the_pool_is_free(
         await far.close()
 
 
+async def test_a_server_that_does_not_answer_any_more_holds_up_nobody_who_closes(
+    server: PostgresServer, url: str, db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with tunnel_to(server.port) as tunnel:
+        far = Database(url.replace(str(server.port), str(tunnel.port)))
+        await far.open()
+        assert await names(far) == []
+        tunnel.holding = True
+        async with asyncio.timeout(20):
+            await far.close()
+    assert caplog.records == []
+
+
 async def test_one_that_ends_while_it_is_set_up_is_told_in_plain_words(
     url: str, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
