@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_pending_migrations_are_refused_outside_development(beneath: Beneath, mo
 
 def test_a_newer_database_is_refused(beneath: Beneath, folder: Path) -> None:
     beneath("migrate", "up")
-    with sqlite3.connect(folder / "data/beneath.db") as connection:
+    with closing(sqlite3.connect(folder / "data/beneath.db")) as connection, connection:
         connection.execute("UPDATE beneath_app_version SET version_num = '9999'")
     connection.close()
     for command in (["migrate", "up"], ["bus", "stats"], ["user", "create", "ada@example.com"]):

@@ -5,6 +5,7 @@ import shlex
 import sqlite3
 from collections.abc import Iterator
 from configparser import RawConfigParser
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -154,7 +155,7 @@ async def test_a_backup_of_a_running_database_holds_its_queue_and_needs_no_lock_
         await queue.publish([acting.message("claimed")])
         await acting.fetch_one(worker)
         await queue.publish([acting.message("waiting")])
-        with sqlite3.connect(tmp_path / "original" / "queue.db") as file:
+        with closing(sqlite3.connect(tmp_path / "original" / "queue.db")) as file:
             file.execute(re.sub(r"'.*'", f"'{tmp_path}/new.db'", statement))
     async with open_harness(tmp_path / "restored", clock) as harness:
         (tmp_path / "new.db").replace(tmp_path / "restored" / "queue.db")
