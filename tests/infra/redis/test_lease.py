@@ -1,6 +1,7 @@
 """Who is dead, and who only could not reach the server."""
 
 import asyncio
+import contextlib
 import threading
 import time
 
@@ -8,9 +9,11 @@ import pytest
 
 from infra.clock import FakeClock
 from infra.mq import QueueUnavailable
+from tests import servers
 from tests.contract.acting import consumer, end, fetch, ids, message, subscription
 from tests.infra.redis.conftest import Open
 from tests.infra.redis.proxy import Proxy
+from tests.infra.redis.test_healing import command
 
 TESTING = {"broker_time": False, "lease": 10.0}
 
@@ -113,6 +116,43 @@ async def test_a_worker_that_is_cut_off_alone_may_count_on_nothing_before_others
     assert victim.lost
     assert ids(await fetch(rescuer)) == ["a"]
     assert await victim.settle([end(claim)]) == []
+
+
+async def test_whoever_lost_its_connection_even_for_a_moment_leaves_others_the_time_to_renew(
+    opened: Open, proxy: Proxy, clock: FakeClock
+) -> None:
+    queue, elsewhere = await opened(clock=clock, **TESTING), await opened(proxy.url, clock=clock, **TESTING)
+    await queue.declare([subscription()], [])
+    victim, rescuer = await consumer(queue), await consumer(elsewhere)
+    await queue.publish([message("a")])
+    await fetch(victim)
+    for _ in range(3):
+        await clock.advance(4.5)
+        assert await asyncio.to_thread(rescuer.renew)
+    # The server may have been away, and be back with leases as they were long ago.
+    proxy.cut_all()
+    await asyncio.sleep(0.1)
+    assert await rescuer.recover() == 0
+    for _ in range(4):
+        await clock.advance(4)
+        with contextlib.suppress(QueueUnavailable):
+            await asyncio.to_thread(rescuer.renew)
+    assert await rescuer.recover() == 1
+
+
+async def test_a_worker_that_may_not_listen_takes_over_all_the_same(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    await command(server, "ACL SETUSER deaf on nopass ~* &* +@all -subscribe")
+    url = server.url.replace("redis://", "redis://deaf:any@")
+    queue = await opened(url, lease=0.2, takeover_patience=1.5, connect_timeout=0.1)
+    await queue.declare([subscription()], [])
+    victim = await consumer(queue)
+    await queue.publish([message("a")])
+    await fetch(victim)
+    rescuer = await consumer(queue)
+    async with asyncio.timeout(10):
+        while not await rescuer.recover():
+            await asyncio.to_thread(rescuer.renew)
 
 
 async def test_a_worker_that_stood_still_longer_than_its_lease_goes_on_if_nobody_took_over(

@@ -104,9 +104,11 @@ class Bells:
                     self._hear(await read(self._connection))
             except (redis_errors.RedisError, OSError, EOFError) as error:
                 log.debug("not listening to Redis", error=str(error))
+            was_heard = self._ready.is_set()
             self._ready.clear()
             await self._disconnect()
-            self._wake_all()
+            if was_heard:
+                self._wake_all()
             await self._core.clock.wait(self._closing, backoff * self._random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, MAX_BACKOFF)
 

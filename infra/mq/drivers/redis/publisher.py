@@ -27,6 +27,9 @@ CALL_BYTES = 256 * 1024 * 1024
 TIDY_EVERY = 1.0
 """How often, in seconds, a process deletes ids that count no more."""
 
+Receivers = tuple[list[list[int]], list[dict[str, list[int]]]]
+"""Where the numbers of an event's messages are gathered: for unordered subscriptions, and by key for ordered ones."""
+
 Call = tuple[Sequence[Message], int, asyncio.Future[None]]
 
 
@@ -179,19 +182,21 @@ class _Plan:
         self._ordered: dict[str, dict[str, list[int]]] = {}
         self._identified: list[int] = []
         self._delayed: list[tuple[int, int, str, list[str], list[int]]] = []
-        routes_of = snapshot.routes.get
+        receivers: dict[str, Receivers] = {}
         for index, message in enumerate(messages, 1):
             if message.dedupe:
                 self._identified.append(index)
                 self.ids.append(message.id)
-            routes = routes_of(message.event)
-            if routes is None:
-                continue
             if message.due_at is not None and message.due_at > now:
-                self._delay(index, message, microseconds(message.due_at), routes)
+                self._delay(index, message, microseconds(message.due_at), snapshot.routes.get(message.event, ()))
                 continue
-            for route in routes:
-                self._add(index, message, route)
+            found = receivers.get(message.event)
+            if found is None:
+                found = receivers[message.event] = self._receivers(snapshot.routes.get(message.event, ()))
+            for unordered in found[0]:
+                unordered.append(index)
+            for mailboxes in found[1]:
+                mailboxes.setdefault(message.ordering_key or "", []).append(index)
 
     @property
     def simple(self) -> bool:
@@ -210,15 +215,15 @@ class _Plan:
                 targets.append((False, len(indexes) == self._count or indexes, kept.paused, kept.sid))
         return msgspec.msgpack.encode((self._count, targets, self._identified, self._delayed))
 
-    def _add(self, index: int, message: Message, route: Route) -> None:
-        self._number(route)
-        sid = route.kept.sid
-        if route.kept.ordered:
-            self._ordered.setdefault(sid, {}).setdefault(message.ordering_key or "", []).append(index)
-        else:
-            self._unordered.setdefault(sid, []).append(index)
+    def _receivers(self, routes: Sequence[Route]) -> Receivers:
+        for route in routes:
+            self._number(route)
+        unordered = [self._unordered.setdefault(it.kept.sid, []) for it in routes if not it.kept.ordered]
+        return unordered, [self._ordered.setdefault(it.kept.sid, {}) for it in routes if it.kept.ordered]
 
     def _delay(self, index: int, message: Message, due_at: int, routes: Sequence[Route]) -> None:
+        if not routes:
+            return
         numbers = [self._number(it) for it in routes]
         self._delayed.append((index, due_at, message.id, [it.kept.sid for it in routes], numbers))
 
