@@ -26,7 +26,7 @@ LEASE = 10.0
 """As long as it is for users: no fault here lasts as long, so no worker may lose anything."""
 
 KEYS = [f"key-{number}" for number in range(8)]
-FAULTS = (*["terminate"] * 4, "restart", *["terminate"] * 4, "crash") * 3
+FAULTS = (*["terminate"] * 4, "restart", *["terminate"] * 4, "crash") * 2
 LONGEST_PEACE = 0.6
 """Seconds between two faults, at most."""
 
