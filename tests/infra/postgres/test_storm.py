@@ -134,6 +134,5 @@ async def test_nothing_is_stranded_and_there_is_one_order_in_a_storm_of_transact
         handled = [(*it,) for child in (first, second) for it in await end(child)]
     check(accepted, handled)
     assert "40P01" not in failures
-    assert failures["40001"]
     assert await store.count("mailbox", "due_at < extract(epoch FROM now())") == 0
     print(f"{len(accepted)} messages in {rounds} rounds, empty after {slowest:.2f} s at most; {dict(failures)}")  # noqa: T201

@@ -48,6 +48,11 @@ TABLES = (
     """
     ALTER TABLE beneath_worker SET (fillfactor = 50)
     """,
+    # No delivery in the mailbox has a lower number. Whoever looks for its first one need not read past those that were
+    # handled, which stay in the index for as long as some old transaction may want them.
+    """
+    ALTER TABLE beneath_mailbox ADD COLUMN first_id bigint NOT NULL DEFAULT 0
+    """,
     """
     CREATE TABLE beneath_broadcast_last (
         id integer PRIMARY KEY,
@@ -140,8 +145,8 @@ BEGIN
         FROM gone ORDER BY number
         RETURNING subscription, mailbox, due_at, id
     )
-    INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn)
-    SELECT subscription, mailbox, 0, min(due_at), min(id) FROM placed WHERE mailbox IS NOT NULL
+    INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn, first_id)
+    SELECT subscription, mailbox, 0, min(due_at), min(id), min(id) FROM placed WHERE mailbox IS NOT NULL
     GROUP BY subscription, mailbox ORDER BY subscription, mailbox
     ON CONFLICT DO NOTHING;
 END $$
@@ -219,6 +224,7 @@ DECLARE
     kept boolean[];
     mailboxes text[] := '{{}}';
     earlier text[] := '{{}}';
+    first_number bigint;
 BEGIN
     IF patience IS NOT NULL THEN
         PERFORM set_config('lock_timeout', patience, true);
@@ -269,8 +275,9 @@ BEGIN
         IF cardinality(earlier) > 0 THEN
             PERFORM beneath_place_1(earlier, now_at, true);
         END IF;
-        INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn)
-        SELECT n.subscription, n.key, 0, n.due_at, nextval('beneath_number') FROM (
+        first_number := nextval('beneath_number');
+        INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn, first_id)
+        SELECT n.subscription, n.key, 0, n.due_at, nextval('beneath_number'), first_number FROM (
             SELECT r.subscription, coalesce(m.key, '') AS key, min(coalesce(m.due, now_at)) AS due_at
             FROM unnest(events, keys, dues, kept) WITH ORDINALITY AS m (event, key, due, kept, place)
             JOIN unnest(route_events, route_subscriptions, route_ordered) AS r (event, subscription, ordered)

@@ -27,11 +27,17 @@ INDEXED = (
     "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "
     "SET enable_hashjoin = off SET enable_mergejoin = off"
 )
-"""Plans are made once, which halves a call's time; one from when a table was empty must not read all of it later."""
+"""Plans are made once, which halves a call's time; one from when a table was empty must not read all of it later.
+
+So a row of which the number is known is looked for as `state + 0 = ...`: as `state = ...` it may also be looked for in
+the partial index of that state, which is as good when that is empty, and reads all of it when it is not.
+"""
 
 CLOSE = f"""
--- Give mailboxes that whoever calls it has locked to who comes next; drop those that are empty for sure.
-CREATE FUNCTION beneath_close_1(subscriptions bigint[], keys text[], now_at double precision) RETURNS void
+-- Give mailboxes that whoever calls it has locked to who comes next; drop those that are empty for sure. Nothing stands
+-- before the delivery in `firsts`, or before what is known of the mailbox already.
+CREATE FUNCTION beneath_close_1(subscriptions bigint[], keys text[], firsts bigint[], now_at double precision)
+RETURNS void
 LANGUAGE plpgsql {INDEXED} AS $$
 DECLARE
     sure boolean[];
@@ -42,26 +48,30 @@ BEGIN
         FROM unnest(keys) WITH ORDINALITY AS k (key, place) ORDER BY k.place
     );
     WITH closed AS MATERIALIZED (
-        SELECT c.subscription, c.key, c.sure, EXISTS (
+        SELECT m.subscription, m.ordering_key AS key, greatest(m.first_id, c.first) AS first, c.sure, EXISTS (
             SELECT 1 FROM beneath_delivery AS d
-            WHERE d.state = 4 AND d.subscription = c.subscription AND d.mailbox = c.key
+            WHERE d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key
+                AND (d.subscription, d.mailbox, d.id) >= (m.subscription, m.ordering_key, greatest(m.first_id, c.first))
         ) AS filled
-        FROM unnest(subscriptions, keys, sure) AS c (subscription, key, sure)
+        FROM unnest(subscriptions, keys, firsts, sure) AS c (subscription, key, first, sure)
+        JOIN beneath_mailbox AS m ON m.subscription = c.subscription AND m.ordering_key = c.key
     ), dropped AS (
         DELETE FROM beneath_mailbox AS m USING closed AS c
         WHERE m.subscription = c.subscription AND m.ordering_key = c.key AND c.sure AND NOT c.filled
     )
     UPDATE beneath_mailbox AS m SET state = 0, due_at = CASE WHEN c.filled THEN now_at ELSE now_at + {UNSURE} END,
-        turn = nextval('beneath_number'), owner = NULL, last_id = NULL, parked_event = NULL
+        turn = nextval('beneath_number'), owner = NULL, first_id = c.first, last_id = NULL, parked_event = NULL
     FROM closed AS c
     WHERE m.subscription = c.subscription AND m.ordering_key = c.key AND (c.filled OR NOT c.sure);
 END $$
 """
 
 CLAIM = f"""
--- Returns a row for each delivery; those of a mailbox have its fence, and its due time and turn for a place.
-CREATE FUNCTION beneath_claim_1(worker bigint, names text[], limits integer[], batch integer, now_at double precision)
-RETURNS TABLE (
+-- Returns a row for each delivery; those of a mailbox have its fence, and its due time and turn for a place. What was
+-- due before its subscription's time in `starts` is left alone.
+CREATE FUNCTION beneath_claim_1(
+    worker bigint, names text[], limits integer[], starts double precision[], batch integer, now_at double precision
+) RETURNS TABLE (
     name text, fence bigint, place_at double precision, place bigint, id bigint, message_id text, event text,
     ordering_key text, mailbox text, body bytea, published_at double precision, failures integer, deferrals integer,
     takeovers integer, crashes integer
@@ -71,6 +81,7 @@ DECLARE
     wanted_names text[];
     wanted bigint[];
     wanted_limits integer[];
+    wanted_starts double precision[];
     any_ordered boolean;
     any_unordered boolean;
     held_names text[];
@@ -78,6 +89,7 @@ DECLARE
     held_keys text[];
     held_at double precision[];
     held_turns bigint[];
+    held_firsts bigint[];
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'beneath_claim needs READ COMMITTED';
@@ -95,9 +107,10 @@ BEGIN
         END;
     END IF;
 
-    SELECT array_agg(w.name), array_agg(s.id), array_agg(w.most), bool_or(s.ordered = 1), bool_or(s.ordered = 0)
-    INTO wanted_names, wanted, wanted_limits, any_ordered, any_unordered
-    FROM unnest(names, limits) AS w (name, most)
+    SELECT array_agg(w.name), array_agg(s.id), array_agg(w.most), array_agg(w.start), bool_or(s.ordered = 1),
+        bool_or(s.ordered = 0)
+    INTO wanted_names, wanted, wanted_limits, wanted_starts, any_ordered, any_unordered
+    FROM unnest(names, limits, starts) AS w (name, most, start)
     CROSS JOIN LATERAL (
         SELECT t.id, t.ordered, t.paused FROM beneath_subscription AS t WHERE t.name = w.name
         UNION ALL
@@ -110,10 +123,10 @@ BEGIN
         RETURN QUERY
         WITH locked AS MATERIALIZED (
             SELECT w.name, d.id, d.due_at, d.size
-            FROM unnest(wanted_names, wanted, wanted_limits) AS w (name, subscription, most)
+            FROM unnest(wanted_names, wanted, wanted_limits, wanted_starts) AS w (name, subscription, most, start)
             CROSS JOIN LATERAL (
                 SELECT t.id, t.due_at, octet_length(t.body) AS size FROM beneath_delivery AS t
-                WHERE t.state = 0 AND t.subscription = w.subscription AND t.due_at <= now_at
+                WHERE t.state = 0 AND t.subscription = w.subscription AND t.due_at >= w.start AND t.due_at <= now_at
                 ORDER BY t.due_at, t.id LIMIT w.most FOR UPDATE SKIP LOCKED
             ) AS d
         ), fitting AS MATERIALIZED (
@@ -131,12 +144,12 @@ BEGIN
     END IF;
 
     SELECT array_agg(w.name), array_agg(m.subscription), array_agg(m.ordering_key), array_agg(m.due_at),
-        array_agg(m.turn)
-    INTO held_names, held, held_keys, held_at, held_turns
-    FROM unnest(wanted_names, wanted, wanted_limits) AS w (name, subscription, most)
+        array_agg(m.turn), array_agg(m.first_id)
+    INTO held_names, held, held_keys, held_at, held_turns, held_firsts
+    FROM unnest(wanted_names, wanted, wanted_limits, wanted_starts) AS w (name, subscription, most, start)
     CROSS JOIN LATERAL (
-        SELECT t.subscription, t.ordering_key, t.due_at, t.turn FROM beneath_mailbox AS t
-        WHERE t.state = 0 AND t.subscription = w.subscription AND t.due_at <= now_at
+        SELECT t.subscription, t.ordering_key, t.due_at, t.turn, t.first_id FROM beneath_mailbox AS t
+        WHERE t.state = 0 AND t.subscription = w.subscription AND t.due_at >= w.start AND t.due_at <= now_at
         ORDER BY t.due_at, t.turn LIMIT w.most FOR UPDATE SKIP LOCKED
     ) AS m;
     IF held IS NULL THEN
@@ -147,10 +160,13 @@ BEGIN
     WITH heads AS MATERIALIZED (
         SELECT h.name, h.subscription, h.key, h.due_at, h.turn, d.id, d.takeovers, octet_length(d.body) AS size,
             row_number() OVER mine AS nth, coalesce(bool_or(d.takeovers >= {SUSPECT}) OVER mine, false) AS suspects
-        FROM unnest(held_names, held, held_keys, held_at, held_turns) AS h (name, subscription, key, due_at, turn)
+        FROM unnest(held_names, held, held_keys, held_at, held_turns, held_firsts)
+            AS h (name, subscription, key, due_at, turn, first_id)
         CROSS JOIN LATERAL (
             SELECT t.id, t.takeovers, t.body FROM beneath_delivery AS t
-            WHERE t.state = 4 AND t.subscription = h.subscription AND t.mailbox = h.key ORDER BY t.id LIMIT batch
+            WHERE t.state = 4 AND t.subscription = h.subscription AND t.mailbox = h.key
+                AND (t.subscription, t.mailbox, t.id) >= (h.subscription, h.key, h.first_id)
+            ORDER BY t.id LIMIT batch
         ) AS d
         WINDOW mine AS (PARTITION BY h.subscription, h.key ORDER BY d.id)
     ), fitting AS MATERIALIZED (
@@ -171,14 +187,15 @@ BEGIN
     JOIN claimed AS c ON c.subscription = g.subscription AND c.ordering_key = g.key
     JOIN beneath_delivery AS d ON d.id = g.id;
 
-    SELECT array_agg(h.subscription), array_agg(h.key) INTO held, held_keys
-    FROM unnest(held, held_keys) AS h (subscription, key)
-    WHERE NOT EXISTS (
-        SELECT 1 FROM beneath_delivery AS d
+    SELECT array_agg(h.subscription), array_agg(h.key), array_agg(h.first_id) INTO held, held_keys, held_firsts
+    FROM unnest(held, held_keys, held_firsts) AS h (subscription, key, first_id)
+    WHERE (
+        SELECT d.id FROM beneath_delivery AS d
         WHERE d.state = 4 AND d.subscription = h.subscription AND d.mailbox = h.key
-    );
+            AND (d.subscription, d.mailbox, d.id) >= (h.subscription, h.key, h.first_id) LIMIT 1
+    ) IS NULL;
     IF held IS NOT NULL THEN
-        PERFORM beneath_close_1(held, held_keys, now_at);
+        PERFORM beneath_close_1(held, held_keys, held_firsts, now_at);
     END IF;
 END $$
 """
@@ -199,6 +216,7 @@ DECLARE
     held_keys text[];
     held_last bigint[];
     held_places integer[];
+    held_firsts bigint[];
     effective integer[];
     staying bigint[];
     staying_keys text[];
@@ -209,26 +227,32 @@ BEGIN
     SELECT array_agg(h.subscription), array_agg(h.ordering_key), array_agg(h.last_id), array_agg(h.place)
     INTO held, held_keys, held_last, held_places
     FROM (
-        SELECT m.subscription, m.ordering_key, m.last_id, w.place::integer AS place
-        FROM unnest(names, keys, fences) WITH ORDINALITY AS w (name, key, fence, place)
+        SELECT m.subscription, m.ordering_key, m.last_id, c.place::integer AS place
+        FROM (
+            SELECT s.id, w.key, w.fence, w.place
+            FROM unnest(names, keys, fences) WITH ORDINALITY AS w (name, key, fence, place)
+            CROSS JOIN LATERAL (
+                SELECT t.id FROM beneath_subscription AS t WHERE t.name = w.name
+                UNION ALL SELECT a.subscription FROM beneath_alias AS a WHERE a.name = w.name
+            ) AS s
+            ORDER BY s.id, w.key COLLATE "C"
+        ) AS c
         CROSS JOIN LATERAL (
-            SELECT t.id FROM beneath_subscription AS t WHERE t.name = w.name
-            UNION ALL SELECT a.subscription FROM beneath_alias AS a WHERE a.name = w.name
-        ) AS s
-        JOIN beneath_mailbox AS m ON m.subscription = s.id AND m.ordering_key = w.key
-            AND m.state = 1 AND m.owner = worker AND m.fence = w.fence
-        ORDER BY m.subscription, m.ordering_key FOR UPDATE OF m
+            SELECT t.subscription, t.ordering_key, t.last_id FROM beneath_mailbox AS t
+            WHERE t.subscription = c.id AND t.ordering_key = c.key
+                AND t.state + 0 = 1 AND t.owner = worker AND t.fence = c.fence FOR UPDATE
+        ) AS m
     ) AS h;
 
     effective := ARRAY(
         SELECT e.nth::integer FROM unnest(places, ids) WITH ORDINALITY AS e (place, id, nth)
         JOIN unnest(held_places, held, held_keys, held_last) AS h (place, subscription, key, last_id)
             ON h.place = e.place
-        JOIN beneath_delivery AS d ON d.id = e.id AND d.state = 4 AND d.subscription = h.subscription
+        JOIN beneath_delivery AS d ON d.id = e.id AND d.state + 0 = 4 AND d.subscription = h.subscription
             AND d.mailbox = h.key AND d.id <= h.last_id
     ) || ARRAY(
         SELECT e.nth::integer FROM unnest(places, ids) WITH ORDINALITY AS e (place, id, nth)
-        JOIN beneath_delivery AS d ON d.id = e.id AND d.state = 1 AND d.owner = worker
+        JOIN beneath_delivery AS d ON d.id = e.id AND d.state + 0 = 1 AND d.owner = worker
         WHERE e.place = 0 ORDER BY d.id FOR UPDATE OF d
     );
 
@@ -269,14 +293,18 @@ BEGIN
     )
     SELECT array_agg(r.subscription), array_agg(r.ordering_key) INTO staying, staying_keys FROM returned AS r;
 
-    SELECT array_agg(h.subscription), array_agg(h.key) INTO held, held_keys
+    -- They end first to last: what was the last to be deleted stood first.
+    SELECT array_agg(h.subscription), array_agg(h.key), array_agg((
+        SELECT max(ids[nth]) FROM unnest(effective) AS nth WHERE places[nth] = h.place AND kinds[nth] < 2
+    ))
+    INTO held, held_keys, held_firsts
     FROM unnest(held, held_keys, held_places) AS h (subscription, key, place)
     WHERE closing[h.place] AND NOT EXISTS (
         SELECT 1 FROM unnest(staying, staying_keys) AS s (subscription, key)
         WHERE s.subscription = h.subscription AND s.key = h.key
     );
     IF held IS NOT NULL THEN
-        PERFORM beneath_close_1(held, held_keys, now_at);
+        PERFORM beneath_close_1(held, held_keys, held_firsts, now_at);
     END IF;
     RETURN effective;
 END $$

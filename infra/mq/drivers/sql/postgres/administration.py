@@ -10,7 +10,7 @@ from infra.mq.errors import ListenerInUse, MailboxNotBlocked, SubscriptionNotFou
 Backlog = Literal["refuse", "discard", "dead"]
 
 _LOCK_KEYS = "SELECT beneath_lock_keys_1($1)"
-_CLOSE = "SELECT beneath_close_1($1, $2, $3)"
+_CLOSE = "SELECT beneath_close_1($1, $2, NULL, $3)"
 _LETTERS = """
 SELECT l.id, s.id AS kept, s.ordered, coalesce(l.ordering_key, '') AS mailbox
 FROM beneath_dead_letter AS l CROSS JOIN LATERAL (

@@ -28,6 +28,7 @@ from infra.mq.drivers.sql.postgres.clock import ServerClock
 from infra.mq.drivers.sql.postgres.connections import Connections, Operation
 from infra.mq.drivers.sql.postgres.errors import KeyBusy, queue_error
 from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, Member
+from infra.mq.drivers.sql.postgres.positions import Positions
 from infra.mq.drivers.sql.postgres.publisher import Publisher
 from infra.mq.errors import QueueError, QueueIndeterminate, QueueUnavailable
 from infra.mq.types import (
@@ -70,6 +71,7 @@ class PostgresBackend:
         """When the earliest scheduled message was due, at the last look."""
 
         self._not_before = 0.0
+        self._positions = Positions()
 
     @property
     def interruptions(self) -> int:
@@ -148,24 +150,31 @@ class PostgresBackend:
         mine.left()
 
     async def next_due(self, names: Collection[str]) -> float | None:
-        due_at, scheduled = await self._read(partial(claiming.next_due, names=names))
+        await self._look_from_the_start(names)
+        starts = self._positions.starts(names)
+        due_at, scheduled = await self._read(partial(claiming.next_due, names=names, starts=starts))
         self._scheduled = scheduled
         if scheduled is not None:
             scheduled = max(scheduled, self._not_before)
-        return min((it for it in (due_at, scheduled) if it is not None), default=None)
+        look_in = self._positions.look_in
+        look_at = None if look_in is None else self.clock.time() + look_in
+        return min((it for it in (due_at, scheduled, look_at) if it is not None), default=None)
 
     async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
         mine = _own(member)
         try:
             if mine.in_doubt:
                 await self._release_unknown(mine, now)
-            claims = await self._connections.run(
-                partial(claiming.claim, worker=mine.number, wants=wants, now=now), writing=True
+            await self._look_from_the_start(wants)
+            starts = self._positions.starts(wants)
+            claims, latest = await self._connections.run(
+                partial(claiming.claim, worker=mine.number, wants=wants, starts=starts, now=now), writing=True
             )
         except QueueIndeterminate as error:
             # What it may have claimed is given back before the next claim; what runs here goes on.
             mine.in_doubt = True
             raise QueueUnavailable(str(error)) from error
+        self._positions.claimed(latest)
         for it in claims:
             if it.ordered:
                 mine.fences.add(it.fence)
@@ -287,6 +296,10 @@ class PostgresBackend:
             partial(claiming.release_unknown, worker=mine.number, deliveries=deliveries, fences=fences, now=now)
         )
         mine.in_doubt = False
+
+    async def _look_from_the_start(self, names: Collection[str]) -> None:
+        if self._positions.outdated:
+            self._positions.looked(*await self._read(partial(claiming.look, names=names)))
 
     async def _forget(self, now: float) -> None:
         await self._write(partial(publishing.forget_ids, before=now - self._options.dedupe_window))
