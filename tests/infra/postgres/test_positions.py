@@ -87,8 +87,8 @@ async def test_what_became_due_earlier_than_the_latest_claim_is_found_by_the_nex
 
 
 def test_as_long_as_looks_are_quick_all_of_them_are_from_the_start() -> None:
+    assert Positions().outdated
     kept = Positions()
-    assert kept.outdated
     kept.claimed({"a": 50.0})
     kept.looked(0.0001, {})
     assert not kept.outdated
