@@ -118,7 +118,12 @@ class PostgreSQL:
         async def unlimited() -> Driver:
             return await self.connect(limited=False)
 
-        engine = create_async_engine("postgresql+asyncpg://", async_creator=unlimited, poolclass=NullPool)
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=unlimited,
+            poolclass=NullPool,
+            connect_args={} if self.style.prepared else _uncached(),
+        )
         try:
             async with engine.connect() as connection, connection.begin():
                 await self._exclude_others(connection)
