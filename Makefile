@@ -34,7 +34,7 @@ test: $(READY)  ## Run the tests
 
 test-all: $(READY)  ## Run what `make test` leaves out: the other servers, and processes on the other stacks
 	@BENEATH_TEST_DRIVERS=redis7,redis8 $(BIN)/python -m pytest -n auto tests/contract
-	@set -e; for stack in $(STACKS); do echo "== $$stack"; BENEATH_TEST_STACK=$$stack $(BIN)/python -m pytest tests/e2e tests/torture; done
+	@set -e; for stack in $(STACKS); do echo "== $$stack"; BENEATH_TEST_STACK=$$stack $(BIN)/python -m pytest -n auto tests/e2e tests/torture; done
 
 check: $(READY)  ## Lint, check types, check the import contracts
 	@$(BIN)/ruff check .
