@@ -68,6 +68,7 @@ async def test_a_role_that_may_create_nothing(server: PostgresServer, url: str) 
     await db.close()
 
 
+@pytest.mark.usefixtures("package")
 async def test_a_role_that_may_not_read_the_versions(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     await server.execute("CREATE TABLE shop_version (version_num text)", name)
