@@ -15,6 +15,9 @@ Operation = Callable[[sqlite3.Connection], T]
 
 Synchronous = Literal["FULL", "NORMAL"]
 
+OPEN_PATIENCE = 1.0
+"""Seconds that opening waits for another process that is just opening or closing the file: that takes it a moment."""
+
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "another process holds it locked for long; find and stop that",
     sqlite3.SQLITE_LOCKED: "another connection holds it locked for long; find and stop that",
@@ -29,7 +32,7 @@ _ADVICE = {
 
 
 def connect(path: Path, *, synchronous: Synchronous = "FULL", read_only: bool = False) -> sqlite3.Connection:
-    """Open the existing file at `path`, for use by one thread at a time. It waits for no lock.
+    """Open the existing file at `path`, for use by one thread at a time. Once open it waits for no lock.
 
     Raises:
         sqlite3.Error: it cannot be opened.
@@ -37,7 +40,7 @@ def connect(path: Path, *, synchronous: Synchronous = "FULL", read_only: bool = 
     db = sqlite3.connect(
         f"file:{quote(str(path))}?mode=rw",
         uri=True,
-        timeout=0,
+        timeout=OPEN_PATIENCE,
         isolation_level=None,
         check_same_thread=False,
         cached_statements=256,
@@ -46,6 +49,9 @@ def connect(path: Path, *, synchronous: Synchronous = "FULL", read_only: bool = 
         db.execute(f"PRAGMA synchronous = {synchronous}")
         if read_only:
             db.execute("PRAGMA query_only = ON")
+        # A connection is locked out at its first look at the file, and never again as long as it is open.
+        db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+        db.execute("PRAGMA busy_timeout = 0")
     except sqlite3.Error:
         db.close()
         raise
