@@ -5,9 +5,11 @@ import os
 import secrets
 from collections.abc import Iterator
 
+import asyncpg  # type: ignore[import-untyped]  # it has no types
 import pytest
 import typer
 
+from infra.mq.drivers.sql.postgres import horizon
 from tests import postgres_servers
 from tests.cli.conftest import Beneath, Result
 from tests.postgres_servers import PASSWORD, PostgresServer
@@ -113,3 +115,18 @@ def test_a_replica(beneath: Beneath, server: PostgresServer) -> None:
         all_refuse(beneath, replica.url(), "is a read-only replica; point db.url at the primary")
     finally:
         replica.stop()
+
+
+def test_stats_names_who_keeps_dead_rows(
+    beneath: Beneath, server: PostgresServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(horizon, "LONG", 0.0)
+    assert beneath("--set", f"db.url={server.url(name)}", "migrate", "up").code == 0
+    with asyncio.Runner() as runner:
+        report = runner.run(asyncpg.connect(server.url(name), server_settings={"application_name": "report"}))
+        runner.run(report.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM beneath_delivery"))
+        result = beneath("--set", f"db.url={server.url(name)}", "bus", "stats", "--json")
+        runner.run(report.close())
+    assert (result.code, result.out) == (0, "[]\n")
+    [line] = result.err.splitlines()
+    assert line.startswith("warning: the transaction of 'report' (pid ")
