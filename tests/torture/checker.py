@@ -2,8 +2,8 @@
 
 A handler's run goes from its "start" to its "end", "failed" or "cancelled" line. One whose process was killed goes to
 the "killing" line, written just before the signal was sent, or to the end of what that process wrote. One whose process
-was paused ("pausing") for longer than its lease goes to that line, too: it may come to an end when the process goes on,
-but its result no longer counts, and it is not beside the run that took its place.
+was paused for longer than its lease goes to the "pausing" line, written when it stood still: it may come to an end when
+the process goes on, but its result no longer counts, and it is not beside the run that took its place.
 """
 
 import math
@@ -62,6 +62,12 @@ def runs_of(lines: Sequence[Line]) -> list[Run]:
             for run in running.values():
                 if run.pid == line.pid:
                     run.ended = place
+    # What began between that line and the signal went to the end of what the process wrote.
+    written = {line.pid: place for place, line in enumerate(lines)}
+    killed = {line.pid for line in lines if line.kind == "killing"}
+    for run in running.values():
+        if run.pid in killed and run.ended == math.inf:
+            run.ended = written[run.pid]
     return runs
 
 
@@ -74,9 +80,15 @@ def accepted(lines: Iterable[Line]) -> dict[str, list[int]]:
     return published
 
 
-def interrupted(lines: Iterable[Line]) -> dict[int, int]:
-    """Return the processes that were killed or paused, and where that is written last."""
-    return {line.pid: place for place, line in enumerate(lines) if line.kind in {"killing", "pausing"}}
+def interrupted(lines: Iterable[Line]) -> dict[int, float]:
+    """Return until where the results of killed or paused processes may not have counted."""
+    places: dict[int, float] = {}
+    for place, line in enumerate(lines):
+        if line.kind == "killing":
+            places[line.pid] = math.inf
+        elif line.kind == "pausing":
+            places[line.pid] = max(place, places.get(line.pid, 0))
+    return places
 
 
 def successes(runs: Iterable[Run], listener: str) -> Counter[Message]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,9 @@ from tests.torture.opening import Opened, Plan, opened
 from tests.torture.rows import Rows
 
 T = TypeVar("T")
+
+STANDSTILL = 0.1
+"""Seconds after SIGSTOP by which the last thread of a process stands still: much less than a lease."""
 
 QUICK = {"renew_every": 0.1, "recover_every": 0.1}
 """Intervals far shorter than the defaults, so that much happens in little time."""
@@ -96,9 +100,10 @@ class Fleet:
         return self.journal.of("killing")[-1].at
 
     def pause(self, process: Child) -> None:
-        """Stop a process in the middle of whatever it does, and write that down before."""
-        self._writer.write("pausing", pid=process.pid)
+        """Stop a process in the middle of whatever it does, and write that down once it stands still."""
         process.pause()
+        time.sleep(STANDSTILL)
+        self._writer.write("pausing", pid=process.pid)
 
     def publish(self, events: Sequence[Any], *, listeners: Sequence[str] = ()) -> None:
         """Publish in a process that has these listeners, too, and write down that it was accepted."""

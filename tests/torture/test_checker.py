@@ -49,6 +49,14 @@ def test_what_is_allowed_passes() -> None:
     assert check(journal(GOOD.replace("3 killing\n", "3 pausing\n")), "l", ordered=True) == []
 
 
+@pytest.mark.parametrize("late", ["3 start 2 1\n3 killing\n", "3 killing\n3 start 2 1\n"])
+def test_what_a_process_does_between_the_line_that_says_that_it_is_killed_and_its_end_is_allowed(late: str) -> None:
+    good = GOOD.replace("3 end 1 2\n3 start 2 1\n3 killing\n", f"3 end 1 2\n{late}")
+    assert check(journal(good), "l", ordered=True) == []
+    ended = GOOD.replace("3 end 1 2\n3 start 2 1\n3 killing\n", "3 killing\n3 end 1 2\n3 start 2 1\n3 end 2 1\n")
+    assert check(journal(ended), "l", ordered=True) == []
+
+
 @pytest.mark.parametrize(
     ("before", "after", "fault"),
     [
