@@ -107,7 +107,7 @@ def wait_all_go_on(fleet: Fleet, workers: list[Child], publishers: list[Child]) 
 
 
 def start(fleet: Fleet) -> tuple[list[Child], list[Child]]:
-    """Start two workers and two publishers."""
+    """Start two workers and two publishers, and return once they are at work: one may not start without its server."""
     fleet.rows.create(LEDGER)
     fleet.rows.create(EFFECT)
     fleet.rows.disconnect()
@@ -115,6 +115,11 @@ def start(fleet: Fleet) -> tuple[list[Child], list[Child]]:
     publishers = [
         fleet.start(program="bookkeeper", work=False, arguments={"keys": keys}) for keys in (KEYS[:4], KEYS[4:])
     ]
+
+    def publishing() -> bool:
+        return {each.pid for each in publishers} <= {each.pid for each in fleet.journal.lines()}
+
+    until(publishing, "both publish")
     return workers, publishers
 
 
