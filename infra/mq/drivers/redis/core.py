@@ -4,6 +4,7 @@ import secrets
 from dataclasses import dataclass
 
 from infra.clock import Clock
+from infra.mq.clock_offset import ClockOffset
 from infra.mq.drivers.redis.address import Address
 from infra.mq.drivers.redis.keys import Keys
 from infra.mq.drivers.redis.link import Link
@@ -61,7 +62,7 @@ class Core:
         self.links: dict[str, Link] = {}
         self.catalog = Catalog(lambda: self.link("admin"), self.keys, self.now)
         self.is_open = False
-        self._offset = 0.0
+        self._offset = ClockOffset()
         self._measured_at: float | None = None
 
     def link(self, purpose: str) -> Link:
@@ -89,7 +90,7 @@ class Core:
 
     def time(self) -> float:
         """Return the broker's time, as far as it can be known here."""
-        return self.clock.time() + self._offset
+        return self.clock.time() + self._offset.seconds
 
     async def measure(self, link: Link) -> None:
         """Compare the clocks, if that is due."""
@@ -98,9 +99,9 @@ class Core:
         now = self.clock.monotonic()
         if self._measured_at is not None and now - self._measured_at < MEASURED_FOR:
             return
-        before = self.clock.time()
+        asked_at = self.clock.time()
         seconds, micros = await link.ask("TIME")
-        self._offset = int(seconds) + int(micros) / 1e6 - (before + self.clock.time()) / 2
+        self._offset.learn(asked_at, int(seconds) + int(micros) / 1e6, self.clock.time())
         self._measured_at = now
 
 

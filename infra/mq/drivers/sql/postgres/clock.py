@@ -1,10 +1,10 @@
 """The server's time, as this process reckons it."""
 
 import asyncio
-import time
 
 from infra.clock import Clock, SystemClock
 from infra.db.postgresql_driver import Driver
+from infra.mq.clock_offset import ClockOffset
 
 _NOW = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 
@@ -18,13 +18,10 @@ class ServerClock:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._adjustable = isinstance(clock, SystemClock)
-        self.offset = 0.0
-        """How many seconds the server is ahead."""
-
-        self._error = float("inf")
+        self._offset = ClockOffset()
 
     def time(self) -> float:
-        return self._clock.time() + self.offset
+        return self._clock.time() + self._offset.seconds
 
     def monotonic(self) -> float:
         return self._clock.monotonic()
@@ -36,13 +33,8 @@ class ServerClock:
         return await self._clock.wait(event, timeout)
 
     async def compare(self, driver: Driver) -> None:
-        """Ask the server for the time once; an answer that took longer than earlier ones changes little."""
-        before = time.monotonic()
+        """Ask the server for the time once."""
+        asked_at = self._clock.time()
         server: float = await driver.fetchval(_NOW)
-        taken = time.monotonic() - before
-        if not self._adjustable:
-            return
-        offset = server + taken / 2 - self._clock.time()
-        if taken <= self._error or abs(offset - self.offset) > taken:
-            self.offset, self._error = offset, taken
-        self._error *= 1.1  # clocks drift: what was known better once is known less well by now
+        if self._adjustable:
+            self._offset.learn(asked_at, server, self._clock.time())

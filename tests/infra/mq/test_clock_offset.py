@@ -1,0 +1,51 @@
+"""How a process reckons a server's time."""
+
+import pytest
+
+from infra.mq.clock_offset import ClockOffset
+
+
+class Machine:
+    """Asks a server, whose clock is some seconds `ahead`, and learns."""
+
+    def __init__(self) -> None:
+        self._now = 1_000.0
+        self._offset = ClockOffset()
+
+    def ask(self, *, ahead: float, there: float, back: float) -> float:
+        """Return the offset after an answer: the question took `there` seconds to arrive, the answer `back`."""
+        asked_at = self._now
+        read = asked_at + there
+        self._now = read + back
+        self._offset.learn(asked_at, read + ahead, self._now)
+        return self._offset.seconds
+
+
+@pytest.mark.parametrize(("there", "back"), [(0.0, 0.050), (0.050, 0.0), (0.010, 0.040), (0.0, 0.0)])
+def test_on_one_machine_there_is_no_difference_however_slow_the_answer(there: float, back: float) -> None:
+    assert Machine().ask(ahead=0.0, there=there, back=back) == 0.0
+
+
+@pytest.mark.parametrize("ahead", [-3.0, 3.0])
+def test_a_clock_that_goes_wrong_is_put_right_to_within_half_the_round_trip(ahead: float) -> None:
+    assert Machine().ask(ahead=ahead, there=0.010, back=0.030) == pytest.approx(ahead, abs=0.020)
+
+
+def test_a_quicker_answer_tells_it_better_and_a_slower_one_changes_nothing() -> None:
+    machine = Machine()
+    machine.ask(ahead=3.0, there=0.0, back=0.2)
+    better = machine.ask(ahead=3.0, there=0.001, back=0.001)
+    assert better == pytest.approx(3.0, abs=0.001)
+    assert machine.ask(ahead=3.0, there=0.0, back=5.0) == better
+
+
+def test_an_answer_that_contradicts_what_was_known_is_believed() -> None:
+    machine = Machine()
+    machine.ask(ahead=0.0, there=0.001, back=0.001)
+    assert machine.ask(ahead=60.0, there=0.5, back=0.5) == pytest.approx(60.0, abs=0.5)
+
+
+def test_a_clock_that_is_set_back_meanwhile_teaches_nothing() -> None:
+    machine = Machine()
+    machine.ask(ahead=3.0, there=0.001, back=0.001)
+    assert machine.ask(ahead=0.0, there=0.0, back=-60.0) == pytest.approx(3.0, abs=0.001)
