@@ -69,7 +69,7 @@ class Publisher:
         """Return the publish of `event`, caused by whatever is being handled here."""
         cause = current_cause()
         outgoing = Outgoing(event, self._listeners.routes(type(event)), cause, self._clock.time())
-        if cause is not None and type(cause) is Outgoing:
+        if type(cause) is Outgoing:
             outgoing.depth = cause.depth + 1
             outgoing.root = cause.root
         if id is not None:

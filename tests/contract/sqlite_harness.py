@@ -2,53 +2,24 @@
 
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from infra.clock import FakeClock
 from infra.db import Database
 from infra.db.migrate import History, upgrade
-from infra.mq import Consumer, MessageQueue
 from infra.mq.drivers.sql import SqlQueue
+from tests.contract.sql_harness import SqlHarness
 
 HISTORY = History("bus", "infra.db.migrations", "beneath_bus_version")
 
 
-class SqliteHarness:
-    """A harness whose processes are databases and queues of their own in this process, on one file."""
+class SqliteHarness(SqlHarness):
+    """Its store is one file."""
 
-    dedupe_window = 120.0
-    lease: float | None = None
-
-    def __init__(self, path: Path, clock: FakeClock) -> None:
-        self.clock = clock
-        self._url = f"sqlite:///{path}"
-        self._databases: dict[MessageQueue, Database] = {}
-
-    async def queue(self) -> MessageQueue:
-        db = Database(self._url)
-        await db.open()
-        queue = SqlQueue(db, clock=self.clock, dedupe_window=self.dedupe_window)
-        await queue.open()
-        self._databases[queue] = db
-        return queue
-
-    async def reopen(self) -> MessageQueue:
-        await self.close()
-        return await self.queue()
-
-    async def crash(self, consumer: Consumer) -> None:
-        consumer.abandon()
-
-    def transaction(self, queue: MessageQueue) -> AbstractAsyncContextManager[object]:
-        return self._databases[queue].transaction()
-
-    async def close(self) -> None:
-        """End all processes."""
-        for queue, db in self._databases.items():
-            await queue.close()
-            await db.close()
-        self._databases.clear()
+    def new_process(self) -> tuple[Database, SqlQueue]:
+        db = Database(self.url)
+        return db, SqlQueue(db, clock=self.clock, dedupe_window=self.dedupe_window)
 
 
 @asynccontextmanager
@@ -59,7 +30,7 @@ async def open_harness(folder: Path, clock: FakeClock) -> AsyncIterator[SqliteHa
     if not template.exists():
         await migrate(template)
     shutil.copy(template, path)
-    harness = SqliteHarness(path, clock)
+    harness = SqliteHarness(f"sqlite:///{path}", clock)
     try:
         yield harness
     finally:

@@ -1,5 +1,6 @@
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,18 @@ from tests import postgres_servers
 from tests.e2e.processes import Processes
 from tests.postgres_servers import PostgresServer
 from tests.servers import RedisServer, new_server
-from tests.stacks import chosen
+from tests.stacks import Place, chosen
 from tests.torture.fleet import Fleet
 from tests.torture.nursery import Nursery
+
+
+@contextmanager
+def fleet_at(folder: Path, place: AbstractContextManager[Place]) -> Iterator[Fleet]:
+    """Have a fleet inside the block, whose processes end with it."""
+    with place as where, Processes() as processes, Nursery() as nursery:
+        fleet = Fleet(processes, nursery, folder, where)
+        yield fleet
+        fleet.close()
 
 
 @pytest.fixture
@@ -26,19 +36,14 @@ def broker() -> Iterator[RedisServer]:
 @pytest.fixture
 def far(tmp_path: Path, migrated: Path, broker: RedisServer) -> Iterator[Fleet]:
     """A fleet on that server."""
-    place = chosen().place(tmp_path, template=migrated, broker=broker)
-    with place as where, Processes() as processes, Nursery() as nursery:
-        fleet = Fleet(processes, nursery, tmp_path, where)
+    with fleet_at(tmp_path, chosen().place(tmp_path, template=migrated, broker=broker)) as fleet:
         yield fleet
-        fleet.close()
 
 
 @pytest.fixture
 def fleet(tmp_path: Path, migrated: Path) -> Iterator[Fleet]:
-    with chosen().place(tmp_path, template=migrated) as place, Processes() as processes, Nursery() as nursery:
-        fleet = Fleet(processes, nursery, tmp_path, place)
+    with fleet_at(tmp_path, chosen().place(tmp_path, template=migrated)) as fleet:
         yield fleet
-        fleet.close()
 
 
 @pytest.fixture
@@ -52,18 +57,12 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture
 def near(tmp_path: Path, migrated: Path, postgres: PostgresServer) -> Iterator[Fleet]:
     """A fleet on that server; its broker, if there is one, is the one of all tests."""
-    place = chosen().place(tmp_path, template=migrated, postgres=postgres)
-    with place as where, Processes() as processes, Nursery() as nursery:
-        fleet = Fleet(processes, nursery, tmp_path, where)
+    with fleet_at(tmp_path, chosen().place(tmp_path, template=migrated, postgres=postgres)) as fleet:
         yield fleet
-        fleet.close()
 
 
 @pytest.fixture
 def apart(tmp_path: Path, migrated: Path, postgres: PostgresServer, broker: RedisServer) -> Iterator[Fleet]:
     """A fleet on both, so that either can go away."""
-    place = chosen().place(tmp_path, template=migrated, postgres=postgres, broker=broker)
-    with place as where, Processes() as processes, Nursery() as nursery:
-        fleet = Fleet(processes, nursery, tmp_path, where)
+    with fleet_at(tmp_path, chosen().place(tmp_path, template=migrated, postgres=postgres, broker=broker)) as fleet:
         yield fleet
-        fleet.close()

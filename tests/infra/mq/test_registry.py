@@ -22,7 +22,7 @@ async def has_ended(clock: FakeClock, task: "asyncio.Future[None]") -> bool:
 
 async def test_a_declaration_returns_once_no_publisher_can_trust_an_older_registry(path: Path) -> None:
     clock = FakeClock()
-    harness = SqliteHarness(path, clock)
+    harness = SqliteHarness(f"sqlite:///{path}", clock)
     first, second = await harness.queue(), await harness.queue()
     new = [subscription("new")]
     changing = asyncio.ensure_future(first.declare(new, []))

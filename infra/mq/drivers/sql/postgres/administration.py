@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from infra.db.postgresql_driver import Driver
+from infra.mq.drivers.sql.kept import number_of
 from infra.mq.drivers.sql.postgres import inspection, membership, registry
 from infra.mq.errors import ListenerInUse, MailboxNotBlocked, SubscriptionNotFound
 
@@ -169,5 +170,5 @@ async def _mailboxes_of(driver: Driver, subscription: int) -> dict[str, Any]:
 
 
 def _numbers(dead_ids: Iterable[str]) -> list[int]:
-    numbers = (inspection.number_of(it) for it in dict.fromkeys(dead_ids))
+    numbers = (number_of(it) for it in dict.fromkeys(dead_ids))
     return [it for it in numbers if it is not None]

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from infra.db.postgresql_driver import Driver
+from infra.mq.drivers.sql.kept import letter_of, number_of
 from infra.mq.drivers.sql.postgres import registry
 from infra.mq.errors import DeadLetterNotFound
 from infra.mq.types import DeadLetter, SubscriptionStats
@@ -109,7 +110,7 @@ async def dead_letters(
         conditions.append(f"event = ${len(values)}")
     values.append(limit)
     query = f"{_LETTER} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ${len(values)}"
-    return [_letter_of(row) for row in await driver.fetch(query, *values)]
+    return [letter_of(row) for row in await driver.fetch(query, *values)]
 
 
 async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
@@ -121,12 +122,7 @@ async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
     row = await driver.fetchrow(f"{_LETTER} WHERE id = $1", number_of(dead_id))
     if row is None:
         raise DeadLetterNotFound(f"no dead letter has the id {dead_id}")
-    return _letter_of(row)
-
-
-def number_of(dead_id: str) -> int | None:
-    """Return the number behind the id of a dead letter; None for what never was one."""
-    return int(dead_id) if dead_id.isascii() and dead_id.isdigit() and len(dead_id) < 19 else None  # noqa: PLR2004
+    return letter_of(row)
 
 
 async def names_of(driver: Driver, subscription: int) -> set[str]:
@@ -189,21 +185,3 @@ class _Counted:
 
 async def _by_subscription(driver: Driver, query: str, *values: object) -> Counts:
     return {row[0]: tuple(row)[1:] for row in await driver.fetch(query, *values)}
-
-
-def _letter_of(row: Any) -> DeadLetter:  # noqa: ANN401  # a row of the driver
-    number, subscription, message_id, event, key, body, error, traceback, failures, crashes, published_at, died_at = row
-    return DeadLetter(
-        id=str(number),
-        subscription=subscription,
-        message_id=message_id,
-        event=event,
-        ordering_key=key,
-        body=body,
-        error=error,
-        traceback=traceback,
-        failures=failures,
-        crashes=crashes,
-        published_at=published_at,
-        died_at=died_at,
-    )

@@ -1,10 +1,10 @@
 """Which subscriptions are kept, under which names, and for which events."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 from infra.db.postgresql_driver import Driver
-from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
+from infra.mq.drivers.sql.kept import Kept, refuse_conflict
+from infra.mq.errors import SubscriptionNotFound
 from infra.mq.types import Registry, Subscription
 
 _LOCK = "SELECT set_config('lock_timeout', '200ms', true), pg_advisory_xact_lock(1650812527, 0)"
@@ -37,14 +37,6 @@ _CHANGED_AT = "SELECT changed_at FROM beneath_registry WHERE id = 1"
 _ROUTED = "SELECT DISTINCT event FROM beneath_route"
 _BROADCAST = "SELECT event FROM beneath_broadcast_event"
 _PAUSE = "UPDATE beneath_subscription SET paused = $1 WHERE id = $2"
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A subscription as the database has it."""
-
-    id: int
-    ordered: bool
 
 
 async def lock(driver: Driver) -> None:
@@ -138,7 +130,7 @@ async def set_paused(driver: Driver, name: str, *, paused: bool) -> None:
 async def _declare_one(driver: Driver, wanted: Subscription) -> bool:
     names = list(dict.fromkeys((wanted.name, *wanted.aliases)))
     kept = await find(driver, names)
-    _refuse_conflict(wanted, {name: kept[name] for name in names if name in kept})
+    refuse_conflict(wanted, {name: kept[name] for name in names if name in kept})
     changed = wanted.name not in kept
     if not kept:
         number: int = await driver.fetchval(_ADD, wanted.name, int(wanted.ordered))
@@ -157,15 +149,3 @@ async def _rename(driver: Driver, subscription: int, name: str) -> None:
     await driver.execute(_RENAME, name, subscription)
     await driver.execute(_RENAME_DEAD, name, former)
     await driver.fetch(_ADD_ALIASES, [former], subscription)
-
-
-def _refuse_conflict(wanted: Subscription, kept: dict[str, Kept]) -> None:
-    by_number = {it.id: name for name, it in kept.items()}
-    if len(by_number) > 1:
-        second, first = sorted(by_number.values(), key=lambda name: name == wanted.name)[-2:]
-        raise SubscriptionConflict(
-            f"{second} is said to be a former name of {first}, but both are kept: retire {second} first"
-        )
-    if kept and (ordered := next(iter(kept.values())).ordered) != wanted.ordered:
-        kind = "ordered" if ordered else "unordered"
-        raise SubscriptionConflict(f"{wanted.name} is kept as {kind}: give the listener a new name, or retire it")

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
+from infra.mq.drivers.sql.kept import number_of
 from infra.mq.drivers.sql.sqlite import inspection, registry
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.drivers.sql.sqlite.publishing import open_mailboxes, promote_all
@@ -125,7 +126,7 @@ def _revive(db: sqlite3.Connection, dead_number: int, now: float) -> bool:
 
 
 def _numbers(dead_ids: Iterable[str]) -> Iterable[int]:
-    numbers = (inspection.number_of(it) for it in dict.fromkeys(dead_ids))
+    numbers = (number_of(it) for it in dict.fromkeys(dead_ids))
     return [it for it in numbers if it is not None]
 
 

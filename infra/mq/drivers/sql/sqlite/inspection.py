@@ -4,8 +4,8 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Collection
-from typing import Any
 
+from infra.mq.drivers.sql.kept import letter_of, number_of
 from infra.mq.drivers.sql.sqlite import registry
 from infra.mq.errors import DeadLetterNotFound
 from infra.mq.types import DeadLetter, SubscriptionStats
@@ -89,7 +89,7 @@ def dead_letters(
         conditions.append("event = ?")
         values.append(event)
     query = f"{_LETTER} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"
-    return [_letter_of(row) for row in db.execute(query, (*values, limit))]
+    return [letter_of(row) for row in db.execute(query, (*values, limit))]
 
 
 def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
@@ -101,12 +101,7 @@ def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
     row = db.execute(f"{_LETTER} WHERE id = ?", (number_of(dead_id),)).fetchone()
     if row is None:
         raise DeadLetterNotFound(f"no dead letter has the id {dead_id}")
-    return _letter_of(row)
-
-
-def number_of(dead_id: str) -> int | None:
-    """Return the number behind the id of a dead letter; None for what never was one."""
-    return int(dead_id) if dead_id.isascii() and dead_id.isdigit() and len(dead_id) < 19 else None  # noqa: PLR2004
+    return letter_of(row)
 
 
 def names_of(db: sqlite3.Connection, subscription: int) -> set[str]:
@@ -170,21 +165,3 @@ def _ordered_counts(db: sqlite3.Connection, number: int, now: float) -> tuple[Co
 
 def _count(db: sqlite3.Connection, query: str, *values: float) -> int:
     return int(db.execute(query, values).fetchone()[0])
-
-
-def _letter_of(row: tuple[Any, ...]) -> DeadLetter:
-    number, subscription, message_id, event, key, body, error, traceback, failures, crashes, published_at, died_at = row
-    return DeadLetter(
-        id=str(number),
-        subscription=subscription,
-        message_id=message_id,
-        event=event,
-        ordering_key=key,
-        body=body,
-        error=error,
-        traceback=traceback,
-        failures=failures,
-        crashes=crashes,
-        published_at=published_at,
-        died_at=died_at,
-    )

@@ -2,11 +2,11 @@
 
 import sqlite3
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from json import dumps
 
+from infra.mq.drivers.sql.kept import Kept, refuse_conflict
 from infra.mq.drivers.sql.sqlite.numbers import reserve
-from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
+from infra.mq.errors import SubscriptionNotFound
 from infra.mq.types import Registry, Subscription
 
 _KEPT = """
@@ -29,14 +29,6 @@ _CHANGED_AT = "SELECT changed_at FROM beneath_registry WHERE id = 1"
 _ROUTED = "SELECT DISTINCT event FROM beneath_route"
 _BROADCAST = "SELECT event FROM beneath_broadcast_event"
 _PAUSE = "UPDATE beneath_subscription SET paused = ? WHERE id = ?"
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A subscription as the database has it."""
-
-    id: int
-    ordered: bool
 
 
 def declare(
@@ -126,7 +118,7 @@ def set_paused(db: sqlite3.Connection, name: str, *, paused: bool) -> None:
 def _declare_one(db: sqlite3.Connection, wanted: Subscription) -> None:
     names = list(dict.fromkeys((wanted.name, *wanted.aliases)))
     kept = find(db, names)
-    _refuse_conflict(wanted, {name: kept[name] for name in names if name in kept})
+    refuse_conflict(wanted, {name: kept[name] for name in names if name in kept})
     if not kept:
         number = reserve(db, 1)
         db.execute(_ADD, (number, wanted.name, int(wanted.ordered)))
@@ -144,15 +136,3 @@ def _rename(db: sqlite3.Connection, subscription: int, name: str) -> None:
     db.execute(_RENAME, (name, subscription))
     db.execute(_RENAME_DEAD, (name, former))
     db.execute(_ADD_ALIAS, (former, subscription))
-
-
-def _refuse_conflict(wanted: Subscription, kept: dict[str, Kept]) -> None:
-    by_number = {it.id: name for name, it in kept.items()}
-    if len(by_number) > 1:
-        second, first = sorted(by_number.values(), key=lambda name: name == wanted.name)[-2:]
-        raise SubscriptionConflict(
-            f"{second} is said to be a former name of {first}, but both are kept: retire {second} first"
-        )
-    if kept and (ordered := next(iter(kept.values())).ordered) != wanted.ordered:
-        kind = "ordered" if ordered else "unordered"
-        raise SubscriptionConflict(f"{wanted.name} is kept as {kind}: give the listener a new name, or retire it")
