@@ -15,7 +15,11 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._fatal: list[bytes] = []
         self._reachable = True
+        self.silent = False
+        """Whether connections that are made now never get an answer."""
+
         self.port = 0
+        self.silenced = 0
         self.cut = 0
 
     @property
@@ -42,11 +46,13 @@ class Proxy:
         if not self._reachable:
             writer.transport.abort()
             return
+        silent = self.silent
+        self.silenced += silent
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
         mute = asyncio.Event()
         self._pairs |= {writer, server_writer}
         forth = asyncio.create_task(self._forth(reader, server_writer, mute))
-        back = asyncio.create_task(self._back(server_reader, writer, mute))
+        back = asyncio.create_task(self._back(server_reader, writer, mute, silent=silent))
         self._tasks |= {forth, back}
         await asyncio.wait({forth, back})
         self._tasks -= {forth, back}
@@ -65,12 +71,16 @@ class Proxy:
                 await writer.drain()
         writer.transport.abort()
 
-    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mute: asyncio.Event) -> None:
+    async def _back(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mute: asyncio.Event, *, silent: bool
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 if mute.is_set():
                     self.cut += 1
                     break
+                if silent:
+                    continue
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import pytest
 
-from infra.mq import QueueClosed, QueueError
+from infra.mq import QueueClosed, QueueError, QueueUnavailable
 from tests import servers
 from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
 from tests.infra.redis.conftest import Open
@@ -65,6 +65,40 @@ async def test_a_waiting_worker_hears_what_is_published_after_a_restart(opened: 
     server.start()
     await eventually(lambda: elsewhere.publish([message("a")]))
     assert ids(await eventually(lambda: worker.fetch({WORK: 1}, wait=5))) == ["a"]
+
+
+async def test_a_server_that_takes_a_connection_and_then_says_nothing_holds_no_publisher_up(
+    opened: Open, proxy: Proxy
+) -> None:
+    queue = await opened(proxy.url, connect_timeout=0.2)
+    await queue.declare([subscription()], [])
+    proxy.silent = True
+    proxy.cut_all()
+    async with asyncio.timeout(10):
+        with pytest.raises(QueueUnavailable, match="no answer within 0.2 s"):
+            await queue.publish([message("refused")])
+        proxy.silent = False
+        await eventually(lambda: queue.publish([message("a")]))
+
+
+async def test_who_listens_to_a_server_that_says_nothing_listens_again_when_it_speaks(
+    opened: Open, proxy: Proxy
+) -> None:
+    queue, elsewhere = await opened(proxy.url, connect_timeout=0.2, poll=60.0), await opened()
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    assert await worker.fetch({WORK: 1}, wait=0.05) == []
+    proxy.silent = True
+    proxy.cut_all()
+    async with asyncio.timeout(20):
+        while not proxy.silenced:
+            await asyncio.sleep(0.01)
+        proxy.silent = False
+        assert await eventually(lambda: worker.fetch({WORK: 1}, wait=0.05)) == []
+        waiting = asyncio.create_task(worker.fetch({WORK: 1}, wait=60))
+        await asyncio.sleep(0.05)
+        await elsewhere.publish([message("a")])
+        assert ids(await waiting) == ["a"]
 
 
 async def test_after_a_flush_each_process_declares_anew_what_it_had_declared(opened: Open) -> None:

@@ -9,7 +9,7 @@ import structlog
 from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.core import Core
-from infra.mq.drivers.redis.exchange import read
+from infra.mq.drivers.redis.exchange import bounded, read
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -98,7 +98,8 @@ class Bells:
         backoff = 0.05
         while not self._closing.is_set():
             try:
-                await self._subscribe()
+                async with bounded(self._core.options.connect_timeout):
+                    await self._subscribe()
                 backoff = 0.05
                 while True:
                     self._hear(await read(self._connection))

@@ -4,6 +4,9 @@ It goes past the client's own timeouts, retries and health checks, which are all
 the request itself.
 """
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from redis import exceptions as redis_errors
@@ -35,3 +38,17 @@ async def read(connection: AbstractConnection) -> Any:  # noqa: ANN401 - what th
     if isinstance(answer, redis_errors.ResponseError):
         raise answer from None
     return answer
+
+
+@asynccontextmanager
+async def bounded(seconds: float) -> AsyncIterator[None]:
+    """Give up what the block waits for after so many seconds.
+
+    Raises:
+        TimeoutError: it says so.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {seconds:g} s") from error

@@ -11,11 +11,10 @@ from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.address import Address
 from infra.mq.drivers.redis.errors import ANSWERS, Lost, explain, lost
-from infra.mq.drivers.redis.exchange import read, send
+from infra.mq.drivers.redis.exchange import bounded, read, send
 from infra.mq.drivers.redis.scripts import Script
+from infra.mq.drivers.redis.wire import Argument
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
-
-Argument = bytes | str | int | float
 
 FIRST_BACKOFF = 0.05
 """How long, in seconds, no second attempt to connect is made after a failed one."""
@@ -37,6 +36,7 @@ class Link:
     def __init__(self, address: Address, name: str, *, timeout: float, connect_timeout: float) -> None:
         self._address = address
         self._timeout = timeout
+        self._connect_timeout = connect_timeout
         self._connection = address.connection(name, connect_timeout=connect_timeout)
         self._lock = asyncio.Lock()
         self._busy_until: float | None = None
@@ -143,12 +143,15 @@ class Link:
         if self._refusal is not None and loop.time() < self._retry_at:
             raise type(self._refusal)(str(self._refusal)) from self._refusal
         try:
-            await self._connection.connect()  # type: ignore[no-untyped-call]  # of the client
+            # The client bounds the way to the server, not the greetings once it is reached.
+            async with bounded(self._connect_timeout):
+                await self._connection.connect()  # type: ignore[no-untyped-call]  # of the client
         except (redis_errors.RedisError, OSError) as error:
             said = explain(error, self.where)
             self._refusal = said if isinstance(said, QueueUnavailable) else QueueUnavailable(str(said))
             self._retry_at = loop.time() + self._backoff * self._random.uniform(0.5, 1.0)
             self._backoff = min(self._backoff * 2, MAX_BACKOFF)
+            await self._drop()
             raise self._refusal from error
         except BaseException:
             await self._drop()
