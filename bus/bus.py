@@ -206,15 +206,21 @@ class Bus:
             PublishIndeterminate: it may have been stored; publish again with the same id.
             Exception: whatever a sync listener raised; the transaction can only be rolled back.
         """
-        await self._publisher.publish_one(self._outgoing(event, id=id, headers=headers))
+        self._require_started("publish")
+        publisher = self._publisher
+        outgoing = publisher.outgoing(event, id, headers)
+        if publisher.stays_here(outgoing):
+            await publisher.publish_here(outgoing)
+        else:
+            await publisher.publish([outgoing])
 
     async def publish_many(self, events: Iterable[object]) -> None:
         """Run all sync phases in order, then hand over all the events in one step; atomic only inside a transaction.
 
         Raises: what `publish` raises.
         """
-        batch = [self._outgoing(event) for event in events]
-        if batch:
+        self._require_started("publish")
+        if batch := self._publisher.outgoing_many(events):
             await self._publisher.publish(batch)
 
     async def publish_delayed(
@@ -316,21 +322,12 @@ class Bus:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _outgoing(
-        self,
-        event: object,
-        *,
-        id: str | None = None,  # noqa: A002 - the message's id, by its own name
-        headers: Mapping[str, str] | None = None,
-        due_at: float | None = None,
-    ) -> Outgoing:
-        self._require_started("publish")
-        return self._publisher.outgoing(event, id=id, headers=headers, due_at=due_at)
-
     async def _publish_at(
         self, event: object, due_at: float, id_: str | None, headers: Mapping[str, str] | None
     ) -> str:
-        outgoing = self._outgoing(event, id=id_, headers=headers, due_at=due_at)
+        self._require_started("publish")
+        outgoing = self._publisher.outgoing(event, id_, headers)
+        outgoing.due_at = due_at
         refuse_delay(outgoing, self._publisher.registry)
         await self._publisher.publish([outgoing])
         return outgoing.id

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -61,19 +61,14 @@ class Correlation(msgspec.Struct, frozen=True):
 _cause: ContextVar[Cause | None] = ContextVar("beneath_bus_cause", default=None)
 
 
-def current_cause() -> Cause | None:
-    """Return what a publish made here would be caused by."""
-    return _cause.get()
+current_cause = _cause.get
+"""Return what a publish made here would be caused by."""
 
+enter_cause = _cause.set
+"""Make a cause the present one; `leave_cause(token)` undoes it."""
 
-def enter_cause(cause: Cause | None) -> Token[Cause | None]:
-    """Make `cause` the present one; `leave_cause(token)` undoes it."""
-    return _cause.set(cause)
-
-
-def leave_cause(token: Token[Cause | None]) -> None:
-    """Bring back the cause from before `enter_cause`."""
-    _cause.reset(token)
+leave_cause = _cause.reset
+"""Bring back the cause from before `enter_cause`."""
 
 
 @contextmanager

@@ -18,7 +18,7 @@ Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 class EventType:
     """One event class, inspected once: its names, its version, its ordering key, and how to write and read it."""
 
-    __slots__ = ("_decoder", "_encode", "_ordering_key", "aliases", "cls", "name", "upcasters", "version")
+    __slots__ = ("_decoder", "_encode", "_ordering_key", "aliases", "cls", "name", "ordered", "upcasters", "version")
 
     def __init__(self, cls: type) -> None:
         where = f"{cls.__module__}.{cls.__qualname__}"
@@ -29,16 +29,14 @@ class EventType:
         self.version = _version(cls, where)
         self.upcasters: Mapping[int, Upcaster] = dict(getattr(cls, "event_upcasters", {}))
         self._ordering_key: Callable[[Any], object] | None = getattr(cls, "ordering_key", None)
+        self.ordered = self._ordering_key is not None
+        """Whether the class defines `ordering_key(self) -> str`."""
+
         try:
             self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(cls)
         except (TypeError, NameError) as error:
             raise InvalidEvent(f"{where}: {error}. Every field needs a type that msgspec can validate") from error
         self._encode = msgspec.msgpack.Encoder().encode
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the class defines `ordering_key(self) -> str`."""
-        return self._ordering_key is not None
 
     def ordering_key(self, event: object) -> str | None:
         """Return the event's ordering key, None for an unordered class."""

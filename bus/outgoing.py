@@ -50,9 +50,14 @@ class Outgoing(msgspec.Struct):
     root: "Root | None" = None
     """Where there is no transaction: what the outermost publish gathers until its sync phase ends."""
 
+    made: Message | None = None
+    """What the queue takes, once `message()` was called."""
+
     _id: str | None = None
-    _correlation_id: str | None = None
-    _message: Message | None = None
+
+    def stand_inside(self, cause: "Outgoing") -> None:
+        """Take note that a sync listener on `cause` publishes this."""
+        self.depth, self.root = cause.depth + 1, cause.root
 
     @property
     def id(self) -> str:
@@ -64,9 +69,8 @@ class Outgoing(msgspec.Struct):
     @property
     def correlation_id(self) -> str:
         """The cause's, or else the message's own id."""
-        if self._correlation_id is None:
-            self._correlation_id = (self.cause.correlation_id if self.cause else None) or self.id
-        return self._correlation_id
+        cause = self.cause
+        return (cause.correlation_id if cause is not None else None) or self.id
 
     @property
     def name(self) -> str:
@@ -74,18 +78,13 @@ class Outgoing(msgspec.Struct):
         return self.routes.event_type.name
 
     def message(self, max_payload: int, *, repeatable: bool) -> Message:
-        """Return what the queue takes, made at the first call; a `repeatable` one sent twice is accepted once.
+        """Make, and keep as `made`, what the queue takes; a `repeatable` one that is sent twice is accepted once.
 
         Raises:
             InvalidEvent: the event is not what its class says, or cannot be encoded.
             PublishRejected: its payload is larger than `max_payload` bytes.
         """
-        if self._message is None:
-            self._message = self._made(max_payload, repeatable)
-        return self._message
-
-    def _made(self, max_payload: int, repeatable: bool) -> Message:
-        event_type, id_, published_at = self.routes.event_type, self.id, self.published_at
+        event_type, id_, published_at, cause = self.routes.event_type, self.id, self.published_at, self.cause
         name = event_type.name
         payload = event_type.encode(self.event)
         if len(payload) > max_payload:
@@ -94,12 +93,14 @@ class Outgoing(msgspec.Struct):
                 "(bus.max_payload). Publish a reference to the data instead"
             )
         key = event_type.ordering_key(self.event) if event_type.ordered else None
-        headers = {CORRELATION: self.correlation_id}
-        if self.cause is not None and (causation := self.cause.id) is not None:
-            headers[CAUSATION] = causation
+        headers = {CORRELATION: id_}
+        if cause is not None:
+            headers = {CORRELATION: self.correlation_id}
+            if (causation := cause.id) is not None:
+                headers[CAUSATION] = causation
         if self.headers:
             headers |= self.headers
-        return Message(
+        self.made = Message(
             id=id_,
             event=name,
             body=pack(Frame(id_, name, event_type.version, key, published_at, headers, payload)),
@@ -107,7 +108,9 @@ class Outgoing(msgspec.Struct):
             ordering_key=key,
             due_at=self.due_at,
             dedupe=repeatable or self.explicit_id is not None,
+            fresh=self.explicit_id is None,
         )
+        return self.made
 
     def delivery(self, listener: str) -> Delivery:
         """Return what a handler in this process gets to know."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
+from msgspec.structs import replace
 
 from bus.broadcasts import Broadcasts
 from bus.buffer import Gathering, PublishBuffer
@@ -12,7 +13,7 @@ from bus.errors import CancelFailed, InvalidEvent, PublishIndeterminate, Publish
 from bus.metrics import BusMetrics
 from bus.outbox import Kind, Outbox
 from bus.outgoing import Outgoing, Root, chain, valid_headers, valid_id
-from bus.registry import ListenerRegistry
+from bus.registry import ListenerRegistry, Routes
 from bus.registry_copy import RegistryCopy
 from bus.relay import Relay
 from infra.clock import Clock
@@ -61,23 +62,28 @@ class Publisher:
     def outgoing(
         self,
         event: object,
-        *,
-        id: str | None = None,  # noqa: A002 - the name that publish() gives it
-        headers: Mapping[str, str] | None = None,
-        due_at: float | None = None,
+        id_: str | None,
+        headers: Mapping[str, str] | None,
     ) -> Outgoing:
         """Return the publish of `event`, caused by whatever is being handled here."""
         cause = current_cause()
         outgoing = Outgoing(event, self._listeners.routes(type(event)), cause, self._clock.time())
         if type(cause) is Outgoing:
-            outgoing.depth = cause.depth + 1
-            outgoing.root = cause.root
-        if id is not None:
-            outgoing.explicit_id = valid_id(id)
+            outgoing.stand_inside(cause)
+        if id_ is not None:
+            outgoing.explicit_id = valid_id(id_)
         if headers:
             outgoing.headers = valid_headers(headers)
-        outgoing.due_at = due_at
         return outgoing
+
+    def outgoing_many(self, events: Iterable[object]) -> list[Outgoing]:
+        """Return the publishes of `events`, caused by whatever is being handled here."""
+        cause, now, routes = current_cause(), self._clock.time(), self._listeners.routes
+        batch = [Outgoing(event, routes(type(event)), cause, now) for event in events]
+        if type(cause) is Outgoing:
+            for outgoing in batch:
+                outgoing.stand_inside(cause)
+        return batch
 
     async def publish(self, batch: Sequence[Outgoing]) -> None:
         """Run the sync phases of `batch` in order, then send it, or leave it to the surrounding transaction."""
@@ -86,34 +92,36 @@ class Publisher:
             await self._publish_inside(transaction, batch)
             return
         await self._prepare(batch)
-        if self._db is None and any(each.routes.sync for each in batch):
+        if self._db is None:
             await self._publish_gathering(batch)
-        elif self._db is None or not self._needs_transaction(batch):
-            await self._send_or_gather(batch)
-        else:
+        elif self._needs_transaction(batch):
             async with self._db.transaction() as transaction:
                 await self._run(batch, self._buffer(transaction))
+        else:
+            await self._send_directly(batch)
 
-    async def publish_one(self, outgoing: Outgoing) -> None:
-        """Do what `publish` does with one, by a shorter way where only sync listeners want it, or nobody."""
-        db = self._db
-        if (
-            (db is not None and (outgoing.routes.sync or db.current() is not None))
-            or (outgoing.root is not None and outgoing.root.open)
-            or not self._unwanted(outgoing)
-        ):
-            await self.publish([outgoing])
-            return
+    def stays_here(self, outgoing: Outgoing) -> bool:
+        """Whether nobody wants it but sync listeners that share no transaction, as far as is known before they run."""
+        db, root, routes = self._db, outgoing.root, outgoing.routes
+        return (
+            (db is None or not (routes.sync or db.current() is not None))
+            and (root is None or not root.open)
+            and not routes.broadcast
+            and self.registry.unwanted(routes.event_type.name)
+        )
+
+    async def publish_here(self, outgoing: Outgoing) -> None:
+        """Do what `publish` does, by a shorter way, with one that `stays_here`."""
         if outgoing.routes.sync:
             outgoing.root = gathering = Gathering(asyncio.current_task(), [outgoing])
             try:
                 await _run_listeners(outgoing)
             finally:
                 gathering.ended = True
-            if len(gathering.batch) > 1 or not self._unwanted(outgoing):
-                await self._send_gathered(gathering.batch)
+            if len(gathering.batch) > 1 or not self.registry.unwanted(outgoing.routes.event_type.name):
+                await self._send_directly(gathering.batch)
                 return
-        self._count(outgoing)
+        self._count((outgoing,))
 
     async def cancel(self, message_id: str) -> bool:
         """Cancel a delayed publish; inside a transaction, if and only if it commits.
@@ -168,7 +176,8 @@ class Publisher:
         await self._prepare(batch)  # again: what was fresh when it was published may be old by now
         if self._outbox is None:
             return await self.send(batch)
-        messages = self._messages(batch)
+        # Another relay may send them, too: the queue is to look whether one did.
+        messages = [replace(each, fresh=False) for each in self._messages(batch)]
         if messages or cancelled:
             await self._outbox.put(transaction, messages, cancelled)
         return messages
@@ -192,13 +201,23 @@ class Publisher:
         return messages
 
     def _messages(self, batch: Iterable[Outgoing]) -> list[Message]:
-        return [self._message(each) for each in batch if self.registry.routed(each.name)]
+        return self._chosen(batch, lambda routes: self.registry.routed(routes.event_type.name))
 
     def _frames(self, batch: Iterable[Outgoing]) -> list[bytes]:
-        return [self._message(each).body for each in batch if self._is_broadcast(each)]
+        return [each.body for each in self._chosen(batch, self._is_broadcast)]
+
+    def _chosen(self, batch: Iterable[Outgoing], wanted: Callable[[Routes], bool]) -> list[Message]:
+        chosen, routes, choose = [], None, False
+        for each in batch:
+            if each.routes is not routes:  # most batches are all of one event
+                routes = each.routes
+                choose = wanted(routes)
+            if choose:
+                chosen.append(self._message(each))
+        return chosen
 
     def _message(self, outgoing: Outgoing) -> Message:
-        return outgoing.message(self._max_payload, repeatable=self._remote)
+        return outgoing.made or outgoing.message(self._max_payload, repeatable=self._remote)
 
     async def _send_committed(self, batch: Sequence[Outgoing], cancelled: Iterable[str]) -> None:
         """Hand over what a committed transaction published to a queue that ends with this process, as that would."""
@@ -215,15 +234,16 @@ class Publisher:
 
     async def accepted(self, batch: Sequence[Outgoing]) -> None:
         """Do what follows once `batch` is published for good: run this process's own broadcast listeners."""
+        self._count(batch)
         for each in batch:
-            self._count(each)
             if each.routes.broadcast:
                 await self._broadcasts.deliver(each)
 
-    def _count(self, outgoing: Outgoing) -> None:
-        self._metrics.published += 1
+    def _count(self, batch: Sequence[Outgoing]) -> None:
+        self._metrics.published += len(batch)
         for observer in self.observers:
-            observer(outgoing)
+            for each in batch:
+                observer(each)
 
     async def _publish_inside(self, transaction: Transaction, batch: Sequence[Outgoing]) -> None:
         try:
@@ -239,6 +259,9 @@ class Publisher:
         if root is not None and root.open:
             await self._run(batch, root)
             return
+        if not any(each.routes.sync for each in batch):
+            await self._send_directly(batch)
+            return
         gathering = Gathering(asyncio.current_task(), [])
         for each in batch:
             each.root = gathering
@@ -246,20 +269,7 @@ class Publisher:
             await self._run(batch, gathering)
         finally:
             gathering.ended = True
-        await self._send_gathered(gathering.batch)
-
-    async def _send_or_gather(self, batch: Sequence[Outgoing]) -> None:
-        root = batch[0].root
-        if root is None or not root.open:
-            await self._send_gathered(batch)
-            return
-        for each in batch:
-            root.add(each)
-
-    async def _send_gathered(self, batch: Sequence[Outgoing]) -> None:
-        if len(batch) > 1 or not self._unwanted(batch[0]):
-            await self._send_directly(batch)
-        await self.accepted(batch)
+        await self._send_directly(gathering.batch)
 
     async def _send_directly(self, batch: Sequence[Outgoing]) -> None:
         try:
@@ -272,15 +282,19 @@ class Publisher:
         except QueueError as error:
             self._metrics.publish_failures += len(batch)
             raise PublishRejected(f"{batch[0].name} was not published: {error}") from error
+        await self.accepted(batch)
 
     async def _prepare(self, batch: Sequence[Outgoing]) -> None:
         """Make sure, before any listener runs, that all that is wanted can be encoded."""
-        registry = self.registry
+        routes, wanted = None, False
         for each in batch:
-            name = each.name
-            if not registry.knows(name):
-                await self._try_refresh()
-            if registry.routed(name) or self._is_broadcast(each):
+            if each.routes is not routes:
+                routes = each.routes
+                name = routes.event_type.name
+                if not self.registry.knows(name):
+                    await self._try_refresh()
+                wanted = self.registry.routed(name) or self._is_broadcast(routes)
+            if wanted:
                 self._message(each)
 
     async def _try_refresh(self) -> None:
@@ -300,12 +314,8 @@ class Publisher:
             return True
         return self._outbox is not None and any(each.routes.event_type.ordered for each in batch)
 
-    def _unwanted(self, outgoing: Outgoing) -> bool:
-        """Whether it is known for sure that nobody beyond the sync listeners wants it."""
-        return self.registry.unwanted(outgoing.routes.event_type.name) and not outgoing.routes.broadcast
-
-    def _is_broadcast(self, outgoing: Outgoing) -> bool:
-        return bool(outgoing.routes.broadcast) or self.registry.broadcast(outgoing.name)
+    def _is_broadcast(self, routes: Routes) -> bool:
+        return bool(routes.broadcast) or self.registry.broadcast(routes.event_type.name)
 
     def _buffer(self, transaction: Transaction) -> PublishBuffer:
         return transaction.participant(self, lambda: PublishBuffer(self, transaction))

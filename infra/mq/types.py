@@ -73,6 +73,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     dedupe: bool = False
     """Accept this id once within the dedupe window; later ones are dropped without an error."""
 
+    fresh: bool = False
+    """The id was made for this very call: it is new, so that it need only be remembered, not looked for."""
+
 
 class Delivery(msgspec.Struct, kw_only=True, eq=False):
     """One event for one subscription, as a consumer holds it."""
