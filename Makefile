@@ -57,6 +57,7 @@ fmt: $(READY)  ## Format and fix what can be fixed
 
 lock:  ## Pin the requirements anew (needs uv on the PATH)
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --upgrade --group dev pyproject.toml -o requirements/dev.txt
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --upgrade --extra postgres -c requirements/dev.txt pyproject.toml -o requirements/production.txt
 
 clean:  ## Remove .venv and caches; data/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -3,6 +3,7 @@
 import re
 import shlex
 import sqlite3
+import tomllib
 from collections.abc import Iterator
 from configparser import RawConfigParser
 from contextlib import closing
@@ -135,12 +136,24 @@ def test_the_compose_file_names_what_is_there_and_sets_what_is_accepted(compose:
 
 def test_the_image_copies_and_starts_what_there_is() -> None:
     (block,) = named("dockerfile")
-    assert (ROOT / "requirements" / "dev.txt").exists()
     for source in re.findall(r"^COPY (\S+)", block.text, flags=re.MULTILINE):
         assert (ROOT / source).exists(), source
     (command,) = re.findall(r"^CMD (.*)$", block.text, flags=re.MULTILINE)
     check_command(block, yaml.safe_load(command))
-    assert "postgres" in re.findall(r"/src\[(\w+)\]", block.text)
+    assert "-r /src/requirements/production.txt" in block.text
+
+
+def test_what_is_deployed_is_all_that_the_project_needs_in_the_versions_that_the_tests_ran_with() -> None:
+    deployed, tested = pins("production"), pins("dev")
+    assert deployed.items() <= tested.items()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["postgres"]]
+    assert {re.split(r"[^\w-]", each)[0] for each in needed} <= deployed.keys()
+
+
+def pins(name: str) -> dict[str, str]:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE))
 
 
 async def test_a_backup_of_a_running_database_holds_its_queue_and_needs_no_lock_files(tmp_path: Path) -> None:
