@@ -13,8 +13,9 @@ from infra.mq.drivers.redis.address import Address
 from infra.mq.drivers.redis.errors import ANSWERS, Lost, explain, lost
 from infra.mq.drivers.redis.exchange import bounded, read, send
 from infra.mq.drivers.redis.scripts import Script
-from infra.mq.drivers.redis.wire import Argument
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
+
+Argument = bytes | str | int | float
 
 FIRST_BACKOFF = 0.05
 """How long, in seconds, no second attempt to connect is made after a failed one."""
