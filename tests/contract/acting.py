@@ -39,6 +39,7 @@ def message(
     key: str | None = None,
     due_at: float | None = None,
     dedupe: bool = False,
+    fresh: bool = False,
     published_at: float = 1_700_000_000.0,
 ) -> Message:
     """Return a message whose body tells its id."""
@@ -50,6 +51,7 @@ def message(
         ordering_key=key,
         due_at=due_at,
         dedupe=dedupe,
+        fresh=fresh,
     )
 
 

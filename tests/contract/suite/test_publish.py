@@ -116,6 +116,39 @@ async def test_an_id_is_forgotten_after_the_dedupe_window(harness: Harness, queu
     assert await drain(await consumer(queue)) == ["a", "a"]
 
 
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+async def test_a_fresh_id_is_remembered_like_any_other(harness: Harness, queue: MessageQueue, *, ordered: bool) -> None:
+    worker = await start(harness, queue, ordered=ordered)
+    await queue.publish([message("a", dedupe=True, fresh=True)])
+    await queue.publish([message("b", dedupe=True, fresh=True), message("c", dedupe=True, fresh=True)])
+    for again in "abc":
+        await queue.publish([message(again, dedupe=True)])
+    await queue.publish([message(again, dedupe=True) for again in "abcd"])
+    assert await drain(worker) == ["a", "b", "c", "d"]
+    await harness.clock.advance(harness.dedupe_window + 1)
+    await queue.publish([message("a", dedupe=True)])
+    assert await drain(await consumer(queue)) == ["a"]
+
+
+async def test_of_one_call_only_what_was_accepted_before_is_dropped(harness: Harness, queue: MessageQueue) -> None:
+    await declare(harness, queue, subscription("first"), subscription("second", events=("Happened", "Other")))
+    worker = await consumer(queue, "first", "second")
+    await queue.publish([message("b", dedupe=True), message("d", dedupe=True, event="Other")])
+    await queue.publish([message(it, dedupe=True) for it in "abcbe"])
+    await queue.publish([message("a", dedupe=True), message("d", dedupe=True, event="Other"), message("f")])
+    assert await drain(worker, "first") == ["b", "a", "c", "e", "f"]
+    assert await drain(worker, "second") == ["b", "d", "a", "c", "e", "f"]
+
+
+async def test_a_call_may_have_thousands_of_messages(harness: Harness, queue: MessageQueue) -> None:
+    await declare(harness, queue, subscription())
+    expected = [f"{number:04}" for number in range(4_500)]
+    await queue.publish([message(it, dedupe=True, fresh=True) for it in expected])
+    await queue.publish([message(it, dedupe=True) for it in [*expected, "another"]])
+    assert (await stats(queue)).ready == len(expected) + 1
+    assert await drain(await consumer(queue)) == [*expected, "another"]
+
+
 async def test_without_dedupe_the_same_id_is_accepted_again(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a"), message("a")])

@@ -97,10 +97,11 @@ async def test_calls_that_come_while_one_is_under_way_share_the_next_round_trip(
     queue = await opened(server.url)
     await queue.declare([subscription()], [])
     await queue.publish([message("warm up")])
+    await queue.publish([message("warm"), message("up")])
     before = await calls_of(server, "evalsha")
     await asyncio.gather(*(queue.publish([message(f"{number:03}")]) for number in range(150)))
     assert await calls_of(server, "evalsha") - before == 2
-    assert ids(await fetch(await consumer(queue)))[1:] == [f"{number:03}" for number in range(99)]
+    assert ids(await fetch(await consumer(queue)))[3:] == [f"{number:03}" for number in range(97)]
 
 
 async def test_a_lone_message_reaches_a_sleeping_worker_without_another_round_trip(opened: Open) -> None:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 GROUP = ("line", "later", "body", "plan", "idle", "own", "past", "box", "block")
 """The keys of a subscription, in the order in which scripts expect them."""
 
+LINE = ("line", "later", "body", "plan", "idle", "own")
+"""Those of them that `send.lua` expects, in this order."""
+
 PARTITION = 0
 """The only one so far. Its number is part of every key, so that more of them need no new layout."""
 

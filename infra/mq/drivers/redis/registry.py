@@ -2,12 +2,12 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import structlog
 
-from infra.mq.drivers.redis.keys import Keys
+from infra.mq.drivers.redis.keys import GROUP, LINE, Keys
 from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
@@ -52,6 +52,14 @@ class Route(msgspec.Struct, frozen=True):
     keys: tuple[str, ...]
 
 
+class Straight(msgspec.Struct, frozen=True):
+    """How `send.lua` is told where an event goes, when that is to unordered subscriptions alone."""
+
+    keys: tuple[str, ...]
+    targets: tuple[str, ...]
+    """For every subscription its sid, and whether it is paused ("1")."""
+
+
 class Snapshot:
     """The registry at one version."""
 
@@ -64,6 +72,8 @@ class Snapshot:
         for route in self.all:
             for event in route.kept.events:
                 self.routes[event] = (*self.routes.get(event, ()), route)
+        self._keys = keys
+        self._straight: dict[str, Straight | None] = {}
         self.registry = Registry(routed=frozenset(self.routes), broadcast=frozenset(content.broadcast))
 
     def get(self, name: str, event: str | None = None) -> Route:
@@ -78,6 +88,22 @@ class Snapshot:
         if event is not None and event not in route.kept.events:
             raise SubscriptionNotFound(f"{name} has no event {event}")
         return route
+
+    def straight(self, event: str) -> Straight | None:
+        """Return where all messages of an event go at once; None if that takes more than to put them in line."""
+        if event not in self._straight:
+            self._straight[event] = self._straight_to(self.routes.get(event, ()))
+        return self._straight[event]
+
+    def _straight_to(self, routes: Sequence[Route]) -> Straight | None:
+        if any(it.kept.ordered for it in routes):
+            return None
+        keys = [self._keys.of(name) for name in ("meta", "dedupe", "sleepers")]
+        for route in routes:
+            group = dict(zip(GROUP, route.keys, strict=True))
+            keys += [group[name] for name in LINE]
+        said = [it for route in routes for it in (route.kept.sid, "1" if route.kept.paused else "")]
+        return Straight(tuple(keys), tuple(said))
 
     def name_of(self, sid: str) -> str:
         """Return the present, or the last, name of a subscription."""

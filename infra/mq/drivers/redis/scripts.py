@@ -15,7 +15,7 @@ class Script:
     sha: str
 
 
-def _script(name: str, *parts: str, flags: str = "allow-oom") -> Script:
+def _script(name: str, *parts: str, flags: str = "allow-oom", common: bool = True) -> Script:
     """Put a script together from its parts.
 
     What only frees memory, or moves what is there, must also work when the memory is full: otherwise nothing could
@@ -23,7 +23,8 @@ def _script(name: str, *parts: str, flags: str = "allow-oom") -> Script:
     """
     folder = files("infra.mq.drivers.redis.lua")
     shebang = f"#!lua flags={flags}\n" if flags else "#!lua\n"
-    text = shebang + "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("common", *parts, name))
+    everything = ("base", *(("common",) if common else ()), *parts, name)
+    text = shebang + "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in everything)
     source = text.encode()
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
 
@@ -33,6 +34,7 @@ class Scripts:
     """All of them."""
 
     adopt: Script
+    send_one: Script
     send: Script
     publish: Script
     claim: Script
@@ -60,8 +62,9 @@ def scripts() -> Scripts:
     """Return the scripts; they are read once per process."""
     return Scripts(
         adopt=_script("adopt", "past", "mailbox"),
-        send=_script("send", "sending", flags=""),
-        publish=_script("publish", "mailbox", "due", "sending", flags=""),
+        send_one=_script("send_one", "handing", "tidying", flags="", common=False),
+        send=_script("send", "ids", "tidying", flags=""),
+        publish=_script("publish", "mailbox", "due", "ids", "tidying", "handing", flags=""),
         claim=_script("claim", "past", "mailbox", "due"),
         settle=_script("settle", "past", "mailbox", "due", "dead"),
         isolate=_script("isolate", "past", "mailbox"),

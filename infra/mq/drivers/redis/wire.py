@@ -38,15 +38,22 @@ class Serials:
     def __init__(self) -> None:
         self._middle = ""
         self._next = 1 << (4 * COUNTER_DIGITS)
+        self._endings = [f"{it:02x}" for it in range(256)]
 
-    def take(self, now: int) -> str:
-        """Return a new one; `now` in microseconds."""
-        if self._next >> (4 * COUNTER_DIGITS):
-            self._middle = secrets.token_urlsafe(6)
-            self._next = 0
-        number = self._next
-        self._next = number + 1
-        return f"{now:016d}{self._middle}{number:07x}"
+    def take(self, now: int, count: int) -> list[str]:
+        """Return as many new ones; `now` in microseconds."""
+        taken: list[str] = []
+        while len(taken) < count:
+            if self._next >> (4 * COUNTER_DIGITS):
+                self._middle = secrets.token_urlsafe(6)
+                self._next = 0
+            high, low = divmod(self._next, 256)
+            # Numbers that differ in their last two digits alone: adding these is all that each of them costs.
+            endings = self._endings[low : low + count - len(taken)]
+            start = f"{now:016d}{self._middle}{high:0{COUNTER_DIGITS - 2}x}"
+            taken += [start + it for it in endings]
+            self._next += len(endings)
+        return taken
 
 
 def microseconds(seconds: float) -> int:
@@ -60,8 +67,8 @@ def seconds(text: bytes | str) -> float:
 
 
 def keep(message: Message, serial: str) -> bytes:
-    """Return what Redis keeps of a message."""
-    return encode(Stored(serial, message.id, message.event, message.ordering_key, message.published_at, message.body))
+    """Return what Redis keeps of a message: a `Stored`, without making one."""
+    return encode((serial, message.id, message.event, message.ordering_key, message.published_at, message.body))
 
 
 def deliveries_of(messages: Sequence[bytes], name: str, sid: str) -> list[Delivery]:

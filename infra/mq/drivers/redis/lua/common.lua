@@ -1,6 +1,4 @@
--- In front of every script: time, numbers, and commands with any number of arguments.
-
-local call = redis.call
+-- In front of nearly every script: keys, numbers, and commands with any number of arguments.
 
 -- Groups of keys: one for every subscription, always these, in this order.
 local GROUP = 9
@@ -18,18 +16,6 @@ local function group_at(base)
   }
 end
 
--- Whether a client's copy of the registry is not the present one; before anything was declared there is none.
-local function is_outdated(meta, version) return (call('HGET', meta, 'v') or '') ~= version end
-
--- Microseconds since the epoch: the broker's own, unless a test says what time it is.
-local function clock(given)
-  if given ~= '' then return tonumber(given) end
-  local time = call('TIME')
-  return time[1] * 1000000 + time[2]
-end
-
-local function digits(number) return string.format('%.0f', number) end
-
 -- Reserves numbers that were never given out before: also not by a server that lost its last second, or was flushed,
 -- because the numbers never fall behind the time.
 local function next_numbers(meta, count)
@@ -42,10 +28,12 @@ end
 -- `unpack` has a limit; even, because many of these arguments are pairs.
 local CHUNK = 4000
 
-local function many(command, key, arguments)
+-- All arguments, or those from `first` to `last`.
+local function many(command, key, arguments, first, last)
   local total = 0
-  for first = 1, #arguments, CHUNK do
-    total = total + call(command, key, unpack(arguments, first, math.min(first + CHUNK - 1, #arguments)))
+  last = last or #arguments
+  for at = first or 1, last, CHUNK do
+    total = total + call(command, key, unpack(arguments, at, math.min(at + CHUNK - 1, last)))
   end
   return total
 end
@@ -62,18 +50,6 @@ local function values(key, fields)
     end
   end
   return found
-end
-
--- Wakes up to `count` of those that sleep until something comes. Whoever left without a word is passed over.
-local function sleeper_of(bell) return bell:match('^(.-)%z(.-)%z(.*)$') end
-
-local function ring(idle, count)
-  while count > 0 do
-    local bell = call('SPOP', idle)
-    if not bell then return end
-    local channel, number = sleeper_of(bell)
-    if call('PUBLISH', channel, number) > 0 then count = count - 1 end
-  end
 end
 
 -- A message is a packed array; these are its first elements.

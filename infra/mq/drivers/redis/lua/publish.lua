@@ -1,9 +1,54 @@
 -- Accepts a batch of messages, all or none: one delivery for every subscription that the registry has.
+-- KEYS: meta, dedupe, sleepers, plans, planned, then a group for every target.
+-- ARGV: registry version, time, dedupe window, for how many milliseconds ids are kept ('' to leave that to a later
+--       publish, which will come in time), plan of the batch, then serial and message by turns, then ids.
 
+local meta, dedupe, sleepers, plans, planned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local KEPT = 5
+local FIRST = 6
 -- The publisher found the targets in its copy of the registry: it must be the present one.
 if is_outdated(meta, ARGV[1]) then return -1 end
-drop_repetitions()
+local now = clock(ARGV[2])
+local since = now - ARGV[3]
+-- Which messages have an id that is accepted once: their numbers, or true for all.
+local count, targets, identified, delayed = unpack(cmsgpack.unpack(ARGV[5]))
+local LAST = FIRST + 2 * count - 1
 
+local function serial_at(index) return ARGV[FIRST + 2 * index - 2] end
+local function message_at(index) return ARGV[FIRST + 2 * index - 1] end
+
+local dropped, accepted = {}, {}
+local repetitions = repeated(dedupe, LAST + 1, #ARGV, since) or {}
+for place = LAST + 1, #ARGV do
+  if repetitions[place] then
+    dropped[identified == true and place - LAST or identified[place - LAST]] = true
+  else
+    accepted[#accepted + 1] = ARGV[place]
+  end
+end
+
+-- An unordered target: all messages, or those of certain numbers.
+local function send(group, target)
+  local indexes, serials, body = target[2], {}, {}
+  for number = 1, indexes == true and count or #indexes do
+    local index = indexes == true and number or indexes[number]
+    if not dropped[index] then
+      serials[#serials + 1] = serial_at(index)
+      body[#body + 1] = serial_at(index)
+      body[#body + 1] = message_at(index)
+    end
+  end
+  local given, bell = false, #serials > 0 and call('SPOP', group.idle)
+  if bell and #serials == 1 and not target[3] then
+    given, bell = hand_over(group, now, sleepers, bell, target[4], body[1], body[2])
+  end
+  if given then return end
+  many('HSET', group.body, body)
+  many('RPUSH', group.line, serials)
+  if bell then ring(group.idle, #serials, bell) end
+end
+
+-- An ordered target: the messages of every key.
 local function post(group, letters)
   promote_plan(group, true, now)
   local set, body, keys = mailboxes_of(group), {}, {}
@@ -52,13 +97,14 @@ end
 for number, target in ipairs(targets) do
   local group = group_at(KEPT + (number - 1) * GROUP)
   -- Those with delayed messages alone are targets, too.
-  if target[1] then
-    if #target[2] > 0 then post(group, target[2]) end
-  elseif target[2] == true or #target[2] > 0 then
-    push(group, target)
+  if not target[1] then
+    send(group, target)
+  elseif #target[2] > 0 then
+    post(group, target[2])
   end
 end
 for _, it in ipairs(delayed) do schedule(it) end
 
-remember_ids()
+remember_ids(dedupe, now, accepted, 1, #accepted)
+tidy_ids(dedupe, since, ARGV[4])
 return 0
