@@ -38,13 +38,18 @@ class Batch:
         """What all of them are, if they are the same, and none is delayed."""
 
         self._all_new = True
-        for serial, message in zip(serials, messages, strict=True):
-            self._contents += (serial, keep(message, serial))
+        self._take(serials)
+
+    def _take(self, serials: Sequence[str]) -> None:
+        tell, tell_id, event = self._contents.append, self.ids.append, self._event
+        for serial, message in zip(serials, self._messages, strict=True):
+            tell(serial)
+            tell(keep(message, serial))
             if message.dedupe:
-                self.ids.append(message.id)
+                tell_id(message.id)
                 if not message.fresh:
                     self._all_new = False
-            if message.event != self._event or message.due_at is not None:
+            if message.event != event or message.due_at is not None:
                 self._event = None
 
     def request(self, snapshot: Snapshot, keys: Keys) -> Request:
