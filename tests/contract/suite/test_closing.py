@@ -37,11 +37,15 @@ async def test_consumers_of_a_closed_queue_are_abandoned(harness: Harness, queue
         await fetch(worker)
 
 
-async def test_closing_ends_the_waiting_of_consumers_and_receivers(harness: Harness, queue: MessageQueue) -> None:
+@pytest.mark.parametrize("turns", [1, 2, 3, 5, 8, 50])
+async def test_closing_ends_the_waiting_of_consumers_and_receivers(
+    harness: Harness, queue: MessageQueue, turns: int
+) -> None:
+    """However far they are: after a few turns of the loop they may still be asking for the first time."""
     worker, receiver = await start(harness, queue), await queue.receiver(origin="here")
     fetching = asyncio.ensure_future(worker.fetch({"work": 1}, wait=9))
     receiving = asyncio.ensure_future(receiver.receive(9))
-    await harness.clock.settle()
+    await harness.clock.settle(turns)
     await queue.close()
     before = harness.clock.time()
 

@@ -89,6 +89,8 @@ class RedisConsumer:
             claims = await self._wait(wanted, self._core.clock.monotonic() + wait)
         self._woken = False
         self._busy = bool(claims)
+        # Closed or lost meanwhile: what was claimed is given back, or taken over.
+        self._check()
         return claims
 
     def wake(self) -> None:

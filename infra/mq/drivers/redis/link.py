@@ -134,8 +134,7 @@ class Link:
         await self._drop()
 
     async def _ensure_connected(self) -> None:
-        if self._closed:
-            raise QueueClosed("the queue is not open")
+        self._check()
         if self._connection.is_connected:
             if not self._has_ended():
                 return
@@ -147,12 +146,14 @@ class Link:
             # The client bounds the way to the server, not the greetings once it is reached.
             async with bounded(self._connect_timeout):
                 await self._connection.connect()  # type: ignore[no-untyped-call]  # of the client
+            self._check()
         except (redis_errors.RedisError, OSError) as error:
+            await self._drop()
+            self._check()
             said = explain(error, self.where)
             self._refusal = said if isinstance(said, QueueUnavailable) else QueueUnavailable(str(said))
             self._retry_at = loop.time() + self._backoff * self._random.uniform(0.5, 1.0)
             self._backoff = min(self._backoff * 2, MAX_BACKOFF)
-            await self._drop()
             raise self._refusal from error
         except BaseException:
             await self._drop()
@@ -160,6 +161,10 @@ class Link:
         self._refusal = None
         self._backoff = FIRST_BACKOFF
         self.connections += 1
+
+    def _check(self) -> None:
+        if self._closed:
+            raise QueueClosed("the queue was closed")
 
     def _has_ended(self) -> bool:
         """Whether the server has closed the connection while nothing was asked: then asking on it would be in doubt."""
@@ -175,8 +180,7 @@ class Link:
             raise
         except _BROKEN as error:
             await self._drop()
-            if self._closed:
-                raise QueueClosed("the queue was closed") from error
+            self._check()
             reason = f"no answer within {self._timeout:g} s" if self._timed_out else str(error)
             raise Lost(reason) from error
         except BaseException:

@@ -52,8 +52,8 @@ class SqlConsumer:
         if not claims and wait > 0 and not self._woken:
             claims = await self._wait(wanted, self._clock.monotonic() + wait)
         self._woken = False
-        if not claims:
-            self._check()
+        # Closed or lost meanwhile: what was claimed is given back, or taken over.
+        self._check()
         return claims
 
     def wake(self) -> None:
