@@ -217,6 +217,9 @@ class Bus:
     async def publish_many(self, events: Iterable[object]) -> None:
         """Run all sync phases in order, then hand over all the events in one step; atomic only inside a transaction.
 
+        A batch whose outcome is unknown cannot be repeated by id: publish it inside a transaction, or each event with
+        an `id` of its own, where that matters.
+
         Raises: what `publish` raises.
         """
         self._require_started("publish")

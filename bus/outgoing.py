@@ -44,6 +44,9 @@ class Outgoing(msgspec.Struct):
     headers: Mapping[str, str] = NO_HEADERS
     due_at: float | None = None
     explicit_id: str | None = None
+    one_of_many: bool = False
+    """Whether it came in a batch: then nobody is told its id, to repeat it with."""
+
     depth: int = 0
     """How many sync listeners it stands inside of."""
 

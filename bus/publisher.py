@@ -79,7 +79,7 @@ class Publisher:
     def outgoing_many(self, events: Iterable[object]) -> list[Outgoing]:
         """Return the publishes of `events`, caused by whatever is being handled here."""
         cause, now, routes = current_cause(), self._clock.time(), self._listeners.routes
-        batch = [Outgoing(event, routes(type(event)), cause, now) for event in events]
+        batch = [Outgoing(event, routes(type(event)), cause, now, one_of_many=True) for event in events]
         if type(cause) is Outgoing:
             for outgoing in batch:
                 outgoing.stand_inside(cause)
@@ -176,8 +176,8 @@ class Publisher:
         await self._prepare(batch)  # again: what was fresh when it was published may be old by now
         if self._outbox is None:
             return await self.send(batch)
-        # Another relay may send them, too: the queue is to look whether one did.
-        messages = [replace(each, fresh=False) for each in self._messages(batch)]
+        # They may be sent again, and by another relay: the queue is to look whether they were.
+        messages = [replace(each, dedupe=True, fresh=False) for each in self._messages(batch)]
         if messages or cancelled:
             await self._outbox.put(transaction, messages, cancelled)
         return messages
@@ -217,7 +217,9 @@ class Publisher:
         return chosen
 
     def _message(self, outgoing: Outgoing) -> Message:
-        return outgoing.made or outgoing.message(self._max_payload, repeatable=self._remote)
+        return outgoing.made or outgoing.message(
+            self._max_payload, repeatable=self._remote and not outgoing.one_of_many
+        )
 
     async def _send_committed(self, batch: Sequence[Outgoing], cancelled: Iterable[str]) -> None:
         """Hand over what a committed transaction published to a queue that ends with this process, as that would."""
