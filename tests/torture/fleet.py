@@ -16,6 +16,7 @@ from tests.torture.journal import Journal, Line, Reader
 from tests.torture.nursery import Child, Nursery
 from tests.torture.opening import Opened, Plan, opened
 from tests.torture.rows import Rows
+from tests.wire import Wire
 
 T = TypeVar("T")
 
@@ -54,9 +55,11 @@ class Fleet:
         for n in numbers:
             self._writer.write("accepted", key=key, n=n)
 
-    def detour(self, redis_url: str | None = None, *, db_url: str | None = None) -> None:
-        """Let the programs that start from now on reach a server by another way than the test itself."""
-        urls = {"redis_url": redis_url or self.place.redis_url, "db_url": db_url or self.place.db_url}
+    def detour(self, wire: Wire | None) -> None:
+        """Let the programs that start from now on reach a server by this wire; with None directly, as the test does."""
+        urls = {"redis_url": self.place.redis_url, "db_url": self.place.db_url}
+        if wire is not None:
+            urls = {name: url and wire.instead_of(url) for name, url in urls.items()}
         self.plan = msgspec.structs.replace(self.plan, place=msgspec.structs.replace(self.place, **urls))
 
     def close(self) -> None:
@@ -104,6 +107,11 @@ class Fleet:
         process.pause()
         time.sleep(STANDSTILL)
         self._writer.write("pausing", pid=process.pid)
+
+    def reconnect(self, process: Child, wire: Wire) -> None:
+        """Open up the wire that a process was cut off by, and write down that it was cut off until now."""
+        self._writer.write("cut off", pid=process.pid)
+        wire.open_up()
 
     def publish(self, events: Sequence[Any], *, listeners: Sequence[str] = ()) -> None:
         """Publish in a process that has these listeners, too, and write down that it was accepted."""

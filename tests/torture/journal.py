@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["ready", "accepted", "start", "end", "failed", "cancelled", "killing", "pausing", "note"]
+Kind = Literal["ready", "accepted", "start", "end", "failed", "cancelled", "killing", "pausing", "cut off", "note"]
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -11,7 +11,7 @@ from tests.servers import RedisServer
 from tests.torture.checker import check, duplicates, repeated
 from tests.torture.events import Chime, Job, Step
 from tests.torture.fleet import Fleet
-from tests.torture.wire import FAULTS, Wire
+from tests.wire import FAULTS, Wire
 
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -100,7 +100,7 @@ def test_connections_that_break_in_the_middle_of_an_answer_lose_and_wedge_and_re
     far: Fleet, broker: RedisServer
 ) -> None:
     with Wire(broker.port, seed=5) as wire:
-        far.detour(wire.url)
+        far.detour(wire)
         workers = far.pair(*LISTENERS, queue={"timeout": 1.0})
         publisher = far.start(**LOAD, queue={"timeout": 1.0})
         broken = 0

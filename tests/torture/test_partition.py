@@ -10,7 +10,7 @@ from tests.torture.checker import check
 from tests.torture.events import Job, Step
 from tests.torture.fleet import Fleet
 from tests.torture.listeners import LONG
-from tests.torture.wire import Wire
+from tests.wire import Wire
 
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -25,13 +25,11 @@ def test_a_worker_that_is_cut_off_alone_ends_its_ordered_handlers_before_others_
 ) -> None:
     steps = [Step(key=key, n=n) for key in KEYS for n in range(2)]
     far.publish(steps, listeners=["held"])
-    near = far.plan.place.redis_url
-    assert near is not None
     with Wire(broker.port, seed=1) as wire:
-        far.detour(wire.url)
+        far.detour(wire)
         lonely = far.started("held", queue=QUEUE)
         until(lambda: len(far.runs("held")) == len(KEYS), "it is at work on every key")
-        far.detour(near)
+        far.detour(None)
         other = far.started("held", queue=QUEUE)
         far.gate.touch()
         wire.close_off() if how == "cut off" else wire.black_out()

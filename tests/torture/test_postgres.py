@@ -17,7 +17,7 @@ from tests.torture.fleet import Fleet
 from tests.torture.journal import Line
 from tests.torture.nursery import Child
 from tests.torture.rows import EFFECT, LEDGER
-from tests.torture.wire import Wire
+from tests.wire import Wire
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.timeout(180)]
 
@@ -149,10 +149,8 @@ def test_restarts_crashes_and_cut_connections_under_load_lose_and_double_nothing
 def test_an_event_exists_if_and_only_if_its_row_does_also_where_the_answer_to_commit_was_lost(
     near: Fleet, postgres: PostgresServer
 ) -> None:
-    db_url = near.place.db_url
-    assert db_url is not None
     with Wire(postgres.port, seed=7) as wire:
-        near.detour(db_url=db_url.replace(f":{postgres.port}/", f":{wire.port}/"))
+        near.detour(wire)
         workers, publishers = start(near)
         for fault in LOST_ANSWERS:
             let_pass(0.05)

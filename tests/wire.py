@@ -1,4 +1,4 @@
-"""A way to a server on which connections break, in a thread of its own: the test itself is no coroutine."""
+"""A way to a server on which connections break, in a thread of its own: most of its tests are no coroutines."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ class Wire:
     - hole: the next request reaches the server, and nothing ever comes back; nobody says so.
     """
 
-    def __init__(self, port: int, seed: int) -> None:
+    def __init__(self, port: int, seed: int = 0) -> None:
         self._target = port
         self._random = Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -32,18 +32,24 @@ class Wire:
         self.port = free_port()
         self._reachable = True
         self._dark = False
+        self._moving = asyncio.Event()
+        self._moving.set()
+        self._ends = _Ends()
         self._unheard: list[asyncio.StreamWriter] = []
         self.done: Counter[str] = Counter()
         """How many connections failed in which way."""
 
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        self.opened = 0
+        """How many connections there were."""
+
+    def instead_of(self, url: str) -> str:
+        """Return the URL of the server, by this way."""
+        return url.replace(f":{self._target}/", f":{self.port}/")
 
     def __enter__(self) -> Self:
-        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self.port))
         self._thread.start()
+        serving = asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result()
         return self
 
     def __exit__(
@@ -63,8 +69,21 @@ class Wire:
         self._call(lambda: self._shut(reachable=False))
 
     def black_out(self) -> None:
-        """Let nothing pass any more, in either direction; no connection ends, and new ones get no answer."""
+        """Let nothing pass any more, in either direction, not even the end of a connection; new ones get no answer."""
         self._call(self._darken)
+
+    def hold_up(self) -> None:
+        """Let nothing pass any more, as `black_out` does, but keep it: all of it arrives when the wire is opened up."""
+        self._call(self._moving.clear)
+
+    def keep_ends(self, *, keep: bool = True) -> None:
+        """Let everything pass but the news that the server has ended a connection; that one never hears of it."""
+        self._call(lambda: setattr(self._ends, "kept", keep))
+
+    @property
+    def ended(self) -> int:
+        """How many connections the server has ended."""
+        return self._ends.count
 
     def open_up(self) -> None:
         """Let connections through again; those that something got lost on are cut."""
@@ -87,6 +106,7 @@ class Wire:
             for pair in self._pairs:
                 pair.abort()
         self._dark = False
+        self._moving.set()
         while self._unheard:
             self._unheard.pop().transport.abort()
 
@@ -102,12 +122,14 @@ class Wire:
         if self._dark:
             self._unheard.append(writer)
             return
+        await self._moving.wait()
         try:
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.transport.abort()
             return
-        pair = _Pair(writer, up_writer)
+        pair = _Pair(writer, up_writer, self._moving, self._ends)
+        self.opened += 1
         self._pairs.add(pair)
         for task in (
             asyncio.create_task(pair.forth(reader)),
@@ -124,12 +146,25 @@ class Wire:
             await asyncio.wait(list(self._tasks))
 
 
+class _Ends:
+    """What becomes of the ends of connections, and how many the server's side has had."""
+
+    def __init__(self) -> None:
+        self.kept = False
+        self.count = 0
+
+
 class _Pair:
     """One connection, from a client to the server."""
 
-    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, client: asyncio.StreamWriter, server: asyncio.StreamWriter, moving: asyncio.Event, ends: _Ends
+    ) -> None:
         self._client = client
         self._server = server
+        self._moving = moving
+        self._ends = ends
+        self._aborted = asyncio.Event()
         self._asked = False
         self.fault: str | None = None
         self.dark = False
@@ -142,6 +177,7 @@ class _Pair:
 
     def abort(self) -> None:
         """Reset both ends."""
+        self._aborted.set()
         for writer in (self._client, self._server):
             writer.transport.abort()
 
@@ -149,6 +185,7 @@ class _Pair:
         """Carry requests."""
         try:
             while data := await reader.read(1 << 16):
+                await self._moving.wait()
                 if self.dark:
                     continue
                 self._asked = self.fault is not None
@@ -157,12 +194,14 @@ class _Pair:
         except OSError:
             pass
         finally:
+            await self._end_arrives()
             self.abort()
 
     async def back(self, reader: asyncio.StreamReader) -> None:
         """Carry answers."""
         try:
             while data := await reader.read(1 << 16):
+                await self._moving.wait()
                 # What was on its way when the fault began still arrives.
                 if self.dark or (self._asked and self.fault == "hole"):
                     continue
@@ -178,6 +217,13 @@ class _Pair:
         except OSError:
             pass
         finally:
+            self._ends.count += 1
+            await self._end_arrives(kept=self._ends.kept)
             if self.fault != "half":
                 self._client.transport.abort()
             self._server.transport.abort()
+
+    async def _end_arrives(self, *, kept: bool = False) -> None:
+        await self._moving.wait()
+        if self.dark or kept:
+            await self._aborted.wait()
