@@ -1,4 +1,5 @@
 import asyncio
+from typing import Literal
 
 import pytest
 
@@ -189,6 +190,26 @@ async def test_one_event_is_retired_with_what_waits_for_it_also_under_a_live_wor
     await queue.publish([message("o4", event="Old", key="k"), message("k2", event="Kept", key="k")])
     await harness.clock.advance(5)
     assert await drain(worker) == ["k1", "k2"]
+
+
+@pytest.mark.parametrize("backlog", ["discard", "dead"])
+async def test_retiring_one_event_leaves_the_others_where_they_are_in_a_long_backlog(
+    harness: Harness, queue: MessageQueue, backlog: Literal["discard", "dead"]
+) -> None:
+    await declare(harness, queue, subscription(events=("Old", "Kept")))
+    worker = await consumer(queue)
+    kept = [f"k{number}" for number in range(700)]
+    both = [(message(f"{each}-old", event="Old"), message(each, event="Kept")) for each in kept]
+    await queue.publish([each for pair in both for each in pair])
+    assert await worker.settle([end(claim, Outcome.RETRY) for claim in await fetch(worker, limit=4)]) == []
+    with pytest.raises(ListenerInUse, match="700 deliveries"):
+        await queue.retire("work", event="Old")
+    assert await queue.retire("work", event="Old", backlog=backlog) == 700
+    assert (await stats(queue)).dead == (700 if backlog == "dead" else 0)
+    assert (await stats(queue)).ready == 700
+    drained = await drain(worker)
+    assert sorted(drained) == sorted(kept)
+    assert [each for each in drained if each not in {"k0", "k1"}] == kept[2:]
 
 
 @pytest.mark.parametrize("outcome", [Outcome.RETRY, Outcome.PARK, Outcome.BLOCK])

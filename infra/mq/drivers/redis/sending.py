@@ -43,7 +43,6 @@ class Batch:
     def _take(self, serials: Sequence[str]) -> None:
         tell, tell_id, event = self._contents.append, self.ids.append, self._event
         for serial, message in zip(serials, self._messages, strict=True):
-            tell(serial)
             tell(keep(message, serial))
             if message.dedupe:
                 tell_id(message.id)

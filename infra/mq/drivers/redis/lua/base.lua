@@ -15,6 +15,10 @@ end
 
 local function digits(number) return string.format('%.0f', number) end
 
+-- A message is a packed array that begins with its serial.
+local SERIAL_FROM, SERIAL_TO = 3, 33
+local function serial_of(message) return message:sub(SERIAL_FROM, SERIAL_TO) end
+
 local function sleeper_of(bell) return bell:match('^(.-)%z(.-)%z(.*)$') end
 
 -- Wakes up to `count` of those that sleep until something comes, the one with `bell`, if it was taken already, first.

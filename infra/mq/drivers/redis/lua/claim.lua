@@ -18,8 +18,8 @@ local SLICE = 100
 
 local function counters(past) return past[FAILURES], past[DEFERRALS], past[TAKEOVERS], past[CRASHES] end
 
--- What was given back and is due, and what waits in line, in the order in which they became due; with how many of the
--- answer are from the line. A serial begins with the time of its publish.
+-- The next in line, and of what was given back and is due, in the order in which they became due: the messages, how many
+-- of them are from the line, and which were given back. A serial begins with the time of its publish.
 local function next_due(group, limit)
   local back = call('ZRANGEBYSCORE', group.later, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
   local line = call('LRANGE', group.line, 0, limit - 1)
@@ -27,11 +27,11 @@ local function next_due(group, limit)
   local found, returned, taken, at = {}, {}, 0, 1
   while #found < limit and (at <= #back or taken < #line) do
     local fresh = line[taken + 1]
-    if at > #back or (fresh and tonumber(fresh:sub(1, 16)) <= tonumber(back[at + 1])) then
+    if at > #back or (fresh and tonumber(serial_of(fresh):sub(1, 16)) <= tonumber(back[at + 1])) then
       found[#found + 1] = fresh
       taken = taken + 1
     else
-      found[#found + 1] = back[at]
+      found[#found + 1] = call('HGET', group.body, back[at]) or nil
       returned[#returned + 1] = back[at]
       at = at + 2
     end
@@ -44,24 +44,26 @@ local function claim_deliveries(group, limit)
   local remembers = has_past(group)
   while #messages < limit and size < BYTES do
     local found, taken, returned = next_due(group, math.min(limit - #messages, SLICE))
-    if #found == 0 then break end
-    local own = {}
-    for index, message in ipairs(values(group.body, found)) do
-      -- What was retired leaves its place in the line.
-      if message then
-        own[#own + 1] = found[index]
-        own[#own + 1] = worker
-        messages[#messages + 1] = message
-        size = size + #message
-        local past = remembers and call('HGET', group.past, found[index])
-        if past then
-          local f, d, t, c = counters(cmsgpack.unpack(past))
-          pasts[#pasts + 1] = {#messages, f, d, t, c}
-        end
+    if taken + #returned == 0 then break end
+    local body, own = {}, {}
+    for index, message in ipairs(found) do
+      local serial = serial_of(message)
+      body[2 * index - 1], body[2 * index] = serial, message
+      own[2 * index - 1], own[2 * index] = serial, worker
+      messages[#messages + 1] = message
+      size = size + #message
+      local past = remembers and call('HGET', group.past, serial)
+      if past then
+        local f, d, t, c = counters(cmsgpack.unpack(past))
+        pasts[#pasts + 1] = {#messages, f, d, t, c}
       end
     end
+    -- Out of the line it is kept by its name; what was given back is already.
+    if taken > 0 then
+      many('HSET', group.body, body)
+      call('LTRIM', group.line, taken, -1)
+    end
     many('HSET', group.own, own)
-    if taken > 0 then call('LTRIM', group.line, taken, -1) end
     many('ZREM', group.later, returned)
   end
   return {messages, pasts}

@@ -4,9 +4,9 @@
 local GROUP = 9
 local function group_at(base)
   return {
-    line = KEYS[base + 1],   -- what is due, first come first: LIST of deliveries, or of the keys of mailboxes
-    later = KEYS[base + 2],  -- what was given back and has a time: ZSET of the same
-    body = KEYS[base + 3],   -- everything unfinished: HASH of delivery -> message
+    line = KEYS[base + 1],   -- what is due, first come first: LIST of messages, or of the keys of mailboxes
+    later = KEYS[base + 2],  -- what was given back and has a time: ZSET of deliveries, or of the keys of mailboxes
+    body = KEYS[base + 3],   -- everything unfinished that is not in line itself: HASH of delivery -> message
     plan = KEYS[base + 4],   -- what its publisher delayed: ZSET of a number and the delivery
     idle = KEYS[base + 5],   -- who sleeps until something comes: SET of bells
     own = KEYS[base + 6],    -- what is claimed: HASH of delivery or mailbox -> worker
@@ -52,7 +52,7 @@ local function values(key, fields)
   return found
 end
 
--- A message is a packed array; these are its first elements.
+-- These are the first elements of a message.
 local PLANNED_FROM = 17 -- where the serial begins in a plan
 local function parts_of(message)
   local _, serial, id, event, key, published_at = cmsgpack.unpack_limit(message, 5, 1)

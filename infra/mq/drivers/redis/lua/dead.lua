@@ -1,9 +1,7 @@
 -- Dead letters: HASH of number -> record and message, and ZSET of "number:subscription:event" by number.
 
 -- Keeps the delivery called `id` as a dead letter; the caller takes it out of its group.
-local function bury(keys, group, sid, id, now, ending)
-  local message = call('HGET', group.body, id)
-  if not message then return end
+local function bury_message(keys, group, sid, id, message, now, ending)
   local past = past_of(group, id)
   local number = digits(next_numbers(keys.meta, 1))
   local record = cmsgpack.pack({
@@ -17,4 +15,9 @@ local function bury(keys, group, sid, id, now, ending)
   call('HSET', keys.dead, number, string.format('%08d', #record) .. record .. message)
   call('ZADD', keys.deads, number, number .. ':' .. sid .. ':' .. event)
   call('HINCRBY', keys.meta, 'd:' .. sid, 1)
+end
+
+local function bury(keys, group, sid, id, now, ending)
+  local message = call('HGET', group.body, id)
+  if message then bury_message(keys, group, sid, id, message, now, ending) end
 end

@@ -9,8 +9,9 @@ end
 -- As if the worker with this bell, or else the next one, had claimed it: that spares it the way back here. Only once
 -- per sleep, and nothing overtakes what was due before.
 -- Returns whether it did; if it did not, also the bell that is still to be rung, if there is one.
-local function hand_over(group, now, sleepers, bell, sid, serial, message)
+local function hand_over(group, now, sleepers, bell, sid, message)
   if is_anything_due(group, now) then return false, bell end
+  local serial = serial_of(message)
   while bell do
     local channel, number, worker = sleeper_of(bell)
     local sleep = call('HGET', sleepers, worker)

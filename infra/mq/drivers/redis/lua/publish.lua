@@ -1,7 +1,7 @@
 -- Accepts a batch of messages, all or none: one delivery for every subscription that the registry has.
 -- KEYS: meta, dedupe, sleepers, plans, planned, then a group for every target.
 -- ARGV: registry version, time, dedupe window, for how many milliseconds ids are kept ('' to leave that to a later
---       publish, which will come in time), plan of the batch, then serial and message by turns, then ids.
+--       publish, which will come in time), plan of the batch, then the messages, then ids.
 
 local meta, dedupe, sleepers, plans, planned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local KEPT = 5
@@ -12,10 +12,9 @@ local now = clock(ARGV[2])
 local since = now - ARGV[3]
 -- Which messages have an id that is accepted once: their numbers, or true for all.
 local count, targets, identified, delayed = unpack(cmsgpack.unpack(ARGV[5]))
-local LAST = FIRST + 2 * count - 1
+local LAST = FIRST + count - 1
 
-local function serial_at(index) return ARGV[FIRST + 2 * index - 2] end
-local function message_at(index) return ARGV[FIRST + 2 * index - 1] end
+local function message_at(index) return ARGV[FIRST + index - 1] end
 
 local dropped, accepted = {}, {}
 local repetitions = repeated(dedupe, LAST + 1, #ARGV, since) or {}
@@ -29,23 +28,18 @@ end
 
 -- An unordered target: all messages, or those of certain numbers.
 local function send(group, target)
-  local indexes, serials, body = target[2], {}, {}
+  local indexes, messages = target[2], {}
   for number = 1, indexes == true and count or #indexes do
     local index = indexes == true and number or indexes[number]
-    if not dropped[index] then
-      serials[#serials + 1] = serial_at(index)
-      body[#body + 1] = serial_at(index)
-      body[#body + 1] = message_at(index)
-    end
+    if not dropped[index] then messages[#messages + 1] = message_at(index) end
   end
-  local given, bell = false, #serials > 0 and call('SPOP', group.idle)
-  if bell and #serials == 1 and not target[3] then
-    given, bell = hand_over(group, now, sleepers, bell, target[4], body[1], body[2])
+  local given, bell = false, #messages > 0 and call('SPOP', group.idle)
+  if bell and #messages == 1 and not target[3] then
+    given, bell = hand_over(group, now, sleepers, bell, target[4], messages[1])
   end
   if given then return end
-  many('HSET', group.body, body)
-  many('RPUSH', group.line, serials)
-  if bell then ring(group.idle, #serials, bell) end
+  many('RPUSH', group.line, messages)
+  if bell then ring(group.idle, #messages, bell) end
 end
 
 -- An ordered target: the messages of every key.
@@ -78,7 +72,8 @@ end
 local function schedule(it)
   local index, due, id, sids, numbers = it[1], it[2], it[3], it[4], it[5]
   if dropped[index] then return end
-  local serial, message = serial_at(index), message_at(index)
+  local message = message_at(index)
+  local serial = serial_of(message)
   -- With a number in front, those of one time stay in the order of their acceptance.
   local member = digits(next_numbers(meta, 1)) .. serial
   for _, number in ipairs(numbers) do

@@ -21,14 +21,50 @@ local function user()
   end
 end
 
+local RETIRED = {otherwise = 'its subscription was retired'}
+
+local function is_doomed(message)
+  if event == '' then return true end
+  local _, its = parts_of(message)
+  return its == event
+end
+
+-- How many wait in an unordered line itself.
+local function doomed_in_line()
+  local length, count = call('LLEN', group.line), 0
+  if event == '' then return length end
+  for first = 0, length - 1, PAGE do
+    for _, message in ipairs(call('LRANGE', group.line, first, first + PAGE - 1)) do
+      if is_doomed(message) then count = count + 1 end
+    end
+  end
+  return count
+end
+
+-- Once around: the others come back in their order.
+local function clear_line()
+  local left = call('LLEN', group.line)
+  while left > 0 do
+    local page, kept = call('LPOP', group.line, math.min(left, PAGE)), {}
+    for _, message in ipairs(page) do
+      if not is_doomed(message) then
+        kept[#kept + 1] = message
+      elseif backlog == 'dead' then
+        bury_message(keys, group, sid, serial_of(message), message, now, RETIRED)
+      end
+    end
+    many('RPUSH', group.line, kept)
+    left = left - #page
+  end
+end
+
 local function doomed()
   local found, cursor = {}, '0'
   repeat
     local page = call('HSCAN', group.body, cursor, 'COUNT', PAGE)
     cursor = page[1]
     for index = 1, #page[2], 2 do
-      local _, its = parts_of(page[2][index + 1])
-      if event == '' or its == event then found[#found + 1] = page[2][index] end
+      if is_doomed(page[2][index + 1]) then found[#found + 1] = page[2][index] end
     end
   until cursor == '0'
   table.sort(found)
@@ -93,7 +129,7 @@ local function remove(gone)
   local planned_here = {}
   for _, member in ipairs(call('ZRANGE', group.plan, 0, -1)) do
     local message = call('HGET', group.body, member:sub(PLANNED_FROM))
-    if event == '' or (message and select(2, parts_of(message)) == event) then
+    if event == '' or (message and is_doomed(message)) then
       unplan(member)
       planned_here[#planned_here + 1] = member
     end
@@ -119,14 +155,14 @@ end
 promote(group, ordered, now)
 forget_due_plans(plans, planned, now)
 local gone = doomed()
-if #gone > 0 and backlog == 'refuse' then return {'backlog', tostring(#gone)} end
+local total = #gone + (ordered and 0 or doomed_in_line())
+if total > 0 and backlog == 'refuse' then return {'backlog', tostring(total)} end
 if backlog == 'dead' then
-  for _, id in ipairs(gone) do
-    bury(keys, group, sid, id, now, {otherwise = 'its subscription was retired'})
-  end
+  for _, id in ipairs(gone) do bury(keys, group, sid, id, now, RETIRED) end
 end
+if not ordered then clear_line() end
 remove(gone)
 call('HSET', keys.meta, 'v', ARGV[2], 'r', ARGV[3], 't', digits(now))
 call('PUBLISH', ARGV[10], '')
-ring(group.idle, #gone)
-return #gone
+ring(group.idle, total)
+return total

@@ -9,8 +9,6 @@ if not letter then return 0 end
 -- It starts anew, also by name: what its former claims still may say is not about it.
 local old = letter:sub(9 + tonumber(letter:sub(1, 8)))
 local serial = digits(next_numbers(meta, 1)) .. string.rep('-', 15)
--- A message is a packed array that begins with its serial.
-local SERIAL_FROM, SERIAL_TO = 3, 33
 local message = old:sub(1, SERIAL_FROM - 1) .. serial .. old:sub(SERIAL_TO + 1)
 if ARGV[5] == '1' then
   promote(group, true, clock(ARGV[2]))
@@ -19,8 +17,7 @@ if ARGV[5] == '1' then
   call('HSET', group.body, place(key or '', append(set, key or '', 1)), message)
   write_boxes(set)
 else
-  call('HSET', group.body, serial, message)
-  call('RPUSH', group.line, serial)
+  call('RPUSH', group.line, message)
 end
 call('HDEL', dead, ARGV[3])
 call('ZREMRANGEBYSCORE', deads, ARGV[3], ARGV[3])

@@ -1,10 +1,9 @@
 -- Accepts messages that all go to the same unordered subscriptions, and at once: most are such. They are passed on as
--- they came, for whatever is done here for each of them takes longer than storing it.
+-- they came: what is done here for each of them would take longer than storing it.
 -- KEYS: meta, dedupe, sleepers, then line, later, body, plan, idle and own of every subscription.
 -- ARGV: registry version, time, dedupe window, for how many milliseconds ids are kept ('' to leave that to a later
 --       publish, which will come in time), whether ids are looked for ('1') or known to be new, how many messages;
---       for every subscription its sid and whether it is paused ('1'); serial and message by turns; ids, of all of
---       the messages or of none.
+--       for every subscription its sid and whether it is paused ('1'); the messages; ids, of all of them or of none.
 
 local meta, dedupe = KEYS[1], KEYS[2]
 local KEPT, EACH = 3, 6
@@ -12,35 +11,28 @@ if is_outdated(meta, ARGV[1]) then return -1 end
 local now, count = clock(ARGV[2]), tonumber(ARGV[6])
 local since, targets = now - ARGV[3], (#KEYS - KEPT) / EACH
 local first = 7 + 2 * targets
-local last = first + 2 * count - 1
-local contents, ids, first_id, last_id = ARGV, ARGV, last + 1, #ARGV
+local last = first + count - 1
+local messages, ids, first_id, last_id = ARGV, ARGV, last + 1, #ARGV
 
 local function drop(dropped)
   local kept, left = {}, {}
   for index = 0, count - 1 do
     if not dropped[first_id + index] then
       left[#left + 1] = ARGV[first_id + index]
-      kept[#kept + 1] = ARGV[first + 2 * index]
-      kept[#kept + 1] = ARGV[first + 2 * index + 1]
+      kept[#kept + 1] = ARGV[first + index]
     end
   end
-  contents, first, last = kept, 1, #kept
+  messages, first, last = kept, 1, #kept
   ids, first_id, last_id = left, 1, #left
 end
 
 local dropped = ARGV[5] == '1' and repeated(dedupe, first_id, last_id, since)
 if dropped then drop(dropped) end
 
-local line, length = {}, 0
-for at = first, last, 2 do
-  length = length + 1
-  line[length] = contents[at]
-end
 for number = 0, targets - 1 do
   local base = KEPT + number * EACH
-  many('HSET', KEYS[base + 3], contents, first, last)
-  many('RPUSH', KEYS[base + 1], line)
-  ring(KEYS[base + 5], length)
+  many('RPUSH', KEYS[base + 1], messages, first, last)
+  ring(KEYS[base + 5], last - first + 1)
 end
 
 remember_ids(dedupe, now, ids, first_id, last_id)

@@ -11,9 +11,8 @@ local parking = 3 + #wanted * GROUP
 -- The oldest is looked for among the first of each kind: with more of them, they stand in the order of their times.
 local LOOK = 200
 
-local function first_of(group, parks)
+local function first_elsewhere(group, parks)
   local found, lists = {}, {
-    call('LRANGE', group.line, 0, LOOK - 1),
     call('ZRANGE', group.later, 0, LOOK - 1),
     call('HRANDFIELD', group.own, LOOK),
     call('HRANDFIELD', group.block, LOOK),
@@ -25,24 +24,35 @@ local function first_of(group, parks)
   return found
 end
 
-local function oldest_of(group, ordered, parks)
-  local ids, oldest = first_of(group, parks), false
-  if ordered then
-    local set, places = mailboxes_of(group), {}
-    load_boxes(set, ids)
-    for _, key in ipairs(ids) do
-      local box = get_box(set, key)
-      if box then places[#places + 1] = place(key, box[HEAD]) end
-    end
-    ids = places
+local function heads_of(group, keys)
+  local set, places = mailboxes_of(group), {}
+  load_boxes(set, keys)
+  for _, key in ipairs(keys) do
+    local box = get_box(set, key)
+    if box then places[#places + 1] = place(key, box[HEAD]) end
   end
-  for first = 1, #ids, 50 do
-    for _, message in ipairs(call('HMGET', group.body, unpack(ids, first, math.min(first + 49, #ids)))) do
+  return places
+end
+
+local function oldest_of(group, ordered, parks)
+  local oldest = false
+  local function look_at(messages)
+    for _, message in ipairs(messages) do
       if message then
         local _, _, _, at = parts_of(message)
         if not oldest or at < oldest then oldest = at end
       end
     end
+  end
+  local line, ids = call('LRANGE', group.line, 0, LOOK - 1), first_elsewhere(group, parks)
+  if ordered then
+    for _, key in ipairs(line) do ids[#ids + 1] = key end
+    ids = heads_of(group, ids)
+  else
+    look_at(line)
+  end
+  for first = 1, #ids, 50 do
+    look_at(call('HMGET', group.body, unpack(ids, first, math.min(first + 49, #ids))))
   end
   return oldest and string.format('%.17g', oldest) or ''
 end
@@ -58,7 +68,7 @@ local function sizes_of(set, keys, part)
 end
 
 local function counts(group, ordered, parks)
-  local parked, blocked, in_flight = 0, 0, 0
+  local parked, blocked, in_flight, in_line = 0, 0, 0, 0
   if ordered then
     local set = mailboxes_of(group)
     for _, it in ipairs(parks) do parked = parked + sizes_of(set, call('SMEMBERS', it), SIZE) end
@@ -67,10 +77,11 @@ local function counts(group, ordered, parks)
   else
     for _, it in ipairs(parks) do parked = parked + call('SCARD', it) end
     in_flight = call('HLEN', group.own)
+    in_line = call('LLEN', group.line)
   end
   local retrying = call('ZCOUNT', group.later, '(' .. digits(now), '+inf')
   local scheduled = call('ZCARD', group.plan)
-  local ready = call('HLEN', group.body) - scheduled - retrying - in_flight - parked - blocked
+  local ready = in_line + call('HLEN', group.body) - scheduled - retrying - in_flight - parked - blocked
   return {ready, retrying, scheduled, in_flight, parked, blocked}
 end
 
