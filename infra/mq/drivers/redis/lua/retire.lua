@@ -160,7 +160,8 @@ if total > 0 and backlog == 'refuse' then return {'backlog', tostring(total)} en
 if backlog == 'dead' then
   for _, id in ipairs(gone) do bury(keys, group, sid, id, now, RETIRED) end
 end
-if not ordered then clear_line() end
+-- A line that goes as a whole need not be looked through.
+if not ordered and (event ~= '' or backlog == 'dead') then clear_line() end
 remove(gone)
 call('HSET', keys.meta, 'v', ARGV[2], 'r', ARGV[3], 't', digits(now))
 call('PUBLISH', ARGV[10], '')
