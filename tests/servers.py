@@ -21,6 +21,11 @@ import pytest
 PATIENCE = 10.0
 """How long, in seconds, a server may take to answer."""
 
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
+"""What a server of the Redis kind needs so that a kill loses nothing that it had answered: with `everysec` a slow disk
+keeps it from writing, too.
+"""
+
 
 @dataclass(slots=True)
 class RedisServer:

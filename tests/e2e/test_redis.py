@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.application import SERVER, WORKER, Installation, Running
 from tests.e2e.processes import Processes, until
-from tests.servers import RedisServer, free_port, new_server
+from tests.servers import DURABLE, RedisServer, free_port, new_server
 from tests.stacks import chosen
 
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
@@ -19,7 +19,7 @@ SECONDS = 20.0
 
 @pytest.fixture
 def broker() -> Iterator[RedisServer]:
-    server = started("--appendonly", "yes", "--save", "")
+    server = started(*DURABLE)
     yield server
     server.kill()
 

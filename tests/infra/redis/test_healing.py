@@ -18,7 +18,7 @@ KIND = pytest.mark.parametrize("kind", servers.KINDS)
 
 @pytest.fixture
 def durable(kind: str) -> Iterator[servers.RedisServer]:
-    server = servers.new_server(kind, "--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
+    server = servers.new_server(kind, *servers.DURABLE)
     yield server
     server.kill()
 
@@ -56,7 +56,7 @@ async def test_a_killed_and_restarted_server_loses_nothing_and_nobody_loses_its_
 
 
 async def test_a_waiting_worker_hears_what_is_published_after_a_restart(opened: Open) -> None:
-    server = servers.new_server(servers.any_kind(), "--appendonly", "yes")
+    server = servers.new_server(servers.any_kind(), *servers.DURABLE)
     queue, elsewhere = await opened(server.url), await opened(server.url)
     await queue.declare([subscription()], [])
     worker = await consumer(queue)
