@@ -69,6 +69,11 @@ class Backend(Protocol):
         """Return once `settled`."""
         ...
 
+    @property
+    def rollback_timeout(self) -> float | None:
+        """Seconds that a cancelled task waits for the answer to a ROLLBACK; then its connection is given up."""
+        ...
+
     def migrating(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """Open a transaction for migrations, of which there is one at a time among all processes.
 

@@ -19,13 +19,21 @@ class Finished(NamedTuple, Generic[_T]):
         return asyncio.CancelledError() if self.task.cancelled() else self.task.exception()
 
 
-async def finish(work: Coroutine[Any, Any, _T]) -> Finished[_T]:
-    """Run `work` to its end, however often the calling task is cancelled meanwhile; never raises."""
+async def finish(
+    work: Coroutine[Any, Any, _T], *, patience: float | None = None, hurried: bool = False
+) -> Finished[_T]:
+    """Run `work` to its end, however often the calling task is cancelled meanwhile; never raises.
+
+    Work that has not ended `patience` seconds after such a cancellation is cancelled as well; `hurried` says that there
+    was one before.
+    """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            await asyncio.wait((task,))
+            await asyncio.wait((task,), timeout=patience if hurried else None)
+            if not task.done():
+                task.cancel()
         except asyncio.CancelledError as error:
-            cancelled = error
+            cancelled, hurried = error, True
     return Finished(task, cancelled)

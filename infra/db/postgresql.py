@@ -1,9 +1,11 @@
 """PostgreSQL: its settings, its errors in plain words, and one pool of connections for everything."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 from sqlalchemy import URL, AdaptedConnection, AsyncAdaptedQueuePool, NullPool, event, text
 from sqlalchemy.engine import ExceptionContext
@@ -15,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from infra.db import postgresql_errors
 from infra.db.cancellation import finish
 from infra.db.errors import DatabaseError, DatabaseUnavailable
-from infra.db.postgresql_driver import Driver, Style, close, connect, is_pooled
+from infra.db.postgresql_driver import CLOSE_TIMEOUT, ROLLBACK_TIMEOUT, Driver, Style, close, connect, is_pooled
 from infra.db.postgresql_errors import OLDEST
 from infra.db.postgresql_url import Address, parse
 
@@ -57,6 +59,7 @@ class PostgreSQL:
     path: Path | None = None
     one_writer = False
     settled = True
+    rollback_timeout = ROLLBACK_TIMEOUT
 
     def __init__(self, url: URL, busy_timeout: float) -> None:
         self.address: Address = parse(url)
@@ -64,6 +67,7 @@ class PostgreSQL:
         self._style: Style | None = None
         self._writer: AsyncEngine | None = None
         self._reader: AsyncEngine | None = None
+        self._drivers: WeakSet[Driver] = WeakSet()
 
     @property
     def max_reads(self) -> int:
@@ -99,6 +103,9 @@ class PostgreSQL:
 
     async def close(self) -> None:
         if self._writer is not None:
+            # All at once: SQLAlchemy would wait for each of them in turn, should the server not answer.
+            idle = [it for it in self._drivers if not it.is_closed() and not it.is_in_transaction()]
+            await asyncio.gather(*(close(it) for it in idle))
             await self._writer.dispose()
         self._writer = self._reader = None
 
@@ -141,7 +148,7 @@ class PostgreSQL:
         return None
 
     async def _connect(self, style: Style | None = None, *, limited: bool = True, **settings: str) -> Driver:
-        connected = await finish(connect(self.address, style, limited=limited, **settings))
+        connected = await finish(connect(self.address, style, limited=limited, **settings), patience=CLOSE_TIMEOUT)
         if connected.cancelled is not None:
             if connected.failure is None:
                 await finish(close(connected.task.result()))
@@ -196,7 +203,9 @@ class PostgreSQL:
 
     def _engine(self, style: Style) -> AsyncEngine:
         async def creator() -> Driver:
-            return await self._connect(style)
+            driver = await self._connect(style)
+            self._drivers.add(driver)
+            return driver
 
         engine = create_async_engine(
             "postgresql+asyncpg://",

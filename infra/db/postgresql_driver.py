@@ -1,6 +1,7 @@
 """Connections to PostgreSQL: asyncpg behind types, and what is between this process and the server."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +17,18 @@ CANCEL_CHECK = 2000
 CLIENT_MARGIN = 5.0
 """How much longer, in seconds, than the server's own limit this process waits for a statement's end."""
 
-CLOSE_TIMEOUT = 2.0
+CLOSE_TIMEOUT = 1.0
 """How long, in seconds, this process waits for the server to see a connection end."""
+
+ROLLBACK_TIMEOUT = 1.0
+"""How long, in seconds, this process waits for a ROLLBACK: hanging up does the same, and whoever was cancelled should
+have ended before others take over from it, which is a fifth of a lease later."""
+
+SILENT_AFTER, ASK_EVERY, ASK_TIMES = 5, 5, 3
+"""Seconds after which the operating system asks a silent peer whether it is there, at both ends; and how often."""
+
+UNHEARD = SILENT_AFTER + ASK_EVERY * ASK_TIMES
+"""Seconds after which a peer is taken for gone that acknowledges nothing: a network that is cut says nothing."""
 
 _SINCE_CHECKS = (14, 0)
 """The first version of PostgreSQL that looks for clients that are gone."""
@@ -93,6 +104,8 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
         self._closing = False
 
     async def execute(self, query: str, *values: object, timeout: float | None = None) -> str:
+        if timeout is None and query.rstrip(";") == "ROLLBACK":
+            return await self._roll_back(query)
         status: str = await super().execute(query, *values, timeout=timeout)
         if status == "ROLLBACK" and query.startswith("COMMIT"):
             raise CommitRefused("a statement of the transaction had failed")
@@ -100,18 +113,42 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
 
     async def close(self, *, timeout: float | None = None) -> None:
         self._closing = True
-        if timeout is not None:
-            await super().close(timeout=timeout)
-            return
-        # SQLAlchemy names no limit; that of a statement would keep a process from stopping when the server is away.
+        # SQLAlchemy names a longer limit, or none: that of a statement would keep a process from stopping.
         with suppress(TimeoutError):
-            await super().close(timeout=CLOSE_TIMEOUT)
+            await super().close(timeout=min(timeout or CLOSE_TIMEOUT, CLOSE_TIMEOUT))
+
+    async def _roll_back(self, query: str) -> str:
+        try:
+            status: str = await super().execute(query, timeout=ROLLBACK_TIMEOUT)
+        except TimeoutError:
+            super().terminate()
+            raise
+        return status
+
+    def notice_silence(self) -> None:
+        """Have the operating system end this connection when its other end is not heard of any more."""
+        peer = self._transport.get_extra_info("socket")
+        if peer is None or peer.family not in {socket.AF_INET, socket.AF_INET6}:
+            return
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if (option := getattr(socket, name, None)) is not None:
+                peer.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def terminate(self) -> None:
         # While it is closing, a cancellation may be on its way to the server: ended now, that would be lost, and a
         # statement that waits would keep the locks of its transaction. `close` has a time limit of its own.
         if not self._closing:
             super().terminate()
+
+
+_KEEPALIVE = {
+    "TCP_KEEPIDLE": SILENT_AFTER,
+    "TCP_KEEPINTVL": ASK_EVERY,
+    "TCP_KEEPCNT": ASK_TIMES,
+    "TCP_USER_TIMEOUT": UNHEARD * 1000,
+}
+"""What the systems that have these options are told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +186,7 @@ async def connect(address: Address, style: Style | None = None, *, limited: bool
         if style is None or not style.pooled
         else {"application_name": address.application_name},
     )
+    connection.notice_silence()
     return cast("Driver", connection)
 
 
@@ -172,7 +210,14 @@ async def close(connection: Driver) -> None:
 def _settings(style: Style | None, limit: float) -> dict[str, str]:
     if style is None:
         return {}
-    settings = {"statement_timeout": str(int(limit * 1000))}
+    settings = {
+        "statement_timeout": str(int(limit * 1000)),
+        # A server that never hears of our end keeps the locks of our transactions, by default for two hours.
+        "tcp_keepalives_idle": str(SILENT_AFTER),
+        "tcp_keepalives_interval": str(ASK_EVERY),
+        "tcp_keepalives_count": str(ASK_TIMES),
+        "tcp_user_timeout": str(UNHEARD * 1000),
+    }
     if style.version >= _SINCE_CHECKS:
         settings["client_connection_check_interval"] = str(CANCEL_CHECK)
     return settings

@@ -33,6 +33,7 @@ class SQLite:
 
     dialect: Literal["sqlite"] = "sqlite"
     one_writer = True
+    rollback_timeout = None
     max_reads = 2 * READERS
 
     def __init__(self, path: Path, busy_timeout: float) -> None:

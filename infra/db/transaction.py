@@ -185,7 +185,11 @@ class Transaction:
                 cause = error = failed
         if cause is not None:
             scope.roll_back(self._participants)
-            rolled_back = await finish(greenlet_spawn(nested.rollback))
+            rolled_back = await finish(
+                greenlet_spawn(nested.rollback),
+                patience=self._backend.rollback_timeout,
+                hurried=isinstance(error, asyncio.CancelledError),
+            )
             lost = rolled_back.failure
         self._scope = scope.outer
         if cause is None:

@@ -2,9 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
 
 from tests.infra.mq.acting import message, subscription
-from tests.infra.postgres.queues import MAIL, consumer, new_store
+from tests.infra.postgres.queues import MAIL, WORK, consumer, new_store
 from tests.postgres_servers import PostgresServer
 
 LEASE = 0.5
@@ -37,3 +42,29 @@ async def test_a_worker_whose_lease_ran_out_goes_on_if_nobody_took_over(server: 
         await asyncio.sleep(max(0.0, until - time.monotonic()))
         assert await asyncio.to_thread(worker.renew)
         assert worker.valid_until > until
+
+
+async def test_a_claim_is_kept_however_soon_the_thread_that_renews_leases_hears_of_it(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease_until = "SELECT lease_until FROM beneath_worker"
+    run_elsewhere = asyncio.run_coroutine_threadsafe
+
+    def at_once(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Future[Any]:
+        running = run_elsewhere(work, loop)
+        run_elsewhere(asyncio.sleep(0), loop).result()
+        return running
+
+    async with new_store(server) as store:
+        queue, _ = await store.open(lease=LEASE)
+        await queue.declare([subscription(WORK)], [])
+        worker = await consumer(queue)
+        await queue.publish([message("a")])
+        [claim] = await worker.fetch({WORK: 1}, wait=0)
+        before = await server.fetch(lease_until, database=store.database)
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", at_once)
+        worker.keep(claim)
+        await worker.close()
+        async with asyncio.timeout(10):
+            while await server.fetch(lease_until, database=store.database) == before:  # noqa: ASYNC110  # on the server
+                await asyncio.sleep(0.05)

@@ -105,7 +105,7 @@ async def test_a_cancelled_caller_takes_nobody_along() -> None:
     await asyncio.sleep(0)
     wire.gate.set()
     await asyncio.gather(*calls[1:3])
-    await sender.close()
+    await sender.close(5.0)
     assert "d" not in wire.sent
     assert calls[0].cancelled()
 

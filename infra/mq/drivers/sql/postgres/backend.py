@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeVar, cast
 
@@ -51,6 +52,12 @@ STUCK = 0.05
 IMPATIENCE = 0.05
 """Seconds that publishes which leave together wait for a key; then those that need it wait for it alone."""
 
+CLOSE_PATIENCE = 5.0
+"""Seconds that a queue which is closed waits for publishes that are under way."""
+
+LEAVE_TIMEOUT = 5.0
+"""Seconds that a worker which stops tries to give back what it holds; others take over what it could not."""
+
 REGISTRY_PAUSE = 0.1
 """Seconds between two attempts to change the registry while publishes are under way."""
 
@@ -65,7 +72,8 @@ class PostgresBackend:
         self.clock = ServerClock(clock)
         self._connections = Connections(self._server, options.patience)
         self._bell = Bell(self._server, self._connections, self.clock, options.longest_silence)
-        self._keeper = LeaseKeeper(self._server, options.lease)
+        self._keeper = LeaseKeeper(self._server, options.lease, self._hang_up)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._publisher = Publisher(self._send)
         self._scheduled: float | None = None
         """When the earliest scheduled message was due, at the last look."""
@@ -78,6 +86,7 @@ class PostgresBackend:
         return self._bell.interruptions
 
     async def open(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._connections.open()
         try:
             await self._read(registry.changed_at)
@@ -89,7 +98,7 @@ class PostgresBackend:
             raise
 
     async def close(self) -> None:
-        await self._publisher.close()
+        await self._publisher.close(CLOSE_PATIENCE)
         await self._bell.close()
         await asyncio.to_thread(self._keeper.stop)
         await self._connections.close()
@@ -146,7 +155,11 @@ class PostgresBackend:
         mine = _own(member)
         if keep:
             self._keeper.linger(mine.number)
-        await self._change(partial(membership.leave, worker=mine.number, keep=keep, now=now))
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                await self._change(partial(membership.leave, worker=mine.number, keep=keep, now=now))
+        except TimeoutError as error:
+            raise QueueUnavailable(f"PostgreSQL at {self._server.address.where} does not answer") from error
         mine.left()
 
     async def next_due(self, names: Collection[str]) -> float | None:
@@ -274,6 +287,12 @@ class PostgresBackend:
         if answer == publishing.PROMOTE:
             ids = list({it.id for it in messages})
             announcement.finish_with(lambda: self._promote(self.clock.time(), ids))
+
+    def _hang_up(self) -> None:
+        # A network that is cut says nothing: who waits for an answer would do so for as long as a statement may take.
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                self._loop.call_soon_threadsafe(self._connections.hang_up, self._options.lease)
 
     async def _declare(
         self, driver: Driver, subscriptions: Collection[Subscription], broadcasts: Collection[str]

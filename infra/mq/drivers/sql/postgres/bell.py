@@ -27,6 +27,8 @@ CHECK_INTERVAL = 10.0
 """Seconds after which the listening connection is asked for a sign of life."""
 
 CHECK_TIMEOUT = 5.0
+"""Seconds that it has for that."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -155,8 +157,9 @@ class Bell:
     async def _listen(self) -> Driver:
         driver = await self._db.connect(limited=False)
         try:
-            await driver.add_listener(CHANNEL, self._heard)
-            await self._clock.compare(driver)
+            async with asyncio.timeout(CHECK_TIMEOUT):
+                await driver.add_listener(CHANNEL, self._heard)
+                await self._clock.compare(driver)
         except BaseException as error:
             await close(driver)
             if isinstance(error, CONNECTING):

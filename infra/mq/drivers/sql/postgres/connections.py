@@ -2,13 +2,14 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Literal, TypeVar
 
 from infra.db.postgresql import BESIDES, PostgreSQL
 from infra.db.postgresql_driver import Driver, close
-from infra.db.postgresql_errors import is_lost, original, sqlstate
+from infra.db.postgresql_errors import CONNECTING, is_lost, original, sqlstate
 from infra.mq.drivers.sql.postgres.errors import TRY_AGAIN, queue_error
 from infra.mq.errors import QueueClosed, QueueUnavailable
 
@@ -40,6 +41,7 @@ class Connections:
         self._db = db
         self._patience = patience
         self._free: list[Driver] = []
+        self._busy_since: dict[Driver, float] = {}
         self._slots = asyncio.Semaphore(SIZE)
         self._open = False
         self._farewells: set[asyncio.Task[None]] = set()
@@ -51,10 +53,18 @@ class Connections:
     async def close(self) -> None:
         """Disconnect; what is under way ends with an error."""
         self._open = False
-        while self._free:
-            await close(self._free.pop())
+        self.hang_up()
+        free, self._free = self._free, []
+        await asyncio.gather(*(close(each) for each in free))
         if self._farewells:
             await asyncio.wait(self._farewells)
+
+    def hang_up(self, after: float = 0.0) -> None:
+        """End the connections on which an operation has been under way for `after` seconds or longer."""
+        until = time.monotonic() - after
+        for driver, since in self._busy_since.items():
+            if since <= until:
+                driver.terminate()
 
     async def run(self, operation: Operation[T], *, writing: bool = True) -> T:
         """Run one statement, which is a transaction by itself, and return its result.
@@ -79,7 +89,8 @@ class Connections:
             try:
                 result = await operation(driver)
             except Exception:
-                if not driver.is_closed():
+                # What it says happened, also where the answer to ROLLBACK is missing.
+                with suppress(*CONNECTING):
                     await driver.execute("ROLLBACK")
                 raise
             await driver.execute("COMMIT")
@@ -105,6 +116,7 @@ class Connections:
         await self._wait_for_slot()
         try:
             driver = await self._take()
+            self._busy_since[driver] = time.monotonic()
             try:
                 yield driver
             except asyncio.CancelledError:
@@ -114,7 +126,10 @@ class Connections:
             except BaseException as error:
                 self._give_back(driver, usable=not is_lost(error))
                 raise
-            self._give_back(driver)
+            else:
+                self._give_back(driver)
+            finally:
+                del self._busy_since[driver]
         finally:
             self._slots.release()
 

@@ -79,11 +79,14 @@ class LeaseKeeper:
     Args:
         db: Where the leases are.
         lease: For how many seconds a sign of life counts, by the server's clock.
+        on_silence: Called, in whatever thread, when a renewal fails and none has succeeded for a whole lease.
     """
 
-    def __init__(self, db: PostgreSQL, lease: float) -> None:
+    def __init__(self, db: PostgreSQL, lease: float, on_silence: Callable[[], object]) -> None:
         self._db = db
         self.lease = lease
+        self._patience = max(lease / 3, RENEW_TIMEOUT)
+        self._on_silence = on_silence
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._driver: Driver | None = None
@@ -124,7 +127,12 @@ class LeaseKeeper:
             QueueUnavailable: the server does not answer.
         """
         asking = self._ask(lambda driver: driver.fetch(_RENEW, [number, *self._lingering], self.lease))
-        kept = self._call(asking, max(self.lease / 3, RENEW_TIMEOUT))
+        try:
+            kept = self._call(asking, self._patience)
+        except QueueUnavailable:
+            if time.monotonic() - self._renewed_at > self.lease:
+                self._on_silence()
+            raise
         now = time.monotonic()
         if now - self._renewed_at > self.lease:
             self._steady_since = now
@@ -140,14 +148,16 @@ class LeaseKeeper:
 
     def linger(self, number: int) -> None:
         """Prolong a worker's lease from here on, as long as this process lives."""
-        if not self._lingering and self._loop is not None:
-            asyncio.run_coroutine_threadsafe(self._keep_lingering(), self._loop)
+        first = not self._lingering
         self._lingering.add(number)
+        if first and self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._keep_lingering(), self._loop)
 
     async def _keep_lingering(self) -> None:
         while self._lingering:
-            with suppress(QueueError):
-                await self._ask(lambda driver: driver.fetch(_RENEW, list(self._lingering), self.lease))
+            with suppress(QueueError, TimeoutError):
+                async with asyncio.timeout(self._patience):
+                    await self._ask(lambda driver: driver.fetch(_RENEW, list(self._lingering), self.lease))
             await asyncio.sleep(self.lease / 3)
 
     def _call(self, work: Coroutine[Any, Any, T], timeout: float) -> T:

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from infra.mq.drivers.sql.postgres.errors import KeyBusy
@@ -100,10 +101,12 @@ class Publisher:
             self._line.add(request)
         await answer
 
-    async def close(self) -> None:
-        """Return when all that was asked for has been answered."""
-        while tasks := self._line.tasks | self._patient.tasks:
-            await asyncio.wait(tasks)
+    async def close(self, patience: float) -> None:
+        """Return when all that was asked for has been answered, or after `patience` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while tasks := self._line.tasks | self._patient.tasks:
+                    await asyncio.wait(tasks)
 
     def _wait_patiently(self, request: _Request) -> None:
         for key in request.keys:

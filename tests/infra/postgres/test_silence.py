@@ -1,0 +1,190 @@
+"""A server, or the network before it, that says nothing any more: no end of a connection, and no answer."""
+
+import asyncio
+import socket
+from contextlib import nullcontext
+
+import pytest
+from sqlalchemy import text
+
+from infra.db import Database
+from infra.db.postgresql import PostgreSQL
+from infra.db.postgresql_driver import Driver, PostgreSQLConnection
+from infra.mq import QueueIndeterminate, QueueUnavailable
+from infra.mq.drivers.sql.postgres import backend as backend_module
+from infra.mq.drivers.sql.postgres import bell, lease
+from infra.mq.drivers.sql.postgres.clock import ServerClock
+from tests.infra.db.tables import insert, names
+from tests.infra.mq.acting import message, subscription
+from tests.infra.postgres.queues import WORK, Store, backend, consumer, new_store
+from tests.postgres_servers import PostgresServer
+from tests.wire import Wire
+
+LEASE = 0.5
+PATIENCE = 15.0
+"""Seconds for what would take 65 if it waited as for any other statement."""
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less than the code does for its users."""
+    monkeypatch.setattr(backend_module, "CLOSE_PATIENCE", 0.2)
+    monkeypatch.setattr(backend_module, "LEAVE_TIMEOUT", 0.2)
+    monkeypatch.setattr(lease, "ABANDON_TIMEOUT", 0.2)
+
+
+async def test_it_holds_up_no_database_that_closes_whose_connections_are_idle(
+    server: PostgresServer, url: str, db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Wire(server.port) as wire:
+        far = Database(f"{wire.instead_of(url)}?pool_size=20")
+        await far.open()
+        every = asyncio.Barrier(20)
+
+        async def read() -> None:
+            async with far.read() as session:
+                await session.execute(text("SELECT 1"))
+                await every.wait()
+
+        await asyncio.gather(*(read() for _ in range(20)))
+        wire.black_out()
+        async with asyncio.timeout(PATIENCE):
+            await far.close()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("at", ["waiting", "asking", "waiting in a savepoint", "asking in a savepoint"])
+async def test_a_transaction_that_is_cancelled_ends(server: PostgresServer, url: str, db: Database, at: str) -> None:
+    with Wire(server.port) as wire:
+        far = Database(wire.instead_of(url))
+        await far.open()
+        begun = asyncio.Event()
+
+        async def work() -> None:
+            async with far.transaction() as tx, far.savepoint() if "savepoint" in at else nullcontext():
+                await insert(tx, "a")
+                begun.set()
+                while "asking" in at:
+                    await tx.session.execute(text("SELECT 1"))
+                await asyncio.Event().wait()
+
+        working = asyncio.create_task(work())
+        await begun.wait()
+        wire.black_out()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.sleep(0.05)
+            working.cancel()
+            await asyncio.wait([working])
+            assert working.cancelled()
+            await far.close()
+    assert await names(db) == []
+
+
+async def test_it_holds_up_no_queue_that_closes_and_what_was_being_published_is_uncertain(
+    server: PostgresServer,
+) -> None:
+    with Wire(server.port) as wire:
+        async with new_store(server) as store:
+            queue, _ = await distant(store, wire).open()
+            await queue.publish([message("a")])
+            # A ring takes the connection that there is, and the next publish would have to make another one.
+            if ringing := backend(queue)._bell._ringing:
+                await asyncio.wait([ringing])
+            wire.black_out()
+            publishing = asyncio.create_task(queue.publish([message("b")]))
+            while not backend(queue)._connections._busy_since:  # noqa: ASYNC110  # nobody is told of it
+                await asyncio.sleep(0)
+            async with asyncio.timeout(PATIENCE):
+                await queue.close()
+            with pytest.raises(QueueIndeterminate, match="was lost"):
+                await publishing
+
+
+async def test_a_worker_waits_for_nothing_longer_than_its_lease(server: PostgresServer) -> None:
+    with Wire(server.port) as wire:
+        async with new_store(server) as store:
+            queue, _ = await distant(store, wire).open(lease=LEASE)
+            await queue.declare([subscription(WORK)], [])
+            worker = await consumer(queue)
+            assert await worker.fetch({WORK: 1}, wait=0) == []
+            wire.black_out()
+            fetching = asyncio.create_task(worker.fetch({WORK: 1}, wait=0))
+            async with asyncio.timeout(PATIENCE):
+                while not fetching.done():
+                    with pytest.raises(QueueUnavailable):
+                        await asyncio.to_thread(worker.renew)
+            with pytest.raises(QueueUnavailable, match="was lost"):
+                await fetching
+            wire.open_up()
+            assert await asyncio.to_thread(worker.renew)
+            assert await worker.fetch({WORK: 1}, wait=0) == []
+
+
+async def test_a_worker_that_cannot_sign_off_leaves_that_to_the_end_of_its_lease(server: PostgresServer) -> None:
+    with Wire(server.port) as wire:
+        async with new_store(server) as store:
+            queue, _ = await distant(store, wire).open(lease=LEASE)
+            worker = await consumer(queue)
+            wire.black_out()
+            async with asyncio.timeout(PATIENCE):
+                with pytest.raises(QueueUnavailable, match="does not answer"):
+                    await worker.close()
+            assert worker.lost
+
+
+async def test_a_claim_that_is_kept_stays_kept_although_a_connection_is_forgotten_on_the_way(
+    server: PostgresServer,
+) -> None:
+    lease_until = "SELECT lease_until FROM beneath_worker"
+    with Wire(server.port) as wire:
+        async with new_store(server) as store:
+            queue, _ = await distant(store, wire).open(lease=LEASE)
+            await queue.declare([subscription(WORK)], [])
+            worker = await consumer(queue)
+            await queue.publish([message("a")])
+            [claim] = await worker.fetch({WORK: 1}, wait=0)
+            worker.keep(claim)
+            await worker.close()
+            for _ in range(wire.opened):
+                wire.fail("hole")
+            # The first renewal to fail has reached the server, too.
+            seen = {(await server.fetch(lease_until, database=store.database))[0][0]}
+            async with asyncio.timeout(PATIENCE):
+                while len(seen) < 4:
+                    await asyncio.sleep(0.05)
+                    seen.add((await server.fetch(lease_until, database=store.database))[0][0])
+
+
+async def test_a_queue_that_is_opened_says_that_it_cannot_listen(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bell, "CHECK_TIMEOUT", 0.2)
+    with Wire(server.port) as wire:
+        compare = ServerClock.compare
+
+        async def too_late(clock: ServerClock, driver: Driver) -> None:
+            wire.black_out()
+            await compare(clock, driver)
+
+        monkeypatch.setattr(ServerClock, "compare", too_late)
+        async with new_store(server) as store, asyncio.timeout(PATIENCE):
+            with pytest.raises(QueueUnavailable, match="was lost"):
+                await distant(store, wire).open()
+
+
+async def test_both_ends_ask_the_network_whether_the_other_one_is_there(server: PostgresServer, db: Database) -> None:
+    assert isinstance(db.backend, PostgreSQL)
+    connection = await db.backend.connect()
+    assert isinstance(connection, PostgreSQLConnection)
+    here = connection._transport.get_extra_info("socket")
+    assert here.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert here.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
+    assert here.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+    there = [await connection.fetchval(f"SHOW tcp_keepalives_{it}") for it in ("idle", "interval", "count")]
+    assert [*there, await connection.fetchval("SHOW tcp_user_timeout")] == ["5", "5", "3", "20000"]
+    await connection.close()
+
+
+def distant(store: Store, wire: Wire) -> Store:
+    """Return the same store, by way of the wire."""
+    return Store(store.server, wire.instead_of(store.url), store.ends)
