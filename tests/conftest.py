@@ -17,6 +17,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="it is about the queue inside SQLite"))
         if stack.broker is None and item.get_closest_marker("broker"):
             item.add_marker(pytest.mark.skip(reason="it is about a broker, and this stack has none"))
+        if embedded and item.get_closest_marker("leases"):
+            item.add_marker(pytest.mark.skip(reason="it is about leases, and the queue inside SQLite needs none"))
         postgres = item.get_closest_marker("postgres")
         if postgres and stack.database != "postgres":
             item.add_marker(pytest.mark.skip(reason="it is about PostgreSQL, and this stack has none"))

@@ -104,6 +104,10 @@ class PostgresServer:
             self.process.wait(PATIENCE)
             self.process = None
 
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.stop(signal.SIGQUIT)
+
     async def execute(self, statement: str, database: str = "postgres") -> None:
         """Execute one statement as the superuser."""
         connection = await asyncpg.connect(self.url(database))

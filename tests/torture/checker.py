@@ -3,7 +3,9 @@
 A handler's run goes from its "start" to its "end", "failed" or "cancelled" line. One whose process was killed goes to
 the "killing" line, written just before the signal was sent, or to the end of what that process wrote. One whose process
 was paused for longer than its lease goes to the "pausing" line, written when it stood still: it may come to an end when
-the process goes on, but its result no longer counts, and it is not beside the run that took its place.
+the process goes on, but its result no longer counts, and it is not beside the run that took its place. One whose
+process was cut off from the queue, until the "cut off" line, may have come to an end that did not count; an ordered one
+must not be beside the run that took its place.
 """
 
 import math
@@ -81,12 +83,12 @@ def accepted(lines: Iterable[Line]) -> dict[str, list[int]]:
 
 
 def interrupted(lines: Iterable[Line]) -> dict[int, float]:
-    """Return until where the results of killed or paused processes may not have counted."""
+    """Return until where the results of processes that were killed, paused or cut off may not have counted."""
     places: dict[int, float] = {}
     for place, line in enumerate(lines):
         if line.kind == "killing":
             places[line.pid] = math.inf
-        elif line.kind == "pausing":
+        elif line.kind in {"pausing", "cut off"}:
             places[line.pid] = max(place, places.get(line.pid, 0))
     return places
 

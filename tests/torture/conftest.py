@@ -62,6 +62,25 @@ def near(tmp_path: Path, migrated: Path, postgres: PostgresServer) -> Iterator[F
 
 
 @pytest.fixture
+def keeper(request: pytest.FixtureRequest) -> RedisServer | PostgresServer:
+    """A server of the test's own that keeps the queue, and its workers' leases: the broker, or else PostgreSQL."""
+    server: RedisServer | PostgresServer = request.getfixturevalue("broker" if chosen().broker else "postgres")
+    return server
+
+
+@pytest.fixture
+def leased(tmp_path: Path, migrated: Path, keeper: RedisServer | PostgresServer) -> Iterator[Fleet]:
+    """A fleet on that server."""
+    place = (
+        chosen().place(tmp_path, template=migrated, broker=keeper)
+        if isinstance(keeper, RedisServer)
+        else chosen().place(tmp_path, postgres=keeper)
+    )
+    with fleet_at(tmp_path, place) as fleet:
+        yield fleet
+
+
+@pytest.fixture
 def apart(tmp_path: Path, migrated: Path, postgres: PostgresServer, broker: RedisServer) -> Iterator[Fleet]:
     """A fleet on both, so that either can go away."""
     with fleet_at(tmp_path, chosen().place(tmp_path, template=migrated, postgres=postgres, broker=broker)) as fleet:

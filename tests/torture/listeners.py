@@ -42,6 +42,7 @@ class Listeners:
             "flaky": lambda: bus.add_async_ordered_listener(self.flaky, name="flaky", retry=SOON),
             "sibling": lambda: bus.add_async_listener(self.sibling, name="sibling", retry=SOON),
             "held": lambda: bus.add_async_ordered_listener(self.held, name="held", retry=SOON, timeout=None),
+            "booked": lambda: bus.add_async_ordered_listener(self.booked, name="booked", retry=SOON, timeout=None),
             "poisoned": lambda: bus.add_async_listener(self.poisoned, name="poisoned", retry=SOON),
             "poisoned_key": lambda: bus.add_async_ordered_listener(self.poisoned_key, name="poisoned_key", retry=SOON),
             "long": lambda: bus.add_async_listener(self.long, name="long", timeout=None),
@@ -85,6 +86,18 @@ class Listeners:
         """Take for ever, until the gate opens."""
         with self._written(event, delivery):
             if not self._gate.exists():
+                await asyncio.Event().wait()
+
+    async def booked(self, event: Step, delivery: Delivery) -> None:
+        """Be in a transaction for ever, until the gate opens: 0 waits in it, the others ask the database something."""
+        with self._written(event, delivery):
+            if self._gate.exists():
+                return
+            async with self._db.transaction() as tx:
+                await tx.session.execute(text("INSERT INTO effect (key, n) VALUES (:key, 0)"), {"key": event.key})
+                while event.n:
+                    await tx.session.execute(text("SELECT 1"))
+                self._journal.write("note", listener="booked", key=event.key, n=event.n)
                 await asyncio.Event().wait()
 
     async def poisoned(self, event: Job, delivery: Delivery) -> None:

@@ -1,6 +1,8 @@
 """A publisher that does not give up: steps in transactions, jobs alone, repeated by id until they are accepted."""
 
 import asyncio
+from collections.abc import Iterator
+from itertools import count as count_from
 
 from bus import PublishIndeterminate, PublishRejected
 from tests.torture.events import Job, Step
@@ -11,13 +13,13 @@ PAUSE = 0.02
 
 
 async def run(plan: Plan) -> None:
-    """Publish `count` steps and jobs of each key, no faster than `rate` of each in a second."""
-    keys, count, rate = plan.arguments["keys"], plan.arguments["count"], plan.arguments["rate"]
+    """Publish steps and jobs of each key: `count`, or until the gate opens; at most `rate` of each in a second."""
+    keys, count, rate = plan.arguments["keys"], plan.arguments.get("count"), plan.arguments["rate"]
     assert isinstance(keys, list)
-    assert isinstance(count, int)
+    assert isinstance(count, int | None)
     assert isinstance(rate, int)
     async with opened(plan) as site:
-        for n in range(1, count + 1):
+        for n in until_open(site) if count is None else range(1, count + 1):
             async with site.db.transaction():
                 for key in keys:
                     await site.bus.publish(Step(key=key, n=n))
@@ -25,6 +27,14 @@ async def run(plan: Plan) -> None:
             for key in keys:
                 site.journal.write("accepted", key=key, n=n)
             await asyncio.sleep(len(keys) / rate)
+
+
+def until_open(site: Opened) -> Iterator[int]:
+    """Count from 1 on, until the gate opens."""
+    for n in count_from(1):
+        if site.gate.exists():
+            return
+        yield n
 
 
 async def insist(site: Opened, job: Job) -> None:

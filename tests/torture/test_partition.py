@@ -1,72 +1,187 @@
-"""Who cannot reach the broker: one worker alone, or all of them for longer than their leases."""
+"""Who cannot reach the server that keeps the queue: one worker alone, or all of them for longer than their leases."""
 
 import time
+from collections.abc import Sequence
 
 import pytest
 
-from tests.e2e.processes import until
+from tests.e2e.processes import let_pass, until
+from tests.postgres_servers import PostgresServer
 from tests.servers import RedisServer
-from tests.torture.checker import check
+from tests.torture.checker import accepted, check
 from tests.torture.events import Job, Step
 from tests.torture.fleet import Fleet
 from tests.torture.listeners import LONG
+from tests.torture.nursery import Child
+from tests.torture.rows import EFFECT
 from tests.wire import Wire
 
-pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.leases, pytest.mark.timeout(120)]
 
 KEYS = ("a", "b", "c", "d")
 LEASE = 1.0
 QUEUE = {"lease": LEASE, "timeout": 0.5}
+SECONDS = 20.0
+"""Within which a process must have gone on by itself."""
+
+GRACE = 1.0
+LONGEST_STOP = GRACE + 5 + 3 * 10
+"""Seconds that a process may take to stop: docs/deploy.md says of what it consists."""
 
 
-@pytest.mark.parametrize("how", ["cut off", "black out"])
+def cut(wire: Wire, how: str) -> None:
+    {"cut off": wire.close_off, "black out": wire.black_out, "hold up": wire.hold_up}[how]()
+
+
+@pytest.mark.parametrize("how", ["cut off", "black out", "hold up"])
 def test_a_worker_that_is_cut_off_alone_ends_its_ordered_handlers_before_others_take_over(
-    far: Fleet, broker: RedisServer, how: str
+    leased: Fleet, keeper: RedisServer | PostgresServer, how: str
 ) -> None:
     steps = [Step(key=key, n=n) for key in KEYS for n in range(2)]
-    far.publish(steps, listeners=["held"])
-    with Wire(broker.port, seed=1) as wire:
-        far.detour(wire)
-        lonely = far.started("held", queue=QUEUE)
-        until(lambda: len(far.runs("held")) == len(KEYS), "it is at work on every key")
-        far.detour(None)
-        other = far.started("held", queue=QUEUE)
-        far.gate.touch()
-        wire.close_off() if how == "cut off" else wire.black_out()
-        until(lambda: len(far.runs("held", "end")) == len(steps), "the other one has done all of it")
-        assert {each.pid for each in far.runs("held", "end")} == {other.pid}
+    leased.publish(steps, listeners=["held"])
+    with Wire(keeper.port, seed=1) as wire:
+        leased.detour(wire)
+        lonely = leased.started("held", queue=QUEUE)
+        until(lambda: len(leased.runs("held")) == len(KEYS), "it is at work on every key")
+        leased.detour(None)
+        other = leased.started("held", queue=QUEUE)
+        leased.gate.touch()
+        cut(wire, how)
+        until(lambda: len(leased.runs("held", "end")) == len(steps), "the other one has done all of it")
+        assert {each.pid for each in leased.runs("held", "end")} == {other.pid}
         wire.open_up()
-        far.stop(other)
-        far.publish([Step(key=key, n=2) for key in KEYS])
-        until(lambda: len(far.runs("held", "end")) == len(steps) + len(KEYS), "it is back, and goes on")
-        far.wait_empty()
-        far.stop(lonely)
-    lines = far.journal.lines()
+        leased.stop(other)
+        leased.publish([Step(key=key, n=2) for key in KEYS])
+        until(lambda: len(leased.runs("held", "end")) == len(steps) + len(KEYS), "it is back, and goes on")
+        leased.wait_empty()
+        leased.stop(lonely)
+    lines = leased.journal.lines()
     assert check(lines, "held", ordered=True) == []
-    assert len(far.runs("held", "cancelled")) == len(KEYS)
-    assert {each.attempt for each in far.runs("held")} == {1}
+    assert len(leased.runs("held", "cancelled")) == len(KEYS)
+    assert {each.attempt for each in leased.runs("held")} == {1}
 
 
-def test_a_broker_that_was_away_for_longer_than_every_lease_finds_its_workers_as_it_left_them(
-    far: Fleet, broker: RedisServer
+@pytest.mark.postgres("queue")
+def test_a_handler_in_a_transaction_ends_before_others_take_over_although_the_database_does_not_answer(
+    leased: Fleet, keeper: PostgresServer
 ) -> None:
-    workers = far.pair("held", "long", queue=QUEUE)
+    queue = {"lease": 10.0}
+    leased.rows.create(EFFECT)
+    leased.publish([Step(key=key, n=n) for n, key in enumerate(KEYS)], listeners=["booked"])
+    with Wire(keeper.port, seed=1) as wire:
+        leased.detour(wire)
+        lonely = leased.started("booked", queue=queue)
+        until(lambda: len(leased.runs("booked")) == len(KEYS), "it is at work on every key")
+        until(lambda: leased.runs("booked", "note"), "it is in the middle of a transaction")
+        leased.detour(None)
+        other = leased.started("booked", queue=queue)
+        leased.gate.touch()
+        wire.black_out()
+        until(lambda: len(leased.runs("booked", "end")) == len(KEYS), "the other one has done all of it")
+        assert {each.pid for each in leased.runs("booked", "end")} == {other.pid}
+        wire.open_up()
+        leased.wait_empty()
+        leased.stop(lonely, other)
+    assert check(leased.journal.lines(), "booked", ordered=True) == []
+    assert len(leased.runs("booked", "cancelled")) == len(KEYS)
+    assert leased.rows.fetch("SELECT * FROM effect") == []
+
+
+@pytest.mark.parametrize("how", ["black out", "hold up"])
+def test_a_worker_that_is_cut_off_again_and_again_under_load_loses_and_mixes_up_nothing_and_goes_on_each_time(
+    leased: Fleet, keeper: RedisServer | PostgresServer, how: str
+) -> None:
+    listeners = ("flaky", "sibling", "once")
+    leased.rows.create(EFFECT)
+    with Wire(keeper.port, seed=2) as wire:
+        leased.detour(wire)
+        lonely = leased.started(*listeners)
+        leased.detour(None)
+        other = leased.started(*listeners)
+        load = {"keys": list(KEYS), "rate": 50}
+        publisher = leased.start(program="persistent", work=False, arguments=load)
+        for _ in range(2):
+            goes_on(leased, lonely, listeners)
+            cut(wire, how)
+            let_pass(1.5 * leased.plan.queue["lease"])
+            goes_on(leased, other, ["flaky", "sibling"])
+            leased.reconnect(lonely, wire)
+        goes_on(leased, lonely, listeners)
+        leased.gate.touch()
+        assert publisher.wait() == 0, publisher.stderr
+        leased.wait_empty()
+        leased.stop(lonely, other)
+    lines = leased.journal.lines()
+    assert check(lines, "flaky", ordered=True) == []
+    assert check(lines, "sibling", ordered=False) == []
+    for key in KEYS:
+        assert [n for it, n in effects(leased) if it == key] == accepted(lines)[key]
+    assert leased.dead_letters() == []
+
+
+@pytest.mark.parametrize("how", ["black out", "hold up"])
+def test_a_worker_that_is_cut_off_stops_within_its_time_and_leaves_its_work_to_others(
+    leased: Fleet, keeper: RedisServer | PostgresServer, how: str
+) -> None:
+    listeners = ("held", "flaky", "sibling")
+    steps = [Step(key=key, n=1) for key in KEYS]
+    with Wire(keeper.port, seed=3) as wire:
+        leased.detour(wire)
+        lonely = leased.started(*listeners, queue=QUEUE, options={**leased.plan.options, "grace": GRACE})
+        leased.publish(steps, listeners=listeners)
+        until(lambda: len(leased.runs("held")) == len(KEYS), "it is at work on every key")
+        cut(wire, how)
+        lonely.terminate()
+        assert lonely.wait(LONGEST_STOP) == 0, lonely.stderr
+        leased.detour(None)
+        leased.gate.touch()
+        other = leased.started(*listeners, queue=QUEUE)
+        until(lambda: len(leased.runs("held", "end")) == len(KEYS), "another one does its work")
+        leased.reconnect(lonely, wire)
+        leased.wait_empty()
+        leased.stop(other)
+    assert check(leased.journal.lines(), "held", ordered=True) == []
+    assert leased.dead_letters() == []
+
+
+def effects(fleet: Fleet) -> list[tuple[str, int]]:
+    """Return what the handlers did to the database, in order."""
+    return [(key, n) for key, n in fleet.rows.fetch("SELECT key, n FROM effect ORDER BY id")]
+
+
+def goes_on(fleet: Fleet, process: Child, listeners: Sequence[str]) -> None:
+    """Return when a process has handled something more with each of these listeners."""
+    since = len(fleet.journal.lines())
+
+    def done() -> bool:
+        assert process.running, process.stderr
+        lines = (it for it in fleet.journal.lines()[since:] if it.pid == process.pid and it.kind == "end")
+        return {it.listener for it in lines} >= set(listeners)
+
+    until(done, "it goes on", timeout=SECONDS)
+
+
+def test_a_server_that_was_away_for_longer_than_every_lease_finds_its_workers_as_it_left_them(
+    leased: Fleet, keeper: RedisServer | PostgresServer
+) -> None:
+    workers = leased.pair("held", "long", queue=QUEUE)
     steps = [Step(key=key, n=n) for key in KEYS for n in range(2)]
     jobs = [Job(key=each.key, n=each.n) for each in steps]
-    far.publish([*steps, *jobs])
-    until(lambda: (len(far.runs("held")), len(far.runs("long"))) == (len(KEYS), len(jobs)), "they are at work")
-    broker.kill()
-    until(lambda: len(far.runs("held", "cancelled")) == len(KEYS), "ordered handlers end with the leases")
-    until(lambda: len(far.runs("long", "end")) == len(jobs), "others do not", timeout=LONG + 20)
-    far.gate.touch()
-    broker.start()
+    leased.publish([*steps, *jobs])
+    until(lambda: (len(leased.runs("held")), len(leased.runs("long"))) == (len(KEYS), len(jobs)), "they are at work")
+    leased.rows.disconnect()
+    keeper.kill()
+    until(lambda: len(leased.runs("held", "cancelled")) == len(KEYS), "ordered handlers end with the leases")
+    until(lambda: len(leased.runs("long", "end")) == len(jobs), "others do not", timeout=LONG + 20)
+    leased.gate.touch()
+    keeper.start()
     started_at = time.monotonic()
-    until(lambda: len(far.runs("held", "end")) == len(steps), "all is handled", timeout=20)
+    until(lambda: len(leased.runs("held", "end")) == len(steps), "all is handled", timeout=20)
     print(f"all was handled {time.monotonic() - started_at:.1f} s after the start")  # noqa: T201
-    far.wait_empty()
-    far.stop(*workers)
-    lines = far.journal.lines()
+    leased.wait_empty()
+    leased.stop(*workers)
+    lines = leased.journal.lines()
     assert check(lines, "held", ordered=True) == []
     assert check(lines, "long", ordered=False) == []
-    assert len(far.runs("long")) == len(jobs)
-    assert {each.attempt for each in far.runs("held")} == {1}
+    assert len(leased.runs("long")) == len(jobs)
+    assert {each.attempt for each in leased.runs("held")} == {1}
