@@ -107,8 +107,9 @@ class Wire:
                 pair.abort()
         self._dark = False
         self._moving.set()
-        while self._unheard:
-            self._unheard.pop().transport.abort()
+        for writer in self._unheard:
+            writer.transport.abort()
+        self._unheard.clear()
 
     def _darken(self) -> None:
         self._dark = True
