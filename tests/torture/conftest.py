@@ -8,7 +8,7 @@ import pytest
 from tests import postgres_servers
 from tests.e2e.processes import Processes
 from tests.postgres_servers import PostgresServer
-from tests.servers import RedisServer, new_server
+from tests.servers import DURABLE, RedisServer, new_server
 from tests.stacks import Place, chosen
 from tests.torture.fleet import Fleet
 from tests.torture.nursery import Nursery
@@ -28,7 +28,7 @@ def broker() -> Iterator[RedisServer]:
     """A server of the test's own, which writes everything to disk before it answers."""
     kind = chosen().broker
     assert kind is not None
-    server = new_server(kind, "--appendonly", "yes", "--appendfsync", "always", "--save", "")
+    server = new_server(kind, *DURABLE)
     yield server
     server.kill()
 
