@@ -135,6 +135,7 @@ class SqlConsumer:
         try:
             claims = await self._backend.claim(self._member, wanted, now)
         except QueueIndeterminate as error:
+            self._check()
             # Claims that nobody here knows of would never be handled: only as a dead worker's are they found.
             self._member.abandon()
             raise QueueUnavailable(str(error)) from error

@@ -108,6 +108,8 @@ class Connections:
             except Exception as error:  # noqa: BLE001  # whatever it was, it has a meaning for the queue
                 if sqlstate(original(error)) not in TRY_AGAIN or attempts == ATTEMPTS:
                     meaning = queue_error(error, self._db, writing=writing)
+                    if isinstance(meaning, QueueUnavailable):
+                        self._check()
                     raise meaning from (None if meaning is error else error)
             await asyncio.sleep(random.uniform(0, 0.01 * attempts))  # noqa: S311  # only spreads the attempts
 
@@ -151,8 +153,7 @@ class Connections:
             driver = self._free.pop()
             if not driver.is_closed():
                 return driver
-        if not self._open:
-            raise QueueClosed("the queue is not open")
+        self._check()
         return await self._db.connect(
             lock_timeout=str(int(self._patience * 1000)),
             default_transaction_isolation="read committed",
@@ -161,6 +162,10 @@ class Connections:
             enable_seqscan="off",
             jit="off",
         )
+
+    def _check(self) -> None:
+        if not self._open:
+            raise QueueClosed("the queue is not open")
 
     def _give_back(self, driver: Driver, *, usable: bool = True) -> None:
         if not self._open:
