@@ -100,6 +100,30 @@ async def test_it_holds_up_no_queue_that_closes_and_what_was_being_published_is_
                 await publishing
 
 
+async def test_a_server_that_answers_is_let_finish_what_is_under_way_when_a_queue_closes(
+    server: PostgresServer,
+) -> None:
+    async with new_store(server) as store:
+        queue, _ = await store.open()
+        connections = backend(queue)._connections
+        begun, gate = asyncio.Event(), asyncio.Event()
+
+        async def operation(driver: Driver) -> object:
+            begun.set()
+            await gate.wait()
+            return await driver.fetchval("SELECT 'answer'")
+
+        asking = asyncio.create_task(connections.run(operation))
+        await begun.wait()
+        closing = asyncio.create_task(queue.close())
+        while connections._open:  # noqa: ASYNC110  # nobody is told of it
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gate.set()
+        assert await asking == "answer"
+        await closing
+
+
 async def test_a_worker_waits_for_nothing_longer_than_its_lease(server: PostgresServer) -> None:
     with Wire(server.port) as wire:
         async with new_store(server) as store:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Literal, TypeVar
 
 from infra.db.postgresql import BESIDES, PostgreSQL
-from infra.db.postgresql_driver import Driver, close
+from infra.db.postgresql_driver import CLOSE_TIMEOUT, Driver, close
 from infra.db.postgresql_errors import CONNECTING, is_lost, original, sqlstate
 from infra.mq.drivers.sql.postgres.errors import TRY_AGAIN, queue_error
 from infra.mq.errors import QueueClosed, QueueUnavailable
@@ -42,6 +42,8 @@ class Connections:
         self._patience = patience
         self._free: list[Driver] = []
         self._busy_since: dict[Driver, float] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._slots = asyncio.Semaphore(SIZE)
         self._open = False
         self._farewells: set[asyncio.Task[None]] = set()
@@ -51,8 +53,11 @@ class Connections:
         self._open = True
 
     async def close(self) -> None:
-        """Disconnect; what is under way ends with an error."""
+        """Disconnect; what is under way has a moment to end by itself, and then ends with an error."""
         self._open = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._idle.wait()
         self.hang_up()
         free, self._free = self._free, []
         await asyncio.gather(*(close(each) for each in free))
@@ -119,6 +124,7 @@ class Connections:
         try:
             driver = await self._take()
             self._busy_since[driver] = time.monotonic()
+            self._idle.clear()
             try:
                 yield driver
             except asyncio.CancelledError:
@@ -132,6 +138,8 @@ class Connections:
                 self._give_back(driver)
             finally:
                 del self._busy_since[driver]
+                if not self._busy_since:
+                    self._idle.set()
         finally:
             self._slots.release()
 
