@@ -27,6 +27,9 @@ EVENT = "Happened"
 WORK = "work"
 """The subscription of most tests."""
 
+ANSWER = 0.2
+"""Seconds of real time within which a server answers, also on a busy machine."""
+
 STAYING = {Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK}
 
 _worker_ids = itertools.count(1)
@@ -67,13 +70,18 @@ def subscription(
     return Subscription(name=name, events=frozenset(events), ordered=ordered, aliases=aliases)
 
 
-async def until_done(harness: Harness, work: Coroutine[Any, Any, T], *, step: float = 0.1, steps: int = 200) -> T:
-    """Run `work` while the time goes on in steps, as drivers may need that pause; return its result."""
+async def until_done(
+    harness: Harness, work: Coroutine[Any, Any, T], *, step: float = 0.1, steps: int = 200, answer: float = 0.01
+) -> T:
+    """Run `work` while the time goes on in steps, as drivers may need that pause; return its result.
+
+    Before each step a server has `answer` seconds of real time to answer: ANSWER where the steps that it takes count.
+    """
     task = asyncio.ensure_future(work)
     for _ in range(steps):
         await harness.clock.settle(5)
         if not task.done():
-            await asyncio.wait({task}, timeout=0.01)
+            await asyncio.wait({task}, timeout=answer)
         if task.done():
             break
         await harness.clock.advance(step)

@@ -1,7 +1,7 @@
 import asyncio
 
 from infra.mq import MessageQueue
-from tests.contract.acting import rolled_back, until_done
+from tests.contract.acting import ANSWER, rolled_back, until_done
 from tests.contract.harness import Harness, requires
 
 
@@ -53,14 +53,14 @@ async def test_a_waiting_receiver_returns_as_soon_as_something_arrives(harness: 
     async def received() -> tuple[list[bytes], bool]:
         return await receiving
 
-    assert await until_done(harness, received(), step=0.1) == ([b"now"], False)
+    assert await until_done(harness, received(), step=0.1, answer=ANSWER) == ([b"now"], False)
     assert harness.clock.time() - before < 2
 
 
 async def test_receiving_ends_after_the_wait(harness: Harness, queue: MessageQueue) -> None:
     receiver = await queue.receiver(origin="here")
     before = harness.clock.time()
-    assert await until_done(harness, receiver.receive(3), step=0.5) == ([], False)
+    assert await until_done(harness, receiver.receive(3), step=0.5, answer=ANSWER) == ([], False)
     assert 3 <= harness.clock.time() - before <= 4
 
 

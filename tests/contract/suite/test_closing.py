@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from infra.mq import MessageQueue, QueueClosed
-from tests.contract.acting import consumer, drain, fetch, message, start, until_done
+from tests.contract.acting import ANSWER, consumer, drain, fetch, message, start, until_done
 from tests.contract.harness import Harness, requires
 
 
@@ -52,7 +52,7 @@ async def test_closing_ends_the_waiting_of_consumers_and_receivers(
     async def both() -> list[object]:
         return list(await asyncio.gather(fetching, receiving, return_exceptions=True))
 
-    results = await until_done(harness, both(), step=0.5)
+    results = await until_done(harness, both(), step=0.5, answer=ANSWER)
     assert [type(it) for it in results] == [QueueClosed, QueueClosed]
     assert harness.clock.time() - before <= 2
 

@@ -4,6 +4,7 @@ import pytest
 
 from infra.mq import MAILBOX_BATCH, Claim, MessageQueue, Outcome, QueueClosed
 from tests.contract.acting import (
+    ANSWER,
     WORK,
     consumer,
     counters,
@@ -157,7 +158,7 @@ async def test_without_waiting_it_returns_at_once(harness: Harness, queue: Messa
 async def test_it_returns_nothing_at_the_latest_after_the_wait(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     before = harness.clock.time()
-    assert await until_done(harness, worker.fetch({WORK: 1}, wait=3), step=0.5) == []
+    assert await until_done(harness, worker.fetch({WORK: 1}, wait=3), step=0.5, answer=ANSWER) == []
     assert 3 <= harness.clock.time() - before <= 4
 
 
@@ -168,7 +169,7 @@ async def test_it_returns_as_soon_as_something_is_published_by_any_process(harne
     await harness.clock.settle()
     await elsewhere.publish([message("a")])
     before = harness.clock.time()
-    assert ids(await until_done(harness, _result(fetching), step=0.05)) == ["a"]
+    assert ids(await until_done(harness, _result(fetching), step=0.05, answer=ANSWER)) == ["a"]
     assert harness.clock.time() - before < 1
 
 
@@ -178,7 +179,7 @@ async def test_it_returns_as_soon_as_something_is_due(harness: Harness, queue: M
     await worker.settle([end(await fetch_one(worker), Outcome.RETRY, delay=2)])
     before = harness.clock.time()
     fetching = asyncio.ensure_future(worker.fetch({WORK: 1}, wait=8))
-    assert ids(await until_done(harness, _result(fetching), step=0.25)) == ["a"]
+    assert ids(await until_done(harness, _result(fetching), step=0.25, answer=ANSWER)) == ["a"]
     assert 2 <= harness.clock.time() - before < 3
 
 
