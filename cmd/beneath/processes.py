@@ -24,6 +24,9 @@ REFUSED = 2
 BACKOFF_FIRST, BACKOFF_MOST = 1.0, 30.0
 """Seconds before a crashed child is started again: the first time, and at most."""
 
+SPAWN_ERRORS = (OSError, RuntimeError, MemoryError)
+"""What creating a process raises when the system has no memory, process ids, file descriptors or threads left."""
+
 STEADY = 60.0
 """Seconds of life after which a child's next crash counts as its first."""
 
@@ -120,27 +123,32 @@ class Supervised:
         self._clock = clock or SystemClock()
 
     async def run(self) -> None:
-        """Start it again, after a growing pause, whenever it ends.
+        """Start the process again, after a growing pause, whenever it ends or could not be created.
 
         Raises:
-            StartError: its very first start was refused.
+            StartError: the process refused its very first start.
         """
         backoff, first = BACKOFF_FIRST, True
         while True:
             born = self._clock.monotonic()
-            code = await self._live()
-            if first and code == REFUSED:
-                raise StartError(f"{self.name} refused to start; its reason stands above")
-            first = False
-            if self._clock.monotonic() - born >= STEADY:
-                backoff = BACKOFF_FIRST
-            log.error("a process ended and is started again", process=self.name, code=code, seconds=backoff)
+            try:
+                child = await self._spawn(self._arguments)
+            except SPAWN_ERRORS as error:
+                # Memory, process ids or file descriptors are short: reason to wait, not to stop the other processes.
+                log.warning("process not started", process=self.name, error=reason(error), retry_in=backoff)
+            else:
+                code = await self._live(child)
+                if first and code == REFUSED:
+                    raise StartError(f"{self.name} refused to start; its reason stands above")
+                first = False
+                if self._clock.monotonic() - born >= STEADY:
+                    backoff = BACKOFF_FIRST
+                log.error("process ended", process=self.name, code=code, retry_in=backoff)
             await self._clock.sleep(backoff)
             backoff = min(backoff * 2, BACKOFF_MOST)
 
-    async def _live(self) -> int:
-        child = await self._spawn(self._arguments)
-        log.info("started a process", process=self.name, pid=child.pid)
+    async def _live(self, child: Child) -> int:
+        log.info("process started", process=self.name, pid=child.pid)
         ended = asyncio.ensure_future(child.wait())
         try:
             return await asyncio.shield(ended)
@@ -155,9 +163,14 @@ async def stop_child(child: Child, ended: asyncio.Future[int], *, grace: float, 
     over = asyncio.Event()
     ended.add_done_callback(lambda _: over.set())
     if not await clock.wait(over, grace):
-        log.error("a process did not stop in time and is killed", grace=grace)
+        log.error("process killed: it did not stop in time", grace=grace)
         child.kill()
     await ended
+
+
+def reason(error: BaseException) -> str:
+    """Return an error's class and text, for a log line."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 class WorkerPool:

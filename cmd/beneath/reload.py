@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from beneath.processes import Child, Spawn, spawn_beneath, stop_child
+from beneath.processes import SPAWN_ERRORS, Child, Spawn, reason, spawn_beneath, stop_child
 from dependencies.sources import FOLDER
 from infra.clock import Clock, SystemClock
 
@@ -15,6 +15,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PACKAGES = ("bus", "models", "services", "infra", "dependencies", "beneath")
 SUFFIXES = frozenset({".py", ".yaml"})
+RETRY = 1.0
+"""Seconds before the application is started again when its process could not be created."""
 
 
 class Reloader:
@@ -44,7 +46,12 @@ class Reloader:
     async def run(self) -> None:
         while True:
             before = snapshot(self._roots)
-            child = await self._spawn(self._arguments)
+            try:
+                child = await self._spawn(self._arguments)
+            except SPAWN_ERRORS as error:
+                log.warning("process not started", error=reason(error), retry_in=RETRY)
+                await self._clock.sleep(RETRY)
+                continue
             ended = asyncio.ensure_future(child.wait())
             try:
                 changed = await self._change(before, ended)

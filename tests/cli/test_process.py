@@ -115,12 +115,12 @@ def test_worker_processes_are_supervised_and_end_with_their_parent(start: Start)
         *("--set", "worker.processes=2", "--set", f"worker.port={first}", "--set", "log.format=json"),
         *("start", "control-worker"),
     )
-    children = [json.loads(wait_for_line(process, "started a process"))["pid"] for _ in range(2)]
+    children = [json.loads(wait_for_line(process, "process started"))["pid"] for _ in range(2)]
     for _ in range(2):
         wait_for_line(process, "worker started")
     os.kill(children[0], signal.SIGKILL)
-    wait_for_line(process, "a process ended and is started again")
-    children[0] = json.loads(wait_for_line(process, "started a process"))["pid"]
+    wait_for_line(process, "process ended")
+    children[0] = json.loads(wait_for_line(process, "process started"))["pid"]
     wait_for_line(process, "worker started")
     process.kill()
     deadline = time.monotonic() + 20

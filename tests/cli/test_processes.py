@@ -1,6 +1,7 @@
 """Child processes, without any: who is started again, who is stopped, and how a child notices its parent's end."""
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from beneath.errors import StartError
-from beneath.processes import REFUSED, Supervised, WorkerPool, watch_parent
+from beneath.processes import REFUSED, Supervised, WorkerPool, spawn_beneath, watch_parent
 from infra.clock import FakeClock
 
 
@@ -63,6 +64,86 @@ async def test_a_child_that_ends_is_started_again_after_a_growing_pause() -> Non
         assert len(nursery.children) == before + 1
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+class Starved(Nursery):
+    """Cannot create the processes of the given numbers, the first being 0, for `error`."""
+
+    def __init__(self, error: Exception, *failing: int) -> None:
+        super().__init__()
+        self.error = error
+        self.failing = failing
+        self.tries = 0
+
+    async def spawn(self, arguments: Sequence[str]) -> FakeChild:
+        self.tries += 1
+        if self.tries - 1 in self.failing:
+            raise self.error
+        return await super().spawn(arguments)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("can't start new thread"),
+        MemoryError(),
+    ],
+    ids=["EAGAIN", "ENOMEM", "EMFILE", "thread", "memory"],
+)
+async def test_a_failed_fork_is_retried_with_backoff_and_stops_no_other_worker(error: Exception) -> None:
+    clock, healthy, starved = FakeClock(), Nursery(), Starved(error, 1, 2)
+    workers = [
+        Supervised("worker 1 of 2", (), grace=5, spawn=healthy.spawn, clock=clock),
+        Supervised("worker 2 of 2", (), grace=5, spawn=starved.spawn, clock=clock),
+    ]
+    running = asyncio.create_task(WorkerPool("pool", workers, grace=10, clock=clock).run())
+    await clock.settle()
+    starved.children[0].end(-9)
+    for pause, tries in ((1, 2), (2, 3), (4, 4)):
+        await clock.advance(pause - 0.5)
+        assert starved.tries == tries - 1
+        await clock.advance(0.5)
+        assert starved.tries == tries
+    assert len(starved.children) == 2
+    assert (len(healthy.children), healthy.children[0].asked, running.done()) == (1, False, False)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert starved.children[1].asked
+
+
+async def test_a_first_fork_that_fails_is_retried_and_its_child_may_still_refuse() -> None:
+    clock, starved = FakeClock(), Starved(OSError(errno.EAGAIN, "Resource temporarily unavailable"), 0)
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=starved.spawn, clock=clock).run())
+    await clock.settle()
+    await clock.advance(1.1)
+    starved.children[0].end(REFUSED)
+    with pytest.raises(StartError, match="worker refused to start"):
+        await running
+
+
+async def test_a_process_that_cannot_be_created_leaves_no_file_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def starved(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    pipes: list[int] = []
+
+    def pipe() -> tuple[int, int]:
+        ends = make_pipe()
+        pipes.extend(ends)
+        return ends
+
+    make_pipe = os.pipe
+    monkeypatch.setattr(os, "pipe", pipe)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", starved)
+    with pytest.raises(BlockingIOError):
+        await spawn_beneath(())
+    assert len(pipes) == 2
+    for end in pipes:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(end)
 
 
 async def test_a_steady_life_makes_the_pause_short_again() -> None:

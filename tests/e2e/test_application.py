@@ -126,7 +126,7 @@ def test_a_killed_worker_process_is_replaced_and_none_outlives_its_parent(instal
         return [each for each in running.logs if each["event"] == event]
 
     until(lambda: len(logged("worker started")) == 2, "both work")
-    os.kill(logged("started a process")[0]["pid"], signal.SIGKILL)
+    os.kill(logged("process started")[0]["pid"], signal.SIGKILL)
     until(lambda: len(logged("worker started")) == 3, "the killed one has a successor")
     running.process.kill()
     until(lambda: len(logged("stopped")) == 2, "both have stopped by themselves")
