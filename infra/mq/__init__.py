@@ -17,7 +17,7 @@ from infra.mq.errors import (
     SubscriptionConflict,
     SubscriptionNotFound,
 )
-from infra.mq.queue import MAILBOX_BATCH, REGISTRY_TTL, BroadcastReceiver, Consumer, MessageQueue
+from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH, REGISTRY_TTL, BroadcastReceiver, Consumer, MessageQueue
 from infra.mq.types import (
     Claim,
     DeadLetter,
@@ -34,6 +34,7 @@ from infra.mq.types import (
 )
 
 __all__ = [
+    "FETCH_BYTES",
     "MAILBOX_BATCH",
     "REGISTRY_TTL",
     "BroadcastReceiver",

@@ -1,9 +1,13 @@
 """The contract between the bus and a message queue driver.
 
 Every sentence in these docstrings is a promise; `tests/contract/` holds a test for each and runs over every driver.
-Two rules hold throughout:
+These rules hold throughout:
 
 - A state change is atomic: it has happened whole or not at all, also when the process dies in the middle of it.
+- Work is bounded: what may concern many deliveries is done in steps of a bounded number of deliveries and bytes. Each
+  step is atomic by itself, and other callers are served between two steps. After an error the steps that were carried
+  out stand; the same call goes on with the rest.
+- Names, ids, ordering keys, times and delays are within `infra.mq.limits`, and texts are storable: callers see to it.
 - A name in `Subscription.aliases` stands for that subscription everywhere, also in `declare` and `fetch`, so that old
   and new code can run side by side during a deploy. A claim answers under the name that was asked for.
 """
@@ -25,6 +29,9 @@ from infra.mq.types import (
 
 MAILBOX_BATCH = 10
 """How many deliveries of one mailbox a claim holds at most."""
+
+FETCH_BYTES = 8 * 1024 * 1024
+"""How many bytes of message bodies one `fetch` returns at most, beyond its first claim."""
 
 REGISTRY_TTL = 1.0
 """How long, in seconds, a publisher may trust its copy of the registry to skip events that nobody subscribed to."""
@@ -50,11 +57,12 @@ class Consumer(Protocol):
         `MAILBOX_BATCH`, and nobody else can claim that mailbox until it is given back. A delivery whose `takeovers` is
         2 or more comes in a claim of its own. A mailbox whose head waits for a later time is not handed out before
         the head is due. Paused subscriptions, parked deliveries, blocked mailboxes, unknown names and wants of 0 give
-        nothing.
+        nothing. Bodies of all claims but the first add up to at most `FETCH_BYTES`; what is left comes next time.
 
         With nothing to claim it waits up to `wait` seconds (0: not at all) and returns as soon as something is due,
         published by any process, or after `wake()`. It returns an empty list at the latest after `wait`.
-        Never cancel it: what it claimed by then would be owned, but unknown to the caller; use `wake()`.
+        `wake()` ends it early. Cancelling it is safe: deliveries that it had claimed, or that a request of it claims
+        later on the server, are due again while this consumer lives, at the latest when it closes or is recovered.
 
         Raises:
             QueueUnavailable: nothing could be claimed now.
@@ -67,16 +75,20 @@ class Consumer(Protocol):
         ...
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        """End claims, all in one atomic step, and return those that changed nothing because they were fenced.
+        """End claims, and return the settlements that changed nothing because they were fenced.
 
-        A settlement is fenced when this consumer no longer owns its claim. DONE of an unordered delivery is never
-        fenced: the handler did succeed, so the delivery is deleted whoever owns it; if it is gone already, nothing
-        happens. What each outcome does is said in `Outcome`. A closed mailbox with deliveries left is due at once for
-        whoever fetches next, behind the mailboxes that are waiting; one whose head has a later due time becomes due
-        then; others wait for nothing.
+        The settlements of one claim are carried out together, atomically; those of many claims in bounded steps.
+
+        A settlement is fenced when its claim, which `Claim.fence` names, is not the present one of its delivery or
+        mailbox, or is not this consumer's: a repeated settlement never ends a later claim. DONE of an unordered
+        delivery is never fenced: the handler did succeed, so the delivery is deleted whoever owns it; if it is gone
+        already, nothing happens. What each outcome does is said in `Outcome`. A closed mailbox with deliveries left is
+        due at once for whoever fetches next, behind the mailboxes that are waiting; one whose head has a later due
+        time becomes due then; others wait for nothing.
 
         Raises:
-            QueueUnavailable: nothing was settled; settling the same again later is safe.
+            QueueUnavailable: some claims may have been settled; settling the same again later is safe.
+            QueueRejected: the same, and one of these settlements can never be carried out.
         """
         ...
 
@@ -97,9 +109,10 @@ class Consumer(Protocol):
         ...
 
     async def unpark(self, known: Mapping[str, Collection[str]]) -> int:
-        """Make parked deliveries due whose event is in `known[subscription]`; return how many.
+        """Make parked deliveries due whose `Settlement.needs` is in `known[subscription]`; return how many.
 
-        Their attempts are unchanged and their mailboxes go on in order.
+        Their attempts are unchanged and their mailboxes go on in order. A delivery parked without `needs` goes by the
+        name of its event.
         """
         ...
 
@@ -213,8 +226,8 @@ class MessageQueue(Protocol):
         transaction: they exist if and only if it commits, and no consumer sees them before. Concurrent calls share
         round trips. A message with `due_at` reaches the subscriptions of this moment, no earlier than that time, and
         takes its place in a mailbox when due. Without an ordering key it takes the mailbox of the empty key. A message
-        with `dedupe` whose id was accepted with `dedupe` within the dedupe window is dropped. An id counts as accepted
-        only if its transaction commits.
+        with `dedupe` is dropped if one with the same event and id was accepted with `dedupe` within the dedupe window,
+        and not cancelled since. An id counts as accepted only if its transaction commits.
 
         Raises:
             QueueRejected: nothing was stored, and trying again will not help.
@@ -226,7 +239,8 @@ class MessageQueue(Protocol):
     async def cancel(self, message_id: str) -> bool:
         """Make a message with a `due_at` never reach anyone; False when it is due already, unknown or cancelled.
 
-        All its subscriptions or none. A transactional driver joins the ambient transaction.
+        All its subscriptions or none. True also makes the queue forget the id, so that it can be published anew at
+        once. A transactional driver joins the ambient transaction.
         """
         ...
 
@@ -322,6 +336,8 @@ class MessageQueue(Protocol):
 
         `backlog` says what becomes of them: they make the call fail, are deleted, or become dead letters. Scheduled
         and claimed ones are among them; the settlement of a claim that is gone is fenced. Dead letters stay.
+        From its first step on nothing is handed out and nothing new arrives; the same call completes one that was
+        interrupted.
 
         Raises:
             SubscriptionNotFound: nothing is kept under that name, or it has no such event.

@@ -24,6 +24,9 @@ class Features:
     transactional: bool
     """`publish`, `cancel` and `broadcast` take part in the ambient transaction of the application's database."""
 
+    max_body: int = 256 * 1024 * 1024
+    """The largest `Message.body`, in bytes, that the driver stores; final once `open` has returned."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
@@ -71,7 +74,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the epoch by `MessageQueue.time()`; None is now."""
 
     dedupe: bool = False
-    """Accept this id once within the dedupe window; later ones are dropped without an error."""
+    """Accept this id of this event once within the dedupe window; drop repetitions without an error."""
 
     fresh: bool = False
     """The id was made for this very call: it is new, so that it need only be remembered, not looked for."""
@@ -112,7 +115,7 @@ class Claim(msgspec.Struct, kw_only=True, eq=False):
     ordered: bool = False
     ordering_key: str | None = None
     fence: int = 0
-    """Grows strictly with every claim of the same mailbox; a stale one changes nothing. 0 when unordered."""
+    """Names this claim: it grows strictly with every claim of the same mailbox or, if unordered, the same delivery."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +144,7 @@ class Outcome(Enum):
     """Given back unchanged, due after `delay`."""
 
     PARK = auto()
-    """Unchanged, and not handed out again until `Consumer.unpark` names its event."""
+    """Unchanged, and not handed out again until `Consumer.unpark` names what the settlement `needs`."""
 
     BLOCK = auto()
     """Ordered only: `failures` + 1; its key stays blocked until `MessageQueue.unblock`."""
@@ -166,6 +169,9 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure | None = None
     charge: bool = True
     """DEAD: whether this end counts as one more failure (not so for a delivery that killed its processes)."""
+
+    needs: str | None = None
+    """PARK: what a worker must know before it gets the delivery, such as a version of its event; None: its event."""
 
     close: bool = False
 

@@ -135,6 +135,7 @@ def end(
     delay: float = 0.0,
     error: str | None = None,
     charge: bool = True,
+    needs: str | None = None,
 ) -> Settlement:
     """Return the settlement of the claim's `nth` delivery; it closes if nothing of the claim can follow."""
     return Settlement(
@@ -144,6 +145,7 @@ def end(
         delay=delay,
         failure=None if error is None else Failure(error=error, traceback=f"traceback of {error}"),
         charge=charge,
+        needs=needs,
         close=outcome in STAYING or nth == len(claim.deliveries) - 1,
     )
 

@@ -58,6 +58,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.model = Model(self.clock.time(), self.harness.dedupe_window)
         self.held: list[Held] = []
         self.dead_workers: list[str] = []
+        self.published: list[str] = []
         self.failed = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -93,29 +94,44 @@ class QueueMachine(RuleBasedStateMachine):
             raise
 
     def publish(self, queue: int, key: str, delay: float | None, times: int) -> None:
-        number = len(self.model.accepted)
+        number = len(self.published)
         due = None if delay is None else self.clock.time() + delay
         messages = [message(f"m{number + it}", key=key, due_at=due, dedupe=True) for it in range(times)]
         self.run(self.queues[queue].publish(messages))
+        self.published += [each.id for each in messages]
         for each in messages:
             self.model.publish(each.id, key, due)
 
     def publish_again(self, which: int, key: str) -> None:
-        if not self.model.accepted:
+        if not self.published:
             return
-        message_id, accepted_at = list(self.model.accepted.items())[-1 - which % len(self.model.accepted)]
-        if abs(self.clock.time() - accepted_at - self.harness.dedupe_window) > 1:
+        message_id = self.published[-1 - which % len(self.published)]
+        accepted_at = self.model.accepted.get(message_id)
+        if accepted_at is None or abs(self.clock.time() - accepted_at - self.harness.dedupe_window) > 1:
             self.run(self.queues[0].publish([message(message_id, key=key, dedupe=True)]))
             self.model.publish(message_id, key, None)
 
+    def reschedule(self, which: int, key: str, delay: float) -> None:
+        """Cancel a message and publish its id anew, for another time; without one to cancel, make one first."""
+        if not any(self.model.scheduled(it) for it in self.published):
+            self.publish(0, key, 5.0, 1)
+        scheduled = [it for it in self.published if self.model.scheduled(it)]
+        message_id = scheduled[which % len(scheduled)]
+        self.cancel(len(self.published) - 1 - self.published.index(message_id))
+        due = self.clock.time() + delay
+        self.run(self.queues[1].publish([message(message_id, key=key, due_at=due, dedupe=True)]))
+        self.model.publish(message_id, key, due)
+
     def cancel(self, which: int) -> None:
-        if not self.model.accepted:
+        if not self.published:
             return
-        message_id = list(self.model.accepted)[-1 - which % len(self.model.accepted)]
+        message_id = self.published[-1 - which % len(self.published)]
         waiting = self.model.scheduled(message_id)
         check(true=self.run(self.queues[1].cancel(message_id)) == bool(waiting), otherwise=f"cancel of {message_id}")
         for copy in waiting:
             copy.stage = Stage.OVER
+        if waiting:
+            del self.model.accepted[message_id]
 
     def advance(self, seconds: float) -> None:
         self.run(self.clock.advance(seconds))
@@ -144,11 +160,10 @@ class QueueMachine(RuleBasedStateMachine):
             raise Mismatch(f"{claim} is none of {possible}")
         possible.remove(copies)
         check(true=claim.ordered == (claim.subscription == LINE), otherwise=f"{claim} is of the wrong kind")
-        if claim.ordered:
-            key = copies[0].key
-            newer = claim.ordering_key == key and claim.fence > self.model.fences.get(key, 0)
-            check(true=newer, otherwise=f"the fence of {claim} is not above {self.model.fences.get(key)}")
-            self.model.fences[key] = claim.fence
+        check(true=not claim.ordered or claim.ordering_key == copies[0].key, otherwise=f"{claim} has another key")
+        last = self.model.fences.get(fenced_by(claim), 0)
+        check(true=claim.fence > last, otherwise=f"the fence of {claim} is not above {last}")
+        self.model.fences[fenced_by(claim)] = claim.fence
         for copy in copies:
             copy.owner = worker.info.id
         self.held.append(Held(worker, claim, copies))
@@ -161,6 +176,17 @@ class QueueMachine(RuleBasedStateMachine):
         if outcome is Outcome.BLOCK and not held.claim.ordered:
             outcome = Outcome.RETRY
         self._settle(held, [Outcome.DONE] * done + [outcome], delay)
+
+    def settle_again(self, which: int, by: int, outcome: Outcome) -> None:
+        """End a claim, let a worker claim the same again, and repeat an end of the earlier claim."""
+        held = self._some(which)
+        if held.claim.subscription in self.model.paused:
+            self.resume(held.claim.subscription)
+        self._settle(held, [Outcome.RETRY], 0.0)
+        self.fetch(by, held.claim.subscription, 100)
+        if held in self.held:
+            repeated = Outcome.RETRY if outcome is Outcome.BLOCK and not held.claim.ordered else outcome
+            self._settle(held, [repeated], 0.0)
 
     def _some(self, which: int) -> Held:
         """Return one of the claims; without any, make one."""
@@ -209,13 +235,13 @@ class QueueMachine(RuleBasedStateMachine):
     def _release(self, held: Held) -> None:
         for copy in held.copies[held.settled :]:
             copy.owner = None
-        if held.claim.ordered and held.copies[-1].stage is not Stage.OVER:
+        if held.copies[-1].stage is not Stage.OVER:
             held.settled = 0  # stays as a stale claim, whose every settlement must be fenced
         else:
             self.held.remove(held)
 
     def _owned(self, held: Held) -> bool:
-        if held.claim.ordered and self.model.fences[held.copies[0].key] != held.claim.fence:
+        if self.model.fences[fenced_by(held.claim)] != held.claim.fence:
             return False
         return held.copies[held.settled].owner == held.worker.info.id
 
@@ -352,6 +378,11 @@ class QueueMachine(RuleBasedStateMachine):
         left = [it for it in self.model.copies if it.stage not in {Stage.DEAD, Stage.OVER}]
         check(true=not left, otherwise=f"{left} never came")
         self._compare_counts()
+
+
+def fenced_by(claim: Claim) -> tuple[str, int | str]:
+    """Return what counts the fences of a claim: its mailbox, or its delivery."""
+    return claim.subscription, claim.ordering_key or "" if claim.ordered else claim.deliveries[0].id
 
 
 def _held_as_ready(counts: dict[str, int]) -> dict[str, int]:

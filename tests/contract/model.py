@@ -69,7 +69,9 @@ class Model:
         self.dead: list[Copy] = []
         self.paused: set[str] = set()
         self.accepted: dict[str, float] = {}
-        self.fences: dict[str, int] = {}
+        self.fences: dict[tuple[str, int | str], int] = {}
+        """The fence of the last claim of each mailbox, by its key, and of each unordered delivery, by its id."""
+
         self._dedupe_window = dedupe_window
         self._order = itertools.count()
 

@@ -40,6 +40,8 @@ def steps() -> st.SearchStrategy[Step]:
     rare = [
         every("publish_again", which=ANY, key=KEYS),
         every("cancel", which=ANY),
+        every("reschedule", which=ANY, key=KEYS, delay=[0.5, 3.0]),
+        every("settle_again", which=ANY, by=EITHER, outcome=leaving),
         every("advance", seconds=[0.25, 0.5, 1.0, 5.0]),
         every("isolate", which=ANY),
         every("crash", which=EITHER),

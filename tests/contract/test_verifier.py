@@ -8,9 +8,22 @@ from typing import Any
 
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
+from msgspec.structs import replace
 
 from infra.mq import Claim, Message, Outcome, Settlement
-from infra.mq.drivers.memory import MemoryQueue, agenda, backlog, consumer, ordered, scheduled, store, unordered, worker
+from infra.mq.drivers.memory import (
+    MemoryQueue,
+    agenda,
+    backlog,
+    consumer,
+    dedupe,
+    ordered,
+    scheduled,
+    store,
+    unordered,
+    worker,
+)
+from infra.mq.drivers.memory.store import Entry
 from tests.contract.budget import search
 from tests.contract.harness import DRIVERS
 from tests.contract.machine import Mismatch, machine_of
@@ -27,19 +40,26 @@ def bug(break_it: Break) -> Break:
 
 
 @bug
-def unordered_settlements_are_unfenced(patch: Patch) -> None:
+def ordered_settlements_are_unfenced(patch: Patch) -> None:
+    patch.setattr(ordered.OrderedBacklog, "_owned", lambda self, claim, _: self._mailboxes.get(claim.ordering_key))
+
+
+@bug
+def unordered_settlements_of_an_earlier_claim_count(patch: Patch) -> None:
     honest = unordered.UnorderedBacklog.settle
 
     def settle(self: Any, settlement: Settlement, owner: worker.Worker, now: float) -> bool:
         entry = self._entries.get(settlement.delivery.id)
-        return honest(self, settlement, entry.owner if entry and entry.owner else owner, now)
+        if entry is not None:
+            settlement = replace(settlement, claim=replace(settlement.claim, fence=entry.fence))
+        return honest(self, settlement, owner, now)
 
     patch.setattr(unordered.UnorderedBacklog, "settle", settle)
 
 
 @bug
-def ordered_settlements_are_unfenced(patch: Patch) -> None:
-    patch.setattr(ordered.OrderedBacklog, "_owned", lambda self, claim, _: self._mailboxes.get(claim.ordering_key))
+def a_cancelled_id_stays_taken(patch: Patch) -> None:
+    patch.setattr(dedupe.RecentIds, "forget", lambda *_: None)
 
 
 @bug
@@ -57,9 +77,9 @@ def unordered_done_is_fenced(patch: Patch) -> None:
 def the_fence_of_a_forgotten_mailbox_starts_again_at_1(patch: Patch) -> None:
     honest = ordered.OrderedBacklog._open
 
-    def open_(self: Any, mailbox: ordered.Mailbox, owner: worker.Worker, name: str) -> Claim:
+    def open_(self: Any, mailbox: ordered.Mailbox, batch: list[Entry], owner: worker.Worker, name: str) -> Claim:
         self.store.fences = itertools.count(mailbox.fence + 1)
-        return honest(self, mailbox, owner, name)
+        return honest(self, mailbox, batch, owner, name)
 
     patch.setattr(ordered.OrderedBacklog, "_open", open_)
 
@@ -166,7 +186,7 @@ def closing_charges_what_it_gives_back(patch: Patch) -> None:
 
 @bug
 def a_cancelled_message_still_comes(patch: Patch) -> None:
-    patch.setattr(scheduled.Plan, "cancel", lambda self, message_id: message_id in self)
+    patch.setattr(scheduled.Plan, "cancel", lambda self, it: [each.message for each in self._by_id.get(it, [])])
 
 
 @bug
@@ -179,7 +199,7 @@ def a_duplicate_is_accepted(patch: Patch) -> None:
     honest = MemoryQueue.publish
 
     async def publish(self: MemoryQueue, messages: Sequence[Message]) -> None:
-        self._recent._ids.clear()
+        self._recent._accepted.clear()
         await honest(self, messages)
 
     patch.setattr(MemoryQueue, "publish", publish)

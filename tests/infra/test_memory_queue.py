@@ -60,7 +60,7 @@ async def test_old_ids_do_not_pile_up(queue: MemoryQueue, clock: FakeClock) -> N
     for number in range(100):
         await queue.publish([Message(id=str(number), event="Happened", body=b"", published_at=0.0, dedupe=True)])
         await clock.advance(10)
-    assert len(queue._recent._ids) == len(queue._recent._ages) <= 13
+    assert len(queue._recent._accepted) == len(queue._recent._ages) <= 13
 
 
 async def test_a_worker_with_an_endless_lease_lives_on_while_the_clock_leaps(

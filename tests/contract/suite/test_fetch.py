@@ -1,8 +1,9 @@
 import asyncio
 
 import pytest
+from msgspec import structs
 
-from infra.mq import MAILBOX_BATCH, Claim, MessageQueue, Outcome, QueueClosed
+from infra.mq import FETCH_BYTES, MAILBOX_BATCH, Claim, Consumer, MessageQueue, Outcome, QueueClosed
 from tests.contract.acting import (
     ANSWER,
     WORK,
@@ -253,3 +254,66 @@ async def test_a_consumer_that_lost_its_lease_fetches_no_more(harness: Harness, 
 
 async def _result(fetching: asyncio.Future[list[Claim]]) -> list[Claim]:
     return await fetching
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+async def test_fetch_returns_a_bounded_number_of_bytes(harness: Harness, queue: MessageQueue, ordered: bool) -> None:
+    worker = await start(harness, queue, ordered=ordered)
+    size = FETCH_BYTES // 10
+    for number in range(25):
+        await queue.publish([structs.replace(message(f"{number:02}", key=f"{number}"), body=bytes(size))])
+    drained: list[str] = []
+    while claims := await fetch(worker):
+        assert sum(len(it.body) for claim in claims[1:] for it in claim.deliveries) <= FETCH_BYTES
+        drained += ids(claims)
+        await finish(worker, *claims)
+    assert drained == [f"{number:02}" for number in range(25)]
+
+
+async def test_message_larger_than_the_bound_of_a_fetch_is_still_handed_out(
+    harness: Harness, queue: MessageQueue
+) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([structs.replace(message(each), body=bytes(FETCH_BYTES + 1)) for each in "ab"])
+    assert ids(await fetch(worker)) == ["a"]
+    assert ids(await fetch(worker)) == ["b"]
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13])
+async def test_cancelled_fetch_leaves_nothing_claimed_while_its_consumer_lives(
+    harness: Harness, queue: MessageQueue, turns: int, ordered: bool
+) -> None:
+    worker = await start(harness, queue, ordered=ordered)
+    await queue.publish([message(each, key=each) for each in "abc"])
+    cancelled = asyncio.ensure_future(fetch(worker))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    found = [] if cancelled.cancelled() else ids(cancelled.result())
+    claims = await until_done(harness, _claims_until(worker, 3 - len(found)))
+    assert sorted(found + ids(claims)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13])
+async def test_cancelled_fetch_leaves_nothing_claimed_by_a_closed_consumer(
+    harness: Harness, queue: MessageQueue, turns: int
+) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message(each) for each in "abc"])
+    cancelled = asyncio.ensure_future(fetch(worker))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    cancelled.cancel()
+    await worker.close()
+    await asyncio.wait([cancelled])
+    claims = await until_done(harness, _claims_until(await consumer(queue), 3))
+    assert sorted(ids(claims)) == ["a", "b", "c"]
+
+
+async def _claims_until(worker: Consumer, count: int) -> list[Claim]:
+    claims: list[Claim] = []
+    while len(claims) < count:
+        claims += await worker.fetch({WORK: 100}, wait=1)
+    return claims

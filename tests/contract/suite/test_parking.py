@@ -96,6 +96,22 @@ async def test_unparking_goes_by_any_name_of_the_subscription(harness: Harness, 
     assert await drain(worker, "old") == ["a"]
 
 
+@BOTH
+async def test_delivery_parked_for_a_version_waits_until_that_is_known(
+    harness: Harness, queue: MessageQueue, ordered: bool
+) -> None:
+    worker = await start(harness, queue, ordered=ordered)
+    await queue.publish([message("a", key="k")])
+    await worker.settle([end(await fetch_one(worker), Outcome.PARK, needs="Happened@2")])
+    assert await worker.unpark({"work": ["Happened", "Happened@3"]}) == 0
+    assert await fetch(worker) == []
+    assert await worker.unpark({"work": ["Happened@2"]}) == 1
+    await worker.settle([end(await fetch_one(worker), Outcome.PARK)])
+    assert await worker.unpark({"work": ["Happened@2"]}) == 0
+    assert await worker.unpark({"work": ["Happened"]}) == 1
+    assert await drain(worker) == ["a"]
+
+
 @requires("durable")
 async def test_what_is_parked_stays_so_after_a_restart(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)

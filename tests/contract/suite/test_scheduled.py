@@ -118,6 +118,39 @@ async def test_a_scheduled_message_can_not_be_cancelled_after_a_retry(harness: H
     assert not await queue.cancel("a")
 
 
+async def test_id_of_a_cancelled_message_can_be_published_again_at_once(harness: Harness) -> None:
+    queue, elsewhere = await harness.queue(), await harness.queue()
+    worker = await start(harness, queue)
+    await queue.publish([message("a", due_at=queue.time() + 5, dedupe=True)])
+    assert await elsewhere.cancel("a")
+    await queue.publish([message("a", due_at=queue.time() + 2, dedupe=True)])
+    await queue.publish([message("a", due_at=queue.time() + 1, dedupe=True)])
+    await harness.clock.advance(1.5)
+    assert await fetch(worker) == []
+    await harness.clock.advance(4)
+    assert await drain(worker) == ["a"]
+    await queue.publish([message("a", dedupe=True)])
+    assert await drain(worker) == []
+
+
+@requires("transactional")
+async def test_transaction_can_reschedule_under_the_same_id(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message("a", due_at=queue.time() + 9, dedupe=True)])
+    async with rolled_back(harness, queue):
+        assert await queue.cancel("a")
+        await queue.publish([message("a", due_at=queue.time() + 1, dedupe=True)])
+    async with harness.transaction(queue):
+        assert await queue.cancel("a")
+        await queue.publish([message("a", due_at=queue.time() + 2, dedupe=True)])
+    await harness.clock.advance(1.5)
+    assert await fetch(worker) == []
+    await harness.clock.advance(1)
+    assert await drain(worker) == ["a"]
+    await harness.clock.advance(9)
+    assert await fetch(worker) == []
+
+
 @requires("transactional")
 async def test_a_cancellation_counts_only_if_its_transaction_commits(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)

@@ -1,7 +1,11 @@
+import itertools
+
 import pytest
 
-from infra.mq import MessageQueue, Outcome
+from infra.mq import Claim, MessageQueue, Outcome
 from tests.contract.acting import (
+    EVENT,
+    WORK,
     consumer,
     counters,
     declare,
@@ -18,6 +22,7 @@ from tests.contract.acting import (
 )
 from tests.contract.harness import Harness
 
+BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 LATER = (Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE)
 ENDS = tuple(it for it in Outcome if it is not Outcome.DONE)
 FENCED = [(it, ordered) for it in ENDS for ordered in (False, True) if ordered or it is not Outcome.BLOCK]
@@ -209,3 +214,66 @@ async def test_a_settlement_reaches_the_queue_through_the_name_of_its_claim(
     await declare(harness, queue, subscription("new", aliases=("old",)))
     assert await worker.settle([end(first), end(second, Outcome.RETRY)]) == []
     assert await drain(worker, "new") == ["b"]
+
+
+@pytest.mark.parametrize(("outcome", "ordered"), FENCED)
+async def test_repeated_settlement_never_ends_a_later_claim_of_its_worker(
+    harness: Harness, queue: MessageQueue, outcome: Outcome, ordered: bool
+) -> None:
+    worker = await start(harness, queue, ordered=ordered)
+    await queue.publish([message("a", key="k")])
+    first = await fetch_one(worker)
+    await worker.settle([end(first, Outcome.RETRY)])
+    second = await fetch_one(worker)
+    repeated = end(first, outcome, error="again")
+    assert await worker.settle([repeated]) == [repeated]
+    assert await fetch(await consumer(queue)) == []
+    assert counters(second.deliveries[0]) == (1, 0, 0, 0)
+    assert await worker.settle([end(second, Outcome.RELEASE)]) == []
+    assert counters((await fetch_one(worker)).deliveries[0]) == (1, 0, 0, 0)
+
+
+@BOTH
+async def test_fence_grows_with_every_claim(harness: Harness, queue: MessageQueue, ordered: bool) -> None:
+    worker = await start(harness, queue, ordered=ordered)
+    await queue.publish([message("a", key="k")])
+    fences = [0]
+    for outcome in (Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK):
+        claim = await fetch_one(worker)
+        fences.append(claim.fence)
+        await worker.settle([end(claim, outcome)])
+    await worker.unpark({WORK: [EVENT]})
+    await harness.crash(worker)
+    rescuer = await consumer(queue)
+    await rescuer.recover()
+    fences.append((await fetch_one(rescuer)).fence)
+    assert all(earlier < later for earlier, later in itertools.pairwise(fences)), fences
+
+
+@BOTH
+async def test_stale_claim_of_the_same_worker_cannot_be_isolated(
+    harness: Harness, queue: MessageQueue, ordered: bool
+) -> None:
+    worker = await start(harness, queue, ordered=ordered)
+    await queue.publish([message("a", key="k")])
+    first = await fetch_one(worker)
+    await worker.settle([end(first, Outcome.RELEASE)])
+    second = await fetch_one(worker)
+    assert not await worker.isolate(first)
+    assert await worker.isolate(second)
+
+
+@BOTH
+async def test_thousands_of_claims_are_settled_in_one_call(
+    harness: Harness, queue: MessageQueue, ordered: bool
+) -> None:
+    worker = await start(harness, queue, ordered=ordered)
+    await queue.publish([message(f"{number}", key=f"{number}") for number in range(3_000)])
+    claims: list[Claim] = []
+    while some := await fetch(worker, limit=1_000):
+        claims += some
+    assert len(claims) == 3_000
+    ends = [end(claim, (Outcome.DONE, Outcome.RETRY)[number % 2]) for number, claim in enumerate(claims)]
+    assert await worker.settle(ends) == []
+    now = await stats(queue)
+    assert (now.in_flight, now.ready) == (0, 1_500)

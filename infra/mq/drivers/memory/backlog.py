@@ -8,10 +8,31 @@ from enum import Enum, auto
 
 from infra.mq.drivers.memory.store import Entry, Store
 from infra.mq.drivers.memory.worker import Worker
+from infra.mq.queue import FETCH_BYTES
 from infra.mq.types import Claim, Delivery, Message, Outcome, Settlement
 
 SUSPECT = 2
 """From so many takeovers on, a delivery is claimed alone."""
+
+
+class Room:
+    """How many bytes of bodies one fetch may still return."""
+
+    __slots__ = ("_left", "_used")
+
+    def __init__(self) -> None:
+        self._left = FETCH_BYTES
+        self._used = False
+
+    def take(self, size: int) -> bool:
+        """Take `size` bytes for one claim; False, and nothing taken, if they are too many. The first is free."""
+        if not self._used:
+            self._used = True
+        elif size > self._left:
+            return False
+        else:
+            self._left -= size
+        return True
 
 
 class State(Enum):
@@ -58,8 +79,8 @@ class Backlog(ABC):
         """Take in a new delivery, due now."""
 
     @abstractmethod
-    def claim(self, limit: int, worker: Worker, name: str) -> list[Claim]:
-        """Give `worker` up to `limit` claims, which answer under `name`."""
+    def claim(self, limit: int, worker: Worker, name: str, room: Room) -> list[Claim]:
+        """Give `worker` up to `limit` claims, as far as there is room; they answer under `name`."""
 
     @abstractmethod
     def settle(self, settlement: Settlement, worker: Worker, now: float) -> bool:
@@ -126,4 +147,6 @@ def count_outcome(entry: Entry, settlement: Settlement) -> None:
         entry.failures += 1
     if settlement.failure is not None:
         entry.failure = settlement.failure
+    if outcome is Outcome.PARK:
+        entry.needs = settlement.needs or entry.message.event
     entry.isolated = False

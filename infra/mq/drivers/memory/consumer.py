@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from infra.clock import Clock
-from infra.mq.drivers.memory.backlog import Backlog
+from infra.mq.drivers.memory.backlog import Backlog, Room
 from infra.mq.drivers.memory.store import Store
 from infra.mq.drivers.memory.worker import Worker
 from infra.mq.errors import QueueClosed
@@ -100,10 +100,11 @@ class MemoryConsumer:
     def _claim(self, wants: Mapping[str, int]) -> list[Claim]:
         self._store.agenda.promote(self._clock.time())
         claims: list[Claim] = []
+        room = Room()
         for name, limit in wants.items():
             backlog = self._backlogs.get(name)
             if backlog is not None and limit > 0 and not backlog.paused:
-                claims += backlog.claim(limit, self._worker, name)
+                claims += backlog.claim(limit, self._worker, name, room)
         return claims
 
     async def _wait(self, wants: Mapping[str, int], deadline: float) -> list[Claim]:

@@ -6,21 +6,28 @@ from infra.clock import Clock
 
 
 class RecentIds:
-    """Ids of the last `window` seconds."""
+    """The ids of the last `window` seconds, each together with its event."""
 
     def __init__(self, clock: Clock, window: float) -> None:
         self._clock = clock
         self._window = window
-        self._ids: set[str] = set()
-        self._ages: deque[tuple[float, str]] = deque()
+        self._accepted: dict[tuple[str, str], float] = {}
+        self._ages: deque[tuple[float, tuple[str, str]]] = deque()
 
-    def add(self, message_id: str) -> bool:
+    def add(self, event: str, message_id: str) -> bool:
         """Remember an id; False if it was remembered already."""
         now = self._clock.monotonic()
         while self._ages and self._ages[0][0] <= now - self._window:
-            self._ids.discard(self._ages.popleft()[1])
-        if message_id in self._ids:
+            accepted_at, key = self._ages.popleft()
+            if self._accepted.get(key) == accepted_at:
+                del self._accepted[key]
+        key = (event, message_id)
+        if key in self._accepted:
             return False
-        self._ids.add(message_id)
-        self._ages.append((now, message_id))
+        self._accepted[key] = now
+        self._ages.append((now, key))
         return True
+
+    def forget(self, event: str, message_id: str) -> None:
+        """Let an id be accepted again."""
+        self._accepted.pop((event, message_id), None)

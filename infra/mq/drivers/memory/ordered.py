@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from itertools import islice
 
-from infra.mq.drivers.memory.backlog import SUSPECT, Backlog, Counts, State, count_outcome, delivery_of
+from infra.mq.drivers.memory.backlog import SUSPECT, Backlog, Counts, Room, State, count_outcome, delivery_of
 from infra.mq.drivers.memory.store import Entry, Store
 from infra.mq.drivers.memory.worker import Worker
 from infra.mq.errors import MailboxNotBlocked
@@ -65,12 +65,18 @@ class OrderedBacklog(Backlog):
         if mailbox.state is State.IDLE:
             self.make_ready(mailbox)
 
-    def claim(self, limit: int, worker: Worker, name: str) -> list[Claim]:
+    def claim(self, limit: int, worker: Worker, name: str, room: Room) -> list[Claim]:
         claims: list[Claim] = []
         while self._ready and len(claims) < limit:
-            mailbox = self._ready.popleft()
-            if mailbox.state is State.READY:
-                claims.append(self._open(mailbox, worker, name))
+            mailbox = self._ready[0]
+            if mailbox.state is not State.READY:
+                self._ready.popleft()
+                continue
+            batch = _batch(mailbox)
+            if not room.take(sum(len(it.message.body) for it in batch)):
+                break
+            self._ready.popleft()
+            claims.append(self._open(mailbox, batch, worker, name))
         return claims
 
     def settle(self, settlement: Settlement, worker: Worker, now: float) -> bool:
@@ -100,9 +106,7 @@ class OrderedBacklog(Backlog):
             worker.kept.add(mailbox)
 
     def unpark(self, known: Collection[str]) -> int:
-        found = sorted(
-            (it for it in self._parked if it.entries[0].message.event in known), key=lambda it: it.entries[0].id
-        )
+        found = sorted((it for it in self._parked if it.entries[0].needs in known), key=lambda it: it.entries[0].id)
         for mailbox in found:
             self.make_ready(mailbox)
         return len(found)
@@ -186,14 +190,7 @@ class OrderedBacklog(Backlog):
         else:
             self.close(mailbox)
 
-    def _open(self, mailbox: Mailbox, worker: Worker, name: str) -> Claim:
-        batch: list[Entry] = []
-        for entry in islice(mailbox.entries, MAILBOX_BATCH):
-            if entry.takeovers >= SUSPECT and batch:
-                break
-            batch.append(entry)
-            if entry.takeovers >= SUSPECT:
-                break
+    def _open(self, mailbox: Mailbox, batch: list[Entry], worker: Worker, name: str) -> Claim:
         mailbox.state = State.OWNED
         mailbox.owner = worker
         mailbox.claimed = len(batch)
@@ -242,3 +239,15 @@ class OrderedBacklog(Backlog):
             mailbox.owner.holding.pop(mailbox, None)
             mailbox.owner.kept.discard(mailbox)
             mailbox.owner = None
+
+
+def _batch(mailbox: Mailbox) -> list[Entry]:
+    """Return the first deliveries, as many as one claim holds."""
+    batch: list[Entry] = []
+    for entry in islice(mailbox.entries, MAILBOX_BATCH):
+        if entry.takeovers >= SUSPECT and batch:
+            break
+        batch.append(entry)
+        if entry.takeovers >= SUSPECT:
+            break
+    return batch

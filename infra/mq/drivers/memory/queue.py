@@ -79,7 +79,7 @@ class MemoryQueue:
         self._store.agenda.promote(now)
         routes = self._subscriptions.routes
         for message in messages:
-            if message.dedupe and not self._recent.add(message.id):
+            if message.dedupe and not self._recent.add(message.event, message.id):
                 continue
             backlogs = routes.get(message.event, ())
             if message.due_at is None or message.due_at <= now:
@@ -91,7 +91,10 @@ class MemoryQueue:
     async def cancel(self, message_id: str) -> bool:
         self._check()
         self._store.agenda.promote(self._clock.time())
-        return self._plan.cancel(message_id)
+        cancelled = self._plan.cancel(message_id)
+        for message in cancelled:
+            self._recent.forget(message.event, message.id)
+        return bool(cancelled)
 
     async def scheduled(self, message_id: str) -> bool:
         self._check()

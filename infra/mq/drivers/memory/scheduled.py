@@ -37,12 +37,12 @@ class Plan:
         self._by_id.setdefault(message.id, []).append(scheduled)
         self._agenda.add(due_at, scheduled)
 
-    def cancel(self, message_id: str) -> bool:
-        """Forget what has this id; False if there is nothing."""
+    def cancel(self, message_id: str) -> list[Message]:
+        """Forget what has this id, and return it."""
         found = self._by_id.pop(message_id, [])
         for scheduled in found:
             self._agenda.remove(scheduled)
-        return bool(found)
+        return [it.message for it in found]
 
     def __contains__(self, message_id: str) -> bool:
         return message_id in self._by_id

@@ -11,7 +11,7 @@ from infra.mq.types import DeadLetter, Failure, Message
 class Entry:
     """One delivery, as the store keeps it."""
 
-    __slots__ = ("crashes", "deferrals", "failure", "failures", "id", "isolated", "message", "takeovers")
+    __slots__ = ("crashes", "deferrals", "failure", "failures", "id", "isolated", "message", "needs", "takeovers")
 
     def __init__(self, id: int, message: Message) -> None:  # noqa: A002  # the contract's name for it
         self.id = id
@@ -22,6 +22,8 @@ class Entry:
         self.crashes = 0
         self.isolated = False
         self.failure: Failure | None = None
+        self.needs = message.event
+        """What a worker must know to get it once it is parked."""
 
     def charge_death(self) -> None:
         """Count the death of its worker."""

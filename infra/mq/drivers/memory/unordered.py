@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Collection
 
-from infra.mq.drivers.memory.backlog import Backlog, Counts, State, count_outcome, delivery_of
+from infra.mq.drivers.memory.backlog import Backlog, Counts, Room, State, count_outcome, delivery_of
 from infra.mq.drivers.memory.store import Entry, Store
 from infra.mq.drivers.memory.worker import Worker
 from infra.mq.types import Claim, Message, Outcome, Settlement
@@ -12,11 +12,12 @@ from infra.mq.types import Claim, Message, Outcome, Settlement
 class Solo(Entry):
     """A delivery that is claimed by itself."""
 
-    __slots__ = ("backlog", "owner", "state", "ticket")
+    __slots__ = ("backlog", "fence", "owner", "state", "ticket")
 
     def __init__(self, id: int, message: Message, backlog: "UnorderedBacklog") -> None:  # noqa: A002  # as in Entry
         super().__init__(id, message)
         self.backlog = backlog
+        self.fence = 0
         self.owner: Worker | None = None
         self.state = State.READY
         self.ticket = 0
@@ -52,17 +53,22 @@ class UnorderedBacklog(Backlog):
         if self.waiters:
             self.notify()
 
-    def claim(self, limit: int, worker: Worker, name: str) -> list[Claim]:
+    def claim(self, limit: int, worker: Worker, name: str, room: Room) -> list[Claim]:
         claims: list[Claim] = []
         ready = self._ready
         while ready and len(claims) < limit:
-            entry = ready.popleft()
+            entry = ready[0]
             if entry.state is not State.READY:
+                ready.popleft()
                 continue
+            if not room.take(len(entry.message.body)):
+                break
+            ready.popleft()
             entry.state = State.OWNED
             entry.owner = worker
+            entry.fence += 1
             worker.holding[entry] = None
-            claims.append(Claim(subscription=name, deliveries=[delivery_of(entry, name)]))
+            claims.append(Claim(subscription=name, deliveries=[delivery_of(entry, name)], fence=entry.fence))
         return claims
 
     def settle(self, settlement: Settlement, worker: Worker, now: float) -> bool:
@@ -72,7 +78,7 @@ class UnorderedBacklog(Backlog):
             if entry is not None:
                 self._delete(entry)
             return True
-        if entry is None or entry.owner is not worker:
+        if entry is None or entry.owner is not worker or entry.fence != settlement.claim.fence:
             return False
         count_outcome(entry, settlement)
         if outcome is Outcome.DEAD:
@@ -103,7 +109,7 @@ class UnorderedBacklog(Backlog):
             worker.kept.add(entry)
 
     def unpark(self, known: Collection[str]) -> int:
-        found = sorted((it for it in self._parked if it.message.event in known), key=lambda it: it.id)
+        found = sorted((it for it in self._parked if it.needs in known), key=lambda it: it.id)
         for entry in found:
             self.make_ready(entry)
         return len(found)
@@ -139,7 +145,9 @@ class UnorderedBacklog(Backlog):
 
     def _owned(self, claim: Claim, worker: Worker) -> Solo | None:
         entry = self._entries.get(claim.deliveries[0].id)
-        return entry if entry is not None and entry.owner is worker else None
+        if entry is None or entry.owner is not worker or entry.fence != claim.fence:
+            return None
+        return entry
 
     def _delete(self, entry: Solo) -> None:
         del self._entries[entry.id]
