@@ -27,6 +27,10 @@ class Role(StrEnum):
         """Whether this role may do what `other` may."""
         return _RANK[self] >= _RANK[other]
 
+    def invites_to(self, role: "Role") -> bool:
+        """Whether this role may invite to `role`: admins and owners may, to roles up to their own."""
+        return self.covers(Role.ADMIN) and self.covers(role)
+
 
 _RANK = {role: rank for rank, role in enumerate(Role)}
 
@@ -79,7 +83,11 @@ class Invite(Base):
     """
 
     __tablename__ = "invites"
-    __table_args__ = (Index(None, "organization_id", "id"), Index(None, "organization_id", "email"))
+    __table_args__ = (
+        Index(None, "organization_id", "id"),
+        Index(None, "organization_id", "email"),
+        Index(None, "invited_by", "created_at"),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     organization_id: Mapped[UUID] = mapped_column(ForeignKey("organizations.id"))
@@ -144,6 +152,19 @@ class InviteExpired:
     """Nobody accepted an invite in time."""
 
     organization_id: UUID
+    invite_id: UUID
+    email: str
+
+    def ordering_key(self) -> str:
+        return str(self.organization_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteWithdrawn:
+    """An open invite was withdrawn by `actor_id`, or ended with the removal or demotion of whoever had made it."""
+
+    organization_id: UUID
+    actor_id: UUID
     invite_id: UUID
     email: str
 

@@ -14,6 +14,7 @@ from models.audit import JournalEntry
 from models.base import utc
 from models.organization import (
     InviteExpired,
+    InviteWithdrawn,
     MemberInvited,
     MemberJoined,
     MemberLeft,
@@ -29,6 +30,7 @@ OrganizationEvent = (
     | OrganizationUpdated
     | MemberInvited
     | InviteExpired
+    | InviteWithdrawn
     | MemberJoined
     | MemberUpdated
     | MemberLeft

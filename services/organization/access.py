@@ -5,8 +5,22 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from models.organization import Member, Role
+from models.organization import Member, Organization, Role
 from services.organization.errors import LastOwner, MemberNotFound, NotAllowed, OrganizationNotFound
+
+
+async def lock_organization(session: AsyncSession, organization_id: UUID) -> Organization:
+    """Return the organization, locked until the transaction ends; raise `OrganizationNotFound`.
+
+    Whatever changes members or invites locks it first, and checks roles afterwards: of an acceptance and the removal
+    of the inviter, or of two removals, one sees all that the other did, and neither waits for the other in a circle.
+    """
+    # Not FOR UPDATE: the foreign keys of new projects and the like may go on meanwhile.
+    query = select(Organization).where(Organization.id == organization_id).with_for_update(key_share=True)
+    organization = await session.scalar(query.execution_options(populate_existing=True))
+    if organization is None:
+        raise OrganizationNotFound(str(organization_id))
+    return organization
 
 
 async def require_role(session: AsyncSession, user_id: UUID, organization_id: UUID, role: Role) -> Role:

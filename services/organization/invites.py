@@ -2,13 +2,23 @@
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from models.organization import Invite, InviteExpired, InviteStatus, Member, MemberInvited, Organization
+from models.organization import (
+    Invite,
+    InviteExpired,
+    InviteStatus,
+    InviteWithdrawn,
+    Member,
+    MemberInvited,
+    Organization,
+    Role,
+)
 from models.user import User
 from services.organization.errors import AlreadyInvited, AlreadyMember
 
@@ -29,6 +39,35 @@ async def find_by_token(session: AsyncSession, token: str, now: datetime) -> Inv
     """Return the open invite whose latest mail has `token`, locked until the transaction ends."""
     query = select(Invite).where(Invite.token_hash == _digest(token), *_open_at(now))
     return await session.scalar(query.with_for_update())
+
+
+async def organization_of(session: AsyncSession, token: str) -> UUID | None:
+    """Return the organization whose invite has `token`, open or not; nothing is locked."""
+    return await session.scalar(select(Invite.organization_id).where(Invite.token_hash == _digest(token)))
+
+
+async def is_backed(session: AsyncSession, invite: Invite) -> bool:
+    """Whether who made the invite could make it still; by then the organization is locked."""
+    inviter = select(Member.role).where(
+        Member.organization_id == invite.organization_id, Member.user_id == invite.invited_by
+    )
+    held = await session.scalar(inviter)
+    return held is not None and held.invites_to(invite.role)
+
+
+async def find_unbacked(
+    session: AsyncSession, organization_id: UUID, user_id: UUID, role: Role | None, now: datetime
+) -> Sequence[Invite]:
+    """Return the open invites that end as the user's role becomes `role`, or None on removal, locked.
+
+    They are those that the user made and could not make any more; on removal, also those to the user's own mailbox.
+    """
+    mine = Invite.invited_by == user_id
+    if role is None:
+        mine |= Invite.email == select(User.email).where(User.id == user_id).scalar_subquery()
+    query = select(Invite).where(Invite.organization_id == organization_id, *_open_at(now), mine).order_by(Invite.id)
+    invites = (await session.scalars(query.with_for_update())).all()
+    return [each for each in invites if role is None or not role.invites_to(each.role)]
 
 
 async def require_uninvited(session: AsyncSession, organization_id: UUID, email: str, now: datetime) -> None:
@@ -55,6 +94,13 @@ def replace_token(invite: Invite) -> str:
 def expiry_of(invite: Invite) -> InviteExpired:
     """Return the event that tells that nobody accepted in time."""
     return InviteExpired(organization_id=invite.organization_id, invite_id=invite.id, email=invite.email)
+
+
+def withdrawal_of(invite: Invite, actor_id: UUID) -> InviteWithdrawn:
+    """Return the event that tells that the invite is no longer open."""
+    return InviteWithdrawn(
+        organization_id=invite.organization_id, actor_id=actor_id, invite_id=invite.id, email=invite.email
+    )
 
 
 def invitation_of(invite: Invite, organization: Organization) -> MemberInvited:

@@ -1,10 +1,13 @@
 """Organizations, their members, and invites to become one.
 
 How an invite ends is decided in one place: its row, locked, in the transaction that closes it. Whoever finds it pending
-there closes it and publishes what became of it (`MemberJoined`, `InviteExpired`), so the journal never tells of two
-ends. The scheduled `InviteDeadlineReached` only asks for a look at the row. Cancelling it saves that look; nothing
-depends on it: one that fires late, twice or after an acceptance changes nothing, and if the queue loses one, the clock
-still keeps the invite from being accepted too late, or from being in the way of a new one.
+there closes it and publishes what became of it (`MemberJoined`, `InviteWithdrawn`, `InviteExpired`), so the journal
+never tells of two ends. The scheduled `InviteDeadlineReached` only asks for a look at the row. Cancelling it saves that
+look; nothing depends on it: one that fires late, twice or after an acceptance changes nothing, and if the queue loses
+one, the clock still keeps the invite from being accepted too late, or from being in the way of a new one.
+
+An invite is worth what its inviter may do. The transaction that removes or demotes the inviter withdraws it, and an
+acceptance checks it again, under the same lock on the organization.
 """
 
 from collections.abc import Sequence
@@ -34,7 +37,7 @@ from models.organization import (
     Role,
 )
 from models.user import User, UserCreated
-from services.organization.access import find_member, is_member, require_other_owner, require_role
+from services.organization.access import find_member, is_member, lock_organization, require_other_owner, require_role
 from services.organization.errors import (
     AlreadyMember,
     InviteNotFound,
@@ -47,9 +50,13 @@ from services.organization.invites import (
     find_by_token,
     find_open,
     find_pending,
+    find_unbacked,
     invitation_of,
+    is_backed,
+    organization_of,
     replace_token,
     require_uninvited,
+    withdrawal_of,
 )
 
 MAX_NAME = 200
@@ -126,8 +133,8 @@ class OrganizationService:
             OrganizationChanged: it is not at `expected_version`.
         """
         async with self._db.transaction() as tx:
+            organization = await lock_organization(tx.session, organization_id)
             await require_role(tx.session, actor_id, organization_id, Role.ADMIN)
-            organization = await _lock_organization(tx.session, organization_id)
             if expected_version not in {None, organization.version}:
                 raise OrganizationChanged(f"it is at version {organization.version} now")
             if name == organization.name:
@@ -156,13 +163,14 @@ class OrganizationService:
             return [MemberView(**row) for row in rows.mappings()]
 
     async def change_role(self, actor_id: UUID, organization_id: UUID, user_id: UUID, role: Role) -> None:
-        """Give a member another role; only owners may.
+        """Give a member another role; only owners may. Open invites of the member beyond that role are withdrawn.
 
         Raises:
             MemberNotFound: the user is not in the organization.
             LastOwner: nobody else owns it.
         """
         async with self._db.transaction() as tx:
+            await lock_organization(tx.session, organization_id)
             await require_role(tx.session, actor_id, organization_id, Role.OWNER)
             member = await find_member(tx.session, organization_id, user_id)
             if member.role is role:
@@ -171,15 +179,19 @@ class OrganizationService:
             member.role = role
             event = MemberUpdated(organization_id=organization_id, actor_id=actor_id, user_id=user_id, role=role)
             await self._bus.publish(event)
+            await self._withdraw_unbacked(tx.session, actor_id, member, role)
 
     async def remove_member(self, actor_id: UUID, organization_id: UUID, user_id: UUID) -> None:
         """Take a user out of the organization: oneself (to leave), or as an admin anybody whose role is not higher.
+
+        Open invites that the user made, and one to the user's own mailbox, are withdrawn with it.
 
         Raises:
             MemberNotFound: the user is not in the organization.
             LastOwner: nobody else owns it.
         """
         async with self._db.transaction() as tx:
+            await lock_organization(tx.session, organization_id)
             needed = Role.MEMBER if actor_id == user_id else Role.ADMIN
             held = await require_role(tx.session, actor_id, organization_id, needed)
             member = await find_member(tx.session, organization_id, user_id)
@@ -189,6 +201,7 @@ class OrganizationService:
             await tx.session.delete(member)
             event = MemberLeft(organization_id=organization_id, actor_id=actor_id, user_id=user_id)
             await self._bus.publish(event)
+            await self._withdraw_unbacked(tx.session, actor_id, member, None)
 
     async def invite(self, actor_id: UUID, organization_id: UUID, *, email: str, role: Role = Role.MEMBER) -> Invite:
         """Invite whoever reads the mailbox `email`; only admins may, and only to roles that their own covers.
@@ -210,10 +223,10 @@ class OrganizationService:
             expires_at=utc(now + self._invite_lifetime),
         )
         async with self._db.transaction() as tx:
+            organization = await lock_organization(tx.session, organization_id)
             held = await require_role(tx.session, actor_id, organization_id, Role.ADMIN)
-            if not held.covers(role):
+            if not held.invites_to(role):
                 raise NotAllowed(f"one with the role {held} can't invite to the role {role}")
-            organization = await _lock_organization(tx.session, organization_id)
             await require_uninvited(tx.session, organization_id, invite.email, utc(now))
             deadline = InviteDeadlineReached(invite_id=invite.id)
             invite.expiry_id = await self._bus.publish_scheduled(deadline, invite.expires_at)
@@ -236,28 +249,33 @@ class OrganizationService:
     async def withdraw_invite(self, actor_id: UUID, organization_id: UUID, invite_id: UUID) -> None:
         """Close an open invite; only admins may. Raises `InviteNotFound`."""
         async with self._db.transaction() as tx:
+            await lock_organization(tx.session, organization_id)
             await require_role(tx.session, actor_id, organization_id, Role.ADMIN)
             invite = await find_open(tx.session, invite_id, self._now())
             if invite is None or invite.organization_id != organization_id:
                 raise InviteNotFound(str(invite_id))
-            await self._close(invite, InviteStatus.WITHDRAWN)
+            await self._withdraw(invite, actor_id)
 
     async def accept_invite(self, actor_id: UUID, token: str) -> Organization:
         """Make the actor a member, on the strength of a mailed token, and call the expiry off.
 
         Raises:
-            InviteNotFound: no open invite has this token.
+            InviteNotFound: no open invite has this token, or who made it may no longer invite to its role.
             AlreadyMember: the actor is in the organization already.
         """
         async with self._db.transaction() as tx:
+            organization_id = await organization_of(tx.session, token)
+            if organization_id is None:
+                raise InviteNotFound("no open invite has this token")
+            organization = await lock_organization(tx.session, organization_id)
             invite = await find_by_token(tx.session, token, self._now())
-            if invite is None:
+            if invite is None or not await is_backed(tx.session, invite):
                 raise InviteNotFound("no open invite has this token")
             if await is_member(tx.session, invite.organization_id, actor_id):
                 raise AlreadyMember("you are in this organization already")
             await self._close(invite, InviteStatus.ACCEPTED)
             await self._join(invite, actor_id)
-            return await tx.session.get_one(Organization, invite.organization_id)
+            return organization
 
     async def new_invite_token(self, invite_id: UUID) -> str | None:
         """Return a token that accepts the invite, replacing the one before; None if it can't be accepted any more."""
@@ -278,6 +296,16 @@ class OrganizationService:
     async def _close(self, invite: Invite, status: InviteStatus) -> None:
         invite.status = status
         await self._bus.cancel(invite.expiry_id)
+
+    async def _withdraw(self, invite: Invite, actor_id: UUID) -> None:
+        await self._close(invite, InviteStatus.WITHDRAWN)
+        await self._bus.publish(withdrawal_of(invite, actor_id))
+
+    async def _withdraw_unbacked(
+        self, session: AsyncSession, actor_id: UUID, member: Member, role: Role | None
+    ) -> None:
+        for invite in await find_unbacked(session, member.organization_id, member.user_id, role, self._now()):
+            await self._withdraw(invite, actor_id)
 
     async def _join(self, invite: Invite, user_id: UUID) -> None:
         now = self._now()
@@ -306,9 +334,3 @@ class OrganizationService:
 
 def _organizations_of(user_id: UUID) -> Select[Organization]:
     return select(Organization).join(Member, Member.organization_id == Organization.id).where(Member.user_id == user_id)
-
-
-async def _lock_organization(session: AsyncSession, organization_id: UUID) -> Organization:
-    # Two invites to one email at once: the second waits here, then sees the first.
-    query = select(Organization).where(Organization.id == organization_id).with_for_update()
-    return (await session.scalars(query)).one()

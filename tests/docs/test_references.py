@@ -44,7 +44,9 @@ def test_named_tests_exist(document: Path) -> None:
 
 def test_every_promise_names_its_tests() -> None:
     promises = prose(ROOT / "docs" / "guarantees.md").split("\n## ")[1:-1]
-    assert len(promises) == 15
+    numbers = [int(each.partition(".")[0]) for each in promises]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) >= 16
     for each in promises:
         assert "::test_" in each, each.partition("\n")[0]
 
