@@ -27,8 +27,10 @@ from bus.listeners import Kind, Listener
 from bus.metrics import BusMetrics, ListenerMetrics
 from bus.options import BusOptions
 from bus.retry import Retry
+from bus.supervisor import BackgroundTaskFailed, TaskState
 
 __all__ = [
+    "BackgroundTaskFailed",
     "Bus",
     "BusError",
     "BusFrozen",
@@ -49,6 +51,7 @@ __all__ = [
     "PublishTooDeep",
     "Retry",
     "RetryLater",
+    "TaskState",
     "UndecodablePayload",
     "UnknownEvent",
     "Upcaster",

@@ -28,6 +28,7 @@ from bus.outgoing import Outgoing
 from bus.publisher import Publisher, refuse_delay
 from bus.registry import ListenerRegistry
 from bus.retry import Retry
+from bus.supervisor import TaskState, bus_supervisor
 from bus.worker import Worker
 from infra.clock import Clock, SystemClock
 from infra.db import Database
@@ -62,6 +63,7 @@ class Bus:
         self.metrics = BusMetrics()
         self._db = db
         self._clock = clock or SystemClock()
+        self._supervisor = bus_supervisor(self._clock)
         self._random = random or SystemRandom()
         self._listeners = ListenerRegistry()
         self._broadcasts = Broadcasts(mq, self._clock, self._listeners, self.metrics)
@@ -308,10 +310,25 @@ class Bus:
 
         Raises:
             BusNotStarted: `start()` has not returned.
+            BackgroundTaskFailed: one of the bus's background tasks failed too often in a row.
         """
         self._require_started("run the worker")
-        await self._enrolment.done.wait()
-        await self.worker().run()
+        async with self._supervisor.guard():
+            await self._enrolment.done.wait()
+            await self.worker().run()
+
+    async def watch(self) -> None:
+        """Wait until this process should end because of the bus; for processes that do not `run()` the worker.
+
+        Raises:
+            BackgroundTaskFailed: one of the bus's background tasks failed too often in a row.
+        """
+        await self._supervisor.watch()
+
+    @property
+    def background_tasks(self) -> list[TaskState]:
+        """The state of every background task of the bus in this process, by name."""
+        return self._supervisor.states()
 
     def worker(self) -> Worker:
         """Return a worker over this bus's listeners, not yet running."""

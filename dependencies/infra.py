@@ -6,7 +6,7 @@ from dependency_injector.containers import DeclarativeContainer
 from dependency_injector.providers import Dependency, ThreadSafeSingleton
 
 from bus import Bus, BusOptions
-from dependencies.metrics import bus_samples, outbox_samples, queue_samples
+from dependencies.metrics import bus_samples, outbox_samples, queue_samples, task_samples
 from dependencies.settings import Settings
 from dependencies.version import application_version
 from infra.clock import Clock, SystemClock
@@ -82,6 +82,7 @@ def build_telemetry(bus: Bus, mq: MessageQueue, clock: Clock) -> Telemetry:
     """Return the metrics of everything here; queue depths are read when somebody asks, and kept a few seconds."""
     telemetry = Telemetry(version=application_version(), clock=clock)
     telemetry.add(partial(bus_samples, bus))
+    telemetry.add(partial(task_samples, bus))
     telemetry.add_async("queue", partial(queue_samples, mq))
     telemetry.add_async("outbox", partial(outbox_samples, bus, clock))
     return telemetry

@@ -14,6 +14,8 @@ _GAUGES = frozenset({"running", "lag_seconds"})
 _BUS_HELP = "What the bus did in this process since its start."
 _LISTENER_HELP = "What one durable listener did in this process since its start."
 _QUEUE_HELP = "Deliveries in the queue, over all processes, by listener and state."
+_TASK_HELP = "Failures of a background task of the bus in this process since its start."
+_FAILING_HELP = "Failures in a row of a background task of the bus; 0 while it makes progress."
 _STATES = ("ready", "retrying", "scheduled", "in_flight", "parked", "blocked", "dead")
 
 
@@ -24,6 +26,14 @@ def bus_samples(bus: Bus) -> Iterator[Sample]:
     for listener, metrics in list(bus.metrics.listeners.items()):
         for name, value in _numbers(metrics):
             yield Sample(f"listener_{name}", _LISTENER_HELP, _kind(name), value, {"listener": listener})
+
+
+def task_samples(bus: Bus) -> Iterator[Sample]:
+    """Yield how the bus's background tasks are doing."""
+    for each in bus.background_tasks:
+        labels = {"task": each.name}
+        yield Sample("bus_task_failures", _TASK_HELP, "counter", each.failures_total, labels)
+        yield Sample("bus_task_failing", _FAILING_HELP, "gauge", each.failures, labels)
 
 
 async def queue_samples(mq: MessageQueue) -> list[Sample]:

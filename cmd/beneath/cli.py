@@ -76,7 +76,7 @@ def report(error: BaseException) -> int:
 
 def _expected(error: BaseException) -> int | None:
     try:
-        from bus import BusError
+        from bus import BackgroundTaskFailed, BusError
         from dependencies.errors import SetupError
         from infra.db import DatabaseError
         from infra.mq import QueueError
@@ -84,4 +84,4 @@ def _expected(error: BaseException) -> int | None:
         return None
     if isinstance(error, SetupError):
         return 2
-    return 1 if isinstance(error, BusError | DatabaseError | QueueError) else None
+    return 1 if isinstance(error, BackgroundTaskFailed | BusError | DatabaseError | QueueError) else None

@@ -17,6 +17,10 @@ HEALTH_GRACE = 1.0
 """Seconds that a scrape under way gets when a worker stops."""
 
 
+class BackgroundTaskFailing(Exception):
+    """A background task of the bus fails for a reason that will not pass by itself."""
+
+
 class Stopping(Exception):
     """The process is about to end: send it nothing new."""
 
@@ -83,7 +87,12 @@ def probes(application: "Application", *, queue_needed: bool) -> Mapping[str, Pr
         if application.stopping:
             raise Stopping("the process is stopping")
 
-    needed: dict[str, Probe] = {"database": database, "lifecycle": lifecycle}
+    async def tasks() -> None:
+        for each in application.bus.background_tasks:
+            if each.failing:
+                raise BackgroundTaskFailing(f"{each.name}: {each.failures} failures in a row: {each.error}")
+
+    needed: dict[str, Probe] = {"database": database, "lifecycle": lifecycle, "tasks": tasks}
     if queue_needed:
         needed["queue"] = queue
     return needed

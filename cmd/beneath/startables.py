@@ -89,11 +89,11 @@ def select(names: Sequence[str]) -> list[Startable]:
 def built(
     startables: Sequence[Startable], application: Application, launch: Launch | None = None
 ) -> Iterator[list[Runnable]]:
-    """Make the runnables of `startables`, in an opened application, and the watch over the event loop."""
+    """Make the runnables of `startables`, in an opened application, and the watches over event loop and bus."""
     with ExitStack() as cleanup:
         request = Request(application, cleanup, [each.name for each in startables], launch)
         runnables = [runnable for each in startables for runnable in each.build(request)]
-        yield [*runnables, LoopWatch(application)]
+        yield [*runnables, LoopWatch(application), BusWatch(application)]
 
 
 class LoopWatch:
@@ -106,3 +106,15 @@ class LoopWatch:
 
     async def run(self) -> None:
         await self._telemetry.watch_loop()
+
+
+class BusWatch:
+    """Ends the process when a background task of the bus has failed too often in a row."""
+
+    name = "bus-watch"
+
+    def __init__(self, application: Application) -> None:
+        self._bus = application.bus
+
+    async def run(self) -> None:
+        await self._bus.watch()

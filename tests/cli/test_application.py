@@ -11,6 +11,7 @@ from dependency_injector import providers
 from beneath.application import Application
 from beneath.errors import StartError, UsageError
 from beneath.server import bind
+from bus import BackgroundTaskFailed
 from dependencies import Container, Settings
 from dependencies.settings import ControlSettings
 from infra.clock import SystemClock
@@ -109,6 +110,33 @@ async def test_a_lone_worker_serves_its_own_health_and_metrics(settings: Setting
         assert (await get(f"{url}/readyz")).status_code == 200
         assert "beneath_listener_handled_total" in (await get(f"{url}/metrics")).text
         assert (await get(f"{url}/v1/me")).status_code == 404
+
+
+async def test_failing_background_task_shows_in_readiness_and_metrics_and_ends_the_process(settings: Settings) -> None:
+    container = Container(settings=settings)
+    failures = 0
+
+    async def broken() -> None:
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            raise ValueError("no")
+        await asyncio.Event().wait()
+
+    with pytest.raises(BackgroundTaskFailed, match="broken"):
+        async with Application(container).running("control-server") as application, asyncio.timeout(10):
+            url = application.urls["control-server"]
+            assert (await get(f"{url}/readyz")).json()["checks"]["tasks"] == "ok"
+            application.bus._supervisor.start("broken", broken)
+            await asyncio.sleep(0)
+            answer = await get(f"{url}/readyz")
+            assert (answer.status_code, answer.json()["checks"]["tasks"]) == (503, "failed")
+            metrics = (await get(f"{url}/metrics")).text
+            assert 'beneath_bus_task_failing{task="broken"} 1.0' in metrics
+            assert 'beneath_bus_task_failures_total{task="broken"} 1.0' in metrics
+            application.bus._supervisor.max_failures = 1
+            application.bus._supervisor.health("broken").failed(ValueError("again"))
+            await asyncio.Event().wait()
 
 
 async def test_leaving_the_block_closes_everything(settings: Settings) -> None:

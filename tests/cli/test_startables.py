@@ -36,7 +36,7 @@ def processes(settings: Settings, number: int, port: int = 4001) -> Application:
 
 def test_several_processes_get_ports_in_a_row_and_the_parents_settings(settings: Settings) -> None:
     launch = Launch(options=("--config", "x.yaml", "--set", "log.level=debug"))
-    with built(select(["control-worker"]), processes(settings, 3), launch) as (pool, _):
+    with built(select(["control-worker"]), processes(settings, 3), launch) as (pool, *_):
         assert isinstance(pool, WorkerPool)
         commands = [each._arguments for each in pool._workers]
     assert [command[:4] for command in commands] == [launch.options] * 3

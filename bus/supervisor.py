@@ -1,0 +1,21 @@
+"""The supervisor of the bus's background tasks: relay, settler, broadcasts, recovery and all others."""
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from infra.clock import Clock
+from infra.db import DatabaseError
+from infra.mq import QueueError
+from infra.supervision import BackgroundTaskFailed, Supervisor, TaskState
+
+__all__ = ["BackgroundTaskFailed", "Supervisor", "TaskState", "bus_supervisor"]
+
+TRANSIENT = (QueueError, DatabaseError, SQLAlchemyError, OSError)
+"""Failures that pass once a server, a disk or a network is back, so that no process ends because of them.
+
+Database errors that `infra.db` does not map are among them: an unknown one is retried, visibly, and not final.
+"""
+
+
+def bus_supervisor(clock: Clock) -> Supervisor:
+    """Return the supervisor of one bus, with no tasks yet."""
+    return Supervisor(clock, transient=TRANSIENT)

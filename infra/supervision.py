@@ -1,0 +1,324 @@
+"""Supervision of background tasks: none dies unseen, none is restarted in a tight loop, none fails for ever.
+
+A supervisor runs each task until it returns or is stopped. A task that raises is logged as `background task failed` and
+restarted after a growing pause. After `max_failures` failures in a row that are not transient the supervisor gives up:
+`guard()` and `watch()` then raise, so that the process ends and can be restarted whole.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from infra.clock import Clock
+from infra.failures import describe, render_traceback
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MAX_FAILURES = 20
+"""Failures in a row, transient ones not counted, after which a supervisor gives up: a little over a minute."""
+
+MIN_BACKOFF = 0.1
+"""The pause, in seconds, after the first failure in a row; it doubles with each further one."""
+
+MAX_BACKOFF = 5.0
+"""The longest pause, in seconds, between two attempts."""
+
+HEALTHY_AFTER = 60.0
+"""Seconds after which an attempt that is still running counts as a success."""
+
+Work = Callable[[], Coroutine[Any, Any, None]]
+"""Runs a background task once, until it has nothing more to do; called again after it raised."""
+
+
+class BackgroundTaskFailed(Exception):
+    """A background task failed too often in a row; the process should end and be restarted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskState:
+    """How the background tasks of one name are doing."""
+
+    name: str
+    running: int
+    """How many of them there are now."""
+
+    failures: int
+    """Failures in a row of the worst of them; 0 once it has made progress."""
+
+    failures_total: int
+    """All failures since the supervisor was made."""
+
+    transient: bool
+    """Whether the latest failure in a row is one that passes by itself, such as an unavailable server."""
+
+    error: str
+    """The latest failure in a row; empty once the task has made progress."""
+
+    @property
+    def failing(self) -> bool:
+        """Whether it fails for a reason that will not pass by itself."""
+        return self.failures > 0 and not self.transient
+
+
+class Health:
+    """The failures of one background task: counted, logged, and turned into a pause before the next attempt."""
+
+    def __init__(self, supervisor: "Supervisor", name: str) -> None:
+        self.name = name
+        self.failures = 0
+        self.error = ""
+        self.transient = False
+        self._supervisor = supervisor
+        self._counted = 0
+
+    def succeeded(self) -> None:
+        """Note progress: the next failure is the first in a row again. Cheap, so that a loop may call it each time."""
+        if self.failures:
+            self.failures = self._counted = 0
+            self.error = ""
+            self.transient = False
+            log.info("background task recovered", task=self.name)
+
+    def failed(self, error: BaseException) -> float:
+        """Note and log a failure, and return the pause in seconds before the next attempt."""
+        self.failures += 1
+        self.error = describe(error)
+        self.transient = self._supervisor.is_transient(error)
+        retry_in = min(MIN_BACKOFF * 2.0 ** min(self.failures - 1, 32), MAX_BACKOFF)
+        if self.transient:
+            log.warning("background task failed", task=self.name, error=self.error, retry_in=retry_in, transient=True)
+        else:
+            self._counted += 1
+            log.error(
+                "background task failed",
+                task=self.name,
+                error=self.error,
+                retry_in=retry_in,
+                failures=self._counted,
+                exception=render_traceback(error),
+            )
+        self._supervisor.count(self, given_up=self._counted >= self._supervisor.max_failures, cause=error)
+        return retry_in
+
+
+class SupervisedTask(Health):
+    """One background task, restarted until it returns or is stopped."""
+
+    def __init__(self, supervisor: "Supervisor", name: str, work: Work, clock: Clock) -> None:
+        super().__init__(supervisor, name)
+        self._work = work
+        self._clock = clock
+        self._stopping = False
+        self._restart: asyncio.TimerHandle | None = None
+        self._task = self._begin()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended: it returned, or was stopped."""
+        return self._task.done() and self._restart is None
+
+    async def stop(self) -> None:
+        """Cancel it and wait for its end, however often this call is cancelled meanwhile."""
+        self.cancel()
+        cancelled: asyncio.CancelledError | None = None
+        while not self._task.done():
+            try:
+                await asyncio.wait((self._task,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    def cancel(self) -> None:
+        """Ask it to end, without waiting for that."""
+        self._stopping = True
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+        self._task.cancel()
+
+    def _begin(self) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._run(), name=self.name)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def _run(self) -> None:
+        task = asyncio.current_task()
+        while True:
+            began = self._clock.monotonic()
+            try:
+                await self._work()
+            except (SystemExit, KeyboardInterrupt, GeneratorExit):
+                raise
+            except asyncio.CancelledError as error:
+                if task is None or task.cancelling():
+                    raise
+                failure: BaseException = error  # something that the work awaited was cancelled, not the work
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the task is restarted, and it is logged
+                failure = error
+            else:
+                self.succeeded()
+                return
+            if self._clock.monotonic() - began >= HEALTHY_AFTER:
+                self.succeeded()
+            pause = self.failed(failure)
+            del failure  # its traceback holds this frame
+            await self._clock.sleep(pause)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # nobody awaits this task; a SystemExit has already reached the loop's caller
+        elif not self._stopping:
+            # Cancelled by somebody else. At the end of `asyncio.run` the loop stops before the timer fires; if a
+            # handler did it, by cancelling every task that it found, the work goes on.
+            self._restart = task.get_loop().call_later(MIN_BACKOFF, self._begin_again)
+            return
+        self._supervisor.forget(self)
+
+    def _begin_again(self) -> None:
+        self._restart = None
+        log.warning("background task was cancelled", task=self.name)
+        self._task = self._begin()
+
+
+class Supervisor:
+    """The background tasks of one process, or of one part of it."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        transient: tuple[type[BaseException], ...] = (),
+        max_failures: int = MAX_FAILURES,
+    ) -> None:
+        """Make a supervisor of no tasks. Failures of the classes in `transient` never make it give up."""
+        self.max_failures = max_failures
+        self._clock = clock
+        self._transient = transient
+        self._tasks: list[SupervisedTask] = []
+        self._healths: list[Health] = []
+        self._totals: dict[str, int] = {}
+        self._verdict: BaseException | None = None
+        self._ended = asyncio.Event()
+        self._guards: list[Callable[[], object]] = []
+
+    def start(self, name: str, work: Work) -> SupervisedTask:
+        """Run `work` in a task until it returns or is stopped; restart it whenever it raises.
+
+        Several tasks may share a name; their states are shown together.
+        """
+        task = SupervisedTask(self, name, work, self._clock)
+        self._tasks.append(task)
+        self._totals.setdefault(name, 0)
+        return task
+
+    def health(self, name: str) -> Health:
+        """Return the count of failures for a loop that runs in a task of its owner, not in one of the supervisor's."""
+        health = Health(self, name)
+        self._healths.append(health)
+        self._totals.setdefault(name, 0)
+        return health
+
+    async def close(self) -> None:
+        """Stop every task."""
+        tasks = list(self._tasks)
+        for each in tasks:
+            each.cancel()
+        for each in tasks:
+            await each.stop()
+
+    def states(self) -> list[TaskState]:
+        """Return the state of every name that was ever started, in order of the first start."""
+        return [self._state(name) for name in self._totals]
+
+    @property
+    def failing(self) -> list[TaskState]:
+        """Those that fail for reasons that will not pass by themselves."""
+        return [each for each in self.states() if each.failing]
+
+    def end(self, error: BaseException) -> None:
+        """Make every `guard()` and `watch()` raise `error`, now and from now on; the first error counts."""
+        if self._verdict is None:
+            self._verdict = error
+            self._ended.set()
+            for interrupt in list(self._guards):
+                interrupt()
+
+    async def watch(self) -> None:
+        """Wait for ever, or until the supervisor gives up.
+
+        Raises:
+            BackgroundTaskFailed: a task failed too often in a row.
+            BaseException: what `end` was called with.
+        """
+        await self._ended.wait()
+        assert self._verdict is not None  # noqa: S101 - it was set before the event
+        raise self._verdict
+
+    @asynccontextmanager
+    async def guard(self) -> AsyncIterator[None]:
+        """Surround a block that is cancelled when the supervisor gives up; leaving the block raises the cause then.
+
+        Raises: what `watch` raises.
+        """
+        if self._verdict is not None:
+            raise self._verdict
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in a task
+        asked = task.cancelling()
+        interrupted = False
+
+        def interrupt() -> None:
+            nonlocal interrupted
+            interrupted = True
+            task.cancel()
+
+        self._guards.append(interrupt)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if interrupted and task.uncancel() <= asked and self._verdict is not None:
+                raise self._verdict from None
+            raise
+        finally:
+            self._guards.remove(interrupt)
+
+    # --- for `Health` -----------------------------------------------------------------------------------------------
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether an error passes by itself; a group does if all in it do."""
+        if isinstance(error, BaseExceptionGroup):
+            return all(self.is_transient(each) for each in error.exceptions)
+        return isinstance(error, self._transient)
+
+    def count(self, health: Health, *, given_up: bool, cause: BaseException) -> None:
+        """Count a failure; with `given_up` it is the last one."""
+        self._totals[health.name] += 1
+        if given_up:
+            failed = BackgroundTaskFailed(
+                f"the background task {health.name!r} failed {health.failures} times in a row: {health.error}"
+            )
+            failed.__cause__ = cause
+            self.end(failed)
+
+    def forget(self, task: SupervisedTask) -> None:
+        """Drop a task that has ended."""
+        if task in self._tasks:
+            self._tasks.remove(task)
+
+    def _state(self, name: str) -> TaskState:
+        tasks = [each for each in self._tasks if each.name == name]
+        known = [*tasks, *(each for each in self._healths if each.name == name)]
+        worst = max(known, key=lambda each: (each.failures > 0 and not each.transient, each.failures), default=None)
+        return TaskState(
+            name=name,
+            running=len(tasks),
+            failures=worst.failures if worst else 0,
+            failures_total=self._totals[name],
+            transient=worst.transient if worst else False,
+            error=worst.error if worst else "",
+        )
