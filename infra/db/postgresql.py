@@ -30,15 +30,17 @@ BESIDES = 7
 _STATE = """
 SELECT pg_is_in_recovery() AS replica, current_setting('default_transaction_read_only') = 'on' AS read_only,
     current_schema() AS schema, current_user AS role,
+    (SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()) AS encoding,
     least(
         current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer,
         nullif((SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), -1),
         nullif((SELECT datconnlimit FROM pg_database WHERE datname = current_database()), -1)
     ) AS connections
 """
+# Visible, not in the current schema: a schema that was put in front of theirs does not make them others.
 _FORBIDDEN = """
-SELECT relname FROM pg_class
-WHERE relnamespace = current_schema()::regnamespace AND relname LIKE 'beneath\\_%' AND NOT CASE relkind
+SELECT relname, relnamespace::regnamespace::text AS schema FROM pg_class
+WHERE pg_table_is_visible(oid) AND relname LIKE 'beneath\\_%' AND NOT CASE relkind
     WHEN 'r' THEN has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
         AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')
     WHEN 'S' THEN has_sequence_privilege(oid, 'USAGE') AND has_sequence_privilege(oid, 'SELECT')
@@ -167,6 +169,7 @@ class PostgreSQL:
         pooled = await is_pooled(probe)
         state = await probe.fetchrow(_STATE)
         self._check_writable(replica=state["replica"], read_only=state["read_only"])
+        self._check_encoding(state["encoding"])
         await self._check_permission(probe, state["role"], state["schema"])
         needed = self.address.pool_size + BESIDES
         if not pooled and state["connections"] < needed:
@@ -189,16 +192,24 @@ class PostgreSQL:
                 "(default_transaction_read_only is on); switch that off, or point db.url at another one"
             )
 
+    def _check_encoding(self, encoding: str) -> None:
+        if encoding != "UTF8":
+            raise DatabaseError(
+                f"the database {self.address.database!r} at {self.address.where} is encoded in {encoding}, which "
+                "cannot hold every text; create it anew with ENCODING 'UTF8' TEMPLATE template0"
+            )
+
     async def _check_permission(self, probe: Driver, role: str, schema: str | None) -> None:
         if schema is None:
             raise DatabaseError(
                 f"the role {role!r} may use no schema of the database {self.address.database!r}; "
                 f'GRANT USAGE, CREATE ON SCHEMA public TO "{role}"'
             )
-        if forbidden := await probe.fetchval(_FORBIDDEN):
+        if (forbidden := await probe.fetchrow(_FORBIDDEN)) is not None:
             raise DatabaseError(
-                f"the role {role!r} has no permission to read and write {forbidden!r} in the database "
-                f'{self.address.database!r}; GRANT ALL ON ALL TABLES IN SCHEMA "{schema}" (and SEQUENCES) TO "{role}"'
+                f"the role {role!r} has no permission to read and write {forbidden['relname']!r} in the database "
+                f"{self.address.database!r}; GRANT ALL ON ALL TABLES IN SCHEMA {forbidden['schema']} (and SEQUENCES) "
+                f'TO "{role}"'
             )
 
     def _engine(self, style: Style) -> AsyncEngine:
@@ -226,6 +237,9 @@ class PostgreSQL:
         error = postgresql_errors.original(context.original_exception)
         if postgresql_errors.is_lost(error) and not isinstance(error, TimeoutError):
             # SQLAlchemy would know only once the end of the connection has arrived, too.
+            context.is_disconnect = True
+        elif postgresql_errors.sqlstate(error) == postgresql_errors.READ_ONLY and not _only_reads(context):
+            # The server was demoted: its connections live on, and db.url may lead to the primary by now.
             context.is_disconnect = True
         # What COMMIT raises is told apart by `explain_commit`.
         if context.statement is None or not context.is_disconnect:
@@ -278,6 +292,10 @@ def _refuse_closed(connection: AdaptedConnection, _: ConnectionPoolEntry, __: Po
     # The server may have ended it while it lay in the pool; asyncpg has noticed, so that no question need be asked.
     if connection.driver_connection.is_closed():
         raise DisconnectionError("the server has closed this connection")
+
+
+def _only_reads(context: ExceptionContext) -> bool:
+    return context.connection is not None and "postgresql_readonly" in context.connection.get_execution_options()
 
 
 def _unusable(at: Address, error: BaseException) -> DatabaseError:

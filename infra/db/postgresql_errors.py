@@ -15,6 +15,12 @@ OLDEST = 13
 
 LOCK_TIMEOUT = "55P03"
 
+READ_ONLY = "25006"
+"""Something was to be written in a transaction, or on a server, that only reads."""
+
+STALE = frozenset({"0A000", "26000"})
+"""A prepared statement no longer fits the tables, or the server does not know it: a new connection prepares it anew."""
+
 CONNECTING: tuple[type[Exception], ...] = (
     OSError,
     TimeoutError,
@@ -25,7 +31,7 @@ CONNECTING: tuple[type[Exception], ...] = (
 )
 """What the driver raises when it cannot connect, or go on."""
 
-_LOST = frozenset({"57P01", "57P02", "57P05"})
+_LOST = frozenset({"57P01", "57P02", "57P04", "57P05", "25P03", "25P04"})
 """The server ended the connection; every code of class 08 says so too."""
 
 _SAID_GOODBYE = "another operation (2) is in progress"
@@ -48,6 +54,20 @@ def explain(error: BaseException, at: Address) -> DatabaseError | None:
             )
         case "53100":
             return DatabaseUnavailable(f"the disk of PostgreSQL at {at.where} is full; make room, then try again")
+        case "53000" | "53200" | "53400":
+            return DatabaseUnavailable(
+                f"PostgreSQL at {at.where} lacks memory or another resource ({line(error)}); try again later, or give "
+                "it more"
+            )
+        case "25006":
+            return DatabaseUnavailable(
+                f"PostgreSQL at {at.where} only reads ({line(error)}): it is a replica, a primary that was demoted, or "
+                "its default_transaction_read_only is on; point db.url at the primary"
+            )
+        case "57014":
+            return DatabaseUnavailable(
+                f"PostgreSQL at {at.where} cancelled a statement ({line(error)}); nothing of it was kept"
+            )
     if is_lost(error):
         return DatabaseUnavailable(
             f"the connection to PostgreSQL at {at.where} was lost ({line(error)}); the transaction changed nothing"

@@ -144,6 +144,16 @@ async def test_a_database_that_is_read_only(server: PostgresServer, url: str) ->
     assert "default_transaction_read_only is on" in str(await refusal(url))
 
 
+async def test_a_database_that_is_not_utf8_is_refused(server: PostgresServer) -> None:
+    await server.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
+    try:
+        error = await refusal(server.url("latin"))
+        assert "is encoded in LATIN1" in str(error)
+        assert "ENCODING 'UTF8'" in str(error)
+    finally:
+        await server.drop_database("latin")
+
+
 async def test_fewer_connections_than_a_process_may_need(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     error = await refusal(server.url(name, user="few"))

@@ -9,8 +9,8 @@ from typing import Literal, TypeVar
 
 from infra.db.postgresql import BESIDES, PostgreSQL
 from infra.db.postgresql_driver import CLOSE_TIMEOUT, Driver, close
-from infra.db.postgresql_errors import CONNECTING, is_lost, original, sqlstate
-from infra.mq.drivers.sql.postgres.errors import TRY_AGAIN, queue_error
+from infra.db.postgresql_errors import CONNECTING, original, sqlstate
+from infra.mq.drivers.sql.postgres.errors import TRY_AGAIN, is_spent, queue_error
 from infra.mq.errors import QueueClosed, QueueUnavailable
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ class Connections:
                 self._say_goodbye(driver)
                 raise
             except BaseException as error:
-                self._give_back(driver, usable=not is_lost(error))
+                self._give_back(driver, usable=not is_spent(error))
                 raise
             else:
                 self._give_back(driver)

@@ -1,8 +1,10 @@
 """What PostgreSQL's errors mean to a queue."""
 
+from typing import Literal
+
 from infra.db import DatabaseError
 from infra.db.postgresql import PostgreSQL
-from infra.db.postgresql_errors import LOCK_TIMEOUT, is_lost, line, not_sent, original, sqlstate
+from infra.db.postgresql_errors import LOCK_TIMEOUT, READ_ONLY, STALE, is_lost, line, not_sent, original, sqlstate
 from infra.mq.errors import (
     MessageTooLarge,
     QueueClosed,
@@ -15,15 +17,28 @@ from infra.mq.errors import (
 TAKEN_FOR_DEAD = "BN001"
 """Raised by our own function: the worker is registered no more."""
 
-TRY_AGAIN = frozenset({"40001", "40P01"})
-"""PostgreSQL chose this one to be undone so that others could go on."""
+TRY_AGAIN = frozenset({"40001", "40P01", *STALE})
+"""PostgreSQL chose this one to be undone so that others could go on, or wants its statement prepared anew."""
 
 _MISSING = frozenset({"42P01", "42883", "42703", "3F000"})
-_TOO_LARGE = frozenset({"54000", "53200"})
+_TOO_LARGE = frozenset({"54000"})
+
+
+Held = Literal["keys", "ids", "registry"]
+"""What another transaction may hold: ordering keys, ids of messages with `dedupe`, or something that all need."""
 
 
 class KeyBusy(QueueUnavailable):
     """Another transaction held what was needed for too long; nothing was changed."""
+
+    def __init__(self, text: str, held: Held = "registry") -> None:
+        super().__init__(text)
+        self.held: Held = held
+
+
+def is_spent(error: BaseException) -> bool:
+    """Whether the connection on which `error` was raised should not be used again."""
+    return is_lost(error) or sqlstate(original(error)) in {READ_ONLY, *STALE}
 
 
 def queue_error(error: BaseException, db: PostgreSQL, *, writing: bool) -> QueueError:
@@ -44,9 +59,18 @@ def queue_error(error: BaseException, db: PostgreSQL, *, writing: bool) -> Queue
     if code in _MISSING:
         return QueueUnavailable(f"{where}: the queue's tables are missing: run `beneath migrate up`")
     if code == LOCK_TIMEOUT:
-        return KeyBusy(f"{where}: another transaction held what was needed for too long; try again")
+        text = f"{where}: another transaction held what was needed for too long; try again"
+        return KeyBusy(text, _held(error))
     if code in _TOO_LARGE:
         return MessageTooLarge(f"{where}: a message is larger than PostgreSQL can hold ({line(error)})")
     if code[:2] in {"22", "23"} or (not code and isinstance(error, ValueError | OverflowError | TypeError)):
         return QueueRejected(f"{where}: {line(error)}")
     return QueueUnavailable(str(db.explain(error) or f"{where}: {line(error)}"))
+
+
+def _held(error: BaseException) -> Held:
+    """Return what was held, by the statement that waited for it."""
+    context = str(getattr(error, "context", None) or "")
+    if "beneath_dedupe" in context or "beneath_accepted" in context:
+        return "ids"
+    return "keys" if "beneath_lock_keys" in context or "beneath_delivery" in context else "registry"

@@ -35,7 +35,7 @@ ORDER BY xids DESC LIMIT 1
 """
 _DEAD = """
 SELECT relname::text, n_dead_tup FROM pg_stat_user_tables
-WHERE schemaname = current_schema() AND relname IN ('beneath_delivery', 'beneath_mailbox', 'beneath_dedupe')
+WHERE relid IN (to_regclass('beneath_delivery'), to_regclass('beneath_mailbox'), to_regclass('beneath_accepted'))
 ORDER BY n_dead_tup DESC, relname LIMIT 1
 """
 
