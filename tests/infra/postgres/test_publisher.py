@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from infra.mq import Message, QueueRejected, QueueUnavailable
@@ -21,28 +22,35 @@ class Wire:
         self.gate.set()
         self.error: Exception | None = None
         self.busy: set[str] = set()
-        self.busy_gate = asyncio.Event()
+        self.attempts: list[tuple[list[str], float]] = []
+        """What met a lock, and how long it would have waited."""
 
     @property
     def sent(self) -> list[str]:
         return [it for group in self.groups for it in group]
 
-    async def send(self, messages: Sequence[Message], patient: bool) -> None:
-        if not patient and any(it.ordering_key in self.busy for it in messages):
-            raise KeyBusy("busy")
-        self.groups.append([it.id for it in messages])
+    async def send(self, messages: Sequence[Message], patience: float) -> None:
+        names = [it.id for it in messages]
+        for it in messages:
+            if it.ordering_key in self.busy or it.id in self.busy:
+                self.attempts.append((names, patience))
+                await asyncio.sleep(0)
+                raise KeyBusy("held for too long", "ids" if it.id in self.busy else "keys")
+        self.groups.append(names)
         await self.gate.wait()
-        if patient:
-            await self.busy_gate.wait()
-        if any(it.id.startswith("bad") for it in messages):
+        if any(it.startswith("bad") for it in names):
             raise QueueRejected("bad")
         if self.error is not None:
             raise self.error
 
 
+def repetition(name: str) -> Message:
+    return msgspec.structs.replace(message(name), dedupe=True)
+
+
 async def test_a_lone_publish_leaves_at_once() -> None:
     wire = Wire()
-    await Publisher(wire.send).publish([message("a"), message("b")])
+    await Publisher(wire.send, 10.0).publish([message("a"), message("b")])
     assert wire.groups == [["a", "b"]]
 
 
@@ -50,7 +58,7 @@ async def test_those_that_come_while_others_are_under_way_leave_together(monkeyp
     monkeypatch.setattr(publisher, "LANES", 1)
     wire = Wire()
     wire.gate.clear()
-    sender = Publisher(wire.send)
+    sender = Publisher(wire.send, 10.0)
     calls = [asyncio.ensure_future(sender.publish([message(it)])) for it in "abcd"]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -65,7 +73,7 @@ async def test_those_that_come_while_others_are_under_way_leave_together(monkeyp
 async def test_none_is_forgotten_whenever_it_comes(monkeypatch: pytest.MonkeyPatch, lanes: int, steps: int) -> None:
     monkeypatch.setattr(publisher, "LANES", lanes)
     wire = Wire()
-    sender = Publisher(wire.send)
+    sender = Publisher(wire.send, 10.0)
 
     async def publish_in_a_row(name: str) -> None:
         for n in range(20):
@@ -80,7 +88,7 @@ async def test_none_is_forgotten_whenever_it_comes(monkeypatch: pytest.MonkeyPat
 
 async def test_the_refused_keep_nobody_elses_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "LANES", 1)
-    sender = Publisher(Wire().send)
+    sender = Publisher(Wire().send, 10.0)
     names = ["first", "a", "bad 1", "b", "bad 2"]
     answers = await asyncio.gather(*(sender.publish([message(it)]) for it in names), return_exceptions=True)
     assert [type(it) for it in answers] == [type(None), type(None), QueueRejected, type(None), QueueRejected]
@@ -89,7 +97,7 @@ async def test_the_refused_keep_nobody_elses_back(monkeypatch: pytest.MonkeyPatc
 async def test_what_befalls_the_queue_befalls_the_whole_group() -> None:
     wire = Wire()
     wire.error = QueueUnavailable("away")
-    sender = Publisher(wire.send)
+    sender = Publisher(wire.send, 10.0)
     answers = await asyncio.gather(*(sender.publish([message(it)]) for it in "abc"), return_exceptions=True)
     assert [type(it) for it in answers] == [QueueUnavailable] * 3
 
@@ -97,7 +105,7 @@ async def test_what_befalls_the_queue_befalls_the_whole_group() -> None:
 async def test_a_cancelled_caller_takes_nobody_along() -> None:
     wire = Wire()
     wire.gate.clear()
-    sender = Publisher(wire.send)
+    sender = Publisher(wire.send, 10.0)
     calls = [asyncio.ensure_future(sender.publish([message(it)])) for it in "abcd"]
     await asyncio.sleep(0)
     calls[0].cancel()
@@ -114,7 +122,7 @@ async def test_large_groups_are_split_and_large_calls_are_not(monkeypatch: pytes
     monkeypatch.setattr(publisher, "LANES", 1)
     monkeypatch.setattr(publisher, "GROUP_LIMIT", 3)
     wire = Wire()
-    sender = Publisher(wire.send)
+    sender = Publisher(wire.send, 10.0)
     sizes = [1, 2, 2, 5, 1, 1]
     await asyncio.gather(*(sender.publish([message(f"{n}")] * size) for n, size in enumerate(sizes)))
     assert [len(it) for it in wire.groups] == [3, 2, 5, 2]
@@ -123,7 +131,7 @@ async def test_large_groups_are_split_and_large_calls_are_not(monkeypatch: pytes
 async def test_those_whose_key_is_busy_wait_apart_and_keep_their_order() -> None:
     wire = Wire()
     wire.busy = {"busy"}
-    sender = Publisher(wire.send)
+    sender = Publisher(wire.send, 10.0)
     calls = [
         asyncio.ensure_future(sender.publish([message(f"{n}", key="busy" if n % 3 == 0 else "free")])) for n in range(9)
     ]
@@ -133,18 +141,75 @@ async def test_those_whose_key_is_busy_wait_apart_and_keep_their_order() -> None
         await sender.publish([message("aside", key="free")])
         assert not late.done()
         wire.busy.clear()
-        wire.busy_gate.set()
         await asyncio.gather(*calls, late)
         await sender.publish([message("after", key="busy")])
     assert [it for it in wire.sent if it in {"0", "3", "6", "late", "after"}] == ["0", "3", "6", "late", "after"]
-    assert not sender._busy
+    assert not sender.waiting
 
 
-async def test_one_that_waits_for_its_key_in_vain_is_told_so() -> None:
-    async def send(_: Sequence[Message], patient: bool) -> None:
-        raise KeyBusy("held for too long" if patient else "held")
-
-    sender = Publisher(send)
+async def test_a_call_that_waits_in_vain_is_told_so() -> None:
+    wire = Wire()
+    wire.busy = {"a", "b"}
+    sender = Publisher(wire.send, 0.01)
     answers = await asyncio.gather(*(sender.publish([message(it, key=it)]) for it in "ab"), return_exceptions=True)
     assert [str(it) for it in answers] == ["held for too long"] * 2
-    assert not sender._busy
+    assert not sender.waiting
+
+
+async def test_a_repeated_id_delays_no_other_publish() -> None:
+    wire = Wire()
+    wire.busy = {"held"}
+    sender = Publisher(wire.send, 10.0)
+    repeated = [asyncio.ensure_future(sender.publish([repetition("held")])) for _ in range(3)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        for n in range(50):
+            await sender.publish([message(f"{n}")])
+    assert not any(it.done() for it in repeated)
+    assert [group for group, _ in wire.attempts if not {"0", "held"}.issuperset(group)] == []
+    wire.busy.clear()
+    await asyncio.gather(*repeated)
+    assert not sender.waiting
+
+
+async def test_those_that_wait_for_different_locks_take_turns() -> None:
+    wire = Wire()
+    wire.busy = {f"k{n}" for n in range(20)}
+    sender = Publisher(wire.send, 10.0)
+    calls = [asyncio.ensure_future(sender.publish([message(f"m{n}", key=f"k{n}")])) for n in range(20)]
+    async with asyncio.timeout(5):
+        while len(wire.attempts) < 100:  # noqa: ASYNC110  # it counts attempts
+            await asyncio.sleep(0)
+        wire.busy.remove("k19")
+        tried = len(wire.attempts)
+        await calls[19]
+    assert len(wire.attempts) - tried <= 20
+    wire.busy.clear()
+    await asyncio.gather(*calls)
+
+
+@pytest.mark.parametrize("fault", ["bad", "busy"])
+async def test_what_is_refused_or_waits_is_found_by_bisection(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    monkeypatch.setattr(publisher, "LANES", 1)
+    wire = Wire()
+    wire.busy = {"busy"}
+    sender = Publisher(wire.send, 10.0)
+    names = [f"m{n}" for n in range(500)]
+    names[321] = fault
+    calls = [asyncio.ensure_future(sender.publish([repetition(it)])) for it in names]
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(it for n, it in enumerate(calls) if n != 321))
+    assert len(wire.groups) + len(wire.attempts) <= 30
+    wire.busy.clear()
+    await asyncio.gather(calls[321], return_exceptions=True)
+    assert isinstance(calls[321].exception(), QueueRejected | None)
+
+
+async def test_a_group_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "LANES", 1)
+    monkeypatch.setattr(publisher, "GROUP_BYTES", 100)
+    wire = Wire()
+    sender = Publisher(wire.send, 10.0)
+    large = [msgspec.structs.replace(message(f"{n}"), body=bytes(40)) for n in range(5)]
+    await asyncio.gather(*(sender.publish([it]) for it in large))
+    assert [len(it) for it in wire.groups] == [2, 2, 1]

@@ -49,9 +49,6 @@ T = TypeVar("T")
 STUCK = 0.05
 """Seconds after which scheduled messages are looked at again that are due, but held by somebody's transaction."""
 
-IMPATIENCE = 0.05
-"""Seconds that publishes which leave together wait for a key; then those that need it wait for it alone."""
-
 CLOSE_PATIENCE = 5.0
 """Seconds that a queue which is closed waits for publishes that are under way."""
 
@@ -74,7 +71,7 @@ class PostgresBackend:
         self._bell = Bell(self._server, self._connections, self.clock, options.longest_silence)
         self._keeper = LeaseKeeper(self._server, options.lease, self._hang_up)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._publisher = Publisher(self._send)
+        self._publisher = Publisher(self._send, options.patience)
         self._scheduled: float | None = None
         """When the earliest scheduled message was due, at the last look."""
 
@@ -265,14 +262,14 @@ class PostgresBackend:
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
-    async def _send(self, messages: Sequence[Message], patient: bool) -> None:  # see `Send`
+    async def _send(self, messages: Sequence[Message], patience: float) -> None:  # see `Send`
         await self._write(
             partial(
                 publishing.publish,
                 messages=messages,
                 now=self.clock.time(),
                 dedupe_window=self._options.dedupe_window,
-                patience=self._options.patience if patient else IMPATIENCE,
+                patience=patience,
             )
         )
 

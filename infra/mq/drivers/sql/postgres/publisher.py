@@ -2,11 +2,12 @@
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any
 
 from infra.mq.drivers.sql.postgres.errors import KeyBusy
+from infra.mq.drivers.sql.postgres.waiting import Request, WaitingRequests
 from infra.mq.errors import QueueClosed, QueueError, QueueRejected
 from infra.mq.types import Message
 
@@ -16,76 +17,43 @@ LANES = 2
 GROUP_LIMIT = 1000
 """Messages of several calls that leave together at most; a larger call leaves alone."""
 
-Send = Callable[[Sequence[Message], bool], Awaitable[None]]
-"""Sends messages; if not patient it raises `KeyBusy` where another transaction holds one of their keys for a while."""
+GROUP_BYTES = 16 * 1024 * 1024
+"""The same for the size of their bodies."""
 
+GROUP_PATIENCE = 0.05
+"""Seconds that publishes which leave together wait for a lock; then those that need it wait for it apart."""
 
-class _Request(NamedTuple):
-    messages: Sequence[Message]
-    answer: "asyncio.Future[None]"
+PART_PATIENCE = 0.01
+"""The same for the parts of a group that met a lock, until it is known which of its members need it."""
 
-    @property
-    def keys(self) -> set[str]:
-        return {it.ordering_key or "" for it in self.messages}
+ATTEMPT_PATIENCE = 0.25
+"""Seconds that an attempt of those which wait apart takes at most; with several that wait, `GROUP_PATIENCE`."""
 
-
-class _Line:
-    """Requests that wait for a lane, of which there is a limited number."""
-
-    def __init__(self, lanes: int, send_group: Callable[[list[_Request]], Awaitable[None]]) -> None:
-        self._free = lanes
-        self._send_group = send_group
-        self._waiting: list[_Request] = []
-        self.tasks: set[asyncio.Task[None]] = set()
-
-    def add(self, request: _Request) -> None:
-        """Have a request sent."""
-        self._waiting.append(request)
-        if self._free:
-            self._free -= 1
-            # Nobody's context: the first caller's transaction is not that of the others in its group.
-            lane = asyncio.get_running_loop().create_task(self._work_off(), context=contextvars.Context())
-            self.tasks.add(lane)
-            lane.add_done_callback(self.tasks.discard)
-
-    async def _work_off(self) -> None:
-        try:
-            while group := self._next_group():
-                await self._send_group(group)
-        except BaseException as error:
-            _fail(self._waiting, QueueClosed(f"the queue's publisher was stopped: {error!r}"))
-            self._waiting.clear()
-            raise
-        finally:
-            # At once, and not when the task is known to be done: what is asked for in between needs a lane of its own.
-            self._free += 1
-
-    def _next_group(self) -> list[_Request]:
-        group: list[_Request] = []
-        size = 0
-        while self._waiting:
-            size += len(self._waiting[0].messages)
-            if group and size > GROUP_LIMIT:
-                break
-            request = self._waiting.pop(0)
-            if not request.answer.done():
-                group.append(request)
-        return group
+Send = Callable[[Sequence[Message], float], Awaitable[None]]
+"""Sends messages; raises `KeyBusy` where another transaction holds what they need for longer than so many seconds."""
 
 
 class Publisher:
     """Joins concurrent publishes: one statement, one COMMIT. A lone one leaves at once.
 
-    A caller that is cancelled leaves its messages to be accepted or not. One whose messages are refused, or have to
-    wait for somebody's transaction, keeps nobody else's back.
+    A caller that is cancelled leaves its messages to be accepted or not. A call whose messages are refused delays no
+    other call. A call that has to wait for another transaction delays only calls with the same ordering key, or the
+    same id, as those that wait; it fails with `KeyBusy` after `patience` seconds.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, patience: float) -> None:
         self._send = send
-        self._line = _Line(LANES, self._send_group)
-        self._patient = _Line(1, self._send_patiently)
-        self._busy: dict[str, int] = {}
-        """How many requests wait patiently for each key."""
+        self._patience = patience
+        self._queued: list[Request] = []
+        self._free_lanes = LANES
+        self._apart = WaitingRequests()
+        self._waiter: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for another transaction."""
+        return len(self._apart)
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Return once `messages` are accepted.
@@ -93,60 +61,79 @@ class Publisher:
         Raises:
             QueueError: what was wrong with them, or with the queue.
         """
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        request = _Request(messages, answer)
-        if self._busy and not self._busy.keys().isdisjoint(request.keys):
-            self._wait_patiently(request)
+        request = Request(messages, asyncio.get_running_loop().create_future())
+        if self._apart.concerns(request):
+            self._wait_apart(request, request.names & self._apart.names)
         else:
-            self._line.add(request)
-        await answer
+            self._queued.append(request)
+            if self._free_lanes:
+                self._free_lanes -= 1
+                self._start(self._work_off())
+        await request.answer
 
     async def close(self, patience: float) -> None:
         """Return when all that was asked for has been answered, or after `patience` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                while tasks := self._line.tasks | self._patient.tasks:
-                    await asyncio.wait(tasks)
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
 
-    def _wait_patiently(self, request: _Request) -> None:
-        for key in request.keys:
-            self._busy[key] = self._busy.get(key, 0) + 1
-        self._patient.add(request)
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        # Without a context: the first caller's transaction is not that of the others in its group.
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _send_group(self, group: list[_Request]) -> None:
-        if len(group) == 1 and not self._busy.keys().isdisjoint(group[0].keys):
-            self._wait_patiently(group[0])
+    async def _work_off(self) -> None:
+        try:
+            while group := self._next_group():
+                await self._send_group(group, GROUP_PATIENCE)
+        except BaseException as error:
+            _fail(self._queued, QueueClosed(f"the queue's publisher was stopped: {error!r}"))
+            self._queued.clear()
+            raise
+        finally:
+            # At once, and not when the task is known to be done: what is asked for in between needs a lane of its own.
+            self._free_lanes += 1
+
+    def _next_group(self) -> list[Request]:
+        group: list[Request] = []
+        count = size = taken = 0
+        for request in self._queued:
+            count += len(request.messages)
+            size += request.size
+            if group and (count > GROUP_LIMIT or size > GROUP_BYTES):
+                break
+            taken += 1
+            if not request.answer.done():
+                group.append(request)
+        del self._queued[:taken]
+        return group
+
+    async def _send_group(self, group: list[Request], patience: float) -> None:
+        """Send and answer a group, by halves where that is needed to find what is refused or has to wait."""
+        for request in [it for it in group if self._apart.concerns(it)]:
+            group.remove(request)
+            self._wait_apart(request, request.names & self._apart.names)
+        if not group:
             return
         try:
-            await self._send_to_the_end(group, patient=False)
+            await self._send_whole(group, patience)
         except (QueueRejected, KeyBusy) as error:
             if len(group) > 1:
-                for request in group:
-                    await self._send_group([request])
+                middle = len(group) // 2
+                for half in (group[:middle], group[middle:]):
+                    await self._send_group(half, PART_PATIENCE)
             elif isinstance(error, KeyBusy):
-                self._wait_patiently(group[0])
+                self._wait_apart(group[0], group[0].names_of(error.held))
             else:
                 _fail(group, error)
 
-    async def _send_patiently(self, group: list[_Request]) -> None:
-        try:
-            await self._send_to_the_end(group, patient=True)
-        except (QueueRejected, KeyBusy) as error:
-            if len(group) > 1 and isinstance(error, QueueRejected):
-                for request in group:
-                    await self._send_patiently([request])
-                return
-            _fail(group, error)
-        for request in group:
-            for key in request.keys:
-                self._busy[key] -= 1
-                if not self._busy[key]:
-                    del self._busy[key]
-
-    async def _send_to_the_end(self, group: list[_Request], *, patient: bool) -> None:
+    async def _send_whole(self, group: list[Request], patience: float) -> None:
         """Send and answer; what may be different for a part of the group is raised."""
         try:
-            await self._send([message for request in group for message in request.messages], patient)
+            await self._send([message for request in group for message in request.messages], patience)
         except (QueueRejected, KeyBusy):
             raise
         except QueueError as error:
@@ -160,8 +147,44 @@ class Publisher:
                 if not request.answer.done():
                     request.answer.set_result(None)
 
+    # --- what waits for other transactions ----------------------------------------------------------------------------
 
-def _fail(group: list[_Request], error: QueueError) -> None:
+    def _wait_apart(self, request: Request, names: frozenset[str]) -> None:
+        loop = asyncio.get_running_loop()
+        self._apart.add(request, names, loop.time() + self._patience)
+        if self._waiter is None or self._waiter.done():
+            self._waiter = self._start(self._try_in_turn())
+
+    async def _try_in_turn(self) -> None:
+        try:
+            while group := self._apart.next_group(GROUP_LIMIT):
+                await self._try(group)
+        except BaseException as error:
+            _fail(self._apart.clear(), QueueClosed(f"the queue's publisher was stopped: {error!r}"))
+            raise
+
+    async def _try(self, group: list[Request]) -> None:
+        """Try a group that waits for the same; those that are through, or have waited for too long, are done."""
+        loop = asyncio.get_running_loop()
+        alone = len(group) == len(self._apart)
+        try:
+            if pending := [it for it in group if not it.answer.done()]:
+                await self._send_whole(pending, min(ATTEMPT_PATIENCE if alone else GROUP_PATIENCE, self._patience))
+        except QueueRejected as error:
+            if len(group) > 1:
+                for request in group:
+                    await self._try([request])
+                return
+            _fail(group, error)
+        except KeyBusy as error:
+            late = [it for it in group if self._apart.deadline(it) <= loop.time()]
+            _fail(late, error)
+        for request in group:
+            if request.answer.done():
+                self._apart.remove(request)
+
+
+def _fail(group: list[Request], error: QueueError) -> None:
     for request in group:
         if not request.answer.done():
             request.answer.set_exception(error)
