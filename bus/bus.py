@@ -11,6 +11,7 @@ from bus.enrolment import Enrolment
 from bus.errors import BusFrozen, BusNotStarted, InvalidEvent, InvalidListener
 from bus.events import EventType
 from bus.inbox import Inbox
+from bus.listener_options import DEFAULT, Default, ListenerOptions
 from bus.listeners import (
     DEFAULT_RETRY,
     Handler,
@@ -24,7 +25,7 @@ from bus.listeners import (
 )
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
-from bus.outgoing import Outgoing
+from bus.outgoing import Outgoing, due_in, due_when, valid_id
 from bus.publisher import Publisher, refuse_delay
 from bus.registry import ListenerRegistry
 from bus.retry import Retry
@@ -33,13 +34,6 @@ from bus.worker import Worker
 from infra.clock import Clock, SystemClock
 from infra.db import Database
 from infra.mq import MessageQueue
-
-
-class _Default:
-    """Says that a caller left an argument to the bus's options."""
-
-
-DEFAULT = _Default()
 
 
 class Bus:
@@ -88,7 +82,7 @@ class Bus:
             InvalidListener, InvalidEvent: the message names the handler and what is expected.
             BusFrozen: the bus has started.
         """
-        self._add(Kind.SYNC, handler)
+        self._add(Kind.SYNC, handler, ListenerOptions())
 
     def add_async_listener(
         self,
@@ -97,7 +91,7 @@ class Bus:
         name: str | None = None,
         aliases: Iterable[str] = (),
         retry: Retry = DEFAULT_RETRY,
-        timeout: float | _Default | None = DEFAULT,
+        timeout: float | Default | None = DEFAULT,
         concurrency: int | None = None,
         once: bool = False,
     ) -> None:
@@ -115,12 +109,9 @@ class Bus:
         self._add(
             Kind.ASYNC,
             handler,
-            name=name,
-            aliases=aliases,
-            retry=retry,
-            timeout=timeout,
-            concurrency=concurrency,
-            once=once,
+            ListenerOptions(
+                name=name, aliases=aliases, retry=retry, timeout=timeout, concurrency=concurrency, once=once
+            ),
         )
 
     def add_async_ordered_listener(
@@ -130,7 +121,7 @@ class Bus:
         name: str | None = None,
         aliases: Iterable[str] = (),
         retry: Retry = DEFAULT_RETRY,
-        timeout: float | _Default | None = DEFAULT,
+        timeout: float | Default | None = DEFAULT,
         concurrency: int | None = None,
         once: bool = False,
         on_exhausted: OnExhausted = "skip",
@@ -147,13 +138,15 @@ class Bus:
         self._add(
             Kind.ORDERED,
             handler,
-            name=name,
-            aliases=aliases,
-            retry=retry,
-            timeout=timeout,
-            concurrency=concurrency,
-            once=once,
-            on_exhausted=on_exhausted,
+            ListenerOptions(
+                name=name,
+                aliases=aliases,
+                retry=retry,
+                timeout=timeout,
+                concurrency=concurrency,
+                once=once,
+                on_exhausted=on_exhausted,
+            ),
         )
 
     def add_broadcast_listener(self, handler: Handler, *, on_gap: OnGap | None = None) -> None:
@@ -165,7 +158,7 @@ class Bus:
             InvalidListener, InvalidEvent: the message names the handler and what is expected.
             BusFrozen: the bus has started.
         """
-        self._add(Kind.BROADCAST, handler, on_gap=on_gap)
+        self._add(Kind.BROADCAST, handler, ListenerOptions(on_gap=on_gap))
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -202,7 +195,7 @@ class Bus:
         a transaction, will have it when the transaction commits.
 
         Raises:
-            InvalidEvent: the event is not what its class says; no listener ran.
+            InvalidEvent: the event is not what its class says, or `id` or `headers` cannot go with it; no listener ran.
             BusNotStarted: `start()` has not returned.
             PublishRejected: nothing was stored.
             PublishIndeterminate: it may have been stored; publish again with the same id.
@@ -241,12 +234,10 @@ class Bus:
         It reaches those subscribed when it is accepted, no earlier than asked, and never after `cancel(id)`.
 
         Raises:
-            InvalidEvent: the event has sync or broadcast listeners, which cannot wait; or what `publish` raises.
+            InvalidEvent: the delay is not from 0 seconds to 100 years, or the event has sync or broadcast listeners,
+                which cannot wait; or what `publish` raises.
         """
-        seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
-        if not seconds >= 0:
-            raise InvalidEvent(f"a delay is 0 seconds or more, not {delay!r}")
-        return await self._publish_at(event, self.mq.time() + seconds, id, headers)
+        return await self._publish_at(event, due_in(delay, self.mq.time()), id, headers)
 
     async def publish_scheduled(
         self,
@@ -259,11 +250,10 @@ class Bus:
         """Publish an event that reaches its async listeners at `when`, which has a time zone; a past one is now.
 
         Raises:
-            InvalidEvent: `when` has no time zone; or what `publish_delayed` raises.
+            InvalidEvent: `when` is no datetime, has no time zone, or is after the year 9999 in UTC; or what
+                `publish_delayed` raises.
         """
-        if when.tzinfo is None:
-            raise InvalidEvent(f"{when!r} has no time zone: use datetime.now(UTC) and the like")
-        return await self._publish_at(event, when.timestamp(), id, headers)
+        return await self._publish_at(event, due_when(when), id, headers)
 
     async def cancel(self, message_id: str) -> bool:
         """Cancel a delayed event, whatever process published it; inside a transaction, if and only if that commits.
@@ -272,14 +262,19 @@ class Bus:
         queue is told once that has committed; if it is away and cannot be asked, the answer is True.
 
         Raises:
+            InvalidEvent: it cannot be a message's id.
             CancelFailed: the queue did not say that it is cancelled.
         """
         self._require_started("cancel an event")
-        return await self._publisher.cancel(message_id)
+        return await self._publisher.cancel(valid_id(message_id))
 
     def correlation(self, correlation_id: str) -> AbstractContextManager[None]:
-        """Give everything published inside the block this correlation id, and all that follows from it."""
-        return correlation(correlation_id)
+        """Give everything published inside the block this correlation id, and all that follows from it.
+
+        Raises:
+            InvalidEvent: it is longer or other than a message's id may be.
+        """
+        return correlation(valid_id(correlation_id, "a correlation id"))
 
     def observe(self, observer: Callable[[Outgoing], None]) -> None:
         """Call `observer` with every publish that was accepted: committed, or sent. For test kits and the like."""
@@ -358,61 +353,49 @@ class Bus:
                 f"cannot {what}: the bus is not running; call `await bus.start()` first, and not after close()"
             )
 
-    def _add(
-        self,
-        kind: Kind,
-        handler: Handler,
-        *,
-        name: str | None = None,
-        aliases: Iterable[str] = (),
-        retry: Retry = DEFAULT_RETRY,
-        timeout: float | _Default | None = DEFAULT,
-        concurrency: int | None = None,
-        once: bool = False,
-        on_exhausted: OnExhausted = "skip",
-        on_gap: OnGap | None = None,
-    ) -> None:
+    def _add(self, kind: Kind, handler: Handler, asked: ListenerOptions) -> None:
         where = handler_name(handler)
         if self._listeners.frozen:
             raise BusFrozen(f"{where} comes too late: the bus has started; construct every service before bus.start()")
         signature = inspect_handler(handler)
-        durable = kind in {Kind.ASYNC, Kind.ORDERED}
-        if durable:
-            self._refuse_terms(where, signature.is_async, timeout=timeout, concurrency=concurrency, once=once)
-        if isinstance(timeout, _Default):
+        options = asked.checked(where)
+        self._refuse_unfit(where, options, is_async=signature.is_async)
+        timeout = options.timeout
+        if isinstance(timeout, Default):
             timeout = self.options.timeout if signature.is_async else None
+        durable = kind in {Kind.ASYNC, Kind.ORDERED}
+        name = options.name or (default_name(handler) if durable else where)
+        aliases = tuple(options.aliases)
+        if name in aliases:
+            raise InvalidListener(
+                f"{where}: aliases holds the listener's present name {name!r}; give former names alone"
+            )
         try:
             event_types = self._listeners.event_types(signature.classes)
         except InvalidEvent as error:
             raise InvalidEvent(f"{where}: {error}") from error
         self._listeners.add(
             Listener(
-                name=name or (default_name(handler) if durable else where),
+                name=name,
                 kind=kind,
                 handler=handler,
                 event_types=event_types,
                 wants_delivery=signature.wants_delivery,
                 is_async=signature.is_async,
-                aliases=tuple(aliases),
-                retry=retry,
+                aliases=aliases,
+                retry=options.retry,
                 timeout=timeout,
-                concurrency=concurrency or self.options.concurrency,
-                once=once,
-                on_exhausted=on_exhausted,
-                on_gap=on_gap,
+                concurrency=options.concurrency or self.options.concurrency,
+                once=options.once,
+                on_exhausted=options.on_exhausted,
+                on_gap=options.on_gap,
             )
         )
 
-    def _refuse_terms(
-        self, where: str, is_async: bool, *, timeout: float | _Default | None, concurrency: int | None, once: bool
-    ) -> None:
-        if not is_async and once:
+    def _refuse_unfit(self, where: str, options: ListenerOptions, *, is_async: bool) -> None:
+        if not is_async and options.once:
             raise InvalidListener(f"{where} runs in a thread, where once=True cannot hold: make it `async def`")
-        if not is_async and not isinstance(timeout, _Default) and timeout is not None:
+        if not is_async and not isinstance(options.timeout, Default) and options.timeout is not None:
             raise InvalidListener(f"{where} runs in a thread, which no timeout can stop: make it `async def`")
-        if once and self._db is None:
+        if options.once and self._db is None:
             raise InvalidListener(f"{where} wants once=True, which needs a database: Bus(mq, db)")
-        if concurrency is not None and concurrency < 1:
-            raise InvalidListener(f"{where}: concurrency must be 1 or more, not {concurrency}")
-        if isinstance(timeout, int | float) and not timeout > 0:
-            raise InvalidListener(f"{where}: timeout must be more than 0 seconds, or None, not {timeout}")

@@ -74,6 +74,7 @@ class Enrolment:
         ]
         broadcasts = {name for each in self._listeners.listeners if each.kind is Kind.BROADCAST for name in each.events}
         await self._mq.declare(subscriptions, broadcasts)
+        self._publisher.learn_limits()
         await self._publisher.registry.refresh()
         await self._broadcasts.start()
         # Not before: what was sent ahead of the subscriptions would pass them by.

@@ -1,5 +1,9 @@
 """What the bus raises, and what a handler raises to steer it."""
 
+from datetime import timedelta
+
+from infra.mq.limits import check_delay
+
 
 class BusError(Exception):
     """Base of the bus's own errors."""
@@ -26,7 +30,7 @@ class PublishTooDeep(BusError):
 
 
 class PublishRejected(BusError):
-    """The queue refused the event and stored nothing of it."""
+    """The event is too large, or the queue refused it; nothing of it was stored."""
 
 
 class PublishIndeterminate(BusError):
@@ -54,13 +58,15 @@ class UnknownEvent(BusError):
 
 
 class RetryLater(Exception):
-    """Raised by an async handler: call me again in `delay` seconds. Not a failure; attempts stay unchanged."""
+    """Raised by an async handler: call me again in `delay` seconds. Not a failure; attempts stay unchanged.
 
-    def __init__(self, delay: float, reason: str = "") -> None:
-        if not delay >= 0:
-            raise ValueError(f"RetryLater wants a delay of 0 seconds or more, not {delay!r}")
-        super().__init__(f"retry in {delay:g} s" + (f": {reason}" if reason else ""))
-        self.delay = float(delay)
+    Raises:
+        ValueError: the delay is no number of seconds (or timedelta) from 0 to 100 years.
+    """
+
+    def __init__(self, delay: float | timedelta, reason: str = "") -> None:
+        self.delay = check_delay(delay, "the delay of RetryLater")
+        super().__init__(f"retry in {self.delay:g} s" + (f": {reason}" if reason else ""))
         self.reason = reason
 
 

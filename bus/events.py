@@ -1,15 +1,17 @@
 """Event classes: what makes one, and what the bus knows about it."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from bus.errors import InvalidEvent, UndecodablePayload
+from bus.event_fields import refuse_lossy_fields
+from infra.mq.limits import check_count, check_key, check_name, check_names, shown
 
-MAX_NAME = 200
-"""The longest wire name, in characters."""
+MAX_VERSION = 2**31 - 1
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 """Takes the fields of an event as one version wrote them, returns them as the next version would have."""
@@ -24,28 +26,39 @@ class EventType:
         where = f"{cls.__module__}.{cls.__qualname__}"
         _require_frozen(cls, where)
         self.cls = cls
-        self.name = _own_name(cls, where)
-        self.aliases: tuple[str, ...] = tuple(cls.__dict__.get("event_aliases", ()))
-        self.version = _version(cls, where)
-        self.upcasters: Mapping[int, Upcaster] = dict(getattr(cls, "event_upcasters", {}))
-        self._ordering_key: Callable[[Any], object] | None = getattr(cls, "ordering_key", None)
+        try:
+            self.name, self.aliases = _own_names(cls)
+            self.version: int = check_count(
+                getattr(cls, "event_version", 1), "event_version", least=1, most=MAX_VERSION
+            )
+            self.upcasters: Mapping[int, Upcaster] = _upcasters(cls, self.version)
+            self._ordering_key: Callable[[Any], object] | None = _ordering_key(cls)
+        except ValueError as error:
+            raise InvalidEvent(f"{where}: {error}") from error
         self.ordered = self._ordering_key is not None
         """Whether the class defines `ordering_key(self) -> str`."""
 
         try:
             self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(cls)
+            refuse_lossy_fields(cls, where)
         except (TypeError, NameError) as error:
             raise InvalidEvent(f"{where}: {error}. Every field needs a type that msgspec can validate") from error
         self._encode = msgspec.msgpack.Encoder().encode
 
     def ordering_key(self, event: object) -> str | None:
-        """Return the event's ordering key, None for an unordered class."""
+        """Return the event's ordering key, None for an unordered class.
+
+        Raises:
+            InvalidEvent: `ordering_key()` returned what cannot be one, or raised.
+        """
         if self._ordering_key is None:
             return None
-        key = self._ordering_key(event)
-        if not isinstance(key, str) or not key:
-            raise InvalidEvent(f"{self.name}.ordering_key() must return a non-empty str, not {key!r}")
-        return key
+        try:
+            return check_key(self._ordering_key(event), f"what {self.name}.ordering_key() returns")
+        except ValueError as error:
+            raise InvalidEvent(str(error)) from error
+        except Exception as error:
+            raise InvalidEvent(f"{self.name}.ordering_key() raised {type(error).__name__}") from error
 
     def encode(self, event: object) -> bytes:
         """Return the payload, after reading it back: a wrong field fails its publisher, not a worker."""
@@ -87,16 +100,28 @@ def _require_frozen(cls: type, where: str) -> None:
         raise InvalidEvent(f"{where} can be changed after publishing: declare it @dataclass(frozen=True)")
 
 
-def _own_name(cls: type, where: str) -> str:
+def _own_names(cls: type) -> tuple[str, tuple[str, ...]]:
     # Only the class's own: an inherited name would make two classes share one.
-    name: object = cls.__dict__.get("event_name", cls.__name__)
-    if not isinstance(name, str) or not name or len(name) > MAX_NAME or not name.isprintable():
-        raise InvalidEvent(f"{where}.event_name must be 1 to {MAX_NAME} printable characters, not {name!r}")
-    return name
+    name = check_name(cls.__dict__.get("event_name", cls.__name__), "event_name")
+    aliases = check_names(cls.__dict__.get("event_aliases", ()), "event_aliases", "a former event name")
+    if name in aliases:
+        raise ValueError(f"event_aliases holds the event's present name {name!r}; give its former names alone")
+    return name, aliases
 
 
-def _version(cls: type, where: str) -> int:
-    version: object = getattr(cls, "event_version", 1)
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise InvalidEvent(f"{where}.event_version must be a whole number from 1 up, not {version!r}")
-    return version
+def _upcasters(cls: type, version: int) -> Mapping[int, Upcaster]:
+    upcasters: object = getattr(cls, "event_upcasters", {})
+    if not isinstance(upcasters, Mapping) or not all(callable(each) for each in upcasters.values()):
+        raise ValueError(f"event_upcasters must map versions to functions, not {shown(upcasters)}")
+    for old in upcasters:
+        check_count(old, "a version in event_upcasters", least=1, most=max(version - 1, 1))
+    return dict(upcasters)
+
+
+def _ordering_key(cls: type) -> Callable[[Any], object] | None:
+    method: Callable[[Any], object] | None = getattr(cls, "ordering_key", None)
+    if method is None:
+        return None
+    if not inspect.isroutine(method) or inspect.iscoroutinefunction(method):
+        raise ValueError(f"ordering_key must be a method, `def ordering_key(self) -> str`, not {shown(method)}")
+    return method

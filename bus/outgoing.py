@@ -1,6 +1,7 @@
 """One publish on its way out: what it needs is made when it is first needed, and once."""
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Protocol
 
 import msgspec
@@ -11,9 +12,11 @@ from bus.delivery import NO_HEADERS, Cause, Delivery
 from bus.errors import InvalidEvent, PublishRejected
 from bus.registry import Routes
 from infra.mq import Message
+from infra.mq.limits import check_delay, check_due_at, check_id, check_text, shown
 
-MAX_ID = 200
-"""The longest message id, in characters."""
+MAX_HEADER_NAME_BYTES = 200
+MAX_HEADER_VALUE_BYTES = 2**31 - 1
+"""Headers count as part of their message, which has a limit of its own."""
 
 
 def new_id() -> str:
@@ -80,21 +83,16 @@ class Outgoing(msgspec.Struct):
         """The event's wire name."""
         return self.routes.event_type.name
 
-    def message(self, max_payload: int, *, repeatable: bool) -> Message:
+    def message(self, max_body: int, *, repeatable: bool) -> Message:
         """Make, and keep as `made`, what the queue takes; a `repeatable` one that is sent twice is accepted once.
 
         Raises:
             InvalidEvent: the event is not what its class says, or cannot be encoded.
-            PublishRejected: its payload is larger than `max_payload` bytes.
+            PublishRejected: with its headers and all it is larger than `max_body` bytes.
         """
         event_type, id_, published_at, cause = self.routes.event_type, self.id, self.published_at, self.cause
         name = event_type.name
         payload = event_type.encode(self.event)
-        if len(payload) > max_payload:
-            raise PublishRejected(
-                f"{name} has a payload of {len(payload)} bytes; at most {max_payload} are allowed "
-                "(bus.max_payload). Publish a reference to the data instead"
-            )
         key = event_type.ordering_key(self.event) if event_type.ordered else None
         headers = {CORRELATION: id_}
         if cause is not None:
@@ -103,10 +101,16 @@ class Outgoing(msgspec.Struct):
                 headers[CAUSATION] = causation
         if self.headers:
             headers |= self.headers
+        body = pack(Frame(id_, name, event_type.version, key, published_at, headers, payload))
+        if len(body) > max_body:
+            raise PublishRejected(
+                f"{name} has {len(body)} bytes, headers included; at most {max_body} are allowed "
+                "(bus.max_payload, and what the queue takes). Publish a reference to the data instead"
+            )
         self.made = Message(
             id=id_,
             event=name,
-            body=pack(Frame(id_, name, event_type.version, key, published_at, headers, payload)),
+            body=body,
             published_at=published_at,
             ordering_key=key,
             due_at=self.due_at,
@@ -139,27 +143,69 @@ def chain(outgoing: Outgoing) -> list[str]:
     return names[::-1]
 
 
-def valid_id(id_: object) -> str:
+def valid_id(id_: object, what: str = "a message id") -> str:
     """Return `id_` if it can be a message's id.
 
     Raises:
         InvalidEvent: it cannot.
     """
-    if not isinstance(id_, str) or not id_ or len(id_) > MAX_ID or not id_.isprintable():
-        raise InvalidEvent(f"a message id is 1 to {MAX_ID} printable characters, not {id_!r}")
-    return id_
+    try:
+        return check_id(id_, what)
+    except ValueError as error:
+        raise InvalidEvent(str(error)) from error
+
+
+def due_in(delay: object, now: float) -> float:
+    """Return the due time, in seconds since the epoch, of what is to wait for `delay` from `now` on.
+
+    Raises:
+        InvalidEvent: the delay is no number of seconds or timedelta, or out of range.
+    """
+    try:
+        return check_due_at(now + check_delay(delay))
+    except ValueError as error:
+        raise InvalidEvent(str(error)) from error
+
+
+def due_when(when: object) -> float:
+    """Return the due time, in seconds since the epoch, of what is to happen at `when`.
+
+    Raises:
+        InvalidEvent: it is no datetime with a time zone, or out of range.
+    """
+    if not isinstance(when, datetime):
+        raise InvalidEvent(f"a time must be a datetime with a time zone, not {shown(when)}")
+    if when.utcoffset() is None:
+        raise InvalidEvent(f"{when!r} has no time zone: use datetime.now(UTC) and the like")
+    try:
+        return check_due_at(max(0.0, when.timestamp()))
+    except (ValueError, OverflowError) as error:
+        raise InvalidEvent(f"{when!r} cannot be scheduled: {error}") from error
 
 
 def valid_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Return `headers` if they can go with a message.
+    """Return a copy of `headers` if they can go with a message.
 
     Raises:
-        InvalidEvent: they cannot.
+        InvalidEvent: they are no mapping of str to str, hold NUL or surrogates, or a name is too long or the bus's own.
     """
+    if not isinstance(headers, Mapping):
+        raise InvalidEvent(f"headers must map str to str, not {shown(headers)}")
     pairs: Iterable[tuple[object, object]] = headers.items()
-    for name, value in pairs:
-        if not (isinstance(name, str) and isinstance(value, str)):
-            raise InvalidEvent(f"headers map str to str, not {name!r} to {value!r}")
+    try:
+        checked = {
+            check_text(name, "a header's name", MAX_HEADER_NAME_BYTES): _header_value(name, value)
+            for name, value in pairs
+        }
+    except ValueError as error:
+        raise InvalidEvent(str(error)) from error
+    for name in checked:
         if name.startswith("beneath-"):
             raise InvalidEvent(f"header {name!r}: names that begin with 'beneath-' belong to the bus")
-    return headers
+    return checked or NO_HEADERS
+
+
+def _header_value(name: object, value: object) -> str:
+    if value == "":
+        return ""
+    return check_text(value, f"header {shown(name)}", MAX_HEADER_VALUE_BYTES)

@@ -58,6 +58,12 @@ class Publisher:
         self._broadcasts = broadcasts
         self._metrics = metrics
         self._max_payload = max_payload
+        self._max_body = max_payload
+        self.learn_limits()
+
+    def learn_limits(self) -> None:
+        """Take over what the queue stores at most; the driver knows for sure once it is open."""
+        self._max_body = min(self._max_payload, self._mq.features.max_body)
 
     def outgoing(
         self,
@@ -72,7 +78,7 @@ class Publisher:
             outgoing.stand_inside(cause)
         if id_ is not None:
             outgoing.explicit_id = valid_id(id_)
-        if headers:
+        if headers is not None:
             outgoing.headers = valid_headers(headers)
         return outgoing
 
@@ -217,9 +223,7 @@ class Publisher:
         return chosen
 
     def _message(self, outgoing: Outgoing) -> Message:
-        return outgoing.made or outgoing.message(
-            self._max_payload, repeatable=self._remote and not outgoing.one_of_many
-        )
+        return outgoing.made or outgoing.message(self._max_body, repeatable=self._remote and not outgoing.one_of_many)
 
     async def _send_committed(self, batch: Sequence[Outgoing], cancelled: Iterable[str]) -> None:
         """Hand over what a committed transaction published to a queue that ends with this process, as that would."""

@@ -7,9 +7,6 @@ from bus.errors import BusFrozen, InvalidEvent, InvalidListener
 from bus.events import EventType
 from bus.listeners import Kind, Listener, handler_name
 
-MAX_NAME = 200
-"""The longest listener name, in characters."""
-
 
 @dataclass(frozen=True, slots=True)
 class Routes:
@@ -80,8 +77,6 @@ class ListenerRegistry:
         where = handler_name(listener.handler)
         if self.frozen:
             raise BusFrozen(f"{where} comes too late: the bus has started; construct every service before bus.start()")
-        if not listener.name or len(listener.name) > MAX_NAME or not listener.name.isprintable():
-            raise InvalidListener(f"{where}: a listener's name is 1 to {MAX_NAME} printable characters")
         self._refuse_double(listener, where)
         if listener.kind is Kind.ORDERED:
             _require_ordered(listener, where)

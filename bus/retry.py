@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import Final, Literal
+
+from infra.mq.limits import MAX_DELAY, check_count, check_number, shown
+
+MAX_ATTEMPTS = 1_000_000
+MAX_FACTOR = 100.0
+JITTERS: Final = ("full", "equal", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """A listener's retry policy.
+    """A listener's retry policy. Delays are in seconds.
 
     After failure n the next attempt is due in `min(max_delay, min_delay * factor ** (n - 1))` seconds, spread by
     `jitter`: "full" draws between 0 and that value, "equal" between half of it and all, "none" takes it as it is.
@@ -22,12 +28,19 @@ class Retry:
     jitter: Literal["full", "equal", "none"] = "full"
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ValueError(f"Retry.max_attempts must be 1 or more, not {self.max_attempts}")
-        if not 0 <= self.min_delay <= self.max_delay:
-            raise ValueError(f"Retry needs 0 <= min_delay <= max_delay, not {self.min_delay} and {self.max_delay}")
-        if self.factor < 1:
-            raise ValueError(f"Retry.factor must be 1 or more, not {self.factor}")
+        """Check every value.
+
+        Raises:
+            ValueError: one has the wrong type or is out of range.
+        """
+        check_count(self.max_attempts, "Retry.max_attempts", least=1, most=MAX_ATTEMPTS)
+        check_number(self.min_delay, "Retry.min_delay", least=0, most=MAX_DELAY)
+        check_number(self.max_delay, "Retry.max_delay", least=0, most=MAX_DELAY)
+        check_number(self.factor, "Retry.factor", least=1, most=MAX_FACTOR)
+        if self.min_delay > self.max_delay:
+            raise ValueError(f"Retry needs min_delay <= max_delay, not {self.min_delay} and {self.max_delay}")
+        if self.jitter not in JITTERS:
+            raise ValueError(f"Retry.jitter must be 'full', 'equal' or 'none', not {shown(self.jitter)}")
 
     def ceiling(self, failures: int) -> float:
         """Return the longest wait, in seconds, after `failures` failed attempts (1 or more)."""

@@ -72,7 +72,7 @@ class BusSettings(Section):
     """The event bus."""
 
     max_payload: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
-    """Largest encoded event, in bytes."""
+    """Largest event, in bytes, headers included; what the queue takes at most may be less."""
 
     inbox_retention: Annotated[float, Field(ge=60, allow_inf_nan=False)] = 7 * 86_400.0
     """Seconds for which a `once=True` listener remembers a message, so as not to handle it twice."""

@@ -6,6 +6,7 @@ Names of constants say their unit.
 """
 
 import math
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Literal
 
@@ -99,6 +100,22 @@ def check_name(value: object, what: str) -> str:
         ValueError: it cannot.
     """
     return check_printable(value, what, MAX_NAME_BYTES)
+
+
+def check_names(names: object, what: str, each: str) -> tuple[str, ...]:
+    """Return several names as a tuple.
+
+    Raises:
+        ValueError: it is a str, which would be a name for every character, or holds what is no name or one twice.
+    """
+    if isinstance(names, str | bytes) or not isinstance(names, Iterable):
+        raise ValueError(  # noqa: TRY004 - every check here raises the same
+            f"{what} must be a tuple or list of names, not {shown(names)}"
+        )
+    checked = tuple(check_name(name, each) for name in names)
+    if len(set(checked)) < len(checked):
+        raise ValueError(f"{what} holds a name twice: {shown(checked)}")
+    return checked
 
 
 def check_key(value: object, what: str = "an ordering key") -> str:

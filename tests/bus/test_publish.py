@@ -258,7 +258,9 @@ async def test_an_empty_ordering_key_is_refused() -> None:
     async with BusKit() as kit:
         kit.bus.add_async_ordered_listener(Recorder().deposited)
         await kit.start()
-        with pytest.raises(InvalidEvent, match="non-empty str"):
+        with pytest.raises(
+            InvalidEvent, match=r"what Deposited.ordering_key\(\) returns must be a str of 1 to 1024 bytes"
+        ):
             await kit.bus.publish(Deposited(account="", amount=1))
 
 
@@ -276,7 +278,7 @@ async def test_an_explicit_id_is_accepted_once_within_the_window() -> None:
         assert await kit.drain() == 1
 
 
-@pytest.mark.parametrize("bad", ["", "x" * 201, "line\nbreak"])
+@pytest.mark.parametrize("bad", ["", "x" * 257, "line\nbreak"])
 async def test_an_id_is_short_and_printable(bad: str) -> None:
     async with BusKit() as kit:
         await kit.start()
@@ -295,7 +297,7 @@ async def test_headers_reach_the_handler_and_the_bus_keeps_its_own() -> None:
         with pytest.raises(InvalidEvent, match="belong to the bus"):
             await kit.bus.publish(UserUpdated(), headers={"beneath-x": "1"})
         headers: Any = {"n": 1}
-        with pytest.raises(InvalidEvent, match="headers map str to str"):
+        with pytest.raises(InvalidEvent, match="header 'n' must be a str"):
             await kit.bus.publish(UserUpdated(), headers=headers)
 
 
@@ -414,7 +416,7 @@ async def test_only_events_with_async_listeners_alone_can_be_delayed() -> None:
         for event in (UserCreated(), Ticked(1)):
             with pytest.raises(InvalidEvent, match="cannot be delayed"):
                 await kit.bus.publish_delayed(event, 1)
-        with pytest.raises(InvalidEvent, match="0 seconds or more"):
+        with pytest.raises(InvalidEvent, match="must be a number from 0"):
             await kit.bus.publish_delayed(UserUpdated(), -1)
         naive = datetime(2026, 1, 1)  # noqa: DTZ001 - what the test is about
         with pytest.raises(InvalidEvent, match="no time zone"):

@@ -1,0 +1,63 @@
+"""Which types the fields of an event may have: those that bring every value back as it was."""
+
+import typing
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import msgspec
+from msgspec import inspect
+
+from bus.errors import InvalidEvent
+
+_ABSTRACT: dict[object, str] = {Sequence: "list or tuple", Collection: "list, tuple or set", Iterable: "list or tuple"}
+
+
+def refuse_lossy_fields(cls: type, where: str) -> None:
+    """Refuse fields whose values come back from the queue as something else.
+
+    `Any`, `object` and a bare `dict`, `list` or `set` say nothing of what is inside: a date would come back as text, a
+    tuple as a list, a dataclass as a dict. `Sequence` brings a tuple back as a list.
+
+    Raises:
+        InvalidEvent: the message names the field and its type.
+    """
+    for path, problem in _problems(inspect.type_info(cls), "", set()):
+        raise InvalidEvent(f"{where}: field {path} {problem}")
+    for name, hint in typing.get_type_hints(cls).items():
+        if typing.get_origin(hint) is typing.ClassVar:
+            continue
+        for abstract in _abstract(hint):
+            raise InvalidEvent(
+                f"{where}: field {name} is a {abstract}, which does not say how its values come back: "
+                f"use {_ABSTRACT[abstract]}"
+            )
+
+
+def _problems(node: object, path: str, seen: set[int]) -> Iterator[tuple[str, str]]:
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, inspect.AnyType):
+        yield path, "holds Any, whose values do not come back as they were: name the type of what is inside"
+    elif isinstance(node, inspect.CustomType):
+        yield path, f"holds {node.cls.__name__}, which msgspec can neither write nor validate: name a type that it can"
+    elif isinstance(node, inspect.Field):
+        yield from _problems(node.type, f"{path}.{node.name}" if path else node.name, seen)
+    elif isinstance(node, tuple):
+        for each in node:
+            yield from _problems(each, path, seen)
+    elif isinstance(node, inspect.Metadata):
+        yield from _problems(node.type, path, seen)
+    elif isinstance(node, inspect.Type) and isinstance(node, msgspec.Struct):
+        for name in node.__struct_fields__:
+            value = getattr(node, name)
+            if isinstance(value, inspect.Type | tuple):
+                yield from _problems(value, path, seen)
+
+
+def _abstract(hint: object) -> Iterator[object]:
+    for each in (typing.get_origin(hint), hint):
+        if isinstance(each, type) and each in _ABSTRACT:
+            yield each
+    for argument in typing.get_args(hint):
+        if not isinstance(argument, list):  # the parameters of a Callable, which msgspec refuses anyway
+            yield from _abstract(argument)

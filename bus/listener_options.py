@@ -1,0 +1,71 @@
+"""What a listener may ask for when it is added, and the checks that hold it to that."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from bus.errors import InvalidListener
+from bus.listeners import DEFAULT_RETRY, OnExhausted, OnGap
+from bus.retry import Retry
+from infra.mq.limits import MAX_DELAY, check_count, check_name, check_names, check_number, shown
+
+MAX_CONCURRENCY = 100_000
+"""The most handlers of one listener that may run at once in one process."""
+
+ON_EXHAUSTED: Final = ("skip", "block")
+
+
+class Default:
+    """Says that a caller left an argument to the bus's options."""
+
+
+DEFAULT: Final = Default()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerOptions:
+    """The options of one listener, as its `add_..._listener` call gave them."""
+
+    name: str | None = None
+    aliases: Iterable[str] = ()
+    retry: Retry = DEFAULT_RETRY
+    timeout: float | Default | None = DEFAULT
+    concurrency: int | None = None
+    once: bool = False
+    on_exhausted: OnExhausted = "skip"
+    on_gap: OnGap | None = None
+
+    def checked(self, where: str) -> "ListenerOptions":
+        """Return these options with `aliases` as a tuple and `timeout` as a float.
+
+        Raises:
+            InvalidListener: an option has the wrong type or is out of range; the message names the handler, `where`.
+        """
+        try:
+            return self._checked()
+        except ValueError as error:
+            raise InvalidListener(f"{where}: {error}") from error
+
+    def _checked(self) -> "ListenerOptions":
+        if self.name is not None:
+            check_name(self.name, "name")
+        if not isinstance(self.retry, Retry):
+            raise ValueError(f"retry must be a Retry, not {shown(self.retry)}")  # noqa: TRY004 - one kind for all of them
+        if self.concurrency is not None:
+            check_count(self.concurrency, "concurrency", least=1, most=MAX_CONCURRENCY)
+        if not isinstance(self.once, bool):
+            raise ValueError(f"once must be True or False, not {shown(self.once)}")  # noqa: TRY004 - see above
+        if self.on_exhausted not in ON_EXHAUSTED:
+            raise ValueError(f"on_exhausted must be 'skip' or 'block', not {shown(self.on_exhausted)}")
+        if self.on_gap is not None and not callable(self.on_gap):
+            raise ValueError(f"on_gap must be a function or None, not {shown(self.on_gap)}")
+        timeout = self.timeout
+        if timeout is not None and not isinstance(timeout, Default):
+            timeout = check_number(timeout, "timeout (in seconds, None for none)", least=0, most=MAX_DELAY, above=True)
+        return replace(self, aliases=self._checked_aliases(), timeout=timeout)
+
+    def _checked_aliases(self) -> tuple[str, ...]:
+        aliases = check_names(self.aliases, "aliases", "a former name")
+        if self.name in aliases:
+            raise ValueError(f"aliases holds the listener's present name {self.name!r}; give its former names alone")
+        return aliases

@@ -1,0 +1,414 @@
+"""Arguments are checked where they are given, before anything runs or is stored."""
+
+# ruff: noqa: ANN401 - wrong arguments can be anything
+
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta, timezone
+from enum import StrEnum
+from random import Random
+from typing import Any, ClassVar, cast
+
+import msgspec
+import pytest
+
+from bus import Bus, BusError, Delivery, InvalidEvent, InvalidListener, PublishRejected, Retry, RetryLater
+from bus.options import BusOptions
+from bus.testing import BusKit
+from infra.clock import FakeClock
+from infra.mq import Features
+from infra.mq.drivers.memory import MemoryQueue
+from tests.bus.events import Deposited, Ticked, UserCreated, UserUpdated
+
+NOT_TEXT: list[Any] = ["", "nul\0", "\ud800", b"bytes", 7, True, ["a"], "ä" * 1000]
+
+
+def short(value: object) -> str:
+    """Name a parameter, however odd it is."""
+    return ascii(value)[:60]
+
+
+def bus() -> Bus:
+    return Bus(MemoryQueue(clock=FakeClock()))
+
+
+async def on_deposit(event: Deposited) -> None: ...
+
+
+async def on_tick(event: Ticked) -> None: ...
+
+
+# --- listener options -------------------------------------------------------------------------------------------------
+
+
+WRONG_OPTIONS: list[dict[str, Any]] = [
+    *({"name": each} for each in NOT_TEXT),
+    *({"aliases": each} for each in ("mails.confirm", b"x", 5, None, ("a", "a"), (1,), ("",), ("a\0",), ["ä" * 101])),
+    *({"retry": each} for each in (None, 3, "full", Retry)),
+    *({"timeout": each} for each in (0, -1, math.nan, math.inf, -math.inf, "5", True, timedelta(seconds=5), 1e12)),
+    *({"concurrency": each} for each in (0, -1, 1.5, math.nan, "4", True, 10**9)),
+    *({"once": each} for each in (1, "yes", None)),
+    *({"on_exhausted": each} for each in ("Block", "dead", "", None, True, ["skip"])),
+]
+
+
+@pytest.mark.parametrize("options", WRONG_OPTIONS, ids=short)
+def test_a_wrong_listener_option_is_refused_with_the_handlers_name(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidListener, match=r"test_arguments\.on_deposit") as refused:
+        bus().add_async_ordered_listener(on_deposit, **({"name": "deposits"} | options))
+    assert next(iter(options)) in str(refused.value) or "a former name" in str(refused.value)
+
+
+def test_a_listeners_own_name_is_no_alias_of_it() -> None:
+    with pytest.raises(InvalidListener, match="present name 'deposits'"):
+        bus().add_async_listener(on_deposit, name="deposits", aliases=["deposits"])
+
+
+def test_on_gap_must_be_a_function() -> None:
+    with pytest.raises(InvalidListener, match="on_gap must be a function"):
+        bus().add_broadcast_listener(on_tick, on_gap=cast("Any", "log"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"max_attempts": each} for each in (0, -1, True, 2.0, math.nan, "3", 10**9)),
+        *({"min_delay": each} for each in (-1, math.nan, math.inf, "1", None, 1e12)),
+        *({"max_delay": each} for each in (-1, math.nan, math.inf, "900", None, 1e12)),
+        *({"factor": each} for each in (0.5, math.nan, math.inf, 1e6, "2", True)),
+        *({"jitter": each} for each in ("exponential", "Full", "", None, True, ["full"])),
+    ],
+    ids=short,
+)
+def test_a_wrong_retry_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"Retry.{next(iter(wrong))}"):
+        Retry(**wrong)
+
+
+def test_the_largest_retry_stays_below_its_longest_delay() -> None:
+    retry = Retry(max_attempts=1_000_000, factor=100, max_delay=3.0, jitter="none")
+    assert retry.delay(999_999, Random(1)) == 3.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({name: each} for name in ("concurrency", "max_payload", "max_crashes") for each in (0, -1, 1.5, "1", True)),
+        {"prefetch": -1},
+        *(
+            {name: each}
+            for name in ("max_stall", "renew_every", "recover_every", "connect_timeout", "timeout")
+            for each in (0, -1, math.nan, math.inf, "1", True)
+        ),
+        *({name: each} for name in ("grace", "inbox_retention") for each in (-1, math.nan, math.inf, None)),
+    ],
+    ids=short,
+)
+def test_a_wrong_bus_option_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"BusOptions.{next(iter(wrong))}"):
+        BusOptions(**wrong)
+
+
+# --- event classes ----------------------------------------------------------------------------------------------------
+
+
+def declare(cls: type) -> None:
+    async def handler(event: object) -> None: ...
+
+    handler.__annotations__ = {"event": cls, "return": None}
+    bus().add_async_listener(handler, name="x")
+
+
+def event(fields: dict[str, Any] | None = None, **attributes: Any) -> type:
+    cls = type("Odd", (), {"__annotations__": {"n": int} | (fields or {}), **attributes})
+    return dataclass(frozen=True)(cls)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        *({"event_name": each} for each in NOT_TEXT),
+        *({"event_aliases": each} for each in ("OrderConfirmed", b"x", 5, ("a", "a"), (1,), ("\0",), ("Odd",))),
+        *({"event_version": each} for each in (0, -1, True, 1.0, "2", 2**40)),
+        {"event_upcasters": []},
+        {"event_upcasters": {"1": dict}},
+        {"event_upcasters": {0: dict}},
+        {"event_upcasters": {2: dict}},
+        {"event_upcasters": {1: "x"}},
+        *({"ordering_key": each} for each in ("n", 5, b"n")),
+    ],
+    ids=short,
+)
+def test_a_wrong_attribute_of_an_event_class_is_refused_by_name(attributes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidEvent, match="Odd"):
+        declare(event(**attributes))
+
+
+class Opaque: ...
+
+
+@dataclass(frozen=True)
+class Inner:
+    inside: "dict[str, Any]"
+
+
+LOSSY = [
+    Any,
+    object,
+    dict,
+    list,
+    set,
+    tuple,
+    dict[str, Any],
+    list[object],
+    list[dict[str, list[Any]]],
+    Any | None,
+    Opaque,
+    Inner,
+    list[Inner],
+    Sequence[int],
+    dict[str, Sequence[int]],
+]
+
+
+@pytest.mark.parametrize("hint", LOSSY, ids=short)
+def test_a_field_whose_values_would_come_back_as_others_is_refused(hint: Any) -> None:
+    with pytest.raises(InvalidEvent, match=r"field \w*data"):
+        declare(event({"data": hint}))
+
+
+class Node(msgspec.Struct, frozen=True):
+    children: "list[Node]" = msgspec.field(default_factory=list)
+    at: datetime | None = None
+    tags: dict[str, tuple[int, ...]] = msgspec.field(default_factory=dict)
+
+
+def test_a_field_of_a_recursive_type_is_accepted() -> None:
+    declare(Node)
+
+
+@dataclass(frozen=True)
+class Keyed:
+    which: str
+    event_name: ClassVar[str] = "keyed"
+
+    def ordering_key(self) -> str:
+        return cast("str", KEYS[self.which])
+
+
+class Color(StrEnum):
+    RED = "red"
+
+
+KEYS: dict[str, Any] = {
+    "empty": "",
+    "nul": "a\0b",
+    "surrogate": "\udc80",
+    "bytes": b"k",
+    "number": 5,
+    "none": None,
+    "1025 bytes": "k" * 1025,
+    "1026 bytes in 513 characters": "ä" * 513,
+    "enum": Color.RED,
+    "1024 bytes": "ä" * 512,
+}
+
+
+@pytest.mark.parametrize("which", list(KEYS)[:8], ids=short)
+async def test_an_ordering_key_is_storable_text_of_at_most_1024_bytes(which: str) -> None:
+    async with BusKit() as kit:
+
+        async def on_keyed(event: Keyed) -> None: ...
+
+        kit.bus.add_async_ordered_listener(on_keyed, name="keyed")
+        await kit.start()
+        with pytest.raises(InvalidEvent, match=r"what keyed.ordering_key\(\) returns must be"):
+            await kit.bus.publish(Keyed(which))
+        for fine in ("enum", "1024 bytes"):
+            await kit.bus.publish(Keyed(fine))
+        assert await kit.drain() == 2
+
+
+async def test_an_error_in_ordering_key_is_the_publishers() -> None:
+    async with BusKit() as kit:
+
+        async def on_keyed(event: Keyed) -> None: ...
+
+        kit.bus.add_async_ordered_listener(on_keyed, name="keyed")
+        await kit.start()
+        with pytest.raises(InvalidEvent, match=r"keyed.ordering_key\(\) raised KeyError"):
+            await kit.bus.publish(Keyed("missing"))
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def kit() -> AsyncIterator[BusKit]:
+    async with BusKit() as kit:
+
+        async def on_update(event: UserUpdated) -> None: ...
+
+        kit.bus.add_async_listener(on_update, name="updates")
+        kit.bus.add_async_listener(on_tick, name="ticks")
+        await kit.start()
+        yield kit
+
+
+@pytest.mark.parametrize(
+    "delay",
+    [math.nan, math.inf, -math.inf, -1, -0.001, timedelta.max, timedelta.min, True, "5", None, 1e10, 10**400, b""],
+    ids=short,
+)
+async def test_a_delay_is_finite_and_at_most_100_years(kit: BusKit, delay: Any) -> None:
+    with pytest.raises(InvalidEvent, match="a delay"):
+        await kit.bus.publish_delayed(Ticked(1), delay)
+    with pytest.raises(ValueError, match="the delay of RetryLater"):
+        RetryLater(delay)
+    assert await kit.advance(days=400) == 0
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        datetime(2030, 1, 1),  # noqa: DTZ001 - what the test is about
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),
+        date(2030, 1, 1),
+        1.0,
+        "2030-01-01",
+        None,
+        True,
+        timedelta(1),
+    ],
+    ids=short,
+)
+async def test_a_scheduled_time_is_a_datetime_with_a_time_zone_up_to_9999(kit: BusKit, when: Any) -> None:
+    with pytest.raises(InvalidEvent):
+        await kit.bus.publish_scheduled(Ticked(1), when)
+    assert await kit.drain() == 0
+
+
+@pytest.mark.parametrize("when", [datetime.min.replace(tzinfo=UTC), datetime(1960, 1, 1, tzinfo=UTC)], ids=short)
+async def test_any_past_time_is_now(kit: BusKit, when: datetime) -> None:
+    await kit.bus.publish_scheduled(Ticked(1), when)
+    assert await kit.drain() == 1
+
+
+async def test_the_last_second_of_9999_can_be_scheduled(kit: BusKit) -> None:
+    last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    assert await kit.bus.cancel(await kit.bus.publish_scheduled(Ticked(1), last))
+
+
+@pytest.mark.parametrize("bad", [*NOT_TEXT, "line\nbreak", "i" * 257, "€" * 86], ids=short)
+async def test_an_id_is_printable_text_of_at_most_256_bytes(kit: BusKit, bad: Any) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: kit.bus.publish(Ticked(1), id=bad),
+        lambda: kit.bus.publish_delayed(Ticked(1), 1, id=bad),
+        lambda: kit.bus.publish_scheduled(Ticked(1), datetime.now(UTC), id=bad),
+        lambda: kit.bus.cancel(bad),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidEvent, match="a message id must be"):
+            await call()
+    with pytest.raises(InvalidEvent, match="a correlation id must be"):
+        kit.bus.correlation(bad)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "text",
+        [("a", "b")],
+        5,
+        {1: "x"},
+        {"": "x"},
+        {"n": 1},
+        {"n": None},
+        {"n": b"x"},
+        {"n": "\0"},
+        {"n\0": "x"},
+        {"n": "\ud800"},
+        {"\ud800": "x"},
+        {"n" * 201: "x"},
+        {"beneath-x": "1"},
+    ],
+    ids=short,
+)
+async def test_headers_map_storable_text_to_storable_text(kit: BusKit, headers: Any) -> None:
+    with pytest.raises(InvalidEvent, match="header"):
+        await kit.bus.publish(Ticked(1), headers=headers)
+    assert await kit.drain() == 0
+
+
+async def test_headers_are_those_of_the_call_also_when_changed_later() -> None:
+    headers = {"tenant": "acme", "empty": ""}
+    got: list[dict[str, str]] = []
+
+    async def change(event: UserUpdated) -> None:
+        headers["tenant"] = "other"
+
+    async def note(event: UserUpdated, delivery: Delivery) -> None:
+        got.append(dict(delivery.headers))
+
+    async with BusKit() as kit:
+        kit.bus.add_sync_listener(change)
+        kit.bus.add_async_listener(note, name="notes")
+        await kit.start()
+        await kit.bus.publish(UserUpdated(), headers=headers)
+        await kit.drain()
+    assert got == [{"tenant": "acme", "empty": ""}]
+
+
+async def test_the_limit_counts_the_whole_frame_before_any_listener_runs() -> None:
+    seen: list[object] = []
+
+    async def note(event: UserCreated) -> None:
+        seen.append(event)
+
+    async with BusKit(options=BusOptions(max_payload=1000)) as kit:
+        kit.bus.add_sync_listener(note)
+        kit.bus.add_async_listener(note, name="notes")
+        await kit.start()
+        calls: list[Callable[[], Any]] = [
+            lambda: kit.bus.publish(UserCreated(email="x" * 1000)),
+            lambda: kit.bus.publish(UserCreated(), headers={"note": "x" * 1000}),
+            lambda: kit.bus.publish_many([UserCreated(), UserCreated(email="x" * 1000)]),
+        ]
+        for publish in calls:
+            with pytest.raises(PublishRejected, match="at most 1000 are allowed"):
+                await publish()
+        assert seen == []
+
+
+class SmallQueue(MemoryQueue):
+    @property
+    def features(self) -> Features:
+        return replace(super().features, max_body=500)
+
+
+async def test_the_smaller_limit_of_bus_and_queue_holds() -> None:
+    clock = FakeClock()
+    mq = SmallQueue(clock=clock)
+    await mq.open()
+    small = Bus(mq, clock=clock)
+    small.add_async_listener(on_tick, name="ticks")
+    await small.start()
+    await small.publish(Ticked(1), headers={"note": "x" * 300})
+    with pytest.raises(PublishRejected, match="at most 500 are allowed"):
+        await small.publish(Ticked(1), headers={"note": "x" * 600})
+    await small.close()
+    await mq.close()
+
+
+async def test_one_id_on_two_event_classes_is_no_repetition(kit: BusKit) -> None:
+    await kit.bus.publish(Ticked(1), id="seven")
+    await kit.bus.publish(UserUpdated(), id="seven")
+    await kit.bus.publish(UserUpdated(), id="seven")
+    assert await kit.drain() == 2
+
+
+async def test_what_is_no_event_is_refused(kit: BusKit) -> None:
+    for wrong in ("text", 5, None, {"a": 1}, Ticked, UserCreated):
+        with pytest.raises(BusError):
+            await kit.bus.publish(wrong)
