@@ -1,0 +1,138 @@
+"""The real database on a real file, whose statements run in the loop's thread and take virtual time."""
+
+import asyncio
+import shutil
+import sqlite3
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from infra.db import Database
+from infra.db.migrate import History, upgrade
+from infra.db.sqlite_driver import SQLiteConnection, is_busy
+from tests.simulation.loop import PROCESS, Process
+
+Job = tuple["asyncio.Future[Any] | None", Callable[[], object]]
+
+LATENCY = 0.002
+"""Virtual seconds that a statement takes at most."""
+
+BUSY = 0.02
+"""Virtual seconds after which a statement that found the file locked has its answer, at most."""
+
+EFFECTS = "CREATE TABLE effect (listener TEXT, key TEXT, n INTEGER)"
+
+
+class _Jobs:
+    """Stands for a connection's thread: does one job after another, each some virtual time after the last."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._jobs: deque[Job] = deque()
+        self._busy = False
+
+    def put_nowait(self, job: Job) -> None:
+        self._jobs.append(job)
+        if not self._busy:
+            self._busy = True
+            self._later(LATENCY)
+
+    def _later(self, seconds: float) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # a forgotten connection is collected after the loop's end
+            return
+        loop.call_later(self._process.random.uniform(0, seconds), self._do)
+
+    def _do(self) -> None:
+        future, function = self._jobs.popleft()
+        failure: BaseException | None = None
+        result: object = None
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever asked
+            failure = error
+        if future is not None and not future.done():
+            if failure is None:
+                future.set_result(result)
+            else:
+                future.set_exception(failure)
+        self._busy = bool(self._jobs)
+        if self._busy:
+            self._later(LATENCY)
+
+
+class _NoThread:
+    """What `aiosqlite` starts."""
+
+    daemon = True
+
+    def start(self) -> None:
+        """Start nothing."""
+
+
+class InlineConnection(SQLiteConnection):
+    """A connection without a thread; a process that is killed loses it, and with it an open transaction."""
+
+    def __init__(self, opener: Callable[[], sqlite3.Connection], *, read_only: bool = False) -> None:
+        super().__init__(opener, read_only=read_only)
+        process = PROCESS.get()
+        self._thread = _NoThread()  # type: ignore[assignment]
+        self._tx = _Jobs(process)  # type: ignore[assignment]
+        process.on_kill.append(self._sever)
+
+    async def begin_immediate(self, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            try:
+                await super().begin_immediate(0)
+            except sqlite3.OperationalError as error:
+                if not is_busy(error) or loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(PROCESS.get().random.uniform(0, BUSY))
+            else:
+                return
+
+    def _sever(self) -> None:
+        connection, self._connection = self._connection, None
+        self._running = False
+        if connection is not None:
+            connection.close()
+
+
+class Files:
+    """A migrated database file, copied for each simulation, in memory where there is a file system for that."""
+
+    def __init__(self) -> None:
+        shared = Path("/dev/shm")
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="beneath-simulation-", dir=shared if shared.is_dir() else None
+        )
+        self._template = Path(self._folder.name) / "template.db"
+        asyncio.run(_migrate(self._template))
+
+    def copy(self) -> Path:
+        """Return a new database file."""
+        path = Path(self._folder.name) / "simulated.db"
+        for stale in path.parent.glob("simulated.db*"):
+            stale.unlink()
+        shutil.copy(self._template, path)
+        return path
+
+    def close(self) -> None:
+        """Delete all of them."""
+        self._folder.cleanup()
+
+
+async def _migrate(path: Path) -> None:
+    db = Database(f"sqlite:///{path}")
+    await db.open()
+    try:
+        await upgrade(db, [History("bus", "infra.db.migrations", "beneath_bus_version")])
+        async with db.transaction() as transaction:
+            await (await transaction.connection()).exec_driver_sql(EFFECTS)
+    finally:
+        await db.close()

@@ -1,0 +1,151 @@
+"""What goes wrong in a simulation, and when."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Protocol
+
+from tests.simulation.journal import SimulatedJournal
+from tests.simulation.loop import SimulatedLoop
+from tests.simulation.program import Program
+
+EVERY = 0.8
+"""Seconds between two faults, on average."""
+
+
+class Town(Protocol):
+    """The processes that faults strike."""
+
+    loop: SimulatedLoop
+    journal: SimulatedJournal
+    slots: list[Program]
+
+    def restart(self, slot: int) -> None:
+        """Start a new process in place of one that has ended."""
+        ...
+
+
+class Faults:
+    """Strikes until told to end; a strike's consequences are repaired by the strike itself."""
+
+    def __init__(self, town: Town, random: Random, lease: float) -> None:
+        self._town = town
+        self._random = random
+        self._lease = lease
+        self._busy: set[int] = set()
+        self._until_cancellation = random.randrange(50, 2000)
+        self._all: list[Callable[[int], Awaitable[None]]] = random.sample(
+            [self._kill, self._freeze, self._stop, self._end_all_tasks, self._cut_off, self._storm, self._step_clock],
+            random.randrange(2, 8),
+        )
+        self._cancelling = random.random() < 0.7
+        self._struck: list[asyncio.Task[None]] = []
+
+    async def strike(self, seconds: float) -> None:
+        """Let things go wrong for so long, and return when all is well again."""
+        loop = self._town.loop
+        end = loop.time() + seconds
+        while loop.time() < end:
+            await asyncio.sleep(self._random.expovariate(1 / EVERY))
+            slot = self._random.randrange(len(self._town.slots))
+            if slot in self._busy:
+                continue
+            self._busy.add(slot)
+            fault = self._random.choice(self._all)
+            self._struck.append(asyncio.create_task(self._strike(fault, slot)))
+        self._cancelling = False
+        await asyncio.gather(*self._struck)
+
+    async def _strike(self, fault: Callable[[int], Awaitable[None]], slot: int) -> None:
+        self._note(f"fault {fault.__name__} strikes {self._town.slots[slot].process.pid}")
+        try:
+            await fault(slot)
+            if self._town.slots[slot].task.done():
+                self._town.restart(slot)
+        finally:
+            self._busy.discard(slot)
+
+    def on_step(self) -> None:
+        """Cancel some publisher at whatever it awaits now, every now and then."""
+        self._until_cancellation -= 1
+        if self._until_cancellation > 0 or not self._cancelling:
+            return
+        self._until_cancellation = self._random.randrange(20, 1500)
+        alive = [
+            task
+            for program in self._town.slots
+            if not program.process.dead and not program.stopping
+            for task in program.publishers
+            if not task.done()
+        ]
+        if alive:
+            task = self._random.choice(alive)
+            self._note(f"fault cancel strikes {task.get_name()} of {task.process.pid}")
+            task.cancel()
+
+    async def _kill(self, slot: int) -> None:
+        program = self._town.slots[slot]
+        self._town.journal.write(program.process, "killing")
+        self._town.loop.kill(program.process)
+        await self._sometime(2)
+        self._town.restart(slot)
+
+    async def _freeze(self, slot: int) -> None:
+        process = self._town.slots[slot].process
+        self._town.journal.write(process, "pausing")
+        process.frozen = True
+        await self._sometime(2.5 * self._lease)
+        self._town.loop.thaw(process)
+        await asyncio.sleep(1)  # until it knows whether its lease is lost
+        self._town.journal.write(process, "cut off")
+
+    async def _stop(self, slot: int) -> None:
+        program = self._town.slots[slot]
+        rough = program.link.weather.dropped or program.link.weather.lost
+        program.stop()
+        await asyncio.wait((program.task,))
+        if rough:
+            self._town.journal.write(program.process, "cut off")
+        if self._town.journal.unfinished(program.process.pid):
+            self._town.journal.write(program.process, "pausing")  # handlers that did not end were left behind
+        self._town.loop.kill(program.process)
+        await self._sometime(1)
+        self._town.restart(slot)
+
+    async def _end_all_tasks(self, slot: int) -> None:
+        """Do what `asyncio.run` does when its main task ends: cancel everything else."""
+        program = self._town.slots[slot]
+        program.stop()
+        tasks = self._town.loop.living(program.process)
+        self._random.shuffle(tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=20)
+        self._town.journal.write(program.process, "killing")
+        self._town.loop.kill(program.process)
+        await self._sometime(1)
+        self._town.restart(slot)
+
+    async def _cut_off(self, slot: int) -> None:
+        weather = self._town.slots[slot].link.weather
+        weather.down = True
+        await self._sometime(3 * self._lease)
+        weather.down = False
+
+    async def _storm(self, slot: int) -> None:
+        weather = self._town.slots[slot].link.weather
+        weather.dropped, weather.lost = self._random.uniform(0, 0.3), self._random.uniform(0, 0.3)
+        weather.latency = self._random.uniform(0, 0.3)
+        await self._sometime(4)
+        weather.dropped, weather.lost, weather.latency = 0.0, 0.0, 0.003
+
+    async def _step_clock(self, slot: int) -> None:
+        process = self._town.slots[slot].process
+        process.wall_offset = self._random.choice([-3600.0, 3600.0, -2.0, 2.0, 0.0])
+
+    async def _sometime(self, seconds: float) -> None:
+        await asyncio.sleep(self._random.uniform(0, seconds))
+
+    def _note(self, text: str) -> None:
+        self._town.journal.note(self._town.loop.world, text)

@@ -1,0 +1,232 @@
+"""One process of the simulated application: a worker, and publishers that repeat what may not have been accepted."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy import text
+
+from bus import Bus, BusError
+from bus.options import BusOptions
+from infra.db import Database, DatabaseError
+from tests.simulation.events import Alarm, Chime, Step
+from tests.simulation.journal import SimulatedJournal
+from tests.simulation.link import Link
+from tests.simulation.listeners import Listeners
+from tests.simulation.loop import Process, SimulatedLoop, SimulatedTask
+from tests.simulation.sealing import SimulatedClock
+from tests.torture.journal import Kind
+
+PUBLISHERS = 2
+"""Publishing tasks of one process."""
+
+EVENTS = 9
+"""How many events one key gets."""
+
+OPTIONS = BusOptions(
+    concurrency=4, prefetch=6, grace=3.0, renew_every=0.5, recover_every=0.4, connect_timeout=3.0, max_crashes=1000
+)
+
+
+class RolledBack(Exception):
+    """Ends a transaction that is not to commit."""
+
+
+class Program:
+    """Runs until it is stopped; `ended` says so if the worker gave up before."""
+
+    def __init__(
+        self, process: Process, link: Link, loop: SimulatedLoop, journal: SimulatedJournal, path: Path | None, seed: int
+    ) -> None:
+        self.process = process
+        self.link = link
+        self.worker_error: BaseException | None = None
+        """Why the worker ended although nobody had stopped it."""
+
+        self.publishers: list[SimulatedTask] = []
+        self._loop = loop
+        self._journal = journal
+        self._path = path
+        self._seed = seed
+        self._quiet = False
+        self._stopped = asyncio.Event()
+        self._clock = SimulatedClock(process, loop)
+        self.task = loop.spawn(process, self._run())
+        link.cut_off = lambda: journal.write(process, "cut off")
+
+    def stop(self) -> None:
+        """Ask it to end gracefully."""
+        self._stopped.set()
+
+    def hush(self) -> None:
+        """Let every publisher end after the event that it is at."""
+        self._quiet = True
+
+    async def _run(self) -> None:
+        db = (
+            Database(f"sqlite:///{self._path}", busy_timeout=2.0, clock=self._clock) if self._path is not None else None
+        )
+        try:
+            await self._live(db)
+        finally:
+            await self.link.close()
+            if db is not None:
+                await db.close()
+
+    async def _live(self, db: Database | None) -> None:
+        if db is not None:
+            await db.open()
+        await self.link.open()
+        bus = Bus(self.link, db, clock=self._clock, options=OPTIONS, random=self.process.random)
+        Listeners(bus, db, self._journal, self.process, self._seed)
+        await bus.start()
+        self._journal.write(self.process, "ready")
+        worker = asyncio.create_task(bus.run(), name="worker")
+        worker.add_done_callback(self._note_end)
+        self.publishers = [self._publisher(bus, db, number) for number in range(PUBLISHERS)]
+        stopped = asyncio.create_task(self._stopped.wait(), name="stop")
+        try:
+            await asyncio.wait((worker, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._stopped.set()
+            for task in (stopped, *self.publishers):
+                task.cancel()
+            await asyncio.gather(stopped, *self.publishers, return_exceptions=True)
+            worker.cancel()
+            await asyncio.wait((worker,))
+            await bus.close()
+
+    def _note_end(self, worker: "asyncio.Task[None]") -> None:
+        if not self._stopped.is_set():
+            error = asyncio.CancelledError() if worker.cancelled() else worker.exception()
+            self.worker_error = error or RuntimeError("it returned")
+
+    def _publisher(self, bus: Bus, db: Database | None, number: int) -> SimulatedTask:
+        task = asyncio.create_task(Publisher(self, bus, db, number).run(), name=f"publisher {number}")
+        assert isinstance(task, SimulatedTask)
+        return task
+
+    @property
+    def quiet(self) -> bool:
+        """Whether publishers are to end."""
+        return self._quiet or self._stopped.is_set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the process is to end."""
+        return self._stopped.is_set()
+
+    @property
+    def journal(self) -> SimulatedJournal:
+        """Where it writes what it did."""
+        return self._journal
+
+
+class Publisher:
+    """Publishes one key's events after another. Whatever an attempt ends in, it repeats it by the same id."""
+
+    def __init__(self, program: Program, bus: Bus, db: Database | None, number: int) -> None:
+        self._program = program
+        self._bus = bus
+        self._db = db
+        self._name = f"{program.process.pid}.{number}"
+        self._random = program.process.random
+
+    async def run(self) -> None:
+        """Publish until the program is quiet."""
+        turn = 0
+        while not self._program.quiet:
+            turn += 1
+            await self._one_key(f"{self._name}.{turn}")
+
+    async def _one_key(self, key: str) -> None:
+        for n in range(1, EVENTS + 1):
+            if self._program.quiet:
+                return
+            await self._one_event(Step(key=key, n=n))
+            await self._pause(0.3)
+
+    async def _one_event(self, step: Step) -> None:
+        db = self._db
+        if db is not None and self._random.random() < 0.5:
+            await self._until_accepted(step, partial(self._in_transaction, db, step))
+        else:
+            await self._until_accepted(step, partial(self._bus.publish, step, id=_id(step)))
+        if self._random.random() < 0.2:
+            await self._alarm(Alarm(key=step.key, n=step.n))
+        if self._random.random() < 0.1:
+            await self._attempt(partial(self._bus.publish, Chime(key=step.key, n=step.n)))
+
+    async def _in_transaction(self, db: Database, step: Step) -> None:
+        if self._random.random() < 0.2:
+            await self._rolled_back(db, step)
+        async with db.transaction() as transaction:
+            await transaction.session.execute(
+                text("INSERT INTO effect (listener, key, n) VALUES ('published', :key, :n)"),
+                {"key": step.key, "n": step.n},
+            )
+            await self._bus.publish(step, id=_id(step))
+
+    async def _rolled_back(self, db: Database, step: Step) -> None:
+        with suppress(RolledBack):
+            async with db.transaction():
+                await self._bus.publish(Step(key=f"rolled back {step.key}", n=step.n))
+                raise RolledBack
+
+    async def _alarm(self, alarm: Alarm) -> None:
+        delay = self._random.uniform(0, 3)
+        earliest = self._program.link.time() + delay
+
+        async def publish() -> None:
+            await self._bus.publish_delayed(alarm, delay, id=_id(alarm))
+
+        await self._until_accepted(alarm, publish, note=repr(earliest))
+
+    async def _until_accepted(
+        self, event: Step | Alarm, act: Callable[[], Awaitable[object]], *, note: str = ""
+    ) -> None:
+        self._write("note", event, "tried " + note)
+        while not await self._attempt(act):
+            await self._pause(0.5)
+        self._write("accepted", event, note)
+
+    async def _attempt(self, act: Callable[[], Awaitable[object]]) -> bool:
+        try:
+            await act()
+        except asyncio.CancelledError:
+            self._survive()
+        except (BusError, DatabaseError) as error:
+            self._program.journal.note(self._program.process, f"publish failed: {type(error).__name__}: {error}")
+        else:
+            return True
+        return False
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.sleep(self._random.uniform(0, seconds))
+        except asyncio.CancelledError:
+            self._survive()
+
+    def _survive(self) -> None:
+        """Go on after a cancellation, unless the process ends."""
+        if self._program.stopping:
+            raise asyncio.CancelledError
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+
+    def _write(self, kind: Kind, event: Step | Alarm, note: str) -> None:
+        self._program.journal.write(
+            self._program.process,
+            kind,
+            listener=type(event).__name__,
+            key=event.key,
+            n=event.n,
+            text=note,
+        )
+
+
+def _id(event: Step | Alarm) -> str:
+    return f"{type(event).__name__} {event.key} {event.n}"

@@ -1,0 +1,97 @@
+"""What a worker does in threads, done in the loop: its heartbeat, and plain `def` handlers."""
+
+import asyncio
+from collections.abc import Callable
+from types import FrameType
+
+from bus.handling import Slot
+from bus.listeners import Listener
+from bus.metrics import BusMetrics
+from bus.options import BusOptions
+from infra.mq import Consumer
+from tests.simulation.loop import PROCESS, SimulatedLoop
+
+
+class NumberedSlot(Slot):
+    """A slot whose place in a set depends on when it was made, and not on its address."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(listener)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimulatedLoop)
+        self.number = loop.number()
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class SimulatedHeartbeat:
+    """Renews the lease as `bus.heartbeat.Heartbeat` does, from a task that nothing cancels and only freezing stops."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        options: BusOptions,
+        metrics: BusMetrics,
+        describe: Callable[[FrameType], str | None],
+        on_loss: Callable[[], object],
+    ) -> None:
+        self._consumer = consumer
+        self._step = options.renew_every
+        self._on_loss = on_loss
+        self._stopped = False
+
+    def start(self) -> None:
+        """Begin to beat."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimulatedLoop)
+        loop.call_later(0, self._beat, loop)
+
+    def stop(self) -> None:
+        """Stop beating."""
+        self._stopped = True
+
+    def _beat(self, loop: SimulatedLoop) -> None:
+        if self._stopped:
+            return
+        try:
+            kept = self._consumer.renew()
+        except Exception:  # noqa: BLE001 - as the original: the next beat may succeed
+            kept = True
+        if kept:
+            loop.call_later(self._step * PROCESS.get().random.uniform(0.5, 1), self._beat, loop)
+        else:
+            self._on_loss()
+
+
+class SimulatedThreads:
+    """Runs functions as `bus.threads.ThreadPool` does: to their end, whatever becomes of whoever waits."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def run(self, function: Callable[[], object]) -> None:
+        """Call `function` some time from now."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        loop.call_later(PROCESS.get().random.uniform(0, 0.05), self._call, function, future)
+        await future
+
+    def close(self) -> None:
+        """Do nothing: there is no thread to end."""
+
+    @staticmethod
+    def _call(function: Callable[[], object], future: "asyncio.Future[None]") -> None:
+        error: BaseException | None = None
+        try:
+            function()
+        except Exception as raised:  # noqa: BLE001 - it belongs to the awaiting task
+            error = raised
+        if future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)

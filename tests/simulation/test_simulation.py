@@ -1,0 +1,51 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.sealing import HASH_SEED
+
+ROOT = Path(__file__).parents[2]
+FIRST = int(os.environ.get("BENEATH_TEST_FIRST_SEED", "0"))
+SEEDS = int(os.environ.get("BENEATH_TEST_SEEDS", "240"))
+CHUNK = 30
+"""Seeds of one Python process."""
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run simulations in a Python process of their own, which is sealed for good."""
+    return subprocess.run(  # noqa: S603 - this project's own module
+        [sys.executable, "-m", "tests.simulation", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": HASH_SEED},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("first", range(FIRST, FIRST + SEEDS, CHUNK))
+def test_every_promise_holds_whatever_fails_in_whatever_order(first: int) -> None:
+    done = simulate(f"{first}:{min(first + CHUNK, FIRST + SEEDS)}")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_seed_gives_the_same_trace_in_any_process() -> None:
+    alone = [
+        line for seed in (2, 3) for line in simulate(str(seed), "--digests").stdout.splitlines() if "digest" in line
+    ]
+    after_others = [line for line in simulate("0:4", "--digests").stdout.splitlines() if "digest" in line]
+
+    assert len(alone) == 2
+    assert after_others[2:] == alone
+
+
+def test_different_seeds_give_different_traces() -> None:
+    lines = [line.split(" digest ")[1] for line in simulate("0:4", "--digests").stdout.splitlines() if "digest" in line]
+
+    assert len(set(lines)) == 4
