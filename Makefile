@@ -6,8 +6,12 @@ READY := $(VENV)/.ready
 # What `make test-all` runs the tests with processes on; `make test` runs them on `sqlite`.
 STACKS ?= sqlite+redis7 sqlite+redis8 sqlite+valkey postgres postgres+valkey
 
+# What `make soak` runs on, and for how long each.
+SOAK ?= sqlite sqlite+valkey postgres postgres+valkey
+MINUTES ?= 30
+
 .DEFAULT_GOAL := help
-.PHONY: help setup start dev test test-all check bench-drivers bench-memory bench-http fmt lock clean
+.PHONY: help setup start dev test test-all soak check bench-drivers bench-memory bench-http fmt lock clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +39,9 @@ test: $(READY)  ## Run the tests
 test-all: $(READY)  ## Run what `make test` leaves out: the other servers, and processes on the other stacks
 	@BENEATH_TEST_DRIVERS=redis7,redis8 $(BIN)/python -m pytest -n auto tests/contract
 	@set -e; for stack in $(STACKS); do echo "== $$stack"; BENEATH_TEST_STACK=$$stack $(BIN)/python -m pytest -n auto tests/e2e tests/torture; done
+
+soak: $(READY)  ## Run under every fault at once, MINUTES on each of the stacks in SOAK
+	@set -e; for stack in $(SOAK); do BENEATH_TEST_STACK=$$stack $(BIN)/python -m tests.soak --minutes $(MINUTES); done
 
 check: $(READY)  ## Lint, check types, check the import contracts
 	@$(BIN)/ruff check .

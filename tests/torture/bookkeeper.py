@@ -19,24 +19,25 @@ DIRECT = "direct-"
 """What the keys of jobs begin with that are published outside of transactions."""
 
 PAUSE = 0.05
-"""Seconds, at most, between the ends and beginnings of two transactions."""
+"""Seconds, at most, between the ends and beginnings of two transactions, unless the plan says otherwise."""
 
 
 async def run(plan: Plan) -> None:
     """For each key book entries in one task, and publish jobs in another, until the gate opens."""
-    keys = plan.arguments["keys"]
+    keys, pause = plan.arguments["keys"], plan.arguments.get("pause", PAUSE)
     assert isinstance(keys, list)
+    assert isinstance(pause, float)
     async with opened(plan) as site:
-        await asyncio.gather(*(work(site, key) for key in keys for work in (book, hand_over)))
+        await asyncio.gather(*(work(site, key, pause) for key in keys for work in (book, hand_over)))
 
 
-async def book(site: Opened, key: str) -> None:
+async def book(site: Opened, key: str, pause: float) -> None:
     """Try one transaction after another, each with a number of its own."""
     random, n = Random(key), 0
     while not site.gate.exists():
         n += 1
         site.journal.write("note", key=key, n=n, text=await outcome(site, key, n))
-        await asyncio.sleep(random.uniform(0, PAUSE))
+        await asyncio.sleep(random.uniform(0, pause))
 
 
 async def outcome(site: Opened, key: str, n: int) -> str:
@@ -52,7 +53,7 @@ async def outcome(site: Opened, key: str, n: int) -> str:
     return KEPT
 
 
-async def hand_over(site: Opened, key: str) -> None:
+async def hand_over(site: Opened, key: str, pause: float) -> None:
     """Publish one job after another outside of transactions, each until it is certain that it was accepted."""
     random, n = Random(key), 0
     while not site.gate.exists():
@@ -60,4 +61,4 @@ async def hand_over(site: Opened, key: str) -> None:
         job = Job(key=f"{DIRECT}{key}", n=n)
         await insist(site, job)
         site.journal.write("accepted", key=job.key, n=n)
-        await asyncio.sleep(random.uniform(0, PAUSE))
+        await asyncio.sleep(random.uniform(0, pause))

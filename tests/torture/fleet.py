@@ -110,8 +110,12 @@ class Fleet:
 
     def reconnect(self, process: Child, wire: Wire) -> None:
         """Open up the wire that a process was cut off by, and write down that it was cut off until now."""
-        self._writer.write("cut off", pid=process.pid)
+        self.cut_off(process)
         wire.open_up()
+
+    def cut_off(self, process: Child) -> None:
+        """Write down that what a process did until now may not have counted."""
+        self._writer.write("cut off", pid=process.pid)
 
     def publish(self, events: Sequence[Any], *, listeners: Sequence[str] = ()) -> None:
         """Publish in a process that has these listeners, too, and write down that it was accepted."""

@@ -78,6 +78,7 @@ class Reader:
         self._path = path
         self._offset = 0
         self._lines: list[Line] = []
+        self._pids: set[int] = set()
 
     def lines(self) -> list[Line]:
         """Return every line so far."""
@@ -87,8 +88,15 @@ class Reader:
                 data = file.read()
             whole = data[: data.rfind(b"\n") + 1]
             self._offset += len(whole)
-            self._lines += _decoded(whole)
+            new = list(_decoded(whole))
+            self._lines += new
+            self._pids.update(each.pid for each in new if each.kind not in {"killing", "pausing", "cut off"})
         return self._lines
+
+    def pids(self) -> set[int]:
+        """Return the processes that wrote anything about themselves so far."""
+        self.lines()
+        return self._pids
 
     def of(self, kind: Kind, listener: str | None = None) -> list[Line]:
         """Return every line of a kind so far, those about one listener if it is named."""

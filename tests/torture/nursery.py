@@ -20,6 +20,7 @@ from tests.torture.opening import Plan
 
 PROGRAMS = (
     *("worker", "publisher", "canceller", "ledger", "doomed", "forgetful", "offline", "persistent", "bookkeeper"),
+    "scheduler",
 )
 
 

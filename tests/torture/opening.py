@@ -15,6 +15,7 @@ from infra.mq import MessageQueue, QueueUnavailable
 from tests.stacks import Place
 from tests.torture.journal import Journal
 from tests.torture.listeners import Listeners
+from tests.torture.stepping import SteppedClock
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Those of `Place.build` that differ from the defaults."""
 
     log_level: Literal["warning", "error"] = "error"
+    clock: str = ""
+    """A file with how far its wall clock is off, see `stepping`; without one it is the machine's."""
+
     gate: str = ""
     """A file that handlers look for."""
 
@@ -56,7 +60,7 @@ class Opened:
 @asynccontextmanager
 async def opened(plan: Plan) -> AsyncIterator[Opened]:
     """Inside the block the bus has started."""
-    clock = SystemClock()
+    clock = SteppedClock(Path(plan.clock)) if plan.clock else SystemClock()
     db, mq = plan.place.build(clock, **plan.queue)
     bus = Bus(mq, db, clock=clock, options=msgspec.convert(plan.options, BusOptions))
     journal = Journal(Path(plan.journal))

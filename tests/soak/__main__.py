@@ -1,0 +1,124 @@
+"""Run a soak: workers and publishers under load while everything fails, on the stack of `BENEATH_TEST_STACK`."""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests import postgres_servers, servers
+from tests.e2e.processes import Processes, let_pass
+from tests.postgres_servers import PostgresServer
+from tests.servers import DURABLE, RedisServer
+from tests.soak.crew import Crew
+from tests.soak.faults import FAULTS, Faults, wire_to
+from tests.soak.report import LISTENERS, summary, violations
+from tests.stacks import Stack, chosen
+from tests.torture.fleet import QUICK, Fleet
+from tests.torture.nursery import Nursery
+from tests.torture.rows import EFFECT, LEDGER
+from tests.torture.stepping import step
+from tests.world import migrated_file
+
+LEASE = 3.0
+WORKERS = 3
+LONGEST_PEACE = 2.0
+"""Seconds between the beginnings of two faults, at most."""
+
+SHOWN = 50
+"""How many violations are printed."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run, print what was counted, and return 1 if a promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0, help="for how long faults happen")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the faults")
+    parser.add_argument("--pause", type=float, default=0.4, help="seconds between a key's transactions, at most")
+    parser.add_argument("--without", action="append", default=[], choices=FAULTS, help="a fault to leave out")
+    arguments = parser.parse_args(words)
+    stack = chosen()
+    print(f"soak of {stack}: {arguments.minutes:g} minutes, seed {arguments.seed}", flush=True)  # noqa: T201
+    with tempfile.TemporaryDirectory(prefix="beneath-soak-") as name:
+        folder = Path(name)
+        with _servers(stack) as own, fleet_on(stack, folder, own) as fleet:
+            return _soak(fleet, own, folder / "clock", arguments)
+
+
+@contextmanager
+def _servers(stack: Stack) -> Iterator[list[RedisServer | PostgresServer]]:
+    """Inside the block the stack's servers run, the one that keeps the queue first; each is durable."""
+    own: list[RedisServer | PostgresServer] = []
+    if stack.broker is not None:
+        own.append(servers.new_server(stack.broker, *DURABLE))
+    if stack.database == "postgres":
+        own.append(postgres_servers.new_server())
+    try:
+        yield own
+    finally:
+        for server in own:
+            server.kill()
+
+
+@contextmanager
+def fleet_on(stack: Stack, folder: Path, own: list[RedisServer | PostgresServer]) -> Iterator[Fleet]:
+    """Inside the block there is a fleet on these servers."""
+    broker = next((it for it in own if isinstance(it, RedisServer)), None)
+    postgres = next((it for it in own if isinstance(it, PostgresServer)), None)
+    template = asyncio.run(migrated_file(folder / "template.db"))
+    place = stack.place(folder, template=template, broker=broker, postgres=postgres)
+    with place as where, Processes() as processes, Nursery() as nursery:
+        fleet = Fleet(processes, nursery, folder, where)
+        yield fleet
+        fleet.close()
+
+
+def _soak(fleet: Fleet, own: list[RedisServer | PostgresServer], clock: Path, arguments: argparse.Namespace) -> int:
+    random = Random(arguments.seed)
+    step(clock, 0.0)
+    for table in (LEDGER, EFFECT):
+        fleet.rows.create(table)
+    fleet.rows.disconnect()
+    crew = Crew(fleet, lambda: wire_to(own, random.randrange(1000)))
+    _hire(crew, clock, arguments.pause)
+    kinds = [each for each in FAULTS if each not in arguments.without]
+    faults = Faults(crew, random, own, clock, LEASE, kinds)
+    started = time.monotonic()
+    try:
+        while time.monotonic() - started < arguments.minutes * 60 and not crew.complaints:
+            let_pass(random.uniform(0, LONGEST_PEACE))
+            faults.end_those_over()
+            crew.look_after()
+            faults.begin_one()
+        faults.end_all()
+        fleet.rows.disconnect()
+        crew.dismiss()
+        broken = [*crew.complaints, *violations(fleet)]
+    finally:
+        crew.close()
+    print(f"{faults.done.total()} faults {dict(faults.done)}, {crew.failed_starts} failed starts")  # noqa: T201
+    print(f"{summary(fleet)}, {len(broken)} violations in {time.monotonic() - started:.0f} s")  # noqa: T201
+    for each in broken[:SHOWN]:
+        print(each)  # noqa: T201
+    return 1 if broken else 0
+
+
+def _hire(crew: Crew, clock: Path, pause: float) -> None:
+    common: dict[str, Any] = {"queue": {"lease": LEASE}, "options": dict(QUICK), "clock": str(clock)}
+    for _ in range(WORKERS):
+        crew.hire("worker", LISTENERS, **common)
+    for member in crew.workers:
+        crew.fleet.wait_ready(member.process)  # only who is subscribed gets what is published
+    for half in ("a", "b"):
+        keys = [f"{half}{number}" for number in range(4)]
+        crew.hire("bookkeeper", work=False, arguments={"keys": keys, "pause": pause}, **common)
+        crew.hire("scheduler", work=False, arguments={"keys": keys, "pause": pause}, **common)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The processes of a soak: each that ends is replaced, and one that ends by itself is a fault of the product."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tests.torture.fleet import Fleet
+from tests.torture.nursery import Child
+from tests.wire import Wire
+
+LONGEST_STOP = 60.0
+"""Seconds within which a worker that was asked to has stopped, also while its server is away."""
+
+LONGEST_REST = 120.0
+"""Seconds within which everything is handled once all faults are over."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One place in the crew, and the process that has it now."""
+
+    role: str
+    listeners: tuple[str, ...]
+    changes: dict[str, Any]
+    """Of its plan."""
+
+    wire: Wire | None
+    process: Child
+    number: int = 0
+    """How many processes had this place before."""
+
+    stopping_since: float | None = None
+
+    def at_work(self, fleet: Fleet) -> bool:
+        """Whether its process has begun, and nobody asked it to stop."""
+        return self.process.running and self.stopping_since is None and has_begun(fleet, self.process)
+
+
+def has_begun(fleet: Fleet, process: Child) -> bool:
+    """Whether the process wrote anything yet."""
+    return process.pid in fleet.journal.pids()
+
+
+class Crew:
+    """Everybody at work."""
+
+    def __init__(self, fleet: Fleet, wires: Callable[[], Wire | None]) -> None:
+        self.fleet = fleet
+        self._wires = wires
+        self._entered: list[Wire] = []
+        self.workers: list[Member] = []
+        self.publishers: list[Member] = []
+        self.complaints: list[str] = []
+        self.failed_starts = 0
+
+    def hire(self, role: str, listeners: tuple[str, ...] = (), **changes: Any) -> None:  # noqa: ANN401 - a plan's
+        """Fill a place: `role` is the program, `changes` are those of its plan."""
+        wire = self._wires()
+        if wire is not None:
+            self._entered.append(wire.__enter__())
+        member = Member(role, listeners, changes, wire, self._start(role, listeners, changes, wire, 0))
+        (self.workers if role == "worker" else self.publishers).append(member)
+
+    def close(self) -> None:
+        """Close the wires."""
+        for wire in self._entered:
+            wire.__exit__(None, None, None)
+
+    def kill(self, member: Member) -> None:
+        """Kill a process, and fill its place."""
+        self.fleet.kill(member.process)
+        self._replace(member)
+
+    def stop(self, member: Member) -> None:
+        """Ask a process to stop; its place is filled when it has."""
+        member.process.terminate()
+        member.stopping_since = time.monotonic()
+
+    def interrupted(self, member: Member) -> None:
+        """Write down that what the process did until now may not have counted."""
+        self.fleet.cut_off(member.process)
+
+    def look_after(self) -> None:
+        """Replace what has ended, and complain about what should not have, or should have by now."""
+        for member in (*self.workers, *self.publishers):
+            process, since = member.process, member.stopping_since
+            if process.running:
+                if since is not None and time.monotonic() - since > LONGEST_STOP:
+                    self.complaints.append(f"{process} does not stop: {process.stderr[-2000:]}")
+                    self.kill(member)
+                continue
+            code = process.wait()
+            if since is None and not has_begun(self.fleet, process):
+                self.failed_starts += 1  # its server was just away
+            elif since is None or code != 0:
+                self.complaints.append(f"{process} ended with {code}: {process.stderr[-2000:]}")
+                self.fleet.cut_off(process)
+            self._replace(member)
+
+    def dismiss(self) -> None:
+        """Let publishers end, the queue run empty, and workers stop."""
+        self.fleet.gate.touch()
+        for member in self.publishers:
+            if member.process.wait() != 0:
+                self.complaints.append(f"{member.process} ended badly: {member.process.stderr[-2000:]}")
+        self.look_after_workers()
+        try:
+            self.fleet.wait_empty(LONGEST_REST)
+        except AssertionError as error:
+            self.complaints.append(f"stranded: {error}")
+        for member in self.workers:
+            if member.stopping_since is None:
+                member.process.terminate()
+        for member in self.workers:
+            if member.process.wait() != 0:
+                self.complaints.append(f"{member.process} ended badly: {member.process.stderr[-2000:]}")
+
+    def look_after_workers(self) -> None:
+        """Look after workers alone."""
+        publishers, self.publishers = self.publishers, []
+        self.look_after()
+        self.publishers = publishers
+
+    def _replace(self, member: Member) -> None:
+        member.number += 1
+        member.stopping_since = None
+        member.process = self._start(member.role, member.listeners, member.changes, member.wire, member.number)
+
+    def _start(
+        self, role: str, listeners: tuple[str, ...], changes: dict[str, Any], wire: Wire | None, number: int
+    ) -> Child:
+        arguments = dict(changes.get("arguments", {}))
+        if keys := arguments.get("keys"):
+            arguments["keys"] = [f"{key}.{number}" for key in keys]  # what a killed publisher left off is unknown
+        self.fleet.detour(wire)
+        try:
+            return self.fleet.start(*listeners, program=role, **{**changes, "arguments": arguments})
+        finally:
+            self.fleet.detour(None)

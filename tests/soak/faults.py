@@ -1,0 +1,160 @@
+"""What happens to the processes, the connections, the servers and the clocks of a soak. Each fault ends by itself."""
+
+import heapq
+import itertools
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+from tests.postgres_servers import PostgresServer
+from tests.servers import RedisServer
+from tests.soak.crew import Crew, Member
+from tests.torture.stepping import step
+from tests.wire import Wire
+
+FAULTS = ("kill", "stop", "pause", "clock", "connection", "network", "server")
+NETWORKED = frozenset({"connection", "network", "server"})
+"""Those that need a server."""
+
+HOUR = 3600.0
+BROKEN = ("mute", "cut", "half")
+"""What may happen to one connection without a worker losing its lease."""
+
+SILENT = ("black out", "hold up", "cut off")
+
+
+class Faults:
+    """Begins faults, several at a time, and ends them when they are over."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        random: Random,
+        servers: list[RedisServer | PostgresServer],
+        clock: Path,
+        lease: float,
+        kinds: Sequence[str] = FAULTS,
+    ) -> None:
+        self._crew = crew
+        self._random = random
+        self._servers = servers
+        self._clock = clock
+        self._lease = lease
+        self._ends: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._afflicted: set[Member] = set()
+        self.done: Counter[str] = Counter()
+        every: dict[str, Callable[[], str | None]] = {
+            "kill": self._kill,
+            "stop": self._stop,
+            "pause": self._pause,
+            "clock": self._step,
+            "connection": self._break,
+            "network": self._silence,
+            "server": self._restart,
+        }
+        self._kinds = [every[kind] for kind in kinds if servers or kind not in NETWORKED]
+
+    def begin_one(self) -> None:
+        """Let something happen."""
+        if (name := self._random.choice(self._kinds)()) is not None:
+            self.done[name] += 1
+
+    def end_those_over(self) -> None:
+        """End what has lasted long enough."""
+        while self._ends and self._ends[0][0] <= time.monotonic():
+            heapq.heappop(self._ends)[2]()
+
+    def end_all(self) -> None:
+        """End everything, and set the clocks right."""
+        while self._ends:
+            heapq.heappop(self._ends)[2]()
+        step(self._clock, 0.0)
+
+    def _later(self, seconds: float, end: Callable[[], None]) -> None:
+        heapq.heappush(self._ends, (time.monotonic() + seconds, next(self._order), end))
+
+    def _some(self, members: list[Member]) -> Member | None:
+        healthy = [each for each in members if each not in self._afflicted and each.at_work(self._crew.fleet)]
+        return self._random.choice(healthy) if healthy else None
+
+    def _kill(self) -> str | None:
+        member = self._some([*self._crew.workers, *self._crew.publishers])
+        if member is None:
+            return None
+        self._crew.kill(member)
+        return f"kill of a {member.role}"
+
+    def _stop(self) -> str | None:
+        member = self._some(self._crew.workers)
+        if member is None:
+            return None
+        self._crew.stop(member)
+        return "graceful stop"
+
+    def _pause(self) -> str | None:
+        member = self._some(self._crew.workers)
+        if member is None:
+            return None
+        self._crew.fleet.pause(member.process)
+        self._afflicted.add(member)
+
+        def resume() -> None:
+            member.process.resume()
+            self._crew.interrupted(member)
+            self._afflicted.discard(member)
+
+        self._later(self._random.uniform(0.2, 2 * self._lease), resume)
+        return "pause"
+
+    def _step(self) -> str:
+        step(self._clock, self._random.choice([-HOUR, -1.0, 0.0, 1.0, HOUR]))
+        return "clock step"
+
+    def _break(self) -> str | None:
+        member = self._some([*self._crew.workers, *self._crew.publishers])
+        wire = member.wire if member else None
+        if wire is None:
+            return None
+        fault = self._random.choice(BROKEN)
+        wire.fail(fault)
+        return f"connection: {fault}"
+
+    def _silence(self) -> str | None:
+        member = self._some(self._crew.workers)
+        wire = member.wire if member else None
+        if member is None or wire is None:
+            return None
+        how = self._random.choice(SILENT)
+        {"black out": wire.black_out, "hold up": wire.hold_up, "cut off": wire.close_off}[how]()
+        self._afflicted.add(member)
+
+        def open_up() -> None:
+            wire.open_up()
+            self._crew.interrupted(member)
+            self._afflicted.discard(member)
+
+        self._later(self._random.uniform(0.2, 3 * self._lease), open_up)
+        return f"network: {how}"
+
+    def _restart(self) -> str | None:
+        server = self._random.choice(self._servers)
+        kind = "PostgreSQL" if isinstance(server, PostgresServer) else "broker"
+        if isinstance(server, PostgresServer):
+            server.stop(self._random.choice([signal.SIGINT, signal.SIGQUIT]))
+        else:
+            server.kill()
+        self._crew.fleet.rows.disconnect()
+        time.sleep(self._random.choice([0.0, 0.5, 1.5 * self._lease]))
+        server.start()
+        for member in self._crew.workers:
+            self._crew.interrupted(member)
+        return f"{kind} restart"
+
+
+def wire_to(servers: list[RedisServer | PostgresServer], seed: int) -> Wire | None:
+    """Return a way of one process's own to the server that keeps the queue, if there is one."""
+    return Wire(servers[0].port, seed=seed) if servers else None

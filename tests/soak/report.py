@@ -1,0 +1,130 @@
+"""Which promises a soak saw broken, by its journal and its tables."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+from tests.torture.bookkeeper import DIRECT, DROPPED, KEPT, UNKNOWN
+from tests.torture.checker import Message, check, duplicates, runs_of, successes
+from tests.torture.fleet import Fleet
+from tests.torture.journal import Line
+from tests.torture.rows import EFFECT, LEDGER
+from tests.torture.scheduler import CANCELLED, TIMED, TOO_LATE
+
+TOLERANCE = 0.05
+"""Seconds by which a process may estimate the clock of a server wrongly."""
+
+LISTENERS = ("flaky", "sibling", "once", "done")
+
+
+def violations(fleet: Fleet) -> list[str]:
+    """Return a line for each promise that was broken."""
+    lines = fleet.journal.lines()
+    rows = [(str(key), int(n)) for key, n in fleet.rows.fetch(f"SELECT key, n FROM {LEDGER.name} ORDER BY key, n")]  # noqa: S608
+    effects = [(str(key), int(n)) for key, n in fleet.rows.fetch(f"SELECT key, n FROM {EFFECT.name} ORDER BY id")]  # noqa: S608
+    booked = [_accepted(each) for each in rows]
+    handed_over = [*_handed_over(lines), *_timed(lines)]
+    of_rows = [each for each in lines if not each.key.startswith((DIRECT, TIMED))]
+    jobs = [*(each for each in lines if each.kind != "accepted"), *booked, *map(_accepted, handed_over)]
+    return [
+        *_untrue(lines, rows),
+        *check([*of_rows, *booked], "flaky", ordered=True),
+        *check([*of_rows, *booked], "sibling", ordered=False),
+        *check(jobs, "done", ordered=False),
+        *_once(rows, effects),
+        *_early(lines),
+        *_uncancelled(lines),
+        *(f"dead letter: {it.subscription} {it.message_id}: {it.error}" for it in fleet.dead_letters()),
+        *_stranded(fleet),
+    ]
+
+
+def summary(fleet: Fleet) -> str:
+    """Return what was handled, and how much of it again."""
+    lines = fleet.journal.lines()
+    counts = Counter(each.listener for each in lines if each.kind == "end")
+    again = {name: duplicates(lines, name) for name in LISTENERS}
+    return f"{counts.total()} deliveries handled {dict(counts)}, of these again {again}"
+
+
+def _accepted(message: Message) -> Line:
+    return Line(kind="accepted", pid=0, at=0.0, key=message[0], n=message[1])
+
+
+def _handed_over(lines: Sequence[Line]) -> Iterator[Message]:
+    """Jobs outside of transactions: those accepted, and of each key one more that was under way at a kill."""
+    told: dict[str, int] = defaultdict(int)
+    for each in lines:
+        if each.kind == "accepted":
+            told[each.key] = max(told[each.key], each.n)
+            yield each.key, each.n
+    done = successes(runs_of(lines), "done")
+    yield from ((key, n) for key, n in done if key.startswith(DIRECT) and n == told[key] + 1)
+
+
+def _timed(lines: Sequence[Line]) -> Iterator[Message]:
+    """Jobs that were scheduled and must be done; those of unknown fate count if they were."""
+    accepted = {(it.key, it.n) for it in lines if it.kind == "note" and it.listener == "scheduled"}
+    begun = {(it.key, it.n) for it in lines if it.kind == "note" and it.listener == "due"}
+    answers = {(it.key, it.n): it.text for it in lines if it.kind == "note" and it.listener == "cancel"}
+    done = successes(runs_of(lines), "done")
+    # A publisher that was killed may just have cancelled: those fates are unknown.
+    killed = {it.pid for it in lines if it.kind == "killing"}
+    unknown = {(it.key, it.n) for it in lines if it.pid in killed and it.listener == "due"} - answers.keys()
+    for each in begun:
+        certain = each in accepted and answers.get(each, TOO_LATE) == TOO_LATE and each not in unknown
+        if certain or (done[each] and answers.get(each) != CANCELLED):
+            yield each
+
+
+def _untrue(lines: Sequence[Line], rows: list[Message]) -> Iterator[str]:
+    """Rows that are not what their publishers were told."""
+    told: dict[str, set[Message]] = defaultdict(set)
+    for each in lines:
+        if each.kind == "note" and each.text in {KEPT, DROPPED, UNKNOWN} and not each.listener:
+            told[each.text].add((each.key, each.n))
+    last = Counter({key: 0 for key, _ in rows})
+    for key, n in (*told[KEPT], *told[DROPPED], *told[UNKNOWN]):
+        last[key] = max(last[key], n)
+    kept = set(rows)
+    yield from (f"lost row: {it}" for it in told[KEPT] - kept)
+    yield from (f"phantom row: {it}" for it in told[DROPPED] & kept)
+    unexplained = kept - told[KEPT] - told[UNKNOWN] - told[DROPPED]
+    yield from (f"phantom row: {key}/{n}" for key, n in unexplained if n != last[key] + 1)
+
+
+def _once(rows: list[Message], effects: list[Message]) -> Iterator[str]:
+    """Database effects of a `once` listener that are not there once, in order."""
+    counts, expected = Counter(effects), Counter(rows)
+    yield from (
+        f"effect of {it}: {counts[it]} times instead of {expected[it]}"
+        for it in {*counts, *expected}
+        if counts[it] != expected[it]
+    )
+    ordered: dict[str, list[int]] = defaultdict(list)
+    for key, n in effects:
+        ordered[key].append(n)
+    yield from (f"order of effects: {key} {ns}" for key, ns in ordered.items() if ns != sorted(ns))
+
+
+def _early(lines: Sequence[Line]) -> Iterator[str]:
+    due = {(it.key, it.n): float(it.text) for it in lines if it.kind == "note" and it.listener == "due"}
+    for run in runs_of(lines):
+        when = due.get((run.key, run.n))
+        if when is not None and run.listener == "done" and run.at < when - TOLERANCE:
+            yield f"{when - run.at:.3f} s early: {run}"
+
+
+def _uncancelled(lines: Sequence[Line]) -> Iterator[str]:
+    cancelled = {
+        (it.key, it.n) for it in lines if it.kind == "note" and it.listener == "cancel" and it.text == CANCELLED
+    }
+    for run in runs_of(lines):
+        if run.listener == "done" and (run.key, run.n) in cancelled:
+            yield f"cancelled, and handled: {run}"
+
+
+def _stranded(fleet: Fleet) -> Iterator[str]:
+    for name, it in fleet.stats().items():
+        left = it.ready + it.retrying + it.scheduled + it.in_flight + it.parked + it.blocked
+        if left:
+            yield f"stranded: {name} has {it}"

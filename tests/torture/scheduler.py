@@ -1,0 +1,73 @@
+"""A publisher of delayed events that cancels some of them, until the gate opens."""
+
+import asyncio
+import time
+from random import Random
+
+from bus import CancelFailed, PublishIndeterminate, PublishRejected
+from infra.db import CommitIndeterminate, DatabaseUnavailable, TransactionRolledBack
+from infra.mq import QueueUnavailable
+from tests.torture.events import Job
+from tests.torture.opening import Opened, Plan, opened
+from tests.torture.persistent import PAUSE
+
+TIMED = "timed-"
+"""What the keys of delayed jobs begin with."""
+
+CANCELLED, TOO_LATE, UNKNOWN = "cancelled", "too late", "unknown"
+SHARE = 0.4
+"""Of the events, how many are cancelled."""
+
+LONGEST_DELAY = 3.0
+
+
+async def run(plan: Plan) -> None:
+    """For each key, schedule one job after another, `pause` seconds apart on average."""
+    keys, pause = plan.arguments["keys"], plan.arguments["pause"]
+    assert isinstance(keys, list)
+    assert isinstance(pause, float)
+    async with opened(plan) as site:
+        await asyncio.gather(*(schedule(site, key, pause) for key in keys))
+
+
+async def schedule(site: Opened, key: str, pause: float) -> None:
+    """Schedule jobs of a key; half of them in a transaction."""
+    random, n = Random(key), 0
+    async with asyncio.TaskGroup() as cancelling:
+        while not site.gate.exists():
+            n += 1
+            job, delay = Job(key=f"{TIMED}{key}", n=n), random.uniform(0.2, LONGEST_DELAY)
+            message_id = f"{job.key}-{n}"
+            site.journal.write("note", listener="due", key=job.key, n=n, text=repr(time.time() + delay))
+            await insist(site, job, delay, message_id, inside=random.random() < 0.5)
+            site.journal.write("note", listener="scheduled", key=job.key, n=n)
+            if random.random() < SHARE:
+                cancelling.create_task(cancel(site, job, message_id, random.uniform(0, delay + 0.1)))
+            await asyncio.sleep(random.uniform(0, 2 * pause))
+
+
+async def insist(site: Opened, job: Job, delay: float, message_id: str, *, inside: bool) -> None:
+    """Schedule until it is certain that it was accepted, once."""
+    while True:
+        try:
+            if inside:
+                async with site.db.transaction():
+                    await site.bus.publish_delayed(job, delay, id=message_id)
+            else:
+                await site.bus.publish_delayed(job, delay, id=message_id)
+        except (PublishRejected, PublishIndeterminate, CommitIndeterminate):
+            await asyncio.sleep(PAUSE)
+        except (DatabaseUnavailable, TransactionRolledBack, QueueUnavailable):
+            await asyncio.sleep(PAUSE)
+        else:
+            return
+
+
+async def cancel(site: Opened, job: Job, message_id: str, after: float) -> None:
+    """Cancel a job, and write down the answer."""
+    await asyncio.sleep(after)
+    try:
+        answer = CANCELLED if await site.bus.cancel(message_id) else TOO_LATE
+    except (CancelFailed, DatabaseUnavailable, TransactionRolledBack, CommitIndeterminate, QueueUnavailable):
+        answer = UNKNOWN
+    site.journal.write("note", listener="cancel", key=job.key, n=job.n, text=answer)

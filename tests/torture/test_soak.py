@@ -1,0 +1,11 @@
+"""A short soak; `make soak` runs long ones."""
+
+import pytest
+
+from tests.soak.__main__ import main
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def test_short_soak_breaks_no_promise() -> None:
+    assert main(["--minutes", "0.4", "--seed", "11", "--without", "clock"]) == 0
