@@ -4,18 +4,31 @@ A key is the path to a leaf, like `mq.redis.url`; its environment variable is `B
 below are also what `beneath config generate` writes.
 """
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Secret, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Secret, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.logging import mask_text
 from infra.mail.message import sender_address
 from infra.mail.smtp import SmtpServer
 
+
+def _network(text: str) -> str:
+    try:
+        network = ip_network(text)
+    except ValueError:
+        raise ValueError(f"not an address or a network: {text!r}; expected 10.0.0.1, 10.0.0.0/8 or the like") from None
+    if network.prefixlen == 0:
+        raise ValueError(f"{text} is everyone; name the proxies' own addresses")
+    return str(network)
+
+
 Env = Literal["development", "test", "production"]
 Port = Annotated[int, Field(ge=0, le=65535)]
+Network = Annotated[str, AfterValidator(_network)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -96,6 +109,20 @@ class ControlSettings(Section):
     max_auth_failures: Annotated[int, Field(ge=1)] = 60
     """Wrong secrets that one address may send in 60 seconds."""
 
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 500
+    """Connections that are open at the same time. One more ends the one that has kept the server waiting longest. Half
+    of the process's file descriptors (`ulimit -n`) are the bound beyond that."""
+
+    request_timeout: Seconds = 20.0
+    """Seconds from a request's first byte to its last, and for a client to take 64 KiB of its answer."""
+
+    keep_alive: Seconds = 5.0
+    """Seconds that a connection may wait for another request; set it above that of the proxy's."""
+
+    trusted_proxies: list[Network] = []
+    """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, such as
+    `[127.0.0.1, 10.0.0.0/8]`. From anyone else these headers are ignored, and `Forwarded` always is."""
+
 
 class WorkerSettings(Section):
     """The control worker: async listeners."""
@@ -109,6 +136,9 @@ class WorkerSettings(Section):
     port: Port = 4001
     """Port at which a worker serves health and metrics; 0 takes any free one. Not used where the control server runs in
     the same process: its port serves both."""
+
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """Connections to that port that are open at the same time; see `control.max_connections`."""
 
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 16
     """Deliveries that one listener handles at the same time in one process, unless the listener says otherwise."""

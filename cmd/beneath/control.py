@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from beneath.http import HttpOptions, Probe, create_app, create_health_app
+from beneath.http.connections import ConnectionLimits
 from beneath.server import HttpServer
 from beneath.startables import Request
 from dependencies.version import application_version
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 HEALTH_GRACE = 1.0
 """Seconds that a scrape under way gets when a worker stops."""
+
+
+HEALTH_TIMEOUT = 5.0
+"""Seconds in which a request to a worker's port must be complete: it has no body."""
 
 
 class BackgroundTaskFailing(Exception):
@@ -46,7 +51,20 @@ def build_server(request: Request, name: str) -> HttpServer:
             max_auth_failures=settings.max_auth_failures,
         ),
     )
-    server = HttpServer(name, app, section="control", host=settings.host, port=settings.port, grace=settings.grace)
+    server = HttpServer(
+        name,
+        app,
+        section="control",
+        host=settings.host,
+        port=settings.port,
+        grace=settings.grace,
+        limits=ConnectionLimits(
+            max_connections=settings.max_connections,
+            request_timeout=settings.request_timeout,
+            keep_alive=settings.keep_alive,
+        ),
+        proxies=settings.trusted_proxies,
+    )
     return _announced(request, name, server)
 
 
@@ -61,7 +79,13 @@ def build_health_server(request: Request, name: str) -> HttpServer:
     scrape = application.container.infra.telemetry().scrape
     app = create_health_app(ready=probes(application, queue_needed=True), metrics=scrape)
     server = HttpServer(
-        f"{name}-health", app, section="worker", host=settings.host, port=settings.port, grace=HEALTH_GRACE
+        f"{name}-health",
+        app,
+        section="worker",
+        host=settings.host,
+        port=settings.port,
+        grace=HEALTH_GRACE,
+        limits=ConnectionLimits(max_connections=settings.max_connections, request_timeout=HEALTH_TIMEOUT),
     )
     return _announced(request, name, server)
 
@@ -69,6 +93,7 @@ def build_health_server(request: Request, name: str) -> HttpServer:
 def _announced(request: Request, name: str, server: HttpServer) -> HttpServer:
     request.cleanup.callback(server.close)
     request.application.urls[name] = server.url
+    request.application.container.infra.telemetry().add(server.samples)
     return server
 
 

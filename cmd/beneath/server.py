@@ -5,19 +5,34 @@ import contextlib
 import errno
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
 from beneath.errors import StartError
+from beneath.http.connections import ConnectionLimits, Connections
+from infra.telemetry import Sample
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+BACKLOG: Final = 2048
+"""Connections that the kernel keeps while nobody accepts them."""
+
+_AT_ONCE: Final = 32
+"""Connections accepted in one turn of the event loop, before the first of them can be refused."""
+
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the lifecycle."""
+    """Leaves signals to the lifecycle, and accepts connections a few at a time."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # asyncio takes one number for how many wait in the kernel and for how many it accepts without a pause.
+        for each in sockets or ():
+            each.listen(BACKLOG)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -27,16 +42,36 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Serves an ASGI application. From its making to `close()` the port is taken; connections wait until it runs."""
 
-    def __init__(self, name: str, app: ASGIApp, *, section: str, host: str, port: int, grace: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        app: ASGIApp,
+        *,
+        section: str,
+        host: str,
+        port: int,
+        grace: float,
+        limits: ConnectionLimits | None = None,
+        proxies: Sequence[str] = (),
+    ) -> None:
         """Listen at `host`:`port` (0: any free one); open requests get `grace` seconds at a stop.
+
+        `X-Forwarded-For` and `X-Forwarded-Proto` count only from `proxies`: addresses or networks.
 
         Raises:
             StartError: the address cannot be had; names the settings under `section`.
         """
         self.name = name
         self._socket = bind(section, host, port)
+        self.connections = Connections(limits or ConnectionLimits())
         config = uvicorn.Config(
             app,
+            http=self.connections.protocol(),
+            ws="none",
+            backlog=_AT_ONCE,
+            timeout_keep_alive=math.ceil(self.connections.limits.keep_alive),
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=list(proxies),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -54,12 +89,19 @@ class HttpServer:
     async def run(self) -> None:
         log.info("listening", server=self.name, url=self.url)
         serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        sweeping = asyncio.create_task(self.connections.run())
         try:
-            await asyncio.shield(serving)
-        except asyncio.CancelledError:
+            await asyncio.wait({serving, sweeping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
             self._server.should_exit = True
             await serving
-            raise
+            sweeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sweeping
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield what telemetry shows of this server."""
+        return self.connections.samples()
 
     def close(self) -> None:
         """Give the port back."""
@@ -77,7 +119,7 @@ def bind(section: str, host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

@@ -30,6 +30,12 @@ TYPE_PREFIX: Final = "urn:beneath:problem:"
 RETRY_AFTER: Final = 1
 """Seconds after which to try again what could not be done for now."""
 
+MAX_DETAIL: Final = 1000
+"""Characters of a problem's `detail`."""
+
+MAX_PART: Final = 200
+"""Characters of anything in it that the client sent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -47,6 +53,7 @@ INSUFFICIENT_SCOPE = Kind("insufficient-scope", 403, "The secret lacks a scope")
 NOT_ALLOWED = Kind("not-allowed", 403, "Your role does not allow this")
 NOT_FOUND = Kind("not-found", 404, "There is no such thing")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "This cannot be done here")
+REQUEST_TIMEOUT = Kind("request-timeout", 408, "The request took too long to arrive")
 EMAIL_TAKEN = Kind("email-taken", 409, "Another user has this email")
 ALREADY_MEMBER = Kind("already-member", 409, "They are a member already")
 ALREADY_INVITED = Kind("already-invited", 409, "An invite is open already")
@@ -110,12 +117,17 @@ def problem_response(
 ) -> Response:
     """Return the answer that tells of one problem; `errors` says what is wrong with which field."""
     body: dict[str, Any] = {"type": TYPE_PREFIX + kind.slug, "title": kind.title, "status": kind.status}
-    body["detail"] = detail
+    body["detail"] = shortened(detail, MAX_DETAIL)
     if errors:
         body["errors"] = errors
     if request_id is not None:
         body["request_id"] = request_id
     return Response(json.dumps(body), kind.status, headers, MEDIA_TYPE)
+
+
+def shortened(text: str, length: int = MAX_PART) -> str:
+    """Return `text`, or its beginning where it is longer than `length`: an answer repeats no more of a request."""
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def install(app: FastAPI) -> None:
@@ -149,9 +161,9 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - see above
     if error.status_code == METHOD_NOT_ALLOWED.status:
         allow = {"Allow": ", ".join(allowed_methods(request))}
-        return _answer(request, METHOD_NOT_ALLOWED, f"{request.method} {request.scope['path']}", headers=allow)
+        return _answer(request, METHOD_NOT_ALLOWED, _asked(request), headers=allow)
     kind = _BY_STATUS.get(error.status_code) or Kind(f"http-{error.status_code}", error.status_code, error.detail)
-    detail = f"{request.method} {request.scope['path']}" if kind is NOT_FOUND else error.detail
+    detail = _asked(request) if kind is NOT_FOUND else error.detail
     return _answer(request, kind, detail, headers=error.headers)
 
 
@@ -201,6 +213,10 @@ def _answer(
 ) -> Response:
     request_id = request.scope.get("state", {}).get("request_id")
     return problem_response(kind, detail, headers=headers, errors=errors, request_id=request_id)
+
+
+def _asked(request: Request) -> str:
+    return f"{shortened(request.method)} {shortened(request.scope['path'])}"
 
 
 def _where(location: Sequence[str | int]) -> str:

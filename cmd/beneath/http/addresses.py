@@ -1,0 +1,28 @@
+"""Addresses of clients."""
+
+from ipaddress import IPv6Address, IPv6Network, ip_address
+
+_SITE = 64
+"""Bits of an IPv6 address that one client does not choose freely."""
+
+
+def plain_address(text: str) -> str:
+    """Return an IPv4 address as such, also where a socket for both families shows it as an IPv6 address."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return text
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
+
+
+def client_key(text: str) -> str:
+    """Return what to count a client by: its IPv4 address, or its IPv6 network of 64 bits, all of which is at its call.
+
+    What is no address, which a misconfigured proxy may send, is one client.
+    """
+    try:
+        address = ip_address(plain_address(text))
+    except ValueError:
+        return ""
+    return str(IPv6Network((int(address), _SITE), strict=False)) if isinstance(address, IPv6Address) else str(address)

@@ -1,0 +1,239 @@
+"""Connections of clients: how many there may be, and how long one may keep the server waiting."""
+
+import asyncio
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import h11
+import structlog
+from uvicorn import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from beneath.http.addresses import plain_address
+from beneath.http.middleware import SECURITY_HEADERS
+from beneath.http.problems import BAD_REQUEST, REQUEST_TIMEOUT, UNAVAILABLE, Kind, problem_response, retry_after
+from beneath.http.strict import StrictConnection
+from infra.telemetry import Sample
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MAX_HEAD: Final = 16 * 1024
+"""Largest request line with headers, in bytes."""
+
+PROGRESS: Final = 64 * 1024
+"""Bytes of an answer that a client must take within `request_timeout`, or all that is left."""
+
+REPORT_EVERY: Final = 60.0
+"""Seconds between two log lines about a limit that is reached again and again."""
+
+_RETRY_AFTER: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What the clients of one server may cost."""
+
+    max_connections: int = 500
+    """Connections that are open at the same time. Half of the process's file descriptors are the bound beyond that."""
+
+    request_timeout: float = 20.0
+    """Seconds from a request's beginning to its last byte, and for a client to take some of its answer."""
+
+    keep_alive: float = 5.0
+    """Seconds that a connection may wait for another request."""
+
+
+class Connections:
+    """The open connections of one server.
+
+    At the limit a new connection takes the place of the one that has kept the server waiting for a request longest; if
+    every one is being answered, the new one gets 503. So silent clients never keep others out.
+    """
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
+        open_files = _max_open_files()
+        # The rest is for the database, the queue and files: a process that cannot open those ends.
+        self.limit = min(limits.max_connections, max(1, open_files // 2))
+        """How many there may be in this process."""
+        self.evicted = 0
+        self.refused = 0
+        self.timed_out = 0
+        self._open: set[HttpConnection] = set()
+        self._waiting: dict[HttpConnection, None] = {}
+        self._reported, self._report_from = 0, 0.0
+        if self.limit < limits.max_connections:
+            log.warning(
+                "connection limit lowered",
+                max_connections=limits.max_connections,
+                limit=self.limit,
+                open_files=open_files,
+            )
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def protocol(self) -> type[asyncio.Protocol]:
+        """Return what uvicorn takes as its `http` protocol."""
+
+        def connect(
+            config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: object = None
+        ) -> HttpConnection:
+            return HttpConnection(self, config, server_state, app_state)
+
+        # It is only ever called, with these arguments.
+        return cast("type[asyncio.Protocol]", connect)
+
+    def admit(self, connection: "HttpConnection") -> bool:
+        """Take a new connection in, in another one's place if need be; return whether there was one."""
+        admitted = len(self._open) < self.limit or self._evict()
+        self.refused += not admitted
+        self._open.add(connection)
+        return admitted
+
+    def remove(self, connection: "HttpConnection") -> None:
+        """Forget a connection that has ended."""
+        self._open.discard(connection)
+        self._waiting.pop(connection, None)
+
+    def wait(self, connection: "HttpConnection") -> None:
+        """Note that from now on the connection keeps the server waiting for a request."""
+        self._waiting.pop(connection, None)
+        self._waiting[connection] = None
+
+    def serve(self, connection: "HttpConnection") -> None:
+        """Note that the connection's request is complete."""
+        self._waiting.pop(connection, None)
+
+    def sweep(self, now: float) -> None:
+        """End the connections whose time was up at `now`, by the event loop's clock."""
+        for connection in list(self._open):
+            connection.check(now)
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        loop = asyncio.get_running_loop()
+        interval = min(1.0, self.limits.request_timeout / 2)
+        while True:
+            await asyncio.sleep(interval)
+            self.sweep(loop.time())
+            self._report(loop.time())
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield what telemetry shows of the connections."""
+        yield Sample("http_connections", "Open connections.", "gauge", len(self._open), {})
+        ended = "Connections that were ended or refused, by reason."
+        for reason, count in (("evicted", self.evicted), ("refused", self.refused), ("timeout", self.timed_out)):
+            yield Sample("http_connections_ended", ended, "counter", count, {"reason": reason})
+
+    def _report(self, now: float) -> None:
+        if now < self._report_from or self.evicted + self.refused == self._reported:
+            return
+        log.warning("connection limit reached", limit=self.limit, evicted=self.evicted, refused=self.refused)
+        self._reported, self._report_from = self.evicted + self.refused, now + REPORT_EVERY
+
+    def _evict(self) -> bool:
+        # One that is closing already stays open until its client took what was written; it makes no room.
+        oldest = next((each for each in self._waiting if not each.transport.is_closing()), None)
+        if oldest is None:
+            return False
+        self.evicted += 1
+        oldest.transport.abort()
+        self.remove(oldest)
+        return True
+
+
+class HttpConnection(H11Protocol):
+    """One connection, with an end to every wait for its client. Refusals are problems, as everywhere in the API."""
+
+    def __init__(
+        self, connections: Connections, config: Config, server_state: ServerState, app_state: dict[str, Any]
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self.conn = StrictConnection(MAX_HEAD)
+        self._connections = connections
+        self._timeout = connections.limits.request_timeout
+        self._deadline: float | None = None
+        self._unsent = 0
+        self._unsent_since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in H11Protocol
+        super().connection_made(transport)
+        if self.client is not None:
+            self.client = (plain_address(self.client[0]), self.client[1])
+        if self._connections.admit(self):
+            self._expect_request()
+        else:
+            self._refuse(UNAVAILABLE, "too many connections are open", retry_after(_RETRY_AFTER))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state not in {h11.IDLE, h11.SEND_BODY}:
+            self._deadline = None
+            self._connections.serve(self)
+        elif self._deadline is None and not self.transport.is_closing():
+            self._expect_request()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE:
+            # Of a pipelined request some may be here already; without any, uvicorn's own timer for idle ones runs.
+            has_begun = bool(self.conn.trailing_data[0])
+            self._expect_request()
+            self._deadline = self._deadline if has_begun else None
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(BAD_REQUEST, msg)
+
+    def check(self, now: float) -> None:
+        """End the connection if its client's time was up at `now`."""
+        if self._is_stuck(now):
+            self._connections.timed_out += 1
+            self.transport.abort()
+        elif self._deadline is not None and now >= self._deadline and not self.transport.is_closing():
+            self._connections.timed_out += 1
+            self._deadline = None
+            self._refuse(REQUEST_TIMEOUT, f"the request was not complete after {self._timeout:g} s")
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def _expect_request(self) -> None:
+        self._deadline = self.loop.time() + self._timeout
+        self._connections.wait(self)
+
+    def _is_stuck(self, now: float) -> bool:
+        """Whether the client has not taken enough of what was written for it."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or self._unsent == 0 or unsent <= self._unsent - PROGRESS:
+            self._unsent, self._unsent_since = unsent, now
+            return False
+        return now - self._unsent_since >= self._timeout
+
+    def _refuse(self, kind: Kind, detail: str, headers: dict[str, str] | None = None) -> None:
+        """Answer with a problem, where no other answer has begun, and close."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            response = problem_response(
+                kind, detail, headers={**SECURITY_HEADERS, "connection": "close", **(headers or {})}
+            )
+            head = h11.Response(status_code=kind.status, headers=response.raw_headers)
+            for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def _max_open_files() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

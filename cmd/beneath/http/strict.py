@@ -1,0 +1,78 @@
+"""HTTP/1.1 parsing that leaves no two readings of one request."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import h11
+
+# h11 keeps its buffer in a private module and attribute. Folded lines can be seen nowhere else: it joins them before it
+# hands out a header. The tests with raw sockets would notice if it ever ceased to use this buffer.
+from h11._receivebuffer import ReceiveBuffer
+
+MAX_LINES: Final = 100
+"""Lines of a request's head, and of the trailer behind its body."""
+
+MAX_CHUNK_HEADER: Final = 256
+"""Bytes of the line before a chunk: its size, and extensions that nobody reads."""
+
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
+
+
+class StrictConnection(h11.Connection):
+    """A server's side of one connection. A request that a proxy could frame in another way is a protocol error.
+
+    Refused, beyond what h11 refuses: `Content-Length` together with `Transfer-Encoding`, either of them twice or as a
+    list, `Transfer-Encoding` in HTTP/1.0, and header lines that are folded.
+    """
+
+    def __init__(self, max_head: int) -> None:
+        """Take the largest request line with headers, in bytes."""
+        super().__init__(h11.SERVER, max_head)
+        self._receive_buffer = _StrictBuffer(max_head)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            _require_one_framing(event)
+        return event
+
+
+class _StrictBuffer(ReceiveBuffer):
+    """Bounds heads, trailers and chunk headers also where they arrive whole, and refuses lines that are folded."""
+
+    def __init__(self, max_head: int) -> None:
+        super().__init__()
+        self._max_head = max_head
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        lines = super().maybe_extract_lines()
+        if lines:
+            if len(lines) > MAX_LINES or sum(map(len, lines)) > self._max_head:
+                raise h11.LocalProtocolError("the headers are too large")
+            _require_plain_lines(lines)
+        return lines
+
+    def maybe_extract_next_line(self) -> bytearray | None:
+        line = super().maybe_extract_next_line()
+        if line is not None and len(line) > MAX_CHUNK_HEADER:
+            raise h11.LocalProtocolError("the header of a chunk is too large")
+        return line
+
+
+def _require_plain_lines(lines: Sequence[bytearray]) -> None:
+    if any(line.startswith((b" ", b"\t")) for line in lines):
+        raise h11.LocalProtocolError("a header line is folded")
+    # h11 takes equal lengths for one, also in a list; a proxy may have gone by another of them.
+    lengths = [
+        value for name, _, value in (line.partition(b":") for line in lines) if name.lower() == b"content-length"
+    ]
+    if len(lengths) > 1 or any(b"," in value for value in lengths):
+        raise h11.LocalProtocolError("there is more than one Content-Length")
+
+
+def _require_one_framing(request: h11.Request) -> None:
+    framing = [name for name, _ in request.headers if name in _FRAMING]
+    if len(framing) > 1:
+        raise h11.RemoteProtocolError("Content-Length and Transfer-Encoding exclude each other")
+    if framing == [b"transfer-encoding"] and request.http_version == b"1.0":
+        raise h11.RemoteProtocolError("HTTP/1.0 has no Transfer-Encoding")

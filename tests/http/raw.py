@@ -1,0 +1,111 @@
+"""A real server on a free port, and clients that send bytes as they please."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from beneath.http.connections import ConnectionLimits
+from beneath.server import HttpServer
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer as it came over the wire."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def problem(self) -> dict[str, Any]:
+        """Return the body as a problem, checked to be one."""
+        assert self.headers["content-type"] == "application/problem+json", self
+        found: dict[str, Any] = json.loads(self.body)
+        return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once `condition` holds; the test's own timeout ends a wait in vain."""
+    while not condition():  # noqa: ASYNC110 - what is watched here tells nobody of its changes
+        await asyncio.sleep(0.005)
+
+
+class Raw:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def reply(self) -> Reply:
+        """Return the next answer; raise `IncompleteReadError` if the connection ends first."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
+        body = await self.reader.readexactly(int(headers.get("content-length", "0")))
+        return Reply(int(head[0].split()[1]), headers, body)
+
+    async def ended(self) -> bytes:
+        """Wait until the server ends the connection, and return what it sent before."""
+        received = b""
+        with suppress(ConnectionError):
+            while part := await self.reader.read(65536):
+                received += part
+        return received
+
+    async def close(self) -> None:
+        self.writer.close()
+        with suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+
+class Wire:
+    """A running server, and connections to it."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self.server = server
+        self._opened: list[Raw] = []
+
+    @property
+    def port(self) -> int:
+        return int(self.server.url.rpartition(":")[2])
+
+    async def connect(self, data: bytes = b"") -> Raw:
+        raw = Raw(*await asyncio.open_connection("127.0.0.1", self.port))
+        self._opened.append(raw)
+        raw.send(data)
+        return raw
+
+    async def ask(self, data: bytes) -> Reply:
+        """Return the answer to `data`, sent over a connection of its own."""
+        return await (await self.connect(data)).reply()
+
+    async def close(self) -> None:
+        for each in self._opened:
+            await each.close()
+
+
+@asynccontextmanager
+async def wire(
+    app: ASGIApp, *, limits: ConnectionLimits | None = None, proxies: tuple[str, ...] = ()
+) -> AsyncIterator[Wire]:
+    """Serve `app` inside the block."""
+    server = HttpServer(
+        "test", app, section="control", host="127.0.0.1", port=0, grace=1, limits=limits, proxies=proxies
+    )
+    running = asyncio.create_task(server.run())
+    found = Wire(server)
+    try:
+        yield found
+    finally:
+        await found.close()
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        server.close()

@@ -1,0 +1,168 @@
+"""Connections over real sockets: bounded in number, and in the time that a client may keep the server waiting."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from beneath.http import connections
+from beneath.http.connections import ConnectionLimits, Connections
+from tests.http.raw import Raw, Wire, until, wire
+
+GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Echo:
+    """Answers with the body that it got; `/gate` waits until `open` is set, `/large` is larger than sockets hold."""
+
+    def __init__(self) -> None:
+        self.entered = 0
+        self.open = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        self.entered += 1
+        body = await request.body()
+        if request.url.path == "/gate":
+            await self.open.wait()
+        text = b"x" * 50_000_000 if request.url.path == "/large" else body
+        await PlainTextResponse(text)(scope, receive, send)
+
+
+@pytest.fixture
+def echo() -> Echo:
+    return Echo()
+
+
+@pytest.fixture
+def limits() -> ConnectionLimits:
+    return ConnectionLimits()
+
+
+@pytest.fixture
+async def served(echo: Echo, limits: ConnectionLimits) -> AsyncIterator[Wire]:
+    async with wire(echo, limits=limits) as found:
+        yield found
+
+
+class TestFew:
+    """With three connections at most, and all the time of the world."""
+
+    @pytest.fixture
+    def limits(self) -> ConnectionLimits:
+        return ConnectionLimits(max_connections=3, request_timeout=1000)
+
+    async def test_silent_connections_make_room_for_a_new_one(self, served: Wire) -> None:
+        silent = [await served.connect(b"GET /x HTTP/1.1\r\nX: ") for _ in range(10)]
+        assert (await served.ask(GET)).status == 200
+        assert len(served.server.connections) <= 3
+        for each in silent[:8]:
+            assert await each.ended() == b""
+
+    async def test_eviction_begins_with_the_longest_wait(self, served: Wire) -> None:
+        oldest, idle, newest = [await served.connect(b"G") for _ in range(3)]
+        await until(lambda: len(served.server.connections) == 3)
+        idle.send(GET[1:])
+        assert (await idle.reply()).status == 200
+        await served.ask(GET)
+        assert await oldest.ended() == b""
+        await served.ask(GET)
+        assert await newest.ended() == b"", "it has waited longer than the one that was answered since"
+
+    async def test_new_connection_gets_503_while_all_are_being_answered(self, served: Wire, echo: Echo) -> None:
+        busy = [await served.connect(GET.replace(b"/x", b"/gate")) for _ in range(3)]
+        await until(lambda: echo.entered == 3)
+        refused = await served.connect(GET)
+        reply = await refused.reply()
+        assert (reply.status, reply.problem()["type"]) == (503, "urn:beneath:problem:unavailable")
+        assert reply.headers["retry-after"] == "1"
+        assert reply.headers["connection"] == "close"
+        assert await refused.ended() == b""
+        echo.open.set()
+        assert [(await each.reply()).status for each in busy] == [200] * 3
+
+    async def test_counts_are_shown_as_metrics(self, served: Wire) -> None:
+        for _ in range(5):
+            await served.connect()
+        await until(lambda: served.server.connections.evicted == 2)
+        found = {(each.name, *each.labels.values()): each.value for each in served.server.samples()}
+        assert found["http_connections",] == 3
+        assert found["http_connections_ended", "evicted"] == 2
+        assert found["http_connections_ended", "refused"] == 0
+
+
+class TestHurried:
+    """With a fifth of a second for a request."""
+
+    @pytest.fixture
+    def limits(self) -> ConnectionLimits:
+        return ConnectionLimits(request_timeout=0.2, keep_alive=1)
+
+    @pytest.mark.parametrize("sent", [b"", b"G", b"GET /x HTTP/1.1\r\nX: ", POST, POST + b"12345"])
+    async def test_incomplete_request_is_answered_with_408(self, served: Wire, sent: bytes) -> None:
+        raw = await served.connect(sent)
+        reply = await raw.reply()
+        assert (reply.status, reply.problem()["type"]) == (408, "urn:beneath:problem:request-timeout")
+        assert await raw.ended() == b""
+
+    @pytest.mark.parametrize("sent", [b"GET /x HTTP/1.1\r\nX: ", POST.replace(b"10", b"100000")])
+    async def test_dripping_does_not_extend_the_time(self, served: Wire, sent: bytes) -> None:
+        raw = await served.connect(sent)
+        dripping = asyncio.create_task(drip(raw))
+        assert b" 408 " in await raw.ended()
+        dripping.cancel()
+
+    async def test_pipelined_rest_of_a_request_has_its_own_end(self, served: Wire) -> None:
+        raw = await served.connect(GET + GET + b"GET /x HTTP/1.1\r\nX: ")
+        assert [(await raw.reply()).status for _ in range(3)] == [200, 200, 408]
+        assert await raw.ended() == b""
+
+    async def test_idle_connection_is_closed_after_its_answer(self, served: Wire) -> None:
+        raw = await served.connect(GET)
+        assert (await raw.reply()).status == 200
+        assert await raw.ended() == b"", "closed without a word"
+
+    async def test_body_that_is_refused_early_must_still_end(self, served: Wire) -> None:
+        chunked = b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        raw = await served.connect(chunked)
+        dripping = asyncio.create_task(drip(raw, b"1\r\na\r\n"))
+        assert b" 408 " in await raw.ended()
+        dripping.cancel()
+
+    async def test_client_that_does_not_take_its_answer_is_cut_off(self, served: Wire) -> None:
+        raw = await served.connect(GET.replace(b"/x", b"/large"))
+        raw.reader._transport.pause_reading()  # type: ignore[attr-defined]  # StreamReader's, to be a client that waits
+        await until(lambda: served.server.connections.timed_out > 0)
+        await until(lambda: len(served.server.connections) == 0)
+        assert served.server.connections.timed_out == 1
+
+    async def test_answer_takes_the_time_that_it_takes(self, served: Wire, echo: Echo) -> None:
+        raw = await served.connect(GET.replace(b"/x", b"/gate"))
+        others = [await served.connect() for _ in range(3)]
+        for each in others:
+            await each.ended()
+        echo.open.set()
+        assert (await raw.reply()).status == 200
+
+
+async def drip(raw: Raw, drop: bytes = b"a") -> None:
+    while True:
+        raw.send(drop)
+        await asyncio.sleep(0.02)
+
+
+async def test_connections_leave_half_of_the_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_max_open_files", lambda: 100)
+    assert Connections(ConnectionLimits(max_connections=500)).limit == 50
+    assert Connections(ConnectionLimits(max_connections=20)).limit == 20
+
+
+async def test_upgrades_are_answered_as_plain_requests(served: Wire) -> None:
+    upgrade = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    assert (await served.ask(upgrade)).status == 200
