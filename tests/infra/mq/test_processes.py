@@ -11,6 +11,7 @@ import pytest
 
 from infra.mq import QueueClosed
 from infra.mq.drivers.sql import SqlQueue
+from infra.mq.drivers.sql.sqlite import presence
 from tests.infra.mq.acting import consumer, done, handle_all, ids, message, messages, subscription
 
 Spawn = Callable[[str], Awaitable[Process]]
@@ -139,7 +140,10 @@ async def test_a_broadcast_reaches_another_process_in_order(queue: SqlQueue, spa
     await receiver.close()
 
 
-async def test_a_worker_that_was_taken_for_dead_notices_it(queue: SqlQueue, path: Path) -> None:
+async def test_a_worker_that_was_taken_for_dead_notices_it(
+    queue: SqlQueue, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "MISSING_PATIENCE", 0.0)
     victim, other = await consumer(queue, "victim"), await consumer(queue, "other")
     await queue.publish([message("m")])
     claims = await victim.fetch({"work": 1}, wait=0)

@@ -22,15 +22,17 @@ SMALL = {
     "SCAN beneath_route",
     "SCAN beneath_broadcast_event",
     "SCAN beneath_worker",
+    "SCAN beneath_clock",
+    "SCAN beneath_retirement",
 }
-"""Tables with a row for each listener, event or worker."""
+"""Tables with a row for each listener, event, worker, start of the machine, or listener that is being retired."""
 
 RARE = {
-    "administration._BACKLOG",  # the end of a subscription
     "inspection._CLAIMED",  # in-flight deliveries only, in a covering index
     "inspection._OPEN_MAILBOXES",  # in-flight mailboxes only
-    "inspection._SCHEDULED",  # a count of all scheduled deliveries, in a covering index
     "claiming._NEXT_DUE",  # the first entry of an index
+    "clock._FORGET",  # a table of a few rows
+    "retirement._CLAIMED",  # sorts in-flight deliveries that were published in the same moment
 }
 HARMLESS = re.compile(r"SCAN (CONSTANT ROW|\w+ VIRTUAL TABLE)")
 

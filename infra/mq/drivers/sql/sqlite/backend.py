@@ -3,12 +3,14 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
+
+import structlog
 
 from infra.clock import Clock
 from infra.db import Database
@@ -19,16 +21,20 @@ from infra.mq.drivers.sql.sqlite import (
     claiming,
     inspection,
     membership,
+    parking,
     publishing,
     registry,
+    retirement,
+    scheduling,
     settling,
 )
 from infra.mq.drivers.sql.sqlite.ambient import Announcement, run_in
+from infra.mq.drivers.sql.sqlite.clock import QueueClock
 from infra.mq.drivers.sql.sqlite.connection import Operation, connect, queue_error
 from infra.mq.drivers.sql.sqlite.presence import Member, Presence
 from infra.mq.drivers.sql.sqlite.watcher import Watcher
-from infra.mq.drivers.sql.sqlite.writer import Writer
-from infra.mq.errors import QueueError, QueueUnavailable
+from infra.mq.drivers.sql.sqlite.writer import LIGHT, Weight, Writer
+from infra.mq.errors import QueueClosed, QueueError, QueueUnavailable
 from infra.mq.types import (
     Claim,
     DeadLetter,
@@ -41,7 +47,21 @@ from infra.mq.types import (
     WorkerInfo,
 )
 
+_log = structlog.stdlib.get_logger(__name__)
+
 T = TypeVar("T")
+
+Step = Callable[..., tuple[int, Any]]
+"""Does a part of something, from `place` on; returns how much that was, and where to go on, if anywhere."""
+
+TimedOperation = Callable[..., T]
+"""An operation that takes the time as `now`."""
+
+PAUSE = 0.005
+"""How long, in seconds, long work leaves the write lock to others after each of its steps."""
+
+CLAIM_WEIGHT = Weight(100)
+"""What a claim counts for in a group: about what it changes."""
 
 OLDEST = (3, 38)
 """The first version of SQLite that always has RETURNING and the JSON functions."""
@@ -59,12 +79,12 @@ class SqliteBackend:
             raise QueueUnavailable(f"{db.url}: the queue needs a file")
         self._path: Path = db.path
         self._db = db
-        self.clock = clock
+        self.clock = QueueClock(clock)
         self._options = options
         opener = partial(connect, self._path, synchronous=options.synchronous)
         self._writer = Writer(self._path, opener, db.write_lock, options.patience)
         self._watcher = Watcher(self._path, options.longest_silence)
-        self._presence = Presence(self._path, self._writer, self._watcher)
+        self._presence = Presence(self._path, self._watcher, self._in_steps)
         self._reader: ThreadPoolExecutor | None = None
         self._probe: asyncio.Task[None] | None = None
 
@@ -80,8 +100,10 @@ class SqliteBackend:
             )
         self._watcher.open()
         try:
-            self._watcher.read(registry.changed_at)
+            self._watcher.read(registry.tables_exist)
             await self._writer.open()
+            if not self._watcher.read(self.clock.resume):
+                await self._writer.run(self.clock.start)
         except BaseException:
             self._watcher.close()
             raise
@@ -106,20 +128,24 @@ class SqliteBackend:
 
     async def publish(self, messages: Sequence[Message], now: float) -> None:
         window = self._options.dedupe_window
-        await self._join_or_write(partial(publishing.publish, messages=messages, now=now, dedupe_window=window))
+        size = sum(len(it.body) for it in messages)
+        operation = partial(publishing.publish, messages=messages, dedupe_window=window)
+        await self._join_or_write(self._at(now, operation), Weight(len(messages), size))
 
     async def cancel(self, message_id: str, now: float) -> bool:
-        return await self._join_or_write(partial(publishing.cancel, message_id=message_id, now=now))
+        return await self._join_or_write(self._at(now, partial(scheduling.cancel, message_id=message_id)))
 
     async def scheduled(self, message_id: str, now: float) -> bool:
-        operation = partial(publishing.scheduled, message_id=message_id, now=now)
+        operation = partial(scheduling.scheduled, message_id=message_id, now=now)
         if (transaction := self._db.current()) is not None:
             return await run_in(transaction, operation, self._path)
         return self._watcher.read(operation)
 
     async def broadcast(self, frames: Sequence[bytes], origin: str, now: float) -> None:
         kept = self._options.broadcast_kept
-        await self._join_or_write(partial(broadcasting.broadcast, frames=frames, origin=origin, now=now, kept=kept))
+        size = sum(len(it) for it in frames)
+        operation = partial(broadcasting.broadcast, frames=frames, origin=origin, kept=kept)
+        await self._join_or_write(self._at(now, operation), Weight(len(frames), size))
 
     async def last_broadcast(self) -> int:
         if self._probe is None:
@@ -130,53 +156,71 @@ class SqliteBackend:
         return self._watcher.read(partial(broadcasting.broadcasts_after, after=number, origin=origin))
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> float:
-        if self._watcher.read(partial(registry.is_declared, subscriptions=subscriptions, broadcasts=broadcasts)):
-            return self._watcher.read(registry.changed_at)
-        return await self._write(lambda db: registry.declare(db, subscriptions, broadcasts, self.clock.time()))
+        now = self.clock.time()
+        if not self._watcher.read(partial(registry.is_declared, subscriptions=subscriptions, broadcasts=broadcasts)):
+            operation = partial(registry.declare, subscriptions=subscriptions, broadcasts=broadcasts)
+            await self._write(self._at(now, operation))
+        visible_at = self._watcher.read(registry.visible_at)
+        if visible_at is None:
+            # Whoever changed it has not come to this: a COMMIT may take long, and its process may end with it.
+            visible_at = self.clock.time()
+            await self._write(partial(registry.mark_visible, now=visible_at))
+        return visible_at
 
     async def registry(self) -> Registry:
         return self._watcher.read(registry.registry)
 
     async def join(self, info: WorkerInfo, now: float) -> Member:
-        return await self._presence.join(info, now)
+        operation = self._at(now, partial(membership.join, info=info))
+        return await self._presence.join(info, lambda: self._writer.run(operation))
 
     async def leave(self, member: Membership, keep: Collection[Claim], now: float) -> None:
-        await self._presence.leave(_own(member), keep, now)
+        await self._presence.leave(_own(member), keep, self.clock.time)
         self._watcher.notify()
 
     async def next_due(self, names: Collection[str]) -> float | None:
         return self._watcher.read(partial(claiming.next_due, names=names))
 
     async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
-        return await self._writer.run(partial(claiming.claim, worker=_own(member).number, wants=wants, now=now))
+        own = _own(member)
+
+        def operation(db: sqlite3.Connection, *, now: float) -> list[Claim]:
+            if own.leaving:
+                raise QueueClosed("this worker has left")
+            return claiming.claim(db, own.number, wants, now=now)
+
+        return await self._writer.run(self._at(now, operation), CLAIM_WEIGHT)
 
     async def settle(self, member: Membership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
-        operation = partial(settling.settle, worker=_own(member).number, settlements=settlements, now=now)
-        fenced = await self._writer.run(operation)
-        if any(it.claim.ordered or it.outcome is not Outcome.DONE for it in settlements):
-            self._watcher.notify()
+        fenced: list[Settlement] = []
+        for step in settling.in_steps(settlements):
+            operation = partial(settling.settle, worker=_own(member).number, settlements=step)
+            fenced += await self._writer.run(self._at(now, operation), Weight(len(step)))
+            if any(it.claim.ordered or it.outcome is not Outcome.DONE for it in step):
+                self._watcher.notify()
         return fenced
 
     async def isolate(self, member: Membership, claim: Claim) -> bool:
         return await self._writer.run(partial(settling.isolate, worker=_own(member).number, claim=claim))
 
     async def recover(self, now: float) -> int:
-        count = await self._presence.recover(now)
+        count = await self._presence.recover(self.clock.time)
         if count:
             self._watcher.notify()
         return count
 
     async def unpark(self, known: Mapping[str, Collection[str]], now: float) -> int:
-        if not self._watcher.read(partial(membership.has_parked, known=known)):
-            return 0
-        return await self._write(partial(membership.unpark, known=known, now=now))
+        count = 0
+        for it in self._watcher.read(partial(parking.needed, known=known)):
+            count += await self._in_steps(partial(parking.unpark_some, it=it, clock=self.clock.time))
+        return count
 
     async def stats(self, now: float) -> list[SubscriptionStats]:
         live = [names for _, names in self._presence.live()]
         return await self._read(partial(inspection.stats, live=live, now=now))
 
     async def warnings(self) -> list[str]:
-        return []
+        return await self._read(inspection.interrupted_retirements)
 
     async def dead_letters(
         self, subscription: str | None, event: str | None, limit: int, after: str | None
@@ -189,34 +233,70 @@ class SqliteBackend:
         return await self._read(partial(inspection.dead_letter, dead_id=dead_id))
 
     async def retry_dead(self, dead_ids: Sequence[str], now: float) -> int:
-        return await self._write(partial(administration.retry_dead, dead_ids=dead_ids, now=now))
+        return await self._with_letters(dead_ids, partial(administration.retry_some, now=now))
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
-        return await self._write(partial(administration.discard_dead, dead_ids=dead_ids))
+        return await self._with_letters(dead_ids, administration.discard_some)
 
     async def set_paused(self, name: str, *, paused: bool) -> None:
         await self._write(partial(registry.set_paused, name=name, paused=paused))
 
     async def unblock(self, name: str, ordering_key: str, now: float, *, skip: bool) -> None:
-        await self._write(partial(administration.unblock, name=name, key=ordering_key, now=now, skip=skip))
+        await self._write(self._at(now, partial(administration.unblock, name=name, key=ordering_key, skip=skip)))
 
     async def retire(
         self, name: str, event: str | None, backlog: Literal["refuse", "discard", "dead"], now: float
     ) -> int:
+        found = await self._read(partial(retirement.waiting, name=name, event=event)) if backlog == "refuse" else None
         live = self._presence.live()
-        operation = partial(administration.retire, name=name, event=event, backlog=backlog, live=live, now=now)
-        return await self._write(operation)
+        begin = partial(retirement.begin, name=name, event=event, backlog=backlog, live=live, found=found)
+        walk = await self._write(begin)
+        count = await self._in_steps(partial(retirement.remove_some, clock=self.clock.time), walk)
+        await self._write(self._at(now, partial(retirement.finish, walk=walk)))
+        return count
 
-    async def _join_or_write(self, operation: Operation[T]) -> T:
+    async def _with_letters(
+        self, dead_ids: Sequence[str], work: Callable[[sqlite3.Connection, Sequence[int]], tuple[int, int]]
+    ) -> int:
+        numbers = administration.numbers_of(dead_ids)
+
+        def step(db: sqlite3.Connection, place: int) -> tuple[int, int | None]:
+            count, seen = work(db, numbers[place:])
+            return count, place + seen if place + seen < len(numbers) else None
+
+        return await self._in_steps(step, 0) if numbers else 0
+
+    async def _in_steps(self, step: Step, start: object = None) -> int:
+        """Run `step` in a transaction, then again from where it ended, until it has come to its end; return its sum."""
+        total, place = 0, start
+        while True:
+            count, place = await self._write(partial(step, place=place))
+            total += count
+            if not place:
+                return total
+            # Real time, for other processes poll the lock of the file: one after the other has it in between.
+            await asyncio.sleep(PAUSE)
+
+    def _at(self, now: float, operation: TimedOperation[T]) -> Operation[T]:
+        """Give an operation the time at which it has the write lock: what is due then is decided there."""
+
+        def run(db: sqlite3.Connection) -> T:
+            at = max(now, self.clock.time())
+            self.clock.note(db, at)
+            return operation(db, now=at)
+
+        return run
+
+    async def _join_or_write(self, operation: Operation[T], weight: Weight = LIGHT) -> T:
         transaction = self._db.current()
         if transaction is None:
-            return await self._write(operation)
+            return await self._write(operation, weight)
         result = await run_in(transaction, operation, self._path)
         transaction.participant(self, lambda: Announcement(self._watcher.notify))
         return result
 
-    async def _write(self, operation: Operation[T]) -> T:
-        result = await self._writer.run(operation)
+    async def _write(self, operation: Operation[T], weight: Weight = LIGHT) -> T:
+        result = await self._writer.run(operation, weight)
         self._watcher.notify()
         return result
 
@@ -242,7 +322,9 @@ class SqliteBackend:
             began = time.monotonic()
             try:
                 await self._writer.run(_nothing)
-            except QueueError:
+            except Exception as error:  # noqa: BLE001  # whatever it is: nobody may have been able to write
+                if not isinstance(error, QueueError):
+                    _log.exception("write probe failed")
                 self._watcher.interrupt()
             else:
                 if time.monotonic() - began > longest:

@@ -8,6 +8,9 @@ from infra.mq.drivers.sql.sqlite.publishing import PRUNED_AT_ONCE
 
 FRAMES_AT_ONCE = 1000
 
+FRAMES_BYTES = 4 * 1024 * 1024
+"""A receiver gets no more frames at once when they are larger than this: the event loop reads them."""
+
 _SEQUENCE = "beneath_broadcast_number"
 _INSERT = "INSERT INTO beneath_broadcast (id, origin, at, frame) VALUES (?, ?, ?, ?)"
 _PRUNE = """
@@ -16,7 +19,7 @@ DELETE FROM beneath_broadcast WHERE id IN (SELECT id FROM beneath_broadcast WHER
 _AFTER = f"SELECT id, origin, frame FROM beneath_broadcast WHERE id > ? ORDER BY id LIMIT {FRAMES_AT_ONCE}"  # noqa: S608  # a constant
 
 
-def broadcast(db: sqlite3.Connection, frames: Sequence[bytes], origin: str, now: float, kept: float) -> None:
+def broadcast(db: sqlite3.Connection, frames: Sequence[bytes], origin: str, kept: float, *, now: float) -> None:
     """Store frames, and remove some of those that are older than `kept` seconds."""
     if not frames:
         return
@@ -33,12 +36,17 @@ def last_broadcast(db: sqlite3.Connection) -> int:
 def broadcasts_after(db: sqlite3.Connection, after: int, origin: str) -> tuple[list[bytes], int, bool]:
     """Return other origins' frames after number `after`, the last number seen, and whether any were gone already."""
     frames: list[bytes] = []
-    seen, missing = after, False
-    for number, sender, frame in db.execute(_AFTER, (after,)).fetchall():
+    seen, missing, size = after, False, 0
+    cursor = db.execute(_AFTER, (after,))
+    for number, sender, frame in cursor:
         missing = missing or number != seen + 1
         seen = number
         if sender != origin:
             frames.append(frame)
+        size += len(frame)
+        if size > FRAMES_BYTES:
+            break
+    cursor.close()
     if seen == after:
         # All that was sent meanwhile may have been removed again.
         seen = max(after, last_broadcast(db))

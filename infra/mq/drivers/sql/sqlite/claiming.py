@@ -5,17 +5,19 @@ from collections.abc import Iterable, Mapping
 from json import dumps
 from typing import Any
 
+from infra.mq.drivers.sql.sqlite.mailboxes import drop, heads
 from infra.mq.drivers.sql.sqlite.numbers import reserve
-from infra.mq.drivers.sql.sqlite.publishing import promote
+from infra.mq.drivers.sql.sqlite.retirement import Retiring
+from infra.mq.drivers.sql.sqlite.scheduling import promote
 from infra.mq.errors import QueueClosed
-from infra.mq.queue import MAILBOX_BATCH
+from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH
 from infra.mq.types import Claim, Delivery
 
 SUSPECT = 2
 """From so many takeovers on, a delivery is claimed alone."""
 
-BYTES_AT_ONCE = 16 * 1024 * 1024
-"""A subscription gives no more claims to one fetch once its bodies are larger than this."""
+CLAIMED_AT_ONCE = 1000
+"""How many deliveries a claim takes at most, of all subscriptions together."""
 
 _COLUMNS = """
 id, message_id, event, ordering_key, body, published_at, failures, deferrals, takeovers, crashes
@@ -33,7 +35,7 @@ _READY = f"""
 SELECT {_COLUMNS}, due_at FROM beneath_delivery INDEXED BY beneath_delivery_ready
 WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, id LIMIT ?
 """  # noqa: S608  # constants only
-_CLAIM = "UPDATE beneath_delivery SET state = 1, owner = ? WHERE id IN (SELECT value FROM json_each(?))"
+_CLAIM = "UPDATE beneath_delivery SET state = 1, owner = ?, fence = ? WHERE id IN (SELECT value FROM json_each(?))"
 _READY_MAILBOXES = """
 SELECT ordering_key, due_at, turn FROM beneath_mailbox INDEXED BY beneath_mailbox_ready
 WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, turn LIMIT ?
@@ -45,8 +47,6 @@ WHERE state = 4 AND subscription = ? AND mailbox = ? ORDER BY id LIMIT {MAILBOX_
 _CLAIM_MAILBOX = """
 UPDATE beneath_mailbox SET state = 1, owner = ?, fence = ?, last_id = ? WHERE subscription = ? AND ordering_key = ?
 """
-_DROP_MAILBOX = "DELETE FROM beneath_mailbox WHERE subscription = ? AND ordering_key = ?"
-
 _NEXT_DUE = """
 SELECT min(due_at) FROM (
     SELECT (
@@ -61,7 +61,10 @@ SELECT min(due_at) FROM (
     ) FROM beneath_subscription AS s
     WHERE s.ordered = 1 AND s.paused = 0 AND s.id IN (SELECT value FROM json_each(:ids))
     UNION ALL
-    SELECT (SELECT due_at FROM beneath_delivery WHERE state = 3 ORDER BY due_at LIMIT 1)
+    SELECT (
+        SELECT d.due_at FROM beneath_delivery AS d INDEXED BY beneath_delivery_scheduled
+        WHERE d.state = 3 AND d.subscription = s.value ORDER BY d.due_at LIMIT 1
+    ) FROM json_each(:ids) AS s
 )
 """
 
@@ -70,8 +73,26 @@ Placed = tuple[float, int, Claim]
 """A claim, and its place among the others: when it became due, and its number."""
 
 
+class _Room:
+    """How much a claim may still take."""
+
+    def __init__(self) -> None:
+        self.deliveries = CLAIMED_AT_ONCE
+        self._bytes = FETCH_BYTES
+        self._empty = True
+
+    def take(self, body: bytes) -> bool:
+        """Take room for a delivery if there is enough; for the first one there always is."""
+        fits = self._empty or (self.deliveries > 0 and self._bytes >= len(body))
+        if fits:
+            self._empty = False
+            self.deliveries -= 1
+            self._bytes -= len(body)
+        return fits
+
+
 def next_due(db: sqlite3.Connection, names: Iterable[str]) -> float | None:
-    """Return when the earliest delivery of the named subscriptions, or any scheduled message, is due."""
+    """Return when the earliest delivery of the named subscriptions is due."""
     wanted = dumps(
         [subscription for _, subscription, _ in db.execute(_RESOLVE, {"names": dumps(list(names))}).fetchall()]
     )
@@ -79,76 +100,92 @@ def next_due(db: sqlite3.Connection, names: Iterable[str]) -> float | None:
     return None if due_at is None else float(due_at)
 
 
-def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], now: float) -> list[Claim]:
+def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now: float) -> list[Claim]:
     """Give `worker` what is due, oldest first.
 
     Raises:
         QueueClosed: the worker is registered no more.
     """
     if not db.execute(_IS_MEMBER, (worker,)).fetchone()[0]:
-        raise QueueClosed("this worker was taken for dead: its claims were given to others")
-    promote(db, now)
+        raise QueueClosed("this worker is considered dead: its claims were taken over")
+    wanted = db.execute(_RESOLVE, {"names": dumps(list(wants))}).fetchall()
+    promote(db, [subscription for _, subscription, _ in wanted], now)
+    fence = reserve(db, 1)
+    # With more than one call may return, each subscription is the first one from time to time.
+    start = fence % len(wanted) if wanted else 0
+    room = _Room()
+    retiring = Retiring(db, now)
     found: list[Placed] = []
-    for name, subscription, ordered in db.execute(_RESOLVE, {"names": dumps(list(wants))}).fetchall():
-        take = _claim_mailboxes if ordered else _claim_deliveries
-        found += take(db, worker, name, subscription, wants[name], now)
+    for name, subscription, ordered in (*wanted[start:], *wanted[:start]):
+        if room.deliveries > 0:
+            take = _claim_mailboxes if ordered else _claim_deliveries
+            found += take(db, worker, fence, name, subscription, min(wants[name], room.deliveries), room, retiring, now)
     found.sort(key=lambda it: it[:2])
     return [it[2] for it in found]
 
 
 def _claim_deliveries(
-    db: sqlite3.Connection, worker: int, name: str, subscription: int, limit: int, now: float
+    db: sqlite3.Connection,
+    worker: int,
+    fence: int,
+    name: str,
+    subscription: int,
+    limit: int,
+    room: _Room,
+    retiring: Retiring,
+    now: float,
 ) -> list[Placed]:
-    rows = _take(db.execute(_READY, (subscription, now, limit)))
+    rows = retiring.without(subscription, _take(db.execute(_READY, (subscription, now, limit)), room))
     if rows:
-        db.execute(_CLAIM, (worker, dumps([row[0] for row in rows])))
-    return [(row[-1], row[0], Claim(subscription=name, deliveries=[_delivery_of(row, name)])) for row in rows]
+        db.execute(_CLAIM, (worker, fence, dumps([row[0] for row in rows])))
+    return [
+        (row[-1], row[0], Claim(subscription=name, deliveries=[_delivery_of(row, name)], fence=fence)) for row in rows
+    ]
 
 
 def _claim_mailboxes(
-    db: sqlite3.Connection, worker: int, name: str, subscription: int, limit: int, now: float
+    db: sqlite3.Connection,
+    worker: int,
+    fence: int,
+    name: str,
+    subscription: int,
+    limit: int,
+    room: _Room,
+    retiring: Retiring,
+    now: float,
 ) -> list[Placed]:
-    mailboxes = db.execute(_READY_MAILBOXES, (subscription, now, limit)).fetchall()
-    if not mailboxes:
-        return []
-    fence = reserve(db, len(mailboxes))
     found: list[Placed] = []
     claimed: list[tuple[int, int, int, int, str]] = []
-    size = 0
-    for key, due_at, turn in mailboxes:
-        rows = _first_of(db, subscription, key)
+    for key, due_at, turn in db.execute(_READY_MAILBOXES, (subscription, now, limit)).fetchall():
+        taken = retiring.without(subscription, _take(db.execute(_HEAD, (subscription, key)), room))
+        rows = _alone_if_suspect(taken)
         if not rows:
-            db.execute(_DROP_MAILBOX, (subscription, key))
+            if heads(db, subscription, key):
+                break  # it does not fit any more
+            drop(db, subscription, key)
             continue
         claimed.append((worker, fence, rows[-1][0], subscription, key))
         deliveries = [_delivery_of(row, name) for row in rows]
         claim = Claim(subscription=name, deliveries=deliveries, ordered=True, ordering_key=key, fence=fence)
         found.append((due_at, turn, claim))
-        fence += 1
-        size += sum(len(row[4]) for row in rows)
-        if size > BYTES_AT_ONCE:
-            break
     db.executemany(_CLAIM_MAILBOX, claimed)
     return found
 
 
-def _first_of(db: sqlite3.Connection, subscription: int, key: str) -> list[Row]:
+def _alone_if_suspect(rows: list[Row]) -> list[Row]:
     """Return the first rows of a mailbox; a suspect is alone."""
-    rows: list[Row] = _take(db.execute(_HEAD, (subscription, key)))
     for place, row in enumerate(rows):
         if row[8] >= SUSPECT:
             return rows[: max(place, 1)]
     return rows
 
 
-def _take(cursor: sqlite3.Cursor) -> list[Row]:
+def _take(cursor: sqlite3.Cursor, room: _Room) -> list[Row]:
     rows: list[Row] = []
-    size = 0
     for row in cursor:
-        rows.append(row)
-        size += len(row[4])
-        if size > BYTES_AT_ONCE:
+        if not room.take(row[4]):
             break
+        rows.append(row)
     cursor.close()
     return rows
 

@@ -73,13 +73,15 @@ def queue_error(error: Exception, path: Path) -> QueueError:
     if isinstance(error, OSError):
         return QueueUnavailable(f"{path}: {error.strerror or error}")
     code = _primary_code(error)
+    if isinstance(error, MemoryError):
+        return QueueUnavailable(f"{path}: out of memory")
     if code == sqlite3.SQLITE_TOOBIG or (isinstance(error, OverflowError) and "BLOB" in str(error)):
         return MessageTooLarge(f"{path}: a message is larger than SQLite can hold")
     if code in _ADVICE:
         return QueueUnavailable(f"{path}: {error}: {_ADVICE[code]}")
     if str(error).startswith("no such table: beneath_"):
         return QueueUnavailable(f"{path}: the queue's tables are missing: run `beneath migrate up`")
-    if code == sqlite3.SQLITE_ERROR or not isinstance(error, sqlite3.Error):
+    if not isinstance(error, sqlite3.Error):
         return QueueRejected(f"{path}: {error}")
     if isinstance(error, sqlite3.IntegrityError | sqlite3.DataError | sqlite3.InterfaceError):
         return QueueRejected(f"{path}: {error}")

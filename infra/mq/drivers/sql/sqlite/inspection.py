@@ -21,9 +21,9 @@ FROM beneath_delivery WHERE state = 0 AND subscription = :id
 _CLAIMED = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE state = 1 AND subscription = ?"
 _PARKED = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE state = 2 AND subscription = ?"
 _SCHEDULED = """
-SELECT subscription, count(*) FILTER (WHERE due_at > :now), count(*) FILTER (WHERE due_at <= :now),
+SELECT count(*) FILTER (WHERE due_at > :now), count(*) FILTER (WHERE due_at <= :now),
     min(published_at) FILTER (WHERE due_at <= :now)
-FROM beneath_delivery INDEXED BY beneath_delivery_scheduled WHERE state = 3 GROUP BY subscription
+FROM beneath_delivery INDEXED BY beneath_delivery_scheduled WHERE state = 3 AND subscription = :id
 """
 _IN_MAILBOXES = "SELECT count(*), min(published_at) FROM beneath_delivery WHERE state = 4 AND subscription = ?"
 _RETRYING_MAILBOXES = """
@@ -53,6 +53,10 @@ SELECT m.ordering_key, coalesce((
 FROM beneath_mailbox AS m INDEXED BY beneath_mailbox_blocked
 WHERE m.state = 3 AND m.subscription = ? ORDER BY m.ordering_key
 """
+_RETIRING = """
+SELECT s.name, event, backlog
+FROM beneath_retirement CROSS JOIN beneath_subscription AS s ON s.id = subscription
+"""
 _DEAD = "SELECT count(*) FROM beneath_dead_letter WHERE subscription = ?"
 _LETTER = """
 SELECT id, subscription, message_id, event, ordering_key, body, error, traceback, failures, crashes, published_at,
@@ -61,13 +65,12 @@ FROM beneath_dead_letter
 """
 
 
-def stats(db: sqlite3.Connection, live: Collection[frozenset[str]], now: float) -> list[SubscriptionStats]:
+def stats(db: sqlite3.Connection, live: Collection[frozenset[str]], *, now: float) -> list[SubscriptionStats]:
     """Count what every subscription holds; `live` has the subscriptions of each live worker."""
     # One snapshot: nothing is counted twice on its way from one state to the next.
     db.execute("BEGIN")
     try:
-        scheduled = {row[0]: row[1:] for row in db.execute(_SCHEDULED, {"now": now})}
-        return [_stats_of(db, row, scheduled.get(row[0], (0, 0, None)), live, now) for row in _subscriptions(db)]
+        return [_stats_of(db, row, live, now) for row in _subscriptions(db)]
     finally:
         db.execute("ROLLBACK")
 
@@ -104,6 +107,15 @@ def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
     return letter_of(row)
 
 
+def interrupted_retirements(db: sqlite3.Connection) -> list[str]:
+    """Return a line for each retirement that was begun and is not complete."""
+    return [
+        f"retiring {name}{f' (event {event})' if event else ''} was begun and is not complete: "
+        f"run `beneath bus retire` again with --backlog {backlog}"
+        for name, event, backlog in db.execute(_RETIRING)
+    ]
+
+
 def names_of(db: sqlite3.Connection, subscription: int) -> set[str]:
     """Return the name and the aliases of a subscription."""
     return {name for (name,) in db.execute(_NAMES, {"id": subscription})}
@@ -121,13 +133,12 @@ def _subscriptions(db: sqlite3.Connection) -> list[tuple[int, str, int, int]]:
 def _stats_of(
     db: sqlite3.Connection,
     subscription: tuple[int, str, int, int],
-    scheduled: tuple[int, int, float | None],
     live: Collection[frozenset[str]],
     now: float,
 ) -> SubscriptionStats:
     number, name, ordered, paused = subscription
     counts, oldest = (_ordered_counts if ordered else _unordered_counts)(db, number, now)
-    counts["scheduled"], due, oldest_due = scheduled[0], scheduled[1], scheduled[2]
+    counts["scheduled"], due, oldest_due = db.execute(_SCHEDULED, {"id": number, "now": now}).fetchone()
     counts["ready"] += due
     names = names_of(db, number)
     return SubscriptionStats(

@@ -1,5 +1,6 @@
 """Who is alive: each worker holds an OS lock on a file of its own, which the system takes away with its process."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -11,6 +12,7 @@ from urllib.parse import quote, unquote
 from infra.mq.errors import QueueUnavailable
 
 _SUFFIX = ".lock"
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _PATIENCE = 2.0
 """How long, in seconds, a new worker waits for those that just look whether its file is locked."""
 
@@ -34,6 +36,26 @@ class LockFile:
             descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+
+    def restore(self) -> bool:
+        """Put the file back if somebody deleted it; return whether the lock is held. May be called from any thread.
+
+        Others take a worker without a file for dead after a while.
+        """
+        with self._guard:
+            if self._descriptor is None or _is_at(self._descriptor, self._path):
+                return self._descriptor is not None
+            self._path.parent.mkdir(exist_ok=True)
+            found = _lock(self._path, create=True)
+            if found is not None:
+                former, self._descriptor = self._descriptor, found.detach()
+                os.close(former)
+            return True
+
+    def detach(self) -> int | None:
+        """Hand over the descriptor, and with it the lock."""
+        descriptor, self._descriptor = self._descriptor, None
+        return descriptor
 
     def remove(self) -> None:
         """Delete the file, then unlock."""
@@ -67,7 +89,8 @@ class LockFolder:
                     raise QueueUnavailable(f"{path}: another live worker has the id {worker}")
                 time.sleep(0.001)
         except OSError as error:
-            raise QueueUnavailable(f"{path}: {error.strerror}: make this folder writable") from error
+            advice = "raise the limit of open files" if error.errno in _TOO_MANY else "make this folder writable"
+            raise QueueUnavailable(f"{path}: {error.strerror}: {advice}") from error
         self._held = [*(it for it in self._held if it.held), lock]
         return lock
 
@@ -91,9 +114,12 @@ class LockFolder:
 
     def workers(self) -> set[str]:
         """Return the ids of all workers that have a file."""
-        if not self._folder.is_dir():
+        try:
+            names = [it.name for it in self._folder.iterdir()]
+        except OSError:
+            # There is none, or no more descriptors: then those that are left over stay for now.
             return set()
-        return {unquote(it.name.removesuffix(_SUFFIX)) for it in self._folder.glob(f"*{_SUFFIX}")}
+        return {unquote(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)}
 
     def forget_in_child(self) -> None:
         """Close what a forked child has inherited; its parent's locks stay."""

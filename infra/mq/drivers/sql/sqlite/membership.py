@@ -1,13 +1,18 @@
 """Workers: joining, leaving, and what becomes of the claims of dead ones."""
 
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from json import dumps
 from typing import Any
 
+from infra.mq.drivers.sql.sqlite import registry
+from infra.mq.drivers.sql.sqlite.mailboxes import give_back
 from infra.mq.drivers.sql.sqlite.numbers import reserve
-from infra.mq.drivers.sql.sqlite.settling import give_back
+from infra.mq.queue import MAILBOX_BATCH
 from infra.mq.types import Claim, WorkerInfo
+
+RELEASED_AT_ONCE = 500
+"""How many deliveries, or a tenth as many mailboxes, a step takes from a worker."""
 
 _JOIN = """
 INSERT INTO beneath_worker (id, name, host, pid, subscriptions, joined_at) VALUES (?, ?, ?, ?, ?, ?)
@@ -20,45 +25,53 @@ UPDATE beneath_delivery
 SET takeovers = takeovers + (isolated = 0), crashes = crashes + (isolated = 1), isolated = 0
 """
 _TAKE_OVER = f"""
-{_CHARGE.rstrip()}, state = 0, owner = NULL WHERE state = 1 AND owner = ?
-"""
+{_CHARGE.rstrip()}, state = 0, owner = NULL WHERE id IN (SELECT value FROM json_each(?))
+"""  # noqa: S608  # constants only
 _CHARGE_HANDED_OUT = f"{_CHARGE} WHERE state = 4 AND subscription = ? AND mailbox = ? AND id <= ?"
 _RELEASE = """
-UPDATE beneath_delivery SET state = 0, owner = NULL, isolated = 0
-WHERE state = 1 AND owner = ? AND id NOT IN (SELECT value FROM json_each(?))
+UPDATE beneath_delivery SET state = 0, owner = NULL, isolated = 0 WHERE id IN (SELECT value FROM json_each(?))
 """
 _UNMARK = """
 UPDATE beneath_delivery SET isolated = 0 WHERE state = 4 AND subscription = ? AND mailbox = ? AND id <= ?
 """
+_DELIVERIES = """
+SELECT id FROM beneath_delivery INDEXED BY beneath_delivery_claimed
+WHERE state = 1 AND owner = ? AND id NOT IN (SELECT value FROM json_each(?)) LIMIT ?
+"""
 _MAILBOXES = """
-SELECT subscription, ordering_key, last_id, fence FROM beneath_mailbox INDEXED BY beneath_mailbox_claimed
-WHERE state = 1 AND owner = ?
+SELECT subscription, ordering_key, last_id FROM beneath_mailbox INDEXED BY beneath_mailbox_claimed
+WHERE state = 1 AND owner = ? AND (subscription, ordering_key) NOT IN (
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)
+) LIMIT ?
 """
-_UNPARK = """
-UPDATE beneath_delivery SET state = 0
-WHERE state = 2 AND subscription = ? AND event IN (SELECT value FROM json_each(?))
+_OWNERS = """
+WITH RECURSIVE owner (id) AS (
+    SELECT min(owner) FROM beneath_delivery INDEXED BY beneath_delivery_claimed WHERE state = 1
+    UNION ALL
+    SELECT (
+        SELECT min(d.owner) FROM beneath_delivery AS d INDEXED BY beneath_delivery_claimed
+        WHERE d.state = 1 AND d.owner > owner.id
+    ) FROM owner WHERE owner.id IS NOT NULL
+)
+SELECT id FROM owner WHERE id IS NOT NULL AND id NOT IN (SELECT id FROM beneath_worker)
 """
-_HAS_PARKED = """
-SELECT 1 FROM beneath_delivery
-WHERE state = 2 AND subscription = ? AND event IN (SELECT value FROM json_each(?)) LIMIT 1
-"""
-_PARKED_MAILBOXES = """
-SELECT subscription, ordering_key FROM beneath_mailbox INDEXED BY beneath_mailbox_parked
-WHERE state = 2 AND subscription = ? AND parked_event IN (SELECT value FROM json_each(?))
-"""
-_HAS_PARKED_MAILBOX = f"{_PARKED_MAILBOXES} LIMIT 1"
-_SUBSCRIPTION_OF = """
-SELECT id, ordered FROM beneath_subscription WHERE name = :name
-UNION ALL
-SELECT s.id, s.ordered FROM beneath_alias AS a CROSS JOIN beneath_subscription AS s ON s.id = a.subscription
-WHERE a.name = :name
+_MAILBOX_OWNERS = """
+WITH RECURSIVE owner (id) AS (
+    SELECT min(owner) FROM beneath_mailbox INDEXED BY beneath_mailbox_claimed WHERE state = 1
+    UNION ALL
+    SELECT (
+        SELECT min(m.owner) FROM beneath_mailbox AS m INDEXED BY beneath_mailbox_claimed
+        WHERE m.state = 1 AND m.owner > owner.id
+    ) FROM owner WHERE owner.id IS NOT NULL
+)
+SELECT id FROM owner WHERE id IS NOT NULL AND id NOT IN (SELECT id FROM beneath_worker)
 """
 
 Member = tuple[int, str, str]
 """A registered worker: its number, its id, and its subscriptions as JSON."""
 
 
-def join(db: sqlite3.Connection, info: WorkerInfo, now: float) -> int:
+def join(db: sqlite3.Connection, info: WorkerInfo, *, now: float) -> int:
     """Register a worker; return the number under which it owns things."""
     number = reserve(db, 1)
     names = dumps(sorted(info.subscriptions))
@@ -71,55 +84,61 @@ def members(db: sqlite3.Connection) -> list[Member]:
     return db.execute(_ALL).fetchall()
 
 
-def take_over(db: sqlite3.Connection, worker: int, now: float) -> int:
-    """Take everything from a dead worker and charge the deliveries; return how many, 0 for all but the first call."""
-    if not db.execute(_LEAVE, (worker,)).rowcount:
-        return 0
-    charged = db.execute(_TAKE_OVER, (worker,)).rowcount
-    mailboxes = db.execute(_MAILBOXES, (worker,)).fetchall()
+def unknown_owners(db: sqlite3.Connection) -> set[int]:
+    """Return who owns something without being registered: no worker claims so, but a damaged file may say so."""
+    return {number for statement in (_OWNERS, _MAILBOX_OWNERS) for (number,) in db.execute(statement)}
+
+
+def take_over_some(
+    db: sqlite3.Connection, place: object, *, worker: int, clock: Callable[[], float]
+) -> tuple[int, bool]:
+    """Take deliveries from a dead worker and charge them; return how many, and whether there may be more.
+
+    The worker is unregistered when it owns nothing any more: until then others find it, should this be interrupted.
+    """
+    numbers, mailboxes, more = _owned(db, worker)
+    charged = db.execute(_TAKE_OVER, (dumps(numbers),)).rowcount
     for mailbox in mailboxes:
-        charged += db.execute(_CHARGE_HANDED_OUT, mailbox[:3]).rowcount
-    _return_mailboxes(db, mailboxes, now)
-    return charged
+        charged += db.execute(_CHARGE_HANDED_OUT, mailbox).rowcount
+    return_mailboxes(db, mailboxes, clock())
+    if not more:
+        db.execute(_LEAVE, (worker,))
+    return charged, more
 
 
-def leave(db: sqlite3.Connection, worker: int, keep: Collection[Claim], now: float) -> None:
-    """Give back what a worker owns but for the claims it keeps; unregister it if it keeps none."""
-    kept = [it.deliveries[0].id for it in keep if not it.ordered]
-    fences = {it.fence for it in keep if it.ordered}
-    db.execute(_RELEASE, (worker, dumps(kept)))
-    held = db.execute(_MAILBOXES, (worker,)).fetchall()
-    mailboxes = [row[:3] for row in held if row[3] not in fences]
+def leave_some(
+    db: sqlite3.Connection, place: object, *, worker: int, keep: Collection[Claim], clock: Callable[[], float]
+) -> tuple[int, bool]:
+    """Release what a worker owns but for the claims it keeps; return how many claims, and whether there may be more.
+
+    In the last step it is unregistered if it keeps none.
+    """
+    numbers, mailboxes, more = _owned(db, worker, keep)
+    db.execute(_RELEASE, (dumps(numbers),))
     db.executemany(_UNMARK, mailboxes)
-    _return_mailboxes(db, mailboxes, now)
-    # Its row must outlive it as long as it owns something: it is by the row that others find what to take over.
-    db.execute(_LINGER if keep else _LEAVE, (worker,))
+    return_mailboxes(db, mailboxes, clock())
+    if not more:
+        # Its row must outlive it as long as it owns something: it is by the row that others find what to take over.
+        db.execute(_LINGER if keep else _LEAVE, (worker,))
+    return len(numbers) + len(mailboxes), more
 
 
-def has_parked(db: sqlite3.Connection, known: Mapping[str, Collection[str]]) -> bool:
-    """Return whether `unpark` would find anything; writes nothing."""
-    return any(
-        db.execute(_HAS_PARKED_MAILBOX if ordered else _HAS_PARKED, (subscription, dumps(sorted(events)))).fetchone()
-        for name, events in known.items()
-        for subscription, ordered in db.execute(_SUBSCRIPTION_OF, {"name": name}).fetchall()
-    )
-
-
-def unpark(db: sqlite3.Connection, known: Mapping[str, Collection[str]], now: float) -> int:
-    """Make parked deliveries due whose event is known; return how many."""
-    count = 0
-    for name, events in known.items():
-        for subscription, ordered in db.execute(_SUBSCRIPTION_OF, {"name": name}).fetchall():
-            parked = (subscription, dumps(sorted(events)))
-            if ordered:
-                mailboxes = db.execute(_PARKED_MAILBOXES, parked).fetchall()
-                _return_mailboxes(db, mailboxes, now)
-                count += len(mailboxes)
-            else:
-                count += db.execute(_UNPARK, parked).rowcount
-    return count
-
-
-def _return_mailboxes(db: sqlite3.Connection, mailboxes: Sequence[tuple[Any, ...]], now: float) -> None:
+def return_mailboxes(db: sqlite3.Connection, mailboxes: Sequence[tuple[Any, ...]], now: float) -> None:
+    """Release mailboxes, whose first columns are subscription and key, behind those that wait."""
     if mailboxes:
         give_back(db, [(row[0], row[1]) for row in mailboxes], due_at=now, turn=reserve(db, 1))
+
+
+def _owned(
+    db: sqlite3.Connection, worker: int, keep: Collection[Claim] = ()
+) -> tuple[list[int], list[tuple[int, str, int]], bool]:
+    """Return some deliveries and mailboxes that a worker owns and does not keep, and whether there may be more."""
+    kept = dumps([it.deliveries[0].id for it in keep if not it.ordered])
+    numbers = registry.find(db, {it.subscription for it in keep if it.ordered})
+    keys = [
+        (numbers[it.subscription].id, it.ordering_key or "") for it in keep if it.ordered and it.subscription in numbers
+    ]
+    deliveries = [number for (number,) in db.execute(_DELIVERIES, (worker, kept, RELEASED_AT_ONCE))]
+    most = RELEASED_AT_ONCE // MAILBOX_BATCH
+    mailboxes = db.execute(_MAILBOXES, (worker, dumps(keys), most)).fetchall()
+    return deliveries, mailboxes, len(deliveries) == RELEASED_AT_ONCE or len(mailboxes) == most

@@ -2,15 +2,21 @@
 
 import asyncio
 import math
-from collections.abc import Collection
+import time
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from pathlib import Path
 
 from infra.mq.drivers.sql.sqlite import inspection, membership
 from infra.mq.drivers.sql.sqlite.lockfiles import LockFile, LockFolder
 from infra.mq.drivers.sql.sqlite.watcher import Watcher
-from infra.mq.drivers.sql.sqlite.writer import Writer
 from infra.mq.types import Claim, WorkerInfo
+
+MISSING_PATIENCE = 10.0
+"""After how many seconds without a lock file a worker counts as dead: a live one puts it back with its next `renew`."""
+
+Steps = Callable[[Callable[..., tuple[int, bool]]], Awaitable[int]]
+"""Runs something again and again, each time in a transaction, until it says that it is done; returns its sum."""
 
 
 class Member:
@@ -19,6 +25,8 @@ class Member:
     def __init__(self, number: int, lock: LockFile) -> None:
         self.number = number
         self.lock = lock
+        self.leaving = False
+        """Whether it claims nothing any more, although it may still be registered."""
 
     @property
     def alive(self) -> bool:
@@ -29,7 +37,7 @@ class Member:
         return math.inf
 
     def renew(self) -> bool:
-        return self.lock.held
+        return self.lock.restore()
 
     def abandon(self) -> None:
         self.lock.release()
@@ -38,40 +46,43 @@ class Member:
 class Presence:
     """Registers this process's workers, and finds the dead ones of all processes."""
 
-    def __init__(self, path: Path, writer: Writer, watcher: Watcher) -> None:
+    def __init__(self, path: Path, watcher: Watcher, steps: Steps) -> None:
         self._locks = LockFolder(path)
-        self._writer = writer
         self._watcher = watcher
+        self._steps = steps
+        self._missing: dict[str, float] = {}
 
-    async def join(self, info: WorkerInfo, now: float) -> Member:
+    async def join(self, info: WorkerInfo, register: Callable[[], Awaitable[int]]) -> Member:
         """Register a live worker: first its lock, so that nobody ever finds it without."""
         lock = await asyncio.to_thread(self._locks.hold, info.id)
         try:
-            number = await self._writer.run(partial(membership.join, info=info, now=now))
+            return Member(await register(), lock)
         except BaseException:
             lock.remove()
             raise
-        return Member(number, lock)
 
-    async def leave(self, member: Member, keep: Collection[Claim], now: float) -> None:
-        """Give back all but `keep`; with nothing kept, the worker is gone for good."""
-        await self._writer.run(partial(membership.leave, worker=member.number, keep=keep, now=now))
+    async def leave(self, member: Member, keep: Collection[Claim], clock: Callable[[], float]) -> None:
+        """Release all but `keep`; with nothing kept, the worker is gone for good."""
+        member.leaving = True
+        await self._steps(partial(membership.leave_some, worker=member.number, keep=keep, clock=clock))
         if not keep:
             member.lock.remove()
 
-    async def recover(self, now: float) -> int:
+    async def recover(self, clock: Callable[[], float]) -> int:
         """Take from dead workers what they hold; return how many deliveries that were."""
         registered = self._watcher.read(membership.members)
         count = 0
         for number, worker, _ in registered:
             lock = self._locks.seize(worker)
-            if lock is None:
+            if lock is None or (not lock.held and not self._is_overdue(worker)):
                 continue
             try:
-                count += await self._writer.run(partial(membership.take_over, worker=number, now=now))
+                count += await self._take_over(number, clock)
                 lock.remove()
             finally:
                 lock.release()
+        for number in self._watcher.read(membership.unknown_owners):
+            count += await self._take_over(number, clock)
         self._remove_leftovers({worker for _, worker, _ in registered})
         return count
 
@@ -80,8 +91,18 @@ class Presence:
         registered = self._watcher.read(membership.members)
         return [(worker, inspection.names_in(names)) for _, worker, names in registered if self._locks.is_alive(worker)]
 
+    async def _take_over(self, number: int, clock: Callable[[], float]) -> int:
+        return await self._steps(partial(membership.take_over_some, worker=number, clock=clock))
+
+    def _is_overdue(self, worker: str) -> bool:
+        """Whether a worker's lock file has been missing for so long that the worker is dead."""
+        now = time.monotonic()
+        return now - self._missing.setdefault(worker, now) >= MISSING_PATIENCE
+
     def _remove_leftovers(self, registered: Collection[str]) -> None:
         """Remove the files of workers that died before they were registered, or just after they left."""
+        for worker in self._missing.keys() - registered:
+            del self._missing[worker]
         for worker in self._locks.workers().difference(registered):
             lock = self._locks.seize(worker)
             if lock is not None:

@@ -6,7 +6,7 @@ from json import dumps
 
 from infra.mq.drivers.sql.kept import Kept, refuse_conflict
 from infra.mq.drivers.sql.sqlite.numbers import reserve
-from infra.mq.errors import SubscriptionNotFound
+from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
 from infra.mq.types import Registry, Subscription
 
 _KEPT = """
@@ -25,16 +25,20 @@ _ADD_ALIAS = "INSERT INTO beneath_alias (name, subscription) VALUES (?, ?) ON CO
 _ADD_ROUTE = "INSERT INTO beneath_route (event, subscription) VALUES (?, ?) ON CONFLICT DO NOTHING"
 _ADD_BROADCAST = "INSERT INTO beneath_broadcast_event (event) VALUES (?) ON CONFLICT DO NOTHING"
 _CHANGED = "UPDATE beneath_registry SET version = version + 1, changed_at = ? WHERE id = 1"
-_CHANGED_AT = "SELECT changed_at FROM beneath_registry WHERE id = 1"
 _ROUTED = "SELECT DISTINCT event FROM beneath_route"
 _BROADCAST = "SELECT event FROM beneath_broadcast_event"
 _PAUSE = "UPDATE beneath_subscription SET paused = ? WHERE id = ?"
+_RETIRING = "SELECT event FROM beneath_retirement WHERE subscription = ?"
+_VISIBLE = """
+UPDATE beneath_registry SET visible_version = version, visible_at = ? WHERE id = 1 AND visible_version <> version
+"""
+_VISIBLE_AT = "SELECT visible_at FROM beneath_registry WHERE id = 1 AND visible_version = version"
 
 
 def declare(
-    db: sqlite3.Connection, subscriptions: Collection[Subscription], broadcasts: Collection[str], now: float
-) -> float:
-    """Add what is missing; return when the registry changed for the last time.
+    db: sqlite3.Connection, subscriptions: Collection[Subscription], broadcasts: Collection[str], *, now: float
+) -> None:
+    """Add what is missing.
 
     Raises:
         SubscriptionConflict: something contradicts what is kept.
@@ -44,8 +48,7 @@ def declare(
         _declare_one(db, wanted)
     db.executemany(_ADD_BROADCAST, [(event,) for event in broadcasts])
     if db.total_changes > changes:
-        db.execute(_CHANGED, (now,))
-    return changed_at(db)
+        mark_changed(db, now)
 
 
 def is_declared(db: sqlite3.Connection, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> bool:
@@ -60,14 +63,25 @@ def is_declared(db: sqlite3.Connection, subscriptions: Collection[Subscription],
     return set(broadcasts) <= registry(db).broadcast
 
 
-def changed_at(db: sqlite3.Connection) -> float:
-    """Return when the registry changed for the last time."""
-    return float(db.execute(_CHANGED_AT).fetchone()[0])
-
-
 def mark_changed(db: sqlite3.Connection, now: float) -> None:
     """Note that the registry is another one from now on."""
     db.execute(_CHANGED, (now,))
+
+
+def visible_at(db: sqlite3.Connection) -> float | None:
+    """Return since when every process can read the present registry; None if that was not noted yet."""
+    row = db.execute(_VISIBLE_AT).fetchone()
+    return None if row is None else float(row[0])
+
+
+def mark_visible(db: sqlite3.Connection, *, now: float) -> None:
+    """Note that the present registry can be read: its COMMIT is over, however long it took."""
+    db.execute(_VISIBLE, (now,))
+
+
+def tables_exist(db: sqlite3.Connection) -> None:
+    """Raise sqlite3.OperationalError if the database was not migrated."""
+    db.execute(_VISIBLE_AT).fetchone()
 
 
 def registry(db: sqlite3.Connection) -> Registry:
@@ -112,7 +126,15 @@ def set_paused(db: sqlite3.Connection, name: str, *, paused: bool) -> None:
     Raises:
         SubscriptionNotFound: nothing is kept under that name.
     """
-    db.execute(_PAUSE, (int(paused), get(db, name).id))
+    subscription = get(db, name).id
+    if not paused and "" in retiring_events(db, subscription):
+        raise SubscriptionNotFound(f"{name} is being retired: complete that with `beneath bus retire`")
+    db.execute(_PAUSE, (int(paused), subscription))
+
+
+def retiring_events(db: sqlite3.Connection, subscription: int) -> set[str]:
+    """Return which events of a subscription are being retired; the empty string stands for all of it."""
+    return {event for (event,) in db.execute(_RETIRING, (subscription,))}
 
 
 def _declare_one(db: sqlite3.Connection, wanted: Subscription) -> None:
@@ -124,6 +146,8 @@ def _declare_one(db: sqlite3.Connection, wanted: Subscription) -> None:
         db.execute(_ADD, (number, wanted.name, int(wanted.ordered)))
     else:
         number = next(iter(kept.values())).id
+        if not retiring_events(db, number).isdisjoint({"", *wanted.events}):
+            raise SubscriptionConflict(f"{wanted.name} is being retired: complete that with `beneath bus retire`")
         if wanted.name not in kept:
             _rename(db, number, wanted.name)
     present = present_name(db, number)

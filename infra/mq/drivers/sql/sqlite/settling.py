@@ -1,11 +1,15 @@
 """How claims end."""
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from json import dumps
 
+from infra.mq.drivers.sql.sqlite.mailboxes import close_mailbox, give_back, heads
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.types import Claim, Outcome, Settlement
+
+SETTLED_AT_ONCE = 500
+"""How many settlements a transaction carries out at most, unless a single claim has more."""
 
 _STAYING = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
 
@@ -13,10 +17,11 @@ _DELETE = "DELETE FROM beneath_delivery WHERE id IN (SELECT value FROM json_each
 _RETURN = """
 UPDATE beneath_delivery
 SET state = ?, owner = NULL, isolated = 0, failures = failures + ?, deferrals = deferrals + ?,
-    due_at = coalesce(?, due_at), last_error = coalesce(?, last_error), last_traceback = coalesce(?, last_traceback)
+    due_at = coalesce(?, due_at), needs = ?,
+    last_error = coalesce(?, last_error), last_traceback = coalesce(?, last_traceback)
 WHERE id = ?
 """
-_OWNED = "SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE id = ? AND state = 1 AND owner = ?)"
+_OWNED = "SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE id = ? AND state = 1 AND owner = ? AND fence = ?)"
 _BURY = """
 INSERT INTO beneath_dead_letter (
     id, subscription, message_id, event, ordering_key, error, traceback, failures, crashes, published_at, died_at, body
@@ -34,15 +39,6 @@ _OWNED_MAILBOX = """
 SELECT last_id FROM beneath_mailbox
 WHERE subscription = ? AND ordering_key = ? AND state = 1 AND owner = ? AND fence = ?
 """
-_HEADS = """
-SELECT id FROM beneath_delivery INDEXED BY beneath_delivery_mailbox
-WHERE state = 4 AND subscription = ? AND mailbox = ? ORDER BY id LIMIT ?
-"""
-_GIVE_BACK = """
-UPDATE beneath_mailbox SET state = ?, due_at = ?, turn = ?, owner = NULL, last_id = NULL, parked_event = ?
-WHERE subscription = ? AND ordering_key = ?
-"""
-_DROP_MAILBOX = "DELETE FROM beneath_mailbox WHERE subscription = ? AND ordering_key = ?"
 _MARK = "UPDATE beneath_delivery SET isolated = 1 WHERE id = ?"
 
 Id = int | str
@@ -50,7 +46,24 @@ Held = tuple[int, str, int]
 """A mailbox that somebody works on: subscription, key, and the last delivery that was handed out."""
 
 
-def settle(db: sqlite3.Connection, worker: int, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
+def in_steps(settlements: Sequence[Settlement]) -> Iterator[Sequence[Settlement]]:
+    """Divide settlements into those of one transaction each; those of one claim stay together, in their order."""
+    if len(settlements) <= SETTLED_AT_ONCE:
+        yield settlements
+        return
+    claims: dict[int, list[Settlement]] = {}
+    for it in settlements:
+        claims.setdefault(id(it.claim), []).append(it)
+    step: list[Settlement] = []
+    for ends in claims.values():
+        if step and len(step) + len(ends) > SETTLED_AT_ONCE:
+            yield step
+            step = []
+        step += ends
+    yield step
+
+
+def settle(db: sqlite3.Connection, worker: int, settlements: Sequence[Settlement], *, now: float) -> list[Settlement]:
     """End claims of `worker`; return the settlements that were fenced."""
     fenced: list[Settlement] = []
     done: list[Id] = []
@@ -60,7 +73,7 @@ def settle(db: sqlite3.Connection, worker: int, settlements: Sequence[Settlement
             mailboxes.setdefault(id(it.claim), []).append(it)
         elif it.outcome is Outcome.DONE:
             done.append(it.delivery.id)
-        elif _is_owned(db, worker, it.delivery.id):
+        elif _is_owned(db, worker, it.delivery.id, it.claim.fence):
             _end(db, it, now, stays_in=2 if it.outcome is Outcome.PARK else 0)
         else:
             fenced.append(it)
@@ -84,7 +97,7 @@ def isolate(db: sqlite3.Connection, worker: int, claim: Claim) -> bool:
         mailbox = _held_mailbox(db, worker, claim, _subscription_of(db, claim.subscription))
         marked: Sequence[Id] = heads(db, *mailbox[:2]) if mailbox else []
     else:
-        marked = [it.id for it in claim.deliveries if _is_owned(db, worker, it.id)]
+        marked = [it.id for it in claim.deliveries if _is_owned(db, worker, it.id, claim.fence)]
     return bool(marked) and db.execute(_MARK, marked).rowcount > 0
 
 
@@ -107,33 +120,6 @@ def bury(
     """Make a delivery a dead letter; without an error of its own it keeps its last one, or `otherwise`."""
     db.execute(_BURY, (reserve(db, 1), error, otherwise, traceback, int(charge), now, delivery_id))
     delete(db, [delivery_id])
-
-
-def heads(db: sqlite3.Connection, subscription: int, key: str, limit: int = 1) -> list[int]:
-    """Return the first deliveries of a mailbox."""
-    return [number for (number,) in db.execute(_HEADS, (subscription, key, limit))]
-
-
-def give_back(
-    db: sqlite3.Connection,
-    mailboxes: Iterable[tuple[int, str]],
-    *,
-    state: int = 0,
-    due_at: float,
-    turn: int,
-    parked_event: str | None = None,
-) -> None:
-    """Take mailboxes (subscription, key) from their owner."""
-    rows = [(state, due_at, turn, parked_event, subscription, key) for subscription, key in mailboxes]
-    db.executemany(_GIVE_BACK, rows)
-
-
-def close_mailbox(db: sqlite3.Connection, subscription: int, key: str, now: float, turn: int, *, empty: bool) -> None:
-    """Give a mailbox back to whoever comes next; drop it when it is empty."""
-    if empty:
-        db.execute(_DROP_MAILBOX, (subscription, key))
-    else:
-        give_back(db, [(subscription, key)], due_at=now, turn=turn)
 
 
 def _settle_mailbox(
@@ -179,7 +165,7 @@ def _leave_waiting(db: sqlite3.Connection, it: Settlement, subscription: int, no
         state=state,
         due_at=now + max(it.delay, 0.0),
         turn=turn,
-        parked_event=it.delivery.event if it.outcome is Outcome.PARK else None,
+        parked_for=_needs(it),
     )
 
 
@@ -191,11 +177,16 @@ def _end(db: sqlite3.Connection, it: Settlement, now: float, *, stays_in: int) -
     failed = int(it.outcome in {Outcome.RETRY, Outcome.BLOCK})
     deferred = int(it.outcome is Outcome.DEFER)
     due_at = now + it.delay if it.delay > 0 and it.outcome is not Outcome.PARK else None
-    db.execute(_RETURN, (stays_in, failed, deferred, due_at, error, traceback, it.delivery.id))
+    values = (stays_in, failed, deferred, due_at, _needs(it), error, traceback, it.delivery.id)
+    db.execute(_RETURN, values)
 
 
-def _is_owned(db: sqlite3.Connection, worker: int, delivery_id: Id) -> bool:
-    return bool(db.execute(_OWNED, (delivery_id, worker)).fetchone()[0])
+def _needs(it: Settlement) -> str | None:
+    return (it.needs or it.delivery.event) if it.outcome is Outcome.PARK else None
+
+
+def _is_owned(db: sqlite3.Connection, worker: int, delivery_id: Id, fence: int) -> bool:
+    return bool(db.execute(_OWNED, (delivery_id, worker, fence)).fetchone()[0])
 
 
 def _held_mailbox(db: sqlite3.Connection, worker: int, claim: Claim, subscription: int | None) -> Held | None:

@@ -13,9 +13,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import structlog
+
 from infra.db import DatabaseUnavailable
+from infra.db.cancellation import finish
 from infra.mq.drivers.sql.sqlite.connection import Operation, is_busy, is_disk_error, queue_error
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
+
+_log = structlog.stdlib.get_logger(__name__)
 
 T = TypeVar("T")
 Job = Callable[[], None]
@@ -23,12 +28,30 @@ Job = Callable[[], None]
 GROUP_LIMIT = 500
 """How many operations share a transaction at most."""
 
+GROUP_ITEMS = 2000
+"""Once the operations of a group concern so many deliveries, it takes no more."""
+
+GROUP_BYTES = 8 * 1024 * 1024
+"""Once the operations of a group write so many bytes of bodies, it takes no more."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What an operation counts for in a group."""
+
+    items: int
+    bytes: int = 0
+
+
+LIGHT = Weight(1)
 
 
 @dataclass(slots=True)
 class _Request:
     operation: Operation[Any]
+    weight: Weight
     answer: asyncio.Future[Any]
 
 
@@ -37,11 +60,16 @@ class _Failed:
     error: Exception
 
 
+class _GroupFailed(Exception):
+    """The database failed, rather than one operation of a group: nothing of the group happened."""
+
+
 class Writer:
     """Runs operations on one connection: those that came in while a group was under way form the next group.
 
-    A group is one transaction, and each caller gets its own result. An operation that fails is rolled back alone: the
-    others of its group are run again without it. A caller that is cancelled leaves its operation to happen or not.
+    A group is one transaction of bounded size, and each caller gets its own result. An operation that fails is rolled
+    back alone: its group is run again, each operation in a savepoint. A caller that is cancelled leaves its operation
+    to happen or not; when the event loop ends all tasks, what has begun is completed, and what has not is refused.
 
     Args:
         path: The file, for messages.
@@ -84,17 +112,15 @@ class Writer:
             raise queue_error(error, self._path) from error
 
     async def close(self) -> None:
-        """Finish what was asked for, and disconnect."""
+        """Finish what was asked for, and disconnect, also when this is cancelled meanwhile."""
         if self._thread is None:
             return
-        while self._pump is not None:
-            await asyncio.wait([self._pump])
-        db, self._db = self._db, None
-        if db is not None:
-            await self._in_thread(db.close)
-        self._stop_thread()
+        closed = await finish(self._close())
+        if closed.cancelled is not None:
+            raise closed.cancelled
+        closed.task.result()
 
-    async def run(self, operation: Operation[T]) -> T:
+    async def run(self, operation: Operation[T], weight: Weight = LIGHT) -> T:
         """Run `operation` in a transaction that may be shared, and return its result after COMMIT.
 
         Raises:
@@ -105,19 +131,30 @@ class Writer:
         if self._db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._requests.append(_Request(operation, answer))
+        self._requests.append(_Request(operation, weight, answer))
         if self._pump is None:
             # Nobody's context: the first caller's transaction is not that of the others in its group.
             self._pump = asyncio.get_running_loop().create_task(self._work_off(), context=contextvars.Context())
         return await answer
 
+    async def _close(self) -> None:
+        while self._pump is not None:
+            await asyncio.wait([self._pump])
+        db, self._db = self._db, None
+        if db is not None:
+            await self._in_thread(db.close)
+        self._stop_thread()
+
     async def _work_off(self) -> None:
         try:
             while self._requests:
                 await self._next_group()
-        except BaseException as error:
-            self._fail_all(QueueClosed(f"{self._path}: the queue's writer was stopped: {error!r}"))
+        except asyncio.CancelledError:
+            self._fail_all(QueueUnavailable(f"{self._path}: not done: the event loop is being shut down"))
             raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+            _log.exception("queue writer failed")
+            self._fail_all(QueueUnavailable(f"{self._path}: {error}"))
         finally:
             self._pump = None
 
@@ -128,22 +165,39 @@ class Writer:
             except DatabaseUnavailable as error:
                 self._fail_all(QueueUnavailable(f"{self._path}: {error}"))
                 return
-            group = [it for it in self._requests[:GROUP_LIMIT] if not it.answer.done()]
-            del self._requests[:GROUP_LIMIT]
+            group = self._take_group()
             if group:
                 await self._run(group)
+
+    def _take_group(self) -> list[_Request]:
+        group: list[_Request] = []
+        items = size = taken = 0
+        for request in self._requests[:GROUP_LIMIT]:
+            taken += 1
+            if request.answer.done():
+                continue
+            group.append(request)
+            items += request.weight.items
+            size += request.weight.bytes
+            if items >= GROUP_ITEMS or size >= GROUP_BYTES:
+                break
+        del self._requests[:taken]
+        return group
 
     async def _run(self, group: list[_Request]) -> None:
         db = self._db
         if db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         operations = [it.operation for it in group]
-        try:
-            results = await self._in_thread(lambda: self._run_in_thread(db, operations))
-        except BaseException:
-            for request in group:
-                request.answer.cancel()
-            raise
+        # What has begun goes on in its thread: its callers are told how it ended, whoever is cancelled meanwhile.
+        done = self._post(lambda: self._run_in_thread(db, operations))
+        cancelled: asyncio.CancelledError | None = None
+        while not done.done():
+            try:
+                await asyncio.wait((done,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+        results = done.result()
         self.groups += 1
         for request, result in zip(group, results, strict=True):
             if request.answer.done():
@@ -152,6 +206,8 @@ class Writer:
                 request.answer.set_exception(result.error)
             else:
                 request.answer.set_result(result)
+        if cancelled is not None:
+            raise cancelled
 
     def _fail_all(self, error: QueueError) -> None:
         requests, self._requests = self._requests, []
@@ -160,19 +216,41 @@ class Writer:
                 request.answer.set_exception(error)
 
     def _run_in_thread(self, db: sqlite3.Connection, operations: list[Operation[Any]]) -> list[Any]:
+        """Run a group in one transaction; if one of its operations fails, again, so that this one fails alone."""
         try:
             self._begin(db)
-        except sqlite3.Error as error:
-            failed = _Failed(queue_error(error, self._path))
-            return [failed] * len(operations)
+            try:
+                return self._commit(db, [operation(db) for operation in operations])
+            except Exception as error:  # handed to the caller whose operation it was
+                _roll_back(db)
+                meaning = self._meaning(error)
+                if len(operations) == 1:
+                    return [_Failed(meaning)]
+                if isinstance(meaning, QueueUnavailable):
+                    raise _GroupFailed(str(meaning)) from error
+            self._begin(db)
+            return self._commit(db, [self._run_alone(db, operation) for operation in operations])
+        except (sqlite3.Error, OSError) as error:
+            failed: QueueError = queue_error(error, self._path)
+        except _GroupFailed as error:
+            failed = QueueUnavailable(str(error))
+        _roll_back(db)
+        return [_Failed(failed)] * len(operations)
+
+    def _run_alone(self, db: sqlite3.Connection, operation: Operation[Any]) -> object:
+        db.execute("SAVEPOINT beneath_queue")
         try:
-            results = [operation(db) for operation in operations]
-        except Exception as error:  # noqa: BLE001  # handed to the caller whose operation it was
-            _roll_back(db)
-            if len(operations) > 1:
-                return [self._run_in_thread(db, [operation])[0] for operation in operations]
-            return [_Failed(self._meaning(error))]
-        return self._commit(db, results)
+            result = operation(db)
+        except Exception as error:  # handed to the caller whose operation it was
+            meaning = self._meaning(error)
+            if isinstance(meaning, QueueUnavailable) or not db.in_transaction:
+                # The disk or the file: SQLite may have rolled back all of it.
+                raise _GroupFailed(str(meaning)) from error
+            db.execute("ROLLBACK TO beneath_queue")
+            db.execute("RELEASE beneath_queue")
+            return _Failed(meaning)
+        db.execute("RELEASE beneath_queue")
+        return result
 
     def _commit(self, db: sqlite3.Connection, results: list[Any]) -> list[Any]:
         try:
@@ -186,7 +264,7 @@ class Writer:
         return results
 
     def _meaning(self, error: Exception) -> Exception:
-        if isinstance(error, sqlite3.Error | OverflowError | UnicodeError):
+        if isinstance(error, sqlite3.Error | OverflowError | UnicodeError | MemoryError):
             meaning = queue_error(error, self._path)
             meaning.__cause__ = error
             return meaning
@@ -207,10 +285,13 @@ class Writer:
             pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await self._post(work)
+
+    def _post(self, work: Callable[[], T]) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._jobs.put(lambda: _answer(loop, done, work))
-        return await done
+        return done
 
     def _stop_thread(self) -> None:
         self._jobs.put(None)

@@ -1,0 +1,117 @@
+"""Messages for a later time: taking their places when due, and cancellation before that.
+
+Whether a message is due is decided by `due_at` alone, under the write lock, by a clock that never goes back. So all its
+deliveries are due or none, although those of each subscription take their places with the first claim for that.
+"""
+
+import sqlite3
+from collections.abc import Collection
+from json import dumps
+
+from infra.mq.drivers.sql.sqlite.mailboxes import open_mailboxes
+from infra.mq.drivers.sql.sqlite.numbers import reserve
+
+PROMOTED_AT_ONCE = 200
+"""How many scheduled deliveries a claim lets take their places, of all its subscriptions together."""
+
+LEAST_PROMOTED = 10
+"""How many of each subscription at least, however many have some."""
+
+PROMOTED_BYTES = 4 * 1024 * 1024
+"""A claim promotes no more of a subscription once the bodies are larger than this: their rows are written anew."""
+
+_WITH_DUE = """
+SELECT value FROM json_each(:ids) WHERE EXISTS (
+    SELECT 1 FROM beneath_delivery INDEXED BY beneath_delivery_scheduled
+    WHERE state = 3 AND subscription = value AND due_at <= :now
+)
+"""
+_DUE = """
+SELECT id, due_at, mailbox, length(body) FROM beneath_delivery INDEXED BY beneath_delivery_scheduled
+WHERE state = 3 AND subscription = ? AND due_at <= ? ORDER BY due_at, id LIMIT ?
+"""
+_HAS_DUE = """
+SELECT EXISTS (
+    SELECT 1 FROM beneath_delivery INDEXED BY beneath_delivery_scheduled_mailbox
+    WHERE state = 3 AND subscription = ? AND mailbox = ? AND due_at <= ?
+)
+"""
+_MAKE_READY = "UPDATE beneath_delivery SET state = 0 WHERE id IN (SELECT value FROM json_each(?))"
+_INTO_MAILBOX = "UPDATE beneath_delivery SET id = ?, state = 4 WHERE id = ?"
+_CANCEL = "DELETE FROM beneath_delivery WHERE state = 3 AND message_id = ? AND due_at > ? RETURNING event"
+_FORGET = "DELETE FROM beneath_accepted WHERE event = ? AND id = ?"
+_FORGET_FORMER = "DELETE FROM beneath_dedupe WHERE id = ?"
+_SCHEDULED = "SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE state = 3 AND message_id = ? AND due_at > ?)"
+
+
+class Overdue:
+    """Which mailboxes have scheduled deliveries that are due, but have not taken their places yet.
+
+    What is added to such a mailbox is added to the scheduled ones, as due now: it takes its place behind them.
+    """
+
+    def __init__(self, db: sqlite3.Connection, subscriptions: Collection[int], now: float) -> None:
+        self._db = db
+        self._now = now
+        self._behind = set(with_due(db, subscriptions, now)) if subscriptions else set()
+        self._known: dict[tuple[int, str], bool] = {}
+
+    def in_mailbox(self, subscription: int, mailbox: str) -> bool:
+        """Return whether that mailbox has any."""
+        if subscription not in self._behind:
+            return False
+        known = self._known.get((subscription, mailbox))
+        if known is None:
+            row = self._db.execute(_HAS_DUE, (subscription, mailbox, self._now)).fetchone()
+            known = self._known[subscription, mailbox] = bool(row[0])
+        return known
+
+
+def with_due(db: sqlite3.Connection, subscriptions: Collection[int], now: float) -> list[int]:
+    """Return those of `subscriptions` that have scheduled deliveries that are due."""
+    return [number for (number,) in db.execute(_WITH_DUE, {"ids": dumps(list(subscriptions)), "now": now})]
+
+
+def promote(db: sqlite3.Connection, subscriptions: Collection[int], now: float) -> None:
+    """Let some of the scheduled deliveries that are due take their places, of each subscription the first ones."""
+    behind = with_due(db, subscriptions, now)
+    if not behind:
+        return
+    limit = max(PROMOTED_AT_ONCE // len(behind), LEAST_PROMOTED)
+    for subscription in behind:
+        _promote(db, subscription, now, limit)
+
+
+def cancel(db: sqlite3.Connection, message_id: str, *, now: float) -> bool:
+    """Delete a scheduled message that is not due yet, and forget its id; False if there is none."""
+    events = {event for (event,) in db.execute(_CANCEL, (message_id, now)).fetchall()}
+    if not events:
+        return False
+    db.executemany(_FORGET, [(event, message_id) for event in events])
+    db.execute(_FORGET_FORMER, (message_id,))
+    return True
+
+
+def scheduled(db: sqlite3.Connection, message_id: str, *, now: float) -> bool:
+    """Return whether `cancel` would find something."""
+    return bool(db.execute(_SCHEDULED, (message_id, now)).fetchone()[0])
+
+
+def _promote(db: sqlite3.Connection, subscription: int, now: float, limit: int) -> None:
+    ready: list[int] = []
+    into_mailboxes: list[tuple[int, float, str]] = []
+    size = 0
+    for number, due_at, mailbox, length in db.execute(_DUE, (subscription, now, limit)).fetchall():
+        if mailbox is None:
+            ready.append(number)
+        else:
+            into_mailboxes.append((number, due_at, mailbox))
+        size += length
+        if size > PROMOTED_BYTES:
+            break
+    if ready:
+        db.execute(_MAKE_READY, (dumps(ready),))
+    if into_mailboxes:
+        first = reserve(db, len(into_mailboxes))
+        db.executemany(_INTO_MAILBOX, [(first + place, row[0]) for place, row in enumerate(into_mailboxes)])
+        open_mailboxes(db, [(subscription, row[2], row[1], first + place) for place, row in enumerate(into_mailboxes)])
