@@ -11,9 +11,9 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Secret, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from infra.logging import mask_text
 from infra.mail.message import sender_address
 from infra.mail.smtp import SmtpServer
+from infra.masking import mask_url, url_secrets
 
 
 def _network(text: str) -> str:
@@ -36,7 +36,7 @@ class Url(Secret[str]):
     """A URL whose password is never shown; `get_secret_value()` returns it whole."""
 
     def _display(self) -> str:
-        return mask_text(self.get_secret_value())
+        return mask_url(self.get_secret_value())
 
 
 class Section(BaseModel):
@@ -189,7 +189,7 @@ class MailSettings(Section):
     """Outgoing mail."""
 
     smtp_url: Url | None = None
-    """The server that takes mail: `smtp://[user:password@]host[:port]`, `smtp+starttls://...` to insist on encryption,
+    """The server that takes mail: `smtp://user:password@host:port`, `smtp+starttls://...` to insist on encryption,
     or `smtps://...`. null: mails are written to `mail.folder`."""
 
     folder: Path = Path("data/mail")
@@ -251,6 +251,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """The texts in these settings that must not be shown anywhere."""
+        urls = (self.db.url, self.mq.redis.url, self.mail.smtp_url)
+        return frozenset(text for url in urls if url is not None for text in url_secrets(url.get_secret_value()))
 
     @property
     def log_format(self) -> Literal["json", "console"]:

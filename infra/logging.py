@@ -1,24 +1,19 @@
 """Logs: structlog for our own lines, the same look for everybody else's, on one stream."""
 
+import contextlib
 import logging
-import re
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import Processor
 
+from infra.masking import MASK, Masker, is_secret_name, mask_text
+
 LogFormat = Literal["json", "console"]
 
-MASK = "**********"
-_SECRET_KEY = re.compile(r"password|passwd|secret|token|authorization|cookie|api_?key", re.IGNORECASE)
-_SECRET_TEXT = (
-    # Up to the last @: passwords may hold any character, and a list of hosts several of them.
-    re.compile(r"(?<=://)(?P<keep>[^:/@\s]*:)\S+(?=@)"),
-    re.compile(r"(?P<keep>[?&;](?:password|passwd|pwd|token|secret)=)[^&;\s]+", re.IGNORECASE),
-    re.compile(r"(?P<keep>\bBearer )\S+", re.IGNORECASE),
-)
 # SQLAlchemy names the logger of a pool after its class, and ours is in infra.db.postgresql.
 _QUIET = ("sqlalchemy", "aiosqlite", "asyncio", "alembic", "uvicorn", "infra.db.postgresql")
 
@@ -29,14 +24,17 @@ def configure_logging(
     log_format: LogFormat = "console",
     stream: TextIO | None = None,
     context: Sequence[Processor] = (),
+    secrets: Iterable[str] = (),
 ) -> None:
     """Send every log line of this process to `stream` (standard error unless given), from `level` up.
 
     Lines carry what `structlog.contextvars.bind_contextvars` bound, and what the processors in `context` add: that is
-    how a line tells of which delivery it is. Values under secret-looking names, passwords in URLs and bearer tokens
-    are masked. Calling it again replaces what was configured before.
+    how a line tells of which delivery it is. Values under secret-looking names, passwords in URLs, bearer tokens and
+    `secrets`, wherever they occur, are masked. Calling it again replaces what was configured before. Without any
+    stream, as in a process whose standard error is closed, lines are dropped.
     """
     stream = sys.stderr if stream is None else stream
+    masker = Masker(secrets)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         *context,
@@ -58,12 +56,12 @@ def configure_logging(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream, masker)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_renderers(log_format, stream))
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_renderers(log_format, stream, masker))
     )
     root = logging.getLogger()
-    for old in [each for each in root.handlers if isinstance(each.formatter, structlog.stdlib.ProcessorFormatter)]:
+    for old in [each for each in root.handlers if isinstance(each, _Handler)]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())
@@ -71,14 +69,85 @@ def configure_logging(
     _route_libraries()
 
 
-def _renderers(log_format: LogFormat, stream: TextIO) -> list[Processor]:
+def mask_output(text: str) -> str:
+    """Return `text`, which is for people, masked as log lines are that `configure_logging` set up."""
+    for each in logging.getLogger().handlers:
+        if isinstance(each, _Handler):
+            return each.masker(text)
+    return mask_text(text)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes lines; one that cannot be formatted or written is reported without the values that it was made of."""
+
+    def __init__(self, stream: TextIO | None, masker: Masker) -> None:
+        super().__init__(stream)
+        self.masker = masker
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
+        # The standard library would print the unmasked arguments of the line, and a traceback.
+        error = sys.exc_info()[1]
+        with contextlib.suppress(Exception):  # such as a closed stream: there is nobody left to be told
+            self.stream.write(f"log line lost: logger={record.name} error={type(error).__name__}{self.terminator}")
+            self.flush()
+
+
+class _Masking:
+    """A structlog processor that masks every value of a line, also inside collections and objects."""
+
+    def __init__(self, masker: Masker) -> None:
+        self._masker = masker
+
+    def __call__(self, _logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        for key, value in line.items():
+            line[key] = MASK if is_secret_name(key) else self._masked(value, 0)
+        return line
+
+    def _masked(self, value: object, depth: int) -> object:
+        match value:
+            case None | bool() | int() | float():
+                return value
+            case str():
+                return self._masker(value)
+            case bytes() | bytearray():
+                return self._masker(bytes(value).decode(errors="backslashreplace"))
+            case _ if depth >= _DEEPEST:
+                return "..."
+            case Mapping():
+                return {
+                    self._masker(_text(key)): MASK if is_secret_name(_text(key)) else self._masked(item, depth + 1)
+                    for key, item in value.items()
+                }
+            case list() | tuple() | AbstractSet():
+                return [self._masked(item, depth + 1) for item in value]
+            case _:
+                # A renderer would write its text, or its attributes, when nobody masks any more.
+                return self._masker(_text(value))
+
+
+_DEEPEST = 8
+"""How many collections inside each other a line shows."""
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - user code; a line must not be lost for it
+        return f"<{type(value).__name__}>"
+
+
+def _renderers(log_format: LogFormat, stream: TextIO | None, masker: Masker) -> list[Processor]:
     render: Processor = _to_json
     if log_format == "console":
         # Plain tracebacks: those that show local variables show secrets.
         plain = structlog.dev.plain_traceback
-        render = structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)
+        render = structlog.dev.ConsoleRenderer(colors=_is_terminal(stream), exception_formatter=plain)
     drop = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    return [drop, structlog.processors.format_exc_info, mask_secrets, render]
+    return [drop, structlog.processors.format_exc_info, _Masking(masker), render]
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def _route_libraries() -> None:
@@ -90,31 +159,6 @@ def _route_libraries() -> None:
         logger.setLevel(logging.NOTSET)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def mask_secrets(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Mask what looks like a secret; a structlog processor."""
-    for key, value in line.items():
-        line[key] = MASK if _SECRET_KEY.search(key) else masked(value)
-    return line
-
-
-def masked(value: object) -> Any:  # noqa: ANN401 - whatever came in
-    """Return `value` with passwords in URLs and bearer tokens masked, inside mappings and lists too."""
-    if isinstance(value, str):
-        return mask_text(value)
-    if isinstance(value, dict):
-        return {key: MASK if _SECRET_KEY.search(str(key)) else masked(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [masked(item) for item in value]
-    return value
-
-
-def mask_text(text: str) -> str:
-    """Return `text` with passwords in URLs and bearer tokens masked."""
-    for pattern in _SECRET_TEXT:
-        text = pattern.sub(rf"\g<keep>{MASK}", text)
-    return text
 
 
 def _drop_colours(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

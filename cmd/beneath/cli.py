@@ -10,6 +10,8 @@ import typer
 from beneath.commands import bus, config, migrate, user
 from beneath.commands.context import ConfigOption, Options, SetOption, fail
 from beneath.commands.start import start
+from beneath.errors import shortage
+from beneath.streams import flush_standard_streams, open_standard_streams
 
 app = typer.Typer(
     name="beneath",
@@ -42,8 +44,13 @@ def root(
         raise typer.Exit
 
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
+
 def main() -> None:
     """Run the command line of this process."""
+    open_standard_streams()
     sys.exit(execute(sys.argv[1:]))
 
 
@@ -51,27 +58,46 @@ def execute(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors are told on standard error."""
     try:
         code = app(list(arguments), prog_name="beneath", standalone_mode=False)
+        flush_standard_streams()
     except Exception as error:  # noqa: BLE001 - report() tells it, whatever it is
         return report(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 
 def report(error: BaseException) -> int:
-    """Tell an error on standard error, and return the exit code: 2 for what was asked wrongly, 1 for what went wrong.
+    """Tell an error on standard error, and return the exit code: 2 for an invalid request, 1 for what went wrong.
 
-    One line for what can happen to anyone; a traceback is for bugs.
+    One line for what can happen to anyone; a traceback is for bugs. Secrets are masked in both.
     """
     if isinstance(error, typer.TyperException):
         fail(error.format_message())
         return error.exit_code
     if isinstance(error, typer.Abort):
-        return 130
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+        return 1
+    if isinstance(error, OSError) and (reason := shortage(error)) is not None:
+        fail(reason)
+        return 1
     code = _expected(error)
     if code is None:
-        traceback.print_exception(error)
+        from infra.logging import mask_output
+
+        typer.echo(mask_output("".join(traceback.format_exception(error)).rstrip()), err=True)
         return 1
     fail(str(error))
     return code
+
+
+def _nobody_reads() -> bool:
+    """Return whether whoever read standard output, such as `head`, has gone."""
+    try:
+        flush_standard_streams()
+    except OSError:
+        return True
+    return bool(getattr(sys.stdout, "closed", False))
 
 
 def _expected(error: BaseException) -> int | None:

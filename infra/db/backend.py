@@ -102,11 +102,13 @@ def backend_for(url: str, busy_timeout: float) -> Backend:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is no number, which it quotes
         raise DatabaseError(
             "db.url is not a database URL; write it like sqlite:///./data/beneath.db (a file below this folder), "
             "or postgresql://user:password@host/name"
         ) from None
+    if "@" in (parsed.host or ""):
+        raise DatabaseError("db.url: an @ in the user name or the password is written %40, a / is %2F, a % is %25")
     if parsed.drivername in {"sqlite", "sqlite+aiosqlite"}:
         return SQLite(_sqlite_path(parsed), busy_timeout)
     if parsed.drivername in {"postgresql", "postgresql+asyncpg"}:
@@ -133,4 +135,7 @@ def _sqlite_path(url: URL) -> Path:
         raise DatabaseError("db.url: SQLite in memory cannot be shared by connections; use sqlite:///path/to/file.db")
     if url.query:
         raise DatabaseError(f"db.url: unknown option {next(iter(url.query))!r} in a SQLite URL; it takes none")
-    return Path(url.database).absolute()
+    try:
+        return Path(url.database).expanduser().absolute()
+    except RuntimeError as error:
+        raise DatabaseError(f"db.url: {error}; write the whole path") from None

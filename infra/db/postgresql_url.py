@@ -1,6 +1,6 @@
 """What `db.url` says about a PostgreSQL database: where it is, and how it is to be used."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal
 
@@ -25,7 +25,7 @@ _OWN = frozenset({"application_name", "pool_size", "connect_timeout", "command_t
 class Address:
     """A PostgreSQL database, and how this process uses it. Times are in seconds."""
 
-    dsn: str
+    dsn: str = field(repr=False)
     """For the driver; with the password."""
 
     where: str
@@ -77,10 +77,14 @@ def _options(url: URL) -> dict[str, str]:
     known = sorted(_HANDED_ON | _OWN)
     for name, value in url.query.items():
         if name not in known:
-            near = get_close_matches(name, known, 1)
+            near = get_close_matches(name.lower(), known, 1)
+            # What resembles no option may be a piece of a password.
+            unknown = f"unknown option {name!r}" if near else "unknown option"
             guess = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-            raise DatabaseError(f"db.url: unknown option {name!r} in a PostgreSQL URL{guess}")
-        options[name] = value if isinstance(value, str) else value[-1]
+            raise DatabaseError(f"db.url: {unknown} in a PostgreSQL URL{guess}")
+        if not isinstance(value, str):
+            raise DatabaseError(f"db.url: the option {name!r} is given {len(value)} times; leave one")
+        options[name] = value
     return options
 
 

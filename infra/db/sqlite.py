@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from infra.db import sqlite_errors
 from infra.db.cancellation import finish
 from infra.db.errors import DatabaseError
 from infra.db.sqlite_driver import BUSY_SLICE, SQLiteConnection, is_busy
+from infra.files import private_file, private_folder
 
 SYNC = "PRAGMA synchronous = FULL"
 
@@ -103,12 +104,15 @@ class SQLite:
 
     def _prepare_path(self) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(self.path.parent)
         except OSError as error:
             reason = error.strerror or error
             raise DatabaseError(f"cannot create the folder {self.path.parent} of db.url: {reason}") from error
         if self.path.is_dir():
             raise DatabaseError(f"db.url: {self.path} is a folder; name a file in it")
+        # SQLite would create it as the umask has it; its log and index files take over the mode.
+        with suppress(OSError):  # SQLite says better what is wrong with the file
+            private_file(self.path)
 
     async def _check(self) -> None:
         """Create the file if need be, switch it to WAL, and take its write lock once."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from infra.db.errors import CommitIndeterminate, DatabaseError, DatabaseUnavailable, TransactionRolledBack
 from infra.db.sqlite_driver import TransactionLost
+from infra.files import descriptors_short
 
 _WAL_RESET_FIXED = (3, 51, 3)
 _WAL_RESET_BACKPORTS = {(3, 44): 6, (3, 50): 7}
@@ -63,6 +64,8 @@ def _primary_code(error: BaseException) -> int | None:
 
 
 def _obstacle(path: Path) -> str:
+    if (short := descriptors_short()) is not None:
+        return short
     if not path.parent.exists():
         return f"its folder {path.parent} does not exist; create it"
     if path.is_dir():

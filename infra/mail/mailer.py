@@ -8,6 +8,7 @@ from typing import Protocol
 from uuid import uuid4
 
 from infra.clock import Clock, SystemClock
+from infra.files import private_file, private_folder
 from infra.mail.errors import MailUnavailable
 from infra.mail.message import Message, compose, safe_id, sender_address
 
@@ -31,7 +32,7 @@ class FolderMailer:
     def __init__(self, folder: Path, sender: str, clock: Clock | None = None) -> None:
         """Take where to write and who the mail is from; do not touch the disk yet. Raises ValueError for no sender."""
         sender_address(sender)
-        self._folder = folder
+        self._folder = folder.absolute()  # whoever changes the working directory does not move the mail
         self._sender = sender
         self._clock = clock or SystemClock()
 
@@ -45,9 +46,10 @@ class FolderMailer:
 
 def _replace(path: Path, content: bytes) -> None:
     # Whoever watches the folder must never see half a mail: written beside, then renamed.
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     unfinished = path.parent / f".{uuid4().hex}.tmp"
     try:
+        private_file(unfinished)
         with unfinished.open("wb") as file:
             file.write(content)
             file.flush()

@@ -1,11 +1,12 @@
 """Mail over SMTP, by the standard library, in a thread that a cancelled sender does not leave behind."""
 
 import asyncio
+import base64
 import contextlib
 import smtplib
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.headerregistry import AddressHeader
 from email.message import EmailMessage
@@ -17,7 +18,8 @@ from infra.mail.errors import MailError, MailRejected, MailUnavailable
 from infra.mail.message import Message, compose, sender_address
 
 EXPECTED: Final = (
-    "expected smtp://[user:password@]host[:port], smtp+starttls://... to insist on encryption, or smtps://..."
+    "expected smtp://user:password@host:port, smtp+starttls://... to insist on encryption, or smtps://...; user and "
+    "password can be left out, and what is special in them is percent-encoded"
 )
 _PERMANENT: Final = range(500, 600)
 
@@ -37,7 +39,7 @@ class SmtpServer:
     port: int
     security: Security
     user: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
 
     @classmethod
     def parse(cls, url: str) -> "SmtpServer":
@@ -54,6 +56,8 @@ class SmtpServer:
             raise ValueError(f"a user without a password, or the other way round; {EXPECTED}")
         user = None if parts.username is None else unquote(parts.username)
         password = None if parts.password is None else unquote(parts.password)
+        if "\0" in f"{user}{password}":
+            raise ValueError(f"a user or a password with a NUL character, which SMTP does not allow; {EXPECTED}")
         return cls(host=host, port=port, security=security, user=user, password=password)
 
     @property
@@ -154,7 +158,7 @@ class _Session:
         elif server.user is not None and server.security != "tls":
             raise OSError("it offers no encryption, and a password is not sent in the clear")
         if server.user is not None and server.password is not None:
-            smtp.login(server.user, server.password)
+            _log_in(smtp, server.user, server.password)
         return smtp
 
     def _open(self) -> smtplib.SMTP:
@@ -166,6 +170,17 @@ class _Session:
     def _failure(self, code: int, text: bytes | str) -> MailError:
         said = f"{self._server.name} said {code} {text.decode(errors='replace') if isinstance(text, bytes) else text}"
         return MailRejected(said) if code in _PERMANENT else MailUnavailable(said)
+
+
+def _log_in(smtp: smtplib.SMTP, user: str, password: str) -> None:
+    if user.isascii() and password.isascii():
+        smtp.login(user, password)
+        return
+    # The standard library encodes as ASCII alone; RFC 4616 says UTF-8.
+    plain = base64.b64encode(f"\0{user}\0{password}".encode()).decode("ascii")
+    code, answer = smtp.docmd("AUTH", f"PLAIN {plain}")
+    if code not in {235, 503}:  # the latter: logged in already
+        raise smtplib.SMTPAuthenticationError(code, answer)
 
 
 def _address(header: AddressHeader) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import structlog
 
-from infra.logging import LogFormat, configure_logging, mask_text
+from infra.logging import LogFormat, configure_logging
+from infra.masking import mask_text
 
 
 @pytest.fixture

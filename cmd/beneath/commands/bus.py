@@ -1,13 +1,21 @@
 """`beneath bus`: who listens, what waits, and the levers."""
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
 from beneath.commands import dead
-from beneath.commands.context import JsonOption, container_of, in_queue, print_json, print_table, run, shared_queue
+from beneath.commands.context import (
+    JsonOption,
+    container_of,
+    in_queue,
+    print_json,
+    print_table,
+    printable,
+    run,
+    shared_queue,
+)
 
 if TYPE_CHECKING:
     from bus import Bus
@@ -54,8 +62,10 @@ def explain(
 @app.command()
 def stats(context: typer.Context, as_json: JsonOption = False) -> None:
     """Show what the queue holds for every listener, also for those that this code does not have."""
-    found, warnings = in_queue(context, _inspect)
-    rows = [_stats_row(each) for each in found]
+    from infra.logging import mask_output
+
+    found, warnings, now = in_queue(context, _inspect)
+    rows = [_stats_row(each, now) for each in found]
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     if as_json:
@@ -65,7 +75,7 @@ def stats(context: typer.Context, as_json: JsonOption = False) -> None:
     print_table(columns, rows, empty="the queue knows no listener yet; `beneath start all` declares them")
     for each in found:
         for key, error in each.blocked_keys.items():
-            typer.echo(f"{each.name}: key {key!r} is blocked by: {' '.join(error.split())}")
+            typer.echo(f"{each.name}: key {key!r} is blocked by: {printable(' '.join(mask_output(error).split()))}")
 
 
 @app.command()
@@ -172,18 +182,21 @@ def _deliveries(count: int) -> str:
     return "1 delivery" if count == 1 else f"{count} deliveries"
 
 
-async def _inspect(mq: "MessageQueue") -> "tuple[list[SubscriptionStats], list[str]]":
-    return await mq.stats(), await mq.warnings()
+async def _inspect(mq: "MessageQueue") -> "tuple[list[SubscriptionStats], list[str], float]":
+    return await mq.stats(), await mq.warnings(), mq.time()
 
 
-def _stats_row(each: "SubscriptionStats") -> dict[str, object]:
+def _stats_row(each: "SubscriptionStats", now: float) -> dict[str, object]:
+    """Return a row for one listener; `now` is by the queue's clock, as are the times that it tells."""
+    from infra.logging import mask_output
+
     return {
         "listener": each.name,
         "events": sorted(each.events),
         "ordered": each.ordered,
         **{state: getattr(each, state) for state in STATES},
-        "oldest_seconds": None if each.oldest is None else round(max(0.0, time.time() - each.oldest), 1),
+        "oldest_seconds": None if each.oldest is None else round(max(0.0, now - each.oldest), 1),
         "workers": each.workers,
         "paused": each.paused,
-        "blocked_keys": dict(each.blocked_keys),
+        "blocked_keys": {key: mask_output(error) for key, error in each.blocked_keys.items()},
     }

@@ -54,7 +54,9 @@ def settings_of(options: Options) -> "Settings":
     from infra.logging import configure_logging
 
     settings = load_settings(file=options.file, overrides=options.overrides)
-    configure_logging(level=settings.log.level, log_format=settings.log_format, context=[log_context])
+    configure_logging(
+        level=settings.log.level, log_format=settings.log_format, context=[log_context], secrets=settings.secrets
+    )
     return settings
 
 
@@ -132,9 +134,20 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1f}"
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return " ".join(text.split()) or "-"
+    return printable(" ".join(text.split())) or "-"
+
+
+def printable(text: str) -> str:
+    """Return `text` with what a terminal would take for a command, such as an escape sequence, written out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def fail(message: str) -> None:
-    """Print one line of error."""
-    typer.echo(f"beneath: {' '.join(message.split())}", file=sys.stderr)
+    """Print one line of error, secrets masked."""
+    from infra.logging import mask_output
+
+    typer.echo(f"beneath: {printable(' '.join(mask_output(message).split()))}", file=sys.stderr)

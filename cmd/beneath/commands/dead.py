@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from beneath.commands.context import JsonOption, in_queue, print_json, print_table
+from beneath.commands.context import JsonOption, in_queue, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from infra.mq import DeadLetter, MessageQueue
@@ -48,15 +48,17 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one dead letter: its event, and why it was given up."""
+    from infra.logging import mask_output
+
     letter = in_queue(context, lambda mq: _one(mq, dead_id))
     details = {**_row(letter), "published_at": _time(letter.published_at), **_contents(letter.body)}
     if as_json:
-        print_json({**details, "traceback": letter.traceback})
+        print_json({**details, "traceback": mask_output(letter.traceback)})
         return
     for name, value in details.items():
-        typer.echo(f"{name.replace('_', ' ')}: {'-' if value is None else value}")
+        typer.echo(f"{name.replace('_', ' ')}: {'-' if value is None else printable(str(value))}")
     if letter.traceback:
-        typer.echo(f"\n{letter.traceback.rstrip()}")
+        typer.echo(f"\n{printable(mask_output(letter.traceback.rstrip()))}")
 
 
 @app.command()
@@ -123,6 +125,8 @@ async def _chosen(
 
 
 def _row(each: "DeadLetter") -> dict[str, object]:
+    from infra.logging import mask_output
+
     return {
         "id": each.id,
         "listener": each.subscription,
@@ -132,7 +136,7 @@ def _row(each: "DeadLetter") -> dict[str, object]:
         "failures": each.failures,
         "crashes": each.crashes,
         "died_at": _time(each.died_at),
-        "error": each.error,
+        "error": mask_output(each.error),
     }
 
 

@@ -1,9 +1,9 @@
 """`beneath start`."""
 
 import asyncio
+import contextlib
 import logging
 import os
-import sys
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -73,6 +73,7 @@ def _refuse_split_memory(container: "Container", names: list[str]) -> None:
 
 async def _leave_after(work: Awaitable[None]) -> NoReturn:
     from beneath.cli import report
+    from beneath.streams import flush_standard_streams
 
     code = 0
     try:
@@ -80,7 +81,7 @@ async def _leave_after(work: Awaitable[None]) -> NoReturn:
     except Exception as error:  # noqa: BLE001 - report() tells it, whatever it is
         code = report(error)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        flush_standard_streams()
     # All is closed. What is left, such as a handler's thread that will not end, must not keep the process.
     os._exit(code)

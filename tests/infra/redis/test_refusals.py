@@ -21,6 +21,17 @@ from tests.infra.redis.conftest import Open
         ("redis://", "host"),
         ("redis://localhost:seven", "mq.redis.url"),
         ("redis://localhost/one", "database is a number"),
+        ("redis://localhost/0?db=one", "'db' is a number"),
+        ("redis://localhost?pasword=x", "unknown option 'pasword'; did you mean 'password'?"),
+        ("redis://localhost?PASSWORD=x", "unknown option 'PASSWORD'; did you mean 'password'?"),
+        ("redis://localhost?socket_timeout=3", "unknown option; there are db, password, username"),
+        ("redis://localhost?ssl_ca_certs=x", "unknown option"),
+        ("redis://localhost?db=1&db=2", "'db' is given twice"),
+        ("redis://localhost?password=", "'password' is empty"),
+        ("redis://localhost#0", "mq.redis.url"),
+        ("redis://u:12/hush@host", "database is a number"),
+        ("redis://u:hush/@host", "mq.redis.url"),
+        ("redis://u:hu?hush@host", "mq.redis.url"),
         ("unix://", "socket"),
         ("", "mq.redis.url"),
     ],
@@ -29,6 +40,7 @@ def test_a_wrong_url_is_refused(url: str, said: str) -> None:
     with pytest.raises(QueueUnavailable, match=said) as refused:
         RedisQueue(url, clock=SystemClock())
     assert "\n" not in str(refused.value)
+    assert "hush" not in str(refused.value)
 
 
 async def refusal(url: str, kind: type[QueueError] = QueueRejected) -> str:

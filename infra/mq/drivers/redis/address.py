@@ -1,9 +1,11 @@
 """Where the server is, out of a URL."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from redis import connection as sync
 from redis.asyncio import connection as asynchronous
@@ -20,7 +22,18 @@ _ASYNC = {
 }
 _SYNC = {"redis": sync.Connection, "rediss": sync.SSLConnection, "unix": sync.UnixDomainSocketConnection}
 
-_FORM = "redis://[[USER]:PASSWORD@]HOST[:PORT][/DB], rediss://… with TLS, or unix:///PATH"
+_FORM = (
+    "use redis://user:password@host:port/number, rediss://... with TLS, or unix:///path; user, password, port and "
+    "number can be left out, and what is special in user and password is percent-encoded"
+)
+_NUMBER = re.compile(r"[0-9]{1,5}")
+_SHARED_OPTIONS = frozenset({"db", "username", "password"})
+_TLS_OPTIONS = frozenset(
+    {
+        *("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"),
+        *("ssl_cert_reqs", "ssl_check_hostname"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +44,7 @@ class Address:
     where: str
     """For people: without the password."""
 
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(repr=False)
 
     @classmethod
     def parse(cls, url: str) -> "Address":
@@ -43,18 +56,26 @@ class Address:
         try:
             parts = urlsplit(url)
             port = parts.port
-            options: dict[str, Any] = dict(asynchronous.parse_url(url))
-        except ValueError as error:
-            raise QueueUnavailable(f"mq.redis.url is not the URL of a Redis server ({error}); use {_FORM}") from None
-        options.pop("connection_class", None)
+            named = parse_qsl(parts.query, keep_blank_values=True)
+        except ValueError:  # it quotes what it takes for a port, which may be a piece of a password
+            raise QueueUnavailable(f"mq.redis.url is not the URL of a Redis server; {_FORM}") from None
+        if parts.scheme not in _ASYNC or parts.fragment:
+            raise QueueUnavailable(f"mq.redis.url is not the URL of a Redis server; {_FORM}")
+        _check_options(parts.scheme, named)
         host = parts.hostname
-        if parts.scheme == "unix" and not options.get("path"):
-            raise QueueUnavailable(f"mq.redis.url names no socket; use {_FORM}")
+        if parts.scheme == "unix" and not parts.path.strip("/"):
+            raise QueueUnavailable(f"mq.redis.url names no socket; {_FORM}")
         if parts.scheme != "unix":
             if not host:
-                raise QueueUnavailable(f"mq.redis.url names no host; use {_FORM}")
-            if parts.path not in {"", "/"} and not parts.path[1:].isdigit():
-                raise QueueUnavailable(f"mq.redis.url: the database is a number, not {parts.path[1:]!r}; use {_FORM}")
+                raise QueueUnavailable(f"mq.redis.url names no host; {_FORM}")
+            if parts.path not in {"", "/"} and not _NUMBER.fullmatch(parts.path[1:]):
+                raise QueueUnavailable(f"mq.redis.url: the database is a number, unlike what follows the host; {_FORM}")
+        try:
+            options: dict[str, Any] = dict(asynchronous.parse_url(url))
+        except ValueError:
+            raise QueueUnavailable(f"mq.redis.url: the value of an option is invalid; {_FORM}") from None
+        options.pop("connection_class", None)
+        if parts.scheme != "unix":
             options.setdefault("port", 6379)
         shown = parts.path if parts.scheme == "unix" else f"{host}:{port or 6379}"
         return cls(parts.scheme, shown, options)
@@ -85,6 +106,24 @@ class Address:
             }
         )
         return made
+
+
+def _check_options(scheme: str, named: Sequence[tuple[str, str]]) -> None:
+    known = sorted(_SHARED_OPTIONS | (_TLS_OPTIONS if scheme == "rediss" else frozenset()))
+    seen: set[str] = set()
+    for name, value in named:
+        if name not in known:
+            near = get_close_matches(name.lower(), known, 1)
+            # What resembles no option may be a piece of a password.
+            guess = f" {name!r}; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            raise QueueUnavailable(f"mq.redis.url: unknown option{guess}")
+        if name in seen:
+            raise QueueUnavailable(f"mq.redis.url: the option {name!r} is given twice; leave one")
+        if not value:
+            raise QueueUnavailable(f"mq.redis.url: the option {name!r} is empty; leave it out")
+        if name == "db" and not _NUMBER.fullmatch(value):
+            raise QueueUnavailable("mq.redis.url: the option 'db' is a number")
+        seen.add(name)
 
 
 def _options(name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import quote
 
+from infra.files import descriptors_short
 from infra.mq.errors import MessageTooLarge, QueueError, QueueRejected, QueueUnavailable
 
 T = TypeVar("T")
@@ -78,7 +79,8 @@ def queue_error(error: Exception, path: Path) -> QueueError:
     if code == sqlite3.SQLITE_TOOBIG or (isinstance(error, OverflowError) and "BLOB" in str(error)):
         return MessageTooLarge(f"{path}: a message is larger than SQLite can hold")
     if code in _ADVICE:
-        return QueueUnavailable(f"{path}: {error}: {_ADVICE[code]}")
+        short = descriptors_short() if code == sqlite3.SQLITE_CANTOPEN else None
+        return QueueUnavailable(f"{path}: {error}: {short or _ADVICE[code]}")
     if str(error).startswith("no such table: beneath_"):
         return QueueUnavailable(f"{path}: the queue's tables are missing: run `beneath migrate up`")
     if not isinstance(error, sqlite3.Error):

@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from infra.files import private_folder
 from infra.mq.errors import QueueUnavailable
 
 _SUFFIX = ".lock"
@@ -83,7 +84,7 @@ class LockFolder:
         path = self._path(worker)
         deadline = time.monotonic() + _PATIENCE
         try:
-            self._folder.mkdir(exist_ok=True)
+            private_folder(self._folder)
             while (lock := _lock(path, create=True)) is None:
                 if time.monotonic() > deadline:
                     raise QueueUnavailable(f"{path}: another live worker has the id {worker}")
