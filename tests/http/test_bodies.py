@@ -24,9 +24,10 @@ UTF_16 = '{"email": "ada@example.com", "name": "Ada"}'.encode("utf-16")
         (b'{"email": NaN}', "NaN is not a JSON value"),
         (b'{"email": -Infinity}', "-Infinity is not a JSON value"),
         (b'{"email": %s}' % (b"9" * 5000), "a number in it has too many digits"),
-        (b"[" * 100_000, "it is nested too deeply"),
+        (b"[" * 500 + b"]" * 500, "it is nested too deeply"),
+        (b'{"email": ' + b"[" * 33 + b"]" * 33 + b"}", "it is nested too deeply"),
         (b'{"email": "a\0"}', "at character 12: Invalid control character at"),
-        (b'{"%s": 1, "%s": 2}' % (b"x" * 500, b"x" * 500), '"%s" is there twice in one object' % ("x" * 100)),
+        (b'{"%s": 1, "%s": 2}' % (b"x" * 500, b"x" * 500), '"%s\\u2026" is there twice in one object' % ("x" * 99)),
     ],
 )
 async def test_what_is_no_json_is_told_where(api: Api, body: bytes, detail: str) -> None:

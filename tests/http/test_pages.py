@@ -1,3 +1,6 @@
+import pytest
+
+from beneath.http.pages import BySequence
 from tests.http.conftest import Api, Caller, problem
 
 
@@ -34,3 +37,8 @@ async def test_any_cursor_of_the_right_form_is_harmless(api: Api) -> None:
     path = f"/v1/organizations/{await ada.organization()}/audit"
     assert (await ada("GET", f"{path}?cursor={'_' * 11}")).json()["items"] == []
     problem(await ada("GET", f"{path}?cursor={'_' * 22}"), 422, "invalid")
+
+
+@pytest.mark.parametrize("cursor", ["_________w8", "__________8", "AAAAAIAAAAA"])
+def test_number_in_a_cursor_fits_the_column(cursor: str) -> None:
+    assert BySequence.model_validate({"cursor": cursor}).cursor == 2**31 - 1

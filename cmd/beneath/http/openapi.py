@@ -13,6 +13,7 @@ from beneath.http.problems import (
     INTERNAL,
     INVALID,
     MALFORMED_JSON,
+    MAX_ERRORS,
     MEDIA_TYPE,
     TOO_LARGE,
     TOO_MANY_FAILURES,
@@ -40,8 +41,13 @@ _PROBLEM = {
         "status": {"type": "integer"},
         "detail": {"type": "string"},
         "request_id": {"type": "string", "description": "The id under which the server logged the request."},
+        "errors_total": {
+            "type": "integer",
+            "description": f"How many errors there are; the first {MAX_ERRORS} are listed.",
+        },
         "errors": {
             "type": "array",
+            "maxItems": MAX_ERRORS,
             "items": {
                 "type": "object",
                 "required": ["where", "detail"],

@@ -12,7 +12,8 @@ Row = TypeVar("Row")
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
-_LARGEST: Final = 2**63 - 1
+_LARGEST: Final = 2**31 - 1
+"""The largest number that the column holds: a database may refuse to compare it with a larger one."""
 
 
 class Page(BaseModel, Generic[T]):

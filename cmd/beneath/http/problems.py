@@ -33,6 +33,12 @@ RETRY_AFTER: Final = 1
 MAX_DETAIL: Final = 1000
 """Characters of a problem's `detail`."""
 
+MAX_ERRORS: Final = 20
+"""Errors that are rendered; `errors_total` counts all of them."""
+
+MAX_SUMMARY: Final = 5
+"""Errors that stand in `detail`, too."""
+
 MAX_PART: Final = 200
 """Characters of anything in it that the client sent."""
 
@@ -100,11 +106,19 @@ _BY_STATUS: Final = {
 class ProblemError(Exception):
     """Raised in a handler or a dependency to answer with a problem."""
 
-    def __init__(self, kind: Kind, detail: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        errors: Sequence[Mapping[str, str]] = (),
+    ) -> None:
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
         self.headers = headers
+        self.errors = errors
 
 
 def problem_response(
@@ -112,21 +126,29 @@ def problem_response(
     detail: str,
     *,
     headers: Mapping[str, str] | None = None,
-    errors: Sequence[Mapping[str, Any]] = (),
+    errors: Sequence[Mapping[str, str]] = (),
     request_id: str | None = None,
 ) -> Response:
-    """Return the answer that tells of one problem; `errors` says what is wrong with which field."""
+    """Return the answer that tells of one problem; `errors` says what is wrong with which field.
+
+    No more than `MAX_ERRORS` of them are in it, and `errors_total` says how many there are.
+    """
     body: dict[str, Any] = {"type": TYPE_PREFIX + kind.slug, "title": kind.title, "status": kind.status}
     body["detail"] = shortened(detail, MAX_DETAIL)
     if errors:
-        body["errors"] = errors
+        body["errors"] = [{name: shortened(text) for name, text in each.items()} for each in errors[:MAX_ERRORS]]
+        body["errors_total"] = len(errors)
     if request_id is not None:
         body["request_id"] = request_id
     return Response(json.dumps(body), kind.status, headers, MEDIA_TYPE)
 
 
 def shortened(text: str, length: int = MAX_PART) -> str:
-    """Return `text`, or its beginning where it is longer than `length`: an answer repeats no more of a request."""
+    """Return `text`, or its beginning where it is longer than `length`: an answer repeats no more of a request.
+
+    Half characters (surrogates), which not every client can read, become question marks.
+    """
+    text = text[: length + 1].encode("utf-8", "replace").decode()
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -147,7 +169,7 @@ def install(app: FastAPI) -> None:
 
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)  # noqa: S101 - Starlette hands a handler what it was registered for
-    return _answer(request, error.kind, error.detail, headers=error.headers)
+    return _answer(request, error.kind, error.detail, headers=error.headers, errors=error.errors)
 
 
 async def _domain(request: Request, error: Exception) -> Response:
@@ -173,7 +195,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if found and found[0]["type"] == "json_invalid":
         return _answer(request, MALFORMED_JSON, f"at character {found[0]['loc'][-1]}: {found[0]['ctx']['error']}")
     errors = [{"where": _where(each["loc"]), "detail": each["msg"].removeprefix("Value error, ")} for each in found]
-    detail = "; ".join(f"{each['where']}: {each['detail']}" for each in errors[:5])
+    detail = "; ".join(f"{each['where']}: {each['detail']}" for each in errors[:MAX_SUMMARY])
+    if len(errors) > MAX_SUMMARY:
+        detail += f"; and {len(errors) - MAX_SUMMARY} more"
     return _answer(request, INVALID, detail, errors=errors)
 
 
@@ -209,7 +233,7 @@ def _answer(
     detail: str,
     *,
     headers: Mapping[str, str] | None = None,
-    errors: Sequence[Mapping[str, Any]] = (),
+    errors: Sequence[Mapping[str, str]] = (),
 ) -> Response:
     request_id = request.scope.get("state", {}).get("request_id")
     return problem_response(kind, detail, headers=headers, errors=errors, request_id=request_id)
@@ -221,4 +245,4 @@ def _asked(request: Request) -> str:
 
 def _where(location: Sequence[str | int]) -> str:
     """Return `body.name` or `query.limit`, without what the client itself made up: an unknown field's name stays."""
-    return ".".join(str(part) for part in location)
+    return ".".join(shortened(str(part)) for part in location)
