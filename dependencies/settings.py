@@ -4,11 +4,21 @@ A key is the path to a leaf, like `mq.redis.url`; its environment variable is `B
 below are also what `beneath config generate` writes.
 """
 
+import string
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Secret, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Secret,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.mail.message import sender_address
@@ -39,10 +49,43 @@ class Url(Secret[str]):
         return mask_url(self.get_secret_value())
 
 
+def clean_text(text: str) -> str:
+    """Return a value without what files, shells and secret stores leave around it: blanks, line ends, a BOM.
+
+    Raises:
+        ValueError: nothing is left, or the rest holds what can only be a mistake; the text does not quote it.
+    """
+    text = text.strip(AROUND)
+    if not text:
+        raise ValueError("it is empty; leave it out to have the default")
+    for each in text:
+        if not each.isprintable():
+            raise ValueError(f"it holds the character U+{ord(each):04X}, which cannot be part of it")
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`":
+        raise ValueError("it stands in quotation marks, which are taken for a part of it; remove them")
+    return text
+
+
+AROUND = string.whitespace + "\ufeff\u00a0\u200b"
+"""Characters around a value that are not part of it."""
+
+
 class Section(BaseModel):
     """A group of settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _clean(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, Url):
+            return Url(clean_text(value.get_secret_value()))
+        if not isinstance(value, str):
+            return value
+        field = cls.model_fields[info.field_name or ""]
+        if not value.strip(AROUND) and type(None) in get_args(field.annotation):
+            return None
+        return clean_text(value)
 
 
 class DbSettings(Section):
@@ -208,6 +251,14 @@ class MailSettings(Section):
             SmtpServer.parse(url.get_secret_value())
         return url
 
+    @field_validator("folder")
+    @classmethod
+    def _a_folder(cls, folder: Path) -> Path:
+        try:
+            return folder.expanduser()
+        except RuntimeError:
+            raise ValueError("the home folder in it is unknown; write the whole path") from None
+
     @field_validator("sender")
     @classmethod
     def _a_sender(cls, sender: str) -> str:
@@ -231,6 +282,11 @@ class Settings(BaseSettings):
 
     env: Env = "development"
     """What this process is for: picks the settings file, and how strict and how talkative it is."""
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _clean(cls, value: object) -> object:
+        return clean_text(value) if isinstance(value, str) else value
 
     db: DbSettings = DbSettings()
     mq: MqSettings = MqSettings()

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from dependencies.errors import SettingsError
-from dependencies.settings import Env, Settings
+from dependencies.settings import AROUND, Env, Settings
 
 PREFIX = "BENEATH_"
 FOLDER = "config"
@@ -40,10 +40,10 @@ def load_settings(
     environ = os.environ if environ is None else environ
     leaves = dict(walk_leaves(Settings))
     flags, env = _read_overrides(overrides, leaves), _read_environment(environ, leaves)
-    chosen = (flags.get(("env",)) or env.get(("env",)) or (Settings().env, ""))[0]
+    chosen = str((flags.get(("env",)) or env.get(("env",)) or (Settings().env, ""))[0]).strip(AROUND)
     paths = [Path(folder) / ".default.yaml"]
     paths += [Path(folder) / f".{name}.yaml" for name in get_args(Env) if name == chosen]
-    files = [_read_yaml(path, leaves) for path in paths if path.exists()]
+    files = [_read_yaml(path, leaves, optional=True) for path in paths]
     if file is not None:
         files.append(_read_yaml(Path(file), leaves))
     sources = tuple(_Source(values) for values in (flags, env, *reversed(files)))
@@ -106,10 +106,10 @@ def _read_environment(environ: Mapping[str, str], leaves: Leaves) -> Values:
             raise SettingsError(f"settings {'.'.join(other)} and {'.'.join(key)} share the variable {variable(key)}")
     values: Values = {}
     for name in sorted(environ):
-        if not name.startswith(PREFIX):
+        if not name.upper().startswith(PREFIX):
             continue
         if name not in keys:
-            raise SettingsError(f"unknown environment variable {name}{nearest(name, list(keys))}")
+            raise SettingsError(f"unknown environment variable {name}{nearest(name.upper().strip(), list(keys))}")
         origin = f"environment variable {name}"
         values[keys[name]] = (_parse(environ[name], leaves[keys[name]], origin), origin)
     return values
@@ -133,7 +133,7 @@ def _parse(text: str, field: FieldInfo, origin: str) -> object:
     """Read a value from text: plain ones are left to validation, lists and mappings are YAML."""
     annotation = field.annotation
     members = get_args(annotation)
-    if type(None) in members and text in {"", "null"}:
+    if type(None) in members and text.strip(AROUND) in {"", "null"}:
         return None
     if not any(get_origin(each) in _CONTAINERS or each in _CONTAINERS for each in (annotation, *members)):
         return text
@@ -146,12 +146,14 @@ def _parse(text: str, field: FieldInfo, origin: str) -> object:
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 
 
-def _read_yaml(path: Path, leaves: Leaves) -> Values:
+def _read_yaml(path: Path, leaves: Leaves, *, optional: bool = False) -> Values:
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
         root = loader.get_single_node()
         return dict(_walk_yaml(loader, root, (), str(path), leaves)) if root is not None else {}
     except OSError as error:
+        if optional and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return {}
         raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"cannot read the settings file {path}: it is not UTF-8 text") from None
@@ -205,7 +207,8 @@ def _explain(error: ValidationError, leaves: Leaves, sources: Sequence[_Source])
     origin = next((found for source in sources if (found := source.origin(leaf or key))), None)
     message = first["msg"].removeprefix("Value error, ")
     secret = leaf is not None and _is_secret(leaves[leaf])
-    got = f", not {first['input']!r}" if leaf and not secret else ""
+    ours = first["type"] == "value_error"  # it says itself what is wrong, and quotes what may be quoted
+    got = f", not {first['input']!r}" if leaf and not secret and not ours else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{'.'.join(key)}: {message[:1].lower()}{message[1:]}{got}{f' ({origin})' if origin else ''}{more}"
 

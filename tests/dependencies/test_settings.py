@@ -7,7 +7,16 @@ import pytest
 import yaml
 
 from dependencies.errors import SettingsError
-from dependencies.settings import DbSettings, LogSettings, Settings, Url
+from dependencies.settings import (
+    ControlSettings,
+    DbSettings,
+    LogSettings,
+    MailSettings,
+    MqSettings,
+    RedisSettings,
+    Settings,
+    Url,
+)
 from dependencies.sources import load_settings, variable, walk_leaves
 from dependencies.template import in_force, render_template
 
@@ -64,6 +73,77 @@ def test_variables_reach_nested_keys_and_keys_with_underscores(folder: Path) -> 
     assert (settings.worker.recover_every, settings.worker.timeout) == (4.0, None)
 
 
+AROUND = ["\n", "\r", "\r\n", " ", "\t", "\v", "\f", "\ufeff", "\u00a0", "\u200b"]
+
+
+@pytest.mark.parametrize("around", AROUND, ids=ascii)
+def test_line_ends_blanks_and_marks_around_a_value_are_left_out(folder: Path, tmp_path: Path, around: str) -> None:
+    wanted = {
+        "db.url": "sqlite:///a.db",
+        "mq.redis.url": "redis://elsewhere",
+        "mail.folder": "letters",
+        "mail.smtp_url": "smtp://mail",
+        "control.host": "::1",
+        "control.port": "7",
+        "log.level": "error",
+        "env": "test",
+    }
+    padded = {key: f"{around}{value}{around}" for key, value in wanted.items()}
+    environ = {variable(tuple(key.split("."))): value for key, value in padded.items()}
+    without_env = [(key, value) for key, value in padded.items() if key != "env"]
+    document: dict[str, dict[str, object]] = {}
+    for key, value in without_env:
+        section, _, name = key.partition(".")
+        document.setdefault(section, {})[name] = {"url": value} if name == "redis.url" else value
+    document["mq"] = {"redis": {"url": padded["mq.redis.url"]}}
+    write(folder, ".test.yaml", yaml.safe_dump(document))
+    sources = (
+        load_settings(environ=environ, folder=tmp_path),
+        load_settings(environ={}, folder=tmp_path, overrides=[f"{key}={value}" for key, value in padded.items()]),
+        load_settings(environ={"BENEATH_ENV": f"{around}test"}, folder=folder),
+        Settings(
+            env="test",
+            db=DbSettings(url=Url(padded["db.url"])),
+            mq=MqSettings(redis=RedisSettings(url=Url(padded["mq.redis.url"]))),
+            mail=MailSettings(folder=Path(wanted["mail.folder"]), smtp_url=Url(padded["mail.smtp_url"])),
+            control=ControlSettings(host=padded["control.host"], port=7),
+            log=LogSettings(level="error"),
+        ),
+    )
+    for settings in sources:
+        assert settings.db.url.get_secret_value() == wanted["db.url"]
+        assert settings.mq.redis.url.get_secret_value() == wanted["mq.redis.url"]
+        assert settings.mail.smtp_url is not None
+        assert settings.mail.smtp_url.get_secret_value() == wanted["mail.smtp_url"]
+        assert (str(settings.mail.folder), settings.control.host, settings.control.port) == ("letters", "::1", 7)
+        assert (settings.log.level, settings.env) == ("error", "test")
+
+
+@pytest.mark.parametrize("value", ["", " \n", "null", " null\r"])
+def test_an_empty_value_of_an_optional_setting_is_none(folder: Path, value: str) -> None:
+    assert load_settings(environ={"BENEATH_MAIL_SMTP_URL": value}, folder=folder).mail.smtp_url is None
+    write(folder, ".default.yaml", "mail: {smtp_url: ' '}\n")
+    assert load_settings(environ={}, folder=folder).mail.smtp_url is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_a_file_with_a_mark_and_carriage_returns_is_read(folder: Path, encoding: str) -> None:
+    folder.mkdir()
+    (folder / ".default.yaml").write_bytes("db:\r\n  url: sqlite:///a.db\r\n".encode(encoding))
+    assert load_settings(environ={}, folder=folder).db.url.get_secret_value() == "sqlite:///a.db"
+
+
+def test_a_home_folder_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    settings = load_settings(environ={"BENEATH_MAIL_FOLDER": "~/mail"}, folder=folder)
+    assert settings.mail.folder == Path("/home/ada/mail")
+
+
+def test_a_settings_folder_that_is_a_file_counts_as_missing(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("x")
+    assert load_settings(environ={}, folder=tmp_path / "config") == Settings()
+
+
 def test_no_two_settings_share_a_variable() -> None:
     names = [variable(key) for key, _ in walk_leaves(Settings)]
     assert len(names) == len(set(names))
@@ -75,12 +155,24 @@ def test_no_two_settings_share_a_variable() -> None:
     [
         ({"BENEATH_MQ_DRIVR": "sql"}, "unknown environment variable BENEATH_MQ_DRIVR; did you mean BENEATH_MQ_DRIVER?"),
         ({"BENEATH_XYZZY": "1"}, "unknown environment variable BENEATH_XYZZY"),
+        ({"beneath_db_url": "x"}, "unknown environment variable beneath_db_url; did you mean BENEATH_DB_URL?"),
+        ({"BENEATH_DB_URL ": "x"}, "unknown environment variable BENEATH_DB_URL ; did you mean BENEATH_DB_URL?"),
+        ({"BENEATH_MAIL_FOLDER": " "}, "mail.folder: it is empty; leave it out to have the default (environment"),
+        ({"BENEATH_MAIL_FOLDER": "~nobody-of-that-name/mail"}, "mail.folder: the home folder in it is unknown"),
+        ({"BENEATH_CONTROL_HOST": "a\nb"}, "control.host: it holds the character U+000A, which cannot be part of it ("),
+        ({"BENEATH_DB_URL": "sqlite:///a\0b"}, "db.url: it holds the character U+0000, which cannot be part of it ("),
+        (
+            {"BENEATH_DB_URL": "sqlite:///a\udcff"},
+            "db.url: it holds the character U+DCFF, which cannot be part of it (",
+        ),
+        ({"BENEATH_DB_URL": "'sqlite:///a'"}, "db.url: it stands in quotation marks, which are taken for a part of it"),
+        ({"BENEATH_LOG_LEVEL": '"info"'}, "log.level: it stands in quotation marks"),
         (
             {"BENEATH_MQ_DRIVER": "kafka"},
             "mq.driver: input should be 'sql', 'memory' or 'redis', not 'kafka' (environment variable BENEATH_MQ_",
         ),
         ({"BENEATH_ENV": "prod"}, "env: input should be 'development', 'test' or 'production', not 'prod' "),
-        ({"BENEATH_CONTROL_PORT": ""}, "control.port: input should be a valid integer"),
+        ({"BENEATH_CONTROL_PORT": ""}, "control.port: it is empty; leave it out to have the default (environment"),
         ({"BENEATH_CONTROL_PORT": "70000"}, "control.port: input should be less than or equal to 65535, not '70000' "),
         ({"BENEATH_WORKER_GRACE": "inf"}, "worker.grace: "),
         ({"BENEATH_MAIL_SENDER": "nobody"}, "mail.sender: "),
@@ -203,11 +295,11 @@ def test_the_projects_own_default_file_holds_the_defaults() -> None:
 
 
 def test_trusted_proxies_are_addresses_and_networks() -> None:
-    environ = {"BENEATH_CONTROL_TRUSTED_PROXIES": "[127.0.0.1, 10.0.0.0/8, 'fd00::/8']"}
-    assert load_settings(environ=environ).control.trusted_proxies == ["127.0.0.1/32", "10.0.0.0/8", "fd00::/8"]
+    environ = {"BENEATH_CONTROL_TRUSTED_PROXIES": "[127.0.0.1, 1::1/8, 'fd00::/8']"}
+    assert load_settings(environ=environ).control.trusted_proxies == ["127.0.0.1/32", "1::1/8", "fd00::/8"]
 
 
-@pytest.mark.parametrize("value", ["[proxy.example.com]", "['*']", "[0.0.0.0/0]", "['::/0']", "[10.0.0.1/8]"])
+@pytest.mark.parametrize("value", ["[proxy.example.com]", "['*']", "[::1/0]", "['::/0']", "[10.0.0.1/8]"])
 def test_trusted_proxies_refuse_names_and_everyone(value: str) -> None:
     with pytest.raises(SettingsError, match=r"control\.trusted_proxies\.0: "):
         load_settings(environ={"BENEATH_CONTROL_TRUSTED_PROXIES": value})
