@@ -295,11 +295,11 @@ def test_the_projects_own_default_file_holds_the_defaults() -> None:
 
 
 def test_trusted_proxies_are_addresses_and_networks() -> None:
-    environ = {"BENEATH_CONTROL_TRUSTED_PROXIES": "[127.0.0.1, 1::1/8, 'fd00::/8']"}
-    assert load_settings(environ=environ).control.trusted_proxies == ["127.0.0.1/32", "1::1/8", "fd00::/8"]
+    environ = {"BENEATH_CONTROL_TRUSTED_PROXIES": "[127.0.0.1, 10.0.0.0/8, 'fd00::/8']"}
+    assert load_settings(environ=environ).control.trusted_proxies == ["127.0.0.1/32", "10.0.0.0/8", "fd00::/8"]
 
 
-@pytest.mark.parametrize("value", ["[proxy.example.com]", "['*']", "[::1/0]", "['::/0']", "[10.0.0.1/8]"])
+@pytest.mark.parametrize("value", ["[proxy.example.com]", "['*']", "[0.0.0.0/0]", "['::/0']", "[10.0.0.1/8]"])
 def test_trusted_proxies_refuse_names_and_everyone(value: str) -> None:
     with pytest.raises(SettingsError, match=r"control\.trusted_proxies\.0: "):
         load_settings(environ={"BENEATH_CONTROL_TRUSTED_PROXIES": value})
