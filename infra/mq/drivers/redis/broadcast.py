@@ -68,7 +68,7 @@ class RedisReceiver:
         frames: list[bytes] = []
         while True:
             try:
-                last, entries = await read_after(self._core, self._last)
+                last, entries, more = await read_after(self._core, self._last)
             except BaseException:
                 self._gap = True
                 raise
@@ -78,7 +78,7 @@ class RedisReceiver:
                 self._last = number.partition(b"-")[0]
                 if origin != self._origin:
                     frames.append(frame)
-            if len(entries) < PAGE:
+            if not more:
                 if self._last != last:
                     self._gap = True
                     self._last = last
@@ -92,8 +92,11 @@ class RedisReceiver:
 
 async def read_after(
     core: Core, number: bytes
-) -> tuple[bytes, list[tuple[bytes, tuple[bytes, bytes, bytes, bytes, bytes, bytes]]]]:
-    """Return the number of the last broadcast of all, and those after `number`; none with an empty one."""
+) -> tuple[bytes, list[tuple[bytes, tuple[bytes, bytes, bytes, bytes, bytes, bytes]]], bool]:
+    """Return the number of the last broadcast of all, those after `number`, and whether there are more of those.
+
+    With an empty number there are none.
+    """
     keys = [core.keys.of("meta"), core.keys.of("news")]
-    last, entries = await core.link("broadcast").safely(scripts().receive, keys, number, PAGE)
-    return last, entries
+    last, entries, more = await core.link("broadcast").safely(scripts().receive, keys, number, PAGE)
+    return last, entries, bool(more)

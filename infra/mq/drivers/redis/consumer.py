@@ -2,25 +2,37 @@
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
+import structlog
 
+from infra.mq.drivers.redis.administration import finish_retiring
 from infra.mq.drivers.redis.bells import Bells
 from infra.mq.drivers.redis.core import OUTDATED, Core
 from infra.mq.drivers.redis.holdings import Holdings
 from infra.mq.drivers.redis.lease import Lease
+from infra.mq.drivers.redis.ownership import EVERY, PAGE, has_lost_claims, owned_of, read_owned, stop_claims
 from infra.mq.drivers.redis.registry import Route, Snapshot
+from infra.mq.drivers.redis.requests import Requests
 from infra.mq.drivers.redis.scripts import scripts
-from infra.mq.drivers.redis.settling import Batch
-from infra.mq.drivers.redis.wire import claims_of, mailbox_claims_of, microseconds, seconds
+from infra.mq.drivers.redis.settling import Batch, in_steps
+from infra.mq.drivers.redis.takeover import find_dead, forget, give_back, take_all, take_over, unpark
+from infra.mq.drivers.redis.wire import claims_of, mailbox_claims_of, seconds
 from infra.mq.errors import QueueClosed, QueueError, QueueUnavailable
+from infra.mq.queue import FETCH_BYTES
 from infra.mq.types import Claim, Settlement, WorkerInfo
+
+T = TypeVar("T")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 DEAD = -2
 """What a script answers to a worker whose lease is gone."""
+
+VOID = -3
+"""What `claim.lua` answers to a claim that its worker has given up for lost."""
 
 MAX_CLAIMS = 1000
 """How many claims of one subscription a script hands out at most, so that it keeps no other client waiting long."""
@@ -47,15 +59,16 @@ class RedisConsumer:
         self._forget = forget
         self._bells = bells
         self._changed = asyncio.Event()
-        self._bell = bells.sleeper(self._name, self)
+        self.bell = bells.sleeper(self._name, self)
+        """By what others wake this consumer, or hand something over to it."""
+
         self._holdings = Holdings()
         self._asleep: dict[str, tuple[str, Route]] = {}
         """Where this consumer left its bell, and under which name it wants that subscription."""
 
-        self._sleeps = 0
+        self._requests = Requests()
         self._handed_over: list[Claim] = []
-        self._void = 0
-        """What was handed over to sleeps before this one has been found otherwise."""
+        """Claims that came without being asked for, or were found; the next fetch returns them."""
 
         self._due_at: float | None = None
         self._woken = False
@@ -63,6 +76,9 @@ class RedisConsumer:
         self._closed = False
         self._in_doubt = False
         """Whether something may have been claimed that nobody here knows of."""
+
+        self._unsure = False
+        """Whether the server may have forgotten what this consumer owns."""
 
     @property
     def info(self) -> WorkerInfo:
@@ -102,7 +118,7 @@ class RedisConsumer:
         if said:
             sleep, sid, message = said.split(b" ", 2)
             name, route = self._asleep.get(sid.decode(), (None, None))
-            if int(sleep) < self._void or self._closed:
+            if self._closed or not self._requests.handed_over(int(sleep)):
                 return
             if name is None or route is None:
                 self._in_doubt = True
@@ -112,7 +128,7 @@ class RedisConsumer:
 
     def interrupted(self) -> None:
         """Hear that something may have been handed over that did not arrive."""
-        self._in_doubt = True
+        self._in_doubt = self._unsure = True
         self._lease.interrupted()
         self._changed.set()
 
@@ -120,12 +136,15 @@ class RedisConsumer:
         self._core.check()
         if not settlements:
             return []
-        batch = Batch(settlements, self._core.keys)
-        link = self._core.link("settle")
-        arguments = (self._core.now(), self._name, batch.packed())
-        fenced = await self._heard(link.safely(scripts().settle, batch.keys(), *arguments))
-        self._holdings.remove(settlements)
-        return [settlements[index] for index in sorted(fenced)]
+        self._holdings.settling(settlements)
+        fenced: list[Settlement] = []
+        for step in in_steps(settlements):
+            batch = Batch(step, self._core.keys)
+            arguments = (self._core.now(), self._name, batch.packed())
+            found = await self._hear(self._core.link("settle").safely(scripts().settle, batch.keys(), *arguments))
+            self._holdings.settled(step)
+            fenced += [step[index] for index in sorted(found)]
+        return fenced
 
     async def isolate(self, claim: Claim) -> bool:
         delivery_id = str(claim.deliveries[0].id)
@@ -133,41 +152,29 @@ class RedisConsumer:
         name = (claim.ordering_key or "") if claim.ordered else delivery_id[:31]
         link = self._core.link("settle")
         arguments = (self._name, int(claim.ordered), name, claim.fence)
-        return bool(await self._heard(link.safely(scripts().isolate, group, *arguments)))
+        return bool(await self._hear(link.safely(scripts().isolate, group, *arguments)))
 
     async def recover(self) -> int:
         self._check()
-        options = self._core.options
-        # Whoever has just reached the server again leaves others the time to do so, too.
-        grace = microseconds(options.margin) if self._lease.held_for >= options.patience else ""
-
-        async def ask(snapshot: Snapshot) -> Any:  # noqa: ANN401 - what the script answers
-            flags = pack([it.kept.ordered for it in snapshot.all])
-            arguments = (snapshot.version, self._core.now(), self._name, grace, flags)
-            keys = [*self._keys("meta", "leases", "workers", "sleepers"), *_groups(snapshot.all)]
-            return await self._core.link("admin").safely(scripts().recover, keys, *arguments)
-
-        return int(await self._up_to_date(ask))
+        if self._unsure:
+            await self._check_claims()
+        count = 0
+        while True:
+            # Whoever has just reached the server again leaves others the time to do so, too.
+            patient = self._lease.held_for >= self._core.options.patience
+            found = await self._hear(find_dead(self._core, self._name, patient=patient))
+            if isinstance(found, int):
+                raise self._lose()
+            dead, retiring = found
+            if retiring:
+                await self._hear(finish_retiring(self._core))
+            if not dead:
+                return count
+            count += await self._hear(take_over(self._core, dead))
 
     async def unpark(self, known: Mapping[str, Collection[str]]) -> int:
         self._check()
-
-        async def ask(snapshot: Snapshot) -> Any:  # noqa: ANN401 - what the script answers
-            routes, counts, places = [], [], []
-            for name, events in known.items():
-                route = snapshot.by_name.get(name)
-                parked = [it for it in events if route is not None and it in route.kept.events]
-                if route is not None and parked:
-                    routes.append(route)
-                    counts.append((route.kept.ordered, len(parked)))
-                    places += [self._core.keys.parking(route.kept.sid, it) for it in parked]
-            if not routes:
-                return 0
-            keys = [*self._keys("meta"), *_groups(routes), *places]
-            arguments = (snapshot.version, self._core.now(), pack(counts))
-            return await self._core.link("admin").safely(scripts().unpark, keys, *arguments)
-
-        return int(await self._up_to_date(ask))
+        return await self._hear(unpark(self._core, known))
 
     def renew(self) -> bool:
         return self._lease.renew()
@@ -179,18 +186,18 @@ class RedisConsumer:
         if self._closed:
             return
         self._closed = True
-        self._bells.forget(self._bell)
+        self._bells.forget(self.bell)
         self.wake()
         try:
             if not self.lost:
-                await self._up_to_date(self._leave)
+                await self._leave()
         except BaseException:
             # Nothing was given back: as a dead worker's, its claims are taken over.
             self._lease.drop()
             raise
         finally:
             if self._holdings.keeps and not self.lost:
-                self._stay_alive()
+                self._lease.keep_alive()
             else:
                 self._lease.close()
                 self._forget(self)
@@ -209,29 +216,36 @@ class RedisConsumer:
         self._lease.close()
         self._forget(self)
 
-    def _stay_alive(self) -> None:
-        """Keep the lease for as long as this process lives, for a handler that will not stop."""
-
-        def beat() -> None:
-            pause = threading.Event()
-            while not self.lost:
-                pause.wait(self._core.options.lease / 3)
-                with contextlib.suppress(QueueUnavailable):
-                    self._lease.renew()
-            self._lease.close()
-
-        threading.Thread(target=beat, name="redis lease", daemon=True).start()
-
-    async def _leave(self, snapshot: Snapshot) -> Any:  # noqa: ANN401 - what the script answers
-        keys = [*self._keys("meta", "leases", "workers", "sleepers"), *_groups(snapshot.all)]
-        kept = pack(self._holdings.kept(snapshot.all))
-        arguments = (snapshot.version, self._core.now(), self._name, kept)
-        return await self._core.link("admin").safely(scripts().leave, keys, *arguments)
+    async def _leave(self) -> None:
+        core = self._core
+        stopped = await stop_claims(core, "admin", self._name, EVERY)
+        if isinstance(stopped, int):
+            raise self._lose()
+        kept = self._holdings.kept()
+        routes = (await core.catalog.load()).all
+        ordered = {it.kept.sid: it.kept.ordered for it in routes}
+        for sid, names in self._holdings.all().items():
+            if sid not in ordered:
+                continue
+            spared = set(kept.get(sid, ()))
+            owned = [it for it in names if it not in spared]
+            for first in range(0, len(owned), PAGE):
+                await give_back(core, sid, self._name, owned[first : first + PAGE], ordered=ordered[sid])
+        if self._requests.may_own_more(*stopped):
+            for route in routes:
+                await take_all(core, route, [self._name], dies=False, kept=kept.get(route.kept.sid, ()))
+        await forget(core, [self._name], routes, lease=not self._holdings.keeps)
 
     def _check(self) -> None:
         self._core.check()
         if self._closed or self.lost:
             raise QueueClosed(f"worker {self._info.id} {'is closed' if self._closed else 'has lost its lease'}")
+
+    def _lose(self) -> QueueClosed:
+        """Count as lost; return the error that says so."""
+        self._lease.drop()
+        self._changed.set()
+        return QueueClosed(f"worker {self._info.id} has lost its lease")
 
     async def _wait(self, wanted: Mapping[str, int], deadline: float) -> list[Claim]:
         clock = self._core.clock
@@ -260,8 +274,15 @@ class RedisConsumer:
         return taken
 
     async def _claim(self, wanted: Mapping[str, int], *, sleep: bool) -> list[Claim]:
-        if self._in_doubt and (adopted := await self._adopt()):
-            return adopted
+        if self._in_doubt:
+            self._in_doubt = False
+            try:
+                await self._find_unheard()
+            except BaseException:
+                self._in_doubt = True
+                raise
+            if found := self._take_handed_over(wanted):
+                return found
         while True:
             snapshot = self._core.catalog.snapshot
             wants: Wanted = []
@@ -275,10 +296,12 @@ class RedisConsumer:
                 continue
             answer = await self._ask_for(snapshot, wants, sleep=sleep)
             if answer == DEAD:
-                self._lease.drop()
-                self._check()
+                raise self._lose()
+            if answer == VOID:
+                self._in_doubt = True
+                raise QueueUnavailable(f"worker {self._info.id}: this claim came too late")
             if answer != OUTDATED:
-                return self._take(wants, *answer)
+                return self._take(wants, *answer, sleep=sleep)
             await self._core.catalog.load(snapshot)
 
     async def _ask_for(self, snapshot: Snapshot, wants: Wanted, *, sleep: bool) -> Any:  # noqa: ANN401 - as it says
@@ -287,18 +310,18 @@ class RedisConsumer:
         limits = [(route.kept.ordered, limit) for _, route, limit in wants]
         limits += [(route.kept.ordered, 0) for route in risen]
         keys = [
-            *self._keys("meta", "leases", "plans", "planned", "sleepers"),
+            *self._keys("meta", "leases", "plans", "planned", "sleepers", "claims"),
             *_groups([it for _, it, _ in wants]),
             *_groups(risen),
         ]
-        self._sleeps += 1
-        before, self._asleep = self._asleep, self._asleep | {it.kept.sid: (name, it) for name, it, _ in wants}
-        bells = (self._bell if sleep else "", self._bell if before else "")
-        arguments = (snapshot.version, self._core.now(), self._name, *bells, pack(limits), self._sleeps)
         link = self._core.link("fetch")
         await self._core.measure(link)
+        number = self._requests.next()
+        before, self._asleep = self._asleep, self._asleep | {it.kept.sid: (name, it) for name, it, _ in wants}
+        bells = (self.bell if sleep else "", self.bell if before else "")
+        arguments = (snapshot.version, self._core.now(), self._name, *bells, pack(limits), number, FETCH_BYTES)
         try:
-            answer = await self._heard(link.safely(scripts().claim, keys, *arguments))
+            answer = await self._hear(link.safely(scripts().claim, keys, *arguments))
         except BaseException:
             self._in_doubt = True
             raise
@@ -306,10 +329,11 @@ class RedisConsumer:
             self._asleep = {}
         return answer
 
-    def _take(self, wants: Wanted, due: bytes, answers: Sequence[Any]) -> list[Claim]:
+    def _take(self, wants: Wanted, due: bytes, answers: Sequence[Any], ended: int, *, sleep: bool) -> list[Claim]:
         claims: list[Claim] = []
         for (name, route, _), answer in zip(wants, answers, strict=False):
             claims += self._claims_of(name, route, answer)
+        self._requests.answered(claimed=bool(claims), sleeps=sleep, ended=bool(ended))
         self._due_at = seconds(due) if due else None
         return claims
 
@@ -320,37 +344,45 @@ class RedisConsumer:
         self._holdings.add(kept.sid, claims, ordered=kept.ordered)
         return claims
 
-    async def _adopt(self) -> list[Claim]:
-        """Return what is owned, but was never heard of: an answer or a bell did not arrive."""
-        self._in_doubt = False
-        routes = self._core.catalog.snapshot.all
-        known = pack(self._holdings.known(routes))
-        keys = [*self._keys("sleepers"), *_groups(routes)]
-        self._void = self._sleeps + 1
+    async def _find_unheard(self) -> None:
+        """Find what is owned, but was never heard of, because an answer or a notification was lost.
+
+        No claim that was asked for until now claims anything from here on, however late it comes.
+        """
+        stopped = await self._hear(stop_claims(self._core, "fetch", self._name, self._requests.void()))
+        if isinstance(stopped, int):
+            raise self._lose()
+        await self._check_claims()
+        if self._requests.may_own_more(*stopped):
+            for route in self._core.catalog.snapshot.all:
+                await self._find_unheard_of(route)
+        self._requests.found_all()
+
+    async def _find_unheard_of(self, route: Route) -> None:
+        sid = route.kept.sid
+        owned = await self._hear(owned_of(self._core, route, self._name))
+        names = [it for it in owned if not self._holdings.is_sure(sid, it)]
+        name = next((it for it in route.kept.names if it in self._info.subscriptions), route.kept.name)
+        while names:
+            names, answer = await self._hear(read_owned(self._core, route, self._name, names))
+            make = mailbox_claims_of if route.kept.ordered else claims_of
+            unheard = [it for it in make(answer, name, sid) if not self._holdings.knows(sid, it)]
+            self._holdings.add(sid, unheard, ordered=route.kept.ordered)
+            self._handed_over += unheard
+
+    async def _check_claims(self) -> None:
+        """Count as lost if the server has forgotten what this consumer owns: then others may own it."""
+        self._unsure = False
         try:
-            answer = await self._heard(self._core.link("fetch").safely(scripts().adopt, keys, self._name, known))
+            lost = await self._hear(has_lost_claims(self._core, self._name, self._holdings))
         except BaseException:
-            self._in_doubt = True
+            self._unsure = True
             raise
-        mine = self._info.subscriptions
-        claims: list[Claim] = []
-        for route, found in zip(routes, answer, strict=True):
-            name = next((it for it in route.kept.names if it in mine), route.kept.name)
-            claims += self._claims_of(name, route, found)
-        return claims
+        if lost:
+            log.error("claims vanished from the queue", worker=self._info.id)
+            raise self._lose()
 
-    async def _up_to_date(self, ask: Callable[[Snapshot], Any]) -> Any:  # noqa: ANN401 - what the script answers
-        while True:
-            snapshot = self._core.catalog.snapshot
-            answer = await self._heard(ask(snapshot))
-            if answer == DEAD:
-                self._lease.drop()
-                raise QueueClosed(f"worker {self._info.id} has lost its lease")
-            if answer != OUTDATED:
-                return answer
-            await self._core.catalog.load(snapshot)
-
-    async def _heard(self, asked: Any) -> Any:  # noqa: ANN401 - what the script answers
+    async def _hear(self, asked: Awaitable[T]) -> T:
         try:
             return await asked
         except QueueUnavailable:

@@ -9,11 +9,18 @@ from infra.mq.drivers.redis.address import Address
 from infra.mq.drivers.redis.keys import Keys
 from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.registry import Catalog, Route
+from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.drivers.redis.wire import Serials, microseconds
 from infra.mq.errors import QueueClosed
 
 OUTDATED = -1
 """What a script answers to a copy of the registry that is not the present one."""
+
+LARGEST_BODY = 511 * 1024 * 1024
+"""How large a message's body may be, in bytes, where the server does not say how large a value may be."""
+
+BESIDE_BODY = 64 * 1024
+"""How much more than its body a stored message, or a dead letter, has at most, in bytes."""
 
 MEASURED_FOR = 60.0
 """For how long, in seconds, the difference between the two clocks is taken for the same."""
@@ -30,7 +37,7 @@ class Options:
     timeout: float = 5.0
     connect_timeout: float = 5.0
     poll: float = 1.0
-    max_body: int = 16 * 1024 * 1024
+    max_body: int | None = None
     registry_ttl: float = 1.0
     broadcasts_kept: float = 60.0
     broadcasts_kept_at_most: int = 4096
@@ -62,8 +69,11 @@ class Core:
         self.links: dict[str, Link] = {}
         self.catalog = Catalog(lambda: self.link("admin"), self.keys, self.now)
         self.is_open = False
+        self.max_body = options.max_body or LARGEST_BODY
         self._offset = ClockOffset()
         self._measured_at: float | None = None
+        # This machine's clock as it was at the start: nothing that sets it later changes any due time.
+        self._began = clock.time() - clock.monotonic()
 
     def link(self, purpose: str) -> Link:
         """Return the connection for a purpose: one each, so that no long answer keeps others waiting."""
@@ -79,6 +89,11 @@ class Core:
             )
         return link
 
+    def limit_bodies(self, largest_value: int | None) -> None:
+        """Take note of how large a value the server takes; a message has a little beside its body."""
+        said = min(largest_value or LARGEST_BODY, LARGEST_BODY + BESIDE_BODY) - BESIDE_BODY
+        self.max_body = min(said, self.options.max_body or said)
+
     def check(self) -> None:
         """Raise QueueClosed unless the queue is open."""
         if not self.is_open:
@@ -89,8 +104,10 @@ class Core:
         return "" if self.options.broker_time else str(microseconds(self.clock.time()))
 
     def time(self) -> float:
-        """Return the broker's time, as far as it can be known here."""
-        return self.clock.time() + self._offset.seconds
+        """Return the queue's clock, as far as it can be known here; a step of this machine's clock does not move it."""
+        if not self.options.broker_time:
+            return self.clock.time()
+        return self._steady() + self._offset.seconds
 
     async def measure(self, link: Link) -> None:
         """Compare the clocks, if that is due."""
@@ -99,10 +116,13 @@ class Core:
         now = self.clock.monotonic()
         if self._measured_at is not None and now - self._measured_at < MEASURED_FOR:
             return
-        asked_at = self.clock.time()
-        seconds, micros = await link.ask("TIME")
-        self._offset.learn(asked_at, int(seconds) + int(micros) / 1e6, self.clock.time())
+        asked_at = self._steady()
+        answer = await link.safely(scripts().now, [self.keys.of("meta")])
+        self._offset.learn(asked_at, int(answer) / 1e6, self._steady())
         self._measured_at = now
+
+    def _steady(self) -> float:
+        return self._began + self.clock.monotonic()
 
 
 def ordered_flags(routes: list[Route]) -> list[bool]:

@@ -14,6 +14,9 @@ from infra.mq.types import DeadLetter
 PAGE = 500
 """How many entries are looked through at a time."""
 
+AT_ONCE = 10
+"""How many dead letters, which may be large, are read at a time."""
+
 _LENGTH = 8
 """How many digits tell how long the record before the message is."""
 
@@ -68,7 +71,10 @@ async def discard(core: Core, dead_ids: Sequence[str]) -> int:
     if not known:
         return 0
     keys = [core.keys.of(name) for name in ("meta", "dead", "deads")]
-    return int(await core.link("admin").safely(scripts().discard_dead, keys, *known))
+    count = 0
+    for first in range(0, len(known), PAGE):
+        count += await core.link("admin").safely(scripts().discard_dead, keys, *known[first : first + PAGE])
+    return count
 
 
 async def _retry_one(core: Core, dead_id: str, sid: str) -> int:
@@ -97,14 +103,16 @@ async def _sid_of(core: Core, dead_id: str) -> str | None:
 
 
 async def _read(core: Core, snapshot: Snapshot, numbers: Sequence[tuple[str, str]]) -> list[DeadLetter]:
-    if not numbers:
-        return []
-    kept = await core.link("admin").ask("HMGET", core.keys.of("dead"), *(number for number, _ in numbers))
-    return [
-        _letter_of(number, snapshot.name_of(sid), packed)
-        for (number, sid), packed in zip(numbers, kept, strict=True)
-        if packed is not None
-    ]
+    found: list[DeadLetter] = []
+    for first in range(0, len(numbers), AT_ONCE):
+        page = numbers[first : first + AT_ONCE]
+        kept = await core.link("admin").ask("HMGET", core.keys.of("dead"), *(number for number, _ in page))
+        found += [
+            _letter_of(number, snapshot.name_of(sid), packed)
+            for (number, sid), packed in zip(page, kept, strict=True)
+            if packed is not None
+        ]
+    return found
 
 
 def _letter_of(number: str, name: str, packed: bytes) -> DeadLetter:

@@ -29,8 +29,22 @@ _SAID = (
     ("MISCONF", "it cannot save its data and refuses writes: look into its log"),
     ("NOREPLICAS", "it has fewer replicas than min-replicas-to-write asks for"),
     ("BUSY ", "it is busy with a script"),
+    ("NOSCRIPT", "it forgot its scripts"),
+    ("max number of clients reached", "it has no room for another connection (maxclients)"),
 )
 """The same for what the client has no error of its own for."""
+
+_FINAL = (
+    "unknown command",
+    "wrong number of arguments",
+    "Protocol error",
+    "invalid bulk length",
+    "exceeds maximum allowed size",
+    "DB index is out of range",
+    "invalid DB index",
+    "SELECT is not allowed",
+)
+"""What a server answers that will not do it however often it is asked; of everything else, nobody knows that."""
 
 ANSWERS = (redis_errors.ResponseError, redis_errors.BusyLoadingError)
 """Errors that are the server's answer; nothing was done."""
@@ -56,7 +70,8 @@ def explain(error: Exception, where: str) -> QueueError:
     if isinstance(error, redis_errors.AuthenticationError):
         return Misconfigured(f"Redis at {where}: {_REFUSED}")
     if isinstance(error, redis_errors.ResponseError):
-        return QueueRejected(f"Redis at {where} refuses: {said}")
+        kind = QueueRejected if any(it in said for it in _FINAL) else QueueUnavailable
+        return kind(f"Redis at {where} refuses: {said}")
     return QueueUnavailable(f"Redis at {where} cannot be reached: {said}")
 
 

@@ -5,7 +5,11 @@ the request itself.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import fcntl
+import struct
+import termios
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,6 +42,31 @@ async def read(connection: AbstractConnection) -> Any:  # noqa: ANN401 - what th
     if isinstance(answer, redis_errors.ResponseError):
         raise answer from None
     return answer
+
+
+def count_answers(connection: AbstractConnection, heard: Callable[[int], None]) -> None:
+    """Have `heard` called with the size of every piece of an answer that arrives."""
+    reader: Any = connection._reader  # noqa: SLF001 - its answers are read whole, so that nothing else tells of a part
+    feed = reader.feed_data
+
+    def count(data: bytes) -> None:
+        heard(len(data))
+        feed(data)
+
+    reader.feed_data = count
+
+
+def unsent_bytes(connection: AbstractConnection) -> int:
+    """Return how much of what was sent has not reached the other side, as far as this side can know."""
+    writer = connection._writer  # noqa: SLF001 - as above
+    if writer is None:
+        return 0
+    waiting = writer.transport.get_write_buffer_size()
+    sock = writer.transport.get_extra_info("socket")
+    if sock is not None and hasattr(termios, "TIOCOUTQ"):
+        with contextlib.suppress(OSError):
+            waiting += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+    return waiting
 
 
 @asynccontextmanager

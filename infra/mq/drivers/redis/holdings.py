@@ -1,68 +1,90 @@
 """What a consumer owns, as far as it knows."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
-from infra.mq.drivers.redis.registry import Route
 from infra.mq.drivers.redis.wire import serial_of
 from infra.mq.types import Claim, Settlement
 
 
 class Holdings:
-    """Claims that came and were not settled yet, so that one that came unheard can be told from them."""
+    """Claims that were heard of and whose end was not confirmed yet, by subscription, each with its fence.
+
+    An unordered one goes by its delivery's serial, an ordered one by the key of its mailbox. So a claim whose answer
+    was lost can be told from those that are known, and one that the server forgot is noticed.
+    """
 
     def __init__(self) -> None:
-        self._deliveries: dict[str, set[str]] = {}
-        self._mailboxes: dict[str, dict[str, int]] = {}
+        self._held: dict[str, dict[str, int]] = {}
+        self._settling: dict[str, set[str]] = {}
         self._kept: list[Claim] = []
 
     def add(self, sid: str, claims: Iterable[Claim], *, ordered: bool) -> None:
         """Take note of claims."""
+        held = self._held.setdefault(sid, {})
         if ordered:
-            mailboxes = self._mailboxes.setdefault(sid, {})
-            mailboxes.update((it.ordering_key or "", it.fence) for it in claims)
+            held.update((it.ordering_key or "", it.fence) for it in claims)
         else:
-            deliveries = self._deliveries.setdefault(sid, set())
-            deliveries.update(str(it.deliveries[0].id)[:31] for it in claims)
+            held.update((str(it.deliveries[0].id)[:31], it.fence) for it in claims)
 
-    def remove(self, settlements: Iterable[Settlement]) -> None:
-        """Take note of their ends."""
+    def settling(self, settlements: Iterable[Settlement]) -> None:
+        """Take note that claims are about to end: from now on the server may know of that before this consumer."""
         for it in settlements:
-            text = str(it.delivery.id)
-            sid = text[32:40]
-            if not it.claim.ordered:
-                if (deliveries := self._deliveries.get(sid)) is not None:
-                    deliveries.discard(text[:31])
-            elif it.close:
-                mailboxes, key = self._mailboxes.get(sid, {}), it.claim.ordering_key or ""
-                if mailboxes.get(key) == it.claim.fence:
-                    del mailboxes[key]
+            if not it.claim.ordered or it.close:
+                sid, name = _place_of(it)
+                self._settling.setdefault(sid, set()).add(name)
+
+    def settled(self, settlements: Iterable[Settlement]) -> None:
+        """Take note of confirmed ends."""
+        for it in settlements:
+            if it.claim.ordered and not it.close:
+                continue
+            sid, name = _place_of(it)
+            self._settling.get(sid, set()).discard(name)
+            held = self._held.get(sid, {})
+            if held.get(name) == it.claim.fence:
+                del held[name]
 
     def keep(self, claim: Claim) -> None:
         """Exempt a claim from what is given back at the end."""
         self._kept.append(claim)
 
-    def known(self, routes: Sequence[Route]) -> list[tuple[bool, list[Any]]]:
-        """Return what is known of each subscription."""
-        told: list[tuple[bool, list[Any]]] = []
-        for route in routes:
-            sid = route.kept.sid
-            if route.kept.ordered:
-                told.append((True, list(self._mailboxes.get(sid, {}).items())))
-            else:
-                told.append((False, list(self._deliveries.get(sid, ()))))
-        return told
+    def knows(self, sid: str, claim: Claim) -> bool:
+        """Return whether this claim was heard of."""
+        name = (claim.ordering_key or "") if claim.ordered else serial_of(claim.deliveries[0])
+        return self._held.get(sid, {}).get(name) == claim.fence
 
-    def kept(self, routes: Sequence[Route]) -> list[tuple[bool, list[str]]]:
-        """Return what is kept of each subscription."""
+    def is_sure(self, sid: str, name: str) -> bool:
+        """Return whether a claim is known, and no end of it is under way."""
+        return name in self._held.get(sid, ()) and name not in self._settling.get(sid, ())
+
+    def sure(self) -> Iterator[tuple[str, Mapping[str, int]]]:
+        """Return the claims that no end is under way for, by subscription."""
+        for sid, held in self._held.items():
+            settling = self._settling.get(sid, set())
+            found = {name: fence for name, fence in held.items() if name not in settling}
+            if found:
+                yield sid, found
+
+    def all(self) -> dict[str, list[str]]:
+        """Return the names of all claims by subscription."""
+        return {sid: list(held) for sid, held in self._held.items() if held}
+
+    def kept(self) -> dict[str, list[str]]:
+        """Return the names of what is kept by subscription."""
         told: dict[str, list[str]] = {}
         for claim in self._kept:
             sid = str(claim.deliveries[0].id)[32:40]
             name = (claim.ordering_key or "") if claim.ordered else serial_of(claim.deliveries[0])
             told.setdefault(sid, []).append(name)
-        return [(it.kept.ordered, told.get(it.kept.sid, [])) for it in routes]
+        return told
 
     @property
     def keeps(self) -> bool:
         """Whether anything is kept."""
         return bool(self._kept)
+
+
+def _place_of(settlement: Settlement) -> tuple[str, str]:
+    text = str(settlement.delivery.id)
+    name = (settlement.claim.ordering_key or "") if settlement.claim.ordered else text[:31]
+    return text[32:40], name

@@ -32,8 +32,16 @@ class Keys:
         return tuple(f"{self.root}:s:{sid}:{name}" for name in GROUP)
 
     def parking(self, sid: str, event: str) -> str:
-        """Return the key of what is parked for an event."""
+        """Return the key of what is parked for an event, or for another need."""
         return f"{self.root}:s:{sid}:park:{event}"
+
+    def parking_index(self, sid: str) -> str:
+        """Return the key of the set of needs that something of a subscription is parked for: what they begin with."""
+        return self.parking(sid, "")
+
+    def old_line(self, sid: str) -> str:
+        """Return the key of a line that is looked through for an event that is retired."""
+        return f"{self.root}:s:{sid}:old"
 
     def bell(self, process: str) -> str:
         """Return the channel on which the sleepers of one process are woken."""

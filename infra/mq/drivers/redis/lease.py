@@ -63,7 +63,7 @@ class Lease:
             asked = self._core.clock.monotonic()
             lease = microseconds(self._core.options.lease)
             try:
-                held = self._run(scripts().renew, ["leases"], self._core.now(), self._worker, lease)
+                held = self._run(scripts().renew, ["leases", "meta", "since"], self._core.now(), self._worker, lease)
             except QueueUnavailable:
                 self.interrupted()
                 raise
@@ -78,6 +78,19 @@ class Lease:
         self._gone = True
         with self._lock, contextlib.suppress(QueueUnavailable):
             self._run(scripts().abandon, ["leases", "sleepers"], self._worker)
+
+    def keep_alive(self) -> None:
+        """Keep it for as long as this process lives, for a handler that will not stop."""
+
+        def beat() -> None:
+            pause = threading.Event()
+            while not self.lost:
+                pause.wait(self._core.options.lease / 3)
+                with contextlib.suppress(QueueUnavailable):
+                    self.renew()
+            self.close()
+
+        threading.Thread(target=beat, name="redis lease", daemon=True).start()
 
     def close(self) -> None:
         """Disconnect."""

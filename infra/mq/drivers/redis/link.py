@@ -11,7 +11,7 @@ from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.address import Address
 from infra.mq.drivers.redis.errors import ANSWERS, Lost, explain, lost
-from infra.mq.drivers.redis.exchange import bounded, read, send
+from infra.mq.drivers.redis.exchange import bounded, count_answers, read, send, unsent_bytes
 from infra.mq.drivers.redis.scripts import Script
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
 
@@ -23,12 +23,16 @@ FIRST_BACKOFF = 0.05
 MAX_BACKOFF = 1.0
 """The longest such pause, in seconds."""
 
+SMALL = 64 * 1024
+"""Up to what size, in bytes, a request is taken to leave at once."""
+
 _BROKEN = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, EOFError, asyncio.IncompleteReadError)
 
 
 class Link:
     """A connection that comes back by itself, and answers or fails each request once.
 
+    An answer may take `timeout` seconds, and longer while a large request or answer is on its way and moves.
     Nothing is ever sent twice here: whoever asks knows whether that is safe. An answer that is not waited for to the
     end, because of an error, a timeout or a cancellation, costs the connection, so that it can not be taken for the
     answer to the next request.
@@ -43,6 +47,9 @@ class Link:
         self._busy_until: float | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._timed_out = False
+        self._unsent = 0
+        self._heard = 0
+        self._heard_before = 0
         self._closed = False
         self._retry_at = 0.0
         self._backoff = FIRST_BACKOFF
@@ -103,8 +110,8 @@ class Link:
                 try:
                     return await self._exchange(request)
                 except redis_errors.NoScriptError:
-                    await self._exchange(("SCRIPT", "LOAD", script.source))
-                    return await self._exchange(request)
+                    # In one step: by the next request it may have forgotten the script again.
+                    return await self._exchange(("EVAL", script.source, *request[2:]))
             except ANSWERS as error:
                 if "user_script" in str(error):
                     # An error in the middle of it: what was written before stays written.
@@ -146,6 +153,7 @@ class Link:
             # The client bounds the way to the server, not the greetings once it is reached.
             async with bounded(self._connect_timeout):
                 await self._connection.connect()  # type: ignore[no-untyped-call]  # of the client
+            count_answers(self._connection, self._hear)
             self._check()
         except (redis_errors.RedisError, OSError) as error:
             await self._drop()
@@ -174,7 +182,9 @@ class Link:
     async def _exchange(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - what the server answers
         self._begin()
         try:
-            await send(self._connection, pack_command(arguments))
+            packed = pack_command(arguments)
+            self._unsent = len(packed) if len(packed) > SMALL else 0
+            await send(self._connection, packed)
             return await read(self._connection)
         except ANSWERS:
             raise
@@ -193,6 +203,7 @@ class Link:
         # One timer looks after many requests, instead of each having its own.
         loop = asyncio.get_running_loop()
         self._timed_out = False
+        self._heard_before = self._heard
         self._busy_until = loop.time() + self._timeout
         if self._watch is None:
             self._watch = loop.call_later(self._timeout, self._look)
@@ -203,10 +214,22 @@ class Link:
         if self._busy_until is None:
             return
         if loop.time() >= self._busy_until:
-            self._timed_out = True
-            self._abort()
-        else:
-            self._watch = loop.call_at(self._busy_until, self._look)
+            if not self._has_moved():
+                self._timed_out = True
+                self._abort()
+                return
+            self._busy_until = loop.time() + self._timeout
+        self._watch = loop.call_at(self._busy_until, self._look)
+
+    def _has_moved(self) -> bool:
+        """Whether more of a large request left, or more of a large answer came, since this was asked last."""
+        heard, self._heard_before = self._heard != self._heard_before, self._heard
+        unsent = unsent_bytes(self._connection)
+        sent, self._unsent = unsent < self._unsent, unsent
+        return heard or sent
+
+    def _hear(self, count: int) -> None:
+        self._heard += count
 
     def _abort(self) -> None:
         writer = self._connection._writer  # noqa: SLF001 - the one way to end a read without cancelling its task

@@ -65,7 +65,7 @@ class Publisher:
                 done.set_exception(QueueClosed("the queue was closed before this was sent"))
 
     def _size_of(self, messages: Sequence[Message]) -> int:
-        limit, total = self._core.options.max_body, 0
+        limit, total = self._core.max_body, 0
         for message in messages:
             size = len(message.body)
             total += size
@@ -140,7 +140,8 @@ class Publisher:
         arguments = (snapshot.version, core.now(), self._window, kept_for, *request.arguments)
         answer = await link.run(request.script, request.keys, *arguments)
         if tidy and answer != OUTDATED:
-            self._tidied_at = asked_at
+            # What is left is forgotten with the next publish: so it never grows, whatever the rate.
+            self._tidied_at = None if answer else asked_at
         return answer
 
     def _is_untidy(self, now: float) -> bool:

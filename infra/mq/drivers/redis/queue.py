@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import msgspec
@@ -11,7 +12,7 @@ from infra.mq.drivers.redis.administration import retire, unblock
 from infra.mq.drivers.redis.bells import Bells
 from infra.mq.drivers.redis.broadcast import RedisReceiver, broadcast, read_after
 from infra.mq.drivers.redis.consumer import RedisConsumer, owner_name
-from infra.mq.drivers.redis.core import Core, Options
+from infra.mq.drivers.redis.core import LARGEST_BODY, Core, Options
 from infra.mq.drivers.redis.dead import discard, letter, letters, retry
 from infra.mq.drivers.redis.errors import Misconfigured
 from infra.mq.drivers.redis.inspection import stats
@@ -19,13 +20,13 @@ from infra.mq.drivers.redis.lease import Lease
 from infra.mq.drivers.redis.publisher import Publisher
 from infra.mq.drivers.redis.schedule import withdraw
 from infra.mq.drivers.redis.scripts import scripts
-from infra.mq.drivers.redis.server import inspect
+from infra.mq.drivers.redis.server import inspect, largest_value
 from infra.mq.drivers.redis.wire import microseconds
 from infra.mq.errors import QueueRejected
 from infra.mq.queue import REGISTRY_TTL
 from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
 
-_FEATURES = Features(durable=True, multi_process=True, transactional=False)
+_FEATURES = Features(durable=True, multi_process=True, transactional=False, max_body=LARGEST_BODY)
 
 
 class RedisQueue:
@@ -45,7 +46,7 @@ class RedisQueue:
         timeout: How many seconds an answer may take.
         connect_timeout: How many seconds it may take to connect.
         poll: How many seconds a waiting `fetch` lets pass without looking, in case a wake-up call got lost.
-        max_body: How large a message may be, in bytes.
+        max_body: How large a message's body may be, in bytes; by default what the server takes, which is the most.
         registry_ttl: For how many seconds publishers may trust their copy of the registry.
 
     Raises:
@@ -65,7 +66,7 @@ class RedisQueue:
         timeout: float = 5.0,
         connect_timeout: float = 5.0,
         poll: float = 1.0,
-        max_body: int = 16 * 1024 * 1024,
+        max_body: int | None = None,
         registry_ttl: float = REGISTRY_TTL,
     ) -> None:
         options = Options(
@@ -87,7 +88,7 @@ class RedisQueue:
 
     @property
     def features(self) -> Features:
-        return _FEATURES
+        return replace(_FEATURES, max_body=self._core.max_body)
 
     async def open(self) -> None:
         core = self._core
@@ -98,6 +99,7 @@ class RedisQueue:
             link = core.link("admin")
             await link.connect()
             await inspect(link, core.keys)
+            core.limit_bodies(await largest_value(link))
             await core.measure(link)
             await core.catalog.load()
         except Misconfigured as error:
@@ -161,7 +163,7 @@ class RedisQueue:
 
     async def receiver(self, *, origin: str) -> RedisReceiver:
         bells = await self._listening()
-        last, _ = await read_after(self._core, b"")
+        last, _, _ = await read_after(self._core, b"")
         receiver = RedisReceiver(self._core, bells, origin, last, self._receivers.discard)
         self._receivers.add(receiver)
         return receiver
@@ -169,13 +171,15 @@ class RedisQueue:
     async def consumer(self, info: WorkerInfo) -> RedisConsumer:
         core = self._core
         bells = await self._listening()
-        joined = core.clock.monotonic()
-        who = msgspec.msgpack.encode([sorted(info.subscriptions), info.host, info.pid])
-        keys = [core.keys.of("leases"), core.keys.of("workers")]
-        name = owner_name(info)
-        arguments = (core.now(), name, microseconds(core.options.lease), who)
-        await core.link("admin").safely(scripts().join, keys, *arguments)
+        joined, lease, name = core.clock.monotonic(), core.options.lease, owner_name(info)
         consumer = RedisConsumer(core, bells, info, Lease(core, name, joined=joined), self._consumers.discard)
+        who = msgspec.msgpack.encode([sorted(info.subscriptions), info.host, info.pid, lease, consumer.bell])
+        keys = [core.keys.of(it) for it in ("leases", "workers", "meta", "since")]
+        try:
+            await core.link("admin").safely(scripts().join, keys, core.now(), name, microseconds(lease), who)
+        except BaseException:
+            bells.forget(consumer.bell)
+            raise
         self._consumers.add(consumer)
         return consumer
 

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import msgspec
 import structlog
@@ -40,6 +41,9 @@ class Content(msgspec.Struct):
     retired: dict[str, str] = {}
     """Names of subscriptions that left dead letters behind, by sid."""
 
+    retired_events: dict[str, list[str]] = {}
+    """Events that were retired of subscriptions that stay, by sid: these are not declared again after a loss."""
+
     def copy(self) -> "Content":
         """Return one that can be changed."""
         return msgspec.msgpack.decode(msgspec.msgpack.encode(self), type=Content)
@@ -50,6 +54,11 @@ class Route(msgspec.Struct, frozen=True):
 
     kept: Kept
     keys: tuple[str, ...]
+
+    @property
+    def idle(self) -> str:
+        """The key of those who wait until something comes."""
+        return self.keys[GROUP.index("idle")]
 
 
 class Straight(msgspec.Struct, frozen=True):
@@ -98,7 +107,7 @@ class Snapshot:
     def _straight_to(self, routes: Sequence[Route]) -> Straight | None:
         if any(it.kept.ordered for it in routes):
             return None
-        keys = [self._keys.of(name) for name in ("meta", "dedupe", "sleepers")]
+        keys = [self._keys.of(name) for name in ("meta", "accepted", "dedupe", "sleepers")]
         for route in routes:
             group = dict(zip(GROUP, route.keys, strict=True))
             keys += [group[name] for name in LINE]
@@ -119,6 +128,9 @@ class Catalog:
         self._keys = keys
         self._now = now
         self._declared: dict[str, Subscription] = {}
+        self._sids: dict[str, set[str]] = {}
+        """Under which sids what this process declared was kept, by name."""
+
         self._broadcasts: set[str] = set()
         self._loading = asyncio.Lock()
         self.snapshot = Snapshot("", Content(), keys)
@@ -133,15 +145,48 @@ class Catalog:
         async with self._loading:
             if outdated is not None and self.snapshot is not outdated:
                 return self.snapshot
-            await self._read()
-            if not self.snapshot.version and (self._declared or self._broadcasts):
-                log.error(
-                    "the queue in Redis was emptied: what waited in it is lost; this process declares its "
-                    "subscriptions anew",
-                    subscriptions=len(self._declared),
-                )
-                await self._change(lambda content: self._add(content, self._declared.values(), self._broadcasts))
+            if await self._read():
+                await self._restore()
             return self.snapshot
+
+    async def _restore(self) -> None:
+        """Declare anew what this process had declared and the server has lost, as after a flush or with its last log.
+
+        What was retired meanwhile is left alone: a retired sid is remembered, a lost one is not.
+        """
+        content = self.snapshot.content
+        for name in [it for it, sids in self._sids.items() if sids & content.retired.keys()]:
+            if name not in self.snapshot.by_name:
+                self.forget([name])
+        wanted = [self._without_retired(it) for it in self._declared.values()]
+        missing = [it for it in wanted if not self._has(it)]
+        if missing or not self._broadcasts <= set(content.broadcast):
+            log.error("subscriptions vanished from the queue", restored=[it.name for it in missing])
+            await self._change(lambda content: self._add_what_fits(content, wanted, self._broadcasts))
+        self._note_sids()
+
+    def _add_what_fits(self, content: Content, wanted: Sequence[Subscription], broadcasts: Collection[str]) -> None:
+        """Add what contradicts nothing: what others declared meanwhile under the same names stays as it is."""
+        for each in wanted:
+            try:
+                _add_one(content, each)
+            except SubscriptionConflict as error:
+                log.warning("subscription not restored", subscription=each.name, error=str(error))
+        content.broadcast = sorted({*content.broadcast, *broadcasts})
+
+    def _without_retired(self, wanted: Subscription) -> Subscription:
+        route = self.snapshot.by_name.get(wanted.name)
+        gone = self.snapshot.content.retired_events.get(route.kept.sid, ()) if route is not None else ()
+        return replace(wanted, events=wanted.events - {*gone}) if gone else wanted
+
+    def _has(self, wanted: Subscription) -> bool:
+        route = self.snapshot.by_name.get(wanted.name)
+        return route is not None and wanted.events <= {*route.kept.events}
+
+    def _note_sids(self) -> None:
+        for name in self._declared:
+            if (route := self.snapshot.by_name.get(name)) is not None:
+                self._sids.setdefault(name, set()).add(route.kept.sid)
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
         """Add what is missing.
@@ -150,10 +195,12 @@ class Catalog:
             SubscriptionConflict: something contradicts what is kept; nothing was added.
         """
         async with self._loading:
-            await self._read()
+            if await self._read():
+                await self._restore()
             await self._change(lambda content: self._add(content, subscriptions, broadcasts))
             self._declared |= {it.name: it for it in subscriptions}
             self._broadcasts |= set(broadcasts)
+            self._note_sids()
 
     async def set_paused(self, name: str, *, paused: bool) -> None:
         """Pause or resume a subscription.
@@ -174,14 +221,25 @@ class Catalog:
         """Do not declare these again after a flush."""
         for name in names:
             self._declared.pop(name, None)
+            self._sids.pop(name, None)
 
-    async def _read(self) -> None:
-        version, packed, changed_at = await self._link().ask("HMGET", self._keys.of("meta"), "v", "r", "t")
-        found = version.decode() if version else ""
-        if found != self.snapshot.version:
-            content = msgspec.msgpack.decode(packed, type=Content) if packed else Content()
-            self.snapshot = Snapshot(found, content, self._keys)
+    def forget_event(self, names: Collection[str], event: str) -> None:
+        """Do not declare this event of a subscription again after a flush."""
+        for name in names:
+            if (declared := self._declared.get(name)) is not None:
+                self._declared[name] = replace(declared, events=declared.events - {event})
+
+    async def _read(self) -> bool:
+        """Read the registry if it is not the one that is known here; return whether it is another one."""
+        meta = self._keys.of("meta")
+        [version] = await self._link().ask("HMGET", meta, "v")
+        if (version.decode() if version else "") == self.snapshot.version:
+            return False
+        version, packed, changed_at = await self._link().ask("HMGET", meta, "v", "r", "t")
+        content = msgspec.msgpack.decode(packed, type=Content) if packed else Content()
+        self.snapshot = Snapshot(version.decode() if version else "", content, self._keys)
         self.changed_at = int(changed_at) / 1e6 if changed_at else 0.0
+        return True
 
     async def _change(self, change: Callable[[Content], None]) -> None:
         """Apply `change`, again and again until nobody interferes."""
@@ -228,3 +286,5 @@ def _add_one(content: Content, wanted: Subscription) -> None:
         kept.name = wanted.name
     kept.aliases = [*dict.fromkeys(it for it in (*kept.aliases, *wanted.aliases) if it != kept.name)]
     kept.events = sorted({*kept.events, *wanted.events})
+    if gone := set(content.retired_events.pop(kept.sid, ())) - wanted.events:
+        content.retired_events[kept.sid] = sorted(gone)

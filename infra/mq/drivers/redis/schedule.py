@@ -12,12 +12,12 @@ _PLAN, _BODY = GROUP.index("plan"), GROUP.index("body")
 async def withdraw(core: Core, message_id: str, *, do: bool) -> bool:
     """Cancel a scheduled message for all its subscriptions, or, without `do`, say whether that would work now."""
     link = core.link("admin")
-    plans, planned = core.keys.of("plans"), core.keys.of("planned")
+    names = ("meta", "plans", "planned", "accepted")
     while True:
-        entries = await link.ask("HGET", planned, message_id)
+        entries = await link.ask("HGET", core.keys.of("planned"), message_id)
         if entries is None:
             return False
-        keys = [plans, planned]
+        keys = [core.keys.of(it) for it in names]
         for _, _, sids in msgspec.msgpack.decode(entries):
             for sid in sids:
                 group = core.keys.group(sid)

@@ -33,15 +33,19 @@ def _script(name: str, *parts: str, flags: str = "allow-oom", common: bool = Tru
 class Scripts:
     """All of them."""
 
-    adopt: Script
+    stop_claims: Script
+    scan_owned: Script
+    check_owned: Script
+    read_owned: Script
     send_one: Script
     send: Script
     publish: Script
     claim: Script
     settle: Script
     isolate: Script
-    recover: Script
-    leave: Script
+    find_dead: Script
+    take: Script
+    forget_workers: Script
     join: Script
     renew: Script
     abandon: Script
@@ -51,36 +55,48 @@ class Scripts:
     broadcast: Script
     receive: Script
     stats: Script
+    sum_boxes: Script
+    live_workers: Script
+    now: Script
     retry_dead: Script
     discard_dead: Script
     unblock: Script
     retire: Script
+    retire_step: Script
 
 
 @cache
 def scripts() -> Scripts:
     """Return the scripts; they are read once per process."""
     return Scripts(
-        adopt=_script("adopt", "past", "mailbox"),
+        stop_claims=_script("stop_claims", common=False),
+        scan_owned=_script("scan_owned"),
+        check_owned=_script("check_owned", "mailbox"),
+        read_owned=_script("read_owned", "past", "mailbox"),
         send_one=_script("send_one", "handing", "tidying", flags="", common=False),
         send=_script("send", "ids", "tidying", flags=""),
         publish=_script("publish", "mailbox", "due", "ids", "tidying", "handing", flags=""),
         claim=_script("claim", "past", "mailbox", "due"),
-        settle=_script("settle", "past", "mailbox", "due", "dead"),
+        settle=_script("settle", "past", "mailbox", "due", "dead", "parking"),
         isolate=_script("isolate", "past", "mailbox"),
-        recover=_script("recover", "past", "mailbox", "due", "taking"),
-        leave=_script("leave", "past", "mailbox", "due", "taking"),
+        find_dead=_script("find_dead", common=False),
+        take=_script("take", "past", "mailbox", "due"),
+        forget_workers=_script("forget_workers", common=False),
         join=_script("join"),
         renew=_script("renew"),
         abandon=_script("abandon"),
-        unpark=_script("unpark", "mailbox", "due"),
+        unpark=_script("unpark", "mailbox", "due", "parking"),
         register=_script("register"),
         cancel=_script("cancel"),
         broadcast=_script("broadcast", flags=""),
         receive=_script("receive"),
-        stats=_script("stats", "mailbox", "due"),
+        stats=_script("stats", "mailbox", "parking"),
+        sum_boxes=_script("sum_boxes", "mailbox"),
+        live_workers=_script("live_workers"),
+        now=_script("now", common=False),
         retry_dead=_script("retry_dead", "mailbox", "due"),
         discard_dead=_script("discard_dead"),
         unblock=_script("unblock", "past", "mailbox", "due", "dead"),
-        retire=_script("retire", "past", "mailbox", "due", "dead"),
+        retire=_script("retire"),
+        retire_step=_script("retire_step", "past", "mailbox", "dead", "parking"),
     )

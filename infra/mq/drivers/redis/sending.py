@@ -32,7 +32,7 @@ class Batch:
         self._now = now
         self._contents: list[Argument] = []
         self.ids: list[Argument] = []
-        """Those of messages that are accepted only once."""
+        """Events and ids of messages that are accepted only once."""
 
         self._event: str | None = messages[0].event
         """What all of them are, if they are the same, and none is delayed."""
@@ -45,7 +45,7 @@ class Batch:
         for serial, message in zip(serials, self._messages, strict=True):
             tell(keep(message, serial))
             if message.dedupe:
-                tell_id(message.id)
+                tell_id(f"{message.event}\0{message.id}")
                 if not message.fresh:
                     self._all_new = False
             if message.event != event or message.due_at is not None:
@@ -57,11 +57,11 @@ class Batch:
         if self._event is not None and len(self.ids) in {0, count}:
             straight = snapshot.straight(self._event)
             if straight is not None:
-                look = "" if self._all_new else "1"
-                arguments = [look, count, *straight.targets, *self._contents, *self.ids]
+                may_repeat = "" if self._all_new else "1"
+                arguments = [may_repeat, count, *straight.targets, *self._contents, *self.ids]
                 return Request(scripts().send_one if count == 1 else scripts().send, straight.keys, arguments)
         plan = _Plan(snapshot, self._messages, self._now)
-        names = [keys.of(it) for it in ("meta", "dedupe", "sleepers", "plans", "planned")]
+        names = [keys.of(it) for it in ("meta", "accepted", "dedupe", "sleepers", "plans", "planned")]
         names += [key for route in plan.routes for key in route.keys]
         return Request(scripts().publish, names, [plan.packed(), *self._contents, *self.ids])
 

@@ -14,6 +14,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 OLDEST = (7, 0)
 """The oldest Redis whose scripts can do what is needed. Valkey calls itself 7.2 or newer."""
 
+_TRIAL = "#!lua flags=allow-oom\nreturn redis.call('HSETNX', KEYS[1], 'n', '0')"
+
 
 async def inspect(link: Link, keys: Keys) -> None:
     """Refuse a server that would lose messages or cannot keep them; warn of one that forgets them when it restarts.
@@ -41,10 +43,20 @@ async def inspect(link: Link, keys: Keys) -> None:
     await _warn_if_forgetful(link, where)
 
 
+async def largest_value(link: Link) -> int | None:
+    """Return how large a value may be, in bytes, if the server says so."""
+    with contextlib.suppress(QueueError):
+        # Not every user may read the configuration.
+        answer = await link.ask("CONFIG", "GET", "proto-max-bulk-len")
+        return int(answer[1]) if answer else None
+    return None
+
+
 async def _try_to_write(link: Link, keys: Keys) -> None:
     """Find out at the start, and not at the first publish, whether this user may do what is needed."""
     try:
-        await link.command("EVAL", "return redis.call('HSETNX', KEYS[1], 'n', '0')", 1, keys.of("meta"))
+        # Also when its memory is full: only workers make room.
+        await link.command("EVAL", _TRIAL, 1, keys.of("meta"))
         await link.command("PUBLISH", keys.changes, "")
     except QueueIndeterminate as error:
         raise QueueUnavailable(str(error)) from error

@@ -1,6 +1,6 @@
 """How the ends of claims are told to the script that carries them out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,41 @@ _CODES = {
     Outcome.BLOCK: 5,
     Outcome.DEAD: 6,
 }
+
+
+STEP = 500
+"""How many settlements a script carries out at most, but for those of one claim."""
+
+STEP_BYTES = 4 * 1024 * 1024
+"""How large, in bytes, what a script has to copy for them may be together."""
+
+
+def in_steps(settlements: Sequence[Settlement]) -> Iterator[Sequence[Settlement]]:
+    """Divide settlements into what one script carries out; those of one claim stay together, in their order."""
+    if len(settlements) <= STEP and sum(map(_weight, settlements)) <= STEP_BYTES:
+        yield settlements
+        return
+    claims: dict[int, list[Settlement]] = {}
+    for it in settlements:
+        claims.setdefault(id(it.claim), []).append(it)
+    step: list[Settlement] = []
+    weight = 0
+    for together in claims.values():
+        more = sum(map(_weight, together))
+        if step and (len(step) + len(together) > STEP or weight + more > STEP_BYTES):
+            yield step
+            step, weight = [], 0
+        step += together
+        weight += more
+    yield step
+
+
+def _weight(settlement: Settlement) -> int:
+    if settlement.outcome is Outcome.DONE:
+        return 0
+    failure = settlement.failure
+    said = len(failure.error) + len(failure.traceback) if failure else 0
+    return said + (len(settlement.delivery.body) if settlement.outcome is Outcome.DEAD else 0)
 
 
 class Batch:
@@ -39,7 +74,8 @@ class Batch:
         for sid in self._groups:
             names += self._keys.group(sid)
         for sid, group in self._groups.items():
-            names += [self._keys.parking(sid, event) for event in group.events]
+            names.append(self._keys.parking_index(sid))
+            names += [self._keys.parking(sid, need) for need in group.needs]
         return names
 
     def packed(self) -> bytes:
@@ -52,29 +88,28 @@ class _Group:
 
     def __init__(self, *, ordered: bool) -> None:
         self.ordered = ordered
-        self.events: dict[str, int] = {}
+        self.needs: dict[str, int] = {}
         self._done: list[str] = []
         self._others: list[list[Any]] = []
         self._claims: dict[tuple[str, int], list[list[Any]]] = {}
 
     def add(self, index: int, settlement: Settlement) -> None:
         delivery, claim = settlement.delivery, settlement.claim
-        if delivery.event not in self.events:
-            self.events[delivery.event] = len(self.events) + 1
+        self.needs.setdefault(settlement.needs or delivery.event, len(self.needs) + 1)
         if self.ordered:
             end = self._end(index, int(str(delivery.id)[41:]), settlement)
             self._claims.setdefault((claim.ordering_key or "", claim.fence), []).append(end)
         elif settlement.outcome is Outcome.DONE:
             self._done.append(serial_of(delivery))
         else:
-            self._others.append(self._end(index, serial_of(delivery), settlement))
+            self._others.append([*self._end(index, serial_of(delivery), settlement), claim.fence])
 
     def packed(self, sid: str) -> list[Any]:
         """Return it as the script reads it."""
         if self.ordered:
             claims = [(key, fence, ends) for (key, fence), ends in self._claims.items()]
-            return [sid, True, len(self.events), claims]
-        return [sid, False, len(self.events), self._done, self._others]
+            return [sid, True, len(self.needs), claims]
+        return [sid, False, len(self.needs), self._done, self._others]
 
     def _end(self, index: int, place: int | str, settlement: Settlement) -> list[Any]:
         outcome = _CODES[settlement.outcome]
@@ -90,7 +125,7 @@ class _Group:
             settlement.charge,
             _text(failure.error) if failure else None,
             _text(failure.traceback) if failure else None,
-            self.events[settlement.delivery.event],
+            self.needs[settlement.needs or settlement.delivery.event],
         ]
 
 

@@ -94,8 +94,11 @@ def claims_of(answer: Sequence[Any], name: str, sid: str) -> list[Claim]:
     """Return the claims in a script's answer for an unordered subscription."""
     messages, pasts = answer
     deliveries = deliveries_of(messages, name, sid)
+    claims = [Claim(subscription=name, deliveries=[it], fence=1) for it in deliveries]
+    for past in pasts:
+        claims[past[0] - 1].fence = past[5]
     count_pasts(deliveries, pasts)
-    return [Claim(subscription=name, deliveries=[it]) for it in deliveries]
+    return claims
 
 
 def mailbox_claims_of(answer: Iterable[Sequence[Any]], name: str, sid: str) -> list[Claim]:
@@ -114,7 +117,7 @@ def mailbox_claims_of(answer: Iterable[Sequence[Any]], name: str, sid: str) -> l
 
 def count_pasts(deliveries: Sequence[Delivery], pasts: Iterable[Sequence[int]]) -> None:
     """Enter what went wrong so far."""
-    for position, failures, deferrals, takeovers, crashes in pasts:
+    for position, failures, deferrals, takeovers, crashes, *_ in pasts:
         delivery = deliveries[position - 1]
         delivery.failures = failures
         delivery.deferrals = deferrals

@@ -1,15 +1,24 @@
 -- Withdraws a scheduled message from all its subscriptions, or only tells whether that could be done.
--- KEYS: plans, planned, then plan and messages of every subscription in the entries.
+-- KEYS: meta, plans, planned, accepted, then plan and messages of every subscription in the entries.
 -- ARGV: time, id, the entries that this was decided on, whether to do it.
 
-local plans, planned = KEYS[1], KEYS[2]
+local plans, planned = KEYS[2], KEYS[3]
 if call('HGET', planned, ARGV[2]) ~= ARGV[3] then return -1 end
-local now, done, number, left = clock(ARGV[1]), 0, 2, {}
+local now, done, number, rest = clock(ARGV[1], KEYS[1]), 0, 4, {}
+
+-- The id of a message that is cancelled may be used anew.
+local function forget_id(message)
+  local _, event = parts_of(message)
+  call('ZREM', KEYS[4], event .. '\0' .. ARGV[2])
+end
+
 for _, it in ipairs(cmsgpack.unpack(ARGV[3])) do
   local member, due, sids = it[1], it[2], it[3]
-  if due > now then done = done + 1 else left[#left + 1] = it end
+  if due > now then done = done + 1 else rest[#rest + 1] = it end
   for _ = 1, #sids do
     if due > now and ARGV[4] == '1' then
+      local message = call('HGET', KEYS[number + 2], member:sub(PLANNED_FROM))
+      if message then forget_id(message) end
       call('ZREM', KEYS[number + 1], member)
       call('HDEL', KEYS[number + 2], member:sub(PLANNED_FROM))
     end
@@ -18,6 +27,10 @@ for _, it in ipairs(cmsgpack.unpack(ARGV[3])) do
   if due > now and ARGV[4] == '1' then call('ZREM', plans, member .. '\0' .. ARGV[2]) end
 end
 if done > 0 and ARGV[4] == '1' then
-  if #left > 0 then call('HSET', planned, ARGV[2], cmsgpack.pack(left)) else call('HDEL', planned, ARGV[2]) end
+  if #rest > 0 then
+    call('HSET', planned, ARGV[2], cmsgpack.pack(rest))
+  else
+    call('HDEL', planned, ARGV[2])
+  end
 end
 return done

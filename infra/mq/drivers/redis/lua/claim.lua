@@ -1,70 +1,99 @@
--- Claims what is due for all that a worker wants; with nothing to claim, leaves word where to ring.
--- KEYS: meta, leases, plans, planned, sleepers, then a group for every subscription.
+-- Claims what is due for all that a worker wants; with nothing to claim, registers it as waiting.
+-- KEYS: meta, leases, plans, planned, sleepers, claims, then a group for every subscription.
 -- ARGV: registry version, time, worker, bell to leave ('' for none), bell to take back ('' for none), wants,
---       number of the sleep.
+--       number of the claim, how many bytes the claims after the first may have.
 
-local meta, leases, plans, planned, sleepers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local KEPT = 5
+local meta, leases, plans, planned, sleepers, numbers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local KEPT = 6
 if is_outdated(meta, ARGV[1]) then return -1 end
-local now, worker, bell, risen = clock(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+local worker, bell, risen = ARGV[3], ARGV[4], ARGV[5]
 local wants = cmsgpack.unpack(ARGV[6])
 if (tonumber(call('ZSCORE', leases, worker)) or 0) <= 0 then return -2 end
+-- A request that its worker gave up for lost, and that comes late, must claim nothing: nobody would know of it.
+if tonumber(ARGV[7]) <= (tonumber(call('HGET', numbers, worker)) or 0) then return -3 end
+local now = clock(ARGV[2], meta)
 forget_due_plans(plans, planned, now)
 
 local SUSPECT, BATCH = 2, 10
--- No more for one subscription once the messages are larger than this: an answer is made up in memory.
-local BYTES = 16 * 1024 * 1024
-local SLICE = 100
+local room = {claims = 1000, bytes = tonumber(ARGV[8]), first = true}
+
+-- Whether one more message may go into the answer; the first of all may always.
+local function fits(message)
+  if room.first then
+    room.first = false
+    return true
+  end
+  if #message > room.bytes then
+    room.bytes = 0
+    return false
+  end
+  room.bytes = room.bytes - #message
+  return true
+end
 
 local function counters(past) return past[FAILURES], past[DEFERRALS], past[TAKEOVERS], past[CRASHES] end
 
--- The next in line, and of what was given back and is due, in the order in which they became due: the messages, how many
--- of them are from the line, and which were given back. A serial begins with the time of its publish.
+-- The next in line, and of what was given back and is due, in the order in which they became due: the messages, and for
+-- each the id under which it was given back, or false for one that is from the line. A serial begins with the time of its
+-- publish.
 local function next_due(group, limit)
   local back = call('ZRANGEBYSCORE', group.later, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
   local line = call('LRANGE', group.line, 0, limit - 1)
-  if #back == 0 then return line, #line, {} end
-  local found, returned, taken, at = {}, {}, 0, 1
+  if #back == 0 then return line, false, {} end
+  local found, origins, lost, taken, at = {}, {}, {}, 0, 1
   while #found < limit and (at <= #back or taken < #line) do
     local fresh = line[taken + 1]
     if at > #back or (fresh and tonumber(serial_of(fresh):sub(1, 16)) <= tonumber(back[at + 1])) then
       found[#found + 1] = fresh
+      origins[#found] = false
       taken = taken + 1
     else
-      found[#found + 1] = call('HGET', group.body, back[at]) or nil
-      returned[#returned + 1] = back[at]
+      local message = call('HGET', group.body, back[at])
+      if message then
+        found[#found + 1] = message
+        origins[#found] = back[at]
+      else
+        lost[#lost + 1] = back[at]
+      end
       at = at + 2
     end
   end
-  return found, taken, returned
+  return found, origins, lost
 end
 
 local function claim_deliveries(group, limit)
-  local messages, pasts, size = {}, {}, 0
+  local messages, pasts = {}, {}
   local remembers = has_past(group)
-  while #messages < limit and size < BYTES do
-    local found, taken, returned = next_due(group, math.min(limit - #messages, SLICE))
-    if taken + #returned == 0 then break end
-    local body, own = {}, {}
+  while #messages < limit and room.bytes > 0 do
+    local found, origins, lost = next_due(group, math.min(limit - #messages, LARGE))
+    local body, own, returned, taken, size = {}, {}, lost, 0, 0
     for index, message in ipairs(found) do
+      if not fits(message) then break end
       local serial = serial_of(message)
-      body[2 * index - 1], body[2 * index] = serial, message
-      own[2 * index - 1], own[2 * index] = serial, worker
+      if origins and origins[index] then
+        returned[#returned + 1] = origins[index]
+      else
+        -- Out of the line it is kept by its name; what was given back is already.
+        taken = taken + 1
+        body[2 * taken - 1], body[2 * taken] = serial, message
+      end
+      size = size + 2
+      own[size - 1], own[size] = serial, worker
       messages[#messages + 1] = message
-      size = size + #message
       local past = remembers and call('HGET', group.past, serial)
       if past then
-        local f, d, t, c = counters(cmsgpack.unpack(past))
-        pasts[#pasts + 1] = {#messages, f, d, t, c}
+        past = cmsgpack.unpack(past)
+        local f, d, t, c = counters(past)
+        pasts[#pasts + 1] = {#messages, f, d, t, c, (past[RETURNS] or 0) + 1}
       end
     end
-    -- Out of the line it is kept by its name; what was given back is already.
     if taken > 0 then
       many('HSET', group.body, body)
       call('LTRIM', group.line, taken, -1)
     end
     many('HSET', group.own, own)
     many('ZREM', group.later, returned)
+    if size == 0 and #lost == 0 then break end
   end
   return {messages, pasts}
 end
@@ -79,73 +108,92 @@ local function letters_of(set, key, box, remembers)
     if packed then
       local f, d, t, c = counters(cmsgpack.unpack(packed))
       if t >= SUSPECT and index > 1 then
-        places[index], sequences[index] = nil, nil
+        places[index] = nil
         break
       end
       pasts[#pasts + 1] = {index, f, d, t, c}
       if t >= SUSPECT then break end
     end
   end
-  while #sequences > #places do sequences[#sequences] = nil end
-  return sequences, places, pasts
+  local messages, fitting = values(set.group.body, places), 0
+  for index, message in ipairs(messages) do
+    if not fits(message) then break end
+    fitting = index
+  end
+  local function cut(list)
+    while #list > fitting do list[#list] = nil end
+  end
+  cut(sequences)
+  cut(messages)
+  while #pasts > 0 and pasts[#pasts][1] > fitting do pasts[#pasts] = nil end
+  return sequences, messages, pasts
 end
 
 local function claim_mailboxes(group, limit)
-  local claims, size = {}, 0
+  local claims = {}
   local remembers = has_past(group)
-  while #claims < limit and size < BYTES do
-    local keys = call('LRANGE', group.line, 0, math.min(limit - #claims, SLICE) - 1)
+  while #claims < limit and room.bytes > 0 do
+    local keys = call('LRANGE', group.line, 0, math.min(limit - #claims, 100) - 1)
     if #keys == 0 then break end
-    local set, own, wanted = mailboxes_of(group), {}, {}
+    local set, own, used = mailboxes_of(group), {}, 0
     local fence = next_numbers(meta, #keys)
     load_boxes(set, keys)
-    local first = #claims + 1
     for _, key in ipairs(keys) do
       local box = get_box(set, key)
       if box and box[STATE] == READY then
-        local sequences, places, pasts = letters_of(set, key, box, remembers)
-        box[STATE], box[CLAIMED], box[FENCE] = OWNED, #sequences, fence
-        set.changed[key] = true
-        own[#own + 1] = key
-        own[#own + 1] = worker
-        for _, it in ipairs(places) do wanted[#wanted + 1] = it end
-        claims[#claims + 1] = {key, fence, sequences, {}, pasts}
-        fence = fence + 1
+        local sequences, messages, pasts = letters_of(set, key, box, remembers)
+        if #sequences > 0 then
+          box[STATE], box[CLAIMED], box[FENCE] = OWNED, #sequences, fence
+          set.changed[key] = true
+          own[#own + 1] = key
+          own[#own + 1] = worker
+          claims[#claims + 1] = {key, fence, sequences, messages, pasts}
+          fence = fence + 1
+        elseif room.bytes <= 0 then
+          break
+        else
+          -- Nothing but holes, as far as was looked: it goes on from there, behind the others.
+          skip_holes(set, key, box)
+          make_ready(set, key, box)
+          left.items = left.items - WALK
+        end
       end
-    end
-    local messages, at = values(group.body, wanted), 1
-    for index = first, #claims do
-      local claim = claims[index]
-      for position = 1, #claim[3] do
-        claim[4][position] = messages[at]
-        size = size + #messages[at]
-        at = at + 1
-      end
+      used = used + 1
+      if left.items <= 0 then break end
     end
     many('HSET', group.own, own)
     write_boxes(set)
-    call('LTRIM', group.line, #keys, -1)
+    call('LTRIM', group.line, used, -1)
+    if used < #keys or left.items <= 0 then break end
   end
   return claims
 end
 
-if risen ~= '' then call('HDEL', sleepers, worker) end
+-- A sleep in which something was handed over has ended already.
+local ended = risen ~= '' and call('HDEL', sleepers, worker) or 0
 local answer, total = {}, 0
 for number, want in ipairs(wants) do
-  local group, ordered, limit = group_at(KEPT + (number - 1) * GROUP), want[1], want[2]
+  local group, ordered, limit = group_at(KEPT + (number - 1) * GROUP), want[1], math.min(want[2], room.claims)
   if risen ~= '' then call('SREM', group.idle, risen) end
-  local claimed = {}
+  local claimed = ordered and {} or {{}, {}}
   if limit > 0 then
-    promote(group, ordered, now)
-    claimed = ordered and claim_mailboxes(group, limit) or claim_deliveries(group, limit)
-    total = total + (ordered and #claimed or #claimed[1])
+    promote_plan(group, ordered, now, ordered and 500 or limit)
+    if ordered then promote_waiting(group, now, limit) end
+    if room.bytes > 0 then
+      claimed = ordered and claim_mailboxes(group, limit) or claim_deliveries(group, limit)
+      local count = ordered and #claimed or #claimed[1]
+      total = total + count
+      room.claims = room.claims - count
+    end
   end
   answer[number] = claimed
-  -- Whoever was woken for more than it takes passes the word on.
+  -- A worker that was woken for more than it takes wakes the next one.
   if call('LLEN', group.line) > 0 then ring(group.idle, 1) end
 end
+if total > 0 then call('HSET', numbers, worker, ARGV[7]) end
 
-local due = false
+-- What could not be looked at now is to be looked at soon.
+local due = (left.items <= 0 or left.bytes <= 0) and now
 if total == 0 then
   if bell ~= '' then call('HSET', sleepers, worker, ARGV[7]) end
   for number, want in ipairs(wants) do
@@ -159,4 +207,4 @@ if total == 0 then
     end
   end
 end
-return {due and digits(due) or '', answer}
+return {due and digits(due) or '', answer, ended}

@@ -52,6 +52,10 @@ local function values(key, fields)
   return found
 end
 
+-- What one run of a script works on at most, of all subscriptions together: it is called again for what is left.
+local LARGE = 25 -- how many messages, which may be large, are read at a time
+local left = {items = 1000, bytes = 4 * 1024 * 1024}
+
 -- These are the first elements of a message.
 local PLANNED_FROM = 17 -- where the serial begins in a plan
 local function parts_of(message)

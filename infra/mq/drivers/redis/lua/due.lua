@@ -1,42 +1,61 @@
--- What has become due takes its place.
+-- What has become due takes its place, in bounded steps: a million messages may be due at one moment.
 
--- What was delayed by its publisher: an unordered delivery keeps its time, an ordered one joins its mailbox.
-local function promote_plan(group, ordered, now)
-  while true do
-    local due = call('ZRANGEBYSCORE', group.plan, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 500)
+local function is_due(key, now) return call('ZCOUNT', key, '-inf', now) > 0 end
+
+-- Of what was delayed by its publisher, an unordered delivery keeps its time.
+local function promote_deliveries(group, due)
+  local members, times = {}, {}
+  for index = 1, #due, 2 do
+    members[#members + 1] = due[index]
+    times[#times + 1] = due[index + 1]
+    times[#times + 1] = due[index]:sub(PLANNED_FROM)
+  end
+  many('ZADD', group.later, times)
+  many('ZREM', group.plan, members)
+  left.items = left.items - #members
+end
+
+-- An ordered one joins its mailbox. Here each message is copied: few at a time.
+local function promote_letters(group, due)
+  local members, serials, places, bodies = {}, {}, {}, {}
+  for index = 1, #due, 2 do
+    members[#members + 1] = due[index]
+    serials[#serials + 1] = due[index]:sub(PLANNED_FROM)
+  end
+  local set = mailboxes_of(group)
+  for index, message in ipairs(values(group.body, serials)) do
+    if message then
+      local _, _, key = parts_of(message)
+      key = key or ''
+      places[#places + 1] = place(key, append(set, key, 1))
+      places[#places + 1] = message
+      bodies[#bodies + 1] = serials[index]
+      left.bytes = left.bytes - #message
+    end
+  end
+  many('HSET', group.body, places)
+  write_boxes(set)
+  many('HDEL', group.body, bodies)
+  many('ZREM', group.plan, members)
+  left.items = left.items - #members
+end
+
+-- At most about `limit` of what was delayed by its publisher.
+local function promote_plan(group, ordered, now, limit)
+  while limit > 0 and left.items > 0 and left.bytes > 0 do
+    local wanted = math.min(limit, left.items, ordered and LARGE or 500)
+    local due = call('ZRANGEBYSCORE', group.plan, '-inf', now, 'WITHSCORES', 'LIMIT', 0, wanted)
     if #due == 0 then return end
-    local members, serials, times, bodies, places = {}, {}, {}, {}, {}
-    for index = 1, #due, 2 do
-      members[#members + 1] = due[index]
-      serials[#serials + 1] = due[index]:sub(PLANNED_FROM)
-      times[#times + 1] = due[index + 1]
-      times[#times + 1] = serials[#serials]
-    end
-    if ordered then
-      local set = mailboxes_of(group)
-      for index, message in ipairs(values(group.body, serials)) do
-        if message then
-          local _, _, key = parts_of(message)
-          key = key or ''
-          places[#places + 1] = place(key, append(set, key, 1))
-          places[#places + 1] = message
-          bodies[#bodies + 1] = serials[index]
-        end
-      end
-      many('HSET', group.body, places)
-      write_boxes(set)
-      many('HDEL', group.body, bodies)
-    else
-      many('ZADD', group.later, times)
-    end
-    many('ZREM', group.plan, members)
+    if ordered then promote_letters(group, due) else promote_deliveries(group, due) end
+    limit = limit - #due / 2
   end
 end
 
--- Mailboxes whose head waited for its time join the line, in the order of their times.
-local function promote_waiting(group, now)
-  while true do
-    local keys = call('ZRANGEBYSCORE', group.later, '-inf', now, 'LIMIT', 0, 500)
+-- Mailboxes whose head waited for its time join the line, in the order of their times. If not all of them can do so now,
+-- whatever becomes due later joins the rest.
+local function promote_waiting(group, now, limit)
+  while limit > 0 and left.items > 0 do
+    local keys = call('ZRANGEBYSCORE', group.later, '-inf', now, 'LIMIT', 0, math.min(limit, left.items, 500))
     if #keys == 0 then return end
     local set = mailboxes_of(group)
     load_boxes(set, keys)
@@ -46,12 +65,10 @@ local function promote_waiting(group, now)
     end
     write_boxes(set)
     many('ZREM', group.later, keys)
+    left.items = left.items - #keys
+    limit = limit - #keys
   end
-end
-
-local function promote(group, ordered, now)
-  promote_plan(group, ordered, now)
-  if ordered then promote_waiting(group, now) end
+  if is_due(group.later, now) then group.behind = digits(now) end
 end
 
 -- A message that is due can be cancelled no more: its entry in the index of ids goes.
@@ -60,11 +77,11 @@ local function forget_due_plans(plans, planned, now)
     local member, id = entry:match('^(.-)%z(.*)$')
     local packed = call('HGET', planned, id)
     if packed then
-      local left = {}
+      local rest = {}
       for _, it in ipairs(cmsgpack.unpack(packed)) do
-        if it[1] ~= member then left[#left + 1] = it end
+        if it[1] ~= member then rest[#rest + 1] = it end
       end
-      if #left > 0 then call('HSET', planned, id, cmsgpack.pack(left)) else call('HDEL', planned, id) end
+      if #rest > 0 then call('HSET', planned, id, cmsgpack.pack(rest)) else call('HDEL', planned, id) end
     end
     call('ZREM', plans, entry)
   end

@@ -9,6 +9,7 @@ if ARGV[2] == '1' then
   id = place(id, box[HEAD])
 end
 local past = past_of(group, id)
+if ARGV[2] ~= '1' and fence_of(past) ~= tonumber(ARGV[4]) then return 0 end
 past[ALONE] = true
 keep_past(group, id, past)
 return 1

@@ -6,6 +6,9 @@ local READY, WAITING, OWNED, PARKED, BLOCKED = 'R', 'W', 'O', 'P', 'B'
 
 local function place(key, sequence) return key .. '\0' .. digits(sequence) end
 
+-- How many sequences are looked at for the next letter of a mailbox at most: holes may be many.
+local WALK = 1000
+
 -- Changes are gathered and written at once, what is needed to find a mailbox again before what is no longer needed.
 local function mailboxes_of(group)
   return {group = group, boxes = {}, changed = {}, ready = {}}
@@ -63,7 +66,17 @@ local function give_back(set, key, box)
 end
 
 local function write_boxes(set)
-  local kept, gone = {}, {}
+  local kept, gone, later = {}, {}, {}
+  -- While mailboxes that are due wait for their place in line, those that come after them wait there, too.
+  if set.group.behind then
+    for _, key in ipairs(set.ready) do
+      if set.boxes[key] then
+        set.boxes[key][STATE] = WAITING
+        later[#later + 1] = set.group.behind
+        later[#later + 1] = key
+      end
+    end
+  end
   for key in pairs(set.changed) do
     local box = set.boxes[key]
     if box then
@@ -74,23 +87,31 @@ local function write_boxes(set)
     end
   end
   many('HSET', set.group.box, kept)
-  many('RPUSH', set.group.line, set.ready)
+  if set.group.behind then
+    many('ZADD', set.group.later, later)
+  else
+    many('RPUSH', set.group.line, set.ready)
+  end
   many('HDEL', set.group.box, gone)
   set.changed, set.ready = {}, {}
 end
 
--- Moves the head over what was retired.
+-- Moves the head over what was retired; with very much of it, not all the way.
 local function skip_holes(set, key, box)
   if box[SIZE] > 0 and box[SIZE] < box[TAIL] - box[HEAD] then
-    while call('HEXISTS', set.group.body, place(key, box[HEAD])) == 0 do box[HEAD] = box[HEAD] + 1 end
+    local stop = box[HEAD] + WALK
+    while box[HEAD] < stop and call('HEXISTS', set.group.body, place(key, box[HEAD])) == 0 do
+      box[HEAD] = box[HEAD] + 1
+    end
   end
 end
 
--- The first `limit` sequences of a mailbox.
+-- The first `limit` sequences of a mailbox; fewer where very many holes are between them.
 local function sequences_of(set, key, box, limit)
   local found, sequence = {}, box[HEAD]
   local whole = box[SIZE] == box[TAIL] - box[HEAD]
-  while sequence < box[TAIL] and #found < limit do
+  local stop = math.min(box[TAIL], sequence + WALK)
+  while sequence < stop and #found < limit do
     if whole or call('HEXISTS', set.group.body, place(key, sequence)) == 1 then found[#found + 1] = sequence end
     sequence = sequence + 1
   end

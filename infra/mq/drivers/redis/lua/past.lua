@@ -1,10 +1,13 @@
--- The record of a delivery's past.
-local FAILURES, DEFERRALS, TAKEOVERS, CRASHES, ALONE, ERROR, TRACEBACK = 1, 2, 3, 4, 5, 6, 7
+-- The record of a delivery's past. RETURNS counts how often an unordered delivery was given back after a claim: the fence
+-- of its next claim is one more. Records of earlier releases have no such count.
+local FAILURES, DEFERRALS, TAKEOVERS, CRASHES, ALONE, ERROR, TRACEBACK, RETURNS = 1, 2, 3, 4, 5, 6, 7, 8
 
 local function past_of(group, id)
   local packed = call('HGET', group.past, id)
-  if packed then return cmsgpack.unpack(packed) end
-  return {0, 0, 0, 0, false, false, false}
+  if not packed then return {0, 0, 0, 0, false, false, false, 0} end
+  local past = cmsgpack.unpack(packed)
+  past[RETURNS] = past[RETURNS] or 0
+  return past
 end
 
 local function keep_past(group, id, past)
@@ -12,3 +15,6 @@ local function keep_past(group, id, past)
 end
 
 local function has_past(group) return call('EXISTS', group.past) == 1 end
+
+-- The fence of an unordered delivery's present claim, or of its next one.
+local function fence_of(past) return past[RETURNS] + 1 end

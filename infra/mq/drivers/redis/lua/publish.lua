@@ -1,14 +1,15 @@
 -- Accepts a batch of messages, all or none: one delivery for every subscription that the registry has.
--- KEYS: meta, dedupe, sleepers, plans, planned, then a group for every target.
+-- KEYS: meta, accepted, dedupe, sleepers, plans, planned, then a group for every target.
 -- ARGV: registry version, time, dedupe window, for how many milliseconds ids are kept ('' to leave that to a later
---       publish, which will come in time), plan of the batch, then the messages, then ids.
+--       publish, which will come in time), plan of the batch, then the messages, then events with ids.
+-- Answers how many ids are still to be forgotten, or -1.
 
-local meta, dedupe, sleepers, plans, planned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local KEPT = 5
+local meta, marks, older, sleepers, plans, planned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local KEPT = 6
 local FIRST = 6
 -- The publisher found the targets in its copy of the registry: it must be the present one.
 if is_outdated(meta, ARGV[1]) then return -1 end
-local now = clock(ARGV[2])
+local now = clock(ARGV[2], meta)
 local since = now - ARGV[3]
 -- Which messages have an id that is accepted once: their numbers, or true for all.
 local count, targets, identified, delayed = unpack(cmsgpack.unpack(ARGV[5]))
@@ -17,7 +18,7 @@ local LAST = FIRST + count - 1
 local function message_at(index) return ARGV[FIRST + index - 1] end
 
 local dropped, accepted = {}, {}
-local repetitions = repeated(dedupe, LAST + 1, #ARGV, since) or {}
+local repetitions = repeated(marks, older, LAST + 1, #ARGV, since, true) or {}
 for place = LAST + 1, #ARGV do
   if repetitions[place] then
     dropped[identified == true and place - LAST or identified[place - LAST]] = true
@@ -42,9 +43,24 @@ local function send(group, target)
   if bell then ring(group.idle, #messages, bell) end
 end
 
+-- More is due than can take its place now: what comes after it waits for its place, too.
+local function post_later(group, letters)
+  for _, letter in ipairs(letters) do
+    for _, index in ipairs(letter[2]) do
+      if not dropped[index] then
+        local message = message_at(index)
+        call('HSET', group.body, serial_of(message), message)
+        call('ZADD', group.plan, digits(now), digits(next_numbers(meta, 1)) .. serial_of(message))
+      end
+    end
+  end
+  ring(group.idle, 1)
+end
+
 -- An ordered target: the messages of every key.
 local function post(group, letters)
-  promote_plan(group, true, now)
+  promote_plan(group, true, now, 500)
+  if is_due(group.plan, now) then return post_later(group, letters) end
   local set, body, keys = mailboxes_of(group), {}, {}
   for index, letter in ipairs(letters) do keys[index] = letter[1] end
   load_boxes(set, keys)
@@ -100,6 +116,5 @@ for number, target in ipairs(targets) do
 end
 for _, it in ipairs(delayed) do schedule(it) end
 
-remember_ids(dedupe, now, accepted, 1, #accepted)
-tidy_ids(dedupe, since, ARGV[4])
-return 0
+remember_ids(marks, now, accepted, 1, #accepted)
+return tidy_ids(marks, since, ARGV[4], count)

@@ -7,5 +7,16 @@ if not last then
   last = digits(next_numbers(KEYS[1], 1))
   call('HSET', KEYS[1], 'b', last)
 end
-if ARGV[1] == '' or ARGV[1] == last then return {last, {}} end
-return {last, call('XRANGE', KEYS[2], '(' .. ARGV[1] .. '-0', '+', 'COUNT', ARGV[2])}
+if ARGV[1] == '' or ARGV[1] == last then return {last, {}, 0} end
+-- Frames may be large: few are read at a time.
+local entries, from = {}, '(' .. ARGV[1] .. '-0'
+while #entries < tonumber(ARGV[2]) and left.bytes > 0 do
+  local page = call('XRANGE', KEYS[2], from, '+', 'COUNT', LARGE)
+  for _, entry in ipairs(page) do
+    entries[#entries + 1] = entry
+    left.bytes = left.bytes - #entry[2][6]
+  end
+  if #page < LARGE then break end
+  from = '(' .. page[#page][1]
+end
+return {last, entries, (#entries >= tonumber(ARGV[2]) or left.bytes <= 0) and 1 or 0}

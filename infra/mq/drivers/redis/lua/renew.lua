@@ -1,6 +1,10 @@
--- Extends a lease; also one that ran out, as long as nobody took over. KEYS: leases. ARGV: time, worker, lease.
+-- Extends a lease; also one that ran out, as long as nobody took over. KEYS: leases, meta, since.
+-- ARGV: time, worker, lease.
 
-local now = clock(ARGV[1])
-if (tonumber(call('ZSCORE', KEYS[1], ARGV[2])) or 0) <= 0 then return 0 end
-call('ZADD', KEYS[1], digits(now + ARGV[3]), ARGV[2])
+local now, lease = clock(ARGV[1], KEYS[2]), tonumber(ARGV[3])
+local held = tonumber(call('ZSCORE', KEYS[1], ARGV[2])) or 0
+if held <= 0 then return 0 end
+-- After a longer pause than between two renewals, the server may have been silent for everybody.
+if now - (held - lease) > lease * 0.6 then call('HSET', KEYS[3], ARGV[2], digits(now)) end
+call('ZADD', KEYS[1], digits(now + lease), ARGV[2])
 return 1

@@ -1,14 +1,15 @@
 -- Accepts messages that all go to the same unordered subscriptions, and at once: most are such. They are passed on as
 -- they came: what is done here for each of them would take longer than storing it.
--- KEYS: meta, dedupe, sleepers, then line, later, body, plan, idle and own of every subscription.
+-- KEYS: meta, accepted, dedupe, sleepers, then line, later, body, plan, idle and own of every subscription.
 -- ARGV: registry version, time, dedupe window, for how many milliseconds ids are kept ('' to leave that to a later
---       publish, which will come in time), whether ids are looked for ('1') or known to be new, how many messages;
---       for every subscription its sid and whether it is paused ('1'); the messages; ids, of all of them or of none.
+--       publish, which will come in time), whether ids may be repeated ('1'), how many messages; for every subscription
+--       its sid and whether it is paused ('1'); the messages; events with ids, of all of them or of none.
+-- Answers how many ids are still to be forgotten, or -1.
 
-local meta, dedupe = KEYS[1], KEYS[2]
-local KEPT, EACH = 3, 6
+local meta, accepted, older = KEYS[1], KEYS[2], KEYS[3]
+local KEPT, EACH = 4, 6
 if is_outdated(meta, ARGV[1]) then return -1 end
-local now, count = clock(ARGV[2]), tonumber(ARGV[6])
+local now, count = clock(ARGV[2], meta), tonumber(ARGV[6])
 local since, targets = now - ARGV[3], (#KEYS - KEPT) / EACH
 local first = 7 + 2 * targets
 local last = first + count - 1
@@ -26,7 +27,7 @@ local function drop(dropped)
   ids, first_id, last_id = left, 1, #left
 end
 
-local dropped = ARGV[5] == '1' and repeated(dedupe, first_id, last_id, since)
+local dropped = repeated(accepted, older, first_id, last_id, since, ARGV[5] == '1')
 if dropped then drop(dropped) end
 
 for number = 0, targets - 1 do
@@ -35,6 +36,5 @@ for number = 0, targets - 1 do
   ring(KEYS[base + 5], last - first + 1)
 end
 
-remember_ids(dedupe, now, ids, first_id, last_id)
-tidy_ids(dedupe, since, ARGV[4])
-return 0
+remember_ids(accepted, now, ids, first_id, last_id)
+return tidy_ids(accepted, since, ARGV[4], count)

@@ -1,17 +1,22 @@
 -- Accepts one message that goes to unordered subscriptions, and at once: the most frequent call of all.
 -- KEYS and ARGV: as for send.lua.
 
-local meta, dedupe, sleepers = KEYS[1], KEYS[2], KEYS[3]
-local KEPT, EACH = 3, 6
+local meta, accepted, older, sleepers = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local KEPT, EACH = 4, 6
 if is_outdated(meta, ARGV[1]) then return -1 end
-local now = clock(ARGV[2])
+local now = clock(ARGV[2], meta)
 local since, targets = now - ARGV[3], (#KEYS - KEPT) / EACH
 local said = 7 + 2 * targets
-local message, id = ARGV[said], ARGV[said + 1]
-local accepted_at = ARGV[5] == '1' and call('ZSCORE', dedupe, id)
+local message, mark = ARGV[said], ARGV[said + 1]
 
--- An id counts only for the window, however long it is kept.
-if not accepted_at or tonumber(accepted_at) <= since then
+-- As for many messages; see ids.lua.
+local function is_repeated()
+  local at = call('ZSCORE', accepted, mark)
+  if not at and call('EXISTS', older) == 1 then at = call('ZSCORE', older, mark:sub((mark:find('\0', 1, true)) + 1)) end
+  return at and tonumber(at) > since
+end
+
+if not (mark and is_repeated()) then
   for number = 0, targets - 1 do
     local base, sid, paused = KEPT + number * EACH, ARGV[7 + 2 * number], ARGV[8 + 2 * number]
     local line, idle, given = KEYS[base + 1], KEYS[base + 5], false
@@ -30,8 +35,7 @@ if not accepted_at or tonumber(accepted_at) <= since then
     end
   end
   -- Last of all: an error before this must not make the next try look like a duplicate.
-  if id then call('ZADD', dedupe, digits(now), id) end
+  if mark then call('ZADD', accepted, digits(now), mark) end
 end
 
-tidy_ids(dedupe, since, ARGV[4])
-return 0
+return tidy_ids(accepted, since, ARGV[4], 1)

@@ -1,25 +1,30 @@
 -- Ends claims, all in one step; answers which settlements were fenced.
--- KEYS: meta, dead, deads, then a group for every subscription, then the places where its events are parked.
+-- KEYS: meta, dead, deads, then a group for every subscription, then for each the index of its parking places and the
+--       places that the settlements name.
 -- ARGV: time, worker, settlements by subscription.
 
 local keys = {meta = KEYS[1], dead = KEYS[2], deads = KEYS[3]}
-local now, worker = clock(ARGV[1]), ARGV[2]
+local now, worker = clock(ARGV[1], KEYS[1]), ARGV[2]
 local fenced = {}
 
 local RETRY, DEFER, RELEASE, PARK, BLOCK, DEAD = 1, 2, 3, 4, 5, 6
 
--- One end: index, delivery, outcome, close, delay, charge, error, traceback, parking place.
-local INDEX, ID, OUTCOME, CLOSE, DELAY, CHARGE, WHY, WHERE, PLACE = 1, 2, 3, 4, 5, 6, 7, 8, 9
+-- One end: index, delivery, outcome, close, delay, charge, error, traceback, parking place, and if it is unordered fence.
+local INDEX, ID, OUTCOME, CLOSE, DELAY, CHARGE, WHY, WHERE, PLACE, ITS_FENCE = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
-local function remember(group, id, it, remembers)
+local function keep_end(group, id, it, past)
   local outcome = it[OUTCOME]
-  if not (remembers or outcome == RETRY or outcome == DEFER or outcome == BLOCK or it[WHY]) then return end
-  local past = past_of(group, id)
   if outcome == RETRY or outcome == BLOCK then past[FAILURES] = past[FAILURES] + 1 end
   if outcome == DEFER then past[DEFERRALS] = past[DEFERRALS] + 1 end
   if it[WHY] then past[ERROR], past[TRACEBACK] = it[WHY], it[WHERE] end
   past[ALONE] = false
   keep_past(group, id, past)
+end
+
+local function remember_letter(group, id, it, remembers)
+  local outcome = it[OUTCOME]
+  if not (remembers or outcome == RETRY or outcome == DEFER or outcome == BLOCK or it[WHY]) then return end
+  keep_end(group, id, it, past_of(group, id))
 end
 
 local function bury_one(group, sid, id, it)
@@ -33,24 +38,27 @@ local function delete(group, parks, ids)
   if has_past(group) then many('HDEL', group.past, ids) end
   if owned < #ids then
     many('ZREM', group.later, ids)
-    for _, parked in ipairs(parks) do many('SREM', parked, ids) end
+    for _, place in ipairs(parking_places(parks)) do
+      if many('SREM', place, ids) > 0 then close_place(parks, place) end
+    end
   end
 end
 
 local function settle_deliveries(group, sid, parks, done, others)
   if #done > 0 then delete(group, parks, done) end
-  local remembers = has_past(group)
   for _, it in ipairs(others) do
     local id, outcome = it[ID], it[OUTCOME]
-    if call('HGET', group.own, id) ~= worker then
+    local past = call('HGET', group.own, id) == worker and past_of(group, id)
+    if not past or fence_of(past) ~= it[ITS_FENCE] then
       fenced[#fenced + 1] = it[INDEX]
     elseif outcome == DEAD then
       bury_one(group, sid, id, it)
       delete(group, parks, {id})
     else
-      remember(group, id, it, remembers)
+      past[RETURNS] = past[RETURNS] + 1
+      keep_end(group, id, it, past)
       if outcome == PARK then
-        call('SADD', parks[it[PLACE]], id)
+        park(parks, it[PLACE], id)
       else
         call('ZADD', group.later, digits(now + it[DELAY]), id)
       end
@@ -72,12 +80,11 @@ end
 -- Leaves the head of an owned mailbox where it is, and gives the mailbox back.
 local function leave(set, parks, key, box, it, remembers)
   local group, outcome = set.group, it[OUTCOME]
-  remember(group, place(key, box[HEAD]), it, remembers)
+  remember_letter(group, place(key, box[HEAD]), it, remembers)
   box[CLAIMED] = 0
   set.changed[key] = true
   if outcome == PARK then
-    box[STATE], box[EVENT] = PARKED, it[PLACE] and parks[it[PLACE]] or false
-    call('SADD', parks[it[PLACE]], key)
+    box[STATE], box[EVENT] = PARKED, park(parks, it[PLACE], key)
   elseif outcome == BLOCK then
     box[STATE] = BLOCKED
     call('HSET', group.block, key, past_of(group, place(key, box[HEAD]))[ERROR] or '')
@@ -113,7 +120,7 @@ local function settle_mailbox(change, set, sid, parks, claim, remembers)
 end
 
 local function settle_mailboxes(group, sid, parks, claims)
-  promote_waiting(group, now)
+  promote_waiting(group, now, 500)
   local set, change, wanted = mailboxes_of(group), {gone = {}, free = {}}, {}
   local remembers = has_past(group)
   for index, claim in ipairs(claims) do wanted[index] = claim[1] end
@@ -130,9 +137,9 @@ end
 local settled = cmsgpack.unpack(ARGV[3])
 local parking = 3 + #settled * GROUP
 for number, it in ipairs(settled) do
-  local group, parks = group_at(3 + (number - 1) * GROUP), {}
-  for index = 1, it[3] do parks[index] = KEYS[parking + index] end
-  parking = parking + it[3]
+  local group, parks = group_at(3 + (number - 1) * GROUP), {index = KEYS[parking + 1]}
+  for place = 1, it[3] do parks[place] = KEYS[parking + 1 + place] end
+  parking = parking + 1 + it[3]
   if it[2] then
     settle_mailboxes(group, it[1], parks, it[4])
   else

@@ -1,23 +1,26 @@
--- Counts what subscriptions hold; in time that does not grow with their backlogs.
--- KEYS: meta, leases, workers, then a group for every subscription, then its parking places.
+-- Counts what subscriptions hold, in time that does not grow with their backlogs. What has to be added up over more
+-- mailboxes than a few is left to sum_boxes.lua: then the answer says so.
+-- KEYS: meta, then a group for every subscription, then for each the index of its parking places and those of its events.
 -- ARGV: registry version, time, per subscription its sid, whether it is ordered, how many parking places it has.
 
-local meta, leases, workers = KEYS[1], KEYS[2], KEYS[3]
+local meta = KEYS[1]
 if is_outdated(meta, ARGV[1]) then return -1 end
-local now = clock(ARGV[2])
+local now = clock(ARGV[2], meta)
 local wanted = cmsgpack.unpack(ARGV[3])
-local parking = 3 + #wanted * GROUP
+local parking = 1 + #wanted * GROUP
 
 -- The oldest is looked for among the first of each kind: with more of them, they stand in the order of their times.
-local LOOK = 200
+local LOOK, LOOK_BYTES = 200, 512 * 1024
+-- How many mailboxes, or blocked keys, are looked at here.
+local FEW = 200
 
-local function first_elsewhere(group, parks)
+local function first_elsewhere(group, places)
   local found, lists = {}, {
     call('ZRANGE', group.later, 0, LOOK - 1),
     call('HRANDFIELD', group.own, LOOK),
     call('HRANDFIELD', group.block, LOOK),
   }
-  for _, parked in ipairs(parks) do lists[#lists + 1] = call('SRANDMEMBER', parked, LOOK) end
+  for _, place in ipairs(places) do lists[#lists + 1] = call('SRANDMEMBER', place, LOOK) end
   for _, list in ipairs(lists) do
     for _, id in ipairs(list) do found[#found + 1] = id end
   end
@@ -34,25 +37,32 @@ local function heads_of(group, keys)
   return places
 end
 
-local function oldest_of(group, ordered, parks)
-  local oldest = false
+local function oldest_of(group, ordered, places)
+  local oldest, bytes = false, LOOK_BYTES
   local function look_at(messages)
     for _, message in ipairs(messages) do
       if message then
         local _, _, _, at = parts_of(message)
         if not oldest or at < oldest then oldest = at end
+        bytes = bytes - #message
       end
     end
   end
-  local line, ids = call('LRANGE', group.line, 0, LOOK - 1), first_elsewhere(group, parks)
+  local ids = first_elsewhere(group, places)
   if ordered then
-    for _, key in ipairs(line) do ids[#ids + 1] = key end
+    for _, key in ipairs(call('LRANGE', group.line, 0, LOOK - 1)) do ids[#ids + 1] = key end
     ids = heads_of(group, ids)
   else
-    look_at(line)
+    for first = 0, LOOK - 1, LARGE do
+      local page = bytes > 0 and call('LRANGE', group.line, first, first + LARGE - 1) or {}
+      look_at(page)
+      if #page < LARGE then break end
+    end
+    bytes = LOOK_BYTES
   end
-  for first = 1, #ids, 50 do
-    look_at(call('HMGET', group.body, unpack(ids, first, math.min(first + 49, #ids))))
+  for first = 1, #ids, LARGE do
+    if bytes <= 0 then break end
+    look_at(call('HMGET', group.body, unpack(ids, first, math.min(first + LARGE - 1, #ids))))
   end
   return oldest and string.format('%.17g', oldest) or ''
 end
@@ -67,36 +77,41 @@ local function sizes_of(set, keys, part)
   return total
 end
 
-local function counts(group, ordered, parks)
+local function counts(group, ordered, places)
   local parked, blocked, in_flight, in_line = 0, 0, 0, 0
-  if ordered then
-    local set = mailboxes_of(group)
-    for _, it in ipairs(parks) do parked = parked + sizes_of(set, call('SMEMBERS', it), SIZE) end
-    blocked = sizes_of(set, call('HKEYS', group.block), SIZE)
-    in_flight = sizes_of(set, call('HKEYS', group.own), CLAIMED)
-  else
-    for _, it in ipairs(parks) do parked = parked + call('SCARD', it) end
+  if not ordered then
+    for _, place in ipairs(places) do parked = parked + call('SCARD', place) end
     in_flight = call('HLEN', group.own)
     in_line = call('LLEN', group.line)
+  else
+    local boxes = call('HLEN', group.block) + call('HLEN', group.own)
+    for _, place in ipairs(places) do boxes = boxes + call('SCARD', place) end
+    if boxes > FEW then
+      parked, blocked, in_flight = -1, -1, -1
+    else
+      local set = mailboxes_of(group)
+      for _, place in ipairs(places) do parked = parked + sizes_of(set, call('SMEMBERS', place), SIZE) end
+      blocked = sizes_of(set, call('HKEYS', group.block), SIZE)
+      in_flight = sizes_of(set, call('HKEYS', group.own), CLAIMED)
+    end
   end
   local retrying = call('ZCOUNT', group.later, '(' .. digits(now), '+inf')
-  local scheduled = call('ZCARD', group.plan)
-  local ready = in_line + call('HLEN', group.body) - scheduled - retrying - in_flight - parked - blocked
-  return {ready, retrying, scheduled, in_flight, parked, blocked}
+  local scheduled = call('ZCOUNT', group.plan, '(' .. digits(now), '+inf')
+  return {in_line + call('HLEN', group.body), retrying, scheduled, in_flight, parked, blocked}
 end
 
 local answer = {}
 for number, it in ipairs(wanted) do
-  local group, parks = group_at(3 + (number - 1) * GROUP), {}
-  for index = 1, it[3] do parks[index] = KEYS[parking + index] end
-  parking = parking + it[3]
-  promote(group, it[2], now)
+  local group, parks = group_at(1 + (number - 1) * GROUP), {index = KEYS[parking + 1]}
+  for index = 1, it[3] do parks[index] = KEYS[parking + 1 + index] end
+  parking = parking + 1 + it[3]
+  local places = parking_places(parks)
   answer[number] = {
-    counts(group, it[2], parks),
-    oldest_of(group, it[2], parks),
-    call('HGETALL', group.block),
+    counts(group, it[2], places),
+    oldest_of(group, it[2], places),
+    call('HLEN', group.block) <= FEW and call('HGETALL', group.block) or false,
     call('HGET', meta, 'd:' .. it[1]) or 0,
+    places,
   }
 end
-local alive = call('ZRANGEBYSCORE', leases, '(' .. digits(now), '+inf')
-return {answer, values(workers, alive)}
+return answer

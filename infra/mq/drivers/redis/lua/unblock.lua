@@ -3,8 +3,9 @@
 
 local keys, group = {meta = KEYS[1], dead = KEYS[2], deads = KEYS[3]}, group_at(3)
 if is_outdated(keys.meta, ARGV[1]) then return -1 end
-local now, key = clock(ARGV[2]), ARGV[4]
-promote(group, true, now)
+local now, key = clock(ARGV[2], keys.meta), ARGV[4]
+promote_plan(group, true, now, 500)
+promote_waiting(group, now, 500)
 local set = mailboxes_of(group)
 local box = get_box(set, key)
 if not box or box[STATE] ~= BLOCKED then return 0 end

@@ -1,47 +1,54 @@
--- Makes parked deliveries due whose events are known.
--- KEYS: meta, then a group for every subscription, then the parking places of its known events.
--- ARGV: registry version, time, per subscription whether it is ordered and how many parking places it has.
+-- Makes parked deliveries due whose needs are known: a bounded number; answers how many, and whether there may be more.
+-- KEYS: meta, then a group for every subscription, then for each the index of its parking places and those of its known
+--       needs.
+-- ARGV: registry version, time, per subscription whether it is ordered and how many places are known.
 
 local meta = KEYS[1]
 if is_outdated(meta, ARGV[1]) then return -1 end
-local now, count = clock(ARGV[2]), 0
+local now, count, steps = clock(ARGV[2], meta), 0, 500
 local wanted = cmsgpack.unpack(ARGV[3])
 local parking = 1 + #wanted * GROUP
 
-for number, it in ipairs(wanted) do
-  local group, ordered = group_at(1 + (number - 1) * GROUP), it[1]
-  for index = 1, it[2] do
-    local parked = KEYS[parking + index]
-    local ids = call('SMEMBERS', parked)
-    if #ids > 0 then
-      table.sort(ids)
-      if ordered then
-        promote_waiting(group, now)
-        local set = mailboxes_of(group)
-        load_boxes(set, ids)
-        for _, key in ipairs(ids) do
-          local box = get_box(set, key)
-          if box and box[STATE] == PARKED then
-            make_ready(set, key, box)
-            count = count + 1
-          end
-        end
-        write_boxes(set)
-      else
-        local later = {}
-        for position, message in ipairs(values(group.body, ids)) do
-          if message then
-            later[#later + 1] = digits(now)
-            later[#later + 1] = ids[position]
-            count = count + 1
-          end
-        end
-        many('ZADD', group.later, later)
-      end
-      call('DEL', parked)
-      ring(group.idle, #ids)
+local function unpark_mailboxes(group, keys)
+  promote_waiting(group, now, 500)
+  local set = mailboxes_of(group)
+  load_boxes(set, keys)
+  for _, key in ipairs(keys) do
+    local box = get_box(set, key)
+    if box and box[STATE] == PARKED then
+      make_ready(set, key, box)
+      count = count + 1
     end
   end
-  parking = parking + it[2]
+  write_boxes(set)
 end
-return count
+
+local function unpark_deliveries(group, ids)
+  local later = {}
+  for _, id in ipairs(ids) do
+    if call('HEXISTS', group.body, id) == 1 then
+      later[#later + 1] = digits(now)
+      later[#later + 1] = id
+      count = count + 1
+    end
+  end
+  many('ZADD', group.later, later)
+end
+
+for number, it in ipairs(wanted) do
+  local group, ordered, parks = group_at(1 + (number - 1) * GROUP), it[1], {index = KEYS[parking + 1]}
+  for index = 1, it[2] do
+    local place = KEYS[parking + 1 + index]
+    local ids = steps > 0 and call('SRANDMEMBER', place, steps) or {}
+    if #ids > 0 then
+      table.sort(ids)
+      if ordered then unpark_mailboxes(group, ids) else unpark_deliveries(group, ids) end
+      many('SREM', place, ids)
+      close_place(parks, place)
+      ring(group.idle, #ids)
+      steps = steps - #ids
+    end
+  end
+  parking = parking + 1 + it[2]
+end
+return {count, steps > 0 and 0 or 1}

@@ -1,0 +1,29 @@
+-- Where deliveries, or mailboxes, wait for a worker that knows what they need: a SET for every need, and a SET of the needs
+-- that have one. A need is the name of an event, or another text. What earlier releases parked, by events alone, is not in
+-- that index.
+-- `parks` has the key of the index, and at numbers the places that are known to the caller.
+
+local function park(parks, number, id)
+  local place = parks[number]
+  call('SADD', place, id)
+  call('SADD', parks.index, place:sub(#parks.index + 1))
+  return place
+end
+
+local function parking_places(parks)
+  local places, seen = {}, {}
+  for _, place in ipairs(parks) do
+    places[#places + 1] = place
+    seen[place] = true
+  end
+  for _, need in ipairs(call('SMEMBERS', parks.index)) do
+    local place = parks.index .. need
+    if not seen[place] then places[#places + 1] = place end
+  end
+  return places
+end
+
+-- Takes a place that became empty out of the index.
+local function close_place(parks, place)
+  if call('EXISTS', place) == 0 then call('SREM', parks.index, place:sub(#parks.index + 1)) end
+end

@@ -1,0 +1,210 @@
+-- Removes a bounded part of what waits for a retired subscription, or one event of it; answers the phase and the place to
+-- go on at, and how many deliveries that were. The phases are 'plan', 'line', 'body', 'end', and '' when all is done.
+-- With 'count' it only counts, in the line and then elsewhere.
+-- KEYS: meta, dead, deads, plans, planned, retiring, a group, lines that are looked through, the index of parking places,
+--       and those of its events.
+-- ARGV: time, sid, whether it is ordered, event ('' for all of it), whether its deliveries become dead letters ('1'),
+--       phase, where to go on.
+
+local keys = {meta = KEYS[1], dead = KEYS[2], deads = KEYS[3]}
+local plans, planned, retiring, group = KEYS[4], KEYS[5], KEYS[6], group_at(6)
+local old, parks = KEYS[6 + GROUP + 1], {index = KEYS[6 + GROUP + 2]}
+for index = 6 + GROUP + 3, #KEYS do parks[#parks + 1] = KEYS[index] end
+local now, sid, ordered, event = clock(ARGV[1], KEYS[1]), ARGV[2], ARGV[3] == '1', ARGV[4]
+local buries, phase, cursor, PAGE = ARGV[5] == '1', ARGV[6], ARGV[7], 200
+local RETIRED = {otherwise = 'its subscription was retired'}
+
+local function is_doomed(message)
+  if event == '' then return true end
+  local _, its = parts_of(message)
+  return its == event
+end
+
+local function size(message)
+  left.bytes = left.bytes - #message
+end
+
+-- Deliveries that are kept by name: those to remove, and where to go on.
+local function doomed_page()
+  local found, seen = {}, 0
+  repeat
+    local page = call('HSCAN', group.body, cursor, 'COUNT', LARGE)
+    cursor = page[1]
+    for index = 1, #page[2], 2 do
+      seen = seen + 1
+      size(page[2][index + 1])
+      if is_doomed(page[2][index + 1]) then found[#found + 1] = page[2][index] end
+    end
+  until cursor == '0' or seen >= PAGE or left.bytes <= 0
+  table.sort(found)
+  return found
+end
+
+-- A message delayed for several subscriptions still reaches the others.
+local function unplan(member, message)
+  local id = message and parts_of(message)
+  local packed = id and call('HGET', planned, id)
+  if not packed then return end
+  local rest = {}
+  for _, it in ipairs(cmsgpack.unpack(packed)) do
+    if it[1] == member then
+      local sids = {}
+      for _, other in ipairs(it[3]) do
+        if other ~= sid then sids[#sids + 1] = other end
+      end
+      it[3] = sids
+    end
+    if #it[3] > 0 then rest[#rest + 1] = it else call('ZREM', plans, it[1] .. '\0' .. id) end
+  end
+  if #rest > 0 then call('HSET', planned, id, cmsgpack.pack(rest)) else call('HDEL', planned, id) end
+end
+
+local function clear_plan()
+  local page, count = call('ZSCAN', group.plan, cursor, 'COUNT', LARGE), 0
+  cursor = page[1]
+  for index = 1, #page[2], 2 do
+    local member = page[2][index]
+    local serial = member:sub(PLANNED_FROM)
+    local message = call('HGET', group.body, serial)
+    if not message or is_doomed(message) then
+      unplan(member, message)
+      if message and buries then bury_message(keys, group, sid, serial, message, now, RETIRED) end
+      call('ZREM', group.plan, member)
+      count = count + call('HDEL', group.body, serial)
+    end
+  end
+  return count
+end
+
+-- Of a line that goes as a whole, the first; of one that stays, the last that were not looked at.
+local function clear_line()
+  local from, count, kept = event == '' and group.line or old, 0, {}
+  while count + #kept < PAGE and left.bytes > 0 do
+    local page = call(event == '' and 'LPOP' or 'RPOP', from, LARGE) or {}
+    if #page == 0 then break end
+    for _, message in ipairs(page) do
+      size(message)
+      if not is_doomed(message) then
+        kept[#kept + 1] = message
+      else
+        if buries then bury_message(keys, group, sid, serial_of(message), message, now, RETIRED) end
+        count = count + 1
+      end
+    end
+  end
+  many('LPUSH', group.line, kept)
+  if #kept > 0 then ring(group.idle, #kept) end
+  if call('EXISTS', from) == 0 then phase, cursor = 'body', '0' end
+  return count
+end
+
+-- Takes retired deliveries out of their mailboxes; a mailbox whose head was among them goes on.
+local function empty_mailboxes(gone)
+  local set, heads = mailboxes_of(group), {}
+  for _, id in ipairs(gone) do
+    local key, sequence = id:match('^(.*)%z(%d+)$')
+    local box = key and get_box(set, key)
+    if box then
+      sequence = tonumber(sequence)
+      if not heads[key] then heads[key] = {box[HEAD], sequences_of(set, key, box, box[CLAIMED])} end
+      for _, claimed in ipairs(heads[key][2]) do
+        if claimed == sequence then box[CLAIMED] = box[CLAIMED] - 1 end
+      end
+      box[SIZE] = box[SIZE] - 1
+      set.changed[key] = true
+    end
+  end
+  many('HDEL', group.body, gone)
+  local woken = 0
+  for key, before in pairs(heads) do
+    local box, head = get_box(set, key), before[1]
+    skip_holes(set, key, box)
+    local head_gone = box[SIZE] == 0 or box[HEAD] ~= head
+    if box[STATE] ~= OWNED and head_gone then
+      call('ZREM', group.later, key)
+      call('HDEL', group.block, key)
+      if box[EVENT] and call('SREM', box[EVENT], key) > 0 then close_place(parks, box[EVENT]) end
+      if box[STATE] ~= READY or box[SIZE] == 0 then
+        if box[SIZE] == 0 then call('LREM', group.line, 0, key) end
+        give_back(set, key, box)
+        woken = woken + 1
+      end
+    end
+  end
+  write_boxes(set)
+  ring(group.idle, woken)
+end
+
+local function clear_body()
+  local gone = doomed_page()
+  if buries then
+    for _, id in ipairs(gone) do bury(keys, group, sid, id, now, RETIRED) end
+  end
+  many('HDEL', group.past, gone)
+  if event == '' then
+    many('HDEL', group.body, gone)
+  elseif ordered then
+    empty_mailboxes(gone)
+  else
+    many('HDEL', group.body, gone)
+    many('HDEL', group.own, gone)
+    many('ZREM', group.later, gone)
+    for _, place in ipairs(parking_places(parks)) do
+      if many('SREM', place, gone) > 0 then close_place(parks, place) end
+    end
+  end
+  return #gone
+end
+
+local function finish()
+  local count = 0
+  if event == '' then
+    count = call('HLEN', group.body) + (ordered and 0 or call('LLEN', group.line))
+    for _, place in ipairs(parking_places(parks)) do call('UNLINK', place) end
+    call('UNLINK', parks.index, old)
+    for index = 6 + 1, 6 + GROUP do call('UNLINK', KEYS[index]) end
+  end
+  call('HDEL', retiring, sid)
+  return count
+end
+
+-- Counts from the end of the line, which may grow shorter at its beginning, and then all that is kept by name.
+local function count_page()
+  if not ordered and cursor:sub(1, 1) == 'l' then
+    local at, count = tonumber(cursor:sub(2)), 0
+    local page = call('LRANGE', group.line, -at - LARGE, -at - 1)
+    for _, message in ipairs(page) do
+      if is_doomed(message) then count = count + 1 end
+    end
+    cursor = #page > 0 and 'l' .. digits(at + LARGE) or '0'
+    return count
+  end
+  if ordered and cursor:sub(1, 1) == 'l' then cursor = '0' end
+  local count = #doomed_page()
+  if cursor == '0' then phase = '' end
+  return count
+end
+
+local count
+if phase == 'count' then
+  count = count_page()
+elseif phase == 'plan' then
+  count = clear_plan()
+  if cursor == '0' then phase = 'line' end
+elseif phase == 'line' then
+  if ordered or (event == '' and not buries) then
+    count, phase, cursor = 0, 'body', '0'
+  else
+    count = clear_line()
+  end
+elseif phase == 'body' then
+  if event == '' and not buries then
+    count, cursor = 0, '0'
+  else
+    count = clear_body()
+  end
+  if cursor == '0' then phase = 'end' end
+else
+  count, phase = finish(), ''
+end
+return {phase, cursor, count}
