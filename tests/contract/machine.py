@@ -5,14 +5,14 @@ import shutil
 import tempfile
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from infra.clock import FakeClock
-from infra.mq import Claim, Consumer, DeadLetter, Outcome, QueueError, Settlement
+from infra.mq import Claim, Consumer, DeadLetter, MessageQueue, Outcome, QueueError, Settlement
 from tests.contract.acting import EVENT, consumer, declare, message, subscription
 from tests.contract.harness import Driver
 from tests.contract.model import LINE, PLAIN, Copy, Model, Stage, counts_of
@@ -37,6 +37,9 @@ class Held:
 
     worker: Consumer
     claim: Claim
+    name: str
+    """Its subscription, by the model's name."""
+
     copies: list[Copy]
     settled: int = 0
 
@@ -59,6 +62,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.held: list[Held] = []
         self.dead_workers: list[str] = []
         self.published: list[str] = []
+        self.names = {PLAIN: [PLAIN], LINE: [LINE]}
+        """Every name that a subscription of the model ever had, the present one last."""
+
         self.failed = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -73,7 +79,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.queues = [await self.harness.queue(), await self.harness.queue()]
         await declare(self.harness, self.queues[0], subscription(PLAIN), subscription(LINE, ordered=True))
         self.model.now = self.clock.time()
-        self.workers = [await consumer(it, PLAIN, LINE) for it in self.queues]
+        self.workers = [await self._join(it) for it in self.queues]
+
+    async def _join(self, queue: MessageQueue) -> Consumer:
+        return await consumer(queue, *(name for names in self.names.values() for name in names))
 
     @rule(step=steps())
     def do(self, step: Step) -> None:
@@ -140,18 +149,24 @@ class QueueMachine(RuleBasedStateMachine):
             check(true=worker.renew(), otherwise="a live worker lost its lease")
 
     def fetch(self, which: int, name: str, limit: int) -> None:
-        worker = self.workers[which]
+        worker, wants = self.workers[which], {self._asked(which, name): limit}
         if name in self.model.paused:
-            check(true=self.run(worker.fetch({name: limit}, wait=0)) == [], otherwise=f"{name} is paused")
+            check(true=self.run(worker.fetch(wants, wait=0)) == [], otherwise=f"{name} is paused")
             self.resume(name)
-        claims = self.run(worker.fetch({name: limit}, wait=0))
+        claims = self.run(worker.fetch(wants, wait=0))
         possible = self.model.claimable(name)
         expected = min(limit, len(possible))
         check(true=len(claims) == expected, otherwise=f"{len(claims)} claims of {name} instead of {expected}")
         for claim in claims:
-            self._take(worker, claim, possible)
+            self._take(worker, claim, name, possible)
 
-    def _take(self, worker: Consumer, claim: Claim, possible: list[list[Copy]]) -> None:
+    def _asked(self, which: int, name: str) -> str:
+        """Return the name by which a worker knows a subscription: the first one keeps to the oldest."""
+        return self.names[name][-which]
+
+    def _take(self, worker: Consumer, claim: Claim, name: str, possible: list[list[Copy]]) -> None:
+        asked = {claim.subscription, *(it.subscription for it in claim.deliveries)}
+        check(true=len(asked) == 1 and asked <= {*self.names[name]}, otherwise=f"{claim} answers under another name")
         for copies in possible:
             pairs = zip(copies, claim.deliveries, strict=False)
             if len(copies) == len(claim.deliveries) and all(copy.matches(it) for copy, it in pairs):
@@ -159,14 +174,14 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             raise Mismatch(f"{claim} is none of {possible}")
         possible.remove(copies)
-        check(true=claim.ordered == (claim.subscription == LINE), otherwise=f"{claim} is of the wrong kind")
+        check(true=claim.ordered == (name == LINE), otherwise=f"{claim} is of the wrong kind")
         check(true=not claim.ordered or claim.ordering_key == copies[0].key, otherwise=f"{claim} has another key")
-        last = self.model.fences.get(fenced_by(claim), 0)
+        last = self.model.fences.get(fenced_by(claim, name), 0)
         check(true=claim.fence > last, otherwise=f"the fence of {claim} is not above {last}")
-        self.model.fences[fenced_by(claim)] = claim.fence
+        self.model.fences[fenced_by(claim, name)] = claim.fence
         for copy in copies:
             copy.owner = worker.info.id
-        self.held.append(Held(worker, claim, copies))
+        self.held.append(Held(worker, claim, name, copies))
 
     def succeed(self, which: int, done: int) -> None:
         self._settle(self._some(which), [Outcome.DONE] * done, 0.0)
@@ -180,10 +195,10 @@ class QueueMachine(RuleBasedStateMachine):
     def settle_again(self, which: int, by: int, outcome: Outcome) -> None:
         """End a claim, let a worker claim the same again, and repeat an end of the earlier claim."""
         held = self._some(which)
-        if held.claim.subscription in self.model.paused:
-            self.resume(held.claim.subscription)
+        if held.name in self.model.paused:
+            self.resume(held.name)
         self._settle(held, [Outcome.RETRY], 0.0)
-        self.fetch(by, held.claim.subscription, 100)
+        self.fetch(by, held.name, 100)
         if held in self.held:
             repeated = Outcome.RETRY if outcome is Outcome.BLOCK and not held.claim.ordered else outcome
             self._settle(held, [repeated], 0.0)
@@ -241,7 +256,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.held.remove(held)
 
     def _owned(self, held: Held) -> bool:
-        if self.model.fences[fenced_by(held.claim)] != held.claim.fence:
+        if self.model.fences[fenced_by(held.claim, held.name)] != held.claim.fence:
             return False
         return held.copies[held.settled].owner == held.worker.info.id
 
@@ -265,7 +280,7 @@ class QueueMachine(RuleBasedStateMachine):
         victim = self.workers[which]
         self.run(self.harness.crash(victim))
         self.dead_workers.append(victim.info.id)
-        self.workers[which] = self.run(consumer(self.queues[which], PLAIN, LINE))
+        self.workers[which] = self.run(self._join(self.queues[which]))
 
     def recover(self, which: int) -> None:
         recovered = self.run(self.workers[which].recover())
@@ -285,10 +300,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.run(leaver.close())
         self.model.give_back([leaver.info.id], dead=False)
         self.held = [it for it in self.held if it.worker is not leaver]
-        self.workers[which] = self.run(consumer(self.queues[which], PLAIN, LINE))
+        self.workers[which] = self.run(self._join(self.queues[which]))
 
     def unpark(self) -> None:
-        known = {PLAIN: [EVENT], LINE: [EVENT]}
+        known = {names[-1]: [EVENT] for names in self.names.values()}
         unparked = self.run(self.workers[0].unpark(known))
         check(true=unparked == self.model.unpark(), otherwise=f"unparked {unparked}")
 
@@ -297,7 +312,7 @@ class QueueMachine(RuleBasedStateMachine):
         if not blocked:
             return
         head = blocked[which % len(blocked)]
-        self.run(self.queues[0].unblock(LINE, head.key, skip=skip))
+        self.run(self.queues[0].unblock(self.names[LINE][0], head.key, skip=skip))
         if skip:
             self.model.bury(head)
         else:
@@ -307,11 +322,11 @@ class QueueMachine(RuleBasedStateMachine):
         return [line[0] for line in self.model.lines().values() if line[0].stage is Stage.BLOCKED]
 
     def pause(self, name: str) -> None:
-        self.run(self.queues[1].pause(name))
+        self.run(self.queues[1].pause(self.names[name][-1]))
         self.model.paused.add(name)
 
     def resume(self, name: str) -> None:
-        self.run(self.queues[0].resume(name))
+        self.run(self.queues[0].resume(self.names[name][0]))
         self.model.paused.remove(name)
 
     def end_a_dead_letter(self, which: int, discard: bool) -> None:
@@ -331,7 +346,11 @@ class QueueMachine(RuleBasedStateMachine):
         check(true=ended == 1, otherwise=f"dead letter {letters[index]} did not end")
 
     def _dead_letters(self) -> list[DeadLetter]:
-        letters = self.run(self.queues[1].dead_letters(limit=1000))
+        present = {names[-1]: name for name, names in self.names.items()}
+        letters = [
+            replace(it, subscription=present.get(it.subscription, f"formerly {it.subscription}"))
+            for it in self.run(self.queues[1].dead_letters(limit=1000))
+        ]
         same = len(letters) == len(self.model.dead) and all(
             copy.matches_dead(letter) for copy, letter in zip(self.model.dead, letters, strict=False)
         )
@@ -339,12 +358,16 @@ class QueueMachine(RuleBasedStateMachine):
         return letters
 
     def _compare_counts(self) -> None:
-        for stats in self.run(self.queues[0].stats()):
-            told, true = counts_of(stats), self.model.counts(stats.name)
-            if stats.name == LINE:
+        kept = {it.name: it for it in self.run(self.queues[0].stats())}
+        present = {names[-1]: name for name, names in self.names.items()}
+        check(true=kept.keys() == present.keys(), otherwise=f"kept are {list(kept)} instead of {list(present)}")
+        for stats in kept.values():
+            name = present[stats.name]
+            told, true = counts_of(stats), self.model.counts(name)
+            if name == LINE:
                 # What fell due into a held mailbox may count as ready until the next fetch.
                 told, true = (_held_as_ready(it) for it in (told, true))
-            check(true=told == true, otherwise=f"{stats.name}: {told} instead of {true}")
+            check(true=told == true, otherwise=f"{name}: {told} instead of {true}")
 
     def teardown(self) -> None:
         try:
@@ -374,26 +397,17 @@ class QueueMachine(RuleBasedStateMachine):
                 self.fetch(0, name, 100)
                 for held in [it for it in self.held if it.worker is self.workers[0]]:
                     self._settle(held, [Outcome.DONE] * len(held.copies), 0.0)
-            check(true=self.run(self.workers[0].fetch({name: 100}, wait=0)) == [], otherwise="a phantom came")
+            wants = {self._asked(0, name): 100}
+            check(true=self.run(self.workers[0].fetch(wants, wait=0)) == [], otherwise="a phantom came")
         left = [it for it in self.model.copies if it.stage not in {Stage.DEAD, Stage.OVER}]
         check(true=not left, otherwise=f"{left} never came")
         self._compare_counts()
 
 
-def fenced_by(claim: Claim) -> tuple[str, int | str]:
+def fenced_by(claim: Claim, name: str) -> tuple[str, int | str]:
     """Return what counts the fences of a claim: its mailbox, or its delivery."""
-    return claim.subscription, claim.ordering_key or "" if claim.ordered else claim.deliveries[0].id
+    return name, claim.ordering_key or "" if claim.ordered else claim.deliveries[0].id
 
 
 def _held_as_ready(counts: dict[str, int]) -> dict[str, int]:
     return counts | {"ready": counts["ready"] + counts["parked"] + counts["blocked"], "parked": 0, "blocked": 0}
-
-
-def machine_of(tested: Driver, folder: Path) -> type[QueueMachine]:
-    """Return the machine that works on this driver, each time on a new store in `folder`."""
-
-    class Machine(QueueMachine):
-        driver = tested
-        stores = folder
-
-    return Machine

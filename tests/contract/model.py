@@ -43,9 +43,8 @@ class Copy:
 
     def matches(self, delivery: Delivery) -> bool:
         """Whether the delivery is this copy, and tells the truth about its past."""
-        mine = (self.subscription, self.message_id, self.key, self.failures, self.deferrals, self.takeovers)
+        mine = (self.message_id, self.key, self.failures, self.deferrals, self.takeovers)
         its = (
-            delivery.subscription,
             delivery.message_id,
             delivery.ordering_key,
             delivery.failures,
@@ -153,6 +152,17 @@ class Model:
         for copy in parked:
             copy.stage, copy.due = Stage.WAITING, self.now
         return len(parked)
+
+    def waiting(self, name: str) -> list[Copy]:
+        """Return every copy of a subscription that has not ended, in whatever stage."""
+        return [it for it in self.copies if it.subscription == name and it.stage not in {Stage.DEAD, Stage.OVER}]
+
+    def forget(self, name: str) -> int:
+        """Drop what waits for a subscription; return how much that was."""
+        gone = self.waiting(name)
+        for copy in gone:
+            copy.stage, copy.owner, copy.isolated = Stage.OVER, None, False
+        return len(gone)
 
     def retry_dead(self, copy: Copy) -> None:
         """Deliver a dead letter anew."""

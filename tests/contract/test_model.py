@@ -10,7 +10,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.contract.budget import search
 from tests.contract.harness import DRIVERS, chosen_drivers
-from tests.contract.machine import machine_of
+from tests.contract.whole_machine import machine_of
 
 
 @pytest.mark.parametrize("name", chosen_drivers())

@@ -26,7 +26,8 @@ from infra.mq.drivers.memory import (
 from infra.mq.drivers.memory.store import Entry
 from tests.contract.budget import search
 from tests.contract.harness import DRIVERS
-from tests.contract.machine import Mismatch, machine_of
+from tests.contract.machine import Mismatch
+from tests.contract.whole_machine import machine_of
 
 Patch = pytest.MonkeyPatch
 Break = Callable[[Patch], None]

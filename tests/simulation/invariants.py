@@ -20,7 +20,11 @@ def check(
     """Return everything that is wrong."""
     steps = _with_certainty(lines, "Step")
     alarms = _with_certainty(lines, "Alarm")
-    found = [f"worker of {it.process.pid} ended: {it.worker_error!r}" for it in programs if it.worker_error is not None]
+    found = [
+        f"worker of {it.process.pid} ended: {type(it.worker_error).__name__}"
+        for it in programs
+        if it.worker_error is not None
+    ]
     ordered = ["ordered", "once"] if rows else ["ordered"]
     for name in ordered:
         found += [*_unordered(steps, name), *checker.overlapping(steps, name), *checker.out_of_order(steps, name)]

@@ -1,0 +1,159 @@
+"""What the machine does beside the usual: fetches that wait or are given up, renames, and removals."""
+
+import asyncio
+from pathlib import Path
+from typing import Literal
+
+from infra.mq import Claim, ListenerInUse, Outcome, Settlement
+from tests.contract.acting import EVENT, declare, message, subscription, until_done
+from tests.contract.harness import Driver
+from tests.contract.machine import Mismatch, QueueMachine, check
+from tests.contract.model import LINE, Copy
+
+Backlog = Literal["refuse", "discard", "dead"]
+
+WAIT = 3.0
+"""Seconds that a fetch waits."""
+
+
+class WholeMachine(QueueMachine):
+    """Every step that there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renames = 0
+
+    def wait(self, which: int, name: str, limit: int, end: str) -> None:
+        """Fetch with patience, which a publish elsewhere, `wake()`, or the time ends."""
+        if name in self.model.paused:
+            self.resume(name)
+        self.fetch(which, name, 100)  # what is due by now would be claimed at once
+        claims = self.run(self._wait(which, name, limit, end))
+        possible = self.model.claimable(name)
+        enough = bool(claims) or not possible or end == "wake"
+        check(true=enough and len(claims) <= limit, otherwise=f"a waiting fetch returned {claims} of {possible}")
+        for claim in claims:
+            self._take(self.workers[which], claim, name, possible)
+
+    async def _wait(self, which: int, name: str, limit: int, end: str) -> list[Claim]:
+        worker = self.workers[which]
+        fetching = asyncio.ensure_future(worker.fetch({self._asked(which, name): limit}, wait=WAIT))
+        await self.clock.settle(5)
+        if not fetching.done():
+            await asyncio.wait({fetching}, timeout=0.005)
+        if end == "publish":
+            await self._publish_one(1 - which, "ab"[limit % 2])
+        elif end == "wake":
+            worker.wake()
+        claims = await until_done(self.harness, asyncio.wait_for(fetching, None), step=0.25)
+        self._pass_time()
+        return claims
+
+    async def _publish_one(self, queue: int, key: str) -> None:
+        message_id = f"m{len(self.published)}"
+        self.published.append(message_id)
+        await self.queues[queue].publish([message(message_id, key=key, dedupe=True)])
+        self.model.publish(message_id, key, None)
+
+    def _pass_time(self) -> None:
+        self.model.advance(self.clock.time())
+        for worker in self.workers:
+            check(true=worker.renew(), otherwise="a live worker lost its lease")
+
+    def give_up_a_fetch(self, which: int, name: str, key: str, pause: int) -> None:
+        """Cancel a fetch while something is published for it; whatever it claimed is back once its worker closes."""
+        self.run(self._give_up_a_fetch(which, name, key, pause))
+        self._pass_time()
+        self.close(which)
+
+    async def _give_up_a_fetch(self, which: int, name: str, key: str, pause: int) -> None:
+        fetching = asyncio.ensure_future(self.workers[which].fetch({self._asked(which, name): 2}, wait=WAIT))
+        publishing = asyncio.ensure_future(self._publish_one(1 - which, key))
+        await self.clock.settle(pause)
+        fetching.cancel()
+        await until_done(self.harness, _ended(fetching), step=0.25)
+        await publishing
+
+    def rename(self, name: str, queue: int) -> None:
+        """Give a subscription another name; what it holds goes with it, and its former names still do."""
+        names = self.names[name]
+        self.renames += 1
+        wanted = subscription(f"{name}-{self.renames}", ordered=name == LINE, aliases=tuple(names))
+        self.run(declare(self.harness, self.queues[queue], wanted))
+        names.append(wanted.name)
+        self._pass_time()
+
+    def retire_the_event(self, name: str) -> None:
+        """Remove the event of a subscription, with all that waits, while workers hold some of it; then add it again."""
+        self.recover(0)
+        owned = [it for it in self.held if it.name == name and self._owned(it)]
+        retired = self.run(self.queues[0].retire(self.names[name][-1], event=EVENT, backlog="discard"))
+        expected = self.model.forget(name)
+        check(true=retired == expected, otherwise=f"retired {retired} deliveries of {name} instead of {expected}")
+        for held in owned:
+            # What it held is gone, but a mailbox is its own until it gives it back.
+            last = held.claim.deliveries[-1]
+            ends = [Settlement(claim=held.claim, delivery=last, outcome=Outcome.RETRY, close=held.claim.ordered)]
+            check(true=self.run(held.worker.settle(ends)) == ends, otherwise=f"{held.claim} outlived its event")
+        self.held = [it for it in self.held if it.name != name]
+        self.run(declare(self.harness, self.queues[1], subscription(self.names[name][-1], ordered=name == LINE)))
+        self._pass_time()
+
+    def retire(self, name: str, backlog: Backlog) -> None:
+        """Remove a subscription: not while a worker has it, and not with a backlog if that is to be refused."""
+        check(true=self.run(self._in_use(name, "discard")), otherwise=f"{name} was retired under its workers")
+        self.recover(0)
+        for worker in self.workers:
+            self.run(worker.close())
+            self.model.give_back([worker.info.id], dead=False)
+        self.held.clear()
+        if backlog == "refuse" and self.model.waiting(name):
+            check(true=self.run(self._in_use(name, backlog)), otherwise=f"{name} was retired with a backlog")
+        else:
+            self._retire(name, backlog)
+        self.workers = [self.run(self._join(it)) for it in self.queues]
+
+    def _retire(self, name: str, backlog: Backlog) -> None:
+        gone = self.model.waiting(name)
+        retired = self.run(self.queues[0].retire(self.names[name][-1], backlog=backlog))
+        check(true=retired == len(gone), otherwise=f"retired {retired} deliveries of {name} instead of {len(gone)}")
+        self.model.forget(name)
+        if backlog == "dead":
+            self._bury_in_any_order(gone)
+        self.model.paused.discard(name)
+        self.model.fences = {it: fence for it, fence in self.model.fences.items() if it[0] != name}
+        self.names[name] = self.names[name][-1:]
+        self.run(declare(self.harness, self.queues[1], subscription(self.names[name][0], ordered=name == LINE)))
+        self.model.advance(self.clock.time())
+
+    def _bury_in_any_order(self, gone: list[Copy]) -> None:
+        """Bury what died in the same moment in the order that the queue tells, which is not promised."""
+        letters = self.run(self.queues[0].dead_letters(limit=1000))[len(self.model.dead) :]
+        for letter in letters:
+            copy = next((it for it in gone if it.message_id == letter.message_id), None)
+            if copy is None:
+                raise Mismatch(f"{letter} was not waiting")
+            gone.remove(copy)
+            self.model.bury(copy)
+        check(true=not gone, otherwise=f"no dead letters of {gone}")
+
+    async def _in_use(self, name: str, backlog: Backlog) -> bool:
+        try:
+            await self.queues[0].retire(self.names[name][-1], backlog=backlog)
+        except ListenerInUse:
+            return True
+        return False
+
+
+async def _ended(task: "asyncio.Future[list[Claim]]") -> None:
+    await asyncio.wait({task})
+
+
+def machine_of(tested: Driver, folder: Path) -> type[WholeMachine]:
+    """Return the machine that works on this driver, each time on a new store in `folder`."""
+
+    class Machine(WholeMachine):
+        driver = tested
+        stores = folder
+
+    return Machine
