@@ -40,6 +40,7 @@ class Services(DeclarativeContainer):
         db=infra.db,
         clock=infra.clock,
         invite_lifetime=infra.settings.provided.organization.invite_lifetime,
+        max_invites=infra.settings.provided.organization.max_invites,
     )
     project = ThreadSafeSingleton(ProjectService, bus=infra.bus, db=infra.db, clock=infra.clock, access=organization)
     notification = ThreadSafeSingleton(NotificationService, bus=infra.bus, mailer=infra.mailer, invites=organization)

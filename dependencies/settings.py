@@ -152,6 +152,12 @@ class ControlSettings(Section):
     max_auth_failures: Annotated[int, Field(ge=1)] = 60
     """Wrong secrets that one address may send in 60 seconds."""
 
+    max_sign_ups: Annotated[int, Field(ge=1)] = 30
+    """Sign-ups from one address in an hour, by each process; see `control.trusted_proxies`."""
+
+    max_invites: Annotated[int, Field(ge=1)] = 100
+    """Invites from one address in an hour, by each process, whoever makes them."""
+
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 500
     """Connections that are open at the same time. One more ends the one that has kept the server waiting longest. Half
     of the process's file descriptors (`ulimit -n`) are the bound beyond that."""
@@ -271,6 +277,9 @@ class OrganizationSettings(Section):
 
     invite_lifetime: Annotated[float, Field(gt=0, le=365 * 86_400, allow_inf_nan=False)] = 7 * 86_400.0
     """Seconds until an invite that nobody accepted expires."""
+
+    max_invites: Annotated[int, Field(ge=1, le=10_000)] = 50
+    """Invites that one user may make in an hour, over all organizations and processes."""
 
 
 class Settings(BaseSettings):

@@ -26,6 +26,9 @@ HISTORIES = (
 INVITE_LIFETIME = 600.0
 """Seconds; short, for the clock passes through every one of them."""
 
+MAX_INVITES = 20
+"""Of one user in an hour."""
+
 
 @dataclass(slots=True)
 class Outbox:
@@ -95,7 +98,7 @@ def build(kit: BusKit, db: Database) -> World:
     """Construct every service; the kit is still to be started."""
     mail = Outbox()
     secret = SecretService(kit.bus, db, kit.clock)
-    organization = OrganizationService(kit.bus, db, kit.clock, invite_lifetime=INVITE_LIFETIME)
+    organization = OrganizationService(kit.bus, db, kit.clock, invite_lifetime=INVITE_LIFETIME, max_invites=MAX_INVITES)
     return World(
         kit=kit,
         db=db,

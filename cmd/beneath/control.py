@@ -49,6 +49,8 @@ def build_server(request: Request, name: str) -> HttpServer:
             version=application_version(),
             max_body=settings.max_body,
             max_auth_failures=settings.max_auth_failures,
+            max_sign_ups=settings.max_sign_ups,
+            max_invites=settings.max_invites,
         ),
     )
     server = HttpServer(

@@ -33,5 +33,14 @@ class AlreadyInvited(OrganizationError):
     """An invite to that email is still open."""
 
 
+class TooManyInvites(OrganizationError):
+    """The inviter has made, or keeps open, as many invites as one user may."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        """Take the seconds after which one more may be made."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class InviteNotFound(OrganizationError):
     """There is no such invite where the caller may look, or it is no longer open."""

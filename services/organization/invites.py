@@ -3,7 +3,8 @@
 import hashlib
 import secrets
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, select
@@ -20,7 +21,12 @@ from models.organization import (
     Role,
 )
 from models.user import User
-from services.organization.errors import AlreadyInvited, AlreadyMember
+from services.organization.errors import AlreadyInvited, AlreadyMember, TooManyInvites
+
+HOUR: Final = timedelta(hours=1)
+
+MAX_OPEN: Final = 200
+"""Open invites of one user to one organization: as many are withdrawn at once when that user is removed."""
 
 
 async def find_pending(session: AsyncSession, invite_id: UUID) -> Invite | None:
@@ -82,6 +88,24 @@ async def require_uninvited(session: AsyncSession, organization_id: UUID, email:
     invite = select(Invite.id).where(Invite.organization_id == organization_id, Invite.email == email, *_open_at(now))
     if await session.scalar(invite):
         raise AlreadyInvited(f"an invite to {email} is open already")
+
+
+async def require_within_limits(session: AsyncSession, invite: Invite, *, limit: int) -> None:
+    """Raise `TooManyInvites` if the inviter made `limit` in an hour, or has `MAX_OPEN` open to the organization."""
+    # One user's invites to several organizations take turns, or each would count without the others.
+    await session.execute(select(User.id).where(User.id == invite.invited_by).with_for_update(key_share=True))
+    now = invite.created_at
+    mine = Invite.invited_by == invite.invited_by
+    recent = select(Invite.created_at).where(mine, Invite.created_at > now - HOUR)
+    made = (await session.scalars(recent.order_by(Invite.created_at.desc()).limit(limit))).all()
+    if len(made) == limit:
+        wait = (made[-1] + HOUR - now).total_seconds()
+        raise TooManyInvites(f"one user may make {limit} invites in an hour", wait)
+    here = select(Invite.expires_at).where(mine, Invite.organization_id == invite.organization_id, *_open_at(now))
+    ends = (await session.scalars(here.order_by(Invite.expires_at).limit(MAX_OPEN))).all()
+    if len(ends) == MAX_OPEN:
+        text = f"{MAX_OPEN} invites of yours to this organization are open: withdraw some"
+        raise TooManyInvites(text, (ends[0] - now).total_seconds())
 
 
 def replace_token(invite: Invite) -> str:

@@ -56,6 +56,7 @@ from services.organization.invites import (
     organization_of,
     replace_token,
     require_uninvited,
+    require_within_limits,
     withdrawal_of,
 )
 
@@ -76,12 +77,13 @@ class MemberView:
 class OrganizationService:
     """Owns organizations, members and invites, and says who may do what there."""
 
-    def __init__(self, bus: Bus, db: Database, clock: Clock, *, invite_lifetime: float) -> None:
-        """Take the time, in seconds, after which an unanswered invite expires."""
+    def __init__(self, bus: Bus, db: Database, clock: Clock, *, invite_lifetime: float, max_invites: int) -> None:
+        """Take the seconds after which an unanswered invite expires, and how many one user may make in an hour."""
         self._bus = bus
         self._db = db
         self._clock = clock
         self._invite_lifetime = invite_lifetime
+        self._max_invites = max_invites
         bus.add_sync_listener(self.create_personal)
         bus.add_async_listener(self.expire_invite)
 
@@ -210,6 +212,7 @@ class OrganizationService:
             InvalidEmail: it is not an email address.
             AlreadyMember: a member has it.
             AlreadyInvited: an invite to it is open.
+            TooManyInvites: the actor has made as many in the past hour as one user may, or has as many open here.
         """
         now = self._clock.time()
         invite = Invite(
@@ -227,6 +230,7 @@ class OrganizationService:
             held = await require_role(tx.session, actor_id, organization_id, Role.ADMIN)
             if not held.invites_to(role):
                 raise NotAllowed(f"one with the role {held} can't invite to the role {role}")
+            await require_within_limits(tx.session, invite, limit=self._max_invites)
             await require_uninvited(tx.session, organization_id, invite.email, utc(now))
             deadline = InviteDeadlineReached(invite_id=invite.id)
             invite.expiry_id = await self._bus.publish_scheduled(deadline, invite.expires_at)

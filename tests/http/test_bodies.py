@@ -73,7 +73,7 @@ async def test_a_wrong_secret_is_looked_up_and_counted_once_a_request(
         counted.append(address)
         return 0.0
 
-    monkeypatch.setattr(api.app.state.failure_limit, "record", record)
+    monkeypatch.setattr(api.app.state.failure_limit, "take", record)
     headers = {"Authorization": "Bearer bnth_" + "x" * 43, "Idempotency-Key": "k"}
     answer = await api.client.post("/v1/organizations", json={"name": "Engines"}, headers=headers)
     problem(answer, 401, "unauthenticated")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from beneath.http import HttpOptions
 from beneath.server import HttpServer
 from tests.http.conftest import Api
 
@@ -18,6 +19,11 @@ LEFT_OUT = "positive_data_acceptance"
 
 # It revokes the secret that it works with, and the rest would learn nothing from then on.
 REVOCATION = "/v1/secrets/{secret_id}"
+
+
+@pytest.fixture
+def options() -> HttpOptions:
+    return HttpOptions(max_sign_ups=100_000, max_invites=100_000)
 
 
 @pytest.fixture

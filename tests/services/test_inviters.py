@@ -6,14 +6,15 @@ from uuid import UUID
 import pytest
 
 from models.organization import InviteStatus, InviteWithdrawn, Member, Role
-from services.organization.errors import InviteNotFound, NotAllowed, OrganizationNotFound
+from services.organization import invites
+from services.organization.errors import InviteNotFound, NotAllowed, OrganizationNotFound, TooManyInvites
 from tests.services.people import email, invite, join, sign_up
-from tests.world import INVITE_LIFETIME, World
+from tests.world import INVITE_LIFETIME, MAX_INVITES, World
 
 
 async def statuses(domain: World, actor: UUID, organization: UUID) -> dict[str, InviteStatus]:
-    invites = await domain.organization.list_invites(actor, organization)
-    return {each.email.partition("@")[0]: each.status for each in invites}
+    found = await domain.organization.list_invites(actor, organization)
+    return {each.email.partition("@")[0]: each.status for each in found}
 
 
 async def owners(domain: World) -> tuple[UUID, UUID, UUID]:
@@ -121,6 +122,30 @@ async def test_invite_left_open_by_an_earlier_release_is_not_accepted(domain: Wo
     with pytest.raises(OrganizationNotFound):
         await domain.organization.get(bob, made)
     await domain.organization.get(ada, made)
+
+
+async def test_withdrawn_invites_count_and_those_of_others_do_not(domain: World) -> None:
+    made, ada, bob = await owners(domain)
+    for number in range(MAX_INVITES - 1):
+        invited = await domain.organization.invite(ada, made, email=email(f"n{number}"))
+        await domain.organization.withdraw_invite(ada, made, invited.id)
+    with pytest.raises(TooManyInvites) as caught:
+        await domain.organization.invite(ada, made, email=email("more"))
+    assert 0 < caught.value.retry_after <= 3600
+    await domain.organization.invite(bob, made, email=email("his"))
+
+
+async def test_open_invites_of_one_user_to_one_organization_are_bounded(
+    domain: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invites, "MAX_OPEN", 3)
+    ada = await sign_up(domain, "ada")
+    made = await domain.organization.create(ada, "Engines")
+    opened = [await domain.organization.invite(ada, made.id, email=email(f"n{number}")) for number in range(3)]
+    with pytest.raises(TooManyInvites):
+        await domain.organization.invite(ada, made.id, email=email("more"))
+    await domain.organization.withdraw_invite(ada, made.id, opened[0].id)
+    await domain.organization.invite(ada, made.id, email=email("more"))
 
 
 @pytest.mark.parametrize("_round", range(5))

@@ -7,9 +7,9 @@ from typing import Final
 from fastapi import FastAPI
 
 from beneath.http import problems
-from beneath.http.auth import FailureLimit
 from beneath.http.docs import docs_routes
 from beneath.http.health import Probe, Scrape, health_routes
+from beneath.http.limits import HOUR, AddressLimit
 from beneath.http.middleware import BodyGuard, Correlate, RequestContext
 from beneath.http.openapi import describe
 from beneath.http.routes import audit, invites, members, organizations, projects, secrets, users
@@ -33,6 +33,12 @@ class HttpOptions:
 
     max_auth_failures: int = 60
     """Wrong secrets that one address may send in 60 seconds."""
+
+    max_sign_ups: int = 30
+    """Sign-ups from one address in an hour."""
+
+    max_invites: int = 100
+    """Invites from one address in an hour."""
 
 
 def create_app(
@@ -60,7 +66,10 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.services = services
-    app.state.failure_limit = FailureLimit(clock or SystemClock(), options.max_auth_failures)
+    clock = clock or SystemClock()
+    app.state.failure_limit = AddressLimit(clock, "wrong secrets", options.max_auth_failures, 60)
+    app.state.sign_up_limit = AddressLimit(clock, "sign-ups", options.max_sign_ups, HOUR)
+    app.state.invite_limit = AddressLimit(clock, "invites", options.max_invites, HOUR)
     for routes in (users, secrets, organizations, members, invites, projects, audit):
         app.include_router(routes.router, prefix="/v1")
     app.router.routes.extend([*health_routes(ready, metrics), *docs_routes()])

@@ -1,51 +1,17 @@
 """Who a request comes from."""
 
-from collections import OrderedDict
-from typing import Annotated, Final
+from typing import Annotated
 
-import structlog
 from fastapi import Depends, Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
+from beneath.http.limits import AddressLimit, address_of
 from beneath.http.problems import INSUFFICIENT_SCOPE, TOO_MANY_FAILURES, UNAUTHENTICATED, ProblemError, retry_after
 from beneath.http.services import Services
-from infra.clock import Clock
 from models.secret import Scope
 from services.secret.cache import Principal
 from services.secret.errors import InvalidSecret
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-_WINDOW: Final = 60.0
-_ADDRESSES: Final = 10_000
-
-
-class FailureLimit:
-    """Counts wrong secrets by client address, to tell a client that goes on and on with one to stop.
-
-    A valid secret is let in all the same: many people may share an address, and nobody guesses 256 random bits.
-    """
-
-    def __init__(self, clock: Clock, failures: int) -> None:
-        """Allow `failures` in 60 seconds, from one address."""
-        self._clock = clock
-        self._failures = failures
-        self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()
-
-    def record(self, address: str) -> float:
-        """Count a wrong secret; return for how many seconds its sender should send none, 0 while within bounds."""
-        now = self._clock.monotonic()
-        started, count = self._counts.get(address, (now, 0))
-        if now - started >= _WINDOW:
-            started, count = now, 0
-        self._counts[address] = (started, count + 1)
-        self._counts.move_to_end(address)
-        if len(self._counts) > _ADDRESSES:
-            self._counts.popitem(last=False)
-        if count == self._failures:
-            log.warning("too many wrong secrets", address=address)
-        return started + _WINDOW - now if count >= self._failures else 0.0
 
 
 class Bearer(SecurityBase):
@@ -81,7 +47,7 @@ async def authenticate(request: Request) -> Principal:
 
 async def _authenticate(request: Request) -> Principal:
     services: Services = request.app.state.services
-    limit: FailureLimit = request.app.state.failure_limit
+    limit: AddressLimit = request.app.state.failure_limit
     # With two of them, a proxy in front may have judged by another one than we would.
     sent = request.headers.getlist("authorization")
     scheme, _, token = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
@@ -92,7 +58,8 @@ async def _authenticate(request: Request) -> Principal:
     try:
         return await services.secret.authenticate(token)
     except InvalidSecret:
-        raise _refusal(limit.record(request.client.host if request.client else "")) from None
+        # Counted after the look-up: a valid secret is let in all the same, for many people may share an address.
+        raise _refusal(limit.take(address_of(request))) from None
 
 
 def _refusal(wait: float) -> ProblemError:

@@ -1,6 +1,7 @@
 """Errors as RFC 9457 has them: `application/problem+json` with a `type` that programs may rely on."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -71,6 +72,7 @@ UNSUPPORTED_MEDIA_TYPE = Kind("unsupported-media-type", 415, "The body must be J
 INVALID = Kind("invalid", 422, "The request does not fit")
 KEY_REUSED = Kind("idempotency-key-reused", 409, "The idempotency key belongs to another request")
 TOO_MANY_FAILURES = Kind("too-many-failures", 429, "Too many wrong secrets")
+TOO_MANY_REQUESTS = Kind("too-many-requests", 429, "This was done too often")
 INTERNAL = Kind("internal", 500, "Something went wrong here")
 INDETERMINATE = Kind("indeterminate", 503, "It is not known whether this was done")
 UNAVAILABLE = Kind("unavailable", 503, "This cannot be done right now")
@@ -89,6 +91,7 @@ DOMAIN_PROBLEMS: Final[Mapping[type[Exception], Kind]] = {
     organization.AlreadyMember: ALREADY_MEMBER,
     organization.AlreadyInvited: ALREADY_INVITED,
     organization.LastOwner: LAST_OWNER,
+    organization.TooManyInvites: TOO_MANY_REQUESTS,
     organization.InviteNotFound: NOT_FOUND,
     idempotency.KeyReused: KEY_REUSED,
     idempotency.AnswerNotKept: ALREADY_DONE,
@@ -176,7 +179,8 @@ async def _domain(request: Request, error: Exception) -> Response:
     kind = next(DOMAIN_PROBLEMS[cls] for cls in type(error).__mro__ if cls in DOMAIN_PROBLEMS)
     # What was not found is not repeated: an absent thing and a foreign one must look the same.
     detail = kind.title if kind is NOT_FOUND else str(error)
-    return _answer(request, kind, detail)
+    wait = getattr(error, "retry_after", None)
+    return _answer(request, kind, detail, headers=None if wait is None else retry_after(wait))
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -224,7 +228,7 @@ def allowed_methods(request: Request) -> list[str]:
 
 def retry_after(seconds: float) -> dict[str, str]:
     """Return the header that says when to come back."""
-    return {"Retry-After": str(max(1, round(seconds)))}
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def _answer(

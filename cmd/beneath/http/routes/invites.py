@@ -3,13 +3,14 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from beneath.http.auth import Reader, Writer
 from beneath.http.idempotency import KEYED, IdempotentRoute
+from beneath.http.limits import AddressLimit
 from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
 from beneath.http.pages import ByAge, Page
-from beneath.http.problems import ALREADY_INVITED, ALREADY_MEMBER, KEY_REUSED, NOT_ALLOWED, NOT_FOUND
+from beneath.http.problems import ALREADY_INVITED, ALREADY_MEMBER, KEY_REUSED, NOT_ALLOWED, NOT_FOUND, TOO_MANY_REQUESTS
 from beneath.http.schemas import Acceptance, InviteOut, NewInvite, OrganizationOut
 from beneath.http.services import Using
 
@@ -32,10 +33,21 @@ async def list_invites(
     INVITES,
     status_code=201,
     dependencies=KEYED,
-    responses=problems(KEY_REUSED, NOT_FOUND, ALREADY_INVITED, ALREADY_MEMBER, *AUTHENTICATED, NOT_ALLOWED, *WITH_BODY),
+    responses=problems(
+        KEY_REUSED,
+        NOT_FOUND,
+        ALREADY_INVITED,
+        ALREADY_MEMBER,
+        TOO_MANY_REQUESTS,
+        *AUTHENTICATED,
+        NOT_ALLOWED,
+        *WITH_BODY,
+    ),
 )
-async def invite(organization_id: UUID, body: NewInvite, caller: Writer, using: Using) -> InviteOut:
+async def invite(organization_id: UUID, body: NewInvite, caller: Writer, using: Using, request: Request) -> InviteOut:
     """Invite someone by mail; admins and owners may, to roles up to their own."""
+    limit: AddressLimit = request.app.state.invite_limit
+    limit.spend(request)
     made = await using.organization.invite(caller.user_id, organization_id, email=body.email, role=body.role)
     return InviteOut.model_validate(made)
 

@@ -1,11 +1,12 @@
 """Sign-up, and one's own profile."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from beneath.http.auth import Reader, Writer
 from beneath.http.etags import Expected, tag
+from beneath.http.limits import AddressLimit
 from beneath.http.openapi import ANYWHERE, AUTHENTICATED, WITH_BODY, problems, versioned
-from beneath.http.problems import CHANGED, EMAIL_TAKEN
+from beneath.http.problems import CHANGED, EMAIL_TAKEN, TOO_MANY_REQUESTS
 from beneath.http.routing import ApiRoute
 from beneath.http.schemas import NewUser, SignedUp, UserChange, UserOut
 from beneath.http.services import Using
@@ -13,9 +14,11 @@ from beneath.http.services import Using
 router = APIRouter(tags=["users"], route_class=ApiRoute)
 
 
-@router.post("/users", status_code=201, responses=problems(EMAIL_TAKEN, *ANYWHERE, *WITH_BODY))
-async def sign_up(body: NewUser, using: Using) -> SignedUp:
+@router.post("/users", status_code=201, responses=problems(EMAIL_TAKEN, TOO_MANY_REQUESTS, *ANYWHERE, *WITH_BODY))
+async def sign_up(body: NewUser, using: Using, request: Request) -> SignedUp:
     """Sign up: anyone may. You get an organization of your own with a first project in it, and a welcome mail."""
+    limit: AddressLimit = request.app.state.sign_up_limit
+    limit.spend(request)
     return SignedUp.model_validate(await using.user.sign_up(body.email, body.name))
 
 

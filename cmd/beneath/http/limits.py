@@ -1,0 +1,68 @@
+"""How often one client may do what costs others something, by its address."""
+
+from collections import OrderedDict
+from typing import Final
+
+import structlog
+from fastapi import Request
+
+from beneath.http.addresses import client_key
+from beneath.http.problems import TOO_MANY_REQUESTS, ProblemError, retry_after
+from infra.clock import Clock
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+ADDRESSES: Final = 10_000
+"""Addresses remembered by one limit; the least recently seen is forgotten first."""
+
+HOUR: Final = 3600.0
+
+LOG_EVERY: Final = 60.0
+"""Seconds between two log lines about one limit, whoever reaches it."""
+
+
+class AddressLimit:
+    """A token bucket for each client address, in this process: `count` at once, and as many in `seconds` after that.
+
+    An IPv6 client is its network of 64 bits. Every process counts for itself: behind a proxy that spreads requests over
+    several, a client may do that many times as much.
+    """
+
+    def __init__(self, clock: Clock, what: str, count: int, seconds: float) -> None:
+        self._clock = clock
+        self._what = what
+        self._count = count
+        self._pause = seconds / count
+        self._log_from = 0.0
+        self._buckets: OrderedDict[str, float] = OrderedDict()
+        """When each address's bucket will be full again; one that is full needs no entry."""
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, address: str) -> float:
+        """Count one use by `address`; return 0, or for how many seconds it should wait if it has used up its share."""
+        key, now = client_key(address), self._clock.monotonic()
+        full_at = max(now, self._buckets.pop(key, now))
+        wait = full_at + self._pause - now - self._pause * self._count
+        if wait <= 0:
+            self._buckets[key] = full_at + self._pause
+            if len(self._buckets) > ADDRESSES:
+                self._buckets.popitem(last=False)
+            return 0.0
+        self._buckets[key] = full_at
+        if now >= self._log_from:
+            self._log_from = now + LOG_EVERY
+            log.warning("rate limit reached", what=self._what, address=key)
+        return wait
+
+    def spend(self, request: Request) -> None:
+        """Count one use by the request's client; raise a problem with `Retry-After` if it has used up its share."""
+        if wait := self.take(address_of(request)):
+            detail = f"too many {self._what} came from your address; try again in {wait:.0f} s"
+            raise ProblemError(TOO_MANY_REQUESTS, detail, retry_after(wait))
+
+
+def address_of(request: Request) -> str:
+    """Return the address that a request came from: the client's, where a trusted proxy says so."""
+    return request.client.host if request.client else ""

@@ -1,0 +1,114 @@
+"""Sign-ups and invites by address and by inviter."""
+
+import pytest
+
+from beneath.http import HttpOptions, limits
+from beneath.http.limits import AddressLimit
+from infra.clock import FakeClock
+from tests.http.conftest import Api, Caller, problem
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def test_bucket_gives_its_share_at_once_and_then_one_a_pause(clock: FakeClock) -> None:
+    limit = AddressLimit(clock, "tests", 3, 60)
+    assert [limit.take("192.0.2.1") for _ in range(4)] == [0, 0, 0, 20]
+    assert limit.take("192.0.2.2") == 0, "another address has its own"
+    clock.move_to(clock.time() + 19.5)
+    assert 0 < limit.take("192.0.2.1") <= 0.5, "a refused use costs nothing"
+    clock.move_to(clock.time() + 0.5)
+    assert limit.take("192.0.2.1") == 0
+    assert limit.take("192.0.2.1") > 0
+    clock.move_to(clock.time() + 600)
+    assert [limit.take("192.0.2.1") for _ in range(4)] == [0, 0, 0, 20]
+
+
+def test_ipv6_client_is_its_network_of_64_bits(clock: FakeClock) -> None:
+    limit = AddressLimit(clock, "tests", 1, 60)
+    assert limit.take("2001:db8::1") == 0
+    assert limit.take("2001:db8::ffff:ffff:ffff:ffff") > 0
+    assert limit.take("2001:db8:0:1::1") == 0
+
+
+def test_mapped_address_is_the_ipv4_client(clock: FakeClock) -> None:
+    limit = AddressLimit(clock, "tests", 1, 60)
+    assert limit.take("::ffff:192.0.2.1") == 0
+    assert limit.take("192.0.2.1") > 0
+    assert limit.take("::ffff:192.0.2.2") == 0, "not one for all of IPv4"
+
+
+def test_what_is_no_address_is_one_client(clock: FakeClock) -> None:
+    limit = AddressLimit(clock, "tests", 1, 60)
+    assert limit.take("unknown") == 0
+    assert limit.take("x" * 10_000) > 0
+
+
+def test_limit_remembers_a_bounded_number_of_addresses(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ADDRESSES", 10)
+    limit = AddressLimit(clock, "tests", 1, 60)
+    for number in range(100):
+        limit.take(f"192.0.2.{number}")
+        limit.take("192.0.2.0")
+    assert len(limit) == 10
+    assert limit.take("192.0.2.0") > 0, "one that comes again and again is not forgotten"
+
+
+class TestSignUps:
+    @pytest.fixture
+    def options(self) -> HttpOptions:
+        return HttpOptions(max_sign_ups=2)
+
+    async def test_sign_ups_from_one_address_are_limited(self, api: Api) -> None:
+        for number in range(2):
+            await api.sign_up(f"ada{number}@example.com")
+        answer = await api.client.post("/v1/users", json={"email": "ada2@example.com", "name": "Ada"})
+        problem(answer, 429, "too-many-requests")
+        assert int(answer.headers["retry-after"]) == 1800
+        await api.domain.kit.advance(seconds=1800)
+        await api.sign_up("ada2@example.com")
+
+    async def test_forwarded_address_alone_is_no_other_client(self, api: Api) -> None:
+        for number in range(3):
+            headers = {"X-Forwarded-For": f"192.0.2.{number}", "Forwarded": f"for=192.0.2.{number}"}
+            body = {"email": f"ada{number}@example.com", "name": "Ada"}
+            answer = await api.client.post("/v1/users", json=body, headers=headers)
+        problem(answer, 429, "too-many-requests")
+
+    async def test_sign_up_that_does_not_fit_costs_nothing(self, api: Api) -> None:
+        for _ in range(5):
+            problem(await api.client.post("/v1/users", json={"email": "ada"}), 422, "invalid")
+        await api.sign_up()
+
+
+async def invite(caller: Caller, organization: str, name: str) -> int:
+    path = f"/v1/organizations/{organization}/invites"
+    return (await caller("POST", path, json={"email": f"{name}@example.com"})).status_code
+
+
+class TestInvites:
+    @pytest.fixture
+    def options(self) -> HttpOptions:
+        return HttpOptions(max_invites=2)
+
+    async def test_invites_from_one_address_are_limited_whoever_makes_them(self, api: Api) -> None:
+        ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
+        assert await invite(ada, await ada.organization(), "one") == 201
+        assert await invite(eve, await eve.organization(), "two") == 201
+        assert await invite(eve, await eve.organization(), "three") == 429
+
+
+async def test_invites_of_one_user_are_limited_over_all_organizations(api: Api) -> None:
+    ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
+    first = await ada.organization()
+    second = (await ada("POST", "/v1/organizations", json={"name": "Looms"})).json()["id"]
+    codes = [await invite(ada, (first, second)[number % 2], f"n{number}") for number in range(21)]
+    assert codes == [201] * 20 + [429]
+    answer = await ada("POST", f"/v1/organizations/{first}/invites", json={"email": "more@example.com"})
+    problem(answer, 429, "too-many-requests")
+    assert 3500 < int(answer.headers["retry-after"]) <= 3600
+    assert await invite(eve, await eve.organization(), "hers") == 201
+    await api.domain.kit.advance(hours=1)
+    assert await invite(ada, first, "more") == 201
