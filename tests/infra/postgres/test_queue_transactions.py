@@ -10,9 +10,8 @@ from infra.db import Database, TransactionRolledBack
 from infra.db.postgresql_driver import Driver, PostgreSQLConnection
 from infra.mq import Failure, Outcome, QueueRejected, QueueUnavailable, Settlement
 from infra.mq.drivers.sql import SqlQueue
-from infra.mq.drivers.sql.postgres import publishing
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
-from tests.infra.postgres.queues import MAIL, WORK, Store, consumer, new_store
+from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
 from tests.postgres_servers import PostgresServer
 
 STRICT = pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
@@ -164,7 +163,7 @@ async def test_what_a_strict_transaction_published_stands_before_what_comes_afte
         return
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "promote", never)  # as if the process had died right after COMMIT
+        patch.setattr(backend(queue), "_promote_these", never)  # as if the process had died right after COMMIT
         for name in ("a", "b"):
             async with db.transaction():
                 await be(db, level)
@@ -181,7 +180,7 @@ async def test_the_death_of_a_strict_publisher_right_after_commit_delays_nothing
     async def never(*_: object, **__: object) -> None:
         return
 
-    monkeypatch.setattr(publishing, "promote", never)
+    monkeypatch.setattr(backend(queue), "_promote_these", never)
     other, _ = await store.open()
     worker = await consumer(other)
     waiting = asyncio.ensure_future(worker.fetch({MAIL: 1}, wait=20))

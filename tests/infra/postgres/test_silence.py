@@ -12,7 +12,7 @@ from infra.db.postgresql import PostgreSQL
 from infra.db.postgresql_driver import Driver, PostgreSQLConnection
 from infra.mq import QueueIndeterminate, QueueUnavailable
 from infra.mq.drivers.sql.postgres import backend as backend_module
-from infra.mq.drivers.sql.postgres import bell, lease
+from infra.mq.drivers.sql.postgres import bell, lease, workers
 from infra.mq.drivers.sql.postgres.clock import ServerClock
 from tests.infra.db.tables import insert, names
 from tests.infra.mq.acting import message, subscription
@@ -29,7 +29,7 @@ PATIENCE = 15.0
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait less than the code does for its users."""
     monkeypatch.setattr(backend_module, "CLOSE_PATIENCE", 0.2)
-    monkeypatch.setattr(backend_module, "LEAVE_TIMEOUT", 0.2)
+    monkeypatch.setattr(workers, "LEAVE_TIMEOUT", 0.2)
     monkeypatch.setattr(lease, "ABANDON_TIMEOUT", 0.2)
 
 

@@ -15,12 +15,12 @@ from infra.mq.drivers.sql.backend import Membership, Options
 from infra.mq.drivers.sql.postgres import (
     administration,
     broadcasting,
-    claiming,
     horizon,
     inspection,
     membership,
     publishing,
     registry,
+    retiring,
     settling,
 )
 from infra.mq.drivers.sql.postgres.ambient import Announcement, run_in
@@ -29,9 +29,9 @@ from infra.mq.drivers.sql.postgres.clock import ServerClock
 from infra.mq.drivers.sql.postgres.connections import Connections, Operation
 from infra.mq.drivers.sql.postgres.errors import KeyBusy, queue_error
 from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, Member
-from infra.mq.drivers.sql.postgres.positions import Positions
 from infra.mq.drivers.sql.postgres.publisher import Publisher
-from infra.mq.errors import QueueError, QueueIndeterminate, QueueUnavailable
+from infra.mq.drivers.sql.postgres.workers import Workers
+from infra.mq.errors import QueueError, QueueUnavailable
 from infra.mq.types import (
     Claim,
     DeadLetter,
@@ -46,14 +46,11 @@ from infra.mq.types import (
 
 T = TypeVar("T")
 
-STUCK = 0.05
-"""Seconds after which scheduled messages are looked at again that are due, but held by somebody's transaction."""
+FORGETTING_STEPS = 50
+"""How many steps of forgetting ids, and of forgetting frames, a recovery makes at most; each forgets a thousand."""
 
 CLOSE_PATIENCE = 5.0
 """Seconds that a queue which is closed waits for publishes that are under way."""
-
-LEAVE_TIMEOUT = 5.0
-"""Seconds that a worker which stops tries to give back what it holds; others take over what it could not."""
 
 REGISTRY_PAUSE = 0.1
 """Seconds between two attempts to change the registry while publishes are under way."""
@@ -72,11 +69,7 @@ class PostgresBackend:
         self._keeper = LeaseKeeper(self._server, options.lease, self._hang_up)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._publisher = Publisher(self._send, options.patience)
-        self._scheduled: float | None = None
-        """When the earliest scheduled message was due, at the last look."""
-
-        self._not_before = 0.0
-        self._positions = Positions()
+        self._workers = Workers(self._connections, self._keeper, self.clock)
 
     @property
     def interruptions(self) -> int:
@@ -86,7 +79,7 @@ class PostgresBackend:
         self._loop = asyncio.get_running_loop()
         self._connections.open()
         try:
-            await self._read(registry.changed_at)
+            await self._read(registry.version)
             await self._bell.open()
         except BaseException as error:
             await self._connections.close()
@@ -133,89 +126,52 @@ class PostgresBackend:
         return await self._read(partial(broadcasting.broadcasts_after, after=number, origin=origin))
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> float:
-        if await self._read(
-            partial(registry.is_declared, subscriptions=subscriptions, broadcasts=broadcasts), several=True
-        ):
-            return await self._read(registry.changed_at)
-        return await self._change_registry(partial(self._declare, subscriptions=subscriptions, broadcasts=broadcasts))
+        ask = partial(registry.declared, subscriptions=subscriptions, broadcasts=broadcasts)
+        found = await self._read(ask)
+        if not found.complete:
+            add = partial(registry.declare, subscriptions=subscriptions, broadcasts=broadcasts, now=self.clock.time())
+            await self._change_registry(add)
+            found = await self._read(ask)
+        if found.visible_at is None:
+            # From here on publishers can read it, however long its COMMIT took, and whoever made it.
+            visible_at = self.clock.time()
+            with suppress(QueueError):
+                await self._write(partial(registry.mark_visible, version=found.version, now=visible_at))
+            return visible_at
+        return found.visible_at
 
     async def registry(self) -> Registry:
         return await self._read(registry.registry)
 
     async def join(self, info: WorkerInfo, now: float) -> Member:
-        await asyncio.to_thread(self._keeper.start)
-        joined = self.clock.monotonic()
-        operation = partial(membership.join, info=info, now=now, lease=self._options.lease)
-        return Member(await self._write(operation), self._keeper, self.clock, joined)
+        return await self._workers.join(info, now)
 
     async def leave(self, member: Membership, keep: Collection[Claim], now: float) -> None:
-        mine = _own(member)
-        if keep:
-            self._keeper.linger(mine.number)
         try:
-            async with asyncio.timeout(LEAVE_TIMEOUT):
-                await self._change(partial(membership.leave, worker=mine.number, keep=keep, now=now))
+            await self._workers.leave(_own(member), keep, now)
         except TimeoutError as error:
             raise QueueUnavailable(f"PostgreSQL at {self._server.address.where} does not answer") from error
-        mine.left()
+        self._bell.ring()
 
     async def next_due(self, names: Collection[str]) -> float | None:
-        await self._look_from_the_start(names)
-        starts = self._positions.starts(names)
-        due_at, scheduled = await self._read(partial(claiming.next_due, names=names, starts=starts))
-        self._scheduled = scheduled
-        if scheduled is not None:
-            scheduled = max(scheduled, self._not_before)
-        look_in = self._positions.look_in
-        look_at = None if look_in is None else self.clock.time() + look_in
-        return min((it for it in (due_at, scheduled, look_at) if it is not None), default=None)
+        return await self._workers.next_due(names)
 
     async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
-        mine = _own(member)
-        try:
-            if mine.in_doubt:
-                await self._release_unknown(mine, now)
-            await self._look_from_the_start(wants)
-            starts = self._positions.starts(wants)
-            claims, latest = await self._connections.run(
-                partial(claiming.claim, worker=mine.number, wants=wants, starts=starts, now=now), writing=True
-            )
-        except QueueIndeterminate as error:
-            # What it may have claimed is given back before the next claim; what runs here goes on.
-            mine.in_doubt = True
-            raise QueueUnavailable(str(error)) from error
-        self._positions.claimed(latest)
-        for it in claims:
-            if it.ordered:
-                mine.fences.add(it.fence)
-            else:
-                mine.deliveries.add(cast("int", it.deliveries[0].id))
-        if not claims and self._scheduled is not None and self._scheduled <= now:
-            self._not_before = now + STUCK
-        return claims
+        return await self._workers.claim(_own(member), wants, now)
 
     async def settle(self, member: Membership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
-        mine = _own(member)
-        operation = partial(settling.settle, worker=mine.number, settlements=settlements, now=now)
-        fenced = await self._write(operation)
-        for it in settlements:
-            if not it.claim.ordered:
-                mine.deliveries.discard(cast("int", it.delivery.id))
-            elif it.close:
-                mine.fences.discard(it.claim.fence)
-        if any(it.claim.ordered or it.outcome is not Outcome.DONE for it in settlements):
-            self._bell.ring()
-        return fenced
+        try:
+            return await self._workers.settle(_own(member), settlements, now)
+        finally:
+            if any(it.claim.ordered or it.outcome is not Outcome.DONE for it in settlements):
+                self._bell.ring()
 
     async def isolate(self, member: Membership, claim: Claim) -> bool:
         return await self._write(partial(settling.isolate, worker=_own(member).number, claim=claim))
 
     async def recover(self, now: float) -> int:
         await self._forget(now)
-        operation = partial(membership.dead, lease=self._options.lease, steady=self._keeper.steady)
-        count = 0
-        for number in await self._read(operation):
-            count += await self._connections.transaction(partial(membership.take_over, worker=number, now=now))
+        count = await self._workers.recover(now)
         if count:
             self._bell.ring()
         return count
@@ -223,10 +179,10 @@ class PostgresBackend:
     async def unpark(self, known: Mapping[str, Collection[str]], now: float) -> int:
         if not await self._read(partial(membership.has_parked, known=known)):
             return 0
-        return await self._change(partial(membership.unpark, known=known, now=now))
+        return await self._in_steps(partial(membership.unpark, known=known, now=now))
 
     async def stats(self, now: float) -> list[SubscriptionStats]:
-        live = [names for _, names in await self._read(membership.live)]
+        live = [names for _, names in await self._read(partial(membership.live, lease=self._options.lease))]
         return await self._read(partial(inspection.stats, live=live, now=now), several=True)
 
     async def warnings(self) -> list[str]:
@@ -243,10 +199,20 @@ class PostgresBackend:
 
     async def retry_dead(self, dead_ids: Sequence[str], now: float) -> int:
         await self._promote(now)
-        return await self._change(partial(administration.retry_dead, dead_ids=dead_ids, now=now))
+        return sum(
+            [
+                await self._change(partial(administration.retry_dead, numbers=step, now=now))
+                for step in await self._read(partial(administration.steps_of, dead_ids=dead_ids), several=True)
+            ]
+        )
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
-        return await self._change(partial(administration.discard_dead, dead_ids=dead_ids))
+        return sum(
+            [
+                await self._change(partial(administration.discard_dead, numbers=step))
+                for step in await self._read(partial(administration.steps_of, dead_ids=dead_ids), several=True)
+            ]
+        )
 
     async def set_paused(self, name: str, *, paused: bool) -> None:
         await self._change(partial(registry.set_paused, name=name, paused=paused))
@@ -257,33 +223,46 @@ class PostgresBackend:
     async def retire(
         self, name: str, event: str | None, backlog: Literal["refuse", "discard", "dead"], now: float
     ) -> int:
-        operation = partial(administration.retire, name=name, event=event, backlog=backlog, now=now)
-        return await self._change_registry(operation)
+        if event is None:
+            names = await self._read(partial(registry.names_of, name=name), several=True)
+            if (user := await self._workers.user_of(names)) is not None:
+                raise retiring.in_use(name, user)
+        begin = partial(retiring.begin, name=name, event=event, backlog=backlog, now=now, lease=self._options.lease)
+        retirement = await self._change_registry(begin)
+        count = await self._in_steps(partial(retiring.step, retirement=retirement, now=now))
+        await self._in_steps(partial(retiring.drop_mailboxes, retirement=retirement))
+        await self._change_registry(partial(retiring.end, retirement=retirement, now=now))
+        return count
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
     async def _send(self, messages: Sequence[Message], patience: float) -> None:  # see `Send`
-        await self._write(
-            partial(
-                publishing.publish,
-                messages=messages,
-                now=self.clock.time(),
-                dedupe_window=self._options.dedupe_window,
-                patience=patience,
-            )
-        )
+        now, window = self.clock.time(), self._options.dedupe_window
+        parts = [
+            partial(publishing.publish, messages=part, now=now, dedupe_window=window, patience=patience)
+            for part in publishing.parts_of(messages)
+        ]
+        if len(parts) == 1:
+            await self._write(parts[0])
+            return
+
+        async def whole(driver: Driver) -> None:
+            for part in parts:
+                await part(driver)
+
+        await self._connections.transaction(whole)
 
     async def _publish_in(self, transaction: Transaction, messages: Sequence[Message], now: float) -> None:
-        window = self._options.dedupe_window
-        operation = partial(publishing.publish, messages=messages, now=now, dedupe_window=window)
-        answer = await run_in(transaction, operation, self._server)
-        if answer == publishing.ROUTES_WANTED:
-            routes = await self._read(partial(publishing.routes_of, messages=messages))
-            answer = await run_in(transaction, partial(operation, routes=routes), self._server)
         announcement = self._announce(transaction)
-        if answer == publishing.PROMOTE:
-            ids = list({it.id for it in messages})
-            announcement.finish_with(lambda: self._promote(self.clock.time(), ids))
+        for part in publishing.parts_of(messages):
+            operation = partial(publishing.publish, messages=part, now=now, dedupe_window=self._options.dedupe_window)
+            answer = await run_in(transaction, operation, self._server)
+            if answer == publishing.ROUTES_WANTED:
+                routes = await self._read(partial(publishing.routes_of, messages=part))
+                answer = await run_in(transaction, partial(operation, routes=routes), self._server)
+            if answer == publishing.PROMOTE:
+                ids = list({it.id for it in part})
+                announcement.finish_with(partial(self._promote_these, ids))
 
     def _hang_up(self) -> None:
         # A network that is cut says nothing: who waits for an answer would do so for as long as a statement may take.
@@ -291,35 +270,34 @@ class PostgresBackend:
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 self._loop.call_soon_threadsafe(self._connections.hang_up, self._options.lease)
 
-    async def _declare(
-        self, driver: Driver, subscriptions: Collection[Subscription], broadcasts: Collection[str]
-    ) -> float:
-        if await registry.declare(driver, subscriptions, broadcasts):
-            await registry.mark_changed(driver, self.clock.time())
-        return await registry.changed_at(driver)
+    async def _promote(self, now: float) -> None:
+        """Promote all that is due, but for what other transactions hold."""
+        after: publishing.Position | None = publishing.START
+        while after is not None:
+            operation = partial(publishing.promote, now=now, after=after)
+            _, after = await self._connections.run(operation, writing=False)
 
-    async def _promote(self, now: float, message_ids: Sequence[str] | None = None) -> None:
-        try:
-            await self._connections.run(partial(publishing.promote, now=now, message_ids=message_ids), writing=False)
-        except QueueError:
-            # Whoever fetches next does it.
-            return
+    async def _promote_these(self, message_ids: Sequence[str]) -> None:
+        for nth in range(0, len(message_ids), publishing.STEP):
+            some = message_ids[nth : nth + publishing.STEP]
+            operation = partial(publishing.promote, now=self.clock.time(), message_ids=some)
+            try:
+                await self._connections.run(operation, writing=False)
+            except QueueError:
+                # Whoever claims next does it.
+                return
         self._bell.ring()
 
-    async def _release_unknown(self, mine: Member, now: float) -> None:
-        deliveries, fences = list(mine.deliveries), list(mine.fences)
-        await self._connections.transaction(
-            partial(claiming.release_unknown, worker=mine.number, deliveries=deliveries, fences=fences, now=now)
-        )
-        mine.in_doubt = False
-
-    async def _look_from_the_start(self, names: Collection[str]) -> None:
-        if self._positions.outdated:
-            self._positions.looked(*await self._read(partial(claiming.look, names=names)))
-
     async def _forget(self, now: float) -> None:
-        await self._write(partial(publishing.forget_ids, before=now - self._options.dedupe_window))
-        await self._write(partial(broadcasting.forget_frames, before=now - self._options.broadcast_kept))
+        ids, frames = now - self._options.dedupe_window, now - self._options.broadcast_kept
+        for step in (
+            partial(publishing.forget_ids, before=ids),
+            partial(publishing.forget_former_ids, before=ids),
+            partial(broadcasting.forget_frames, before=frames),
+        ):
+            for _ in range(FORGETTING_STEPS):
+                if not await self._write(step):
+                    break
 
     async def _join_or_write(self, operation: Operation[T]) -> T:
         transaction = self._db.current()
@@ -341,6 +319,14 @@ class PostgresBackend:
         result = await self._connections.transaction(operation)
         self._bell.ring()
         return result
+
+    async def _in_steps(self, step: Operation[tuple[int, bool]]) -> int:
+        """Make steps of a change, each a transaction, until one says that it was the last; return their sum."""
+        total, more = 0, True
+        while more:
+            count, more = await self._change(step)
+            total += count
+        return total
 
     async def _change_registry(self, operation: Operation[T]) -> T:
         # Whoever waits for the registry keeps every publisher waiting: rather often and briefly than once and long.

@@ -6,6 +6,9 @@ from infra.db.postgresql_driver import Driver
 
 FRAMES_AT_ONCE = 1000
 
+FORGOTTEN_AT_ONCE = 1000
+"""How many frames a step forgets at most."""
+
 # One row gives out the numbers, so that they are in the order of commits and without holes; whoever has taken one
 # holds it until COMMIT.
 _SEND = """
@@ -14,9 +17,9 @@ INSERT INTO beneath_broadcast (id, origin, at, frame)
 SELECT last.number - $3 + f.place, $1, $2, f.frame FROM last, unnest($4::bytea[]) WITH ORDINALITY AS f (frame, place)
 """
 _FORGET = """
-DELETE FROM beneath_broadcast WHERE id IN (
-    SELECT id FROM beneath_broadcast WHERE at < $1 ORDER BY at LIMIT 1000 FOR UPDATE SKIP LOCKED
-)
+DELETE FROM beneath_broadcast WHERE id = ANY (ARRAY(
+    SELECT id FROM beneath_broadcast WHERE at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
+))
 """
 _LAST = "SELECT number FROM beneath_broadcast_last WHERE id = 1"
 _AFTER = f"""
@@ -33,9 +36,9 @@ async def broadcast(driver: Driver, frames: Sequence[bytes], origin: str, now: f
     await driver.execute(_SEND, origin, now, len(frames), list(frames))
 
 
-async def forget_frames(driver: Driver, before: float) -> None:
-    """Remove some of those that were sent before then."""
-    await driver.execute(_FORGET, before)
+async def forget_frames(driver: Driver, before: float) -> bool:
+    """Remove a step's worth of those that were sent before then; return whether to go on."""
+    return await driver.execute(_FORGET, before, FORGOTTEN_AT_ONCE) == f"DELETE {FORGOTTEN_AT_ONCE}"
 
 
 async def last_broadcast(driver: Driver) -> int:

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from infra.db.postgresql_driver import Driver
-from infra.mq.queue import MAILBOX_BATCH
+from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH
 from infra.mq.types import Claim, Delivery
 
-_CLAIM = "SELECT * FROM beneath_claim_1($1, $2, $3, $4, $5, $6)"
+MOST = 1000
+"""How many claims of one subscription a call takes at most, whatever is wanted."""
+
+_CLAIM = "SELECT * FROM beneath_claim_2($1, $2, $3, $4, $5, $6, $7, $8)"
 _WANTED = """
 WITH wanted AS MATERIALIZED (
     SELECT w.name, w.start, s.id, s.ordered FROM unnest($1::text[], $2::double precision[]) AS w (name, start)
@@ -38,17 +41,15 @@ SELECT array_agg(name), array_agg(due_at),
     extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision
 FROM first
 """  # noqa: S608  # constants only
-_RELEASE_UNKNOWN = """
-UPDATE beneath_delivery SET state = 0, owner = NULL
-WHERE state = 1 AND owner = $1 AND NOT id = ANY ($2::bigint[])
-"""
-_RELEASE_UNKNOWN_MAILBOXES = """
-UPDATE beneath_mailbox
-SET state = 0, owner = NULL, last_id = NULL, due_at = $3, turn = nextval('beneath_number')
-WHERE state = 1 AND owner = $1 AND NOT fence = ANY ($2::bigint[])
-"""
-
 Place = tuple[float, int]
+
+
+class Claimed(NamedTuple):
+    """What a call claimed, when the last of each name was due, and whether scheduled messages are due."""
+
+    claims: list[Claim]
+    latest: dict[str, float]
+    scheduled_due: bool
 
 
 async def next_due(
@@ -69,40 +70,38 @@ async def look(driver: Driver, names: Collection[str]) -> tuple[float, dict[str,
 
 
 async def claim(
-    driver: Driver, worker: int, wants: Mapping[str, int], starts: Sequence[float], now: float
-) -> tuple[list[Claim], dict[str, float]]:
-    """Give `worker` what is due, oldest first; return it, and when the last of each name was due."""
-    limits = [min(it, 1_000_000) for it in wants.values()]
-    rows = await driver.fetch(_CLAIM, worker, list(wants), limits, starts, MAILBOX_BATCH, now)
+    driver: Driver, worker: int, epoch: int, wants: Mapping[str, int], starts: Sequence[float], now: float
+) -> Claimed:
+    """Give `worker` what is due, oldest first.
+
+    Raises:
+        PostgresError: BN001: the worker was taken for dead; BN002: `epoch` is over.
+    """
+    limits = [min(it, MOST) for it in wants.values()]
+    rows = await driver.fetch(_CLAIM, worker, epoch, list(wants), limits, starts, MAILBOX_BATCH, FETCH_BYTES, now)
     latest: dict[str, float] = {}
     found: list[tuple[Place, Claim]] = []
     mailboxes: dict[int, Claim] = {}
-    for row in sorted(rows, key=lambda it: it["id"]):
-        name, fence, place_at, place = row[:4]
+    scheduled_due = bool(rows) and rows[0]["name"] is None
+    for row in sorted(rows[1:] if scheduled_due else rows, key=lambda it: it["id"]):
+        name, fence, place_at, place, *_ = row
         latest[name] = max(place_at, latest.get(name, place_at))
-        if fence and fence in mailboxes:
+        mailbox = row["mailbox"]
+        if mailbox is not None and fence in mailboxes:
             mailboxes[fence].deliveries.append(_delivery_of(row))
             continue
         claim = Claim(
             subscription=name,
             deliveries=[_delivery_of(row)],
-            ordered=fence != 0,
-            ordering_key=row["mailbox"],
+            ordered=mailbox is not None,
+            ordering_key=mailbox,
             fence=fence,
         )
-        if fence:
+        if mailbox is not None:
             mailboxes[fence] = claim
         found.append(((place_at, place), claim))
     found.sort(key=lambda it: it[0])
-    return [it[1] for it in found], latest
-
-
-async def release_unknown(
-    driver: Driver, worker: int, deliveries: Collection[int], fences: Collection[int], now: float
-) -> None:
-    """Give back, uncharged, what `worker` owns beyond these: claims whose answer was lost."""
-    await driver.execute(_RELEASE_UNKNOWN, worker, list(deliveries))
-    await driver.execute(_RELEASE_UNKNOWN_MAILBOXES, worker, list(fences), now)
+    return Claimed([it[1] for it in found], latest, scheduled_due)
 
 
 def _delivery_of(row: Any) -> Delivery:  # noqa: ANN401  # a row of the driver

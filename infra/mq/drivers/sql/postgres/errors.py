@@ -17,6 +17,9 @@ from infra.mq.errors import (
 TAKEN_FOR_DEAD = "BN001"
 """Raised by our own function: the worker is registered no more."""
 
+GIVEN_UP = "BN002"
+"""Raised by our own function: the worker gave this claim up before it arrived."""
+
 TRY_AGAIN = frozenset({"40001", "40P01", *STALE})
 """PostgreSQL chose this one to be undone so that others could go on, or wants its statement prepared anew."""
 
@@ -56,6 +59,8 @@ def queue_error(error: BaseException, db: PostgreSQL, *, writing: bool) -> Queue
     code = sqlstate(error)
     if code == TAKEN_FOR_DEAD:
         return QueueClosed("this worker was taken for dead: its claims were given to others")
+    if code == GIVEN_UP:
+        return QueueUnavailable("this claim was given up before it arrived; nothing was claimed")
     if code in _MISSING:
         return QueueUnavailable(f"{where}: the queue's tables are missing: run `beneath migrate up`")
     if code == LOCK_TIMEOUT:

@@ -12,6 +12,8 @@ from infra.clock import Clock
 from infra.db.postgresql import PostgreSQL
 from infra.db.postgresql_driver import Driver, close
 from infra.mq.drivers.sql.postgres.errors import queue_error
+from infra.mq.drivers.sql.postgres.holdings import Holdings
+from infra.mq.drivers.sql.postgres.observing import LeaseObserver
 from infra.mq.errors import QueueError, QueueUnavailable
 
 T = TypeVar("T")
@@ -22,9 +24,13 @@ RENEW_TIMEOUT = 1.0
 ABANDON_TIMEOUT = 2.0
 """How long, in seconds, a worker that gives up may wait to tell the server."""
 
+# It also reads the leases of all, as they were before.
 _RENEW = """
-UPDATE beneath_worker SET lease_until = extract(epoch FROM clock_timestamp()) + $2 WHERE id = ANY ($1::bigint[])
-RETURNING id
+WITH renewed AS (
+    UPDATE beneath_worker SET lease_until = extract(epoch FROM clock_timestamp()) + $2
+    WHERE id = ANY ($1::bigint[]) AND lease_until > 0 RETURNING id
+)
+SELECT w.id, w.lease_until, r.id IS NOT NULL AS renewed FROM beneath_worker AS w LEFT JOIN renewed AS r ON r.id = w.id
 """
 _ABANDON = "UPDATE beneath_worker SET lease_until = 0 WHERE id = $1"
 
@@ -32,21 +38,16 @@ _ABANDON = "UPDATE beneath_worker SET lease_until = 0 WHERE id = $1"
 class Member:
     """A worker of this process: the number under which it owns things, and the lease that says that it lives."""
 
-    def __init__(self, number: int, keeper: "LeaseKeeper", clock: Clock, joined: float) -> None:
+    def __init__(self, number: int, epoch: int, keeper: "LeaseKeeper", clock: Clock, joined: float) -> None:
         self.number = number
+        self.epoch = epoch
+        """Of its claims; those of earlier ones are void."""
+
         self.valid_until = joined + keeper.lease
         """When its lease runs out, by this machine's clock: never later than by the server's, if both run equally fast.
         """
 
-        self.deliveries: set[int] = set()
-        """The unordered deliveries that it knows it owns."""
-
-        self.fences: set[int] = set()
-        """The mailboxes that it knows it owns, by the fences of their claims."""
-
-        self.in_doubt = False
-        """Whether it may own more than it knows: the answer to a claim was lost."""
-
+        self.holdings = Holdings(number)
         self._keeper = keeper
         self._clock = clock
         self._alive = True
@@ -93,12 +94,12 @@ class LeaseKeeper:
         self._turn: asyncio.Lock | None = None
         self._lingering: set[int] = set()
         self._renewed_at = time.monotonic()
-        self._steady_since = -float("inf")
+        self.observer = LeaseObserver(lease)
 
-    @property
-    def steady(self) -> bool:
-        """Whether this process has reached the server for a whole lease, so that others had the time to as well."""
-        return time.monotonic() - self._steady_since >= self.lease
+    @staticmethod
+    def now() -> float:
+        """Return the monotonic time of its observations."""
+        return time.monotonic()
 
     def start(self) -> None:
         """Start the thread, once."""
@@ -127,17 +128,16 @@ class LeaseKeeper:
             QueueUnavailable: the server does not answer.
         """
         asking = self._ask(lambda driver: driver.fetch(_RENEW, [number, *self._lingering], self.lease))
+        asked_at = time.monotonic()
         try:
-            kept = self._call(asking, self._patience)
+            rows = self._call(asking, self._patience)
         except QueueUnavailable:
             if time.monotonic() - self._renewed_at > self.lease:
                 self._on_silence()
             raise
-        now = time.monotonic()
-        if now - self._renewed_at > self.lease:
-            self._steady_since = now
-        self._renewed_at = now
-        return any(row[0] == number for row in kept)
+        self._renewed_at = time.monotonic()
+        self.observer.observe(((row[0], row[1]) for row in rows), asked_at, self._renewed_at)
+        return any(row[0] == number and row[2] for row in rows)
 
     def abandon(self, number: int) -> None:
         """Say that a worker is dead, if the server can be reached now; else it is so when its lease runs out."""

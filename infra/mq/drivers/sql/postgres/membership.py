@@ -1,4 +1,9 @@
-"""Workers: joining, leaving, and what becomes of the claims of dead ones."""
+"""Workers: joining, leaving, and what becomes of the claims of dead ones.
+
+What may concern many claims is done in steps, each in a transaction of its own. Whoever ends a worker locks its row
+first: a claim holds that row, so that none is under way then, and raises its epoch, so that none that arrives later is
+carried out. The row is deleted last: it is by the row that others find what is left to take over.
+"""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -7,32 +12,63 @@ from typing import Any
 from infra.db.postgresql_driver import Driver
 from infra.mq.types import Claim, WorkerInfo
 
+STEP = 500
+"""How many deliveries, and how many mailboxes, a step takes at most."""
+
 SERVER_TIME = "extract(epoch FROM clock_timestamp())"
-LIVE = f"lease_until > {SERVER_TIME}"
 
 _JOIN = f"""
-INSERT INTO beneath_worker (name, host, pid, subscriptions, joined_at, lease_until)
-VALUES ($1, $2, $3, $4, $5, {SERVER_TIME} + $6) RETURNING id
+INSERT INTO beneath_worker AS w (name, host, pid, subscriptions, joined_at, lease_until)
+VALUES ($1, $2, $3, $4, $5, {SERVER_TIME} + $6)
+ON CONFLICT (name) DO UPDATE SET lease_until = excluded.lease_until, epoch = w.epoch + 1
+RETURNING id, epoch
 """  # noqa: S608  # constants only
-_LIVE = f"SELECT name, subscriptions FROM beneath_worker WHERE {LIVE}"  # noqa: S608
-# A fifth of a lease after it ran out its worker has ended what must not run beside its successor.
-# A server that was away for longer than a lease lets the living renew theirs before anybody counts as dead.
-_DEAD = f"""
-SELECT id FROM beneath_worker WHERE lease_until = 0 OR (
-    $1 AND lease_until + $2 * 0.2 <= {SERVER_TIME}
-    AND {SERVER_TIME} - extract(epoch FROM pg_postmaster_start_time()) >= $2
-)
+# A clock that was set back leaves ends far ahead; those of the living come right with their next renewal.
+_LIVE = f"""
+SELECT name, subscriptions FROM beneath_worker
+WHERE lease_until > {SERVER_TIME} AND lease_until <= {SERVER_TIME} + $1 * 2
 """  # noqa: S608
-_LOCK_DEAD = f"SELECT id FROM beneath_worker WHERE id = $1 AND NOT {LIVE} FOR UPDATE SKIP LOCKED"  # noqa: S608
+_LEASES = "SELECT id, lease_until FROM beneath_worker"
+_SILENT = f"""
+SELECT id, name, subscriptions, lease_until FROM beneath_worker
+WHERE lease_until > 0 AND NOT (lease_until > {SERVER_TIME} AND lease_until <= {SERVER_TIME} + $1 * 2)
+"""  # noqa: S608
+_LOCK = "SELECT epoch FROM beneath_worker WHERE id = $1 AND lease_until > 0 FOR UPDATE"
+_LOCK_DEAD = "SELECT 1 FROM beneath_worker WHERE id = $1 AND lease_until = $2 FOR UPDATE SKIP LOCKED"
+_END = "UPDATE beneath_worker SET lease_until = 0, epoch = epoch + 1 WHERE id = $1"
+_RAISE_EPOCH = "UPDATE beneath_worker SET epoch = epoch + 1 WHERE id = $1 RETURNING epoch"
 _LEAVE = "DELETE FROM beneath_worker WHERE id = $1"
 _LINGER = "UPDATE beneath_worker SET subscriptions = '[]' WHERE id = $1"
+_OWNERS = """
+WITH RECURSIVE owners (owner) AS (
+    (SELECT {owner} FROM {table} WHERE state = 1 ORDER BY owner LIMIT 1)
+    UNION ALL
+    SELECT (SELECT d.owner FROM {table} AS d WHERE d.state = 1 AND d.owner > o.owner ORDER BY d.owner LIMIT 1)
+    FROM owners AS o WHERE o.owner IS NOT NULL
+)
+SELECT o.owner FROM owners AS o
+WHERE o.owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM beneath_worker AS w WHERE w.id = o.owner)
+"""
+# One owner after the other, by the index of what is claimed: not every claim is read.
+_ORPHANS = " UNION ".join(
+    f"({_OWNERS.format(owner='owner', table=table)})" for table in ("beneath_delivery", "beneath_mailbox")
+)
 _CHARGE = "takeovers = takeovers + (1 - isolated), crashes = crashes + isolated, isolated = 0"
-_TAKE_OVER = f"""
-UPDATE beneath_delivery SET {_CHARGE}, state = 0, owner = NULL WHERE state = 1 AND owner = $1
-"""  # noqa: S608
+_TAKEN = """
+id = ANY (ARRAY(
+    SELECT id FROM beneath_delivery WHERE state = 1 AND owner = $1 AND NOT id = ANY ($3::bigint[]) LIMIT $2
+    FOR UPDATE SKIP LOCKED
+))
+"""
+_TAKE_OVER = f"UPDATE beneath_delivery SET {_CHARGE}, state = 0, owner = NULL WHERE {_TAKEN}"  # noqa: S608
+_RELEASE = f"UPDATE beneath_delivery SET isolated = 0, state = 0, owner = NULL WHERE {_TAKEN}"  # noqa: S608
 _HELD = """
-SELECT subscription, ordering_key, last_id, fence FROM beneath_mailbox WHERE state = 1 AND owner = $1
-ORDER BY subscription, ordering_key FOR UPDATE
+SELECT subscription, ordering_key, last_id FROM beneath_mailbox
+WHERE state = 1 AND owner = $1 AND NOT fence = ANY ($3::bigint[]) LIMIT $2 FOR UPDATE SKIP LOCKED
+"""
+_OWNS = """
+SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE state = 1 AND owner = $1 AND NOT id = ANY ($2::bigint[]))
+    OR EXISTS (SELECT 1 FROM beneath_mailbox WHERE state = 1 AND owner = $1 AND NOT fence = ANY ($3::bigint[]))
 """
 _HANDED_OUT = """
 FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS m (subscription, key, last_id)
@@ -46,74 +82,129 @@ UPDATE beneath_mailbox AS m SET state = 0, due_at = $3, turn = nextval('beneath_
 FROM unnest($1::bigint[], $2::text[]) AS b (subscription, key)
 WHERE m.subscription = b.subscription AND m.ordering_key = b.key
 """
-_RELEASE = """
-UPDATE beneath_delivery SET state = 0, owner = NULL, isolated = 0
-WHERE state = 1 AND owner = $1 AND NOT id = ANY ($2::bigint[])
+_UNKNOWN = """
+state = 1 AND owner = $1 AND fence > $2 AND NOT fence = ANY ($3::bigint[])
 """
+_RELEASE_UNKNOWN = f"UPDATE beneath_delivery SET state = 0, owner = NULL WHERE {_UNKNOWN}"  # noqa: S608
+_RELEASE_UNKNOWN_MAILBOXES = f"""
+UPDATE beneath_mailbox
+SET state = 0, owner = NULL, last_id = NULL, due_at = $4, turn = nextval('beneath_number') WHERE {_UNKNOWN}
+"""  # noqa: S608
 _NAMED = """
-FROM unnest($1::text[], $2::text[]) AS k (name, event)
+FROM unnest($1::text[], $2::text[]) AS k (name, known)
 CROSS JOIN LATERAL (
     SELECT t.id FROM beneath_subscription AS t WHERE t.name = k.name
     UNION ALL SELECT a.subscription FROM beneath_alias AS a WHERE a.name = k.name
 ) AS s
 """
+_PARKED = "d.state = 2 AND d.subscription = s.id AND coalesce(d.needs, d.event) = k.known"
+_PARKED_MAILBOX = "m.state = 2 AND m.subscription = s.id AND m.parked_event = k.known"
 _HAS_PARKED = f"""
-SELECT EXISTS (
-    SELECT 1 {_NAMED} JOIN beneath_delivery AS d ON d.state = 2 AND d.subscription = s.id AND d.event = k.event
-) OR EXISTS (
-    SELECT 1 {_NAMED} JOIN beneath_mailbox AS m ON m.state = 2 AND m.subscription = s.id AND m.parked_event = k.event
-)
+SELECT EXISTS (SELECT 1 {_NAMED} JOIN beneath_delivery AS d ON {_PARKED})
+    OR EXISTS (SELECT 1 {_NAMED} JOIN beneath_mailbox AS m ON {_PARKED_MAILBOX})
 """
-_UNPARK = """
-UPDATE beneath_delivery SET state = 0 WHERE id IN (
-    SELECT d.id {} JOIN beneath_delivery AS d ON d.state = 2 AND d.subscription = s.id AND d.event = k.event
-) AND state = 2
-""".format(_NAMED)  # noqa: UP032
+_UNPARK = f"""
+UPDATE beneath_delivery SET state = 0, needs = NULL WHERE id = ANY (ARRAY(
+    SELECT d.id {_NAMED} JOIN beneath_delivery AS d ON {_PARKED} LIMIT $3 FOR UPDATE OF d SKIP LOCKED
+))
+"""  # noqa: S608
 _PARKED_MAILBOXES = f"""
-SELECT m.subscription, m.ordering_key {_NAMED}
-JOIN beneath_mailbox AS m ON m.state = 2 AND m.subscription = s.id AND m.parked_event = k.event
-ORDER BY m.subscription, m.ordering_key FOR UPDATE OF m
+SELECT m.subscription, m.ordering_key {_NAMED} JOIN beneath_mailbox AS m ON {_PARKED_MAILBOX}
+LIMIT $3 FOR UPDATE OF m SKIP LOCKED
 """
 
 
-async def join(driver: Driver, info: WorkerInfo, now: float, lease: float) -> int:
-    """Register a worker; return the number under which it owns things."""
+async def join(driver: Driver, info: WorkerInfo, now: float, lease: float) -> tuple[int, int]:
+    """Register a worker; return the number under which it owns things, and its epoch."""
     names = json.dumps(sorted(info.subscriptions))
-    number: int = await driver.fetchval(_JOIN, info.id, info.host, info.pid, names, now, lease)
-    return number
+    number, epoch = await driver.fetchrow(_JOIN, info.id, info.host, info.pid, names, now, lease)
+    return number, epoch
 
 
-async def live(driver: Driver) -> list[tuple[str, frozenset[str]]]:
-    """Return the id and the subscriptions of each live worker."""
-    return [(row[0], frozenset(json.loads(row[1]))) for row in await driver.fetch(_LIVE)]
+async def live(driver: Driver, lease: float) -> list[tuple[str, frozenset[str]]]:
+    """Return the id and the subscriptions of each worker that has renewed its lease in time."""
+    return [(row[0], frozenset(json.loads(row[1]))) for row in await driver.fetch(_LIVE, lease)]
 
 
-async def dead(driver: Driver, lease: float, *, steady: bool) -> list[int]:
-    """Return the dead workers; those whose lease has just run out only if this process was `steady`."""
-    return [row[0] for row in await driver.fetch(_DEAD, steady, lease)]
+async def silent(driver: Driver, lease: float) -> dict[int, tuple[str, frozenset[str], float]]:
+    """Return the id, the subscriptions and the end of the lease of each worker that is not live, and may be alive.
+
+    It is by its next renewal that one is found alive whose lease a step of the server's clock has ended.
+    """
+    rows = await driver.fetch(_SILENT, lease)
+    return {row[0]: (row[1], frozenset(json.loads(row[2])), row[3]) for row in rows}
 
 
-async def take_over(driver: Driver, worker: int, now: float) -> int:
-    """Take everything from a dead worker and charge the deliveries; return how many, 0 for all but the first call."""
-    if not await driver.fetch(_LOCK_DEAD, worker):
-        return 0
-    await driver.execute(_LEAVE, worker)
-    charged = _count(await driver.execute(_TAKE_OVER, worker))
-    held = await driver.fetch(_HELD, worker)
-    charged += _count(await driver.execute(_CHARGE_HANDED_OUT, *_columns(held, 3)))
+async def leases(driver: Driver) -> list[tuple[int, float]]:
+    """Return the number and the end of the lease of every worker."""
+    return [(row[0], row[1]) for row in await driver.fetch(_LEASES)]
+
+
+async def orphans(driver: Driver) -> list[int]:
+    """Return the numbers of owners that no worker has."""
+    return [row[0] for row in await driver.fetch(_ORPHANS)]
+
+
+async def end(driver: Driver, worker: int, lease_until: float) -> None:
+    """Make a worker dead for everybody, unless it has renewed its lease since, or a claim of it is under way."""
+    if await driver.fetch(_LOCK_DEAD, worker, lease_until):
+        await driver.execute(_END, worker)
+
+
+async def take_over(driver: Driver, worker: int, now: float, *, orphan: bool = False) -> tuple[int, bool]:
+    """Take a step's worth from a dead worker and charge the deliveries; return how many, and whether to go on.
+
+    An `orphan` is an owner without a worker.
+    """
+    if not orphan and not await driver.fetch(_LOCK_DEAD, worker, 0.0):
+        return 0, False
+    taken = _count(await driver.execute(_TAKE_OVER, worker, STEP, []))
+    held = await driver.fetch(_HELD, worker, STEP, [])
+    charged = taken + _count(await driver.execute(_CHARGE_HANDED_OUT, *_columns(held, 3)))
     await _give_back(driver, held, now)
-    return charged
+    if await driver.fetchval(_OWNS, worker, [], []):
+        return charged, taken + len(held) > 0
+    await driver.execute(_LEAVE, worker)
+    return charged, False
 
 
-async def leave(driver: Driver, worker: int, keep: Collection[Claim], now: float) -> None:
-    """Give back what a worker owns but for the claims it keeps; unregister it if it keeps none."""
-    fences = {it.fence for it in keep if it.ordered}
-    await driver.execute(_RELEASE, worker, [it.deliveries[0].id for it in keep if not it.ordered])
-    held = [row for row in await driver.fetch(_HELD, worker) if row["fence"] not in fences]
+async def begin_to_leave(driver: Driver, worker: int) -> bool:
+    """See to it that a worker claims nothing any more; False if it was taken over."""
+    if not await driver.fetch(_LOCK, worker):
+        return False
+    await driver.execute(_RAISE_EPOCH, worker)
+    return True
+
+
+async def leave(driver: Driver, worker: int, keep: Collection[Claim], now: float) -> tuple[int, bool]:
+    """Give back a step's worth of what a worker owns but for the claims it keeps; return how many, whether to go on.
+
+    At the end unregister it if it keeps none.
+    """
+    # Unordered claims that came in one answer have one fence.
+    ids = [it.deliveries[0].id for it in keep if not it.ordered]
+    fences = [it.fence for it in keep if it.ordered]
+    released = _count(await driver.execute(_RELEASE, worker, STEP, ids))
+    held = await driver.fetch(_HELD, worker, STEP, fences)
     await driver.execute(_UNMARK, *_columns(held, 3))
     await _give_back(driver, held, now)
-    # Its row must outlive it as long as it owns something: it is by the row that others find what to take over.
+    if await driver.fetchval(_OWNS, worker, ids, fences):
+        return released + len(held), True
     await driver.execute(_LINGER if keep else _LEAVE, worker)
+    return released + len(held), False
+
+
+async def release_unknown(driver: Driver, worker: int, since: int, known: Collection[int], now: float) -> int | None:
+    """Void claims that are still on their way, and give back, uncharged, those after `since` but for the `known` ones.
+
+    Return the worker's new epoch; None if it was taken over.
+    """
+    if not await driver.fetch(_LOCK, worker):
+        return None
+    epoch: int = await driver.fetchval(_RAISE_EPOCH, worker)
+    await driver.execute(_RELEASE_UNKNOWN, worker, since, list(known))
+    await driver.execute(_RELEASE_UNKNOWN_MAILBOXES, worker, since, list(known), now)
+    return epoch
 
 
 async def has_parked(driver: Driver, known: Mapping[str, Collection[str]]) -> bool:
@@ -121,12 +212,12 @@ async def has_parked(driver: Driver, known: Mapping[str, Collection[str]]) -> bo
     return bool(await driver.fetchval(_HAS_PARKED, *_pairs(known)))
 
 
-async def unpark(driver: Driver, known: Mapping[str, Collection[str]], now: float) -> int:
-    """Make parked deliveries due whose event is known; return how many."""
-    count = _count(await driver.execute(_UNPARK, *_pairs(known)))
-    mailboxes = await driver.fetch(_PARKED_MAILBOXES, *_pairs(known))
+async def unpark(driver: Driver, known: Mapping[str, Collection[str]], now: float) -> tuple[int, bool]:
+    """Make a step's worth of parked deliveries due whose needs are known; return how many, and whether to go on."""
+    count = _count(await driver.execute(_UNPARK, *_pairs(known), STEP))
+    mailboxes = await driver.fetch(_PARKED_MAILBOXES, *_pairs(known), STEP)
     await _give_back(driver, mailboxes, now)
-    return count + len(mailboxes)
+    return count + len(mailboxes), count == STEP or len(mailboxes) == STEP
 
 
 async def _give_back(driver: Driver, mailboxes: Sequence[Any], now: float) -> None:

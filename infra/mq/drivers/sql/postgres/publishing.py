@@ -1,34 +1,60 @@
 """Messages on their way in: fan-out, delays, dedupe."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from infra.db.postgresql_driver import Driver
 from infra.mq.types import Message
 
 DONE, PROMOTE, ROUTES_WANTED = range(3)
-"""What `beneath_publish_1` answers."""
+"""What `beneath_publish_2` answers."""
 
-PROMOTED_AT_ONCE = 200
+STEP = 200
+"""How many deliveries a step of promotion takes at most."""
 
-_PUBLISH = "SELECT beneath_publish_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+PUBLISHED_AT_ONCE = 5000
+"""How many messages one statement takes at most."""
+
+BYTES_AT_ONCE = 32 * 1024 * 1024
+"""The same for their bodies."""
+
+FORGOTTEN_AT_ONCE = 1000
+"""How many ids a step forgets at most."""
+
+_PUBLISH = "SELECT beneath_publish_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 _ROUTES = """
 SELECT r.event, s.id, s.ordered = 1 FROM beneath_route AS r JOIN beneath_subscription AS s ON s.id = r.subscription
 WHERE r.event = ANY ($1::text[])
 """
-_PROMOTE = "SELECT beneath_promote_1($1, $2, $3)"
+_PROMOTE = "SELECT * FROM beneath_promote_2($1, $2, $3, $4, $5)"
 _CANCEL = """
 WITH first AS MATERIALIZED (
-    SELECT id FROM beneath_delivery WHERE state = 3 AND message_id = $1 AND due_at > $2 ORDER BY id FOR UPDATE
+    SELECT id, event FROM beneath_delivery WHERE state = 3 AND message_id = $1 AND due_at > $2 ORDER BY id FOR UPDATE
+), forgotten AS (
+    DELETE FROM beneath_accepted WHERE id = $1 AND event = ANY (ARRAY(SELECT event FROM first))
+), forgotten_before AS (
+    DELETE FROM beneath_dedupe WHERE id = $1 AND EXISTS (SELECT 1 FROM first)
 )
 DELETE FROM beneath_delivery WHERE id IN (SELECT id FROM first) RETURNING 1
 """
 _SCHEDULED = "SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE state = 3 AND message_id = $1 AND due_at > $2)"
 _FORGET = """
-DELETE FROM beneath_dedupe WHERE id IN (
-    SELECT id FROM beneath_dedupe WHERE at <= $1 ORDER BY at LIMIT 1000 FOR UPDATE SKIP LOCKED
+WITH expired AS MATERIALIZED (
+    SELECT event, id FROM beneath_accepted WHERE at <= $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
 )
+DELETE FROM beneath_accepted AS a USING expired AS e WHERE a.event = e.event AND a.id = e.id
 """
+_FORGET_BEFORE = """
+DELETE FROM beneath_dedupe WHERE id = ANY (ARRAY(
+    SELECT id FROM beneath_dedupe WHERE at <= $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
+))
+"""
+
+Position = tuple[float, int]
+"""Where a step of promotion ended: the due time and the number of its last delivery."""
+
+START: Position = (-math.inf, 0)
 
 Routes = tuple[list[str], list[int], list[bool]]
 
@@ -58,9 +84,15 @@ async def routes_of(driver: Driver, messages: Sequence[Message]) -> Routes:
     return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
 
-async def promote(driver: Driver, now: float, message_ids: Sequence[str] | None = None) -> None:
-    """Let scheduled messages that are due take their places: some, or these."""
-    await driver.fetchval(_PROMOTE, now, PROMOTED_AT_ONCE, message_ids)
+async def promote(
+    driver: Driver, now: float, *, after: Position = START, message_ids: Sequence[str] | None = None
+) -> tuple[int, Position | None]:
+    """Let a step's worth of the scheduled messages that are due take their places, or these.
+
+    Return how many deliveries did, and where to go on; None at the end.
+    """
+    placed, last_at, last_id = await driver.fetchrow(_PROMOTE, now, STEP, *after, message_ids)
+    return placed, None if last_at is None else (last_at, last_id)
 
 
 async def cancel(driver: Driver, message_id: str, now: float) -> bool:
@@ -73,9 +105,27 @@ async def scheduled(driver: Driver, message_id: str, now: float) -> bool:
     return bool(await driver.fetchval(_SCHEDULED, message_id, now))
 
 
-async def forget_ids(driver: Driver, before: float) -> None:
-    """Remove some of the ids that were accepted before then."""
-    await driver.execute(_FORGET, before)
+async def forget_ids(driver: Driver, before: float) -> bool:
+    """Remove a step's worth of the ids that were accepted before then; return whether to go on."""
+    forgotten = await driver.execute(_FORGET, before, FORGOTTEN_AT_ONCE)
+    return forgotten == f"DELETE {FORGOTTEN_AT_ONCE}"
+
+
+async def forget_former_ids(driver: Driver, before: float) -> bool:
+    """Do the same with those that the release before this one accepted."""
+    forgotten = await driver.execute(_FORGET_BEFORE, before, FORGOTTEN_AT_ONCE)
+    return forgotten == f"DELETE {FORGOTTEN_AT_ONCE}"
+
+
+def parts_of(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """Divide messages among statements, of which each is bounded in messages and bytes."""
+    first = size = 0
+    for nth, it in enumerate(messages):
+        if nth > first and (nth - first >= PUBLISHED_AT_ONCE or size + len(it.body) > BYTES_AT_ONCE):
+            yield messages[first:nth]
+            first, size = nth, 0
+        size += len(it.body)
+    yield messages[first:]
 
 
 def _columns(messages: Sequence[Message]) -> tuple[list[Any] | None, ...]:

@@ -1,13 +1,14 @@
 """Which subscriptions are kept, under which names, and for which events."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.kept import Kept, refuse_conflict
-from infra.mq.errors import SubscriptionNotFound
+from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
 from infra.mq.types import Registry, Subscription
 
-_LOCK = "SELECT set_config('lock_timeout', '200ms', true), pg_advisory_xact_lock(1650812527, 0)"
+_LOCK = "SELECT set_config('lock_timeout', '80ms', true), pg_advisory_xact_lock(1650812527, 0)"
 
 SHARE_REGISTRY = "SELECT pg_advisory_xact_lock_shared(1650812527, 0)"
 
@@ -18,7 +19,6 @@ SELECT a.name, s.id, s.ordered FROM beneath_alias AS a JOIN beneath_subscription
 WHERE a.name = ANY ($1::text[])
 """
 _EVENTS = "SELECT event FROM beneath_route WHERE subscription = $1 ORDER BY event"
-_DECLARED = "SELECT event, subscription FROM beneath_route WHERE event = ANY ($1::text[])"
 _PRESENT_NAME = "SELECT name FROM beneath_subscription WHERE id = $1"
 _ADD = "INSERT INTO beneath_subscription (name, ordered) VALUES ($1, $2) RETURNING id"
 _RENAME = "UPDATE beneath_subscription SET name = $1 WHERE id = $2"
@@ -33,10 +33,45 @@ _ADD_BROADCASTS = """
 INSERT INTO beneath_broadcast_event (event) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING RETURNING 1
 """
 _CHANGED = "UPDATE beneath_registry SET version = version + 1, changed_at = $1 WHERE id = 1"
-_CHANGED_AT = "SELECT changed_at FROM beneath_registry WHERE id = 1"
+_VERSION = "SELECT version FROM beneath_registry WHERE id = 1"
+_VISIBLE = "UPDATE beneath_registry SET visible_version = $1, visible_at = $2 WHERE id = 1 AND visible_version < $1"
+_NAMES_OF = """
+SELECT name FROM beneath_subscription WHERE id = $1 UNION ALL SELECT name FROM beneath_alias WHERE subscription = $1
+"""
+_RETIRED = "SELECT event FROM beneath_retirement WHERE subscription = $1 AND (event = '' OR event = ANY ($2::text[]))"
+_STATE = f"""
+WITH kept AS MATERIALIZED ({_KEPT}), routes AS MATERIALIZED (
+    SELECT event, subscription FROM beneath_route WHERE event = ANY ($2::text[])
+)
+SELECT r.version, r.visible_version, r.visible_at,
+    ARRAY(SELECT name FROM kept ORDER BY name) AS names, ARRAY(SELECT id FROM kept ORDER BY name) AS numbers,
+    ARRAY(SELECT ordered FROM kept ORDER BY name) AS ordered,
+    ARRAY(SELECT event FROM routes ORDER BY event, subscription) AS route_events,
+    ARRAY(SELECT subscription FROM routes ORDER BY event, subscription) AS route_subscriptions,
+    ARRAY(SELECT event FROM beneath_broadcast_event WHERE event = ANY ($3::text[])) AS broadcasts,
+    EXISTS (
+        SELECT 1 FROM beneath_retirement AS t
+        WHERE t.subscription IN (SELECT id FROM kept) AND (t.event = '' OR t.event = ANY ($2::text[]))
+    ) AS retiring
+FROM beneath_registry AS r WHERE r.id = 1
+"""  # noqa: S608  # constants only
 _ROUTED = "SELECT DISTINCT event FROM beneath_route"
 _BROADCAST = "SELECT event FROM beneath_broadcast_event"
 _PAUSE = "UPDATE beneath_subscription SET paused = $1 WHERE id = $2"
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What the registry says of a declaration."""
+
+    complete: bool
+    """Whether all of it is kept."""
+
+    version: int
+    """How often the registry has changed."""
+
+    visible_at: float | None
+    """Since when that version can be read, by the queue's clock; None where nobody has noted it."""
 
 
 async def lock(driver: Driver) -> None:
@@ -44,38 +79,54 @@ async def lock(driver: Driver) -> None:
     await driver.execute(_LOCK)
 
 
-async def declare(driver: Driver, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> bool:
-    """Add what is missing, in a transaction; return whether anything was.
+async def declare(
+    driver: Driver, subscriptions: Collection[Subscription], broadcasts: Collection[str], now: float
+) -> None:
+    """Add what is missing, in a transaction.
 
     Raises:
-        SubscriptionConflict: something contradicts what is kept.
+        SubscriptionConflict: something contradicts what is kept, or is being retired.
     """
     await lock(driver)
     changed = False
     for wanted in subscriptions:
         changed = await _declare_one(driver, wanted) or changed
-    return bool(await driver.fetch(_ADD_BROADCASTS, sorted(broadcasts))) or changed
+    if bool(await driver.fetch(_ADD_BROADCASTS, sorted(broadcasts))) or changed:
+        await mark_changed(driver, now)
 
 
-async def is_declared(driver: Driver, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> bool:
-    """Return whether `declare` would change nothing."""
-    kept = await find(driver, {name for it in subscriptions for name in (it.name, *it.aliases)})
-    events = sorted({event for it in subscriptions for event in it.events})
-    routes = {(row[0], row[1]) for row in await driver.fetch(_DECLARED, events)}
+async def declared(driver: Driver, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> Declared:
+    """Return, with one read, whether all of these are kept, and since when publishers can know."""
+    names = {name for it in subscriptions for name in (it.name, *it.aliases)}
+    events = {event for it in subscriptions for event in it.events}
+    row = await driver.fetchrow(_STATE, list(names), list(events), list(broadcasts))
+    columns = zip(row["names"], row["numbers"], row["ordered"], strict=True)
+    kept = {name: Kept(number, bool(ordered)) for name, number, ordered in columns}
+    routes = set(zip(row["route_events"], row["route_subscriptions"], strict=True))
+    complete = not row["retiring"] and set(broadcasts) <= set(row["broadcasts"])
     for wanted in subscriptions:
         mine = [kept.get(name) for name in (wanted.name, *wanted.aliases)]
         first = mine[0]
-        if first is None or first.ordered != wanted.ordered or any(it != first for it in mine):
-            return False
-        if not all((event, first.id) in routes for event in wanted.events):
-            return False
-    return not broadcasts or set(broadcasts) <= (await registry(driver)).broadcast
+        complete = (
+            complete
+            and first is not None
+            and first.ordered == wanted.ordered
+            and all(it == first for it in mine)
+            and all((event, first.id) in routes for event in wanted.events)
+        )
+    visible_at = row["visible_at"] if row["visible_version"] >= row["version"] else None
+    return Declared(complete, row["version"], visible_at)
 
 
-async def changed_at(driver: Driver) -> float:
-    """Return when the registry changed for the last time."""
-    when: float = await driver.fetchval(_CHANGED_AT)
-    return when
+async def version(driver: Driver) -> int:
+    """Return how often the registry has changed."""
+    number: int = await driver.fetchval(_VERSION)
+    return number
+
+
+async def mark_visible(driver: Driver, version: int, now: float) -> None:
+    """Note that the registry's `version` was read, after the COMMIT that made it."""
+    await driver.execute(_VISIBLE, version, now)
 
 
 async def mark_changed(driver: Driver, now: float) -> None:
@@ -94,6 +145,15 @@ async def registry(driver: Driver) -> Registry:
 async def find(driver: Driver, names: Iterable[str]) -> dict[str, Kept]:
     """Return the subscriptions behind names and aliases; unknown ones are left out."""
     return {row[0]: Kept(row[1], bool(row[2])) for row in await driver.fetch(_KEPT, list(names))}
+
+
+async def names_of(driver: Driver, name: str) -> list[str]:
+    """Return all names of the subscription behind a name or alias.
+
+    Raises:
+        SubscriptionNotFound: there is none.
+    """
+    return [row[0] for row in await driver.fetch(_NAMES_OF, (await get(driver, name)).id)]
 
 
 async def get(driver: Driver, name: str) -> Kept:
@@ -138,6 +198,10 @@ async def _declare_one(driver: Driver, wanted: Subscription) -> bool:
         number = next(iter(kept.values())).id
         if wanted.name not in kept:
             await _rename(driver, number, wanted.name)
+    if await driver.fetch(_RETIRED, number, sorted(wanted.events)):
+        raise SubscriptionConflict(
+            f"{wanted.name}, or one of its events, is being retired: complete that with `beneath bus retire`"
+        )
     present = await present_name(driver, number)
     added = await driver.fetch(_ADD_ALIASES, [name for name in names if name != present], number)
     added += await driver.fetch(_ADD_ROUTES, sorted(wanted.events), number)

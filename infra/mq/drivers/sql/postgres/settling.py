@@ -1,20 +1,27 @@
 """How claims end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from infra.db.postgresql_driver import Driver
+from infra.mq.drivers.sql.postgres.holdings import STAYING
 from infra.mq.types import Claim, Outcome, Settlement
 
-STAYING = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
+STEP = 1000
+"""How many settlements one transaction carries out at most, if they are of several claims."""
+
+STEP_BYTES = 4 * 1024 * 1024
+"""The same for the texts of their failures."""
 
 OVER, DEAD, STAYS = range(3)
 _STATES = {Outcome.PARK: 2, Outcome.BLOCK: 3}
 
 _DELETE = "DELETE FROM beneath_delivery WHERE id = ANY ($1::bigint[])"
-_SETTLE = "SELECT beneath_settle_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
+_SETTLE = """
+SELECT beneath_settle_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+"""
 _ISOLATE = """
-UPDATE beneath_delivery SET isolated = 1 WHERE id = $1 AND state = 1 AND owner = $2 RETURNING 1
+UPDATE beneath_delivery SET isolated = 1 WHERE id = $1 AND state + 0 = 1 AND owner = $2 AND fence = $3 RETURNING 1
 """
 _ISOLATE_HEAD = """
 UPDATE beneath_delivery SET isolated = 1 WHERE id = (
@@ -71,6 +78,24 @@ class _Columns:
         self.places.append(place)
 
 
+def steps_of(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
+    """Divide settlements among transactions; those of one claim stay together, and in their order."""
+    by_claim: dict[int, list[Settlement]] = {}
+    for it in settlements:
+        by_claim.setdefault(id(it.claim), []).append(it)
+    step: list[Settlement] = []
+    size = 0
+    for together in by_claim.values():
+        its_size = sum(len(it.failure.error) + len(it.failure.traceback) for it in together if it.failure is not None)
+        if step and (len(step) + len(together) > STEP or size + its_size > STEP_BYTES):
+            yield step
+            step, size = [], 0
+        step += together
+        size += its_size
+    if step:
+        yield step
+
+
 async def settle(driver: Driver, worker: int, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
     """End claims of `worker`; return the settlements that were fenced."""
     columns = _Columns()
@@ -91,6 +116,7 @@ async def settle(driver: Driver, worker: int, settlements: Sequence[Settlement],
         columns.closing,
         columns.places,
         [it.delivery.id for it in listed],
+        [it.claim.fence for it in listed],
         [_kind_of(it) for it in listed],
         [_STATES.get(it.outcome, 0) for it in listed],
         [_failures_of(it) for it in listed],
@@ -98,6 +124,7 @@ async def settle(driver: Driver, worker: int, settlements: Sequence[Settlement],
         [0.0 if it.outcome in _STATES else it.delay for it in listed],
         [None if it.failure is None else _text(it.failure.error) for it in listed],
         [None if it.failure is None else _text(it.failure.traceback) for it in listed],
+        [it.needs if it.outcome is Outcome.PARK else None for it in listed],
     )
     ended = set(effective)
     fenced = [it for nth, it in enumerate(listed, 1) if nth not in ended]
@@ -109,7 +136,7 @@ async def isolate(driver: Driver, worker: int, claim: Claim) -> bool:
     if claim.ordered:
         key = claim.ordering_key or ""
         return bool(await driver.fetch(_ISOLATE_HEAD, claim.subscription, key, worker, claim.fence))
-    return bool(await driver.fetch(_ISOLATE, claim.deliveries[0].id, worker))
+    return bool(await driver.fetch(_ISOLATE, claim.deliveries[0].id, worker, claim.fence))
 
 
 def _kind_of(it: Settlement) -> int:

@@ -1,0 +1,335 @@
+"""How messages enter on PostgreSQL: ids are remembered per event, and nobody promotes more than a step's worth.
+
+Scheduled messages that are due are promoted in steps, each a transaction of its own, by workers; a step takes what
+nobody else holds, and waits for no lock. A publisher still places what is due before its own messages, for these come
+later; where that is more than a few, its own messages join the scheduled ones, behind them.
+
+A message whose row cannot be placed becomes a dead letter: it would stop all that are due after it. What 0004 says of
+locks and their order holds here too.
+"""
+
+# ruff: noqa: S608  # statements are put together from the constants below
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+REGISTRY = 1_650_812_527
+KEYS = 1_650_812_528
+"""Classes of advisory locks, as in 0004."""
+
+STRIPES = 1023
+"""A mask: so many stripes of ordering keys less one, as in 0004."""
+
+BYTES = 8 * 1024 * 1024
+"""A step of promotion takes no more messages once their bodies are larger than this."""
+
+FEW = 50
+"""So many deliveries that are due in one mailbox are placed by a publisher to it."""
+
+MOST = 500
+"""So many in all its mailboxes."""
+
+SKEW = 1.0
+"""By how many seconds, at most, clocks of two publishers differ."""
+
+REFUSED = "program_limit_exceeded OR data_exception OR integrity_constraint_violation"
+"""Errors that are the row's own, and will come again."""
+
+INDEXED = (
+    "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "
+    "SET enable_hashjoin = off SET enable_mergejoin = off"
+)
+"""Plans are made once; one from when a table was empty must not read all of it later. See 0005."""
+
+PLACE = f"""
+-- Give scheduled messages that are due their places, in one order in all mailboxes. Whoever calls it has locked their
+-- first deliveries, and their keys. Unless they may overtake, what stands behind an earlier one that somebody else has
+-- locked stays where it is. They become new rows, which are the workers': an updated one would end up locked by whoever
+-- waited for it. Returns how many deliveries were placed.
+CREATE FUNCTION beneath_place_2(messages text[], now_at double precision, overtaking boolean) RETURNS integer
+LANGUAGE plpgsql {INDEXED} AS $$
+DECLARE
+    placed_count integer;
+BEGIN
+    WITH mine AS MATERIALIZED (
+        SELECT d.id, d.message_id, d.mailbox, d.due_at, min(d.id) OVER (PARTITION BY d.message_id, d.due_at) AS first
+        FROM unnest(messages) AS m (id)
+        JOIN beneath_delivery AS d ON d.state = 3 AND d.message_id = m.id AND d.due_at <= now_at
+    ), last AS MATERIALIZED (
+        SELECT mailbox, max(due_at) AS due_at FROM mine WHERE mailbox IS NOT NULL AND NOT overtaking GROUP BY mailbox
+    ), ahead AS MATERIALIZED (
+        SELECT l.mailbox, a.due_at, a.id FROM last AS l CROSS JOIN LATERAL (
+            SELECT d.due_at, d.id FROM beneath_delivery AS d
+            WHERE d.state = 3 AND d.mailbox = l.mailbox AND d.due_at <= l.due_at AND NOT d.message_id = ANY (messages)
+            ORDER BY d.due_at, d.id LIMIT 1
+        ) AS a
+    ), behind AS MATERIALIZED (
+        SELECT DISTINCT m.message_id FROM ahead AS a JOIN mine AS m ON m.mailbox = a.mailbox
+        WHERE (a.due_at, a.id) < (m.due_at, m.id)
+    ), due AS MATERIALIZED (
+        SELECT id, due_at, first FROM mine WHERE message_id NOT IN (SELECT message_id FROM behind)
+    ), numbered AS MATERIALIZED (
+        SELECT s.id, nextval('beneath_number') AS number
+        FROM (SELECT id FROM due ORDER BY due_at, first, id) AS s
+    ), gone AS (
+        DELETE FROM beneath_delivery AS d USING numbered AS n WHERE d.id = n.id RETURNING n.number, d.*
+    ), placed AS (
+        INSERT INTO beneath_delivery
+            (id, subscription, state, due_at, published_at, message_id, event, ordering_key, mailbox, body)
+        SELECT number, subscription, CASE WHEN mailbox IS NULL THEN 0 ELSE 4 END,
+            CASE WHEN due_at = 0 THEN now_at ELSE due_at END,
+            published_at, message_id, event, ordering_key, mailbox, body
+        FROM gone ORDER BY number
+        RETURNING subscription, mailbox, due_at, id
+    ), opened AS (
+        INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn, first_id)
+        SELECT subscription, mailbox, 0, min(due_at), min(id), min(id) FROM placed WHERE mailbox IS NOT NULL
+        GROUP BY subscription, mailbox ORDER BY subscription, mailbox
+        ON CONFLICT DO NOTHING
+    )
+    SELECT count(*) INTO placed_count FROM placed;
+    RETURN placed_count;
+END $$
+"""
+
+BURY = f"""
+-- Make a dead letter of what is due of a scheduled message.
+CREATE FUNCTION beneath_bury_scheduled_2(message text, now_at double precision, reason text) RETURNS void
+LANGUAGE plpgsql {INDEXED} AS $$
+BEGIN
+    WITH gone AS (
+        DELETE FROM beneath_delivery AS d WHERE d.state = 3 AND d.message_id = message AND d.due_at <= now_at
+        RETURNING d.*
+    )
+    INSERT INTO beneath_dead_letter (
+        subscription, message_id, event, ordering_key, error, traceback, failures, crashes, published_at, died_at, body
+    )
+    SELECT s.name, g.message_id, g.event, g.ordering_key, reason, '', g.failures, g.crashes, g.published_at, now_at,
+        g.body
+    FROM gone AS g JOIN beneath_subscription AS s ON s.id = g.subscription ORDER BY g.id;
+END $$
+"""
+
+PROMOTE = f"""
+-- One step: let messages that are due take their places: the first `most` deliveries after (`after_at`, `after_id`), or
+-- the `chosen` messages. All deliveries of a message go together, so that a cancellation finds all of them
+-- or none. What somebody else has locked is left for later. Returns how many deliveries were placed, and where the step
+-- ended; no place says that nothing comes after it.
+CREATE FUNCTION beneath_promote_2(
+    now_at double precision, most integer, after_at double precision, after_id bigint, chosen text[],
+    OUT placed integer, OUT last_at double precision, OUT last_id bigint
+) LANGUAGE plpgsql {INDEXED} AS $$
+DECLARE
+    messages text[] := chosen;
+    single text;
+BEGIN
+    placed := 0;
+    IF chosen IS NULL THEN
+        WITH due AS MATERIALIZED (
+            SELECT d.due_at, d.id, d.message_id, octet_length(d.body) AS size FROM beneath_delivery AS d
+            WHERE d.state = 3 AND d.due_at <= now_at AND (d.due_at, d.id) > (after_at, after_id)
+            ORDER BY d.due_at, d.id LIMIT most
+        ), measured AS MATERIALIZED (
+            SELECT d.*, sum(d.size) OVER in_order - d.size AS before, row_number() OVER in_order AS nth
+            FROM due AS d WINDOW in_order AS (ORDER BY d.due_at, d.id)
+        ), taken AS MATERIALIZED (
+            SELECT * FROM measured WHERE before <= {BYTES}
+        )
+        SELECT array_agg(DISTINCT t.message_id), max(t.due_at), (array_agg(t.id ORDER BY t.nth DESC))[1]
+        INTO messages, last_at, last_id FROM taken AS t;
+    END IF;
+    IF messages IS NULL THEN
+        RETURN;
+    END IF;
+    messages := ARRAY(
+        SELECT f.message_id FROM beneath_delivery AS f
+        WHERE f.state + 0 = 3 AND f.id = ANY (ARRAY(
+            SELECT min(d.id) FROM unnest(messages) AS m (id)
+            JOIN beneath_delivery AS d ON d.state = 3 AND d.message_id = m.id AND d.due_at <= now_at GROUP BY m.id
+        )) ORDER BY f.id FOR UPDATE SKIP LOCKED
+    );
+    -- A publisher has the key until it commits: what it adds must not come between.
+    messages := ARRAY(
+        SELECT k.id FROM (
+            SELECT m.id, max(d.mailbox) AS mailbox FROM unnest(messages) AS m (id)
+            JOIN beneath_delivery AS d ON d.state = 3 AND d.message_id = m.id GROUP BY m.id ORDER BY m.id OFFSET 0
+        ) AS k
+        WHERE k.mailbox IS NULL OR pg_try_advisory_xact_lock({KEYS}, hashtext(k.mailbox) & {STRIPES})
+    );
+    IF cardinality(messages) = 0 THEN
+        RETURN;
+    END IF;
+    BEGIN
+        placed := beneath_place_2(messages, now_at, false);
+    EXCEPTION WHEN {REFUSED} THEN
+        FOREACH single IN ARRAY messages LOOP
+            BEGIN
+                placed := placed + beneath_place_2(ARRAY[single], now_at, false);
+            EXCEPTION WHEN {REFUSED} THEN
+                PERFORM beneath_bury_scheduled_2(single, now_at, 'PostgreSQL refuses its place: ' || SQLERRM);
+            END;
+        END LOOP;
+    END;
+END $$
+"""
+
+PUBLISH = f"""
+-- Returns 0: done. 1: done, but deliveries wait for `beneath_promote_2` after COMMIT. 2: nothing done; this transaction
+-- sees the registry of its beginning, so the present routes must be given.
+CREATE FUNCTION beneath_publish_2(
+    ids text[], events text[], keys text[], dues double precision[], published double precision[], dedupes boolean[],
+    bodies bytea[], now_at double precision, forgotten_at double precision,
+    route_events text[], route_subscriptions bigint[], route_ordered boolean[], patience text
+) RETURNS integer LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+DECLARE
+    -- It cannot wait for other writers of a row, only fail: what has to wait is left for later.
+    frozen CONSTANT boolean := current_setting('transaction_isolation') <> 'read committed';
+    kept boolean[];
+    mailboxes text[] := '{{}}';
+    earlier text[] := '{{}}';
+    crowded text[] := '{{}}';
+    crowded_until double precision[] := '{{}}';
+    first_number bigint;
+BEGIN
+    IF patience IS NOT NULL THEN
+        PERFORM set_config('lock_timeout', patience, true);
+    END IF;
+    PERFORM pg_advisory_xact_lock_shared({REGISTRY}, 0);
+    IF route_events IS NULL THEN
+        IF frozen THEN
+            RETURN 2;
+        END IF;
+        SELECT array_agg(r.event), array_agg(s.id), array_agg(s.ordered = 1)
+        INTO route_events, route_subscriptions, route_ordered
+        FROM beneath_route AS r JOIN beneath_subscription AS s ON s.id = r.subscription WHERE r.event = ANY (events);
+    END IF;
+
+    IF true = ANY (dedupes) THEN
+        WITH firsts AS MATERIALIZED (
+            SELECT DISTINCT ON (m.event COLLATE "C", m.id COLLATE "C") m.event, m.id, m.place
+            FROM unnest(events, ids, dedupes) WITH ORDINALITY AS m (event, id, dedupe, place)
+            WHERE m.dedupe AND NOT EXISTS (
+                -- The release before this one remembers ids alone.
+                SELECT 1 FROM beneath_dedupe AS o WHERE o.id = m.id AND o.at > forgotten_at
+            ) ORDER BY m.event COLLATE "C", m.id COLLATE "C", m.place
+        ), accepted AS (
+            INSERT INTO beneath_accepted AS d (event, id, at)
+            SELECT f.event, f.id, now_at FROM firsts AS f ORDER BY f.event COLLATE "C", f.id COLLATE "C"
+            ON CONFLICT (event, id) DO UPDATE SET at = excluded.at WHERE d.at <= forgotten_at RETURNING d.event, d.id
+        )
+        SELECT array_agg(NOT m.dedupe OR a.id IS NOT NULL ORDER BY m.place) INTO kept
+        FROM unnest(events, ids, dedupes) WITH ORDINALITY AS m (event, id, dedupe, place)
+        LEFT JOIN firsts AS f ON f.place = m.place LEFT JOIN accepted AS a ON a.event = f.event AND a.id = f.id;
+    END IF;
+
+    IF true = ANY (route_ordered) THEN
+        mailboxes := ARRAY(
+            SELECT DISTINCT coalesce(m.key, '') FROM unnest(events, keys, dues, kept) AS m (event, key, due, kept)
+            JOIN unnest(route_events, route_ordered) AS r (event, ordered) ON r.event = m.event AND r.ordered
+            WHERE coalesce(m.kept, true) AND (m.due IS NULL OR m.due <= now_at)
+        );
+    END IF;
+    IF cardinality(mailboxes) > 0 AND NOT frozen THEN
+        IF EXISTS (SELECT 1 FROM beneath_delivery WHERE state = 3 AND due_at <= now_at) THEN
+            WITH waiting AS MATERIALIZED (
+                SELECT k.key, d.message_id FROM unnest(mailboxes) AS k (key) CROSS JOIN LATERAL (
+                    SELECT t.message_id FROM beneath_delivery AS t
+                    WHERE t.state = 3 AND t.mailbox = k.key AND t.due_at <= now_at
+                    ORDER BY t.due_at, t.id LIMIT {FEW + 1}
+                ) AS d LIMIT {MOST + 1}
+            ), many AS MATERIALIZED (
+                SELECT key FROM waiting GROUP BY key HAVING count(*) > {FEW}
+            )
+            SELECT
+                CASE WHEN (SELECT count(*) FROM waiting) > {MOST} THEN mailboxes ELSE ARRAY(SELECT key FROM many) END,
+                ARRAY(SELECT DISTINCT message_id FROM waiting WHERE key NOT IN (SELECT key FROM many))
+            INTO crowded, earlier;
+            IF cardinality(crowded) = cardinality(mailboxes) THEN
+                earlier := '{{}}';
+            END IF;
+        END IF;
+        IF cardinality(earlier) > 0 THEN
+            PERFORM 1 FROM beneath_delivery WHERE id IN (
+                SELECT min(id) FROM beneath_delivery WHERE state = 3 AND message_id = ANY (earlier)
+                    AND due_at <= now_at GROUP BY message_id
+            ) ORDER BY id FOR UPDATE;
+        END IF;
+        PERFORM beneath_lock_keys_1(mailboxes);
+        IF cardinality(earlier) > 0 THEN
+            PERFORM beneath_place_2(earlier, now_at, true);
+        END IF;
+        IF cardinality(crowded) > 0 THEN
+            SELECT array_agg(k.key), array_agg(coalesce((
+                SELECT d.due_at FROM beneath_delivery AS d
+                WHERE d.state = 3 AND d.mailbox = k.key AND d.due_at <= now_at + {SKEW}
+                ORDER BY d.due_at DESC LIMIT 1
+            ), now_at)) INTO crowded, crowded_until FROM unnest(crowded) AS k (key);
+        END IF;
+        first_number := nextval('beneath_number');
+        INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn, first_id)
+        SELECT n.subscription, n.key, 0, n.due_at, nextval('beneath_number'), first_number FROM (
+            SELECT r.subscription, coalesce(m.key, '') AS key, min(coalesce(m.due, now_at)) AS due_at
+            FROM unnest(events, keys, dues, kept) WITH ORDINALITY AS m (event, key, due, kept, place)
+            JOIN unnest(route_events, route_subscriptions, route_ordered) AS r (event, subscription, ordered)
+                ON r.event = m.event AND r.ordered
+            WHERE coalesce(m.kept, true) AND (m.due IS NULL OR m.due <= now_at)
+                AND NOT coalesce(m.key, '') = ANY (crowded)
+            GROUP BY 1, 2 ORDER BY min(m.place), 1
+        ) AS n
+        ON CONFLICT DO NOTHING;
+    END IF;
+
+    INSERT INTO beneath_delivery
+        (subscription, state, due_at, published_at, message_id, event, ordering_key, mailbox, body)
+    SELECT r.subscription,
+        CASE WHEN m.due > now_at THEN 3 WHEN NOT r.ordered THEN 0 WHEN frozen OR c.until IS NOT NULL THEN 3 ELSE 4 END,
+        CASE WHEN m.due > now_at THEN m.due WHEN r.ordered AND frozen THEN 0
+            WHEN r.ordered AND c.until IS NOT NULL THEN greatest(c.until, now_at) ELSE coalesce(m.due, now_at) END,
+        m.published, m.id, m.event, m.key, CASE WHEN r.ordered THEN coalesce(m.key, '') END, m.body
+    FROM unnest(ids, events, keys, dues, published, bodies, kept) WITH ORDINALITY
+        AS m (id, event, key, due, published, body, kept, place)
+    JOIN unnest(route_events, route_subscriptions, route_ordered) AS r (event, subscription, ordered)
+        ON r.event = m.event
+    LEFT JOIN unnest(crowded, crowded_until) AS c (key, until) ON c.key = coalesce(m.key, '')
+    WHERE coalesce(m.kept, true) ORDER BY m.place, r.subscription;
+    RETURN CASE WHEN cardinality(mailboxes) > 0 AND (frozen OR cardinality(crowded) > 0) THEN 1 ELSE 0 END;
+END $$
+"""
+
+OLD_ARGUMENTS = """(
+    ids text[], events text[], keys text[], dues double precision[], published double precision[], dedupes boolean[],
+    bodies bytea[], now_at double precision, forgotten_at double precision,
+    route_events text[], route_subscriptions bigint[], route_ordered boolean[], patience text
+)"""
+
+OLD_PUBLISH = f"""
+-- As the release before this one calls it, so that all remember the same ids.
+CREATE FUNCTION beneath_publish_1 {OLD_ARGUMENTS} RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN beneath_publish_2(
+        ids, events, keys, dues, published, dedupes, bodies, now_at, forgotten_at, route_events, route_subscriptions,
+        route_ordered, patience
+    );
+END $$
+"""
+
+
+def upgrade() -> None:
+    if op.get_bind().dialect.name != "postgresql":
+        return
+    rename = "ALTER FUNCTION beneath_publish_1 RENAME TO beneath_publish_1_before_0008"
+    for statement in (PLACE, BURY, PROMOTE, PUBLISH, rename, OLD_PUBLISH):
+        op.get_bind().exec_driver_sql(statement)
+
+
+def downgrade() -> None:
+    bind = op.get_bind()
+    if bind.dialect.name != "postgresql":
+        return
+    bind.exec_driver_sql("DROP FUNCTION beneath_publish_1")
+    bind.exec_driver_sql("ALTER FUNCTION beneath_publish_1_before_0008 RENAME TO beneath_publish_1")
+    for name in ("publish", "promote", "bury_scheduled", "place"):
+        bind.exec_driver_sql(f"DROP FUNCTION beneath_{name}_2")

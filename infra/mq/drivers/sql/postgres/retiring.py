@@ -1,0 +1,206 @@
+"""The end of a subscription, or of one of its events, in steps.
+
+The first step keeps what is to go in `beneath_retirement`: from then on nothing of it arrives. Further steps remove
+what waits, and the last one the rest. A retirement that was interrupted is completed by the next call.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from infra.db.postgresql_driver import Driver
+from infra.mq.drivers.sql.postgres import inspection, membership, registry
+from infra.mq.drivers.sql.postgres.administration import BURY, CLOSE
+from infra.mq.errors import ListenerInUse, SubscriptionNotFound
+
+Backlog = Literal["refuse", "discard", "dead"]
+
+STEP = 500
+"""How many deliveries a step looks at."""
+
+STEP_BYTES = 16 * 1024 * 1024
+"""How many bytes of bodies a step moves to the dead letters at most, beyond the first."""
+
+COUNTED = 1000
+"""Up to how many deliveries a refusal counts."""
+
+WHOLE = ""
+"""In place of an event: all of the subscription."""
+
+_FIND = "SELECT backlog FROM beneath_retirement WHERE subscription = $1 AND event = $2"
+_BEGIN = "INSERT INTO beneath_retirement (subscription, event, backlog) VALUES ($1, $2, $3)"
+_END = "DELETE FROM beneath_retirement WHERE subscription = $1 AND ($2 = '' OR event = $2)"
+_STOP = (
+    "UPDATE beneath_subscription SET paused = 1 WHERE id = $1",
+    "DELETE FROM beneath_route WHERE subscription = $1",
+)
+_DROP_ROUTE = "DELETE FROM beneath_route WHERE subscription = $1 AND event = $2"
+_BACKLOG = " UNION ALL ".join(
+    f"(SELECT 1 FROM beneath_delivery WHERE state = {state} AND subscription = $1 AND ($2 = '' OR event = $2) LIMIT $3)"  # noqa: S608  # a number
+    for state in range(5)
+)
+_COUNT = f"SELECT count(*) FROM ({_BACKLOG}) AS backlog"  # noqa: S608  # constants only
+# Each page goes on where the one before ended in the index of its state; what is claimed is little.
+_PAGES = {
+    1: "SELECT {columns} FROM beneath_delivery WHERE state = 1 AND subscription = $1 AND id > $3 ORDER BY id LIMIT $2",
+    3: "SELECT {columns} FROM beneath_delivery WHERE state = 3 AND subscription = $1 AND id > $3 ORDER BY id LIMIT $2",
+    0: """
+        SELECT {columns} FROM beneath_delivery WHERE state = 0 AND subscription = $1 AND (due_at, id) > ($4, $3)
+        ORDER BY due_at, id LIMIT $2
+    """,
+    2: """
+        SELECT {columns} FROM beneath_delivery
+        WHERE state = 2 AND subscription = $1 AND (coalesce(needs, event), id) > ($4, $3)
+        ORDER BY coalesce(needs, event), id LIMIT $2
+    """,
+    4: """
+        SELECT {columns} FROM beneath_delivery WHERE state = 4 AND subscription = $1 AND (mailbox, id) > ($4, $3)
+        ORDER BY mailbox, id LIMIT $2
+    """,
+}
+_COLUMNS = "id, due_at, coalesce(mailbox, needs, event) AS text, event, mailbox, octet_length(body) AS size"
+_LOCK_MAILBOXES = """
+SELECT m.ordering_key, m.state, (
+    SELECT d.id FROM beneath_delivery AS d
+    WHERE d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key ORDER BY d.id LIMIT 1
+) AS head
+FROM beneath_mailbox AS m WHERE m.subscription = $1 AND m.ordering_key = ANY ($2::text[])
+ORDER BY m.subscription, m.ordering_key FOR UPDATE
+"""
+_LOCK = "SELECT id FROM beneath_delivery WHERE id = ANY ($1::bigint[]) FOR UPDATE SKIP LOCKED"
+_DELETE = "DELETE FROM beneath_delivery WHERE id = ANY ($1::bigint[])"
+_DROP_MAILBOXES = """
+DELETE FROM beneath_mailbox WHERE subscription = $1 AND ordering_key = ANY (ARRAY(
+    SELECT ordering_key FROM beneath_mailbox WHERE subscription = $1 LIMIT $2 FOR UPDATE SKIP LOCKED
+))
+"""
+_DROP_ALL = (
+    "DELETE FROM beneath_mailbox WHERE subscription = $1",
+    "DELETE FROM beneath_route WHERE subscription = $1",
+    "DELETE FROM beneath_alias WHERE subscription = $1",
+    "DELETE FROM beneath_subscription WHERE id = $1",
+)
+_CLAIMED, _IN_MAILBOX = 1, 4
+"""States: of a mailbox, and of a delivery."""
+
+
+@dataclass(slots=True)
+class Retirement:
+    """A retirement that is under way, and how far its present pass over all deliveries is."""
+
+    subscription: int
+    event: str
+    backlog: str
+    states: list[int] = field(default_factory=lambda: list(_PAGES))
+    after: tuple[int, float, str] = (0, float("-inf"), "")
+    found: int = 0
+    """How many were found in this pass, removed or not."""
+
+
+async def begin(driver: Driver, name: str, event: str | None, backlog: Backlog, now: float, lease: float) -> Retirement:
+    """Let nothing more arrive at a subscription, or of one event of it; or find the retirement that did.
+
+    Raises:
+        SubscriptionNotFound: nothing is kept under that name, or it has no such event.
+        ListenerInUse: a live worker has it, or a backlog exists and is to be refused.
+    """
+    await registry.lock(driver)
+    subscription = (await registry.get(driver, name)).id
+    what = WHOLE if event is None else event
+    begun: str | None = await driver.fetchval(_FIND, subscription, what)
+    if begun is not None:
+        return Retirement(subscription, what, begun)
+    if event is None:
+        await _refuse_if_used(driver, name, subscription, lease)
+    elif event not in await registry.events_of(driver, subscription):
+        raise SubscriptionNotFound(f"{name} has no event {event}")
+    if backlog == "refuse":
+        await _refuse_backlog(driver, name, subscription, what)
+    await driver.execute(_BEGIN, subscription, what, "discard" if backlog == "refuse" else backlog)
+    if event is None:
+        for statement in _STOP:
+            await driver.execute(statement, subscription)
+    else:
+        await driver.execute(_DROP_ROUTE, subscription, event)
+    await registry.mark_changed(driver, now)
+    return Retirement(subscription, what, backlog)
+
+
+async def step(driver: Driver, retirement: Retirement, now: float) -> tuple[int, bool]:
+    """Remove what is to go of the next page of deliveries; return how many that were, and whether to go on.
+
+    What other transactions have locked is left for the next pass; the last one finds nothing.
+    """
+    if not retirement.states:
+        more = retirement.found > 0
+        retirement.states, retirement.found = list(_PAGES), 0
+        return 0, more
+    state = retirement.states[0]
+    number, due_at, text = retirement.after
+    columns: dict[int, list[object]] = {0: [due_at], 2: [text], _IN_MAILBOX: [text]}
+    second = columns.get(state, [])
+    query = _PAGES[state].format(columns=_COLUMNS)
+    rows = _within_bytes(await driver.fetch(query, retirement.subscription, STEP, number, *second))
+    if not rows:
+        retirement.states.pop(0)
+        retirement.after = (0, float("-inf"), "")
+        return 0, True
+    retirement.after = (rows[-1]["id"], rows[-1]["due_at"], rows[-1]["text"])
+    going = [row for row in rows if retirement.event in {WHOLE, row["event"]}]
+    retirement.found += len(going)
+    keys = sorted({row["mailbox"] for row in going if state == _IN_MAILBOX})
+    mailboxes = await driver.fetch(_LOCK_MAILBOXES, retirement.subscription, keys) if keys else []
+    ids = [row[0] for row in await driver.fetch(_LOCK, [row["id"] for row in going])]
+    if retirement.backlog == "dead":
+        await driver.execute(BURY, ids, now, "its subscription was retired")
+    else:
+        await driver.execute(_DELETE, ids)
+    # Mailboxes whose head is gone go on; those that a worker holds are closed by it.
+    reopened = [row["ordering_key"] for row in mailboxes if row["state"] != _CLAIMED and row["head"] in set(ids)]
+    if reopened:
+        await driver.execute(CLOSE, [retirement.subscription] * len(reopened), reopened, now)
+    return len(ids), True
+
+
+async def drop_mailboxes(driver: Driver, retirement: Retirement) -> tuple[int, bool]:
+    """Remove some mailboxes of a whole subscription; return 0, and whether to go on."""
+    if retirement.event != WHOLE:
+        return 0, False
+    return 0, await driver.execute(_DROP_MAILBOXES, retirement.subscription, STEP) == f"DELETE {STEP}"
+
+
+async def end(driver: Driver, retirement: Retirement, now: float) -> None:
+    """Remove what is left, and the retirement."""
+    await registry.lock(driver)
+    await driver.execute(_END, retirement.subscription, retirement.event)
+    if retirement.event == WHOLE:
+        for statement in _DROP_ALL:
+            await driver.execute(statement, retirement.subscription)
+    await registry.mark_changed(driver, now)
+
+
+def _within_bytes(rows: list[Any]) -> list[Any]:
+    size = 0
+    for nth, row in enumerate(rows):
+        size += row["size"] if nth else 0
+        if size > STEP_BYTES:
+            return rows[:nth]
+    return rows
+
+
+async def _refuse_if_used(driver: Driver, name: str, subscription: int, lease: float) -> None:
+    names = await inspection.names_of(driver, subscription)
+    users = [worker for worker, theirs in await membership.live(driver, lease) if not names.isdisjoint(theirs)]
+    if users:
+        raise in_use(name, users[0])
+
+
+async def _refuse_backlog(driver: Driver, name: str, subscription: int, event: str) -> None:
+    count: int = await driver.fetchval(_COUNT, subscription, event, COUNTED)
+    if count:
+        at_least = "at least " if count >= COUNTED else ""
+        raise ListenerInUse(f"{name} still has {at_least}{count} deliveries: discard or bury them, or wait")
+
+
+def in_use(name: str, worker: str) -> ListenerInUse:
+    """Return the error that says who uses a subscription."""
+    return ListenerInUse(f"{name} is in use by worker {worker}: stop it, or remove the listener first")

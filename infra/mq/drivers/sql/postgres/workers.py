@@ -1,0 +1,195 @@
+"""What this process's workers do to the queue."""
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+
+from infra.clock import Clock
+from infra.mq.drivers.sql.postgres import claiming, membership, settling
+from infra.mq.drivers.sql.postgres.connections import Connections
+from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, Member
+from infra.mq.drivers.sql.postgres.positions import Positions
+from infra.mq.drivers.sql.postgres.promotion import Promoter
+from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
+from infra.mq.types import Claim, Settlement, WorkerInfo
+
+LEAVE_TIMEOUT = 5.0
+"""Seconds that a worker which stops tries to give back what it holds; others take over what it could not."""
+
+LEAVE_PAUSE = 0.05
+"""Seconds between two attempts to give back what other transactions hold."""
+
+RENEWED_WITHIN = 0.6
+"""In leases: a worker that is alive has renewed its lease by then."""
+
+PROMOTED_AT_ONCE = 10
+"""How many steps of promotion a claim makes at most that finds nothing else."""
+
+
+class Workers:
+    """Joins, claims, settles, recovers and leaves for the workers of this process.
+
+    Args:
+        connections: To the server.
+        keeper: Renews the leases of the workers, and observes those of others.
+        clock: The queue's.
+    """
+
+    def __init__(self, connections: Connections, keeper: LeaseKeeper, clock: Clock) -> None:
+        self._connections = connections
+        self._keeper = keeper
+        self._clock = clock
+        self._promoter = Promoter(connections)
+        self._positions = Positions()
+        self._members: set[Member] = set()
+
+    async def join(self, info: WorkerInfo, now: float) -> Member:
+        """Register a live worker."""
+        await asyncio.to_thread(self._keeper.start)
+        joined = self._clock.monotonic()
+        operation = partial(membership.join, info=info, now=now, lease=self._keeper.lease)
+        number, epoch = await self._connections.run(operation)
+        member = Member(number, epoch, self._keeper, self._clock, joined)
+        self._members.add(member)
+        return member
+
+    async def leave(self, mine: Member, keep: Collection[Claim], now: float) -> None:
+        """Give back all but `keep`, and unregister the worker unless it keeps something.
+
+        Raises:
+            TimeoutError: not all could be given back in time.
+        """
+        self._members.discard(mine)
+        if keep:
+            self._keeper.linger(mine.number)
+        async with asyncio.timeout(LEAVE_TIMEOUT):
+            if await self._connections.transaction(partial(membership.begin_to_leave, worker=mine.number)):
+                step = partial(membership.leave, worker=mine.number, keep=keep, now=now)
+                more = True
+                while more:
+                    released, more = await self._connections.transaction(step)
+                    if more and not released:
+                        await asyncio.sleep(LEAVE_PAUSE)
+        mine.left()
+
+    async def next_due(self, names: Collection[str]) -> float | None:
+        """Return when there may be something to claim for these names."""
+        await self._look_from_the_start(names)
+        starts = self._positions.starts(names)
+        operation = partial(claiming.next_due, names=names, starts=starts)
+        due_at, scheduled = await self._connections.run(operation, writing=False)
+        if scheduled is not None:
+            self._promoter.expect(due=scheduled <= self._clock.time())
+            scheduled = self._promoter.next_due(scheduled)
+        look_in = self._positions.look_in
+        look_at = None if look_in is None else self._clock.time() + look_in
+        return min((it for it in (due_at, scheduled, look_at) if it is not None), default=None)
+
+    async def claim(self, mine: Member, wants: Mapping[str, int], now: float) -> list[Claim]:
+        """Claim what is due; what a lost answer may have claimed is given back first."""
+        if mine.holdings.in_doubt:
+            await self._release_unknown(mine, now)
+        await self._look_from_the_start(wants)
+        if self._promoter.is_due(now):
+            await self._promoter.step(now)
+        claims = await self._claim(mine, wants, now)
+        for _ in range(PROMOTED_AT_ONCE):
+            if claims or not self._promoter.is_due(now):
+                break
+            await self._promoter.step(now)
+            claims = await self._claim(mine, wants, now)
+        return claims
+
+    async def settle(self, mine: Member, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
+        """Carry out settlements in steps; return those that were fenced."""
+        fenced: list[Settlement] = []
+        for step in settling.steps_of(settlements):
+            operation = partial(settling.settle, worker=mine.number, settlements=step, now=now)
+            fenced += await self._connections.run(operation)
+            mine.holdings.settled(step)
+        return fenced
+
+    async def recover(self, now: float) -> int:
+        """Take over from dead workers, from owners that no worker has, and from own claims whose answer was lost."""
+        for mine in list(self._members):
+            if mine.holdings.in_doubt and mine.alive:
+                await self._release_unknown(mine, now)
+        asked_at = self._keeper.now()
+        leases = await self._connections.run(membership.leases, writing=False)
+        self._keeper.observer.observe(leases, asked_at, self._keeper.now())
+        count = 0
+        for number, lease_until in self._keeper.observer.dead(asked_at):
+            if not self._is_alive_here(number):
+                await self._connections.transaction(partial(membership.end, worker=number, lease_until=lease_until))
+                count += await self._take_over(number, now, orphan=False)
+        for number in await self._connections.run(membership.orphans, writing=False):
+            count += await self._take_over(number, now, orphan=True)
+        return count
+
+    async def user_of(self, names: Collection[str]) -> str | None:
+        """Return the id of a worker that has one of these listeners and is alive, though its lease may look ended."""
+        operation = partial(membership.silent, lease=self._keeper.lease)
+        before = await self._connections.run(operation, writing=False)
+        concerned = [number for number, it in before.items() if not it[1].isdisjoint(names)]
+        if not concerned:
+            return None
+        await asyncio.sleep(self._keeper.lease * RENEWED_WITHIN)
+        after = dict(await self._connections.run(membership.leases, writing=False))
+        renewed = [it for it in concerned if after.get(it, 0.0) not in {0.0, before[it][2]}]
+        return before[renewed[0]][0] if renewed else None
+
+    async def _take_over(self, number: int, now: float, *, orphan: bool) -> int:
+        step = partial(membership.take_over, worker=number, now=now, orphan=orphan)
+        count, more = 0, True
+        while more:
+            charged, more = await self._connections.transaction(step)
+            count += charged
+        return count
+
+    def _is_alive_here(self, number: int) -> bool:
+        return any(
+            it.number == number and it.alive and self._clock.monotonic() < it.valid_until for it in self._members
+        )
+
+    async def _claim(self, mine: Member, wants: Mapping[str, int], now: float) -> list[Claim]:
+        since, epoch = mine.holdings.latest, mine.epoch
+        operation = partial(
+            claiming.claim,
+            worker=mine.number,
+            epoch=epoch,
+            wants=wants,
+            starts=self._positions.starts(wants),
+            now=now,
+        )
+        try:
+            claims, latest, scheduled_due = await self._connections.run(operation)
+        except QueueIndeterminate as error:
+            # What it may have claimed is given back before the next claim; what runs here goes on.
+            mine.holdings.doubt(since)
+            raise QueueUnavailable(str(error)) from error
+        except asyncio.CancelledError:
+            mine.holdings.doubt(since)
+            raise
+        self._positions.claimed(latest)
+        if mine.holdings.in_doubt or mine.epoch != epoch:
+            # Another claim's answer was lost meanwhile: what is given back for that may include these.
+            mine.holdings.doubt(since)
+            return []
+        mine.holdings.claimed(claims)
+        self._promoter.expect(due=scheduled_due)
+        return claims
+
+    async def _release_unknown(self, mine: Member, now: float) -> None:
+        since, known = mine.holdings.unknown()
+        epoch = await self._connections.transaction(
+            partial(membership.release_unknown, worker=mine.number, since=since, known=known, now=now)
+        )
+        if epoch is None:
+            raise QueueClosed("this worker was taken for dead: its claims were given to others")
+        mine.epoch = epoch
+        mine.holdings.trust()
+
+    async def _look_from_the_start(self, names: Collection[str]) -> None:
+        if self._positions.outdated:
+            operation = partial(claiming.look, names=names)
+            self._positions.looked(*await self._connections.run(operation, writing=False))
