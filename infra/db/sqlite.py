@@ -17,6 +17,8 @@ from infra.db import sqlite_errors
 from infra.db.cancellation import finish
 from infra.db.errors import DatabaseError
 from infra.db.sqlite_driver import BUSY_SLICE, SQLiteConnection, is_busy
+from infra.db.sqlite_file import DatabaseFile, LogCheck
+from infra.db.sqlite_log import LogLimit
 from infra.files import private_file, private_folder
 
 SYNC = "PRAGMA synchronous = FULL"
@@ -38,11 +40,18 @@ class SQLite:
     max_reads = 2 * READERS
 
     def __init__(self, path: Path, busy_timeout: float) -> None:
-        self.path = path
+        self.file = DatabaseFile(path)
+        self.log_limit = LogLimit(self.file)
+        """What keeps the write-ahead log small; for whoever else writes to the file."""
         self._busy_timeout = busy_timeout
         self._writing: SQLiteConnection | None = None
         self._writer: AsyncEngine | None = None
         self._reader: AsyncEngine | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is; once it is open, with symbolic links followed."""
+        return self.file.path
 
     @property
     def writer(self) -> AsyncEngine:
@@ -55,11 +64,13 @@ class SQLite:
     async def open(self) -> None:
         if self._writer is not None:
             return
+        self.file.locate()
         self._prepare_path()
         try:
             await self._check()
         except sqlite3.Error as error:
             raise self.explain(error) or DatabaseError(f"cannot use the database {self.path}: {error}") from error
+        self.file.remember()
         self._writer = self._engine(self._connect_writer, size=1, extra=0)
         self._reader = self._engine(self._connect_reader, size=READERS, extra=READERS)
         event.listen(self._writer.sync_engine, "begin", self._begin_writing)
@@ -152,20 +163,32 @@ class SQLite:
         )
 
     async def _connect_writer(self) -> SQLiteConnection:
-        connection = await self._connect(self._opener("rw", SYNC, "PRAGMA foreign_keys = ON", self._slice()))
+        connection = await self._connect(
+            self._opener("rw", SYNC, "PRAGMA foreign_keys = ON", self._slice()),
+            check=LogCheck(self.file),
+            committed=self.log_limit.committed,
+        )
         self._writing = connection
         return connection
 
     async def _connect_reader(self) -> SQLiteConnection:
-        return await self._connect(self._opener("rw", SYNC, "PRAGMA query_only = ON"), read_only=True)
+        opener = self._opener("rw", SYNC, "PRAGMA query_only = ON")
+        return await self._connect(opener, read_only=True, check=self.file.check)
 
     async def _connect_migrator(self) -> SQLiteConnection:
         # Rebuilding a table, the only way to change most things in SQLite, would cascade into the tables that refer to
         # it; the keys are checked before COMMIT instead.
-        return await self._connect(self._opener("rw", SYNC, self._slice()))
+        return await self._connect(self._opener("rw", SYNC, self._slice()), check=self.file.check)
 
-    async def _connect(self, opener: Callable[[], sqlite3.Connection], *, read_only: bool = False) -> SQLiteConnection:
-        connection = SQLiteConnection(opener, read_only=read_only)
+    async def _connect(
+        self,
+        opener: Callable[[], sqlite3.Connection],
+        *,
+        read_only: bool = False,
+        check: Callable[[], None] | None = None,
+        committed: Callable[[sqlite3.Connection], None] | None = None,
+    ) -> SQLiteConnection:
+        connection = SQLiteConnection(opener, read_only=read_only, check=check, committed=committed)
         opened = await finish(_open(connection))
         if opened.cancelled is not None:
             if opened.failure is None:

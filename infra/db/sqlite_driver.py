@@ -36,10 +36,25 @@ class SQLiteConnection(aiosqlite.Connection):
     - A cancelled statement is interrupted, so that its thread is free again at once.
     - Closing rolls back first. SQLite keeps the locks of a connection that is closed with an unfinished SELECT.
     - Once SQLite has rolled back by itself, nothing runs until `rollback()`: it would commit statement by statement.
+
+    Args:
+        opener: Opens it, in its thread.
+        read_only: Whether nobody need wait for the end of its transactions.
+        check: Called in each transaction, after its begin and before its COMMIT; what it raises ends the transaction.
+        committed: Called in the thread after each COMMIT.
     """
 
-    def __init__(self, opener: Callable[[], sqlite3.Connection], *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        opener: Callable[[], sqlite3.Connection],
+        *,
+        read_only: bool = False,
+        check: Callable[[], None] | None = None,
+        committed: Callable[[sqlite3.Connection], None] | None = None,
+    ) -> None:
         super().__init__(opener, iter_chunk_size=FIRST_ROWS)
+        self._check = check
+        self._committed = committed
         self._thread.daemon = True  # a statement that hangs in the file system must not keep the process
         self.broken = False
         """Whether it failed to roll back, and was closed for that: the lock goes before everything."""
@@ -169,6 +184,8 @@ class SQLiteConnection(aiosqlite.Connection):
         if self._begin_first:
             self._begin_first = False
             connection.execute("BEGIN DEFERRED")
+            if self._check is not None:
+                self._check()
         inside = connection.in_transaction
         try:
             return statement(connection)
@@ -188,13 +205,24 @@ class SQLiteConnection(aiosqlite.Connection):
 
     def _begin_immediate(self) -> None:
         self._conn.execute("BEGIN IMMEDIATE")
+        if self._check is not None:
+            try:
+                self._check()
+            except sqlite3.Error:
+                self._roll_back(self._conn)
+                raise
 
     def _commit(self) -> None:
         if self._lost is not None:
             raise TransactionLost(f"the transaction was rolled back by an earlier error: {self._lost}")
         self._begin_first = False
         self._close_cursors()
+        writes = self._conn.in_transaction and not self._read_only
+        if writes and self._check is not None:
+            self._check()
         self._conn.commit()
+        if writes and self._committed is not None:
+            self._committed(self._conn)
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
         self._lost = None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from infra.db.errors import CommitIndeterminate, DatabaseError, DatabaseUnavailable, TransactionRolledBack
 from infra.db.sqlite_driver import TransactionLost
+from infra.db.sqlite_file import FileReplaced
 from infra.files import descriptors_short
 
 _WAL_RESET_FIXED = (3, 51, 3)
@@ -13,6 +14,8 @@ _WAL_RESET_BACKPORTS = {(3, 44): 6, (3, 50): 7}
 
 def explain(error: BaseException, path: Path, busy_timeout: float) -> DatabaseError | None:
     """Return what `error` means, if it is about the file, its lock or the disk rather than about a statement."""
+    if isinstance(error, FileReplaced):
+        return DatabaseUnavailable(f"the database {path}: {error}")
     match _primary_code(error):
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
             return DatabaseUnavailable(

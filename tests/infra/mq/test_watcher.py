@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.db.sqlite_file import DatabaseFile
 from infra.mq import QueueUnavailable
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.sqlite.connection import connect
@@ -19,7 +20,9 @@ from tests.infra.mq.conftest import OpenQueue
 
 @pytest.fixture
 async def watcher(path: Path) -> AsyncIterator[Watcher]:
-    watcher = Watcher(path, longest_silence=5)
+    file = DatabaseFile(path)
+    file.remember()
+    watcher = Watcher(path, file.check, longest_silence=5)
     watcher.open()
     yield watcher
     watcher.close()
@@ -88,7 +91,7 @@ async def test_a_file_that_is_gone_is_an_interruption_until_it_is_back(watcher: 
     watcher.look()
     watcher.look()
     assert watcher.interruptions == 1
-    with pytest.raises(QueueUnavailable, match=r"queue\.db: No such file or directory"):
+    with pytest.raises(QueueUnavailable, match=r"queue\.db: it was removed or moved away"):
         watcher.read(lambda db: db.execute("SELECT 1"))
     move(away, path)
     event.clear()
@@ -102,7 +105,7 @@ async def test_another_file_in_its_place_is_not_taken_for_it(watcher: Watcher, p
     shutil.copy(path.with_name("away.db"), path)
     watcher.add(asyncio.Event())
     watcher.look()
-    with pytest.raises(QueueUnavailable, match="replaced by another one: restart"):
+    with pytest.raises(QueueUnavailable, match="replaced by another file: restart"):
         watcher.read(lambda db: db.execute("SELECT 1"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from infra.clock import SystemClock
 from infra.db import Database
 from infra.mq.drivers.sql import SqlQueue
-from infra.mq.drivers.sql.sqlite import publishing
+from infra.mq.drivers.sql.sqlite import mailboxes, publishing
 from tests.infra.mq.acting import consumer, done, ids, message
 
 
@@ -52,14 +52,14 @@ async def wait(queue: SqlQueue) -> None:
 
 async def die(queue: SqlQueue) -> None:
     """Be killed between the statements of a publish, with another publish in the same group."""
-    mailbox = publishing.open_mailboxes
+    mailbox = mailboxes.open_mailboxes
 
     def die_now(db: sqlite3.Connection, *args: object) -> None:
         mailbox(db, *args)  # type: ignore[arg-type]  # handed on as it came
         say("dying")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    publishing.open_mailboxes = die_now  # type: ignore[assignment]  # as above
+    vars(publishing)["open_mailboxes"] = die_now
     await asyncio.gather(queue.publish([message("first")]), queue.publish([message("second", key="k")]))
 
 

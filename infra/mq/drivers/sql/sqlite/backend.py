@@ -14,6 +14,8 @@ import structlog
 
 from infra.clock import Clock
 from infra.db import Database
+from infra.db.sqlite import SQLite
+from infra.db.sqlite_file import LogCheck
 from infra.mq.drivers.sql.backend import Membership, Options
 from infra.mq.drivers.sql.sqlite import (
     administration,
@@ -75,15 +77,24 @@ class SqliteBackend:
     """
 
     def __init__(self, db: Database, clock: Clock, options: Options) -> None:
-        if db.path is None:
+        if not isinstance(db.backend, SQLite):
             raise QueueUnavailable(f"{db.url}: the queue needs a file")
-        self._path: Path = db.path
+        # By the name that SQLite itself finds for it: the lock files are beside it, whatever link leads there.
+        self._path: Path = db.backend.path.resolve()
+        self._file = db.backend
         self._db = db
         self.clock = QueueClock(clock)
         self._options = options
         opener = partial(connect, self._path, synchronous=options.synchronous)
-        self._writer = Writer(self._path, opener, db.write_lock, options.patience)
-        self._watcher = Watcher(self._path, options.longest_silence)
+        self._writer = Writer(
+            self._path,
+            opener,
+            db.write_lock,
+            options.patience,
+            check=LogCheck(self._file.file),
+            committed=self._file.log_limit.committed,
+        )
+        self._watcher = Watcher(self._path, self._file.file.check, options.longest_silence)
         self._presence = Presence(self._path, self._watcher, self._in_steps)
         self._reader: ThreadPoolExecutor | None = None
         self._probe: asyncio.Task[None] | None = None
@@ -98,6 +109,8 @@ class SqliteBackend:
             raise QueueUnavailable(
                 f"this Python has SQLite {sqlite3.sqlite_version}; the queue needs {wanted} or newer"
             )
+        if self._file.path != self._path:
+            raise QueueUnavailable(f"{self._path}: it is now {self._file.path}: restart this process")
         self._watcher.open()
         try:
             self._watcher.read(registry.tables_exist)
@@ -306,6 +319,7 @@ class SqliteBackend:
     def _read_apart(self, operation: Operation[T]) -> T:
         try:
             with closing(connect(self._path, read_only=True)) as db:
+                self._file.file.check()
                 return operation(db)
         except sqlite3.Error as error:
             raise queue_error(error, self._path) from error

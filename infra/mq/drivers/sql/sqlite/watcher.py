@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,11 +28,13 @@ class Watcher:
 
     Args:
         path: The database.
+        check: Raises sqlite3.OperationalError when the path leads to another file than the one that was opened.
         longest_silence: Looks that are further apart, in seconds, or fail count as an interruption.
     """
 
-    def __init__(self, path: Path, longest_silence: float) -> None:
+    def __init__(self, path: Path, check: Callable[[], None], longest_silence: float) -> None:
         self._path = path
+        self._check_file = check
         self._longest_silence = longest_silence
         self._db: sqlite3.Connection | None = None
         self._listeners: set[asyncio.Event] = set()
@@ -39,7 +42,6 @@ class Watcher:
         self._timer: asyncio.TimerHandle | None = None
         self._version = -1
         self._looked_at = 0.0
-        self._file = (0, 0)
         self._failure: QueueUnavailable | None = None
         self.interruptions = 0
         """How often something may have gone unseen so far."""
@@ -52,7 +54,7 @@ class Watcher:
         """
         try:
             self._db = connect(self._path, read_only=True)
-            self._file = self._identity()
+            self._check_file()
             self._version = self._data_version()
         except (sqlite3.Error, OSError) as error:
             self.close()
@@ -79,6 +81,8 @@ class Watcher:
         if self._failure is not None:
             raise self._failure
         try:
+            # An open connection goes on with a file that was moved away, and would never see what others write.
+            self._check_file()
             return operation(self._db)
         except sqlite3.Error as error:
             raise queue_error(error, self._path) from error
@@ -130,8 +134,10 @@ class Watcher:
             self.notify()
 
     def _tick(self) -> None:
-        self.look()
-        self._schedule()
+        try:
+            self.look()
+        finally:
+            self._schedule()
 
     def _schedule(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._interval, self._tick)
@@ -141,12 +147,3 @@ class Watcher:
         if self._db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
-
-    def _check_file(self) -> None:
-        # An open connection goes on with a file that was moved away, and would never see what others write.
-        if self._identity() != self._file:
-            raise FileNotFoundError("the file was replaced by another one: restart this process")
-
-    def _identity(self) -> tuple[int, int]:
-        found = self._path.stat()
-        return found.st_dev, found.st_ino

@@ -64,6 +64,10 @@ class _GroupFailed(Exception):
     """The database failed, rather than one operation of a group: nothing of the group happened."""
 
 
+def _nothing(*_: object) -> None:
+    """Leave everything as it is."""
+
+
 class Writer:
     """Runs operations on one connection: those that came in while a group was under way form the next group.
 
@@ -76,6 +80,9 @@ class Writer:
         connect: Opens the connection; it is used in the writer's thread alone.
         lock: Enters this process's line for the database, so that nobody polls SQLite's lock against a colleague.
         patience: How many seconds a group waits for other processes.
+        check: Raises sqlite3.OperationalError when the path leads to another file than the one that is open; called in
+            each transaction, after its begin and before its COMMIT.
+        committed: Called in the thread after each COMMIT.
     """
 
     def __init__(
@@ -84,11 +91,16 @@ class Writer:
         connect: Callable[[], sqlite3.Connection],
         lock: Callable[[], AbstractAsyncContextManager[object]],
         patience: float,
+        *,
+        check: Callable[[], None] = _nothing,
+        committed: Callable[[sqlite3.Connection], None] = _nothing,
     ) -> None:
         self._path = path
         self._connect = connect
         self._lock = lock
         self._patience = patience
+        self._check = check
+        self._committed = committed
         self._requests: list[_Request] = []
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._pump: asyncio.Task[None] | None = None
@@ -254,6 +266,7 @@ class Writer:
 
     def _commit(self, db: sqlite3.Connection, results: list[Any]) -> list[Any]:
         try:
+            self._check()
             db.execute("COMMIT")
         except sqlite3.Error as error:
             _roll_back(db)
@@ -261,6 +274,7 @@ class Writer:
             if is_disk_error(error):
                 failed = QueueIndeterminate(str(failed))
             return [_Failed(failed)] * len(results)
+        self._committed(db)
         return results
 
     def _meaning(self, error: Exception) -> Exception:
@@ -280,6 +294,7 @@ class Writer:
                 if not is_busy(error) or time.monotonic() >= deadline:
                     raise
             else:
+                self._check()
                 return
             time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # only spreads the attempts
             pause = min(pause * 1.5, _LONGEST_PAUSE)
