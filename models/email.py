@@ -5,6 +5,9 @@ import re
 MAX_LENGTH = 254
 """The longest address that SMTP can carry."""
 
+MAX_LOCAL = 64
+"""The longest part before the @ that it can."""
+
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 
@@ -21,7 +24,9 @@ class InvalidEmail(ValueError):
 def normalise_email(raw: str) -> str:
     """Return `raw` trimmed and in lower case, so that one mailbox is one text; raise `InvalidEmail`."""
     email = raw.strip().lower()
-    if len(email) > MAX_LENGTH or not _VALID.match(email):
+    # Some letters that are not ASCII become such in lower case: another mailbox than was asked for.
+    is_valid = raw.isascii() and len(email) <= MAX_LENGTH and _VALID.match(email)
+    if not is_valid or email.index("@") > MAX_LOCAL:
         msg = "not an email address: expected name@domain, in ASCII"
         raise InvalidEmail(msg)
     return email

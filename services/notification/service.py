@@ -32,7 +32,7 @@ class NotificationService:
 
     async def send_welcome_email(self, event: UserCreated, delivery: Delivery) -> None:
         """Greet a new user."""
-        text = f"Hello {event.name},\n\nwelcome! Your organization and a first project are waiting for you.\n"
+        text = f"Hello {one_line(event.name)},\n\nwelcome! Your organization and a first project are waiting for you.\n"
         await self._send(Message(id=delivery.id, to=event.email, subject="Welcome", text=text))
 
     async def send_invite(self, event: MemberInvited, delivery: Delivery) -> None:
@@ -41,12 +41,11 @@ class NotificationService:
         if token is None:
             raise Discard(f"invite {event.invite_id} is no longer open")
         text = (
-            f"Hello,\n\nyou are invited to join {event.organization_name}.\n"
+            f"Hello,\n\nyou are invited to join {one_line(event.organization_name)}.\n"
             "Sign in and accept with this token, which is only good once:\n\n"
             f"{token}\n"
         )
-        # A subject is one line, whatever the name has in it.
-        subject = " ".join(f"Join {event.organization_name}".split())
+        subject = f"Join {one_line(event.organization_name)}"
         await self._send(Message(id=delivery.id, to=event.email, subject=subject, text=text))
 
     async def _send(self, message: Message) -> None:
@@ -55,3 +54,8 @@ class NotificationService:
         except MailRejected as error:
             # Trying again would be refused again; whatever else goes wrong is retried.
             raise Discard(str(error)) from error
+
+
+def one_line(name: str) -> str:
+    """Return a name in one line: events of earlier releases may hold names that are checked today."""
+    return " ".join(name.split())

@@ -23,6 +23,7 @@ from infra.clock import Clock
 from infra.db import Database
 from models.base import new_id, utc
 from models.email import normalise_email
+from models.name import MAX_LENGTH, normalise_name
 from models.organization import (
     Invite,
     InviteDeadlineReached,
@@ -60,8 +61,6 @@ from services.organization.invites import (
     withdrawal_of,
 )
 
-MAX_NAME = 200
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberView:
@@ -89,12 +88,12 @@ class OrganizationService:
 
     async def create_personal(self, event: UserCreated) -> None:
         """Give a new user an organization of their own, in the same transaction."""
-        name = f"{event.name}'s organization"[:MAX_NAME]
+        name = f"{event.name}'s organization"[:MAX_LENGTH]
         await self._create(event.user_id, name, personal=True)
 
     async def create(self, actor_id: UUID, name: str) -> Organization:
-        """Create an organization that the actor owns."""
-        return await self._create(actor_id, name, personal=False)
+        """Create an organization that the actor owns; raise `InvalidName`."""
+        return await self._create(actor_id, normalise_name(name), personal=False)
 
     async def require(
         self, session: AsyncSession, user_id: UUID, organization_id: UUID, role: Role = Role.MEMBER
@@ -132,8 +131,10 @@ class OrganizationService:
         """Give an organization another name; only admins may.
 
         Raises:
+            InvalidName: `name` is not a name.
             OrganizationChanged: it is not at `expected_version`.
         """
+        name = normalise_name(name)
         async with self._db.transaction() as tx:
             organization = await lock_organization(tx.session, organization_id)
             await require_role(tx.session, actor_id, organization_id, Role.ADMIN)

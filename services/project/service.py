@@ -11,6 +11,7 @@ from bus import Bus
 from infra.clock import Clock
 from infra.db import Database
 from models.base import utc
+from models.name import normalise_name
 from models.organization import OrganizationCreated, Role
 from models.project import Project, ProjectCreated, ProjectDeleted, ProjectUpdated
 from services.project.errors import ProjectChanged, ProjectNotFound
@@ -43,10 +44,10 @@ class ProjectService:
         await self._create(event.actor_id, event.organization_id, STARTER_NAME, "")
 
     async def create(self, actor_id: UUID, organization_id: UUID, *, name: str, description: str = "") -> Project:
-        """Add a project; any member may."""
+        """Add a project; any member may. Raises `InvalidName`."""
         async with self._db.transaction() as tx:
             await self._access.require(tx.session, actor_id, organization_id)
-            return await self._create(actor_id, organization_id, name, description)
+            return await self._create(actor_id, organization_id, normalise_name(name), description)
 
     async def get(self, actor_id: UUID, organization_id: UUID, project_id: UUID) -> Project:
         """Return a project; raise `ProjectNotFound`."""
@@ -78,13 +79,14 @@ class ProjectService:
         """Change what is given, and nothing else; any member may.
 
         Raises:
+            InvalidName: `name` is not a name.
             ProjectNotFound: there is no such project.
             ProjectChanged: it is not at `expected_version`.
         """
         async with self._db.transaction() as tx:
             await self._access.require(tx.session, actor_id, organization_id)
             project = await _find(tx.session, organization_id, project_id, expected_version, lock=True)
-            project.name = project.name if name is None else name
+            project.name = project.name if name is None else normalise_name(name)
             project.description = project.description if description is None else description
             if not tx.session.is_modified(project):
                 return project

@@ -14,6 +14,7 @@ from bus import Bus
 from infra.clock import Clock
 from infra.db import Database
 from models.base import utc
+from models.name import normalise_name
 from models.secret import Scope, Secret, SecretRevoked
 from models.user import User, UserUpdated
 from services.secret.cache import Principal, PrincipalCache
@@ -83,6 +84,7 @@ class SecretService:
         """Give a user another secret.
 
         Raises:
+            InvalidName: `name` is not a name.
             ScopeNotGranted: a scope is not in `within`, the scopes of who asks.
         """
         if excess := sorted(set(scopes) - set(within)):
@@ -90,7 +92,7 @@ class SecretService:
         token = PREFIX + secrets.token_urlsafe(32)
         secret = Secret(
             user_id=user_id,
-            name=name,
+            name=normalise_name(name),
             hint=token[:_HINT_LENGTH],
             token_hash=_digest(token),
             scopes=sorted(scopes),

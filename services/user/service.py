@@ -12,6 +12,7 @@ from infra.clock import Clock
 from infra.db import Database, Transaction
 from models.base import utc
 from models.email import normalise_email
+from models.name import normalise_name
 from models.user import User, UserCreated, UserUpdated
 from services.user.errors import EmailTaken, UserChanged, UserNotFound
 
@@ -46,6 +47,7 @@ class UserService:
 
         Raises:
             InvalidEmail: it is not an email address.
+            InvalidName: `name` is not a name.
             EmailTaken: another user has it.
         """
         async with self._db.transaction():
@@ -56,7 +58,7 @@ class UserService:
     async def create(self, email: str, name: str) -> User:
         """Create a user who has no secret yet; raises what `sign_up` does."""
         now = utc(self._clock.time())
-        user = User(email=normalise_email(email), name=name, version=1, created_at=now, updated_at=now)
+        user = User(email=normalise_email(email), name=normalise_name(name), version=1, created_at=now, updated_at=now)
         async with self._db.transaction() as tx:
             tx.session.add(user)
             await _flush(tx, user.email)
@@ -78,6 +80,7 @@ class UserService:
 
         Raises:
             InvalidEmail: `email` is not an email address.
+            InvalidName: `name` is not a name.
             EmailTaken: another user has it.
             UserChanged: the user is not at `expected_version`.
             UserNotFound: there is no such user.
@@ -88,7 +91,7 @@ class UserService:
                 raise UserNotFound(str(user_id))
             if expected_version not in {None, user.version}:
                 raise UserChanged(f"it is at version {user.version} now")
-            user.name = user.name if name is None else name
+            user.name = user.name if name is None else normalise_name(name)
             user.email = user.email if email is None else normalise_email(email)
             if not tx.session.is_modified(user):
                 return user

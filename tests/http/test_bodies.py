@@ -129,3 +129,24 @@ async def test_a_name_is_one_line_in_every_script(api: Api, name: str) -> None:
 async def test_a_name_is_in_any_script(api: Api, name: str) -> None:
     ada = await api.sign_up(name=name)
     assert (await ada("GET", "/v1/me")).json()["name"] == name
+
+
+@pytest.mark.parametrize("name", ["\u200b", "\u3164", "A\u202eda", "\u0301", "A\ue000da"])
+async def test_invisible_or_misleading_name_is_refused_everywhere(api: Api, name: str) -> None:
+    ada = await api.sign_up()
+    organization = f"/v1/organizations/{await ada.organization()}"
+    calls = [
+        ("POST", "/v1/users", {"email": "eve@example.com", "name": name}),
+        ("PATCH", "/v1/me", {"name": name}),
+        ("POST", "/v1/organizations", {"name": name}),
+        ("PATCH", organization, {"name": name}),
+        ("POST", f"{organization}/projects", {"name": name}),
+        ("POST", "/v1/secrets", {"name": name, "scopes": ["read"]}),
+    ]
+    for method, path, body in calls:
+        problem(await ada(method, path, json=body), 422, "invalid")
+
+
+async def test_name_comes_back_in_one_form(api: Api) -> None:
+    ada = await api.sign_up(name="A\u030asa")
+    assert (await ada("GET", "/v1/me")).json()["name"] == "\u00c5sa"

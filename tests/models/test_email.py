@@ -22,7 +22,8 @@ def test_one_mailbox_is_one_text(raw: str, normal: str) -> None:
 @pytest.mark.parametrize(
     "raw",
     ["", "@", "a@", "@b", "a@@b", "a@b@c", "a b@c", "a@b c", ".a@b", "a.@b", "a..b@c", "a@-b", "a@b-", "a@b..c", "a@b.",
-     "a@b\r\nBcc: c@d", '"a"@b', "é@b", "a@é", "a\x00@b", "x" * 250 + "@b.de"],
+     "a@b\r\nBcc: c@d", '"a"@b', "é@b", "a@é", "a\x00@b", "x" * 250 + "@b.de",
+     "x" * 65 + "@b.de", "\u212a@b", "a@\u212a", "\u00a0a@b"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(raw: str) -> None:
     with pytest.raises(InvalidEmail, match="name@domain"):

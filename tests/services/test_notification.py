@@ -1,4 +1,5 @@
 from infra.mail import MailRejected, MailUnavailable
+from models.organization import Organization
 from tests.services.people import email, sign_up
 from tests.world import World
 
@@ -28,7 +29,11 @@ async def test_what_never_works_ends_as_a_dead_letter(domain: World) -> None:
 
 async def test_a_name_with_a_line_break_in_a_subject_is_flattened(domain: World) -> None:
     ada = await sign_up(domain, "ada")
-    made = await domain.organization.create(ada, "Engines\u2028Bcc: eve@example.com")
+    made = await domain.organization.create(ada, "Engines")
+    async with domain.db.transaction() as tx:
+        # As an earlier release would have taken it.
+        stored = await tx.session.get_one(Organization, made.id)
+        stored.name = "Engines\u2028Bcc: eve@example.com\r\n\r\nHello"
     await domain.organization.invite(ada, made.id, email=email("bob"))
     await domain.kit.drain()
-    assert [mail.subject for mail in domain.mail.to(email("bob"))] == ["Join Engines Bcc: eve@example.com"]
+    assert [mail.subject for mail in domain.mail.to(email("bob"))] == ["Join Engines Bcc: eve@example.com Hello"]

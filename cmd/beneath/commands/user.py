@@ -41,6 +41,7 @@ async def _create(container: "Container", email: str, name: str) -> "SignUp":
     from beneath.application import Application
     from beneath.errors import UsageError
     from models.email import InvalidEmail
+    from models.name import InvalidName
     from services.user.errors import EmailTaken
 
     async with Application(container).opened() as application:
@@ -48,5 +49,7 @@ async def _create(container: "Container", email: str, name: str) -> "SignUp":
             return await application.services.user.sign_up(email, name)
         except InvalidEmail as error:
             raise UsageError(f"{email!r}: {error}") from None
+        except InvalidName as error:
+            raise UsageError(f"{name!r}: {error}") from None
         except EmailTaken:
             raise UsageError(f"{email!r}: another user has this email") from None

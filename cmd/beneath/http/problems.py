@@ -18,6 +18,7 @@ from bus import PublishIndeterminate, PublishRejected
 from infra.db import CommitIndeterminate, DatabaseUnavailable
 from infra.mq import QueueUnavailable
 from models.email import InvalidEmail
+from models.name import InvalidName
 from services.idempotency import errors as idempotency
 from services.organization import errors as organization
 from services.project import errors as project
@@ -79,6 +80,7 @@ UNAVAILABLE = Kind("unavailable", 503, "This cannot be done right now")
 
 DOMAIN_PROBLEMS: Final[Mapping[type[Exception], Kind]] = {
     InvalidEmail: INVALID,
+    InvalidName: INVALID,
     user.EmailTaken: EMAIL_TAKEN,
     user.UserNotFound: NOT_FOUND,
     user.UserChanged: CHANGED,

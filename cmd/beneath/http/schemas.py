@@ -18,10 +18,12 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from models.email import MAX_LENGTH, PATTERN, normalise_email
+from models.name import MAX_LENGTH as MAX_NAME_LENGTH
+from models.name import normalise_name
 from models.organization import InviteStatus, Role
 from models.secret import Scope
 
-# Nothing that breaks a line or controls a terminal, no spaces at either end: names stand in lines of text, mails, logs.
+# What a pattern can say of `normalise_name`, for programs that read the description.
 _NAME = r"^[^\x00-\x20\x7f-\xa0\u2028\u2029](?:[^\x00-\x1f\x7f-\x9f\u2028\u2029]*[^\x00-\x20\x7f-\xa0\u2028\u2029])?$"
 # Text may have several lines. NUL cannot be stored by every database.
 _TEXT = r"^[^\x00]*$"
@@ -50,8 +52,9 @@ class Matching:
 
 Name = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=200),
+    StringConstraints(min_length=1, max_length=MAX_NAME_LENGTH),
     Matching(_NAME, "expected one line that neither begins nor ends with a space"),
+    AfterValidator(normalise_name),
 ]
 Text = Annotated[str, StringConstraints(max_length=2000), Matching(_TEXT, "expected text without NUL characters")]
 Email = Annotated[

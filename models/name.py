@@ -1,0 +1,64 @@
+"""How the name of a person or a thing is written in every table and event."""
+
+import unicodedata
+from typing import Final
+
+MAX_LENGTH: Final = 200
+"""Characters of a name, and so at most 800 bytes in UTF-8."""
+
+MAX_MARKS: Final = 8
+"""Combining marks in a row; more of them reach into the lines above and below."""
+
+_JOINERS: Final = frozenset("\u200c\u200d")
+"""Invisible, but needed: Persian, the scripts of India and emoji are written with them."""
+
+_BLANK: Final = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\U0001d159")
+"""Letters and symbols that show nothing."""
+
+_REFUSED: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Categories that control, that turn text around, that mean nothing to others, or that end a line."""
+
+_VISIBLE: Final = frozenset("LNPS")
+
+
+class InvalidName(ValueError):
+    """The text is not a name."""
+
+
+def normalise_name(raw: str) -> str:
+    """Return `raw` in Unicode's form NFC, so that one name is one text.
+
+    It is one line of at most 200 characters, one of them visible, without spaces at either end, control characters,
+    marks for the direction of text, and characters that Python's version of Unicode does not know.
+
+    Raises:
+        InvalidName: it is not.
+    """
+    if len(raw) > MAX_LENGTH:
+        raise InvalidName(f"expected at most {MAX_LENGTH} characters")
+    name = unicodedata.normalize("NFC", raw)
+    if len(name) > MAX_LENGTH:
+        raise InvalidName(f"expected at most {MAX_LENGTH} characters in Unicode's form NFC")
+    categories = [unicodedata.category(each) for each in name]
+    for each, category in zip(name, categories, strict=True):
+        if each in _BLANK or (category in _REFUSED and each not in _JOINERS):
+            raise InvalidName(f"expected no U+{ord(each):04X}: it is invisible, a control character or unassigned")
+    if not any(category[0] in _VISIBLE for category in categories):
+        raise InvalidName("expected something visible")
+    if any(name[at] in _JOINERS or categories[at][0] == "Z" for at in (0, -1)):
+        raise InvalidName("expected one line that neither begins nor ends with a space")
+    if categories[0][0] == "M":
+        raise InvalidName("expected no combining mark at the beginning")
+    _require_short_runs(name, categories)
+    return name
+
+
+def _require_short_runs(name: str, categories: list[str]) -> None:
+    marks = joiners = 0
+    for each, category in zip(name, categories, strict=True):
+        marks = marks + 1 if category[0] == "M" else 0
+        joiners = joiners + 1 if each in _JOINERS else 0
+        if marks > MAX_MARKS:
+            raise InvalidName(f"expected at most {MAX_MARKS} combining marks in a row")
+        if joiners > 1:
+            raise InvalidName("expected no two joiners in a row")
