@@ -34,6 +34,7 @@ from bus.worker import Worker
 from infra.clock import Clock, SystemClock
 from infra.db import Database
 from infra.mq import MessageQueue
+from infra.ownership import LoopOwner
 
 
 class Bus:
@@ -41,6 +42,9 @@ class Bus:
 
     A new bus is open: services add their listeners in their constructors. `start()` closes the registration and opens
     publishing. `run()` is the worker. The queue and the database belong to the caller, who opens and closes them.
+
+    From `start()` to `close()` it belongs to the running event loop: every use in another one, in a thread or in a
+    forked process raises `WrongEventLoop`. A thread publishes by `asyncio.run_coroutine_threadsafe`.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Bus:
             self.metrics,
             max_payload=self.options.max_payload,
         )
-        self._started = False
+        self._owner = LoopOwner("the bus")
         self._enrolment = Enrolment(mq, self._clock, self._listeners, self._publisher, self._broadcasts)
 
     # --- registration -----------------------------------------------------------------------------------------------
@@ -298,7 +302,7 @@ class Bus:
             raise BusFrozen("the bus was started before")
         self._listeners.frozen = True
         await self._enrolment.start(self.options.connect_timeout)
-        self._started = True
+        self._owner.enter()
 
     async def run(self) -> None:
         """Be the worker: handle deliveries until cancelled, then stop within the grace period.
@@ -332,7 +336,8 @@ class Bus:
 
     async def close(self) -> None:
         """Stop publishing and receiving. The queue and the database stay open: they are the caller's."""
-        self._started = False
+        self._owner.is_here()
+        self._owner.leave()
         await self._enrolment.close()
 
     # --- inside -----------------------------------------------------------------------------------------------------
@@ -348,7 +353,7 @@ class Bus:
         return outgoing.id
 
     def _require_started(self, what: str) -> None:
-        if not self._started:
+        if not self._owner.is_here():
             raise BusNotStarted(
                 f"cannot {what}: the bus is not running; call `await bus.start()` first, and not after close()"
             )

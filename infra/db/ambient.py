@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import NamedTuple, cast
 
+from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util.concurrency import greenlet_spawn
 
@@ -14,6 +15,7 @@ from infra.db.lock import WriteLock
 from infra.db.savepoint import Scope
 from infra.db.session import ReadSession
 from infra.db.transaction import Transaction
+from infra.ownership import LoopOwner
 
 
 class _Frame(NamedTuple):
@@ -129,8 +131,9 @@ class SavepointBlock:
 class ReadBlock:
     """A block with a session that only reads."""
 
-    def __init__(self, backend: Backend, slots: asyncio.Semaphore, timeout: float) -> None:
+    def __init__(self, backend: Backend, owner: LoopOwner, slots: asyncio.Semaphore, timeout: float) -> None:
         self._backend = backend
+        self._owner = owner
         self._slots = slots
         self._timeout = timeout
         self._session: ReadSession | None = None
@@ -139,12 +142,17 @@ class ReadBlock:
         transaction = surrounding(self._backend)
         if transaction is not None:
             return transaction.session
-        engine = self._backend.reader
+        engine = self._backend.reader.sync_engine
         if self._slots.locked():
             await self._wait()
         else:
             await self._slots.acquire()
-        session = AsyncSession(engine, sync_session_class=ReadSession, expire_on_commit=False, autoflush=False)
+
+        def gate() -> Engine:
+            self._owner.is_here()  # the session may have been handed to a thread
+            return engine
+
+        session = AsyncSession(sync_session_class=ReadSession, expire_on_commit=False, autoflush=False, gate=gate)
         self._session = cast("ReadSession", session.sync_session)
         return session
 

@@ -11,6 +11,7 @@ from infra.db.ambient import Hidden, LockBlock, ReadBlock, SavepointBlock, Trans
 from infra.db.backend import Backend, Dialect, backend_for
 from infra.db.lock import WriteLock
 from infra.db.transaction import Transaction
+from infra.ownership import LoopOwner
 
 
 class Database:
@@ -18,7 +19,8 @@ class Database:
 
     `url` is the setting `db.url`, such as `sqlite:///./data/beneath.db`; a relative path is relative to the working
     directory. `busy_timeout` is how long, in seconds, a transaction waits to begin before `DatabaseUnavailable`.
-    Making one does no I/O.
+    Making one does no I/O. From `open` to `close` it belongs to the running event loop: every use in another one, in a
+    thread or in a forked process raises `WrongEventLoop`.
 
     Raises:
         DatabaseError: the URL is invalid or of a kind that is not supported.
@@ -28,6 +30,7 @@ class Database:
         self.url = url
         self._backend = backend_for(url, busy_timeout)
         self._busy_timeout = busy_timeout
+        self._owner = LoopOwner("the database")
         self._reads = asyncio.Semaphore(self._backend.max_reads)
         self._lock = WriteLock(clock or SystemClock(), busy_timeout)
 
@@ -53,11 +56,15 @@ class Database:
             DatabaseUnavailable: it is locked by another process, or its disk is full.
             DatabaseError: it is no database, damaged, read-only, or a folder.
         """
+        self._owner.is_here()
         await self._backend.open()
+        self._owner.enter()
 
     async def close(self) -> None:
         """Close every connection."""
+        self._owner.is_here()
         await self._backend.close()
+        self._owner.leave()
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Surround a block by a transaction, joining the one that is around it in this task already.
@@ -73,6 +80,7 @@ class Database:
         Raises at once:
             TransactionNotOwned: the surrounding transaction belongs to another task.
         """
+        self._owner.is_here()
         return TransactionBlock(self._backend, self._lock)
 
     def savepoint(self) -> AbstractAsyncContextManager[Transaction]:
@@ -96,7 +104,8 @@ class Database:
             DatabaseUnavailable: too many reads were under way for longer than `busy_timeout`.
             TransactionNotOwned: the surrounding transaction belongs to another task.
         """
-        return ReadBlock(self._backend, self._reads, self._busy_timeout)
+        self._owner.is_here()
+        return ReadBlock(self._backend, self._owner, self._reads, self._busy_timeout)
 
     def current(self) -> Transaction | None:
         """Return the transaction that surrounds the running code, if there is one.
@@ -119,6 +128,7 @@ class Database:
         Raises:
             DatabaseUnavailable: it could not be had within `busy_timeout`.
         """
+        self._owner.is_here()
         return LockBlock(self._lock if self._backend.one_writer else None)
 
     def sqlite_warning(self) -> str | None:
@@ -131,4 +141,5 @@ class Database:
         Raises:
             DatabaseUnavailable: it cannot begin now.
         """
+        self._owner.is_here()
         return self._backend.migrating()

@@ -94,9 +94,15 @@ class TransactionSession(Session):
 
 
 class ReadSession(Session):
-    """The session of one `db.read()` block."""
+    """The session of one `db.read()` block, whose every use of the database asks `gate` for the engine."""
 
-    connected: Connection | None = None
+    def __init__(self, *, gate: Callable[[], Engine], **options: Any) -> None:  # noqa: ANN401  # SQLAlchemy's own
+        super().__init__(**options)
+        self._gate = gate
+        self.connected: Connection | None = None
+
+    def get_bind(self, *_: Any, **__: Any) -> Engine:  # noqa: ANN401  # whatever is asked for, there is one
+        return self._gate()
 
     def end(self) -> None:
         """Give the connection back; one on which that fails is dropped."""

@@ -10,6 +10,9 @@ These rules hold throughout:
 - Names, ids, ordering keys, times and delays are within `infra.mq.limits`, and texts are storable: callers see to it.
 - A name in `Subscription.aliases` stands for that subscription everywhere, also in `declare` and `fetch`, so that old
   and new code can run side by side during a deploy. A claim answers under the name that was asked for.
+
+From `open` to `close` a queue belongs to the running event loop. Every call of `MessageQueue` from another event loop,
+from a thread, or from a process forked meanwhile raises `infra.ownership.WrongEventLoop` and does nothing.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -15,6 +15,7 @@ from infra.mq.drivers.memory.subscriptions import Subscriptions
 from infra.mq.drivers.memory.worker import Worker
 from infra.mq.errors import DeadLetterNotFound, ListenerInUse, MailboxNotBlocked, QueueClosed
 from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
+from infra.ownership import LoopOwner
 
 _FEATURES = Features(durable=False, multi_process=False, transactional=False)
 
@@ -36,17 +37,20 @@ class MemoryQueue:
         self._subscriptions = Subscriptions(self._store)
         self._recent = RecentIds(clock, dedupe_window)
         self._receivers: list[MemoryReceiver] = []
-        self._open = False
+        self._owner = LoopOwner("the memory queue")
 
     @property
     def features(self) -> Features:
         return _FEATURES
 
     async def open(self) -> None:
-        self._open = True
+        if not self._owner.is_here():
+            self._owner.enter()
 
     async def close(self) -> None:
-        self._open = False
+        if not self._owner.is_here():
+            return
+        self._owner.leave()
         for worker in self._store.workers.values():
             worker.abandon()
             worker.changed.set()
@@ -218,7 +222,7 @@ class MemoryQueue:
             self._receivers.remove(receiver)
 
     def _check(self) -> None:
-        if not self._open:
+        if not self._owner.is_here():
             raise QueueClosed("the memory queue is not open")
 
 

@@ -12,6 +12,7 @@ from infra.mq.drivers.redis.registry import Catalog, Route
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.drivers.redis.wire import Serials, microseconds
 from infra.mq.errors import QueueClosed
+from infra.ownership import LoopOwner
 
 OUTDATED = -1
 """What a script answers to a copy of the registry that is not the present one."""
@@ -68,7 +69,7 @@ class Core:
         self.process = secrets.token_hex(8)
         self.links: dict[str, Link] = {}
         self.catalog = Catalog(lambda: self.link("admin"), self.keys, self.now)
-        self.is_open = False
+        self.owner = LoopOwner("the queue")
         self.max_body = options.max_body or LARGEST_BODY
         self._offset = ClockOffset()
         self._measured_at: float | None = None
@@ -94,9 +95,14 @@ class Core:
         said = min(largest_value or LARGEST_BODY, LARGEST_BODY + BESIDE_BODY) - BESIDE_BODY
         self.max_body = min(said, self.options.max_body or said)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the queue is open in the running event loop; raises WrongEventLoop if it is open in another."""
+        return self.owner.is_here()
+
     def check(self) -> None:
         """Raise QueueClosed unless the queue is open."""
-        if not self.is_open:
+        if not self.owner.is_here():
             raise QueueClosed("the queue is not open")
 
     def now(self) -> str:

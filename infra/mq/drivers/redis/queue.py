@@ -94,7 +94,7 @@ class RedisQueue:
         core = self._core
         if core.is_open:
             return
-        core.is_open = True
+        core.owner.enter()
         try:
             link = core.link("admin")
             await link.connect()
@@ -115,7 +115,7 @@ class RedisQueue:
         if not core.is_open:
             return
         await asyncio.gather(*(it.shut() for it in list(self._consumers)))
-        core.is_open = False
+        core.owner.leave()
         self._publisher.close()
         for receiver in list(self._receivers):
             await receiver.close()

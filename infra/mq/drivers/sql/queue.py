@@ -11,6 +11,7 @@ from infra.mq.drivers.sql.consumer import SqlConsumer
 from infra.mq.errors import QueueClosed
 from infra.mq.queue import REGISTRY_TTL
 from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
+from infra.ownership import LoopOwner
 
 _FEATURES = Features(durable=True, multi_process=True, transactional=True)
 
@@ -62,21 +63,21 @@ class SqlQueue:
         self._registry_ttl = registry_ttl
         self._consumers: set[SqlConsumer] = set()
         self._receivers: set[SqlReceiver] = set()
-        self._open = False
+        self._owner = LoopOwner("the queue")
 
     @property
     def features(self) -> Features:
         return _FEATURES
 
     async def open(self) -> None:
-        if not self._open:
+        if not self._owner.is_here():
             await self._backend.open()
-            self._open = True
+            self._owner.enter()
 
     async def close(self) -> None:
-        if not self._open:
+        if not self._owner.is_here():
             return
-        self._open = False
+        self._owner.leave()
         for consumer in list(self._consumers):
             consumer.abandon()
             consumer.wake()
@@ -182,5 +183,5 @@ class SqlQueue:
         return await self._backend.retire(name, event, backlog, self._clock.time())
 
     def _check(self) -> None:
-        if not self._open:
+        if not self._owner.is_here():
             raise QueueClosed("the queue is not open")

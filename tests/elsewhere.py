@@ -1,0 +1,72 @@
+"""Doing something in another event loop: in a thread, in a forked child, or after the present one."""
+
+import asyncio
+import os
+import signal
+import warnings
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+Work = Callable[[], Awaitable[object]]
+
+SECONDS = 30
+"""How long a forked child may live."""
+
+
+async def in_thread(work: Work) -> str:
+    """Return what `work` raises in an event loop of its own, in a thread: the class and the text; "" if nothing."""
+    return await asyncio.to_thread(outcome, work)
+
+
+def outcome(work: Work) -> str:
+    """Return what `work` raises in a new event loop: the class and the text; "" if nothing."""
+    try:
+        asyncio.run(_awaited(work))
+    except Exception as error:  # noqa: BLE001 - that is what was asked for
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def in_fork(work: Work) -> str:
+    """Return what `work` raises in a forked child of this process, in an event loop of its own."""
+    return forked(lambda: outcome(work))
+
+
+def in_forked_coroutine(work: Work) -> str:
+    """Return what `work` raises where a coroutine forks, and its child goes on in it."""
+    return forked(lambda: stepped(work))
+
+
+def stepped(work: Work) -> str:
+    """Take the first step of `work` without an event loop, and return what it raises."""
+    coroutine = _awaited(work)
+    try:
+        coroutine.send(None)
+    except Exception as error:  # noqa: BLE001 - that is what was asked for
+        return f"{type(error).__name__}: {error}"
+    finally:
+        coroutine.close()
+    return "it has begun"
+
+
+def forked(work: Callable[[], str]) -> str:
+    """Return what `work` returns in a forked child."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads: the child is careful
+        child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(SECONDS)
+            os.write(writing, work().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return text
+
+
+async def _awaited(work: Work) -> Any:  # noqa: ANN401 - nobody looks at it
+    return await work()
