@@ -3,54 +3,71 @@
 import asyncio
 import contextlib
 import uuid
+from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import structlog
 
+from bus.calling import finish_call
 from bus.codec import CAUSATION, CORRELATION, Frame, unpack
-from bus.delivery import Delivery, enter_cause, leave_cause
+from bus.delivery import Delivery, enter_cause
 from bus.errors import BusError
-from bus.listeners import Kind, Listener
+from bus.events import EventType
+from bus.listeners import Kind, Listener, OnGap
 from bus.metrics import BusMetrics
 from bus.outgoing import Outgoing
 from bus.registry import ListenerRegistry
+from bus.supervisor import SupervisedTask, Supervisor
 from infra.clock import Clock
+from infra.failures import describe, render_traceback
 from infra.mq import BroadcastReceiver, MessageQueue, QueueError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 WAIT = 300.0
-"""How long, in seconds, one look for broadcasts waits; whatever arrives, or `wake()`, ends it."""
+"""How long, in seconds, one receive waits for broadcasts; an arrival, or `wake()`, ends it."""
 
-BACKOFF = 0.5
-"""How long, in seconds, to wait after the queue could not be asked."""
+MAX_BACKOFF = 0.5
+"""The longest pause, in seconds, before the queue is asked again for broadcasts."""
 
 
 class Broadcasts:
-    """Receives what other processes broadcast, and hands this process's own to its listeners directly."""
+    """Receives what other processes broadcast, and hands this process's own to its listeners directly.
 
-    def __init__(self, mq: MessageQueue, clock: Clock, listeners: ListenerRegistry, metrics: BusMetrics) -> None:
+    A listener runs in a task and a context of its own, so that nothing that it raises, cancels or sets reaches the
+    publisher, the reception or another listener.
+    """
+
+    def __init__(
+        self,
+        mq: MessageQueue,
+        clock: Clock,
+        listeners: ListenerRegistry,
+        metrics: BusMetrics,
+        supervisor: Supervisor,
+    ) -> None:
         self.origin = uuid.uuid4().hex
         self._mq = mq
         self._clock = clock
         self._listeners = listeners
         self._metrics = metrics
+        self._supervisor = supervisor
         self._receiver: BroadcastReceiver | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task: SupervisedTask | None = None
 
     async def start(self) -> None:
         """Begin to receive, if anybody listens; on return nothing broadcast from now on is missed unnoticed."""
         if any(each.kind is Kind.BROADCAST for each in self._listeners.listeners):
-            self._receiver = await self._mq.receiver(origin=self.origin)
-            self._task = asyncio.create_task(self._receive(self._receiver), name="bus broadcasts")
+            self._receiver = receiver = await self._mq.receiver(origin=self.origin)
+            self._task = self._supervisor.start("broadcasts", partial(self._receive, receiver), max_backoff=MAX_BACKOFF)
 
     async def close(self) -> None:
         """Stop receiving."""
         if self._task is not None and self._receiver is not None:
             self._task.cancel()
             self._receiver.wake()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await self._task.stop()
             await self._receiver.close()
         self._task = self._receiver = None
 
@@ -63,11 +80,11 @@ class Broadcasts:
         while True:
             try:
                 frames, gap = await receiver.receive(WAIT)
-            except QueueError as error:
+            except QueueError:
                 self._metrics.queue_errors += 1
-                log.warning("broadcasts cannot be received", error=str(error))
-                await self._clock.sleep(BACKOFF)
-                continue
+                raise
+            if self._task is not None:
+                self._task.succeeded()
             if gap:
                 await self._report_gap()
             for body in frames:
@@ -77,40 +94,74 @@ class Broadcasts:
         self._metrics.broadcast_gaps += 1
         for listener in self._listeners.listeners:
             if listener.on_gap is not None:
-                try:
-                    result = listener.on_gap()
-                    if result is not None:
-                        await result
-                except Exception:
-                    self._metrics.broadcast_failures += 1
-                    log.exception("on_gap failed", listener=listener.name)
+                await self._run_alone(listener, _call_on_gap(listener.on_gap), "on_gap failed")
 
     async def _deliver_frame(self, body: bytes) -> None:
         self._metrics.broadcasts_received += 1
         try:
             frame = unpack(body)
             event_type = self._listeners.events.get(frame.event)
-            if event_type is None or frame.event_version > event_type.version:
-                return  # newer code speaks of something that nothing here could react to
-            event = event_type.decode(frame.payload, frame.event_version)
         except BusError as error:
             self._metrics.broadcast_failures += 1
-            log.warning("a broadcast could not be read", error=str(error))
+            log.warning("broadcast unreadable", error=describe(error))
             return
+        if event_type is None or frame.event_version > event_type.version:
+            return  # newer code speaks of something that nothing here could react to
         for listener in self._listeners.routes(event_type.cls).broadcast:
-            await self._call(listener, event, delivery_of(frame, listener.name))
+            await self._run_alone(listener, _decode_and_call(listener, event_type, frame), "broadcast listener failed")
 
     async def _call(self, listener: Listener, event: Any, delivery: Delivery) -> None:  # noqa: ANN401 - any event class
-        token = enter_cause(delivery)
+        await self._run_alone(listener, _call_listener(listener, event, delivery), "broadcast listener failed")
+
+    async def _run_alone(self, listener: Listener, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Run a listener's code in a task of its own; a cancellation of the caller reaches it, and nothing comes back.
+
+        Raises:
+            asyncio.CancelledError: the calling task was cancelled.
+        """
+        caller = asyncio.current_task()
+        asked = caller.cancelling() if caller is not None else 0
+        task = asyncio.create_task(self._contain(listener, work, what), name=f"broadcast to {listener.name}")
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError:
+                task.cancel()
+                await asyncio.wait((task,))
+                raise
+        if caller is not None and caller.cancelling() > asked:
+            raise asyncio.CancelledError
+
+    async def _contain(self, listener: Listener, work: Coroutine[Any, Any, None], what: str) -> None:
         try:
-            result = listener.call(event, delivery)
-            if result is not None:
-                await result
-        except Exception:
+            await work
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, GeneratorExit) or (
+                isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
+            ):
+                raise
             self._metrics.broadcast_failures += 1
-            log.exception("broadcast listener failed", listener=listener.name)
-        finally:
-            leave_cause(token)
+            with contextlib.suppress(Exception):  # a processor may choke on what the listener bound to the log
+                log.error(  # noqa: TRY400 - the error is hostile at worst, so its traceback is rendered here
+                    what, listener=listener.name, error=describe(error), exception=render_traceback(error)
+                )
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                self._supervisor.end(error)
+
+
+async def _call_listener(listener: Listener, event: object, delivery: Delivery) -> None:
+    enter_cause(delivery)
+    await finish_call(listener.call(event, delivery))
+
+
+async def _decode_and_call(listener: Listener, event_type: EventType, frame: Frame) -> None:
+    event = event_type.decode(frame.payload, frame.event_version)
+    await _call_listener(listener, event, delivery_of(frame, listener.name))
+
+
+async def _call_on_gap(on_gap: OnGap) -> None:
+    await finish_call(on_gap())
 
 
 def delivery_of(frame: Frame, listener: str, attempt: int = 1) -> Delivery:

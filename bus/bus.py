@@ -64,7 +64,7 @@ class Bus:
         self._supervisor = bus_supervisor(self._clock)
         self._random = random or SystemRandom()
         self._listeners = ListenerRegistry()
-        self._broadcasts = Broadcasts(mq, self._clock, self._listeners, self.metrics)
+        self._broadcasts = Broadcasts(mq, self._clock, self._listeners, self.metrics, self._supervisor)
         self._publisher = Publisher(
             mq,
             db,
@@ -332,7 +332,9 @@ class Bus:
     def worker(self) -> Worker:
         """Return a worker over this bus's listeners, not yet running."""
         inbox = Inbox(self._db, self._clock, retention=self.options.inbox_retention) if self._db is not None else None
-        return Worker(self.mq, inbox, self._clock, self._listeners, self.options, self.metrics, self._random)
+        return Worker(
+            self.mq, inbox, self._clock, self._listeners, self.options, self.metrics, self._random, self._supervisor
+        )
 
     async def close(self) -> None:
         """Stop publishing and receiving. The queue and the database stay open: they are the caller's."""

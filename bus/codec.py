@@ -33,6 +33,11 @@ class Frame(msgspec.Struct, frozen=True):
     payload: bytes
 
 
+def frame_name(version: int) -> str:
+    """Return what `Settlement.needs` and `Consumer.unpark` call a version of the frame."""
+    return f"frame version {version}"
+
+
 def pack(frame: Frame) -> bytes:
     """Return the frame's bytes."""
     packed: bytes = _packer.pack(
@@ -64,7 +69,9 @@ def unpack(body: bytes) -> Frame:
     except Exception as error:  # msgpack raises many kinds, for bytes that anyone may have written
         raise UndecodablePayload(f"not a message of this bus: {type(error).__name__}: {error}") from error
     if isinstance(version, int) and version > FRAME_VERSION:
-        raise UnknownEvent(f"frame version {version} is newer than this code, which reads {FRAME_VERSION}")
+        raise UnknownEvent(
+            f"frame version {version} is newer than this code, which reads {FRAME_VERSION}", needs=frame_name(version)
+        )
     raise UndecodablePayload(f"not a message of this bus: it begins with {version!r}")
 
 

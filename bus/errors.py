@@ -56,6 +56,11 @@ class UndecodablePayload(BusError):
 class UnknownEvent(BusError):
     """A message's event, or its version, is not known to this process's code."""
 
+    def __init__(self, message: str, needs: str | None = None) -> None:
+        super().__init__(message)
+        self.needs = needs
+        """What code must know to read the message, as in `Settlement.needs`; None: its event."""
+
 
 class RetryLater(Exception):
     """Raised by an async handler: call me again in `delay` seconds. Not a failure; attempts stay unchanged.

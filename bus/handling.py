@@ -1,42 +1,63 @@
-"""What becomes of one delivery: run its handler, and decide how it ends."""
+"""What becomes of one delivery: run its handler, and decide how it ends.
+
+`Handling._decide` is the one place that turns whatever user code raised into an outcome. The table "What your code may
+raise" in docs/guide.md lists them.
+"""
 
 import asyncio
-import functools
-import traceback
+import contextvars
 from collections.abc import Callable
+from contextlib import suppress
+from inspect import isawaitable
 from random import Random
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any
 
 import structlog
 from msgspec.structs import replace
 
 from bus.broadcasts import delivery_of
+from bus.calling import Caller, run_in_context
 from bus.codec import Frame, unpack
 from bus.delivery import Delivery as HandlerDelivery
 from bus.delivery import enter_cause
 from bus.errors import Discard, RetryLater, UndecodablePayload, UnknownEvent
 from bus.events import EventType
 from bus.inbox import AlreadyHandled, Inbox
-from bus.listeners import Listener
+from bus.listeners import DEFAULT_RETRY, Listener
 from bus.metrics import ListenerMetrics
-from bus.threads import ThreadPool
+from bus.slot import FOREVER, Slot
+from bus.threads import NoThread, ThreadPool
 from infra.clock import Clock
+from infra.failures import MAX_TRACEBACK, describe, render_traceback
 from infra.mq import Claim, Delivery, Failure, Outcome, Settlement
+from infra.mq.limits import check_delay, storable_text
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-FOREVER = float("inf")
-MAX_TRACEBACK = 16_384
-"""How much of a traceback is kept with a failure, in characters; the end says most."""
+MAX_ERROR_BYTES = 4_096
+"""How much of an error's text is kept with a failure, in bytes."""
 
+NO_THREAD_DELAY = 1.0
+"""Seconds after which a delivery that found no thread is tried again."""
+
+DEFECT_DELAY = 1.0
+"""Seconds after which a delivery is tried again that a defect of the bus kept from being handled."""
+
+UNDECIDED_DELAY = 5.0
+"""Seconds after which a `once` delivery is tried again that cannot be given up, for the inbox did not answer."""
+
+DONE = Outcome.DONE
+
+GIVES_UP = frozenset({Outcome.DEAD, Outcome.BLOCK})
+"""Ends after which no further attempt follows by itself."""
 
 LEAVES_IN_MAILBOX = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
 """Ends after which a delivery is still its mailbox's head."""
 
 
 def release(claim: Claim, delivery: Delivery, delay: float = 0.0) -> Settlement:
-    """Return the settlement that gives a claim back, unchanged, from `delivery` on."""
+    """Return the settlement that releases a claim, unchanged, from `delivery` on."""
     return Settlement(claim=claim, delivery=delivery, outcome=Outcome.RELEASE, delay=delay, close=claim.ordered)
 
 
@@ -45,31 +66,7 @@ class HandlerTimeout(Exception):
 
 
 class HandlerCancelled(Exception):
-    """A handler ended in a cancellation that nobody here asked for."""
-
-
-class Slot:
-    """One place to run handlers in: a task that takes one claim after another."""
-
-    __slots__ = ("claim", "complained", "deadline", "in_thread", "listener", "started", "stopping", "task", "timed_out")
-
-    def __init__(self, listener: Listener) -> None:
-        self.listener = listener
-        self.task: asyncio.Task[None] | None = None
-        self.claim: Claim | None = None
-        self.started = 0.0
-        self.deadline = FOREVER
-        self.timed_out = False
-        self.stopping = False
-        self.complained = False
-        self.in_thread = False
-
-    def interrupt(self) -> None:
-        """Cancel the handler that runs here because its time is up."""
-        self.timed_out = True
-        self.deadline = FOREVER
-        if self.task is not None:
-            self.task.cancel()
+    """A handler ended in a cancellation that the worker did not ask for."""
 
 
 class Handling:
@@ -88,7 +85,7 @@ class Handling:
         self._events = events
         self._inbox = inbox
         self._clock = clock
-        self._threads = threads
+        self._caller = Caller(threads)
         self._random = random
         self._max_crashes = max_crashes
 
@@ -102,8 +99,11 @@ class Handling:
     ) -> None:
         """Run a claim's deliveries in order and hand every end to `settle`.
 
+        Nothing that a handler raises leaves this method; when it returns, `slot.claim` is None unless the claim stays
+        unsettled: with a thread that still runs, or as the crash of the process that `slot.exit` asks for.
+
         Raises:
-            asyncio.CancelledError: the worker stops; what had not ended was released, or stays with its thread.
+            BaseException: in a test kit alone, the cancellation or the exit of its own task.
         """
         slot.claim = claim
         last = claim.deliveries[-1]
@@ -113,138 +113,219 @@ class Handling:
                 break
             try:
                 settlement = await self.handle(slot, claim, delivery, metrics)
-            except asyncio.CancelledError:
-                if not slot.in_thread:
-                    settle(release(claim, delivery))
-                    slot.claim = None
+            except BaseException:
+                # A test kit's own end, or a defect of the bus: nothing here owns the claim any more.
+                settle(release(claim, delivery, DEFECT_DELAY))
+                slot.claim = None
                 raise
-            leaves = settlement.outcome in LEAVES_IN_MAILBOX
+            if settlement is None:
+                return
+            leaves = settlement.outcome is not DONE and settlement.outcome in LEAVES_IN_MAILBOX
             settle(replace(settlement, close=True) if claim.ordered and (leaves or delivery is last) else settlement)
-            if leaves:
+            if leaves or slot.exit is not None:
+                if not leaves and delivery is not last:
+                    settle(release(claim, claim.deliveries[claim.deliveries.index(delivery) + 1]))
                 break
         slot.claim = None
 
-    async def handle(self, slot: Slot, claim: Claim, delivery: Delivery, metrics: ListenerMetrics) -> Settlement:
-        """Run the handler on one delivery and return how it ends.
-
-        Raises:
-            asyncio.CancelledError: the worker stops; the delivery has not ended.
-        """
+    async def handle(self, slot: Slot, claim: Claim, delivery: Delivery, metrics: ListenerMetrics) -> Settlement | None:
+        """Run the handler on one delivery and return how it ends; None if its claim is to stay unsettled."""
         if delivery.crashes >= self._max_crashes:
-            return self._killer(claim, delivery, metrics)
+            return await self._unless_committed(slot, self._killer(claim, delivery), metrics)
+        # A fresh context for each delivery: what one sets in context variables never reaches the next.
+        context = contextvars.copy_context()
+        started = self._clock.monotonic()
+        slot.begin(started)
+        attempt = self._attempt(slot, delivery, metrics)
+        try:
+            try:
+                waits_for = context.run(attempt.send, None)
+            except StopIteration:
+                pass  # it ended without waiting for anything, as many do
+            else:
+                await run_in_context(context, attempt, waits_for)
+        except BaseException as error:  # noqa: BLE001 - user code may raise anything; all of it has an outcome
+            settlement = self._outcome(slot, claim, delivery, error, metrics, context)
+        else:
+            metrics.handled += 1
+            settlement = Settlement(claim=claim, delivery=delivery, outcome=DONE)
+        finally:
+            slot.deadline = FOREVER
+            metrics.busy_seconds += self._clock.monotonic() - started
+        task = slot.task
+        if task is not None and task.cancelling() and not slot.is_stopping:
+            await _absorb_cancellation(task)
+        if settlement is not None and settlement.outcome is not DONE and settlement.outcome in GIVES_UP:
+            return await self._unless_committed(slot, settlement, metrics)
+        return settlement
+
+    async def _attempt(self, slot: Slot, delivery: Delivery, metrics: ListenerMetrics) -> None:
+        """Decode a delivery and call the handler, all in the delivery's own context."""
         listener = slot.listener
         try:
             frame = unpack(delivery.body)
-            event = self._decode(frame)
         except UnknownEvent as unknown:
-            metrics.parked += 1
-            log.warning("parked: this code does not know the event", listener=listener.name, reason=str(unknown))
-            return Settlement(claim=claim, delivery=delivery, outcome=Outcome.PARK)
-        except UndecodablePayload as error:
-            return self._failed(slot, claim, delivery, error, metrics)
+            raise _Parked(str(unknown), unknown.needs) from None
         context = delivery_of(frame, listener.name, delivery.failures + 1)
-        started = self._clock.monotonic()
-        metrics.lag_seconds = max(0.0, self._clock.time() - frame.published_at)
         enter_cause(context)
-        try:
-            await self._run(slot, event, context, started)
-        except AlreadyHandled:
-            pass
-        except RetryLater as later:
-            metrics.deferred += 1
-            return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DEFER, delay=later.delay)
-        except Discard as discard:
-            metrics.discarded += 1
-            log.info("discarded by its listener", reason=discard.reason)
-        except Exception as error:  # noqa: BLE001 - a handler may raise anything; all of it is a failed attempt
-            return self._failed(slot, claim, delivery, error, metrics)
-        finally:
-            enter_cause(None)
-            metrics.busy_seconds += self._clock.monotonic() - started
-        metrics.handled += 1
-        return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DONE)
+        event = self._decode(frame)
+        metrics.lag_seconds = max(0.0, self._clock.time() - frame.published_at)
+        if listener.once:
+            await self._call_once(slot, event, context)
+        elif listener.is_async:
+            result: object = listener.call(event, context)
+            while result is not None and (type(result) is CoroutineType or isawaitable(result)):
+                result = await result
+        else:
+            await self._caller.call(slot, event, context)
 
     def _decode(self, frame: Frame) -> Any:  # noqa: ANN401 - any event class
         event_type = self._events.get(frame.event)
         if event_type is None:
-            raise UnknownEvent(f"no class here has the wire name {frame.event!r}")
+            raise _Parked(f"no class here has the wire name {frame.event!r}")
         if frame.event_version > event_type.version:
-            raise UnknownEvent(
-                f"{frame.event} version {frame.event_version} is newer than this code's {event_type.version}"
+            raise _Parked(
+                f"{frame.event} version {frame.event_version} is newer than this code's {event_type.version}",
+                needs=f"{frame.event}@{frame.event_version}",
             )
         return event_type.decode(frame.payload, frame.event_version)
 
-    async def _run(self, slot: Slot, event: object, context: HandlerDelivery, started: float) -> None:
-        listener = slot.listener
-        slot.started = started
-        slot.timed_out = False
-        slot.complained = False
-        slot.deadline = FOREVER if listener.timeout is None else started + listener.timeout
-        try:
-            if listener.once:
-                await self._run_once(listener, event, context)
-            else:
-                await self._call(slot, event, context)
-        except asyncio.CancelledError:
-            raise _reason(slot) from None
-        finally:
-            slot.deadline = FOREVER
-        if slot.timed_out and slot.task is not None:
-            slot.task.uncancel()  # it finished in spite of the cancellation: a success is a success
-
-    async def _run_once(self, listener: Listener, event: object, context: HandlerDelivery) -> None:
+    async def _call_once(self, slot: Slot, event: object, context: HandlerDelivery) -> None:
         assert self._inbox is not None  # noqa: S101 - registration refuses once=True without a database
+        listener = slot.listener
         if await self._inbox.handled((listener.name, *listener.aliases), context.id):
             raise AlreadyHandled(context.id)
-        async with self._inbox.once(listener.name, context.id):
-            result = listener.call(event, context)
-            if result is not None:
-                await result
 
-    async def _call(self, slot: Slot, event: object, context: HandlerDelivery) -> None:
-        listener = slot.listener
-        if not listener.is_async:
-            slot.in_thread = True
-            await self._threads.run(functools.partial(listener.call, event, context))
-            slot.in_thread = False
-            return
-        result = listener.call(event, context)
-        if result is not None:
-            await result
+        def committed() -> None:
+            slot.committed = True
+
+        async with self._inbox.once(listener.name, context.id, committed):
+            await self._caller.call(slot, event, context)
+
+    # --- outcomes ---------------------------------------------------------------------------------------------------
+
+    def _outcome(
+        self,
+        slot: Slot,
+        claim: Claim,
+        delivery: Delivery,
+        error: BaseException,
+        metrics: ListenerMetrics,
+        context: contextvars.Context,
+    ) -> Settlement | None:
+        """Return how an attempt ends that raised `error`; None if its claim is to stay unsettled."""
+        if _ends_caller(slot, error):
+            raise error
+        try:
+            return self._decide(slot, claim, delivery, error, metrics, context)
+        except BaseException as failure:  # noqa: BLE001 - an error that cannot even be inspected is a failure
+            unreadable = RuntimeError(f"an error that cannot be inspected ({type(failure).__name__})")
+            return self._failed(slot, claim, delivery, unreadable, metrics, context)
+
+    def _decide(
+        self,
+        slot: Slot,
+        claim: Claim,
+        delivery: Delivery,
+        error: BaseException,
+        metrics: ListenerMetrics,
+        context: contextvars.Context,
+    ) -> Settlement | None:
+        """Apply the rule.
+
+        What is committed is done, what the handler decided counts, a stop charges nothing, an exit ends the process,
+        and all that is left is one failure.
+        """
+        slot.exit = _exit_in(error)
+        if slot.committed or isinstance(error, AlreadyHandled):
+            metrics.handled += 1
+            return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DONE)
+        match error:
+            case Discard():
+                metrics.discarded += 1
+                metrics.handled += 1
+                _say(context, "info", "discarded by its listener", reason=describe(error))
+                return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DONE)
+            case RetryLater() if (delay := _valid_delay(error)) is not None:
+                metrics.deferred += 1
+                return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DEFER, delay=delay)
+            case _Parked():
+                metrics.parked += 1
+                _say(context, "warning", "parked: this code does not know the event", reason=describe(error))
+                return Settlement(claim=claim, delivery=delivery, outcome=Outcome.PARK, needs=error.needs)
+            case NoThread():
+                _say(context, "error", "no thread for a handler", error=describe(error), retry_in=NO_THREAD_DELAY)
+                return release(claim, delivery, NO_THREAD_DELAY)
+        if slot.is_stopping:
+            return None if slot.in_thread else release(claim, delivery)
+        if slot.exit is not None:
+            # The claim stays unsettled: the end of the process is a crash of this delivery, under the poison rules.
+            _say(context, "error", "handler ends the process", exit=describe(slot.exit), **_about(slot, delivery))
+            return None
+        return self._failed(slot, claim, delivery, _reason(slot, error), metrics, context)
 
     def _failed(
-        self, slot: Slot, claim: Claim, delivery: Delivery, error: Exception, metrics: ListenerMetrics
+        self,
+        slot: Slot,
+        claim: Claim,
+        delivery: Delivery,
+        error: BaseException,
+        metrics: ListenerMetrics,
+        context: contextvars.Context,
     ) -> Settlement:
         listener = slot.listener
-        slot.in_thread = False
         failures = delivery.failures + 1
-        failure = Failure(error=describe(error), traceback=_traceback(error))
+        # A timeout's own traceback says nothing; what the handler raised in its place does.
+        traceback = "" if type(error) is HandlerTimeout and error.__cause__ is None else render_traceback(error)
+        failure = Failure(
+            error=storable_text(describe(error), MAX_ERROR_BYTES),
+            traceback=storable_text(traceback, MAX_TRACEBACK, keep="end"),
+        )
         metrics.failed += 1
         if isinstance(error, HandlerTimeout):
             metrics.timed_out += 1
-        delay = listener.retry.delay(failures, self._random)
-        fields = {
-            "listener": listener.name,
-            "event_name": delivery.event,
-            "event_id": delivery.message_id,
-            "attempt": failures,
-            "error": failure.error,
-        }
-        exc_info = None if isinstance(error, HandlerTimeout | UndecodablePayload) else error
+        fields: dict[str, object] = {**_about(slot, delivery), "attempt": failures, "error": failure.error}
+        if traceback and not isinstance(error, UndecodablePayload):
+            fields["exception"] = failure.traceback
+        delay = self._retry_delay(listener, failures, context)
         if delay is not None:
-            log.warning("listener failed", retry_in=round(delay, 3), exc_info=exc_info, **fields)
+            _say(context, "warning", "listener failed", retry_in=round(delay, 3), **fields)
             return Settlement(claim=claim, delivery=delivery, outcome=Outcome.RETRY, delay=delay, failure=failure)
         if claim.ordered and listener.on_exhausted == "block":
-            log.error(
-                "listener failed for good: its key is blocked", key=claim.ordering_key, exc_info=exc_info, **fields
-            )
+            _say(context, "error", "listener failed for good: its key is blocked", key=claim.ordering_key, **fields)
             return Settlement(claim=claim, delivery=delivery, outcome=Outcome.BLOCK, failure=failure)
-        metrics.dead += 1
-        log.error("listener failed for good: dead letter", exc_info=exc_info, **fields)
+        _say(context, "error", "listener failed for good: dead letter", **fields)
         return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DEAD, failure=failure)
 
-    def _killer(self, claim: Claim, delivery: Delivery, metrics: ListenerMetrics) -> Settlement:
-        metrics.dead += 1
+    def _retry_delay(self, listener: Listener, failures: int, context: contextvars.Context) -> float | None:
+        """Ask the listener's policy; the default one takes its place where it raises or makes no sense."""
+        try:
+            delay = listener.retry.delay(failures, self._random)
+            return None if delay is None else check_delay(delay, "what Retry.delay() returns")
+        except BaseException as error:  # noqa: BLE001 - a subclass may raise anything, and must not end the worker
+            _say(context, "error", "retry policy failed", listener=listener.name, error=describe(error))
+            return DEFAULT_RETRY.delay(failures, self._random)
+
+    async def _unless_committed(self, slot: Slot, settlement: Settlement, metrics: ListenerMetrics) -> Settlement:
+        """Give a delivery up, unless its `once` handler committed: after a crash, or with the answer to COMMIT lost."""
+        claim, delivery, listener = settlement.claim, settlement.delivery, slot.listener
+        if listener.once and self._inbox is not None:
+            try:
+                committed = await self._inbox.handled((listener.name, *listener.aliases), delivery.message_id)
+            except BaseException as error:
+                if slot.task is None and not isinstance(error, Exception):
+                    raise
+                with suppress(Exception):
+                    log.warning("inbox cannot be asked", listener=listener.name, error=describe(error))
+                return release(claim, delivery, 0.0 if slot.is_stopping else UNDECIDED_DELAY)
+            if committed:
+                metrics.handled += 1
+                return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DONE)
+        if settlement.outcome is Outcome.DEAD:
+            metrics.dead += 1
+        return settlement
+
+    def _killer(self, claim: Claim, delivery: Delivery) -> Settlement:
         failure = Failure(error=f"its worker died {delivery.crashes} times while this ran alone")
         log.error(
             "dead letter: it kills its workers",
@@ -256,37 +337,80 @@ class Handling:
         return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DEAD, failure=failure, charge=False)
 
 
-def _reason(slot: Slot) -> BaseException:
-    """Say why a handler was cancelled: its time was up, the worker stops, or it did so itself."""
-    task = asyncio.current_task()
-    if slot.timed_out and not slot.stopping:
-        if task is not None:
-            task.uncancel()
-        return HandlerTimeout(f"took longer than its timeout of {slot.listener.timeout:g} s")
-    if slot.stopping or (task is not None and task.cancelling()):
-        return asyncio.CancelledError()
-    return HandlerCancelled("something that the handler awaited was cancelled")
+class _Parked(UnknownEvent):
+    """The bus's own finding, which no handler can raise."""
 
 
-def describe(error: BaseException) -> str:
-    """Return an error's class and message in one line."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+async def _absorb_cancellation(task: asyncio.Task[None]) -> None:
+    """Take back every cancellation of an attempt that is over: none of them may reach the next delivery."""
+    while task.cancelling():
+        task.uncancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)  # one that was asked for, and not raised yet, is raised here
 
 
-_CALLERS = {Handling._call.__code__, Handling._run_once.__code__}  # noqa: SLF001 - this module's own
+def _ends_caller(slot: Slot, error: BaseException) -> bool:
+    """Whether an error is about the task that runs the handler: a test kit's own, or one that is thrown away."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    kind = type(error)  # `isinstance` would ask the error for its `__class__`
+    if slot.task is not None:
+        return issubclass(kind, GeneratorExit) and task is not slot.task
+    cancelled = issubclass(kind, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+    return cancelled or issubclass(kind, SystemExit | KeyboardInterrupt | GeneratorExit)
 
 
-def running_listener(frame: FrameType) -> str | None:
-    """Name the listener that `frame` runs, if it is the frame that calls handlers."""
-    if frame.f_code in _CALLERS:
-        slot = frame.f_locals.get("slot")
-        listener = slot.listener if isinstance(slot, Slot) else frame.f_locals.get("listener")
-        return listener.name if isinstance(listener, Listener) else None
+def _exit_in(error: BaseException) -> BaseException | None:
+    """Return the SystemExit or KeyboardInterrupt that `error` is, or that a group has in it."""
+    pending = [error]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, SystemExit | KeyboardInterrupt):
+            return each
+        if isinstance(each, BaseExceptionGroup):
+            pending += each.exceptions
     return None
 
 
-def _traceback(error: Exception) -> str:
-    if isinstance(error, HandlerTimeout):
-        return ""
-    return "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+def _reason(slot: Slot, error: BaseException) -> BaseException:
+    """Return the failure that an attempt counts as: one timeout, one cancellation, or what was raised."""
+    if slot.timed_out:
+        timeout = HandlerTimeout(f"took longer than its timeout of {slot.listener.timeout:g} s")
+        timeout.__cause__ = None if isinstance(error, asyncio.CancelledError) else error
+        return timeout
+    if isinstance(error, asyncio.CancelledError):
+        return HandlerCancelled("something that the handler awaited was cancelled")
+    return error
+
+
+def _valid_delay(later: RetryLater) -> float | None:
+    try:
+        return check_delay(later.delay)
+    except Exception:  # noqa: BLE001 - a subclass may have any delay, or none
+        return None
+
+
+def _about(slot: Slot, delivery: Delivery) -> dict[str, object]:
+    return {"listener": slot.listener.name, "event_name": delivery.event, "event_id": delivery.message_id}
+
+
+def _say(context: contextvars.Context, level: str, event: str, **fields: object) -> None:
+    """Log in a delivery's context; a value that a handler bound there and that cannot be shown costs its context."""
+    try:
+        context.run(getattr(log, level), event, **fields)
+    except BaseException as error:  # noqa: BLE001 - it is the bound value's own code
+        with suppress(Exception):
+            contextvars.Context().run(getattr(log, level), event, log_error=describe(error), **fields)
+
+
+_CALLERS = {Handling._attempt.__code__, Caller.call.__code__}  # noqa: SLF001 - this module's own
+
+
+def running_listener(frame: FrameType) -> str | None:
+    """Return the name of the listener that `frame` runs, if it is the frame that calls handlers."""
+    if frame.f_code in _CALLERS:
+        slot = frame.f_locals.get("slot")
+        return slot.listener.name if isinstance(slot, Slot) else None
+    return None

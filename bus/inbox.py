@@ -1,6 +1,6 @@
 """The inbox: which messages a `once=True` listener has handled, kept in the same transaction as what it did."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from sqlalchemy import Connection, column, delete, select, table
@@ -14,6 +14,25 @@ INBOX = table("beneath_inbox", column("listener"), column("message_id"), column(
 
 class AlreadyHandled(Exception):
     """Another attempt at the same message has committed: this one must leave no trace."""
+
+
+class _Witness:
+    """Sees a transaction commit, also when what waits for that is cancelled meanwhile."""
+
+    def __init__(self, committed: Callable[[], None]) -> None:
+        self._committed = committed
+
+    def savepoint(self) -> object:
+        return None
+
+    def rollback_to(self, mark: object) -> None: ...
+
+    async def before_commit(self) -> None: ...
+
+    async def after_commit(self) -> None:
+        self._committed()
+
+    async def after_rollback(self) -> None: ...
 
 
 class Inbox:
@@ -31,8 +50,12 @@ class Inbox:
             return (await session.execute(query)).first() is not None
 
     @asynccontextmanager
-    async def once(self, listener: str, message_id: str) -> AsyncIterator[None]:
+    async def once(
+        self, listener: str, message_id: str, committed: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[None]:
         """Run the block in a transaction that carries the mark, from its first use of the database on.
+
+        `committed` is called once that has committed, before anything else can happen.
 
         Raises:
             AlreadyHandled: somebody else's mark came first; nothing of the block stays.
@@ -50,6 +73,7 @@ class Inbox:
         try:
             async with self._db.transaction() as transaction:
                 transaction.on_begin(mark)
+                transaction.participant(self, lambda: _Witness(committed))
                 yield
                 if duplicate:
                     raise AlreadyHandled(message_id)  # noqa: TRY301 - the block below words it

@@ -2,9 +2,9 @@
 
 from collections import deque
 
-from bus.handling import Slot
 from bus.listeners import Listener
 from bus.metrics import ListenerMetrics
+from bus.slot import Slot
 from infra.mq import Claim
 
 

@@ -4,11 +4,12 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
+from bus.codec import FRAME_VERSION, frame_name
 from bus.delivery import Delivery
 from bus.errors import InvalidListener
 from bus.events import EventType
@@ -64,6 +65,17 @@ class Listener:
         """The wire names it listens to, former ones included."""
         return frozenset(name for each in self.event_types for name in (each.name, *each.aliases))
 
+    @property
+    def known(self) -> frozenset[str]:
+        """What this code can read, as `Consumer.unpark` wants to know: names, `name@version`, and frames."""
+        versions = (
+            f"{name}@{version}"
+            for each in self.event_types
+            for name in (each.name, *each.aliases)
+            for version in range(1, each.version + 1)
+        )
+        return self.events | frozenset(versions) | {frame_name(each) for each in range(1, FRAME_VERSION + 1)}
+
     def call(self, event: object, delivery: Delivery | None) -> Awaitable[None] | None:
         """Call the handler with what its signature asks for."""
         return self.handler(event, delivery) if self.wants_delivery else self.handler(event)
@@ -113,7 +125,7 @@ def inspect_handler(handler: Handler) -> Signature:
         hints = typing.get_type_hints(_annotated(handler))
     except (TypeError, ValueError, NameError) as error:
         raise InvalidListener(f"{where} has no signature that can be read ({error}); {EXPECTED}") from error
-    if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+    if any(inspect.isasyncgenfunction(each) or inspect.isgeneratorfunction(each) for each in _layers(handler)):
         raise InvalidListener(f"{where} is a generator; {EXPECTED}")
     if not 1 <= len(parameters) <= MAX_PARAMETERS or any(p.kind not in _POSITIONAL for p in parameters):
         raise InvalidListener(f"{where} takes {_count(parameters)}; {EXPECTED}")
@@ -152,4 +164,19 @@ def _is_union(hint: object) -> bool:
 
 
 def _is_async(handler: Handler) -> bool:
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004 - not a test of callability
+    """Whether calling it returns something to await, as far as its looks say: decorators are looked through."""
+    return any(inspect.iscoroutinefunction(each) for each in _layers(handler))
+
+
+def _layers(handler: object) -> Iterator[object]:
+    """Yield a handler, and what it stands for: the function of a partial, of a callable object, of a decorator."""
+    seen: set[int] = set()
+    while handler is not None and id(handler) not in seen:
+        seen.add(id(handler))
+        yield handler
+        if isinstance(handler, functools.partial):
+            handler = handler.func
+        elif (inner := getattr(handler, "__wrapped__", None)) is not None:
+            handler = inner
+        else:
+            handler = None if inspect.isroutine(handler) else getattr(handler, "__call__", None)  # noqa: B004 - not a test of callability

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from bus.broadcasts import Broadcasts
 from bus.buffer import Gathering, PublishBuffer
+from bus.calling import finish_call
 from bus.delivery import current_cause, enter_cause, leave_cause
 from bus.errors import CancelFailed, InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
 from bus.metrics import BusMetrics
@@ -344,9 +345,7 @@ async def _run_listeners(outgoing: Outgoing) -> None:
     try:
         for listener in outgoing.routes.sync:
             delivery = outgoing.delivery(listener.name) if listener.wants_delivery else None
-            result = listener.call(outgoing.event, delivery)
-            if result is not None:
-                await result
+            await finish_call(listener.call(outgoing.event, delivery))
     finally:
         leave_cause(token)
 

@@ -2,19 +2,24 @@
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import structlog
 
-from bus.handling import FOREVER, Handling, Slot, release, running_listener
+from bus.deadlines import Deadlines
+from bus.handling import Handling, release, running_listener
 from bus.heartbeat import Heartbeat
 from bus.lane import Lane
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
 from bus.settler import Settler
+from bus.slot import Slot
+from bus.stopping import StopSequence
+from bus.supervisor import SupervisedTask, Supervisor
+from bus.suspects import SUSPECT_AFTER, Suspects
 from infra.clock import Clock
+from infra.failures import describe
 from infra.mq import Claim, Consumer, QueueClosed, QueueError, Settlement
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -25,14 +30,8 @@ FETCH_WAIT = 5.0
 STUBBORN = 2.0
 """How long, in seconds, a cancelled handler is waited for while stopping."""
 
-ISOLATION_PATIENCE = 10.0
-"""How long, in seconds, to wait for running handlers to end before a suspect is put off."""
-
 SUSPENDED_STEP = 0.1
-"""Seconds between two looks whether a lease that ran out was renewed after all."""
-
-SUSPECT_AFTER = 2
-"""Takeovers from which on a delivery runs alone."""
+"""Seconds between two checks whether a lease that ran out was renewed after all."""
 
 
 class Session:
@@ -46,6 +45,8 @@ class Session:
         clock: Clock,
         options: BusOptions,
         metrics: BusMetrics,
+        supervisor: Supervisor,
+        on_progress: Callable[[], object] = lambda: None,
     ) -> None:
         self._consumer = consumer
         self._lanes = lanes
@@ -53,47 +54,72 @@ class Session:
         self._clock = clock
         self._options = options
         self._metrics = metrics
+        self._supervisor = supervisor
+        self._on_progress = on_progress
         self._settler = Settler(consumer, clock, metrics, self._fenced)
-        self._suspects: deque[Claim] = deque()
+        self._suspects = Suspects(
+            consumer,
+            lanes,
+            self._settler.add,
+            wait_until_quiet=self._wait_until_quiet,
+            run_alone=self._run_alone,
+            is_stopping=self._is_stopping,
+        )
+        self._slot_health = supervisor.health("handlers")
+        self._tasks: dict[str, SupervisedTask] = {}
+        self._task: asyncio.Task[object] | None = None
+        self._cancelled_before = 0
         self._left_behind: list[Slot] = []
+        self._crashed: list[Claim] = []
         self._stopping = asyncio.Event()
         self._capacity = asyncio.Event()
         self._quiet = asyncio.Event()
         self._ended = asyncio.Event()
-        self._bug: BaseException | None = None
         self._fetching = False
-        self._tasks: list[asyncio.Task[None]] = []
-        self._known = {name: lane.listener.events for name, lane in lanes.items()}
+        self._fetched = asyncio.Event()
+        self._known = {name: lane.listener.known for name, lane in lanes.items()}
 
     async def run(self) -> None:
-        """Work until cancelled, then stop gracefully; return when the lease is lost."""
+        """Work until cancelled, then stop gracefully; return when the lease is lost.
+
+        However often it is cancelled, and also when every task of the loop is, what it claimed is settled, released, or
+        left to `recover`.
+        """
+        self._task = asyncio.current_task()
+        self._cancelled_before = self._task.cancelling() if self._task is not None else 0
         heartbeat = Heartbeat(self._consumer, self._options, self._metrics, running_listener, self._ended.set)
-        heartbeat.start()
-        fetching = self._start(self._fetch_until_stopped(), "bus fetch")
-        settling = self._start(self._settler.run(), "bus settle")
-        self._start(self._sweep_deadlines(), "bus deadlines")
-        self._start(self._look_after_others(), "bus recovery")
-        self._start(self._mind_the_lease(), "bus lease")
+        failure: BaseException | None = None
         try:
+            heartbeat.start()
+            timeouts = [each.listener.timeout for each in self._lanes.values() if each.listener.timeout is not None]
+            for name, work in (
+                ("fetch", self._fetch_until_stopped),
+                ("settle", self._settler.run),
+                ("deadlines", Deadlines(self._clock, timeouts, self._running).sweep),
+                ("recover", self._recover),
+                ("lease", self._mind_the_lease),
+            ):
+                self._tasks[name] = self._supervisor.start(name, work)
             await self._ended.wait()
-            if self._bug is not None:
-                raise self._bug
-            log.error("the worker's lease is lost: what it held goes to others")
-        finally:
-            try:
-                await self._stop(fetching)
-            finally:
-                heartbeat.stop()
-                await _cancel([task for task in self._tasks if task is not settling])
-                await self._leave(settling)
+            log.error("lease lost", worker=self._consumer.info.id, running=len(self._running()))
+        except BaseException as error:  # noqa: BLE001 - a cancellation, usually; it goes on when all has stopped
+            failure = error
+        stop = StopSequence(self._clock)
+        await self._stop(stop)
+        await self._settle_all(stop)
+        heartbeat.stop()
+        for task in self._tasks.values():
+            await stop.through(task.stop)
+        await self._leave(stop)
+        if (failure := failure or stop.cancelled) is not None:
+            raise failure
 
     # --- fetching ---------------------------------------------------------------------------------------------------
 
     async def _fetch_until_stopped(self) -> None:
-        backoff = 0.05
         while not self._is_stopping():
             if self._suspects:
-                await self._run_suspects()
+                await self._suspects.run()
                 continue
             wants = self._wants()
             if not wants:
@@ -105,15 +131,14 @@ class Session:
             except QueueClosed:
                 self._ended.set()
                 return
-            except QueueError as error:
+            except QueueError:
                 self._metrics.queue_errors += 1
-                log.warning("nothing can be fetched", error=str(error), retry_in=round(backoff, 2))
-                await self._clock.wait(self._stopping, backoff)
-                backoff = min(backoff * 2, 5.0)
-                continue
+                raise
             finally:
                 self._fetching = False
-            backoff = 0.05
+                self._fetched.set()
+            self._tasks["fetch"].succeeded()
+            self._on_progress()
             for claim in claims:
                 self._accept(claim)
 
@@ -131,13 +156,13 @@ class Session:
         return wants
 
     def _accept(self, claim: Claim) -> None:
-        if self._stopping.is_set() or self._consumer.lost:
-            self._settler.add(release(claim, claim.deliveries[0]))
-            return
-        lane = self._lanes[claim.subscription]
+        lane = self._lanes.get(claim.subscription)
         first = claim.deliveries[0]
+        if lane is None or self._stopping.is_set() or self._consumer.lost:
+            self._settler.add(release(claim, first))
+            return
         if first.takeovers >= SUSPECT_AFTER and not first.crashes >= self._options.max_crashes:
-            self._suspects.append(claim)
+            self._suspects.add(claim)
             return
         lane.waiting.append(claim)
         if len(lane.slots) < lane.listener.concurrency and self._may_begin():
@@ -146,34 +171,49 @@ class Session:
     # --- running ----------------------------------------------------------------------------------------------------
 
     def _open_slot(self, lane: Lane) -> None:
-        slot = Slot(lane.listener)
+        slot = Slot(lane.listener, self._is_ending)
         lane.slots.add(slot)
         lane.metrics.running += 1
         slot.task = asyncio.create_task(self._work(lane, slot))
-        slot.task.add_done_callback(self._notice_bug)
+        slot.task.add_done_callback(partial(self._slot_ended, lane, slot))
 
     async def _work(self, lane: Lane, slot: Slot) -> None:
         try:
             while self._may_begin() and not slot.stopping and (claim := lane.take()) is not None:
                 await self._handling.run(slot, claim, lane.metrics, self._settler.add, self._may_begin)
+                if slot.claim is not None or slot.exit is not None:
+                    self._keep(slot)
+                    return
                 lane.done_since_fetch += 1
                 if lane.starved and len(lane.waiting) * 2 <= lane.listener.concurrency:
                     self._make_room()
-        except asyncio.CancelledError:
-            # Only the session cancels slots, and only to end them: what this one held is released by `Handling.run`.
-            if not slot.stopping:
-                raise
-            if slot.in_thread:
-                self._left_behind.append(slot)
         finally:
             self._close_slot(lane, slot)
 
+    def _keep(self, slot: Slot) -> None:
+        """Keep the claim that a thread still runs, or that ends the process."""
+        if slot.exit is None:
+            self._left_behind.append(slot)
+            return
+        if slot.claim is not None:
+            self._crashed.append(slot.claim)
+        self._supervisor.end(slot.exit)
+
+    def _slot_ended(self, lane: Lane, slot: Slot, task: asyncio.Task[None]) -> None:
+        self._close_slot(lane, slot)  # one that was cancelled before its first step has not done so itself
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # No handler's error leaves `Handling.run`: this is a defect of the bus.
+            self._slot_health.failed(error)
+            self._begin_waiting()
+
     def _close_slot(self, lane: Lane, slot: Slot) -> None:
+        if slot not in lane.slots:
+            return
         lane.slots.discard(slot)
         lane.metrics.running -= 1
         if lane.starved:
             self._make_room()
-        if not any(each.slots for each in self._lanes.values()):
+        if not self._running():
             self._quiet.set()
 
     def _make_room(self) -> None:
@@ -181,57 +221,31 @@ class Session:
         if self._fetching:
             self._consumer.wake()
 
-    # --- suspects ---------------------------------------------------------------------------------------------------
-
-    async def _run_suspects(self) -> None:
-        """Run what several workers died with, one at a time and with nothing beside it: only the guilty is charged."""
-        if not await self._all_quiet():
-            while self._suspects:
-                claim = self._suspects.popleft()
-                self._settler.add(release(claim, claim.deliveries[0], ISOLATION_PATIENCE * 3))
-            return
-        while self._suspects and not self._is_stopping():
-            claim = self._suspects.popleft()
-            lane = self._lanes[claim.subscription]
-            try:
-                alone = await self._consumer.isolate(claim)
-            except QueueError as error:
-                log.warning("a suspect could not be isolated", error=str(error))
-                self._settler.add(release(claim, claim.deliveries[0], 1.0))
-                continue
-            if alone:
-                lane.waiting.appendleft(claim)
-                self._quiet.clear()
-                self._open_slot(lane)
-                await self._quiet.wait()
-                await self._settler.idle.wait()
-
-    async def _all_quiet(self) -> bool:
+    async def _wait_until_quiet(self, patience: float) -> bool:
         """Wait, for a while, until nothing runs or waits to run here."""
         for lane in self._lanes.values():
             while (claim := lane.take()) is not None:
                 self._settler.add(release(claim, claim.deliveries[0]))
-        if any(lane.slots for lane in self._lanes.values()):
+        if self._running():
             self._quiet.clear()
-            await self._clock.wait(self._quiet, ISOLATION_PATIENCE)
-        return not any(lane.slots for lane in self._lanes.values()) and not self._is_stopping()
+            await self._clock.wait(self._quiet, patience)
+        return not self._running() and not self._is_stopping()
 
-    # --- looking after things ---------------------------------------------------------------------------------------
+    async def _run_alone(self, lane: Lane, claim: Claim) -> None:
+        lane.waiting.appendleft(claim)
+        self._quiet.clear()
+        self._open_slot(lane)
+        await self._quiet.wait()
+        await self._settler.idle.wait()
 
-    def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(coroutine, name=name)
-        task.add_done_callback(self._notice_bug)
-        self._tasks.append(task)
-        return task
-
-    def _notice_bug(self, task: asyncio.Task[None]) -> None:
-        # Tasks here handle what may go wrong outside; what escapes them is a bug, and must not leave half a worker.
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._bug = self._bug or error
-            self._ended.set()
+    # --- the lease --------------------------------------------------------------------------------------------------
 
     def _is_stopping(self) -> bool:
         return self._stopping.is_set()
+
+    def _is_ending(self) -> bool:
+        """Whether the worker stops, or is about to: then a cancellation of its handlers is not their own."""
+        return self._stopping.is_set() or (self._task is not None and self._task.cancelling() > self._cancelled_before)
 
     def _may_begin(self) -> bool:
         # Without a lease, what is still held here may be run by others: not a handler more may begin.
@@ -242,12 +256,12 @@ class Session:
         )
 
     async def _mind_the_lease(self) -> None:
-        """Suspend work when the lease runs out, and go on if it turns out that nobody has taken over."""
+        """Suspend work when the lease expires, and go on if it turns out that no worker has taken over."""
         suspended = False
         while (until := self._consumer.valid_until) < math.inf:
             left = until - self._clock.monotonic()
             if left > 0 and suspended:
-                log.info("the worker's lease holds again, and nobody had taken over: it goes on")
+                log.info("lease renewed", worker=self._consumer.info.id)
             elif left <= 0 and not suspended:
                 self._suspend()
             suspended = left <= 0
@@ -257,7 +271,7 @@ class Session:
 
     def _suspend(self) -> None:
         """End what must not run beside a successor's; what is unordered may: at worst, it is handled twice."""
-        log.warning("the worker's lease ran out: nothing more begins, and ordered handlers end, until it is renewed")
+        log.warning("lease expired", worker=self._consumer.info.id, running=len(self._running()))
         for slot in self._running():
             if slot.claim is None or not slot.claim.ordered or slot.task is None:
                 continue
@@ -270,50 +284,25 @@ class Session:
     def _begin_waiting(self) -> None:
         for lane in self._lanes.values():
             for _ in range(min(len(lane.waiting), lane.listener.concurrency - len(lane.slots))):
-                self._open_slot(lane)
+                if self._may_begin():
+                    self._open_slot(lane)
 
-    async def _sweep_deadlines(self) -> None:
-        """Interrupt handlers whose time is up: one look at what runs, instead of a timer for every message."""
-        timeouts = [lane.listener.timeout for lane in self._lanes.values() if lane.listener.timeout is not None]
-        if not timeouts:
-            return
-        step = min(max(min(timeouts) / 4, 0.01), 1.0)
-        while True:
-            await self._clock.sleep(step)
-            now = self._clock.monotonic()
-            for slot in [slot for lane in self._lanes.values() for slot in lane.slots]:
-                if slot.deadline <= now:
-                    slot.interrupt()
-                elif slot.timed_out and slot.deadline is FOREVER:
-                    self._complain(slot, now)
-
-    def _complain(self, slot: Slot, now: float) -> None:
-        timeout = slot.listener.timeout or 0.0
-        if not slot.complained and now - slot.started > timeout + max(timeout, 1.0):
-            slot.complained = True
-            log.error(
-                "a handler ignores its timeout and goes on; its delivery stays with it until it ends",
-                listener=slot.listener.name,
-                seconds=round(now - slot.started, 1),
-            )
-
-    async def _look_after_others(self) -> None:
-        while True:
+    async def _recover(self) -> None:
+        """Take over from dead workers, and unpark what this code can read, until the lease is lost."""
+        while not self._consumer.lost:
             try:
                 if recovered := await self._consumer.recover():
                     self._metrics.takeovers += recovered
                     log.warning("took over from dead workers", deliveries=recovered)
                 await self._consumer.unpark(self._known)
             except QueueClosed:
-                self._ended.set()
-                return
-            except QueueError as error:
+                break
+            except QueueError:
                 self._metrics.queue_errors += 1
-                log.warning("dead workers cannot be looked for", error=str(error))
-            if self._consumer.lost:
-                self._ended.set()
-                return
+                raise
+            self._tasks["recover"].succeeded()
             await self._clock.sleep(self._options.recover_every)
+        self._ended.set()
 
     def _fenced(self, settlement: Settlement) -> None:
         lane = self._lanes.get(settlement.claim.subscription)
@@ -322,55 +311,68 @@ class Session:
 
     # --- stopping ---------------------------------------------------------------------------------------------------
 
-    async def _stop(self, fetching: asyncio.Task[None]) -> None:
+    async def _stop(self, stop: StopSequence) -> None:
         """Let running handlers finish within the grace period, release what has not begun, cancel the rest."""
         self._stopping.set()
         self._capacity.set()
         self._consumer.wake()
         self._release_waiting()
-        try:
-            if not self._ended.is_set():
-                await self._wait_for_slots(self._options.grace)
-        finally:
-            for slot in self._running():
-                slot.stopping = True
-                if slot.task is not None:
-                    slot.task.cancel()
-            await self._wait_for_slots(STUBBORN)
-            # Never cancelled: what it is just claiming would be owned by nobody. It was woken, so it ends.
-            await asyncio.wait([fetching])
+        if not self._ended.is_set():
+            await self._wait_for_slots(stop, self._options.grace)
+        for slot in self._running():
+            slot.stopping = True
+            if slot.task is not None:
+                slot.task.cancel()
+        await self._wait_for_slots(stop, STUBBORN)
+        if (fetching := self._tasks.get("fetch")) is not None:
+            if self._fetching:
+                self._fetched.clear()
+                await stop.wait(self._fetched, STUBBORN)  # it was woken
+            await stop.through(fetching.stop)
+        self._release_waiting()
 
     def _release_waiting(self) -> None:
         for lane in self._lanes.values():
             while (claim := lane.take()) is not None:
                 self._settler.add(release(claim, claim.deliveries[0]))
-        while self._suspects:
-            claim = self._suspects.popleft()
-            self._settler.add(release(claim, claim.deliveries[0]))
+        self._suspects.release_all()
 
-    async def _wait_for_slots(self, seconds: float) -> None:
+    async def _wait_for_slots(self, stop: StopSequence, seconds: float) -> None:
         if self._running():
             self._quiet.clear()
-            await self._clock.wait(self._quiet, seconds)
+            await stop.wait(self._quiet, seconds)
 
     def _running(self) -> list[Slot]:
         return [slot for lane in self._lanes.values() for slot in lane.slots]
 
-    async def _leave(self, settling: asyncio.Task[None]) -> None:
-        for slot in [*self._running(), *self._left_behind]:
-            log.error("a handler does not stop; it is left behind", listener=slot.listener.name)
+    async def _settle_all(self, stop: StopSequence) -> None:
+        """Wait until everything is settled, for a grace period; a further cancellation cuts that short."""
+        settling = self._tasks.get("settle")
+        if settling is not None and settling.running:
+            await stop.wait(self._settler.idle, self._options.grace)
+        if not self._settler.idle.is_set():
+            # The settler was cancelled with everything else, or by an impatient caller: once more, and briefly.
+            if settling is not None:
+                await stop.through(settling.stop)
+            draining = asyncio.ensure_future(self._settler.drain())
+            await stop.wait_for_end(draining, STUBBORN)
+            draining.cancel()
+            await stop.wait_for_end(draining, STUBBORN)
+        if not self._settler.idle.is_set():
+            log.error("deliveries left unsettled", worker=self._consumer.info.id)
+
+    async def _leave(self, stop: StopSequence) -> None:
+        left_behind = [*self._running(), *self._left_behind]
+        for slot in left_behind:
+            log.error("handler left behind", listener=slot.listener.name)
             if slot.claim is not None:
                 self._consumer.keep(slot.claim)
-        if not settling.done() and not await self._clock.wait(self._settler.idle, self._options.grace):
-            log.error("some deliveries could not be settled: they will be handled again")
-        await _cancel([settling])
+        if self._crashed and not left_behind:
+            self._consumer.abandon()  # as after a kill: `recover` counts the crash of what is still held
+        else:
+            for claim in self._crashed:
+                self._consumer.keep(claim)
         try:
-            await self._consumer.close()
-        except QueueError as error:
-            log.warning("the worker could not sign off; others take over from it", error=str(error))
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+            await stop.through(self._consumer.close)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the worker ends, and others take over
+            log.warning("leaving the queue failed", worker=self._consumer.info.id, error=describe(error))

@@ -5,9 +5,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from infra.clock import Clock
 from infra.db import DatabaseError
 from infra.mq import QueueError
-from infra.supervision import BackgroundTaskFailed, Supervisor, TaskState
+from infra.supervision import BackgroundTaskFailed, SupervisedTask, Supervisor, TaskState
 
-__all__ = ["BackgroundTaskFailed", "Supervisor", "TaskState", "bus_supervisor"]
+__all__ = ["TRANSIENT", "BackgroundTaskFailed", "SupervisedTask", "Supervisor", "TaskState", "bus_supervisor"]
 
 TRANSIENT = (QueueError, DatabaseError, SQLAlchemyError, OSError)
 """Failures that pass once a server, a disk or a network is back, so that no process ends because of them.

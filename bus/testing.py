@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from bus.bus import Bus
-from bus.handling import Slot
 from bus.lane import Lane
 from bus.options import BusOptions
 from bus.outgoing import Outgoing
+from bus.slot import Slot
 from bus.worker import Worker
 from infra.clock import FakeClock
 from infra.db import Database

@@ -16,15 +16,12 @@ from bus.metrics import BusMetrics, ListenerMetrics
 from bus.options import BusOptions
 from bus.registry import ListenerRegistry
 from bus.session import Session
+from bus.supervisor import Supervisor
 from bus.threads import ThreadPool
 from infra.clock import Clock
-from infra.db import DatabaseError
 from infra.mq import Consumer, MessageQueue, QueueError, WorkerInfo
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-MAX_BACKOFF = 5.0
-"""The longest wait, in seconds, between two attempts to join."""
 
 LEAVE_PATIENCE = 2.0
 """How long, in seconds, a worker that is stopped while it joins waits for that, so that it can sign off."""
@@ -45,6 +42,7 @@ class Worker:
         options: BusOptions,
         metrics: BusMetrics,
         random: Random,
+        supervisor: Supervisor,
     ) -> None:
         self._mq = mq
         self._inbox = inbox
@@ -52,6 +50,8 @@ class Worker:
         self._durable = listeners.durable()
         self._options = options
         self._metrics = metrics
+        self._supervisor = supervisor
+        self._health = supervisor.health("worker")
         self._threads = ThreadPool("bus handler")
         self.handling = Handling(listeners.events, inbox, clock, self._threads, random, max_crashes=options.max_crashes)
         for name in self._durable:
@@ -59,13 +59,17 @@ class Worker:
 
     async def run(self) -> None:
         """Work until cancelled; the cancellation stops it gracefully."""
-        pruning = asyncio.create_task(self._prune(), name="bus inbox")
+        pruning = self._supervisor.start("prune inbox", self._prune)
         try:
             while True:
-                await self._run_session(await self._join())
+                try:
+                    await self._run_session(await self._join_or_leave())
+                except Exception as error:  # noqa: BLE001 - the supervisor decides how often it may fail
+                    self._metrics.queue_errors += isinstance(error, QueueError)
+                    await self._clock.sleep(self._health.failed(error))
         finally:
-            pruning.cancel()
             self._threads.close()
+            await pruning.stop()
 
     def lanes(self) -> dict[str, Lane]:
         """Return a new lane for every listener."""
@@ -81,23 +85,21 @@ class Worker:
         )
 
     async def _run_session(self, consumer: Consumer) -> None:
-        session = Session(consumer, self.lanes(), self.handling, self._clock, self._options, self._metrics)
+        session = Session(
+            consumer,
+            self.lanes(),
+            self.handling,
+            self._clock,
+            self._options,
+            self._metrics,
+            self._supervisor,
+            on_progress=self._health.succeeded,
+        )
         log.info("worker started", worker=consumer.info.id, listeners=len(self._durable))
         try:
             await session.run()
         finally:
             log.info("worker stopped", worker=consumer.info.id)
-
-    async def _join(self) -> Consumer:
-        backoff = 0.1
-        while True:
-            try:
-                return await self._join_or_leave()
-            except QueueError as error:
-                self._metrics.queue_errors += 1
-                log.warning("the worker cannot join the queue", error=str(error), retry_in=round(backoff, 2))
-                await self._clock.sleep(backoff)
-                backoff = min(backoff * 2, MAX_BACKOFF)
 
     async def _join_or_leave(self) -> Consumer:
         joining = asyncio.ensure_future(self._mq.consumer(self.info()))
@@ -115,14 +117,11 @@ class Worker:
             return
         while True:
             await self._clock.sleep(PRUNE_EVERY)
-            try:
-                await self._inbox.prune()
-            except DatabaseError as error:
-                log.warning("the inbox could not be pruned", error=str(error))
+            await self._inbox.prune()
 
 
 async def _leave_when_joined(joining: asyncio.Future[Consumer]) -> None:
-    with contextlib.suppress(QueueError):
+    with contextlib.suppress(Exception):  # its lease ends by itself, and it holds nothing
         await (await joining).close()
 
 

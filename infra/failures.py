@@ -11,14 +11,15 @@ MAX_TRACEBACK = 16_384
 
 def describe(error: BaseException) -> str:
     """Return an error's class and message in one line; never raises."""
-    name = type(error).__name__
+    name = "error"
     try:
+        name = type(error).__name__
         # A subclass of str may do anything in its methods; a slice of it is a plain str.
         text = str.__getitem__(str(error), slice(0, MAX_ERROR))
         message = " ".join(text.split())
     except BaseException as failure:  # noqa: BLE001 - it is the error's own code, and worth no more than a remark
         message = f"(its text cannot be shown: str() raised {type(failure).__name__})"
-    return f"{name}: {message}" if message else name
+    return f"{name}: {message}" if message else f"{name}"
 
 
 def render_traceback(error: BaseException) -> str:

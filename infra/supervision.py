@@ -67,8 +67,9 @@ class TaskState:
 class Health:
     """The failures of one background task: counted, logged, and turned into a pause before the next attempt."""
 
-    def __init__(self, supervisor: "Supervisor", name: str) -> None:
+    def __init__(self, supervisor: "Supervisor", name: str, max_backoff: float = MAX_BACKOFF) -> None:
         self.name = name
+        self._max_backoff = max_backoff
         self.failures = 0
         self.error = ""
         self.transient = False
@@ -88,7 +89,7 @@ class Health:
         self.failures += 1
         self.error = describe(error)
         self.transient = self._supervisor.is_transient(error)
-        retry_in = min(MIN_BACKOFF * 2.0 ** min(self.failures - 1, 32), MAX_BACKOFF)
+        retry_in = min(MIN_BACKOFF * 2.0 ** min(self.failures - 1, 32), self._max_backoff)
         if self.transient:
             log.warning("background task failed", task=self.name, error=self.error, retry_in=retry_in, transient=True)
         else:
@@ -108,18 +109,22 @@ class Health:
 class SupervisedTask(Health):
     """One background task, restarted until it returns or is stopped."""
 
-    def __init__(self, supervisor: "Supervisor", name: str, work: Work, clock: Clock) -> None:
-        super().__init__(supervisor, name)
+    def __init__(self, supervisor: "Supervisor", name: str, work: Work, clock: Clock, max_backoff: float) -> None:
+        super().__init__(supervisor, name, max_backoff)
         self._work = work
         self._clock = clock
         self._stopping = False
         self._restart: asyncio.TimerHandle | None = None
         self._task = self._begin()
 
-    @property
     def done(self) -> bool:
         """Whether it has ended: it returned, or was stopped."""
         return self._task.done() and self._restart is None
+
+    @property
+    def running(self) -> bool:
+        """Whether its work is under way, or waits to be begun again after a failure."""
+        return not self._task.done()
 
     async def stop(self) -> None:
         """Cancel it and wait for its end, however often this call is cancelled meanwhile."""
@@ -200,28 +205,27 @@ class Supervisor:
         self._clock = clock
         self._transient = transient
         self._tasks: list[SupervisedTask] = []
-        self._healths: list[Health] = []
+        self._healths: dict[str, Health] = {}
         self._totals: dict[str, int] = {}
         self._verdict: BaseException | None = None
         self._ended = asyncio.Event()
         self._guards: list[Callable[[], object]] = []
 
-    def start(self, name: str, work: Work) -> SupervisedTask:
+    def start(self, name: str, work: Work, *, max_backoff: float = MAX_BACKOFF) -> SupervisedTask:
         """Run `work` in a task until it returns or is stopped; restart it whenever it raises.
 
+        A restart follows after a pause of 0.1 s at first, doubled with each failure in a row up to `max_backoff`.
         Several tasks may share a name; their states are shown together.
         """
-        task = SupervisedTask(self, name, work, self._clock)
+        task = SupervisedTask(self, name, work, self._clock, max_backoff)
         self._tasks.append(task)
         self._totals.setdefault(name, 0)
         return task
 
     def health(self, name: str) -> Health:
-        """Return the count of failures for a loop that runs in a task of its owner, not in one of the supervisor's."""
-        health = Health(self, name)
-        self._healths.append(health)
+        """Return the one count of failures under that name, for work that runs in tasks of its owner."""
         self._totals.setdefault(name, 0)
-        return health
+        return self._healths.setdefault(name, Health(self, name))
 
     async def close(self) -> None:
         """Stop every task."""
@@ -312,7 +316,7 @@ class Supervisor:
 
     def _state(self, name: str) -> TaskState:
         tasks = [each for each in self._tasks if each.name == name]
-        known = [*tasks, *(each for each in self._healths if each.name == name)]
+        known = [*tasks, *([self._healths[name]] if name in self._healths else [])]
         worst = max(known, key=lambda each: (each.failures > 0 and not each.transient, each.failures), default=None)
         return TaskState(
             name=name,

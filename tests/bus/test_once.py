@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from bus import Delivery, Retry
-from bus.handling import Slot
 from bus.inbox import Inbox
+from bus.slot import Slot
 from bus.testing import BusKit
 from infra.clock import FakeClock
 from infra.db import Database

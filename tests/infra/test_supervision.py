@@ -152,7 +152,7 @@ async def test_task_cancelled_by_somebody_else_is_started_again(supervisor: Supe
     task._task.cancel()
     await again.wait()
     await task.stop()
-    assert (task.done, runs) == (True, 2)
+    assert (task.done(), runs) == (True, 2)
 
 
 async def test_error_whose_text_cannot_be_shown_is_a_failure_like_any_other(

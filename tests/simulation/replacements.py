@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable
 from types import FrameType
 
-from bus.handling import Slot
 from bus.listeners import Listener
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
+from bus.slot import Slot
+from bus.threads import Ended
 from infra.mq import Consumer
 from tests.simulation.loop import PROCESS, SimulatedLoop
 
@@ -17,8 +18,8 @@ class NumberedSlot(Slot):
 
     __slots__ = ("number",)
 
-    def __init__(self, listener: Listener) -> None:
-        super().__init__(listener)
+    def __init__(self, listener: Listener, is_worker_ending: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(listener, is_worker_ending)
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimulatedLoop)
         self.number = loop.number()
@@ -72,26 +73,21 @@ class SimulatedThreads:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    async def run(self, function: Callable[[], object]) -> None:
+    def submit(self, function: Callable[[], object]) -> asyncio.Future[Ended]:
         """Call `function` some time from now."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
+        future: asyncio.Future[Ended] = loop.create_future()
         loop.call_later(PROCESS.get().random.uniform(0, 0.05), self._call, function, future)
-        await future
+        return future
 
     def close(self) -> None:
         """Do nothing: there is no thread to end."""
 
     @staticmethod
-    def _call(function: Callable[[], object], future: "asyncio.Future[None]") -> None:
-        error: BaseException | None = None
+    def _call(function: Callable[[], object], future: asyncio.Future[Ended]) -> None:
         try:
-            function()
+            ended = Ended(function(), None)
         except Exception as raised:  # noqa: BLE001 - it belongs to the awaiting task
-            error = raised
-        if future.done():
-            return
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
+            ended = Ended(None, raised)
+        if not future.done():
+            future.set_result(ended)

@@ -1,0 +1,523 @@
+"""Whatever user code raises has one outcome, and none of them is the end of a worker."""
+
+import asyncio
+import functools
+import threading
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from bus import BusOptions, Delivery, Discard, Retry, RetryLater
+from bus.testing import BusKit
+from infra.mq import Message
+from tests.bus.events import Deposited, Ticked
+from tests.bus.house import House
+
+ONCE = Retry(max_attempts=1)
+
+
+class PanicException(BaseException):
+    """What a native library raises when it panics."""
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise OSError("no text")
+
+    __repr__ = __str__
+
+
+class Exiting(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(9)
+
+
+class Mislabelled(Exception):
+    @property  # type: ignore[misc]  # hostile on purpose
+    def __class__(self) -> type:
+        raise ValueError("no class")
+
+
+FAILURES: dict[str, Callable[[], BaseException]] = {
+    "plain": lambda: ValueError("plain"),
+    "group": lambda: ExceptionGroup("several", [ValueError(), ExceptionGroup("nested", [KeyError()])]),
+    "base group": lambda: BaseExceptionGroup("several", [PanicException(), asyncio.CancelledError()]),
+    "panic": lambda: PanicException("index out of bounds"),
+    "str fails": Wordless,
+    "str exits": Exiting,
+    "class fails": Mislabelled,
+    "cancelled elsewhere": asyncio.CancelledError,
+    "generator exit": GeneratorExit,
+    "stop": StopAsyncIteration,
+    "not storable": lambda: RuntimeError("\ud83d \0"),
+    "a megabyte": lambda: ValueError("x" * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("make", FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize("plain_def", [False, True])
+async def test_anything_raised_is_one_failure_and_neighbours_complete(
+    make: Callable[[], BaseException],
+    plain_def: bool,
+) -> None:
+    house = House()
+    seen: list[tuple[int, int]] = []
+
+    async def in_loop(event: Ticked, delivery: Delivery) -> None:
+        seen.append((event.n, delivery.attempt))
+        if event.n == 1:
+            raise make()
+
+    def in_thread(event: Ticked, delivery: Delivery) -> None:
+        seen.append((event.n, delivery.attempt))
+        if event.n == 1:
+            raise make()
+
+    handler = in_thread if plain_def else in_loop
+    retry = Retry(max_attempts=2, min_delay=1, jitter="none")
+    house.bus.add_async_listener(handler, name="l", retry=retry)
+    async with house.working() as worker:
+        await house.bus.publish_many([Ticked(n) for n in range(5)])
+        await house.until(lambda: len(seen) == 5 and house.bus.metrics.listeners["l"].failed)
+        await house.clock.advance(1)
+        await house.until(lambda: house.bus.metrics.listeners["l"].dead)
+        assert not worker.done()
+        await house.clock.settle()
+        [dead] = await house.mq.dead_letters()
+        [stats] = await house.mq.stats()
+    assert sorted(seen) == [(0, 1), (1, 1), (1, 2), (2, 1), (3, 1), (4, 1)]
+    assert (dead.failures, dead.crashes) == (2, 0)
+    assert dead.error.encode()
+    assert len(dead.error) < 5_000
+    assert "\0" not in dead.error + dead.traceback
+    assert (stats.ready, stats.in_flight, stats.retrying) == (0, 0, 0)
+    assert not house.consumers[0].lost
+
+
+@dataclass(frozen=True)
+class Picky:
+    """An event whose class has code of its own that runs when it is read."""
+
+    n: int
+    error: ClassVar[BaseException | None] = None
+
+    def __post_init__(self) -> None:
+        if Picky.error is not None:
+            raise Picky.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [AttributeError("no"), RecursionError(), PanicException("no"), Wordless()],
+    ids=lambda it: type(it).__name__,
+)
+async def test_event_that_cannot_be_made_is_a_failure(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House()
+
+    async def handler(event: Picky) -> None:
+        raise AssertionError("there is no event")
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE)
+    async with house.working() as worker:
+        await house.bus.publish(Picky(1))
+        monkeypatch.setattr(Picky, "error", error)
+        await house.clock.advance(1)
+        assert not worker.done()
+        assert [each.failures for each in await house.mq.dead_letters()] == [1]
+
+
+class Unruly(Retry):
+    answer: ClassVar[object] = None
+
+    def delay(self, failures: int, random: Random) -> float | None:
+        if isinstance(Unruly.answer, BaseException):
+            raise Unruly.answer
+        return Unruly.answer  # type: ignore[return-value]  # wrong on purpose
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [ValueError("no"), PanicException(), float("nan"), float("inf"), -1.0, "soon", 1e300, SystemExit(3)],
+    ids=["error", "panic", "nan", "inf", "negative", "text", "too long", "exit"],
+)
+async def test_retry_policy_that_makes_no_sense_is_replaced_by_the_default(
+    answer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House()
+    attempts: list[int] = []
+
+    async def handler(event: Ticked, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        if delivery.attempt == 1:
+            raise ValueError
+
+    monkeypatch.setattr(Unruly, "answer", answer)
+    house.bus.add_async_listener(handler, name="l", retry=Unruly())
+    async with house.working() as worker:
+        await house.bus.publish(Ticked(1))
+        await house.clock.advance(1.1)  # the default's first delay is up to a second
+        assert not worker.done()
+    assert attempts == [1, 2]
+
+
+@pytest.mark.parametrize("delay", [float("nan"), float("inf"), -1, "soon", None])
+async def test_later_time_that_makes_no_sense_is_a_failure(delay: object) -> None:
+    house = House()
+
+    async def handler(event: Ticked) -> None:
+        later = RetryLater(1)
+        later.delay = delay  # type: ignore[assignment]  # wrong on purpose
+        raise later
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE)
+    async with house.working():
+        await house.bus.publish(Ticked(1))
+        await house.clock.advance(1)
+        [dead] = await house.mq.dead_letters()
+    assert dead.error.startswith("RetryLater")
+
+
+async def raising_cleanup() -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        raise ConnectionError("closing the connection failed")
+
+
+async def raising_group() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(raising_cleanup())
+
+
+async def taking_it_for_an_end() -> None:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        raise PanicException from None
+
+
+async def cancelling_itself() -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+
+ANSWERS = [raising_cleanup, raising_group, taking_it_for_an_end, cancelling_itself]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_any_error_in_place_of_a_stops_cancellation_is_released(answer: Callable[[], Awaitable[None]]) -> None:
+    house = House(BusOptions(grace=1))
+
+    async def handler(event: Ticked) -> None:
+        await answer()
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=None)
+    async with house.working() as worker:
+        await house.bus.publish(Ticked(1))
+        await house.clock.advance(1)
+        await house.stop(worker)
+        [stats] = await house.mq.stats()
+        assert (stats.ready, stats.in_flight, stats.retrying, stats.dead) == (1, 0, 0, 0)
+    assert house.bus.metrics.listeners["l"].failed == 0
+
+
+async def test_error_while_a_worker_waits_for_its_handlers_is_released() -> None:
+    house = House(BusOptions(grace=30))
+    go_on = asyncio.Event()
+
+    async def handler(event: Ticked) -> None:
+        await go_on.wait()
+        raise ConnectionError("the pool was closed by the stop")
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=None)
+    async with house.working() as worker:
+        await house.bus.publish(Ticked(1))
+        await house.clock.settle()
+        worker.cancel()
+        await house.clock.settle()
+        go_on.set()
+        await house.clock.advance(1)
+        assert worker.done()
+        [stats] = await house.mq.stats()
+        assert (stats.ready, stats.retrying, stats.dead) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_any_error_in_place_of_a_timeouts_cancellation_is_one_timeout(
+    answer: Callable[[], Awaitable[None]],
+) -> None:
+    house = House()
+    seen: list[int] = []
+
+    async def handler(event: Ticked) -> None:
+        if event.n == 1:
+            await answer()
+        await asyncio.sleep(0)
+        seen.append(event.n)
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=5, concurrency=1)
+    async with house.working():
+        await house.bus.publish_many([Ticked(1), Ticked(2), Ticked(3)])
+        await house.clock.advance(10)
+        [dead] = await house.mq.dead_letters()
+    assert (dead.failures, dead.error) == (1, "HandlerTimeout: took longer than its timeout of 5 s")
+    metrics = house.bus.metrics.listeners["l"]
+    assert (metrics.failed, metrics.timed_out, seen) == (1, 1, [2, 3])
+
+
+async def test_cancellation_that_a_handler_asks_for_never_reaches_the_next_delivery() -> None:
+    house = House()
+    seen: list[tuple[int, int]] = []
+
+    async def handler(event: Ticked) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        seen.append((event.n, task.cancelling()))
+        if event.n in {1, 2}:
+            task.cancel()
+            task.cancel()
+        if event.n == 2:
+            return  # before the cancellation can be raised
+        await asyncio.sleep(0)
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE, concurrency=1)
+    async with house.working():
+        await house.bus.publish_many([Ticked(n) for n in range(5)])
+        await house.until(lambda: len(seen) == 5)
+        await house.clock.settle()
+        [dead] = await house.mq.dead_letters()
+    assert seen == [(n, 0) for n in range(5)]
+    assert dead.error.startswith("HandlerCancelled")
+    assert house.bus.metrics.listeners["l"].handled == 4
+
+
+tenant: ContextVar[str | None] = ContextVar("tenant", default=None)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_context_variables_of_a_delivery_never_reach_the_next(ordered: bool) -> None:
+    house = House()
+    seen: list[str | None] = []
+
+    async def handler(event: Deposited) -> None:
+        seen.append(tenant.get())
+        tenant.set("first")
+        structlog.contextvars.bind_contextvars(user="ada")
+        await asyncio.sleep(0)
+        seen.append(tenant.get())
+        tenant.set("second")
+        await asyncio.create_task(asyncio.sleep(0))
+        seen.append(tenant.get())
+
+    if ordered:
+        house.bus.add_async_ordered_listener(handler, name="l")
+    else:
+        house.bus.add_async_listener(handler, name="l", concurrency=1)
+    async with house.working():
+        await house.bus.publish_many([Deposited(account="a", amount=n) for n in range(3)])
+        await house.until(lambda: len(seen) == 9)
+    assert seen == [None, "first", "second"] * 3
+    assert tenant.get() is None
+
+
+async def test_bound_value_that_cannot_be_shown_costs_no_delivery() -> None:
+    house = House()
+    rendered: list[str] = []
+
+    def render(_: object, __: str, entry: Any) -> Any:  # noqa: ANN401 - structlog's processors take and return anything
+        rendered.append(f"{entry}")
+        raise structlog.DropEvent
+
+    async def handler(event: Ticked) -> None:
+        structlog.contextvars.bind_contextvars(user=Wordless())
+        raise ValueError("no")
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE)
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars, render]):
+        async with house.working():
+            await house.bus.publish(Ticked(1))
+            await house.clock.advance(1)
+            [dead] = await house.mq.dead_letters()
+    assert dead.error == "ValueError: no"
+    assert any("listener failed for good" in line for line in rendered)
+
+
+class CallableObject:
+    async def __call__(self, event: Ticked) -> None:
+        await asyncio.sleep(0)
+        SEEN.append(event.n)
+
+
+SEEN: list[int] = []
+
+
+async def handle(event: Ticked) -> None:
+    await asyncio.sleep(0)
+    SEEN.append(event.n)
+
+
+@functools.wraps(handle)
+def wrapped(*args: Any) -> Any:  # noqa: ANN401 - a decorator's
+    return handle(*args)
+
+
+def unmarked(event: Ticked) -> Awaitable[None]:
+    return handle(event)
+
+
+async def passing_on(event: Ticked) -> Awaitable[None]:
+    return handle(event)
+
+
+def with_prefix(prefix: str, event: Ticked) -> Awaitable[None]:
+    return handle(event)
+
+
+HANDLERS: dict[str, Any] = {
+    "plain": handle,
+    "wrapped": wrapped,
+    "wrapped without saying so": unmarked,
+    "returns what it did not await": passing_on,
+    "partial": functools.partial(with_prefix, "p"),
+    "partial of a partial": functools.partial(functools.partial(handle)),
+    "callable object": CallableObject(),
+}
+
+
+@pytest.mark.parametrize("handler", HANDLERS.values(), ids=HANDLERS)
+async def test_wrapped_handler_is_awaited(handler: Any) -> None:  # noqa: ANN401 - all kinds
+    SEEN.clear()
+    house = House()
+    house.bus.add_async_listener(handler, name="l")
+    async with house.working():
+        for n in range(3):
+            await house.bus.publish(Ticked(n))
+            await house.until(lambda n=n: len(SEEN) == n + 1)  # type: ignore[misc]  # mypy takes n for a parameter
+    assert SEEN == [0, 1, 2]
+    assert house.bus.metrics.listeners["l"].handled == 3
+
+
+@pytest.mark.parametrize("handler", HANDLERS.values(), ids=HANDLERS)
+async def test_wrapped_sync_and_broadcast_listeners_are_awaited(handler: Any) -> None:  # noqa: ANN401 - all kinds
+    SEEN.clear()
+    async with BusKit() as kit:
+        kit.bus.add_sync_listener(handler)
+        kit.bus.add_broadcast_listener(handler)
+        await kit.start()
+        await kit.bus.publish(Ticked(1))
+    assert SEEN == [1, 1]
+
+
+async def test_value_that_a_handler_returns_is_ignored() -> None:
+    house = House()
+
+    async def handler(event: Ticked) -> int:
+        return 5
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE)  # type: ignore[arg-type]  # against its signature
+    async with house.working():
+        await house.bus.publish(Ticked(1))
+        await house.until(lambda: house.bus.metrics.listeners["l"].handled)
+    assert house.bus.metrics.listeners["l"].failed == 0
+
+
+async def test_thread_that_cannot_start_charges_nothing_and_runs_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House()
+    seen: list[int] = []
+    start, refusals = threading.Thread.start, 3
+
+    def refusing(thread: threading.Thread) -> None:
+        nonlocal refusals
+        if thread.name.startswith("bus handler") and refusals:
+            refusals -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def handler(event: Ticked, delivery: Delivery) -> None:
+        seen.append(delivery.attempt)
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE)
+    monkeypatch.setattr(threading.Thread, "start", refusing)
+    async with house.working():
+        await house.bus.publish_many([Ticked(1), Ticked(2)])
+        for _ in range(4):
+            await house.clock.advance(1)
+        await house.until(lambda: house.bus.metrics.listeners["l"].handled == 2)
+        assert await house.mq.dead_letters() == []
+    assert (seen, refusals) == ([1, 1], 0)
+    assert house.bus.metrics.listeners["l"].failed == 0
+
+
+async def test_frame_of_a_newer_version_is_parked_for_code_that_reads_it() -> None:
+    house = House()
+    asked: list[Any] = []
+
+    async def handler(event: Ticked) -> None:
+        raise AssertionError("it is not for this code")
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE)
+    async with house.working():
+        settle = house.consumers[0].settle
+
+        async def recording(settlements: Any) -> Any:  # noqa: ANN401 - stands in for any
+            asked.extend(settlements)
+            return await settle(settlements)
+
+        house.consumers[0].settle = recording  # type: ignore[method-assign]  # to see what is settled
+        await house.mq.publish([Message(id="m", event="clock.ticked", body=b"\x92\x02\x00", published_at=0.0)])
+        await house.clock.advance(30)
+        [stats] = await house.mq.stats()
+    assert (stats.parked, stats.dead) == (1, 0)
+    assert [each.needs for each in asked] == ["frame version 2"]
+
+
+async def test_sync_listener_that_raises_anything_fails_its_publisher_alone() -> None:
+    async with BusKit() as kit:
+        refused: list[BaseException] = []
+
+        async def refuse(event: Ticked) -> None:
+            raise PanicException
+
+        async def publish(event: Deposited) -> None:
+            try:
+                await kit.bus.publish(Ticked(1))
+            except BaseException as error:
+                refused.append(error)
+                raise
+
+        kit.bus.add_sync_listener(refuse)
+        kit.bus.add_async_listener(publish, name="l", retry=ONCE)
+        await kit.start()
+        await kit.bus.publish(Deposited(account="a", amount=1))
+        await kit.drain()
+        [dead] = await kit.dead_letters()
+    assert (len(refused), dead.error) == (1, "PanicException")
+
+
+async def test_decision_of_a_handler_counts_also_while_it_is_cancelled() -> None:
+    house = House()
+
+    async def handler(event: Ticked) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise (Discard("late") if event.n == 1 else RetryLater(50)) from None
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=5)
+    async with house.working():
+        await house.bus.publish_many([Ticked(1), Ticked(2)])
+        await house.clock.advance(10)
+        metrics = house.bus.metrics.listeners["l"]
+        assert (metrics.discarded, metrics.deferred, metrics.failed) == (1, 1, 0)
+        [stats] = await house.mq.stats()
+        assert (stats.retrying, stats.dead) == (1, 0)
