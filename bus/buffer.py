@@ -6,9 +6,9 @@ from typing import Protocol
 
 import msgspec
 
+from bus.outbox import Entry
 from bus.outgoing import Outgoing
 from infra.db import Transaction
-from infra.mq import Message
 
 
 class Committer(Protocol):
@@ -16,11 +16,11 @@ class Committer(Protocol):
 
     async def commit(
         self, transaction: Transaction, batch: Sequence[Outgoing], cancelled: Sequence[str]
-    ) -> list[Message]:
-        """Make them part of the transaction, and return what was."""
+    ) -> list[Entry]:
+        """Make them part of the transaction, and return the rows of the outbox that they became."""
         ...
 
-    async def committed(self, batch: Sequence[Outgoing], messages: Sequence[Message], cancelled: Sequence[str]) -> None:
+    async def committed(self, batch: Sequence[Outgoing], entries: Sequence[Entry], cancelled: Sequence[str]) -> None:
         """See them on their way."""
         ...
 
@@ -35,19 +35,22 @@ class PublishBuffer:
         self._cancelled: list[str] = []
         self._flushed: list[Outgoing] = []
         self._flushed_cancels: list[str] = []
-        self._messages: list[Message] = []
+        self._entries: list[Entry] = []
 
     def add(self, outgoing: Outgoing) -> None:
         """Take a place in the order of publishes."""
         self._waiting.append(outgoing)
 
-    def withdraw(self, message_id: str) -> bool:
-        """Take back a delayed publish that is still waiting here."""
-        for outgoing in self._waiting:
-            if outgoing.due_at is not None and outgoing.id == message_id:
-                self._waiting.remove(outgoing)
-                return True
-        return False
+    def withdraw(self, message_id: str) -> list[Outgoing]:
+        """Take back, and return, the delayed publishes of that id which are still waiting here."""
+        withdrawn = [each for each in self._waiting if each.due_at is not None and each.id == message_id]
+        if withdrawn:
+            self._waiting = [each for each in self._waiting if each.due_at is None or each.id != message_id]
+        return withdrawn
+
+    def cancels(self, message_id: str) -> bool:
+        """Whether the commit cancels that id already."""
+        return message_id in self._cancelled
 
     def cancel_at_commit(self, message_id: str) -> None:
         """Cancel if and only if the transaction commits; for queues that cannot take part in it."""
@@ -66,12 +69,12 @@ class PublishBuffer:
             return
         batch, self._waiting = self._waiting, []
         cancelled, self._cancelled = self._cancelled, []
-        self._messages += await self._committer.commit(self._transaction, batch, cancelled)
+        self._entries += await self._committer.commit(self._transaction, batch, cancelled)
         self._flushed += batch
         self._flushed_cancels += cancelled
 
     async def after_commit(self) -> None:
-        await self._committer.committed(self._flushed, self._messages, self._flushed_cancels)
+        await self._committer.committed(self._flushed, self._entries, self._flushed_cancels)
 
     async def after_rollback(self) -> None:
         self._waiting.clear()
@@ -91,6 +94,14 @@ class Gathering(msgspec.Struct, eq=False):
     def add(self, outgoing: Outgoing) -> None:
         """Take a place in the order of publishes."""
         self.batch.append(outgoing)
+
+    def savepoint(self) -> int:
+        """Return a mark of what was gathered so far."""
+        return len(self.batch)
+
+    def rollback_to(self, mark: int) -> None:
+        """Forget what was gathered since."""
+        del self.batch[mark:]
 
     @property
     def open(self) -> bool:

@@ -28,6 +28,7 @@ from bus.options import BusOptions
 from bus.outgoing import Outgoing, due_in, due_when, valid_id
 from bus.publisher import Publisher, refuse_delay
 from bus.registry import ListenerRegistry
+from bus.rejected_rows import RejectedRows
 from bus.retry import Retry
 from bus.supervisor import TaskState, bus_supervisor
 from bus.worker import Worker
@@ -72,6 +73,7 @@ class Bus:
             self._listeners,
             self._broadcasts,
             self.metrics,
+            self._supervisor,
             max_payload=self.options.max_payload,
         )
         self._owner = LoopOwner("the bus")
@@ -182,6 +184,10 @@ class Bus:
     async def outbox_backlog(self) -> tuple[int, float | None]:
         """Return how many rows wait in the outbox, and since when the oldest does (seconds since the epoch)."""
         return await self._publisher.outbox_backlog()
+
+    async def outbox_rejected(self) -> int:
+        """Return how many rows of the outbox the queue refused for good; see `beneath bus outbox`."""
+        return await RejectedRows(self._db).count() if self._db is not None and self.has_outbox else 0
 
     # --- publishing -------------------------------------------------------------------------------------------------
 

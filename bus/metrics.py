@@ -29,7 +29,9 @@ class BusMetrics:
 
     published: int = 0
     publish_failures: int = 0
+    outbox_rejected: int = 0
     broadcasts_sent: int = 0
+    broadcasts_dropped: int = 0
     broadcasts_received: int = 0
     broadcast_gaps: int = 0
     broadcast_failures: int = 0

@@ -4,37 +4,94 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, Row, column, delete, exists, func, insert, literal, or_, select, table, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    Identity,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Row,
+    Select,
+    Table,
+    Text,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
+from bus.sending_right import SendingRight
 from infra.clock import Clock
 from infra.db import Database, Transaction
 from infra.mq import Message
+from infra.mq.limits import storable_text
 
-OUTBOX = table(
+OUTBOX = Table(
     "beneath_outbox",
-    column("id"),
-    column("kind"),
-    column("message_id"),
-    column("event"),
-    column("ordering_key"),
-    column("due_at"),
-    column("published_at"),
-    column("created_at"),
-    column("body"),
+    MetaData(),
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), Identity(), primary_key=True),
+    Column("kind", Text()),
+    Column("message_id", Text()),
+    Column("event", Text()),
+    Column("ordering_key", Text()),
+    Column("due_at", Double()),
+    Column("published_at", Double()),
+    Column("created_at", Double()),
+    Column("body", LargeBinary()),
+    Column("error", Text()),
 )
-RELAY = table("beneath_relay", column("name"), column("owner"), column("held_until"))
 
-BATCH = 200
-"""How many rows the relay takes at a time."""
+GROUP = 200
+"""How many rows the relay reads and sends at a time, at most."""
+
+GROUP_BYTES = 1024 * 1024
+"""How many bytes of bodies such a group has at most; a larger row goes alone."""
+
+MAX_ERROR_BYTES = 2_000
+"""How much is kept of the reason why the queue refused a row."""
 
 
 class Kind(StrEnum):
     """What the queue is to be told."""
 
     PUBLISH = "publish"
+    """A message that only the relay sends, in the order of the rows: an ordered one, or one with an id of its caller's.
+
+    The latter may follow a cancellation of the same id, and must not overtake it.
+    """
+
+    DIRECT = "direct"
+    """A message that the committing process sends at once; the relay sends what such a process left."""
+
     CANCEL = "cancel"
     REJECTED = "rejected"
-    """A message that the queue refuses for good; kept for people to see."""
+    """A message that the queue refuses for good, kept for `beneath bus outbox`."""
+
+
+class Standing(StrEnum):
+    """What the rows of one message id say."""
+
+    SCHEDULED = "scheduled"
+    """It is delayed, and not sent yet."""
+
+    CANCELLED = "cancelled"
+    """The queue is still to be told that it is cancelled."""
+
+    REJECTED = "rejected"
+    """It is delayed, and the queue refused it."""
+
+    DUE = "due"
+    """It was never delayed, or is due: it can no longer be cancelled."""
+
+
+MESSAGES = (Kind.PUBLISH.value, Kind.DIRECT.value)
+"""The kinds that are still to be published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +104,20 @@ class Entry:
     message: Message | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """What there is to send, as cheaply as it can be found out."""
+
+    carried: bool
+    """Whether there are rows that only the relay sends."""
+
+    first_direct: int | None
+    last_direct: int | None
+    """The lowest and the highest id of the others."""
+
+
 class Outbox:
-    """The rows, and the right to send them. Rows are sent in the order of their ids, and deleted when sent.
+    """The rows, and the right to send them. They are sent in the order of their ids, and deleted when sent.
 
     Whatever was committed before a row was inserted has a smaller id and is visible with it: so reading all unsent
     rows, and sending them in order, keeps the order of each key. A cursor would skip late committers.
@@ -57,91 +126,128 @@ class Outbox:
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
+        right = SendingRight(db, clock)
+        self.acquire = right.acquire
+        self.release = right.release
 
-    async def put(self, transaction: Transaction, messages: Sequence[Message], cancelled: Sequence[str]) -> None:
-        """Write messages and cancellations into the transaction."""
+    async def put(
+        self, transaction: Transaction, messages: Sequence[tuple[Kind, Message]], cancelled: Sequence[str]
+    ) -> list[Entry]:
+        """Write cancellations, then messages, into the transaction; return the messages' rows."""
         now = self._clock.time()
-        rows = [_row(Kind.PUBLISH, each.id, now, each) for each in messages]
-        rows += [_row(Kind.CANCEL, each, now, None) for each in cancelled]
-        await transaction.session.execute(insert(OUTBOX), rows)
+        session = transaction.session
+        # First: an id that is cancelled and published again in one transaction is published in the end.
+        if cancelled:
+            await session.execute(insert(OUTBOX), [_row(Kind.CANCEL, each, now, None) for each in cancelled])
+        if not messages:
+            return []
+        rows = [_row(kind, each.id, now, each) for kind, each in messages]
+        inserted = insert(OUTBOX).returning(OUTBOX.c.id, sort_by_parameter_order=True)
+        ids = (await session.scalars(inserted, rows)).all()
+        return [Entry(id_, kind, each.id, each) for id_, (kind, each) in zip(ids, messages, strict=True)]
 
-    async def standing(self, message_id: str) -> Kind | None:
-        """Return what the queue is still to be told about a message last: that it is published, or cancelled."""
-        rows = select(OUTBOX.c.kind).where(OUTBOX.c.message_id == message_id)
+    async def standing(self, message_id: str, now: float) -> Standing | None:
+        """Return what the last row of a message id says at `now`, the queue's time; None if there is no row."""
+        columns = OUTBOX.c.kind, OUTBOX.c.due_at
+        query = select(*columns).where(OUTBOX.c.message_id == message_id).order_by(OUTBOX.c.id)
+        standing = None
         async with self._db.read() as session:
-            kinds = set((await session.scalars(rows)).all())
-        return next((each for each in (Kind.CANCEL, Kind.PUBLISH) if each in kinds), None)
+            for kind, due_at in (await session.execute(query)).all():
+                if kind == Kind.CANCEL:
+                    standing = Standing.CANCELLED
+                elif due_at is not None and due_at > now:
+                    standing = Standing.REJECTED if kind == Kind.REJECTED else Standing.SCHEDULED
+                else:
+                    standing = standing or Standing.DUE
+        return standing
 
-    async def due(self, *, unordered_before: float) -> list[Entry]:
-        """Return the next rows to send: all ordered ones and cancellations, and unordered ones from before a time.
+    async def pending(self) -> Pending:
+        """Return what there is to send, without reading more than the ends of an index."""
+        carried = select(literal(1)).where(OUTBOX.c.kind.in_((Kind.PUBLISH.value, Kind.CANCEL.value))).limit(1)
+        direct = OUTBOX.c.kind == Kind.DIRECT.value
+        query = select(
+            carried.scalar_subquery(),
+            select(func.min(OUTBOX.c.id)).where(direct).scalar_subquery(),
+            select(func.max(OUTBOX.c.id)).where(direct).scalar_subquery(),
+        )
+        async with self._db.read() as session:
+            found, first, last = (await session.execute(query)).one()
+        return Pending(carried=found is not None, first_direct=first, last_direct=last)
 
-        Younger unordered ones are just being sent by the process that committed them.
-        """
+    async def cancellations(self, limit: int) -> list[Entry]:
+        """Return the next cancellations whose message was sent, or was never here."""
         earlier = OUTBOX.alias("earlier")
-        wanted: list[ColumnElement[bool]] = [
-            OUTBOX.c.ordering_key.is_not(None),
-            OUTBOX.c.created_at < unordered_before,
-        ]
         waits = exists(
             select(literal(1)).where(
-                earlier.c.message_id == OUTBOX.c.message_id, earlier.c.kind == Kind.PUBLISH, earlier.c.id < OUTBOX.c.id
+                earlier.c.message_id == OUTBOX.c.message_id, earlier.c.kind.in_(MESSAGES), earlier.c.id < OUTBOX.c.id
             )
         )
-        ripe_cancellation = (OUTBOX.c.kind == Kind.CANCEL) & ~waits
-        query = (
-            select(OUTBOX)
-            .where(or_((OUTBOX.c.kind == Kind.PUBLISH) & or_(*wanted), ripe_cancellation))
-            .order_by(OUTBOX.c.id)
-            .limit(BATCH)
+        query = select(OUTBOX).where(OUTBOX.c.kind == Kind.CANCEL.value, ~waits).order_by(OUTBOX.c.id).limit(limit)
+        return await self._entries(query)
+
+    async def carried(self, limit: int) -> list[Entry]:
+        """Return the next messages that only the relay sends, up to one that must wait for a cancellation of its id."""
+        earlier = OUTBOX.alias("earlier")
+        waits = exists(
+            select(literal(1)).where(
+                earlier.c.message_id == OUTBOX.c.message_id,
+                earlier.c.kind == Kind.CANCEL.value,
+                earlier.c.id < OUTBOX.c.id,
+            )
         )
-        async with self._db.read() as session:
-            return [_entry(row) for row in (await session.execute(query)).all()]
+        kind = OUTBOX.c.kind == Kind.PUBLISH.value
+        return await self._entries(_bounded(select(OUTBOX.c.id).where(kind), limit).add_columns(waits.label("waits")))
+
+    async def left(self, limit: int, last: int) -> list[Entry]:
+        """Return the next messages that their process should have sent, up to the row `last`."""
+        ids = select(OUTBOX.c.id).where(OUTBOX.c.kind == Kind.DIRECT.value, OUTBOX.c.id <= last)
+        return await self._entries(_bounded(ids, limit))
 
     async def remove(self, ids: Sequence[int]) -> None:
-        """Forget rows that the queue has."""
+        """Delete rows that the queue has."""
         async with self._db.transaction() as transaction:
             await transaction.session.execute(
-                delete(OUTBOX).where(OUTBOX.c.id.in_(ids), OUTBOX.c.kind != Kind.REJECTED)
+                delete(OUTBOX).where(OUTBOX.c.id.in_(ids), OUTBOX.c.kind != Kind.REJECTED.value)
             )
 
-    async def remove_sent(self, message_ids: Sequence[str]) -> None:
-        """Forget the rows of messages that the queue has."""
+    async def set_aside(self, id_: int, error: str) -> None:
+        """Keep a row that the queue refuses out of the way of the others, with the reason."""
+        values = {"kind": Kind.REJECTED.value, "error": storable_text(error, MAX_ERROR_BYTES)}
         async with self._db.transaction() as transaction:
-            await transaction.session.execute(
-                delete(OUTBOX).where(OUTBOX.c.message_id.in_(message_ids), OUTBOX.c.kind == Kind.PUBLISH)
-            )
+            await transaction.session.execute(update(OUTBOX).where(OUTBOX.c.id == id_).values(values))
 
-    async def set_aside(self, message_id: str) -> None:
-        """Keep a message that the queue refuses out of the way of the others."""
-        async with self._db.transaction() as transaction:
-            await transaction.session.execute(
-                update(OUTBOX)
-                .where(OUTBOX.c.message_id == message_id, OUTBOX.c.kind == Kind.PUBLISH)
-                .values(kind=Kind.REJECTED.value)
-            )
-
-    async def acquire(self, owner: str, seconds: float) -> bool:
-        """Take or keep the right to send ordered rows for `seconds`; False when another process has it."""
-        now = self._clock.time()
-        free = (RELAY.c.owner == owner) | (RELAY.c.held_until < now)
-        async with self._db.transaction() as transaction:
-            result = await transaction.session.execute(
-                update(RELAY).where(RELAY.c.name == "outbox", free).values(owner=owner, held_until=now + seconds)
-            )
-            return bool(getattr(result, "rowcount", 0))
-
-    async def release(self, owner: str) -> None:
-        """Let another process have that right at once."""
-        async with self._db.transaction() as transaction:
-            await transaction.session.execute(
-                update(RELAY).where(RELAY.c.name == "outbox", RELAY.c.owner == owner).values(held_until=0.0)
-            )
+    async def withdraw(self, transaction: Transaction, message_id: str) -> None:
+        """Delete, in the transaction, what the queue refused under an id."""
+        await transaction.session.execute(
+            delete(OUTBOX).where(OUTBOX.c.message_id == message_id, OUTBOX.c.kind == Kind.REJECTED.value)
+        )
 
     async def size(self) -> tuple[int, float | None]:
-        """Return how many rows wait, and since when the oldest does (seconds since the epoch)."""
+        """Return how many rows wait to be sent, and since when the oldest does (seconds since the epoch)."""
+        query = select(func.count(), func.min(OUTBOX.c.created_at)).where(OUTBOX.c.kind != Kind.REJECTED.value)
         async with self._db.read() as session:
-            count, oldest = (await session.execute(select(func.count(), func.min(OUTBOX.c.created_at)))).one()
+            count, oldest = (await session.execute(query)).one()
         return int(count), None if oldest is None else float(oldest)
+
+    async def _entries(self, query: Select[*tuple[object, ...]]) -> list[Entry]:
+        entries: list[Entry] = []
+        async with self._db.read() as session:
+            for row in (await session.execute(query)).all():
+                if getattr(row, "waits", False):
+                    break
+                entries.append(_entry(row))
+        return entries
+
+
+def _bounded(ids: Select[int], limit: int) -> Select[*tuple[object, ...]]:
+    """Return the query of the first rows of `ids`, bounded in number and bytes; of the first one whatever its size."""
+    first = ids.order_by(OUTBOX.c.id).limit(limit).subquery()
+    size = func.length(OUTBOX.c.body)
+    upto = func.sum(size).over(order_by=OUTBOX.c.id)
+    columns = OUTBOX.c.id, upto.label("upto"), (upto - size).label("before")
+    sized = select(*columns).join(first, first.c.id == OUTBOX.c.id).subquery()
+    fits = or_(sized.c.before == 0, sized.c.upto <= GROUP_BYTES)
+    return select(OUTBOX).join(sized, sized.c.id == OUTBOX.c.id).where(fits).order_by(OUTBOX.c.id)
 
 
 def _row(kind: Kind, message_id: str, now: float, message: Message | None) -> dict[str, object]:
@@ -157,7 +263,7 @@ def _row(kind: Kind, message_id: str, now: float, message: Message | None) -> di
     }
 
 
-def _entry(row: Row[tuple[object, ...]]) -> Entry:
+def _entry(row: Row[*tuple[object, ...]]) -> Entry:
     if row.kind == Kind.CANCEL:
         return Entry(row.id, Kind.CANCEL, row.message_id, None)
     message = Message(
@@ -169,4 +275,4 @@ def _entry(row: Row[tuple[object, ...]]) -> Entry:
         due_at=row.due_at,
         dedupe=True,
     )
-    return Entry(row.id, Kind.PUBLISH, row.message_id, message)
+    return Entry(row.id, Kind(row.kind), row.message_id, message)

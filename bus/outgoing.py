@@ -31,6 +31,14 @@ class Root(Protocol):
         """Take a place in the order of publishes."""
         ...
 
+    def savepoint(self) -> int:
+        """Return a mark of what was gathered so far."""
+        ...
+
+    def rollback_to(self, mark: int) -> None:
+        """Forget what was gathered since."""
+        ...
+
     @property
     def open(self) -> bool:
         """Whether the running task is the one that the tree belongs to, and the tree has not ended."""

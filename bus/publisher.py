@@ -12,11 +12,12 @@ from bus.calling import finish_call
 from bus.delivery import current_cause, enter_cause, leave_cause
 from bus.errors import CancelFailed, InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
 from bus.metrics import BusMetrics
-from bus.outbox import Kind, Outbox
+from bus.outbox import Entry, Kind, Outbox, Standing
 from bus.outgoing import Outgoing, Root, chain, valid_headers, valid_id
 from bus.registry import ListenerRegistry, Routes
 from bus.registry_copy import RegistryCopy
 from bus.relay import Relay
+from bus.supervisor import Supervisor
 from infra.clock import Clock
 from infra.db import Database, Transaction
 from infra.mq import Message, MessageQueue, QueueError, QueueIndeterminate, QueueUnavailable
@@ -38,6 +39,7 @@ class Publisher:
         listeners: ListenerRegistry,
         broadcasts: Broadcasts,
         metrics: BusMetrics,
+        supervisor: Supervisor,
         *,
         max_payload: int,
     ) -> None:
@@ -49,7 +51,7 @@ class Publisher:
         self.relay: Relay | None = None
         if db is not None and self._remote:
             self._outbox = Outbox(db, clock)
-            self.relay = Relay(mq, self._outbox, clock, metrics)
+            self.relay = Relay(mq, self._outbox, clock, metrics, supervisor, origin=broadcasts.origin)
         self.registry = RegistryCopy(mq, clock)
         self.observers: list[Callable[[Outgoing], None]] = []
         self._mq = mq
@@ -140,7 +142,7 @@ class Publisher:
         try:
             if transaction is not None:
                 return await self._cancel_inside(transaction, message_id)
-            if self._db is not None and self._outbox is not None and await self._outbox.standing(message_id):
+            if await self._stands_in_outbox(message_id) and self._db is not None:
                 async with self._db.transaction() as transaction:
                     return await self._cancel_inside(transaction, message_id)
             return await self._mq.cancel(message_id)
@@ -149,26 +151,37 @@ class Publisher:
         except QueueError as error:
             raise CancelFailed(f"event {message_id} was not cancelled: {error}") from error
 
+    async def _stands_in_outbox(self, message_id: str) -> bool:
+        return self._outbox is not None and await self._outbox.standing(message_id, self._mq.time()) is not None
+
     async def _cancel_inside(self, transaction: Transaction, message_id: str) -> bool:
         buffer = self._buffer(transaction)
-        if buffer.withdraw(message_id):
-            return True
+        withdrawn = buffer.withdraw(message_id)
+        if withdrawn and all(each.explicit_id is None for each in withdrawn):
+            return True  # the id was made for it, so that nothing else can have it
         if self.transactional:
-            return await self._mq.cancel(message_id)
-        standing = await self._outbox.standing(message_id) if self._outbox is not None else None
-        if standing is Kind.CANCEL or (standing is None and not await self._may_be_scheduled(message_id)):
-            return False
+            return await self._mq.cancel(message_id) or bool(withdrawn)
+        if buffer.cancels(message_id) or not await self._is_cancellable(transaction, message_id):
+            return bool(withdrawn)
         buffer.cancel_at_commit(message_id)
         return True
 
-    async def _may_be_scheduled(self, message_id: str) -> bool:
+    async def _is_cancellable(self, transaction: Transaction, message_id: str) -> bool:
+        if self._outbox is None:
+            return await self._mq.scheduled(message_id)
+        match standing := await self._outbox.standing(message_id, self._mq.time()):
+            case Standing.SCHEDULED:
+                return True
+            case Standing.CANCELLED:
+                return False
+            case Standing.REJECTED:
+                await self._outbox.withdraw(transaction, message_id)
+                return True
         try:
             return await self._mq.scheduled(message_id)
         except QueueUnavailable:
-            if self._outbox is None:
-                raise
             # Nothing leaves a queue that is away: it is told when it is back, and the transaction does not wait for it.
-            return True
+            return standing is None
 
     async def outbox_backlog(self) -> tuple[int, float | None]:
         """Return how many rows wait in the outbox, and since when the oldest does; none where there is no outbox."""
@@ -176,36 +189,34 @@ class Publisher:
 
     async def commit(
         self, transaction: Transaction, batch: Sequence[Outgoing], cancelled: Sequence[str]
-    ) -> list[Message]:
+    ) -> list[Entry]:
         """Make what a transaction published a part of it: in the queue's own tables, or in the outbox."""
         if self._outbox is None and not self.transactional:
             return []
         await self._prepare(batch)  # again: what was fresh when it was published may be old by now
         if self._outbox is None:
-            return await self.send(batch)
+            await self.send(batch)
+            return []
         # They may be sent again, and by another relay: the queue is to look whether they were.
-        messages = [replace(each, dedupe=True, fresh=False) for each in self._messages(batch)]
-        if messages or cancelled:
-            await self._outbox.put(transaction, messages, cancelled)
-        return messages
+        rows = [(_kind(each), replace(each, dedupe=True, fresh=False)) for each in self._messages(batch)]
+        return await self._outbox.put(transaction, rows, cancelled) if rows or cancelled else []
 
-    async def committed(self, batch: Sequence[Outgoing], messages: Sequence[Message], cancelled: Sequence[str]) -> None:
+    async def committed(self, batch: Sequence[Outgoing], entries: Sequence[Entry], cancelled: Sequence[str]) -> None:
         """See what a transaction published on its way, now that it has committed."""
         if self.relay is not None:
-            self.relay.committed(messages, cancelled=bool(cancelled))
-            self.relay.broadcast(self._frames(batch), self._broadcasts.origin)
+            self.relay.committed(entries, cancelled=bool(cancelled))
+            self.relay.broadcast(self._frames(batch))
         elif not self.transactional:
             await self._send_committed(batch, cancelled)
         await self.accepted(batch)
 
-    async def send(self, batch: Sequence[Outgoing]) -> list[Message]:
-        """Hand to the queue, and return, what anybody subscribed to; a transactional queue joins the transaction."""
+    async def send(self, batch: Sequence[Outgoing]) -> None:
+        """Hand to the queue what anybody subscribed to; a transactional queue joins the transaction."""
         if messages := self._messages(batch):
             await self._mq.publish(messages)
         if frames := self._frames(batch):
             await self._mq.broadcast(frames, origin=self._broadcasts.origin)
             self._metrics.broadcasts_sent += len(frames)
-        return messages
 
     def _messages(self, batch: Iterable[Outgoing]) -> list[Message]:
         return self._chosen(batch, lambda routes: self.registry.routed(routes.event_type.name))
@@ -229,10 +240,11 @@ class Publisher:
     async def _send_committed(self, batch: Sequence[Outgoing], cancelled: Iterable[str]) -> None:
         """Hand over what a committed transaction published to a queue that ends with this process, as that would."""
         try:
-            if batch:
-                await self.send(batch)
+            # First: what is cancelled and published again under the same id is published in the end.
             for message_id in cancelled:
                 await self._mq.cancel(message_id)
+            if batch:
+                await self.send(batch)
         except QueueError as error:
             self._metrics.publish_failures += len(batch)
             log.error(  # noqa: TRY400 - one line: the cause is the queue's, and named
@@ -264,7 +276,13 @@ class Publisher:
     async def _publish_gathering(self, batch: Sequence[Outgoing]) -> None:
         root = batch[0].root
         if root is not None and root.open:
-            await self._run(batch, root)
+            mark = root.savepoint()
+            try:
+                await self._run(batch, root)
+            except BaseException:
+                # The caller is told that it failed: nothing of it may be sent, also if a listener further out goes on.
+                root.rollback_to(mark)
+                raise
             return
         if not any(each.routes.sync for each in batch):
             await self._send_directly(batch)
@@ -348,6 +366,11 @@ async def _run_listeners(outgoing: Outgoing) -> None:
             await finish_call(listener.call(outgoing.event, delivery))
     finally:
         leave_cause(token)
+
+
+def _kind(message: Message) -> Kind:
+    """Return whether a row may be sent at once: not before another of its key, or a cancellation of its id."""
+    return Kind.DIRECT if message.ordering_key is None and message.fresh else Kind.PUBLISH
 
 
 def refuse_delay(outgoing: Outgoing, registry: RegistryCopy) -> None:

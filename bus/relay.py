@@ -1,165 +1,225 @@
 """The relay: carries what transactions left in the outbox to the queue."""
 
 import asyncio
-import contextlib
 import uuid
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
-import structlog
-
+from bus.broadcast_relay import BroadcastRelay
 from bus.metrics import BusMetrics
-from bus.outbox import BATCH, Entry, Kind, Outbox
+from bus.outbox import GROUP_BYTES, Entry, Kind, Outbox
+from bus.outbox_sender import OutboxSender
+from bus.relay_loop import RelayLoop
+from bus.supervisor import Supervisor
 from infra.clock import Clock
-from infra.db import DatabaseError
-from infra.mq import Message, MessageQueue, QueueError, QueueRejected
+from infra.mq import MessageQueue
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-LOOK_EVERY = 0.5
-"""Seconds between two looks for what other processes left."""
+POLL_EVERY = 0.5
+"""Seconds between two polls for rows that other processes left."""
 
 LEFT_AFTER = 2.0
-"""Seconds after which an unordered row counts as left by its publisher."""
+"""Seconds for which a relay has seen a row before the row counts as left by the process that committed it."""
+
+NOTE_EVERY = 0.1
+"""Seconds between two notes of how far the rows go, so that there are few however often rows are committed."""
+
+PUSH_WITHIN = 1.0
+"""Seconds after its commit within which a process sends a row from memory.
+
+Less than `LEFT_AFTER`: no other process can have sent the row and deleted it by then.
+"""
 
 LEASE = 3.0
-"""Seconds for which one process may send ordered rows before another takes over."""
+"""Seconds after which the right to send passes on if its holder does not renew it."""
+
+RETRY_AFTER = 0.05
+"""Seconds after which a relay with rows of its own asks again for the right that another process has."""
 
 MAX_WAITING = 10_000
-"""Messages that wait in memory for their direct push; beyond that the rows alone wait."""
+"""Messages that wait in memory to be pushed; beyond that their rows alone wait."""
 
-MAX_BACKOFF = 2.0
-"""The longest wait, in seconds, between two attempts while the queue is away."""
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+"""How large, in bytes, these messages are together at most."""
 
 
 class Relay:
-    """Sends this process's unordered messages at once, and everybody's ordered ones in order, one process at a time.
+    """Sends this process's unordered messages at once, and all other rows in turn, one process at a time.
+
+    Three loops, so that none waits for another: one pushes what this process committed, one carries rows, one sends
+    broadcasts. Carrying takes turns between cancellations, ordered messages, and unordered ones that their process
+    left, one bounded group of each.
 
     All is sent with `dedupe`: what is sent twice, because a reply or a process was lost in between, is accepted once.
-    That also makes a holder of the lease harmless that was paused for longer than it: it can only repeat.
+    A message is sent only while its row exists: carried from the row itself, or pushed before another process may
+    take the row. That also makes a holder of the right harmless that was paused for longer than its lease: it can only
+    repeat.
     """
 
-    def __init__(self, mq: MessageQueue, outbox: Outbox, clock: Clock, metrics: BusMetrics) -> None:
-        self._mq = mq
+    def __init__(
+        self,
+        mq: MessageQueue,
+        outbox: Outbox,
+        clock: Clock,
+        metrics: BusMetrics,
+        supervisor: Supervisor,
+        *,
+        origin: str,
+    ) -> None:
         self._outbox = outbox
         self._clock = clock
         self._metrics = metrics
+        self._supervisor = supervisor
         self._owner = uuid.uuid4().hex
-        self._direct: list[Message] = []
-        self._broadcasts: list[tuple[bytes, str]] = []
-        self._kicked = asyncio.Event()
-        self._ordered = False
-        self._task: asyncio.Task[None] | None = None
+        self._valid_until = float("-inf")
+        self._sender = OutboxSender(mq, outbox, metrics)
+        self._direct: deque[tuple[float, Entry]] = deque()
+        self._direct_bytes = 0
+        self._seen: deque[tuple[float, int]] = deque()
+        self._last_left = 0
+        self._broadcasts = BroadcastRelay(mq, clock, metrics, origin=origin)
+        self._task = RelayLoop("outbox relay", self._carry, clock, every=POLL_EVERY)
+        self._push_task = RelayLoop("outbox push", self._push, clock, every=POLL_EVERY)
+
+    @property
+    def loops(self) -> tuple[RelayLoop, ...]:
+        """Its background loops."""
+        return self._task, self._push_task, self._broadcasts.loop
 
     def start(self) -> None:
         """Begin to carry; the queue knows this process's subscriptions by now."""
-        self._task = asyncio.create_task(self._run(), name="bus relay")
+        for loop in self.loops:
+            loop.start(self._supervisor)
 
     async def close(self) -> None:
-        """Stop; what is left is found by the next relay."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        """Finish the groups that are just being sent, and stop; what is left is found by the next relay."""
+        await asyncio.gather(*(loop.close() for loop in self.loops))
 
-    def committed(self, messages: Sequence[Message], *, cancelled: bool) -> None:
-        """Take note of what a transaction of this process has just left in the outbox."""
-        for message in messages:
-            if message.ordering_key is not None:
-                self._ordered = True
-            elif len(self._direct) < MAX_WAITING:
-                self._direct.append(message)
-        self._ordered = self._ordered or cancelled
-        self._kicked.set()
+    def committed(self, entries: Sequence[Entry], *, cancelled: bool) -> None:
+        """Take note of rows that a transaction of this process has just left in the outbox."""
+        now = self._clock.monotonic()
+        carried = cancelled
+        for entry in entries:
+            if entry.kind is not Kind.DIRECT:
+                carried = True
+                continue
+            size = _size(entry)
+            if len(self._direct) < MAX_WAITING and self._direct_bytes + size <= MAX_WAITING_BYTES:
+                self._direct.append((now, entry))
+                self._direct_bytes += size
+        if carried:
+            self._task.wake()
+        if self._direct:
+            self._push_task.wake()
 
-    def broadcast(self, frames: Sequence[bytes], origin: str) -> None:
+    def broadcast(self, frames: Sequence[bytes]) -> None:
         """Send broadcasts, at most once: they are gone if the queue is."""
-        self._broadcasts += [(frame, origin) for frame in frames]
-        self._kicked.set()
+        self._broadcasts.add(frames)
 
-    async def _run(self) -> None:
-        backoff = 0.05
-        looked = float("-inf")
-        while True:
-            await self._clock.wait(self._kicked, LOOK_EVERY)
-            self._kicked.clear()
+    # --- pushing ----------------------------------------------------------------------------------------------------
+
+    async def _push(self) -> None:
+        while not self._push_task.stopping and (group := self._take_direct()):
             try:
-                await self._send_broadcasts()
-                await self._send_direct()
-                if self._ordered or self._clock.monotonic() - looked >= LOOK_EVERY:
-                    looked = self._clock.monotonic()
-                    await self._carry()
-                backoff = 0.05
-            except (QueueError, DatabaseError) as error:
-                self._direct.clear()  # the rows are in the outbox, and old enough by the time that all is well
+                await self._sender.publish(group)
+            except Exception:
                 self._metrics.publish_failures += 1
-                log.warning("the outbox waits for the queue", error=str(error), retry_in=round(backoff, 2))
-                await self._clock.sleep(backoff)
-                backoff = min(backoff * 2, MAX_BACKOFF)
-                self._kicked.set()
+                raise
+            self._push_task.progressed()
 
-    async def _send_broadcasts(self) -> None:
-        batch, self._broadcasts = self._broadcasts, []
-        for frame, origin in batch:
-            await self._mq.broadcast([frame], origin=origin)
-            self._metrics.broadcasts_sent += 1
+    def _take_direct(self) -> list[Entry]:
+        """Return the next messages to push, without those whose rows another process may have sent by now."""
+        oldest = self._clock.monotonic() - PUSH_WITHIN
+        group: list[Entry] = []
+        size = 0
+        while self._direct and len(group) < self._sender.group:
+            committed_at, entry = self._direct[0]
+            more = _size(entry)
+            if group and size + more > GROUP_BYTES:
+                break
+            self._direct.popleft()
+            self._direct_bytes -= more
+            if committed_at > oldest:
+                group.append(entry)
+                size += more
+        return group
 
-    async def _send_direct(self) -> None:
-        while self._direct:
-            batch, self._direct = self._direct[:BATCH], self._direct[BATCH:]
-            await self._publish(batch)
-            await self._outbox.remove_sent([each.id for each in batch])
+    # --- carrying ---------------------------------------------------------------------------------------------------
 
     async def _carry(self) -> None:
         """Send all that is due in order, if no other process is just doing so."""
-        while entries := await self._due():
-            if not await self._outbox.acquire(self._owner, LEASE):
-                # Its holder may be about to let go, with our rows come too late for it: look again soon.
-                self._ordered = True
-                await self._clock.sleep(0.02)
-                self._kicked.set()
-                return
-            try:
-                # What was due may have been sent by whoever held the right until now.
-                while entries := await self._due():
-                    await self._send(entries)
-                    if not await self._outbox.acquire(self._owner, LEASE):
-                        return
-            finally:
-                await self._outbox.release(self._owner)
-        self._ordered = False
-
-    async def _due(self) -> list[Entry]:
-        return await self._outbox.due(unordered_before=self._clock.time() - LEFT_AFTER)
-
-    async def _send(self, entries: Sequence[Entry]) -> None:
-        messages: list[Message] = []
-        for entry in entries:
-            if entry.kind is Kind.CANCEL:
-                await self._publish(messages)
-                messages = []
-                await self._mq.cancel(entry.message_id)
-            elif entry.message is not None:
-                messages.append(entry.message)
-        await self._publish(messages)
-        await self._outbox.remove([each.id for each in entries])
-
-    async def _publish(self, messages: Sequence[Message]) -> None:
-        """Publish all; what the queue refuses for good is reported and set aside, so as not to hold up the rest."""
-        if not messages:
+        if not await self._is_pending():
+            return
+        if not await self._acquire():
+            # Its holder may be about to release it, with our rows come too late for it: ask again soon.
+            await self._clock.sleep(RETRY_AFTER)
+            self._task.wake()
             return
         try:
-            await self._mq.publish(messages)
-        except QueueRejected as error:
-            if len(messages) == 1:
-                self._metrics.publish_failures += 1
-                await self._outbox.set_aside(messages[0].id)
-                log.error(  # noqa: TRY400 - the queue's own words say why
-                    "the queue refuses a committed event for good: it stays in the outbox as rejected",
-                    event_name=messages[0].event,
-                    event_id=messages[0].id,
-                    error=str(error),
-                )
-                return
-            for each in messages:
-                await self._publish([each])
+            async with self._renewing():
+                while self._holds and not self._task.stopping and await self._take_turns():
+                    self._task.progressed()
+        except Exception:
+            self._metrics.publish_failures += 1
+            raise
+        finally:
+            await self._outbox.release(self._owner)
+
+    async def _is_pending(self) -> bool:
+        pending = await self._outbox.pending()
+        now = self._clock.monotonic()
+        if pending.last_direct is not None and (not self._seen or now - self._seen[-1][0] >= NOTE_EVERY):
+            self._seen.append((now, pending.last_direct))
+        while self._seen and now - self._seen[0][0] >= LEFT_AFTER:
+            self._last_left = max(self._last_left, self._seen.popleft()[1])
+        return pending.carried or (pending.first_direct is not None and pending.first_direct <= self._last_left)
+
+    async def _take_turns(self) -> bool:
+        """Send one group of each kind; False if there was nothing to send."""
+        limit = self._sender.group
+        cancellations = await self._outbox.cancellations(limit)
+        await self._sender.cancel(cancellations)
+        carried = await self._outbox.carried(limit)
+        if carried and self._holds:
+            await self._sender.publish(carried)
+        left = await self._outbox.left(limit, self._last_left)
+        if left and self._holds:
+            await self._sender.publish(left)
+        return bool(cancellations or carried or left)
+
+    # --- the right to send ------------------------------------------------------------------------------------------
+
+    @property
+    def _holds(self) -> bool:
+        return self._clock.monotonic() < self._valid_until
+
+    async def _acquire(self) -> bool:
+        asked = self._clock.monotonic()
+        if not await self._outbox.acquire(self._owner, LEASE):
+            self._valid_until = float("-inf")
+            return False
+        self._valid_until = asked + LEASE
+        return True
+
+    @asynccontextmanager
+    async def _renewing(self) -> AsyncIterator[None]:
+        """Surround a block in which the right is renewed, however long it takes to send a group."""
+
+        async def renew() -> None:
+            while True:
+                await self._clock.sleep(LEASE / 3)
+                if not await self._acquire():
+                    return
+
+        renewal = asyncio.create_task(renew(), name="outbox relay lease")
+        try:
+            yield
+        finally:
+            renewal.cancel()
+            await asyncio.wait((renewal,))
+            if not renewal.cancelled():
+                renewal.exception()  # without a renewal the right ends by itself, and the next turn says why
+
+
+def _size(entry: Entry) -> int:
+    return len(entry.message.body) if entry.message is not None else 0

@@ -45,9 +45,11 @@ async def outbox_samples(bus: Bus, clock: Clock) -> list[Sample]:
     """Return what waits in the outbox; nothing ever does where the queue is in the application's database."""
     waiting, oldest = await bus.outbox_backlog()
     age = 0.0 if oldest is None else max(0.0, clock.time() - oldest)
+    rejected = await bus.outbox_rejected()
     return [
         Sample("outbox_rows", "Events that wait in the outbox for the queue.", "gauge", waiting, {}),
         Sample("outbox_oldest_seconds", "Age of the oldest of them.", "gauge", age, {}),
+        Sample("outbox_rejected_rows", "Rows that the queue refused for good.", "gauge", rejected, {}),
     ]
 
 

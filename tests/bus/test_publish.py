@@ -1,6 +1,7 @@
 """`publish` without a database: what runs, in what order, and what is sent."""
 
 import asyncio
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -467,3 +468,28 @@ async def test_a_renamed_event_is_read_under_its_former_name() -> None:
         await old.publish(Before(n=5))
         await kit.drain()
     assert seen == [After(n=5, colour="red")]
+
+
+async def test_a_failed_nested_publish_that_is_caught_is_not_delivered() -> None:
+    async with BusKit() as kit:
+        recorder = Recorder()
+
+        async def reserve(event: UserCreated) -> None:
+            await kit.bus.publish(Ticked(1))
+            with contextlib.suppress(RuntimeError):
+                await kit.bus.publish(UserUpdated())
+            await kit.bus.publish(Ticked(2))
+
+        async def refuse(event: UserUpdated) -> None:
+            await kit.bus.publish(Ticked(99))
+            raise RuntimeError("sold out")
+
+        kit.bus.add_sync_listener(reserve)
+        kit.bus.add_sync_listener(refuse)
+        kit.bus.add_async_listener(recorder.updated)
+        kit.bus.add_async_listener(recorder.ticked)
+        await kit.start()
+        await kit.bus.publish(UserCreated())
+        await kit.drain()
+        assert recorder.seen == [1, 2]
+        assert kit.published(UserUpdated) == []

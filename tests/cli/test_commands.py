@@ -232,3 +232,36 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(beneath: Beneath) -
     assert beneath("bus", "dead", "discard", "--event", "Other").out == "discarded 0\n"
     assert beneath("bus", "dead", "discard", "--listener", "notification.send_welcome_email").out == "discarded 2\n"
     assert json.loads(beneath("bus", "dead", "list", "--json").out) == []
+
+
+def test_rejected_outbox_rows_are_listed_retried_and_discarded(beneath: Beneath, folder: Path) -> None:
+    assert beneath("bus", "outbox", "list").err == "the queue has rejected nothing\n"
+    [database] = folder.rglob("*.db")
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for id_, kind, body in (
+            (1, "rejected", b"x"),
+            (2, "rejected", b"x"),
+            (3, "rejected", b""),
+            (4, "publish", b"x"),
+        ):
+            connection.execute(
+                "INSERT INTO beneath_outbox (id, kind, message_id, event, published_at, created_at, body, error) "
+                "VALUES (?, ?, 'm', 'UserCreated', 1.0, 1.0, ?, 'QueueRejected: too large')",
+                (id_, kind, body),
+            )
+    rows = json.loads(beneath("bus", "outbox", "list", "--json").out)
+    assert [(each["row"], each["error"]) for each in rows] == [(n, "QueueRejected: too large") for n in (1, 2, 3)]
+    assert [each["row"] for each in json.loads(beneath("bus", "outbox", "list", "--after", "1", "--json").out)] == [
+        2,
+        3,
+    ]
+    assert "too large" in beneath("bus", "outbox", "list").out
+
+    refused(beneath("bus", "outbox", "retry"), "say which rows")
+    refused(beneath("bus", "outbox", "discard", "1", "--all"), "say which rows")
+    refused(beneath("bus", "outbox", "retry", "1", "4"), "there is no rejected row 4; nothing was changed")
+    assert beneath("bus", "outbox", "retry", "1", "3").out == "retried 2\n"
+    assert beneath("bus", "outbox", "discard", "--all").out == "discarded 1\n"
+    with closing(sqlite3.connect(database)) as connection:
+        left = connection.execute("SELECT id, kind, error FROM beneath_outbox ORDER BY id").fetchall()
+    assert left == [(1, "publish", None), (3, "cancel", None), (4, "publish", "QueueRejected: too large")]

@@ -7,7 +7,8 @@ from typing import NoReturn
 
 from sqlalchemy import text
 
-from bus.outbox import Outbox
+from bus.outbox import Entry, Kind, Outbox
+from bus.outbox_sender import OutboxSender
 from bus.relay import Relay
 from infra.db import Transaction
 from infra.mq import Message
@@ -44,8 +45,8 @@ def before_commit() -> None:
     put = Outbox.put
 
     async def put_and_die(
-        self: Outbox, transaction: Transaction, messages: Sequence[Message], cancelled: Sequence[str]
-    ) -> None:
+        self: Outbox, transaction: Transaction, messages: Sequence[tuple[Kind, Message]], cancelled: Sequence[str]
+    ) -> NoReturn:
         await put(self, transaction, messages, cancelled)
         die()
 
@@ -55,7 +56,7 @@ def before_commit() -> None:
 def after_commit() -> None:
     """Die with everything committed, and nothing pushed."""
 
-    def die_now(_self: Relay, _messages: Sequence[Message], *, cancelled: bool) -> None:
+    def die_now(_self: Relay, _entries: Sequence[Entry], *, cancelled: bool) -> None:
         del cancelled
         die()
 
@@ -63,24 +64,21 @@ def after_commit() -> None:
 
 
 def before_push() -> None:
-    """Die with the right to send, just before sending."""
+    """Die just before sending."""
 
-    async def die_now(_self: Relay, _messages: Sequence[Message]) -> None:
+    async def die_now(_self: OutboxSender, _entries: Sequence[Entry]) -> None:
         die()
 
-    Relay._publish = die_now  # type: ignore[method-assign,assignment]  # as above
+    OutboxSender.publish = die_now  # type: ignore[method-assign,assignment]  # as above
 
 
 def after_push() -> None:
     """Die when the queue has the first of it, before anything is cleaned up."""
-    push = Relay._publish
 
-    async def push_and_die(self: Relay, messages: Sequence[Message]) -> None:
-        await push(self, messages)
-        if messages:
-            die()
+    async def die_now(_self: OutboxSender, _entries: Sequence[Entry]) -> None:
+        die()
 
-    Relay._publish = push_and_die  # type: ignore[method-assign]  # as above
+    OutboxSender._remove = die_now  # type: ignore[method-assign,assignment]  # as above
 
 
 def after_cleanup() -> None:

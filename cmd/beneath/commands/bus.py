@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from beneath.commands import dead
+from beneath.commands import dead, outbox
 from beneath.commands.context import (
     JsonOption,
     container_of,
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="The event bus.", rich_markup_mode=None)
 app.add_typer(dead.app, name="dead")
+app.add_typer(outbox.app, name="outbox")
 
 ListenerArgument = Annotated[str, typer.Argument(metavar="LISTENER", help="Its name, as in `beneath bus stats`.")]
 STATES = ("ready", "retrying", "scheduled", "in_flight", "parked", "blocked", "dead")

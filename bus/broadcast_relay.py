@@ -1,0 +1,78 @@
+"""Sends what committed transactions broadcast: at most once, and bounded while the queue is away."""
+
+from collections import deque
+from collections.abc import Sequence
+
+import structlog
+
+from bus.metrics import BusMetrics
+from bus.relay_loop import RelayLoop
+from infra.clock import Clock
+from infra.mq import MessageQueue, QueueRejected
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+GROUP = 100
+"""How many frames are sent at a time."""
+
+MAX_FRAMES = 10_000
+"""How many frames wait at most; then the oldest are dropped."""
+
+MAX_BYTES = 16 * 1024 * 1024
+"""How large, in bytes, the waiting frames are together at most."""
+
+RETRY_EVERY = 60.0
+
+
+class BroadcastRelay:
+    """The frames that wait to be sent, and the loop that sends them."""
+
+    def __init__(self, mq: MessageQueue, clock: Clock, metrics: BusMetrics, *, origin: str) -> None:
+        self.loop = RelayLoop("broadcast relay", self._send, clock, every=RETRY_EVERY)
+        self._mq = mq
+        self._metrics = metrics
+        self._origin = origin
+        self._frames: deque[bytes] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def add(self, frames: Sequence[bytes]) -> None:
+        """Send frames soon, in order; they are lost if the queue cannot be reached then."""
+        if not frames:
+            return
+        self._frames.extend(frames)
+        self._bytes += sum(map(len, frames))
+        dropped = 0
+        while len(self._frames) > MAX_FRAMES or self._bytes > MAX_BYTES:
+            self._bytes -= len(self._frames.popleft())
+            dropped += 1
+        if dropped:
+            self._dropped(dropped, "too many wait for the queue")
+        self.loop.wake()
+
+    async def _send(self) -> None:
+        while self._frames and not self.loop.stopping:
+            group = [self._frames.popleft() for _ in range(min(GROUP, len(self._frames)))]
+            self._bytes -= sum(map(len, group))
+            await self._broadcast(group)
+
+    async def _broadcast(self, group: Sequence[bytes]) -> None:
+        try:
+            await self._mq.broadcast(group, origin=self._origin)
+        except QueueRejected as error:
+            if len(group) == 1:
+                self._dropped(1, str(error))
+                return
+            for frame in group:
+                await self._broadcast([frame])
+        except Exception as error:
+            self._dropped(len(group), str(error))
+            raise
+        else:
+            self._metrics.broadcasts_sent += len(group)
+
+    def _dropped(self, count: int, reason: str) -> None:
+        self._metrics.broadcasts_dropped += count
+        log.warning("broadcasts dropped", count=count, reason=reason)

@@ -1,0 +1,97 @@
+"""`beneath bus outbox`: committed events that the queue refused for good. Works also while the queue is unavailable."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from beneath.commands.context import JsonOption, container_of, print_json, print_table, run
+
+if TYPE_CHECKING:
+    from bus.rejected_rows import RejectedRow, RejectedRows
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, help="Rejected rows of the outbox.", rich_markup_mode=None)
+
+Rows = Annotated[list[int] | None, typer.Argument(metavar="ROW...", help="As in `beneath bus outbox list`.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All rejected rows.")]
+
+
+@app.command("list")
+def list_rows(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 100,
+    after: Annotated[int, typer.Option(min=0, help="Only those after this row.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """List rejected rows, oldest first: committed events that the queue refused, and why."""
+
+    async def find(rows: "RejectedRows") -> "list[RejectedRow]":
+        return await rows.list(limit=limit, after=after)
+
+    found = [_row(each) for each in _in_outbox(context, find)]
+    if as_json:
+        print_json(found)
+        return
+    columns = ["row", "event", "message_id", "ordering_key", "bytes", "committed_at", "error"]
+    print_table(columns, found, empty="the queue has rejected nothing")
+
+
+@app.command()
+def retry(context: typer.Context, rows: Rows = None, everything: AllOption = False) -> None:
+    """Send rejected rows again, once what made the queue refuse them is mended."""
+
+    async def work(rejected: "RejectedRows") -> int:
+        return await rejected.retry(await _chosen(rejected, rows, everything))
+
+    typer.echo(f"retried {_in_outbox(context, work)}")
+
+
+@app.command()
+def discard(context: typer.Context, rows: Rows = None, everything: AllOption = False) -> None:
+    """Delete rejected rows for good: no listener will get their events."""
+
+    async def work(rejected: "RejectedRows") -> int:
+        return await rejected.discard(await _chosen(rejected, rows, everything))
+
+    typer.echo(f"discarded {_in_outbox(context, work)}")
+
+
+async def _chosen(rejected: "RejectedRows", rows: list[int] | None, everything: bool) -> list[int] | None:
+    """Return the rows meant, None for all, after making sure that each exists."""
+    from beneath.errors import UsageError
+
+    if bool(rows) == everything:
+        raise UsageError("say which rows: either their numbers, or --all")
+    if rows and (missing := await rejected.missing(rows)):
+        raise UsageError(f"there is no rejected row {missing[0]}; nothing was changed")
+    return rows or None
+
+
+def _in_outbox(context: typer.Context, work: "Callable[[RejectedRows], Awaitable[T]]") -> T:
+    container = container_of(context)
+
+    async def opened() -> T:
+        from beneath.application import open_database
+        from bus.rejected_rows import RejectedRows
+
+        async with open_database(container) as db:
+            return await work(RejectedRows(db))
+
+    return run(opened())
+
+
+def _row(each: "RejectedRow") -> dict[str, object]:
+    from infra.logging import mask_output
+
+    return {
+        "row": each.id,
+        "event": each.event or "(cancellation)",
+        "message_id": each.message_id,
+        "ordering_key": each.ordering_key,
+        "bytes": each.size,
+        "committed_at": datetime.fromtimestamp(each.created_at, UTC).isoformat(timespec="milliseconds"),
+        "error": mask_output(each.error),
+    }

@@ -1,0 +1,153 @@
+"""A database and a queue elsewhere, with as many processes as a test starts, on a clock that the test moves."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sqlalchemy import text
+
+from bus import Bus, Delivery
+from bus.codec import unpack
+from infra.clock import FakeClock
+from infra.db import Database
+from infra.db.migrate import History, upgrade
+from infra.mq import (
+    Claim,
+    Features,
+    Message,
+    Outcome,
+    QueueIndeterminate,
+    QueueRejected,
+    QueueUnavailable,
+    Settlement,
+    WorkerInfo,
+)
+from infra.mq.drivers.memory import MemoryQueue
+from tests.bus.events import Deposited, Ticked, UserUpdated
+
+
+class RemoteQueue(MemoryQueue):
+    """Behaves like a durable queue on another machine, with the failures that those have."""
+
+    down = False
+    lose_replies = 0
+    refusal = ""
+    """Why it cannot be used, although it is there."""
+
+    @property
+    def features(self) -> Features:
+        return Features(durable=True, multi_process=True, transactional=False)
+
+    async def open(self) -> None:
+        self._answer()
+        await super().open()
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        self._answer()
+        if any(each.event == "UserUpdated" for each in messages):
+            raise QueueRejected("it does not like updates")
+        await super().publish(messages)
+        if self.lose_replies:
+            self.lose_replies -= 1
+            raise QueueIndeterminate("the reply was lost")
+
+    async def cancel(self, message_id: str) -> bool:
+        self._answer()
+        return await super().cancel(message_id)
+
+    async def scheduled(self, message_id: str) -> bool:
+        self._answer()
+        return await super().scheduled(message_id)
+
+    async def declare(self, *args: object) -> None:
+        self._answer()
+        await super().declare(*args)  # type: ignore[arg-type]  # passed on as they came
+
+    def _answer(self) -> None:
+        if self.down:
+            raise QueueUnavailable("connection refused")
+        if self.refusal:
+            raise QueueRejected(self.refusal)
+
+
+class Site:
+    """A database, a queue elsewhere, and as many processes as a test starts."""
+
+    def __init__(self, db: Database, clock: FakeClock, queue: type[RemoteQueue]) -> None:
+        self.db = db
+        self.clock = clock
+        self.mq = queue(clock=clock)
+        self.buses: list[Bus] = []
+
+    async def process(self) -> Bus:
+        bus = Bus(self.mq, self.db, clock=self.clock)
+        bus.add_async_listener(ignore_tick, name="ticks")
+        bus.add_async_listener(ignore_update, name="updates")
+        bus.add_async_ordered_listener(ignore_deposit, name="deposits")
+        self.buses.append(bus)
+        starting = asyncio.create_task(bus.start())
+        await self.until(starting.done)
+        await starting
+        return bus
+
+    async def until(self, condition: Callable[[], bool | Awaitable[bool]]) -> None:
+        """Let time pass until `condition` holds."""
+        for _ in range(500):
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
+            await self.clock.advance(0.1)
+            await asyncio.sleep(0.001)  # the database's own thread needs a moment, not a time
+        raise AssertionError("it never came to pass")
+
+    async def empty(self) -> bool:
+        return await self.rows() == []
+
+    async def rows(self) -> list[str]:
+        async with self.db.read() as session:
+            return list((await session.scalars(text("SELECT event FROM beneath_outbox ORDER BY id"))).all())
+
+    async def delivered(self, name: str) -> list[int]:
+        """Take what the queue holds for a listener: the numbers that its events carry."""
+        consumer = await self.mq.consumer(WorkerInfo(id=f"reader of {name}", subscriptions=frozenset({name})))
+        numbers: list[int] = []
+        while claims := await consumer.fetch({name: 1000}, wait=0):
+            for delivery in [delivery for claim in claims for delivery in claim.deliveries]:
+                event = self.buses[0].event_types[delivery.event].decode(unpack(delivery.body).payload, 1)
+                numbers.append(event.n if isinstance(event, Ticked) else event.amount)
+            for claim in claims:
+                if claim.ordered:  # so that the rest of a long mailbox is seen, too
+                    await consumer.settle(done(claim))
+        await consumer.close()
+        return numbers
+
+
+def done(claim: Claim) -> list[Settlement]:
+    last = claim.deliveries[-1]
+    return [
+        Settlement(claim=claim, delivery=each, outcome=Outcome.DONE, close=each is last) for each in claim.deliveries
+    ]
+
+
+async def ignore_tick(event: Ticked) -> None: ...
+
+
+async def ignore_update(event: UserUpdated) -> None: ...
+
+
+async def ignore_deposit(event: Deposited, delivery: Delivery) -> None: ...
+
+
+@asynccontextmanager
+async def opened_site(folder: Path, queue: type[RemoteQueue] = RemoteQueue) -> AsyncIterator[Site]:
+    db = Database(f"sqlite:///{folder / 'beneath.db'}", busy_timeout=2)
+    await db.open()
+    await upgrade(db, [History("bus", "infra.db.migrations", "beneath_bus_version")])
+    site = Site(db, FakeClock(), queue)
+    await site.mq.open()
+    yield site
+    for bus in site.buses:
+        await bus.close()
+    await site.mq.close()
+    await db.close()

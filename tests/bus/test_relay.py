@@ -1,0 +1,507 @@
+"""The relay at its edges: no row starves, doubles, blocks its group or is lost from sight."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from structlog.testing import capture_logs
+
+from bus import Bus
+from bus.broadcast_relay import MAX_FRAMES
+from bus.outbox import GROUP, GROUP_BYTES, OUTBOX, Outbox
+from bus.relay import LEASE
+from infra.clock import FakeClock
+from infra.db import Database
+from infra.mq import Message, QueueIndeterminate, QueueRejected, QueueUnavailable
+from tests.bus.events import Deposited, Ticked, UserCreated
+from tests.bus.site import RemoteQueue, Site, opened_site
+
+
+class WatchedQueue(RemoteQueue):
+    """Writes down what it is asked, and does what a test says to some of it."""
+
+    def __init__(self, *, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.calls: list[list[str]] = []
+        """The message ids of each publish, and `cancel ID` for each cancellation."""
+
+        self.sizes: list[int] = []
+        self.before: Callable[[Sequence[Message]], None] = lambda _messages: None
+        self.held: dict[str, asyncio.Event] = {}
+        """Publishes of these events wait here first."""
+
+        self.holding: set[str] = set()
+
+        self.sent_frames: list[bytes] = []
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        self.before(messages)
+        for each in messages:
+            if each.event in self.held:
+                self.holding.add(each.event)
+                await self.held[each.event].wait()
+        self.calls.append([each.id for each in messages])
+        self.sizes.append(sum(len(each.body) for each in messages))
+        await super().publish(messages)
+
+    async def cancel(self, message_id: str) -> bool:
+        self.calls.append([f"cancel {message_id}"])
+        return await super().cancel(message_id)
+
+    async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
+        self._answer()
+        self.sent_frames += frames
+        await super().broadcast(frames, origin=origin)
+
+    @property
+    def ids(self) -> list[str]:
+        return [each for call in self.calls for each in call]
+
+
+class WatchedSite(Site):
+    mq: WatchedQueue
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with opened_site(tmp_path, WatchedQueue) as site:
+        yield site
+
+
+def watched(site: Site) -> WatchedQueue:
+    assert isinstance(site.mq, WatchedQueue)
+    return site.mq
+
+
+async def commit(site: Site, bus: Bus, *events: object) -> None:
+    async with site.db.transaction():
+        await bus.publish_many(events)
+
+
+async def kinds(site: Site) -> list[tuple[str, str]]:
+    async with site.db.read() as session:
+        rows = (await session.execute(text("SELECT kind, coalesce(error, '') FROM beneath_outbox ORDER BY id"))).all()
+    return [(str(kind), str(error)) for kind, error in rows]
+
+
+async def insert(site: Site, count: int, *, kind: str, key: str | None = None, size: int = 1) -> None:
+    """Write rows as a process left them that died long ago."""
+    async with site.db.transaction() as transaction:
+        await transaction.session.execute(
+            OUTBOX.insert(),
+            [
+                {
+                    "kind": kind,
+                    "message_id": f"{kind}-{n}",
+                    "event": "clock.ticked" if key is None else "Deposited",
+                    "ordering_key": key,
+                    "published_at": 1.0,
+                    "created_at": 1.0,
+                    "body": b"x" * size,
+                }
+                for n in range(count)
+            ],
+        )
+
+
+# --- no kind of row starves another -----------------------------------------------------------------------------------
+
+
+async def test_ordered_events_and_broadcasts_pass_a_push_that_hangs(site: Site) -> None:
+    bus = await site.process()
+    mq = watched(site)
+    mq.held["clock.ticked"] = asyncio.Event()
+    await commit(site, bus, Ticked(1))
+    await commit(site, bus, Deposited(account="a", amount=2))
+    relay = bus._publisher.relay
+    assert relay is not None
+    relay.broadcast([b"frame"])
+    await site.until(lambda: bool(mq.sent_frames) and len(mq.calls) == 1)
+    assert await site.delivered("deposits") == [2]
+    mq.held["clock.ticked"].set()
+    await site.until(site.empty)
+
+
+async def test_a_push_passes_an_ordered_event_that_hangs(site: Site) -> None:
+    bus = await site.process()
+    mq = watched(site)
+    mq.held["Deposited"] = asyncio.Event()
+    await commit(site, bus, Deposited(account="a", amount=2))
+    await commit(site, bus, Ticked(1))
+    await site.until(lambda: len(mq.calls) == 1)
+    assert await site.delivered("ticks") == [1]
+    mq.held["Deposited"].set()
+    await site.until(site.empty)
+
+
+async def test_cancellations_ordered_and_left_rows_take_turns_in_bounded_groups(site: Site) -> None:
+    await insert(site, 3 * GROUP, kind="publish", key="a")
+    await insert(site, 3 * GROUP, kind="direct")
+    await insert(site, 1, kind="cancel")
+    await site.process()
+    await site.until(site.empty)
+    mq = watched(site)
+    assert max(len(each) for each in mq.calls) == GROUP
+    heads = [each[0].partition("-")[0] for each in mq.calls]
+    assert heads[0] == "cancel cancel"
+    # The ordered rows were alone until the others counted as left; from then on they took turns.
+    assert heads.count("publish") == heads.count("direct") == 3
+    assert mq.ids.index("publish-0") < mq.ids.index("publish-599")
+
+
+async def test_a_group_is_bounded_in_bytes_and_a_larger_row_goes_alone(site: Site) -> None:
+    await insert(site, 9, kind="publish", key="a", size=GROUP_BYTES // 3)
+    await insert(site, 2, kind="direct", size=3 * GROUP_BYTES)
+    await site.process()
+    await site.until(site.empty)
+    mq = watched(site)
+    assert sorted(map(len, mq.calls)) == [1, 1, 3, 3, 3]
+    assert max(mq.sizes) == 3 * GROUP_BYTES  # a row that is larger goes alone
+
+
+async def test_what_the_relay_reads_does_not_grow_with_other_rows(site: Site) -> None:
+    outbox = Outbox(site.db, site.clock)
+    plans = []
+    for read in (
+        outbox.pending,
+        lambda: outbox.cancellations(GROUP),
+        lambda: outbox.carried(GROUP),
+        lambda: outbox.left(GROUP, 10),
+    ):
+        statements = await recorded(site.db, read)
+        for statement in statements:
+            async with site.db.read() as session:
+                connection = await session.connection()
+                rows = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement[0]}", statement[1])).all()
+            plans += [str(row[-1]) for row in rows]
+    assert plans
+    assert any("ix_beneath_outbox_kind" in each for each in plans)
+    assert [each for each in plans if each.startswith(("SCAN beneath_outbox", "SCAN earlier"))] == []
+
+
+async def test_ordered_rows_are_sent_once_although_two_processes_carry(site: Site) -> None:
+    one, two = await site.process(), await site.process()
+    for n in range(60):
+        await commit(site, (one, two)[n % 2], Deposited(account="a", amount=n))
+    await site.until(site.empty)
+    assert await site.delivered("deposits") == list(range(60))
+
+
+# --- nothing is sent twice without a failure --------------------------------------------------------------------------
+
+
+async def test_what_waited_too_long_in_memory_is_sent_from_its_row_alone(site: Site) -> None:
+    one, two = await site.process(), await site.process()
+    mq = watched(site)
+    mq.held["clock.ticked"] = stuck = asyncio.Event()
+    await commit(site, one, Ticked(0))
+    await site.clock.advance(0.1)
+    for n in range(1, 6):
+        await commit(site, one, Ticked(n))
+    assert mq.calls == []
+    del mq.held["clock.ticked"]
+    # The push of the first hangs; the other process finds the rows, and sends and deletes them.
+    await site.until(site.empty)
+    sent_by_the_other = len(mq.ids)
+    assert sent_by_the_other == 6
+    stuck.set()
+    await site.clock.advance(10)
+    assert len(mq.ids) == 7  # the one whose push hung; the queue dropped it as a repetition
+    assert sorted(await site.delivered("ticks")) == list(range(6))
+    assert two.metrics.publish_failures == 0
+
+
+async def test_close_waits_until_what_was_sent_has_no_row(site: Site) -> None:
+    bus = await site.process()
+    mq = watched(site)
+    mq.held = {"clock.ticked": asyncio.Event(), "Deposited": asyncio.Event()}
+    await commit(site, bus, Ticked(1), Deposited(account="a", amount=1))
+    await site.until(lambda: len(mq.holding) == 2)
+    closing = asyncio.create_task(bus.close())
+    await site.clock.advance(0.1)
+    assert not closing.done()
+    for each in mq.held.values():
+        each.set()
+    await site.until(closing.done)
+    assert len(mq.ids) == 2
+    assert await site.rows() == []
+
+
+async def test_a_row_that_could_not_be_deleted_is_not_sent_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = await site.process()
+    relay = bus._publisher.relay
+    assert relay is not None
+    remove = relay._outbox.remove
+    failures = 5
+
+    async def fail(ids: Sequence[int]) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError("disk")
+        await remove(ids)
+
+    monkeypatch.setattr(relay._outbox, "remove", fail)
+    await commit(site, bus, Ticked(1), Deposited(account="a", amount=1))
+    await site.until(site.empty)
+    assert failures == 0
+    assert len(watched(site).ids) == 2
+
+
+# --- a bad row blocks nobody ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [QueueRejected("no"), OverflowError("too large"), ValueError("bad"), RuntimeError("bug"), KeyError("x")]
+)
+async def test_a_row_that_cannot_be_sent_is_set_aside_and_the_others_go_on(site: Site, error: Exception) -> None:
+    def refuse(messages: Sequence[Message]) -> None:
+        if any(each.id.startswith("poison") for each in messages):
+            raise error
+
+    watched(site).before = refuse
+    bus = await site.process()
+    async with site.db.transaction():
+        for n in range(20):
+            await bus.publish(Ticked(n), id="poison-tick" if n == 7 else None)
+            await bus.publish(Deposited(account="a", amount=n), id="poison-deposit" if n == 11 else None)
+    with capture_logs() as logs:
+
+        async def only_the_poison() -> bool:
+            return [kind for kind, _ in await kinds(site)] == ["rejected", "rejected"]
+
+        await site.until(only_the_poison)
+    assert sorted(await site.delivered("ticks")) == [n for n in range(20) if n != 7]
+    assert await site.delivered("deposits") == [n for n in range(20) if n != 11]
+    assert [type(error).__name__ in reason for _, reason in await kinds(site)] == [True, True]
+    rejected = [each["event_id"] for each in logs if each["event"] == "outbox message rejected"]
+    assert sorted(rejected) == ["poison-deposit", "poison-tick"]
+    assert bus.metrics.outbox_rejected == 2
+
+
+@pytest.mark.parametrize(
+    "error", [QueueUnavailable("busy"), QueueIndeterminate("lost"), OSError("no descriptors"), TimeoutError()]
+)
+async def test_an_error_that_passes_never_sets_a_row_aside(site: Site, error: Exception) -> None:
+    failing = 8
+
+    def fail(_messages: Sequence[Message]) -> None:
+        nonlocal failing
+        if failing:
+            failing -= 1
+            raise error
+
+    watched(site).before = fail
+    bus = await site.process()
+    await commit(site, bus, Ticked(1), Deposited(account="a", amount=1))
+    await site.until(site.empty)
+    assert (await site.delivered("ticks"), await site.delivered("deposits")) == ([1], [1])
+    assert bus.metrics.outbox_rejected == 0
+    assert failing == 0
+
+
+async def test_a_group_that_does_not_get_through_is_sent_in_smaller_ones(site: Site) -> None:
+    def narrow(messages: Sequence[Message]) -> None:
+        if len(messages) > 3:
+            raise QueueUnavailable("no answer within 5 s")
+
+    watched(site).before = narrow
+    await insert(site, 100, kind="publish", key="a")
+    await site.process()
+    await site.until(site.empty)
+    assert watched(site).ids == [f"publish-{n}" for n in range(100)]
+
+
+async def test_a_cancellation_that_is_refused_is_set_aside(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(message_id: str) -> bool:
+        raise QueueRejected(f"no such id as {message_id}")
+
+    monkeypatch.setattr(site.mq, "cancel", refuse)
+    await insert(site, 1, kind="cancel")
+    bus = await site.process()
+    await commit(site, bus, Deposited(account="a", amount=1))
+
+    async def only_the_refused() -> bool:
+        return [kind for kind, _ in await kinds(site)] == ["rejected"]
+
+    await site.until(only_the_refused)
+    assert await site.delivered("deposits") == [1]
+
+
+# --- the right to send ------------------------------------------------------------------------------------------------
+
+
+class Shifted(FakeClock):
+    """A clock whose wall time is wrong by `shift` seconds."""
+
+    shift = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.shift
+
+
+async def test_the_right_to_send_goes_by_no_wall_clock(site: Site) -> None:
+    ahead, behind = Shifted(), Shifted()
+    ahead.shift, behind.shift = 3600.0, -3600.0
+    dead, heir = Outbox(site.db, ahead), Outbox(site.db, behind)
+    assert await dead.acquire("dead", LEASE)
+    assert not await heir.acquire("heir", LEASE)
+    await behind.advance(LEASE - 0.1)
+    assert not await heir.acquire("heir", LEASE)
+    assert await dead.acquire("dead", LEASE)  # it lives: the wait begins anew
+    ahead.shift = -7200.0
+    await behind.advance(LEASE - 0.1)
+    assert not await heir.acquire("heir", LEASE)
+    await behind.advance(LEASE)
+    assert await heir.acquire("heir", LEASE)
+    assert not await dead.acquire("dead", LEASE)
+    await heir.release("heir")
+    assert await dead.acquire("dead", LEASE)
+
+
+async def test_the_right_to_send_is_taken_by_one_of_two(site: Site) -> None:
+    clocks = [FakeClock(), FakeClock()]
+    rivals = [Outbox(site.db, each) for each in clocks]
+    dead = Outbox(site.db, FakeClock())
+    assert await dead.acquire("dead", LEASE)
+    for name, rival in zip("ab", rivals, strict=True):
+        assert not await rival.acquire(name, LEASE)
+    for each in clocks:
+        await each.advance(LEASE)
+    taken = await asyncio.gather(*(rival.acquire(name, LEASE) for name, rival in zip("ab", rivals, strict=True)))
+    assert sorted(taken) == [False, True]
+
+
+async def test_a_slow_group_keeps_the_right_to_send(site: Site) -> None:
+    one, two = await site.process(), await site.process()
+    mq = watched(site)
+    mq.held["Deposited"] = asyncio.Event()
+    await commit(site, one, Deposited(account="a", amount=1))
+    for _ in range(30):  # ten leases long
+        await site.clock.advance(1)
+        await asyncio.sleep(0.005)
+    mq.held["Deposited"].set()
+    await site.until(site.empty)
+    assert len(mq.ids) == 1
+    assert two.metrics.publish_failures == 0
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+async def test_waiting_broadcasts_are_bounded_and_counted(site: Site) -> None:
+    bus = await site.process()
+    relay = bus._publisher.relay
+    assert relay is not None
+    site.mq.down = True
+    for n in range(MAX_FRAMES + 5):
+        relay.broadcast([b"%d" % n])
+    assert len(relay._broadcasts) == MAX_FRAMES
+    assert bus.metrics.broadcasts_dropped == 5
+    relay.broadcast([b"x" * 2**24])
+    assert len(relay._broadcasts) == 1
+
+
+# --- cancellation -----------------------------------------------------------------------------------------------------
+
+
+async def test_cancel_is_false_for_what_can_no_longer_be_cancelled(site: Site) -> None:
+    bus = await site.process()
+    site.mq.down = True
+    async with site.db.transaction():
+        await bus.publish(Ticked(1), id="at-once")
+        await bus.publish_delayed(Ticked(2), 5, id="soon")
+        later = await bus.publish_delayed(Ticked(3), 3600)
+    async with site.db.transaction():
+        assert await bus.cancel("at-once") is False
+        assert await bus.cancel(later) is True
+        assert await bus.cancel(later) is False
+    await site.clock.advance(6)
+    site.mq.down = False
+    assert await bus.cancel("soon") is False
+    await site.until(site.empty)
+    assert sorted(await site.delivered("ticks")) == [1, 2]
+
+
+async def test_a_withdrawn_publish_leaves_no_earlier_one_of_its_id_scheduled(site: Site) -> None:
+    bus = await site.process()
+    await bus.publish_delayed(Ticked(1), 3600, id="seven")
+    async with site.db.transaction():
+        await bus.publish_delayed(Ticked(2), 3600, id="seven")
+        assert await bus.cancel("seven") is True
+    await site.until(site.empty)
+    assert await site.mq.scheduled("seven") is False
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("down", [True, False])
+async def test_an_id_can_be_scheduled_anew_after_its_cancellation(site: Site, *, together: bool, down: bool) -> None:
+    bus = await site.process()
+    async with site.db.transaction():
+        await bus.publish_delayed(Ticked(1), 3600, id="seven")
+    if not down:
+        await site.until(site.empty)
+    site.mq.down = down
+    if together:
+        async with site.db.transaction():
+            assert await bus.cancel("seven") is True
+            await bus.publish_delayed(Ticked(2), 60, id="seven")
+    else:
+        async with site.db.transaction():
+            assert await bus.cancel("seven") is True
+        async with site.db.transaction():
+            await bus.publish_delayed(Ticked(2), 60, id="seven")
+    site.mq.down = False
+    await site.until(site.empty)
+    await site.clock.advance(120)
+    assert await site.delivered("ticks") == [2]
+
+
+async def test_a_rejected_delayed_event_can_be_cancelled(site: Site) -> None:
+    def refuse(messages: Sequence[Message]) -> None:
+        raise QueueRejected("no")
+
+    watched(site).before = refuse
+    bus = await site.process()
+    async with site.db.transaction():
+        await bus.publish_delayed(Ticked(1), 3600, id="seven")
+
+    async def rejected() -> bool:
+        return [kind for kind, _ in await kinds(site)] == ["rejected"]
+
+    await site.until(rejected)
+    assert await bus.cancel("seven") is True
+    await site.until(site.empty)
+
+
+async def test_one_id_on_two_event_classes_leaves_the_outbox_twice(site: Site) -> None:
+    bus = await site.process()
+    async with site.db.transaction():
+        await bus.publish(Ticked(1), id="seven")
+        await bus.publish(Deposited(account="a", amount=2), id="seven")
+        await bus.publish(UserCreated(), id="seven")
+    await site.until(site.empty)
+    assert (await site.delivered("ticks"), await site.delivered("deposits")) == ([1], [2])
+
+
+async def recorded(db: Database, read: Callable[[], object]) -> list[tuple[str, tuple[object, ...]]]:
+    """Return the statements, with their parameters, that `read` sends."""
+    from sqlalchemy import event
+
+    statements: list[tuple[str, tuple[object, ...]]] = []
+
+    def note(_c: object, _cursor: object, statement: str, parameters: tuple[object, ...], *_: object) -> None:
+        if statement.lstrip().startswith("SELECT"):
+            statements.append((statement, parameters))
+
+    engine = db.backend.reader.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        result = read()
+        assert asyncio.iscoroutine(result)
+        await result
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    return statements
