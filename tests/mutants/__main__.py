@@ -1,0 +1,24 @@
+"""`python -m tests.mutants [NAME ...]`: try seeded bugs, all or these; fails if one of them is not caught."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.mutants.seeded import MUTANTS
+from tests.mutants.trying import caught
+
+
+def main(names: list[str]) -> int:
+    """Return 1 if one was not caught."""
+    chosen = [it for it in MUTANTS if not names or it.name in names]
+    missed = 0
+    with tempfile.TemporaryDirectory(prefix="beneath-mutants-") as folder:
+        for mutant in chosen:
+            found = caught(mutant, Path(folder))
+            missed += not found
+            print(f"{'caught' if found else 'MISSED'}  {mutant.kind:2}  {mutant.name}", flush=True)  # noqa: T201 - its output
+    return int(missed > 0 or not chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
