@@ -13,6 +13,7 @@ import structlog
 
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
+from infra.failures import describe
 from infra.mq import Consumer
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -41,20 +42,37 @@ class Heartbeat:
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()
         self._moved = time.monotonic()
+        self._renewed = 0.0
+        self._heard = True
+        self._warned = False
 
     def start(self) -> None:
-        """Begin to beat."""
-        threading.Thread(target=self._beat, name="bus heartbeat", daemon=True).start()
+        """Begin to beat.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        threading.Thread(target=self._run, name="bus heartbeat", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop beating; the lease then runs out, or is given back by its consumer."""
+        """Stop beating; the lease then runs out, or is released by its consumer."""
         self._stopped.set()
+
+    def _run(self) -> None:
+        # The one background task that is not the supervisor's, for it must beat while the loop stands still. It goes on
+        # after whatever goes wrong: without it a worker that is well would lose its lease.
+        while True:
+            try:
+                self._beat()
+            except Exception as error:  # noqa: BLE001 - as said
+                self._metrics.heartbeat_failures += 1
+                with contextlib.suppress(Exception):
+                    log.exception("heartbeat failed", error=describe(error))
+            else:
+                return
 
     def _beat(self) -> None:
         step = min(self._options.renew_every, WARN_AFTER, self._options.max_stall / 4)
-        renewed = 0.0
-        heard = True
-        warned = False
         while not self._stopped.wait(step):
             try:
                 self._loop.call_soon_threadsafe(self._sign_of_life)
@@ -65,21 +83,21 @@ class Heartbeat:
                 self._give_up(stalled)
                 return
             if stalled > WARN_AFTER + step:
-                if not warned:
+                if not self._warned:
+                    self._warned = True
                     self._metrics.loop_stalls += 1
                     log.warning("the event loop is blocked", seconds=round(stalled, 1), by=self._culprit())
-                warned = True
             else:
-                warned = False
-            if time.monotonic() - renewed >= self._options.renew_every:
+                self._warned = False
+            if time.monotonic() - self._renewed >= self._options.renew_every:
                 asked = time.monotonic()
-                kept = self._renew(complain=heard)
+                kept = self._renew(complain=self._heard)
                 if kept is False:
                     self._report_loss()
                     return
                 # What failed is tried again at the next step: the lease runs on.
-                heard = kept is not None
-                renewed = asked if heard else renewed
+                self._heard = kept is not None
+                self._renewed = asked if self._heard else self._renewed
 
     def _sign_of_life(self) -> None:
         self._moved = time.monotonic()
@@ -89,13 +107,16 @@ class Heartbeat:
             return self._consumer.renew()
         except Exception as error:  # noqa: BLE001 - whatever it is, the next beat may succeed
             if complain:
-                log.warning("the worker's lease could not be renewed", error=str(error))
+                log.warning("the worker's lease could not be renewed", error=describe(error))
             return None
 
     def _give_up(self, stalled: float) -> None:
         self._metrics.loop_stalls += 1
         by = self._culprit()  # first: a moment later the loop may have moved on
-        self._consumer.abandon()
+        try:
+            self._consumer.abandon()
+        except Exception as error:  # noqa: BLE001 - the lease then ends by itself
+            log.warning("lease could not be abandoned", error=describe(error))
         # Once the loop moves again, the first thing it does is to notice.
         self._report_loss()
         log.error(
@@ -109,7 +130,13 @@ class Heartbeat:
             self._loop.call_soon_threadsafe(self._on_loss)
 
     def _culprit(self) -> str:
-        """Name the listener whose handler holds the loop, and the line it stands at."""
+        """Return the name of the listener whose handler holds the loop, and the line it stands at."""
+        try:
+            return self._find_culprit()
+        except Exception as error:  # noqa: BLE001 - it runs on while it is looked at
+            return f"unknown ({type(error).__name__})"
+
+    def _find_culprit(self) -> str:
         frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the documented way to see another thread
         if frame is None:
             return "unknown"

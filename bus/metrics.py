@@ -37,5 +37,6 @@ class BusMetrics:
     broadcast_failures: int = 0
     takeovers: int = 0
     loop_stalls: int = 0
+    heartbeat_failures: int = 0
     queue_errors: int = 0
     listeners: dict[str, ListenerMetrics] = field(default_factory=dict)

@@ -56,8 +56,8 @@ class Settler:
     async def run(self) -> None:
         """Send batches until cancelled. What was under way at a cancellation or an error is sent again."""
         while True:
-            await self._wanted.wait()
             await self.drain()
+            await self._wanted.wait()
 
     async def drain(self) -> None:
         """Send everything taken on; return once it has arrived or was dropped."""

@@ -11,6 +11,7 @@ from beneath.commands import bus, config, migrate, user
 from beneath.commands.context import ConfigOption, Options, SetOption, fail
 from beneath.commands.start import start
 from beneath.errors import shortage
+from beneath.lifecycle import ExitRequested
 from beneath.streams import flush_standard_streams, open_standard_streams
 
 app = typer.Typer(
@@ -81,6 +82,9 @@ def report(error: BaseException) -> int:
     if isinstance(error, OSError) and (reason := shortage(error)) is not None:
         fail(reason)
         return 1
+    if isinstance(error, ExitRequested):
+        fail(str(error))
+        return error.code
     code = _expected(error)
     if code is None:
         from infra.logging import mask_output

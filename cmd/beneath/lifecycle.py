@@ -34,6 +34,30 @@ class RunnableEnded(Exception):
     """A runnable returned although nobody had asked it to stop."""
 
 
+class ExitRequested(Exception):
+    """A handler raised SystemExit or KeyboardInterrupt: everything stops, and the process ends with its code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@contextmanager
+def exit_requests() -> Iterator[None]:
+    """Turn a SystemExit or KeyboardInterrupt that leaves the block into `ExitRequested`.
+
+    Raised in a task as they are, they would stop the event loop before anything else could stop.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise ExitRequested(128 + signal.SIGINT, "a handler raised KeyboardInterrupt") from error
+    except SystemExit as error:
+        # As `sys.exit()` has it: nothing is 0, a number is the code, all else is an error's text.
+        code = 0 if error.code is None else error.code if isinstance(error.code, int) else 1
+        raise ExitRequested(code, f"a handler ended the process with exit code {code}") from error
+
+
 class Lifecycle:
     """Runs runnables together: the first failure, or `stop()`, stops all of them.
 

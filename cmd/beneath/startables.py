@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from beneath.errors import UsageError
-from beneath.lifecycle import Runnable
+from beneath.lifecycle import Runnable, exit_requests
 from dependencies.sources import nearest
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class LoopWatch:
 
 
 class BusWatch:
-    """Ends the process when a background task of the bus has failed too often in a row."""
+    """Ends the process when a background task of the bus failed too often, or a broadcast listener asked for it."""
 
     name = "bus-watch"
 
@@ -117,4 +117,5 @@ class BusWatch:
         self._bus = application.bus
 
     async def run(self) -> None:
-        await self._bus.watch()
+        with exit_requests():
+            await self._bus.watch()

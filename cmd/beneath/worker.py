@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from beneath.control import build_health_server
 from beneath.errors import StartError
-from beneath.lifecycle import Runnable
+from beneath.lifecycle import Runnable, exit_requests
 from beneath.processes import Supervised, WorkerPool
 from beneath.startables import CONTROL_SERVER, CONTROL_WORKER, Request
 from bus import Bus
@@ -24,7 +24,8 @@ class BusWorker:
         self._bus = bus
 
     async def run(self) -> None:
-        await self._bus.run()
+        with exit_requests():
+            await self._bus.run()
 
 
 def build_worker(request: Request) -> Sequence[Runnable]:

@@ -5,6 +5,8 @@ import threading
 import time
 from types import FrameType
 
+import pytest
+
 from bus.heartbeat import Heartbeat
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
@@ -74,3 +76,21 @@ async def test_a_loop_that_stands_still_for_too_long_gives_the_lease_up_and_the_
     await until(lambda: named)
     await until(lost.is_set)
     assert metrics.loop_stalls == 1
+
+
+async def test_it_goes_on_after_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    lease, metrics = Lease(), BusMetrics()
+    heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01), metrics, nobody, lambda: None)  # type: ignore[arg-type]  # all that it uses
+    failures = iter([ZeroDivisionError(), MemoryError()])
+    renew = heartbeat._renew
+
+    def flaky(*, complain: bool) -> bool | None:
+        for failure in failures:
+            raise failure
+        return renew(complain=complain)
+
+    monkeypatch.setattr(heartbeat, "_renew", flaky)
+    heartbeat.start()
+    await until(lambda: lease.renewals >= 3)
+    heartbeat.stop()
+    assert metrics.heartbeat_failures == 2

@@ -1,6 +1,7 @@
 """The real application, in this process."""
 
 import asyncio
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from dependency_injector import providers
 
 from beneath.application import Application
+from beneath.cli import report
 from beneath.errors import StartError, UsageError
+from beneath.lifecycle import ExitRequested
 from beneath.server import bind
 from bus import BackgroundTaskFailed
 from dependencies import Container, Settings
@@ -137,6 +140,20 @@ async def test_failing_background_task_shows_in_readiness_and_metrics_and_ends_t
             application.bus._supervisor.max_failures = 1
             application.bus._supervisor.health("broken").failed(ValueError("again"))
             await asyncio.Event().wait()
+
+
+async def test_exit_of_a_handler_stops_all_and_is_the_processs_exit_code(settings: Settings) -> None:
+    container = Container(settings=settings)
+
+    async def leave(event: UserCreated) -> None:
+        sys.exit(3)
+
+    container.infra.bus().add_async_listener(leave, name="leave")
+    with pytest.raises(ExitRequested) as raised:
+        async with Application(container).running("all") as application, asyncio.timeout(20):
+            await sign_up(application.urls["control-server"], "ada@example.com")
+            await asyncio.Event().wait()
+    assert report(raised.value) == 3
 
 
 async def test_leaving_the_block_closes_everything(settings: Settings) -> None:

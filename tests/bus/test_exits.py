@@ -1,0 +1,146 @@
+"""A handler that ends the process: orderly, with its code, and as a crash of its delivery alone."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from bus import Bus, BusOptions, Retry
+from infra.clock import SystemClock
+from infra.mq import SubscriptionStats
+from infra.mq.drivers.memory import MemoryQueue
+from tests.bus.events import Ticked
+from tests.bus.house import House
+
+
+class Process:
+    """A bus on a queue that outlives it, run by `asyncio.run` as a process would."""
+
+    def __init__(self) -> None:
+        self.mq = MemoryQueue(clock=SystemClock(), lease=float("inf"))
+        self.handled: list[int] = []
+        self.runs = 0
+        self.stats: SubscriptionStats | None = None
+
+    def run(self, handler: Callable[[Ticked], Coroutine[Any, Any, None]], *events: Ticked) -> BaseException | None:
+        """Publish `events` and work until the process ends by itself; return with what, None for too long."""
+        try:
+            asyncio.run(self._main(handler, events))
+        except (SystemExit, KeyboardInterrupt) as ended:
+            return ended
+        return None
+
+    async def _main(self, handler: Callable[[Ticked], Coroutine[Any, Any, None]], events: tuple[Ticked, ...]) -> None:
+        self.runs += 1
+        await self.mq.open()
+        bus = Bus(self.mq, options=BusOptions(grace=5, recover_every=0.02))
+        bus.add_async_listener(handler, name="l", retry=Retry(max_attempts=1), timeout=None)
+        await bus.start()
+        await bus.publish_many(events)
+        try:
+            async with asyncio.timeout(20):
+                await bus.run()
+        finally:
+            [self.stats] = await self.mq.stats()
+            await self.mq.close()
+
+
+@pytest.mark.parametrize(
+    ("leave", "code"),
+    [
+        (lambda: sys.exit(3), 3),
+        (lambda: (_ for _ in ()).throw(SystemExit("text")), "text"),
+        (lambda: (_ for _ in ()).throw(BaseExceptionGroup("g", [ValueError(), SystemExit(4)])), 4),
+    ],
+    ids=["number", "text", "in a group"],
+)
+def test_exit_in_a_handler_ends_the_process_with_its_code_when_its_neighbours_have_finished(
+    leave: Callable[[], object], code: object
+) -> None:
+    process = Process()
+
+    async def handler(event: Ticked) -> None:
+        if event.n == 0:
+            leave()
+        await asyncio.sleep(0.2)
+        process.handled.append(event.n)
+
+    ended = process.run(handler, *(Ticked(n) for n in range(5)))
+    assert isinstance(ended, SystemExit)
+    assert ended.code == code
+    assert process.handled == [1, 2, 3, 4]
+    assert process.stats is not None
+    # Its own delivery stays claimed, for the process to be found dead with.
+    assert (process.stats.in_flight, process.stats.ready, process.stats.dead) == (1, 0, 0)
+
+
+def test_exit_in_a_task_of_a_handler_strands_nothing() -> None:
+    process = Process()
+
+    async def leave() -> None:
+        sys.exit(3)
+
+    async def handler(event: Ticked) -> None:
+        if event.n == 0:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(leave())
+        await asyncio.sleep(10)
+
+    ended = process.run(handler, *(Ticked(n) for n in range(5)))
+    assert isinstance(ended, SystemExit)
+    assert ended.code == 3
+    assert process.stats is not None
+    assert process.stats.ready + process.stats.in_flight == 5
+    assert process.stats.in_flight <= 1
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=["exit", "interrupt"])
+def test_repeated_exit_is_poison_and_ends_as_a_dead_letter(error: BaseException) -> None:
+    process = Process()
+
+    async def handler(event: Ticked) -> None:
+        if event.n == 0:
+            raise error
+        process.handled.append(event.n)
+
+    events = [Ticked(n) for n in range(3)]
+    while process.runs < 5:
+        assert isinstance(process.run(handler, *events), type(error))
+        events = []
+
+    async def last() -> None:
+        await process.mq.open()
+        bus = Bus(process.mq, options=BusOptions(recover_every=0.02))
+        bus.add_async_listener(handler, name="l")
+        await bus.start()
+        worker = asyncio.create_task(bus.run())
+        async with asyncio.timeout(20):
+            while not await process.mq.dead_letters():  # noqa: ASYNC110 - the queue has no event for it
+                await asyncio.sleep(0.01)
+        worker.cancel()
+        await asyncio.wait([worker])
+        [dead] = await process.mq.dead_letters()
+        assert (dead.failures, dead.crashes) == (0, 3)
+
+    asyncio.run(last())
+    assert sorted(process.handled) == [1, 2]
+
+
+async def test_exit_while_a_worker_stops_is_released() -> None:
+    house = House(BusOptions(grace=1))
+
+    async def handler(event: Ticked) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            sys.exit(3)
+
+    house.bus.add_async_listener(handler, name="l", timeout=None)
+    async with house.working() as worker:
+        await house.bus.publish(Ticked(1))
+        await house.clock.settle()
+        await house.stop(worker)
+        [stats] = await house.mq.stats()
+        assert (stats.ready, stats.in_flight) == (1, 0)

@@ -1,0 +1,153 @@
+"""No settlement holds up another one, and none is lost while the lease lasts."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy.exc import DataError, OperationalError, StatementError
+
+from bus.metrics import BusMetrics
+from bus.settler import UNSTORABLE, Settler
+from infra.clock import FakeClock
+from infra.mq import Claim, Delivery, Failure, Outcome, QueueClosed, QueueRejected, QueueUnavailable, Settlement
+
+
+class Queue:
+    """Settles what `refusal` does not refuse, whole calls at a time, and keeps a list of it."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        self.settled: list[Settlement] = []
+        self.calls = 0
+        self.refusal: Callable[[Settlement], BaseException | None] = lambda _: None
+
+    async def settle(self, batch: list[Settlement]) -> list[Settlement]:
+        self.calls += 1
+        await asyncio.sleep(0)
+        for each in batch:
+            if (error := self.refusal(each)) is not None:
+                raise error
+        self.settled += batch
+        return []
+
+
+def settlement(number: int, claim: Claim | None = None, outcome: Outcome = Outcome.DONE) -> Settlement:
+    delivery = Delivery(
+        id=number, subscription="l", message_id=f"m{number}", event="e", ordering_key=None, body=b"", published_at=0.0
+    )
+    claim = claim or Claim(subscription="l", deliveries=[delivery])
+    failure = Failure(error="bad") if outcome is not Outcome.DONE else None
+    return Settlement(claim=claim, delivery=delivery, outcome=outcome, failure=failure)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.queue = Queue()
+        self.dropped: list[Settlement] = []
+        self.settler = Settler(self.queue, self.clock, BusMetrics(), self.dropped.append)  # type: ignore[arg-type]  # all that it uses
+
+    async def settle(self, *settlements: Settlement, seconds: float = 100) -> list[int | str]:
+        for each in settlements:
+            self.settler.add(each)
+        running = asyncio.create_task(self.settler.run())
+        await self.clock.advance(seconds)
+        running.cancel()
+        await asyncio.wait([running])
+        return [each.delivery.id for each in self.queue.settled]
+
+
+FINAL = [
+    QueueRejected("no"),
+    DataError("s", None, ValueError()),
+    StatementError("cannot be bound", "s", None, UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogate")),
+    UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogates not allowed"),
+]
+
+
+@pytest.mark.parametrize("error", FINAL, ids=lambda it: type(it).__name__)
+async def test_rejected_settlement_is_found_and_stored_without_its_error(error: Exception) -> None:
+    bench = Bench()
+    bench.queue.refusal = lambda it: error if it.failure == Failure(error="bad") else None
+    batch = [settlement(n, outcome=Outcome.DEAD if n == 700 else Outcome.DONE) for n in range(1000)]
+    assert await bench.settle(*batch) == list(range(1000))
+    assert bench.queue.calls < 25
+    assert [it.failure for it in bench.queue.settled if it.outcome is Outcome.DEAD] == [UNSTORABLE]
+    assert bench.settler.idle.is_set()
+
+
+async def test_settlement_that_is_rejected_in_any_form_is_released_or_dropped() -> None:
+    bench = Bench()
+    bench.queue.refusal = lambda it: (
+        QueueRejected("no") if it.delivery.id == 1 and it.outcome is Outcome.RETRY else None
+    )
+    assert await bench.settle(*(settlement(n, outcome=Outcome.RETRY) for n in range(3))) == [0, 1, 2]
+    assert [it.outcome for it in bench.queue.settled] == [Outcome.RETRY, Outcome.RELEASE, Outcome.RETRY]
+    bench.queue.refusal = lambda it: QueueRejected("no") if it.delivery.id == 4 else None
+    assert await bench.settle(*(settlement(n) for n in (3, 4, 5))) == [0, 1, 2, 3, 5]
+    assert bench.settler.idle.is_set()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [QueueUnavailable("away"), OperationalError("s", None, ValueError()), OSError(24, "no file descriptors")],
+    ids=lambda it: type(it).__name__,
+)
+async def test_transient_refusal_is_tried_again_with_the_whole_batch(error: Exception) -> None:
+    bench, refusals = Bench(), 5
+
+    def refuse(_: Settlement) -> Exception | None:
+        nonlocal refusals
+        refusals -= 1
+        return error if refusals >= 0 else None
+
+    bench.queue.refusal = refuse
+    assert await bench.settle(*(settlement(n) for n in range(100))) == list(range(100))
+    assert bench.queue.calls == 6
+
+
+async def test_settlement_that_always_meets_an_unknown_error_lets_all_others_pass() -> None:
+    bench = Bench()
+    bench.queue.refusal = lambda it: AttributeError("a defect") if it.delivery.id == 3 else None
+    assert sorted(await bench.settle(*(settlement(n) for n in range(8)))) == [0, 1, 2, 4, 5, 6, 7]
+    assert not bench.settler.idle.is_set()
+    bench.queue.refusal = lambda _: None
+    assert sorted(await bench.settle()) == list(range(8))
+
+
+async def test_settlements_of_one_claim_keep_their_order_whatever_is_refused() -> None:
+    bench = Bench()
+    mailbox = Claim(subscription="l", deliveries=[], ordered=True)
+    batch = [settlement(n, mailbox if n % 3 == 0 else None) for n in range(20)]
+    refusals = 7
+
+    def refuse(it: Settlement) -> Exception | None:
+        nonlocal refusals
+        if it.delivery.id == 6 and refusals:
+            refusals -= 1
+            return AttributeError("a defect")
+        return None
+
+    bench.queue.refusal = refuse
+    settled = await bench.settle(*batch)
+    assert sorted(settled) == list(range(20))  # type: ignore[type-var]  # ids here are numbers
+    assert [n for n in settled if isinstance(n, int) and n % 3 == 0] == [0, 3, 6, 9, 12, 15, 18]
+
+
+async def test_what_was_under_way_at_a_cancellation_is_sent_by_the_next_run() -> None:
+    bench = Bench()
+    bench.queue.refusal = lambda _: asyncio.CancelledError()
+    assert await bench.settle(settlement(1), settlement(2), seconds=1) == []
+    bench.queue.refusal = lambda _: None
+    assert await bench.settle() == [1, 2]
+
+
+async def test_with_the_lease_everything_unsettled_is_dropped() -> None:
+    bench = Bench()
+    bench.queue.refusal = lambda _: QueueClosed("lost")
+    await bench.settle(settlement(1), settlement(2))
+    assert (len(bench.dropped), bench.settler.idle.is_set()) == (2, True)
+    bench.queue.lost = True
+    bench.queue.refusal = lambda _: QueueUnavailable("away")
+    await bench.settle(settlement(3))
+    assert (len(bench.dropped), bench.settler.idle.is_set()) == (3, True)
