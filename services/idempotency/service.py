@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -57,15 +57,23 @@ class IdempotencyService:
             AnswerNotKept: it was done before, without `keep`.
         """
         fingerprint = hashlib.sha256(request).hexdigest()
-        try:
-            async with self._db.transaction() as tx:
-                row = await self._claim(tx.session, user_id, key, fingerprint)
-                answer = await work()
-                row.status = answer.status
-                row.headers = dict(answer.headers)
-                row.body = answer.body if keep else None
-        except _InUse:
-            return await self._replay(user_id, key, fingerprint)
+        while True:
+            try:
+                return await self._carry_out(user_id, key, fingerprint, work, keep=keep)
+            except _InUse:
+                if (row := await self._find(user_id, key)) is not None:
+                    return _replay(row, fingerprint)
+                # It was outdated, or was cleared away since: the key is free, and `work` has not begun.
+
+    async def _carry_out(
+        self, user_id: UUID, key: str, fingerprint: str, work: Callable[[], Awaitable[Answer]], *, keep: bool
+    ) -> Answer:
+        async with self._db.transaction() as tx:
+            row = await self._claim(tx.session, user_id, key, fingerprint)
+            answer = await work()
+            row.status = answer.status
+            row.headers = dict(answer.headers)
+            row.body = answer.body if keep else None
         return answer
 
     async def _claim(self, session: AsyncSession, user_id: UUID, key: str, fingerprint: str) -> IdempotencyKey:
@@ -80,22 +88,37 @@ class IdempotencyService:
             raise _InUse from error
         return row
 
-    async def _replay(self, user_id: UUID, key: str, fingerprint: str) -> Answer:
+    async def _find(self, user_id: UUID, key: str) -> IdempotencyKey | None:
+        """Return the key's row if its time is not over; otherwise delete it, wherever the sweep has got to."""
         async with self._db.read() as session:
-            row = await session.get_one(IdempotencyKey, (user_id, key))
-        if row.fingerprint != fingerprint:
-            raise KeyReused("this idempotency key was used for another request")
-        if row.status is None or row.body is None:
-            raise AnswerNotKept("this was done before; its answer had a secret in it and was not kept")
-        return Answer(status=row.status, headers=row.headers, body=row.body, replayed=True)
+            row = await session.get(IdempotencyKey, (user_id, key))
+        if row is None or row.created_at > self._outdated_at():
+            return row
+        mine = (IdempotencyKey.user_id == user_id, IdempotencyKey.key == key)
+        async with self._db.transaction() as tx:
+            await tx.session.execute(delete(IdempotencyKey).where(*mine, IdempotencyKey.created_at == row.created_at))
+        return None
 
     async def _sweep(self, session: AsyncSession) -> None:
         outdated = (
             select(IdempotencyKey.user_id, IdempotencyKey.key)
-            .where(IdempotencyKey.created_at <= utc(self._clock.time()) - KEPT)
+            .where(IdempotencyKey.created_at <= self._outdated_at())
             .order_by(IdempotencyKey.created_at)
             .limit(_SWEEP)
+            # Two requests at once clear different rows away, and neither waits for the other's work.
+            .with_for_update(skip_locked=True)
         )
         if rows := (await session.execute(outdated)).all():
             identity = tuple_(IdempotencyKey.user_id, IdempotencyKey.key)
             await session.execute(delete(IdempotencyKey).where(identity.in_([tuple(row) for row in rows])))
+
+    def _outdated_at(self) -> datetime:
+        return utc(self._clock.time()) - KEPT
+
+
+def _replay(row: IdempotencyKey, fingerprint: str) -> Answer:
+    if row.fingerprint != fingerprint:
+        raise KeyReused("this idempotency key was used for another request")
+    if row.status is None or row.body is None:
+        raise AnswerNotKept("this was done before; its answer had a secret in it and was not kept")
+    return Answer(status=row.status, headers=row.headers, body=row.body, replayed=True)

@@ -1,7 +1,11 @@
 import asyncio
+from uuid import UUID
 
 import pytest
+from sqlalchemy import delete, select
 
+from models.idempotency import IdempotencyKey
+from services.idempotency.service import IdempotencyService
 from tests.http.conftest import Api, Caller, problem
 
 KEY = {"Idempotency-Key": "k-1"}
@@ -107,3 +111,42 @@ async def test_a_repeated_invite_is_mailed_once(api: Api) -> None:
         assert answer.status_code == 201
     await api.domain.kit.drain()
     assert len(api.domain.mail.to("bob@example.com")) == 1
+
+
+async def test_outdated_key_is_free_before_the_sweep_reaches_it(api: Api) -> None:
+    ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
+    for number in range(15):
+        await eve("POST", "/v1/organizations", json={"name": "Looms"}, headers={"Idempotency-Key": f"k-{number}"})
+    await api.domain.kit.advance(seconds=1)
+    await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
+    await api.domain.kit.advance(hours=24)
+    answer = await ada("POST", "/v1/organizations", json={"name": "Mills"}, headers=KEY)
+    assert (answer.status_code, "idempotent-replayed" in answer.headers) == (201, False)
+
+
+async def test_key_cleared_away_beneath_a_repetition_is_free(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = await api.sign_up()
+    await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
+    found = type(api.domain.idempotency)._find
+
+    async def find_too_late(self: IdempotencyService, user_id: UUID, key: str) -> IdempotencyKey | None:
+        async with api.domain.db.transaction() as tx:
+            await tx.session.execute(delete(IdempotencyKey))
+        return await found(self, user_id, key)
+
+    monkeypatch.setattr(type(api.domain.idempotency), "_find", find_too_late)
+    answer = await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
+    assert (answer.status_code, "idempotent-replayed" in answer.headers) == (201, False)
+
+
+async def test_one_request_clears_at_most_ten_outdated_keys_away(api: Api) -> None:
+    ada = await api.sign_up()
+    for number in range(25):
+        await ada("POST", "/v1/organizations", json={"name": "Looms"}, headers={"Idempotency-Key": f"k-{number}"})
+    await api.domain.kit.advance(hours=25)
+    left = []
+    for number in range(3):
+        await ada("POST", "/v1/organizations", json={"name": "Looms"}, headers={"Idempotency-Key": f"new-{number}"})
+        async with api.domain.db.read() as session:
+            left.append(len((await session.scalars(select(IdempotencyKey))).all()))
+    assert left == [16, 7, 3]
