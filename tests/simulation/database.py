@@ -76,8 +76,8 @@ class _NoThread:
 class InlineConnection(SQLiteConnection):
     """A connection without a thread; a process that is killed loses it, and with it an open transaction."""
 
-    def __init__(self, opener: Callable[[], sqlite3.Connection], *, read_only: bool = False) -> None:
-        super().__init__(opener, read_only=read_only)
+    def __init__(self, opener: Callable[[], sqlite3.Connection], **options: Any) -> None:  # noqa: ANN401 - as it has them
+        super().__init__(opener, **options)
         process = PROCESS.get()
         self._thread = _NoThread()  # type: ignore[assignment]
         self._tx = _Jobs(process)  # type: ignore[assignment]

@@ -37,6 +37,10 @@ class Unspeakable(Exception):
     __repr__ = __str__
 
 
+class Panic(BaseException):
+    """What a native library raises."""
+
+
 class Listeners:
     """The listeners of one process."""
 
@@ -180,6 +184,14 @@ async def _fail_instead_of_the_cancellation(_: Random) -> None:
         raise Unlucky("instead of the cancellation") from error
 
 
+async def _panic(_: Random) -> None:
+    raise Panic("native")
+
+
+async def _fail_severally(_: Random) -> None:
+    raise BaseExceptionGroup("several", [Unspeakable(), Panic()])
+
+
 async def _defer(die: Random) -> None:
     if die.random() < 0.5:
         raise RetryLater(die.uniform(0, 0.5))
@@ -197,4 +209,8 @@ FAULTS: list[Callable[[Random], Awaitable[None]]] = [
     _await_something_cancelled,
     _swallow_the_cancellation,
     _fail_instead_of_the_cancellation,
+    _fail_unspeakably,
+    _cancel_its_task,
+    _panic,
+    _fail_severally,
 ]

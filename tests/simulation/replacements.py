@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Callable
 from types import FrameType
 
+from bus import threads
 from bus.listeners import Listener
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
 from bus.slot import Slot
-from bus.threads import Ended
+from bus.threads import Ended, ThreadPool
 from infra.mq import Consumer
 from tests.simulation.loop import PROCESS, SimulatedLoop
 
@@ -67,27 +68,15 @@ class SimulatedHeartbeat:
             self._on_loss()
 
 
-class SimulatedThreads:
-    """Runs functions as `bus.threads.ThreadPool` does: to their end, whatever becomes of whoever waits."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
+class SimulatedThreads(ThreadPool):
+    """Runs functions as threads do: once, to their end, whatever becomes of whoever waits."""
 
     def submit(self, function: Callable[[], object]) -> asyncio.Future[Ended]:
         """Call `function` some time from now."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Ended] = loop.create_future()
-        loop.call_later(PROCESS.get().random.uniform(0, 0.05), self._call, function, future)
+        loop.call_later(PROCESS.get().random.uniform(0, 0.05), lambda: threads._finish(future, threads._run(function)))
         return future
 
     def close(self) -> None:
         """Do nothing: there is no thread to end."""
-
-    @staticmethod
-    def _call(function: Callable[[], object], future: asyncio.Future[Ended]) -> None:
-        try:
-            ended = Ended(function(), None)
-        except Exception as raised:  # noqa: BLE001 - it belongs to the awaiting task
-            ended = Ended(None, raised)
-        if not future.done():
-            future.set_result(ended)

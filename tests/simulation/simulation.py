@@ -80,6 +80,8 @@ class Simulation:
         except Stuck as stuck:
             return [f"stuck: {stuck}"]
         rows = self._rows()
+        if not any(line.kind == "accepted" for line in self.journal.lines):
+            stranded.append("nothing was ever accepted")
         return [*stranded, *invariants.check(self.journal.lines, self.programs, self._dead, rows)]
 
     async def _main(self) -> list[str]:
