@@ -83,7 +83,14 @@ async def migrate(url: str) -> None:
 async def world(template: Path, path: Path) -> AsyncIterator[World]:
     """Run the domain on a copy of the database file `template`, at `path`."""
     shutil.copy(template, path)
-    db = Database(f"sqlite:///{path}", busy_timeout=0.3)
+    async with world_at(f"sqlite:///{path}", busy_timeout=0.3) as built:
+        yield built
+
+
+@asynccontextmanager
+async def world_at(url: str, *, busy_timeout: float = 10.0) -> AsyncIterator[World]:
+    """Run the domain on the database at `url`, which has every table."""
+    db = Database(url, busy_timeout=busy_timeout)
     await db.open()
     try:
         async with BusKit(db=db) as kit:
