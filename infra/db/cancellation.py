@@ -19,6 +19,28 @@ class Finished(NamedTuple, Generic[_T]):
         return asyncio.CancelledError() if self.task.cancelled() else self.task.exception()
 
 
+class _Begun(asyncio.Task[_T]):
+    """A task that takes its first step before a cancellation reaches it.
+
+    A task that is cancelled before that never runs: whoever cancels all tasks of the loop, as `asyncio.run` does at its
+    end, would keep a connection from ever being returned.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, _T], *, loop: asyncio.AbstractEventLoop) -> None:
+        self._has_begun = False
+        super().__init__(self._begin(work), loop=loop)
+
+    async def _begin(self, work: Coroutine[Any, Any, _T]) -> _T:
+        self._has_begun = True
+        return await work
+
+    def cancel(self, msg: object = None) -> bool:
+        if self._has_begun or self.done():
+            return super().cancel(msg)
+        self.get_loop().call_soon(super().cancel, msg)  # its first step is scheduled before that
+        return True
+
+
 async def finish(
     work: Coroutine[Any, Any, _T], *, patience: float | None = None, hurried: bool = False
 ) -> Finished[_T]:
@@ -27,7 +49,7 @@ async def finish(
     Work that has not ended `patience` seconds after such a cancellation is cancelled as well; `hurried` says that there
     was one before.
     """
-    task = asyncio.ensure_future(work)
+    task = _Begun(work, loop=asyncio.get_running_loop())
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
