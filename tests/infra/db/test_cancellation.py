@@ -145,13 +145,16 @@ async def test_a_cancellation_during_commit_waits_for_its_outcome(
 async def test_a_timeout_during_commit_is_still_a_timeout(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = _hold_commit(monkeypatch)
 
+    limit = asyncio.timeout(None)
+
     async def work() -> None:
-        async with asyncio.timeout(0.02), db.transaction() as tx:
+        async with limit, db.transaction() as tx:
             await insert(tx, "a")
 
     task = asyncio.create_task(work())
     await until(gate.entered.is_set)
-    await asyncio.sleep(0.05)
+    limit.reschedule(asyncio.get_running_loop().time())
+    await until(limit.expired)
     gate.opened.set()
     with pytest.raises(TimeoutError):
         await task
