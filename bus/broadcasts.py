@@ -31,6 +31,8 @@ WAIT = 300.0
 MAX_BACKOFF = 0.5
 """The longest pause, in seconds, before the queue is asked again for broadcasts."""
 
+CALLER_ENDS = "the task that runs the listener was cancelled"
+
 
 class Broadcasts:
     """Receives what other processes broadcast, and hands this process's own to its listeners directly.
@@ -119,26 +121,20 @@ class Broadcasts:
         Raises:
             asyncio.CancelledError: the calling task was cancelled.
         """
-        caller = asyncio.current_task()
-        asked = caller.cancelling() if caller is not None else 0
         task = asyncio.create_task(self._contain(listener, work, what), name=f"broadcast to {listener.name}")
-        while not task.done():
-            try:
-                await asyncio.wait((task,))
-            except asyncio.CancelledError:
-                task.cancel()
-                await asyncio.wait((task,))
-                raise
-        if caller is not None and caller.cancelling() > asked:
-            raise asyncio.CancelledError
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            task.cancel(CALLER_ENDS)
+            await asyncio.wait((task,))
+            raise
 
     async def _contain(self, listener: Listener, work: Coroutine[Any, Any, None], what: str) -> None:
         try:
             await work
         except BaseException as error:
-            task = asyncio.current_task()
             if isinstance(error, GeneratorExit) or (
-                isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
+                isinstance(error, asyncio.CancelledError) and error.args == (CALLER_ENDS,)
             ):
                 raise
             self._metrics.broadcast_failures += 1

@@ -1,6 +1,11 @@
 import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 
-from bus import Bus
+import pytest
+
+from bus import Bus, EventType
 from bus.testing import BusKit
 from infra.clock import FakeClock
 from infra.mq import QueueUnavailable
@@ -148,3 +153,142 @@ async def test_an_unreadable_or_unknown_broadcast_is_passed_over() -> None:
     for bus in (one, two, stranger):
         await bus.close()
     await mq.close()
+
+
+class PanicException(BaseException):
+    pass
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise OSError("no text")
+
+
+tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+
+async def cancel_the_own_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+async def await_what_was_cancelled() -> None:
+    lost = asyncio.get_running_loop().create_future()
+    lost.cancel()
+    await lost
+
+
+async def raise_panic() -> None:
+    raise PanicException
+
+
+async def raise_wordless() -> None:
+    raise Wordless
+
+
+async def raise_group() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(raise_wordless())
+
+
+HOSTILE = [cancel_the_own_task, await_what_was_cancelled, raise_panic, raise_wordless, raise_group]
+
+
+@pytest.mark.parametrize("act", HOSTILE)
+async def test_broadcast_listener_can_neither_cancel_its_publisher_nor_end_reception(
+    act: Callable[[], Awaitable[None]],
+) -> None:
+    clock = FakeClock()
+    mq = MemoryQueue(clock=clock)
+    await mq.open()
+    buses = Bus(mq, clock=clock), Bus(mq, clock=clock)
+    heard: list[list[int]] = [[], []]
+
+    def listen(bus: Bus, into: list[int]) -> None:
+        async def hostile(event: Ticked) -> None:
+            tenant.set("ada")
+            if event.n < 2:
+                await act()
+
+        async def sound(event: Ticked) -> None:
+            assert tenant.get() == "nobody"
+            into.append(event.n)
+
+        bus.add_broadcast_listener(hostile, on_gap=act)
+        bus.add_broadcast_listener(sound)
+
+    for bus, into in zip(buses, heard, strict=True):
+        listen(bus, into)
+        starting = asyncio.create_task(bus.start())
+        await clock.advance(2)
+        await starting
+    for n in range(4):
+        await buses[0].publish(Ticked(n))
+        await buses[0]._broadcasts._report_gap()
+    task = asyncio.current_task()
+    assert task is not None
+    assert (task.cancelling(), tenant.get()) == (0, "nobody")
+    await clock.advance(1)
+    assert heard == [[0, 1, 2, 3]] * 2
+    assert [each.metrics.broadcast_failures for each in buses] == [6, 2]
+    assert all(each.failures == 0 for each in buses[1].background_tasks)
+    for bus in buses:
+        await bus.close()
+    await mq.close()
+
+
+async def test_event_that_cannot_be_made_ends_no_reception(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, mq, one, two, _, other = await two_processes()
+    error: BaseException
+    for n, error in enumerate([AttributeError("no"), PanicException(), Wordless(), asyncio.CancelledError()]):
+
+        def refuse(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(EventType, "decode", refuse)
+            await one.publish(Ticked(n))
+            await clock.settle()
+    await one.publish(Ticked(9))
+    await clock.settle()
+    assert other.dropped == [9]
+    assert two.metrics.broadcast_failures == 4
+    for bus in (one, two):
+        await bus.close()
+    await mq.close()
+
+
+async def test_exit_of_a_broadcast_listener_ends_the_process_and_not_its_publisher() -> None:
+    async with BusKit() as kit:
+
+        async def leave(event: Ticked) -> None:
+            sys.exit(3)
+
+        kit.bus.add_broadcast_listener(leave)
+        await kit.start()
+        await kit.bus.publish(Ticked(1))
+        with pytest.raises(SystemExit) as raised:
+            await kit.bus.watch()
+        assert raised.value.code == 3
+
+
+async def test_cancelled_publisher_cancels_its_broadcast_listener_and_ends() -> None:
+    async with BusKit() as kit:
+        begun, cancelled = asyncio.Event(), asyncio.Event()
+
+        async def slow(event: Ticked) -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+        kit.bus.add_broadcast_listener(slow)
+        await kit.start()
+        publishing = asyncio.create_task(kit.bus.publish(Ticked(1)))
+        await begun.wait()
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        assert (publishing.cancelled(), cancelled.is_set()) == (True, True)

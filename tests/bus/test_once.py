@@ -12,8 +12,9 @@ from bus.inbox import Inbox
 from bus.slot import Slot
 from bus.testing import BusKit
 from infra.clock import FakeClock
-from infra.db import Database
+from infra.db import CommitIndeterminate, Database, DatabaseUnavailable
 from infra.db.migrate import History, upgrade
+from infra.db.transaction import Ending, Transaction
 from infra.mq import Claim, Outcome, Settlement, WorkerInfo
 from tests.bus.events import Ticked, UserUpdated
 
@@ -190,3 +191,118 @@ def deliver_twice(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(kit.consumer, "settle", lossy)
+
+
+class Witness:
+    """A participant whose time after COMMIT lasts until the test lets it end."""
+
+    def __init__(self) -> None:
+        self.committed, self.go_on = asyncio.Event(), asyncio.Event()
+
+    def savepoint(self) -> object:
+        return None
+
+    def rollback_to(self, mark: object) -> None: ...
+
+    async def before_commit(self) -> None: ...
+
+    async def after_commit(self) -> None:
+        self.committed.set()
+        await self.go_on.wait()
+
+    async def after_rollback(self) -> None: ...
+
+
+@pytest.mark.parametrize("by", ["stop", "timeout"])
+async def test_cancellation_after_commit_leaves_the_delivery_done(kit: BusKit, db: Database, by: str) -> None:
+    witness = Witness()
+
+    async def handler(event: Ticked) -> None:
+        async with db.transaction() as transaction:
+            await transaction.session.execute(text("INSERT INTO ledger VALUES (1)"))
+            transaction.participant("witness", lambda: witness)
+
+    kit.bus.add_async_listener(handler, name="l", once=True, retry=Retry(max_attempts=1))
+    await kit.start()
+    worker = kit.bus.worker()
+    lane = worker.lanes()["l"]
+    await kit.bus.publish(Ticked(1))
+    [claim] = await kit.consumer.fetch({"l": 1}, wait=0)
+    settled: list[Settlement] = []
+    slot = Slot(lane.listener)
+    slot.task = asyncio.create_task(worker.handling.run(slot, claim, lane.metrics, settled.append))
+    await witness.committed.wait()
+    if by == "stop":
+        slot.stopping = True
+        slot.task.cancel()
+    else:
+        slot.interrupt()
+    await slot.task
+    assert [each.outcome for each in settled] == [Outcome.DONE]
+
+
+def answer_to_commit_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = Transaction.end
+
+    async def lose(transaction: Transaction, error: BaseException | None) -> Ending:
+        begun = transaction.begun
+        ending = await end(transaction, error)
+        return Ending(kept=False, error=CommitIndeterminate("lost"), cancelled=None) if begun else ending
+
+    monkeypatch.setattr(Transaction, "end", lose)
+
+
+async def test_committed_handler_whose_last_attempt_failed_is_no_dead_letter(
+    kit: BusKit, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handler(event: Ticked) -> None:
+        async with db.transaction() as transaction:
+            await transaction.session.execute(text("INSERT INTO ledger VALUES (1)"))
+
+    kit.bus.add_async_listener(handler, name="l", once=True, retry=Retry(max_attempts=1))
+    await kit.start()
+    await kit.bus.publish(Ticked(1))
+    answer_to_commit_is_lost(monkeypatch)
+    await kit.drain()
+    assert (await kit.dead_letters(), kit.bus.metrics.listeners["l"].failed) == ([], 1)
+    assert [(it.ready, it.retrying, it.in_flight) for it in await kit.mq.stats()] == [(0, 0, 0)]
+
+
+async def test_committed_handler_whose_process_died_each_time_is_no_dead_letter(kit: BusKit, db: Database) -> None:
+    ledger = Ledger(kit, db)
+    await kit.start()
+    await kit.bus.publish(Ticked(7))
+    worker = kit.bus.worker()
+    name, lane = next((name, lane) for name, lane in worker.lanes().items() if lane.listener.once)
+    settled: list[Settlement] = []
+    [claim] = await kit.consumer.fetch({name: 1}, wait=0)
+    await worker.handling.run(Slot(lane.listener), claim, lane.metrics, settled.append)
+    claim.deliveries[0].crashes = 3  # as if each settlement had been lost with its process
+    await worker.handling.run(Slot(lane.listener), claim, lane.metrics, settled.append)
+    assert ([each.outcome for each in settled], ledger.attempts) == ([Outcome.DONE, Outcome.DONE], 1)
+
+
+async def test_nothing_is_given_up_while_the_inbox_cannot_be_asked(
+    kit: BusKit, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = True
+    handled = Inbox.handled
+
+    async def asked(inbox: Inbox, listeners: tuple[str, ...], message_id: str) -> bool:
+        if away:
+            raise DatabaseUnavailable("away")
+        return await handled(inbox, listeners, message_id)
+
+    monkeypatch.setattr(Inbox, "handled", asked)
+
+    async def handler(event: Ticked) -> None: ...
+
+    kit.bus.add_async_listener(handler, name="l", once=True, retry=Retry(max_attempts=1))
+    await kit.start()
+    await kit.bus.publish(Ticked(1))
+    await kit.advance(minutes=1)
+    assert await kit.dead_letters() == []
+    away = False
+    await kit.advance(minutes=1)
+    assert await kit.dead_letters() == []
+    assert kit.bus.metrics.listeners["l"].handled == 1

@@ -1,0 +1,142 @@
+"""A worker may be cancelled at any await, again and again, and together with every other task."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+
+from bus import BusOptions, Retry
+from infra.mq import WorkerInfo
+from tests.bus.events import Deposited, Ticked
+from tests.bus.house import House
+
+STEPS = range(1, 90, 3)
+
+
+def slowed(house: House) -> None:
+    """Let every call to the queue be cancellable before and after its effect, as over a network."""
+    join = house.mq.consumer
+
+    async def consumer(info: WorkerInfo) -> Any:  # noqa: ANN401 - stands in for any
+        await asyncio.sleep(0)
+        joined = await join(info)
+        for name in ("fetch", "settle", "isolate", "recover", "unpark"):
+            setattr(joined, name, slow(getattr(joined, name)))
+        await asyncio.sleep(0)
+        return joined
+
+    def slow(call: Any) -> Any:  # noqa: ANN401 - as above
+        async def called(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - as above
+            await asyncio.sleep(0)
+            result = await call(*args, **options)
+            await asyncio.sleep(0)
+            return result
+
+        return called
+
+    house.mq.consumer = consumer  # type: ignore[method-assign]  # to slow it down
+
+
+async def tidy() -> None:
+    try:
+        for _ in range(4):
+            await asyncio.sleep(0)
+    finally:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+
+async def hanging() -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(0)
+        raise ConnectionError("the cleanup failed")
+
+
+class Work:
+    """A worker over slowed calls, with handlers that end soon, hang, and follow an order."""
+
+    def __init__(self) -> None:
+        self.house = House(BusOptions(grace=1))
+        self.done: list[object] = []
+        slowed(self.house)
+        house = self.house
+        house.bus.add_async_listener(self.on_tick, name="ticks", retry=Retry(max_attempts=1), concurrency=3)
+        house.bus.add_async_ordered_listener(self.on_deposit, name="deposits", retry=Retry(max_attempts=1))
+
+    async def on_tick(self, event: Ticked) -> None:
+        await (hanging() if event.n % 4 == 3 else tidy())
+        self.done.append(event)
+
+    async def on_deposit(self, event: Deposited) -> None:
+        await tidy()
+        self.done.append(event)
+
+    async def begin(self, steps: int) -> asyncio.Task[None]:
+        """Publish 12 events for each listener and let the worker take `steps` steps."""
+        house = self.house
+        await house.mq.open()
+        starting = asyncio.create_task(house.bus.start())
+        await house.clock.advance(2)
+        await starting
+        await house.bus.publish_many([Ticked(n) for n in range(12)])
+        await house.bus.publish_many([Deposited(account=f"{n % 3}", amount=n) for n in range(12)])
+        worker = asyncio.create_task(house.bus.run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        return worker
+
+    async def check(self, worker: asyncio.Task[None]) -> None:
+        """Nothing is claimed any more, nothing was charged, and a second worker handles the rest."""
+        house = self.house
+        await house.clock.advance(10)
+        assert worker.cancelled()
+        for each in await house.mq.stats():
+            assert (each.in_flight, each.retrying, each.dead) == (0, 0, 0), each
+            metrics = house.bus.metrics.listeners[each.name]
+            assert (metrics.failed, metrics.running) == (0, 0)
+        await house.bus.close()
+        await house.mq.close()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left
+
+
+@pytest.mark.parametrize("steps", STEPS)
+async def test_cancelled_worker_leaves_nothing_claimed_or_charged(steps: int) -> None:
+    work = Work()
+    worker = await work.begin(steps)
+    worker.cancel()
+    await work.check(worker)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+async def test_worker_that_is_cancelled_again_and_again_leaves_nothing_claimed_or_charged(steps: int) -> None:
+    work = Work()
+    worker = await work.begin(steps)
+    for _ in range(60):
+        worker.cancel()
+        await asyncio.sleep(0)
+    await work.check(worker)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+async def test_cancelling_every_task_leaves_nothing_claimed_or_charged(steps: int) -> None:
+    work = Work()
+    worker = await work.begin(steps)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await work.check(worker)
+
+
+@pytest.mark.parametrize("steps", range(1, 12, 2))
+async def test_cancelling_every_task_while_a_worker_stops_leaves_nothing_claimed_or_charged(steps: int) -> None:
+    work = Work()
+    worker = await work.begin(30)
+    worker.cancel()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await work.check(worker)
