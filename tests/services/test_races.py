@@ -77,7 +77,7 @@ async def test_two_owners_who_remove_each_other_leave_one(domain: World) -> None
             domain.organization.remove_member(bob, made, ada),
             return_exceptions=True,
         )
-        assert sorted(type(each) for each in outcomes if each is not None) == [OrganizationNotFound]
+        assert [type(each) for each in outcomes if each is not None] == [OrganizationNotFound]
         left = ada if outcomes[0] is None else bob
         assert await members(domain, left, made) == {left: Role.OWNER}
 
@@ -115,10 +115,7 @@ async def test_one_user_joins_once_by_two_invites_at_once(domain: World) -> None
         outcomes = await asyncio.gather(
             *(domain.organization.accept_invite(cyd, token) for token in tokens), return_exceptions=True
         )
-        assert sum(isinstance(each, AlreadyMember) for each in outcomes) == 1
-        assert not [
-            each for each in outcomes if isinstance(each, BaseException) and not isinstance(each, AlreadyMember)
-        ]
+        assert [type(each) for each in outcomes if isinstance(each, BaseException)] == [AlreadyMember]
 
 
 async def test_invites_to_several_organizations_at_once_keep_to_one_limit(domain: World) -> None:
