@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.e2e.processes import until
 from tests.torture.fleet import Fleet
 from tests.torture.nursery import Child
 from tests.wire import Wire
@@ -99,28 +100,27 @@ class Crew:
             self._replace(member)
 
     def dismiss(self) -> None:
-        """Let publishers end, the queue run empty, and workers stop."""
+        """Let publishers end, the queue run empty, and workers stop; everybody has begun before."""
+
+        def all_have_begun() -> bool:
+            self.look_after()
+            return all(has_begun(self.fleet, it.process) for it in (*self.workers, *self.publishers))
+
+        until(all_have_begun, "every process has begun", timeout=LONGEST_STOP + LONGEST_REST)
         self.fleet.gate.touch()
         for member in self.publishers:
             if member.process.wait() != 0:
                 self.complaints.append(f"{member.process} ended badly: {member.process.stderr[-2000:]}")
-        self.look_after_workers()
         try:
             self.fleet.wait_empty(LONGEST_REST)
         except AssertionError as error:
-            self.complaints.append(f"stranded: {error}")
+            self.complaints.append(f"stranded: {error}: {self.fleet.stats()}")
         for member in self.workers:
             if member.stopping_since is None:
                 member.process.terminate()
         for member in self.workers:
             if member.process.wait() != 0:
                 self.complaints.append(f"{member.process} ended badly: {member.process.stderr[-2000:]}")
-
-    def look_after_workers(self) -> None:
-        """Look after workers alone."""
-        publishers, self.publishers = self.publishers, []
-        self.look_after()
-        self.publishers = publishers
 
     def _replace(self, member: Member) -> None:
         member.number += 1
