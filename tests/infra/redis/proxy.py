@@ -18,6 +18,8 @@ class Proxy:
         self.silent = False
         """Whether connections that are made now never get an answer."""
 
+        self._held_back: list[bytes] = []
+        self._late: list[bytes] = []
         self.port = 0
         self.silenced = 0
         self.cut = 0
@@ -30,6 +32,23 @@ class Proxy:
     def lose_answer_to(self, request: bytes) -> None:
         """Cut the connection on which a request with these bytes in it is sent, before its answer; once."""
         self._fatal.append(request)
+
+    def hold_back(self, request: bytes) -> None:
+        """Keep a request with these bytes in it, once, and cut its connection: it is lost until `deliver_late`."""
+        self._held_back.append(request)
+
+    async def deliver_late(self) -> None:
+        """Send what was held back to the server, as if it had been on its way all the time; wait for the answers."""
+        while self._late:
+            data = self._late.pop(0)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._target)
+            # The answer to this shows that everything before it was carried out.
+            writer.write(data + b"*2\r\n$4\r\nECHO\r\n$9\r\nit is out\r\n")
+            async with asyncio.timeout(10):
+                while b"it is out" not in await reader.readline():
+                    pass
+            writer.close()
+            await writer.wait_closed()
 
     def cut_all(self, *, reachable: bool = True) -> None:
         """Cut every connection; without `reachable` refuse new ones too."""
@@ -63,6 +82,11 @@ class Proxy:
     async def _forth(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mute: asyncio.Event) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
+                held = next((it for it in self._held_back if it in data), None)
+                if held is not None:
+                    self._held_back.remove(held)
+                    self._late.append(data)
+                    break
                 found = next((it for it in self._fatal if it in data), None)
                 if found is not None:
                     self._fatal.remove(found)

@@ -12,11 +12,13 @@ from infra.mq.drivers.redis.administration import finish_retiring
 from infra.mq.drivers.redis.bells import Bells
 from infra.mq.drivers.redis.core import OUTDATED, Core
 from infra.mq.drivers.redis.holdings import Holdings
+from infra.mq.drivers.redis.keys import owner_name
 from infra.mq.drivers.redis.lease import Lease
 from infra.mq.drivers.redis.ownership import EVERY, PAGE, has_lost_claims, owned_of, read_owned, stop_claims
 from infra.mq.drivers.redis.registry import Route, Snapshot
 from infra.mq.drivers.redis.requests import Requests
 from infra.mq.drivers.redis.scripts import scripts
+from infra.mq.drivers.redis.server import incarnation
 from infra.mq.drivers.redis.settling import Batch, in_steps
 from infra.mq.drivers.redis.takeover import find_dead, forget, give_back, take_all, take_over, unpark
 from infra.mq.drivers.redis.wire import claims_of, mailbox_claims_of, seconds
@@ -39,10 +41,6 @@ MAX_CLAIMS = 1000
 
 pack = msgspec.msgpack.encode
 
-LONG = 72
-"""How long the names of owners are, in bytes. Hashes with values over 64 bytes are never kept as a list that is
-searched from its start: with a hundred deliveries claimed at once, that took most of a claim's time."""
-
 Wanted = list[tuple[str, Route, int]]
 
 
@@ -55,7 +53,7 @@ class RedisConsumer:
         self._core = core
         self._info = info
         self._lease = lease
-        self._name = owner_name(info)
+        self._name = owner_name(info.id)
         self._forget = forget
         self._bells = bells
         self._changed = asyncio.Event()
@@ -77,6 +75,7 @@ class RedisConsumer:
         self._in_doubt = False
         """Whether something may have been claimed that nobody here knows of."""
 
+        self._server = core.incarnation
         self._unsure = False
         """Whether the server may have forgotten what this consumer owns."""
 
@@ -349,24 +348,29 @@ class RedisConsumer:
 
         No claim that was asked for until now claims anything from here on, however late it comes.
         """
+        server = await self._hear(incarnation(self._core.link("fetch")))
         stopped = await self._hear(stop_claims(self._core, "fetch", self._name, self._requests.void()))
         if isinstance(stopped, int):
             raise self._lose()
         await self._check_claims()
-        if self._requests.may_own_more(*stopped):
+        # A server that was started anew may also have forgotten that something ended.
+        if server != self._server or self._requests.may_own_more(*stopped):
             for route in self._core.catalog.snapshot.all:
                 await self._find_unheard_of(route)
+        self._server = server
         self._requests.found_all()
 
     async def _find_unheard_of(self, route: Route) -> None:
         sid = route.kept.sid
+        before = self._holdings.of(sid)
         owned = await self._hear(owned_of(self._core, route, self._name))
         names = [it for it in owned if not self._holdings.is_sure(sid, it)]
         name = next((it for it in route.kept.names if it in self._info.subscriptions), route.kept.name)
         while names:
             names, answer = await self._hear(read_owned(self._core, route, self._name, names))
             make = mailbox_claims_of if route.kept.ordered else claims_of
-            unheard = [it for it in make(answer, name, sid) if not self._holdings.knows(sid, it)]
+            # One that was known when this began may have ended meanwhile.
+            unheard = [it for it in make(answer, name, sid) if not self._holdings.knows(sid, it, before)]
             self._holdings.add(sid, unheard, ordered=route.kept.ordered)
             self._handed_over += unheard
 
@@ -391,11 +395,6 @@ class RedisConsumer:
 
     def _keys(self, *names: str) -> list[str]:
         return [self._core.keys.of(name) for name in names]
-
-
-def owner_name(info: WorkerInfo) -> str:
-    """Return what a worker is called on the server."""
-    return info.id.ljust(LONG, ".")
 
 
 def _groups(routes: Collection[Route]) -> list[str]:

@@ -70,6 +70,9 @@ class Core:
         self.links: dict[str, Link] = {}
         self.catalog = Catalog(lambda: self.link("admin"), self.keys, self.now)
         self.owner = LoopOwner("the queue")
+        self.incarnation = ""
+        """Which server it was that the queue was opened on."""
+
         self.max_body = options.max_body or LARGEST_BODY
         self._offset = ClockOffset()
         self._measured_at: float | None = None

@@ -48,10 +48,14 @@ class Holdings:
         """Exempt a claim from what is given back at the end."""
         self._kept.append(claim)
 
-    def knows(self, sid: str, claim: Claim) -> bool:
-        """Return whether this claim was heard of."""
+    def of(self, sid: str) -> Mapping[str, int]:
+        """Return the claims of a subscription as they are now."""
+        return dict(self._held.get(sid, {}))
+
+    def knows(self, sid: str, claim: Claim, before: Mapping[str, int]) -> bool:
+        """Return whether this claim was heard of, now or before."""
         name = (claim.ordering_key or "") if claim.ordered else serial_of(claim.deliveries[0])
-        return self._held.get(sid, {}).get(name) == claim.fence
+        return claim.fence in {self._held.get(sid, {}).get(name), before.get(name)}
 
     def is_sure(self, sid: str, name: str) -> bool:
         """Return whether a claim is known, and no end of it is under way."""

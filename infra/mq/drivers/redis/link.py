@@ -26,6 +26,12 @@ MAX_BACKOFF = 1.0
 SMALL = 64 * 1024
 """Up to what size, in bytes, a request is taken to leave at once."""
 
+BUFFERED = 8 * 1024 * 1024
+"""How much of a large request, in bytes, may be on its way without this side seeing it move."""
+
+SLOWEST = 1024 * 1024
+"""How many bytes of that arrive at least in a second."""
+
 _BROKEN = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, EOFError, asyncio.IncompleteReadError)
 
 
@@ -48,6 +54,7 @@ class Link:
         self._watch: asyncio.TimerHandle | None = None
         self._timed_out = False
         self._unsent = 0
+        self._patience = timeout
         self._heard = 0
         self._heard_before = 0
         self._closed = False
@@ -180,10 +187,9 @@ class Link:
         return reader is not None and reader.at_eof()
 
     async def _exchange(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - what the server answers
-        self._begin()
+        packed = pack_command(arguments)
+        self._begin(len(packed))
         try:
-            packed = pack_command(arguments)
-            self._unsent = len(packed) if len(packed) > SMALL else 0
             await send(self._connection, packed)
             return await read(self._connection)
         except ANSWERS:
@@ -199,12 +205,14 @@ class Link:
         finally:
             self._busy_until = None
 
-    def _begin(self) -> None:
+    def _begin(self, size: int) -> None:
         # One timer looks after many requests, instead of each having its own.
         loop = asyncio.get_running_loop()
         self._timed_out = False
         self._heard_before = self._heard
-        self._busy_until = loop.time() + self._timeout
+        self._unsent = size if size > SMALL else 0
+        self._patience = self._timeout + min(self._unsent, BUFFERED) / SLOWEST
+        self._busy_until = loop.time() + self._patience
         if self._watch is None:
             self._watch = loop.call_later(self._timeout, self._look)
 
@@ -218,7 +226,7 @@ class Link:
                 self._timed_out = True
                 self._abort()
                 return
-            self._busy_until = loop.time() + self._timeout
+            self._busy_until = loop.time() + self._patience
         self._watch = loop.call_at(self._busy_until, self._look)
 
     def _has_moved(self) -> bool:

@@ -11,16 +11,17 @@ from infra.clock import Clock
 from infra.mq.drivers.redis.administration import retire, unblock
 from infra.mq.drivers.redis.bells import Bells
 from infra.mq.drivers.redis.broadcast import RedisReceiver, broadcast, read_after
-from infra.mq.drivers.redis.consumer import RedisConsumer, owner_name
+from infra.mq.drivers.redis.consumer import RedisConsumer
 from infra.mq.drivers.redis.core import LARGEST_BODY, Core, Options
 from infra.mq.drivers.redis.dead import discard, letter, letters, retry
 from infra.mq.drivers.redis.errors import Misconfigured
 from infra.mq.drivers.redis.inspection import stats
+from infra.mq.drivers.redis.keys import owner_name
 from infra.mq.drivers.redis.lease import Lease
 from infra.mq.drivers.redis.publisher import Publisher
 from infra.mq.drivers.redis.schedule import withdraw
 from infra.mq.drivers.redis.scripts import scripts
-from infra.mq.drivers.redis.server import inspect, largest_value
+from infra.mq.drivers.redis.server import incarnation, inspect, largest_value
 from infra.mq.drivers.redis.wire import microseconds
 from infra.mq.errors import QueueRejected
 from infra.mq.queue import REGISTRY_TTL
@@ -99,6 +100,7 @@ class RedisQueue:
             link = core.link("admin")
             await link.connect()
             await inspect(link, core.keys)
+            core.incarnation = await incarnation(link)
             core.limit_bodies(await largest_value(link))
             await core.measure(link)
             await core.catalog.load()
@@ -171,7 +173,7 @@ class RedisQueue:
     async def consumer(self, info: WorkerInfo) -> RedisConsumer:
         core = self._core
         bells = await self._listening()
-        joined, lease, name = core.clock.monotonic(), core.options.lease, owner_name(info)
+        joined, lease, name = core.clock.monotonic(), core.options.lease, owner_name(info.id)
         consumer = RedisConsumer(core, bells, info, Lease(core, name, joined=joined), self._consumers.discard)
         who = msgspec.msgpack.encode([sorted(info.subscriptions), info.host, info.pid, lease, consumer.bell])
         keys = [core.keys.of(it) for it in ("leases", "workers", "meta", "since")]

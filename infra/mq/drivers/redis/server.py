@@ -43,6 +43,12 @@ async def inspect(link: Link, keys: Keys) -> None:
     await _warn_if_forgetful(link, where)
 
 
+async def incarnation(link: Link) -> str:
+    """Return what is another one whenever the server was started anew, or another server has taken its place."""
+    info = _parse(await link.ask("INFO", "server"))
+    return info.get("run_id", "")
+
+
 async def largest_value(link: Link) -> int | None:
     """Return how large a value may be, in bytes, if the server says so."""
     with contextlib.suppress(QueueError):

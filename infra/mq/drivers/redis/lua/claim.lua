@@ -144,6 +144,8 @@ local function claim_mailboxes(group, limit)
         local sequences, messages, pasts = letters_of(set, key, box, remembers)
         if #sequences > 0 then
           box[STATE], box[CLAIMED], box[FENCE] = OWNED, #sequences, fence
+          -- The head may have been left at a hole.
+          box[HEAD] = sequences[1]
           set.changed[key] = true
           own[#own + 1] = key
           own[#own + 1] = worker
@@ -155,16 +157,15 @@ local function claim_mailboxes(group, limit)
           -- Nothing but holes, as far as was looked: it goes on from there, behind the others.
           skip_holes(set, key, box)
           make_ready(set, key, box)
-          left.items = left.items - WALK
         end
       end
       used = used + 1
-      if left.items <= 0 then break end
+      if left.holes <= 0 then break end
     end
     many('HSET', group.own, own)
     write_boxes(set)
     call('LTRIM', group.line, used, -1)
-    if used < #keys or left.items <= 0 then break end
+    if used < #keys or left.holes <= 0 then break end
   end
   return claims
 end
@@ -179,7 +180,7 @@ for number, want in ipairs(wants) do
   if limit > 0 then
     promote_plan(group, ordered, now, ordered and 500 or limit)
     if ordered then promote_waiting(group, now, limit) end
-    if room.bytes > 0 then
+    if room.bytes > 0 and left.holes > 0 then
       claimed = ordered and claim_mailboxes(group, limit) or claim_deliveries(group, limit)
       local count = ordered and #claimed or #claimed[1]
       total = total + count
@@ -193,7 +194,7 @@ end
 if total > 0 then call('HSET', numbers, worker, ARGV[7]) end
 
 -- What could not be looked at now is to be looked at soon.
-local due = (left.items <= 0 or left.bytes <= 0) and now
+local due = (left.items <= 0 or left.bytes <= 0 or left.holes <= 0) and now
 if total == 0 then
   if bell ~= '' then call('HSET', sleepers, worker, ARGV[7]) end
   for number, want in ipairs(wants) do

@@ -54,7 +54,7 @@ end
 
 -- What one run of a script works on at most, of all subscriptions together: it is called again for what is left.
 local LARGE = 25 -- how many messages, which may be large, are read at a time
-local left = {items = 1000, bytes = 4 * 1024 * 1024}
+local left = {items = 1000, bytes = 4 * 1024 * 1024, holes = 2000}
 
 -- These are the first elements of a message.
 local PLANNED_FROM = 17 -- where the serial begins in a plan

@@ -7,7 +7,7 @@ local READY, WAITING, OWNED, PARKED, BLOCKED = 'R', 'W', 'O', 'P', 'B'
 local function place(key, sequence) return key .. '\0' .. digits(sequence) end
 
 -- How many sequences are looked at for the next letter of a mailbox at most: holes may be many.
-local WALK = 1000
+local WALK = 200
 
 -- Changes are gathered and written at once, what is needed to find a mailbox again before what is no longer needed.
 local function mailboxes_of(group)
@@ -96,12 +96,13 @@ local function write_boxes(set)
   set.changed, set.ready = {}, {}
 end
 
--- Moves the head over what was retired; with very much of it, not all the way.
-local function skip_holes(set, key, box)
+-- Moves the head over what was retired, or `limit` steps of the way: then the next claim goes on.
+local function skip_holes(set, key, box, limit)
   if box[SIZE] > 0 and box[SIZE] < box[TAIL] - box[HEAD] then
-    local stop = box[HEAD] + WALK
+    local stop = box[HEAD] + (limit or WALK)
     while box[HEAD] < stop and call('HEXISTS', set.group.body, place(key, box[HEAD])) == 0 do
       box[HEAD] = box[HEAD] + 1
+      left.holes = left.holes - 1
     end
   end
 end
@@ -112,7 +113,11 @@ local function sequences_of(set, key, box, limit)
   local whole = box[SIZE] == box[TAIL] - box[HEAD]
   local stop = math.min(box[TAIL], sequence + WALK)
   while sequence < stop and #found < limit do
-    if whole or call('HEXISTS', set.group.body, place(key, sequence)) == 1 then found[#found + 1] = sequence end
+    if whole or call('HEXISTS', set.group.body, place(key, sequence)) == 1 then
+      found[#found + 1] = sequence
+    else
+      left.holes = left.holes - 1
+    end
     sequence = sequence + 1
   end
   return found

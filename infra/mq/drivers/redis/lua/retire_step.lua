@@ -118,7 +118,8 @@ local function empty_mailboxes(gone)
   local woken = 0
   for key, before in pairs(heads) do
     local box, head = get_box(set, key), before[1]
-    skip_holes(set, key, box)
+    -- Settlements of a claimed mailbox go by its head; others find it when they are claimed.
+    skip_holes(set, key, box, box[STATE] ~= OWNED and 10 or WALK)
     local head_gone = box[SIZE] == 0 or box[HEAD] ~= head
     if box[STATE] ~= OWNED and head_gone then
       call('ZREM', group.later, key)

@@ -1,0 +1,165 @@
+"""A clock that is set makes nothing early, lets nothing stand still, and no lease hold for as long as the step."""
+
+import asyncio
+import time
+
+import pytest
+
+from infra.clock import FakeClock, SystemClock
+from infra.mq import Outcome
+from tests.contract.acting import WORK, consumer, end, fetch, ids, message, stats, subscription
+from tests.infra.redis.conftest import Open
+
+HOUR = 3600.0
+STEPS = pytest.mark.parametrize("step", [HOUR, -HOUR], ids=["forward", "back"])
+
+
+class SetClock(SystemClock):
+    """This machine's clock, which somebody sets."""
+
+    def __init__(self) -> None:
+        self.step = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.step
+
+
+class ServerClock(FakeClock):
+    """A clock that tests move, and of which the server's time, which drivers here take from it, is set by itself."""
+
+    step = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.step
+
+
+@STEPS
+async def test_clock_of_a_publisher_that_is_set_changes_no_due_time(opened: Open, step: float) -> None:
+    clock = SetClock()
+    queue, elsewhere = await opened(clock=clock), await opened()
+    await queue.declare([subscription(), subscription("line", ordered=True)], [])
+    worker = await consumer(elsewhere, WORK, "line")
+    clock.step = step
+    due_at = queue.time() + 0.5
+    assert due_at == pytest.approx(elsewhere.time() + 0.5, abs=0.4)
+    await queue.publish([message("later", due_at=due_at)])
+    await queue.publish([message("now")])
+    assert ids(await worker.fetch({WORK: 5, "line": 5}, wait=0)) == ["now", "now"]
+    came: list[str] = []
+    async with asyncio.timeout(10):
+        while len(came) < 1:
+            came += ids(await worker.fetch({WORK: 5}, wait=5))
+    assert elsewhere.time() >= due_at
+
+
+@STEPS
+async def test_clock_of_a_worker_that_is_set_wakes_it_in_time(opened: Open, step: float) -> None:
+    clock = SetClock()
+    queue, elsewhere = await opened(clock=clock, poll=30.0), await opened()
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    await elsewhere.publish([message("later", due_at=elsewhere.time() + 1)])
+    fetching = asyncio.ensure_future(worker.fetch({WORK: 5}, wait=20))
+    await asyncio.sleep(0.1)
+    clock.step = step
+    async with asyncio.timeout(10):
+        assert ids(await fetching) == ["later"]
+
+
+async def test_server_clock_that_is_set_back_lets_nothing_stand_still(opened: Open) -> None:
+    clock = ServerClock()
+    queue = await opened(clock=clock, broker_time=False)
+    await queue.declare([subscription(), subscription("line", ordered=True)], [])
+    worker = await consumer(queue, WORK, "line")
+    await queue.publish([message("a", key="a"), message("b", key="b")])
+    for name in (WORK, "line"):
+        first, second = await fetch(worker, name)
+        await worker.settle([end(first, Outcome.RELEASE), end(second, Outcome.RETRY, delay=5)])
+    clock.step = -HOUR
+    for name in (WORK, "line"):
+        assert ids(await fetch(worker, name)) == ["a"]
+    await clock.advance(4.9)
+    assert await fetch(worker) == []
+    assert await fetch(worker, "line") == []
+    # It runs a tenth slower until the server's clock has caught up.
+    await clock.advance(1)
+    for name in (WORK, "line"):
+        assert ids(await fetch(worker, name)) == ["b"]
+
+
+async def test_queue_clock_meets_the_server_clock_again_after_it_was_set_back(opened: Open) -> None:
+    clock = ServerClock()
+    queue = await opened(clock=clock, broker_time=False)
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    clock.step = -60
+    # A tenth of 600 seconds.
+    for _ in range(130):
+        await clock.advance(5)
+        assert worker.renew()
+        await fetch(worker)
+    due_at = clock.time() + 5
+    await queue.publish([message("later", due_at=due_at)])
+    await clock.advance(4.9)
+    assert await fetch(worker) == []
+    await clock.advance(0.2)
+    assert ids(await fetch(worker)) == ["later"]
+
+
+async def test_lease_of_a_dead_worker_ends_in_time_after_the_server_clock_was_set_back(opened: Open) -> None:
+    clock = ServerClock()
+    queue = await opened(clock=clock, broker_time=False, lease=10.0)
+    await queue.declare([subscription()], [])
+    victim, rescuer = await consumer(queue), await consumer(queue)
+    await queue.publish([message("a")])
+    await fetch(victim)
+    clock.step = -HOUR
+    for _ in range(9):
+        await clock.advance(3)
+        assert rescuer.renew()
+    assert await rescuer.recover() == 1
+
+
+@STEPS
+async def test_nobody_takes_over_from_the_living_when_the_server_clock_is_set(opened: Open, step: float) -> None:
+    clock = ServerClock()
+    queue = await opened(clock=clock, broker_time=False, lease=10.0)
+    await queue.declare([subscription()], [])
+    worker, other = await consumer(queue), await consumer(queue)
+    await queue.publish([message("a")])
+    [claim] = await fetch(worker)
+    for _ in range(5):
+        await clock.advance(3)
+        assert worker.renew()
+        assert other.renew()
+    clock.step = step
+    assert await other.recover() == 0
+    for _ in range(5):
+        assert other.renew()
+        assert await other.recover() == 0
+        await clock.advance(1)
+        assert worker.renew()
+        assert await other.recover() == 0
+        await clock.advance(2)
+    assert await worker.settle([end(claim)]) == []
+    assert (await stats(queue)).workers == 2
+
+
+async def test_first_worker_back_after_an_outage_takes_over_from_nobody(opened: Open) -> None:
+    clock = ServerClock()
+    queue = await opened(clock=clock, broker_time=False, lease=10.0)
+    await queue.declare([subscription()], [])
+    worker, other = await consumer(queue), await consumer(queue)
+    await queue.publish([message("a")])
+    [claim] = await fetch(worker)
+    for _ in range(5):
+        await clock.advance(3)
+        assert worker.renew()
+        assert other.renew()
+    # The server stands still for 20 seconds with this request in its hands: nobody could renew.
+    await clock.advance(20)
+    assert await other.recover() == 0
+    assert other.renew()
+    assert await other.recover() == 0
+    assert worker.renew()
+    assert await worker.settle([end(claim)]) == []

@@ -1,0 +1,196 @@
+"""A server that was emptied, or lost the end of its log, gets back what processes know, and they notice the rest."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from infra.mq import Consumer, Outcome, QueueClosed, QueueError
+from infra.mq.drivers.redis import RedisQueue
+from tests import servers
+from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
+from tests.infra.redis.conftest import Open
+from tests.infra.redis.test_healing import command, eventually, flush
+
+BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+
+
+@pytest.fixture
+def durable() -> Iterator[servers.RedisServer]:
+    server = servers.new_server(servers.any_kind(), *servers.DURABLE)
+    yield server
+    server.kill()
+
+
+class Tail:
+    """The end of a server's log, from a moment on, which can be lost as in a power cut."""
+
+    def __init__(self, server: servers.RedisServer) -> None:
+        self._server = server
+        [self._log] = server.folder.glob("appendonlydir/*.incr.aof")
+        self._kept = self._log.read_bytes()
+
+    def lose(self) -> None:
+        """Kill the server, and start it again without what it wrote since."""
+        self._server.kill()
+        self._log.write_bytes(self._kept)
+        self._server.start()
+
+
+async def names_of(queue: RedisQueue) -> list[str]:
+    return [it.name for it in await queue.stats()]
+
+
+async def is_lost(worker: Consumer) -> bool:
+    """Do what a session does while all its slots are busy, until the worker knows."""
+    async with asyncio.timeout(10):
+        while not worker.lost:
+            try:
+                await asyncio.to_thread(worker.renew)
+                await worker.recover()
+            except QueueClosed:
+                break
+            except QueueError:
+                await asyncio.sleep(0.02)
+    return worker.lost
+
+
+async def test_every_process_restores_what_it_declared_after_a_flush(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    first, second, third = [await opened(server.url) for _ in range(3)]
+    await first.declare([subscription("audit")], ["News"])
+    await second.declare([subscription("audit"), subscription("mail", ordered=True)], ["Weather"])
+    await third.declare([subscription("late", events=("Else",))], [])
+    workers = [await consumer(second, "audit", "mail"), await consumer(third, "late")]
+    await flush(server)
+    await first.publish([message("first", key="k")])
+    for queue, declared in ((second, "mail"), (third, "late")):
+        # As every process does from time to time.
+        await queue.declare([subscription(declared, ordered=declared == "mail", events=("Happened", "Else"))], [])
+    assert await names_of(first) == ["audit", "late", "mail"]
+    assert set((await first.registry()).broadcast) == {"News", "Weather"}
+    for worker in workers:
+        assert await is_lost(worker)
+    await first.publish([message("second", key="k")])
+    worker = await consumer(second, "audit", "mail")
+    assert ids(await fetch(worker, "audit")) == ["first", "second"]
+    assert ids(await fetch(worker, "mail")) == ["second"]
+    assert [it.workers for it in await first.stats()] == [1, 0, 1]
+
+
+async def test_publisher_restores_what_it_declared_although_another_did_so_first(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    first, second = await opened(server.url), await opened(server.url)
+    await first.declare([subscription("audit")], [])
+    await second.declare([subscription("mail")], [])
+    await flush(server)
+    await first.publish([message("first")])
+    await second.publish([message("second")])
+    worker = await consumer(second, "audit", "mail")
+    assert ids(await fetch(worker, "audit")) == ["first", "second"]
+    assert ids(await fetch(worker, "mail")) == ["second"]
+
+
+async def test_retired_subscription_or_event_is_not_restored(opened: Open) -> None:
+    operator, queue = await opened(), await opened()
+    await queue.declare([subscription("gone"), subscription("stays", events=("Happened", "Else"))], [])
+    await operator.retire("gone")
+    await operator.retire("stays", event="Else")
+    await operator.pause("stays")
+    await queue.publish([message("a"), message("b", event="Else")])
+    assert await names_of(queue) == ["stays"]
+    assert set((await queue.registry()).routed) == {"Happened"}
+    await queue.declare([subscription("stays", events=("Happened", "Else"))], [])
+    assert set((await queue.registry()).routed) == {"Happened", "Else"}
+
+
+async def test_registry_that_lost_its_last_changes_gets_them_back(opened: Open, durable: servers.RedisServer) -> None:
+    queue, elsewhere = await opened(durable.url), await opened(durable.url)
+    await queue.declare([subscription("kept")], [])
+    tail = Tail(durable)
+    await elsewhere.declare([subscription("new"), subscription("kept", events=("Happened", "Else"))], ["News"])
+    await elsewhere.publish([message("before")])
+    tail.lose()
+    await eventually(lambda: elsewhere.publish([message("a"), message("b", event="Else")]))
+    assert await names_of(queue) == ["kept", "new"]
+    worker = await consumer(queue, "kept", "new")
+    assert ids(await fetch(worker, "kept")) == ["a", "b"]
+    assert ids(await fetch(worker, "new")) == ["a"]
+
+
+@BOTH
+async def test_worker_whose_claims_vanished_counts_as_lost(
+    opened: Open, durable: servers.RedisServer, ordered: bool
+) -> None:
+    queue, elsewhere = await opened(durable.url), await opened(durable.url)
+    await queue.declare([subscription(ordered=ordered)], [])
+    worker, other = await consumer(queue), await consumer(elsewhere)
+    await queue.publish([message("a", key="a"), message("b", key="b")])
+    tail = Tail(durable)
+    claims = await fetch(worker)
+    assert ids(claims) == ["a", "b"]
+    tail.lose()
+    assert ids(await eventually(lambda: fetch(other))) == ["a", "b"]
+    assert await is_lost(worker)
+    with pytest.raises(QueueClosed):
+        await fetch(worker)
+    if ordered:
+        ends = [end(it, Outcome.RETRY) for it in claims]
+        assert await worker.settle(ends) == ends
+    assert not await is_lost_soon(other)
+
+
+async def is_lost_soon(worker: Consumer) -> bool:
+    await worker.recover()
+    return worker.lost
+
+
+@BOTH
+async def test_worker_that_is_cut_off_for_a_moment_keeps_its_claims(
+    opened: Open, durable: servers.RedisServer, ordered: bool
+) -> None:
+    queue = await opened(durable.url)
+    await queue.declare([subscription(ordered=ordered)], [])
+    worker = await consumer(queue)
+    await queue.publish([message(each, key=each) for each in "abcd"])
+    claims = await fetch(worker)
+    await worker.settle([end(claims[0]), end(claims[1], Outcome.RELEASE)])
+    again = await fetch(worker)
+    durable.kill()
+    durable.start()
+    await eventually(worker.recover)
+    assert await eventually(lambda: fetch(worker)) == []
+    assert not worker.lost
+    assert await worker.settle([end(it) for it in [*claims[2:], *again]]) == []
+
+
+async def test_lost_end_of_a_claim_is_settled_again(opened: Open, durable: servers.RedisServer) -> None:
+    queue = await opened(durable.url)
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    await queue.publish([message("a")])
+    [claim] = await fetch(worker)
+    tail = Tail(durable)
+    await worker.settle([end(claim, Outcome.RETRY, error="no")])
+    tail.lose()
+    [found] = await eventually(lambda: worker.fetch({WORK: 1}, wait=1))
+    assert await worker.settle([end(found)]) == []
+    assert [(it.ready, it.in_flight) for it in await queue.stats()] == [(0, 0)]
+
+
+async def test_declaring_the_same_again_costs_one_round_trip(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    queue = await opened(server.url)
+    wanted = [subscription(f"listener {it}") for it in range(50)]
+    await queue.declare(wanted, ["News"])
+    await command(server, "CONFIG RESETSTAT")
+    await queue.declare(wanted, ["News"])
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"INFO commandstats\r\n")
+    size = int((await reader.readline())[1:])
+    said = (await reader.readexactly(size)).decode()
+    writer.close()
+    await writer.wait_closed()
+    calls = {line.partition(":")[0]: line for line in said.splitlines() if "calls" in line}
+    assert "calls=1," in calls["cmdstat_hmget"]
+    assert "cmdstat_evalsha" not in calls

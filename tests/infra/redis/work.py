@@ -1,0 +1,66 @@
+"""Counts what scripts do on a server: commands and arguments, never time."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from tests import servers
+
+_LINE = re.compile(rb'^\+\d+\.\d+ \[\d+ (\S+)\] "(\w+)"')
+END = b"end of the work"
+
+
+@dataclass(slots=True)
+class Work:
+    """What scripts did while it was counted."""
+
+    scripts: list[int] = field(default_factory=list)
+    """For each script that ran, how many arguments its commands had: all the keys, fields, members and values."""
+
+    @property
+    def largest(self) -> int:
+        """How many arguments the commands of one script had at most."""
+        return max(self.scripts, default=0)
+
+    @property
+    def total(self) -> int:
+        """How many arguments all commands had."""
+        return sum(self.scripts)
+
+    def read(self, line: bytes) -> None:
+        """Take in a line of MONITOR."""
+        found = _LINE.match(line)
+        if found is None:
+            return
+        client, command = found.groups()
+        if client == b"lua":
+            self.scripts[-1] += line.count(b'" "')
+        elif command.upper() in {b"EVALSHA", b"EVAL"}:
+            self.scripts.append(0)
+
+
+@asynccontextmanager
+async def counted(server: servers.RedisServer) -> AsyncIterator[Work]:
+    """Count the work of every script that runs in this block; the server must be the test's own."""
+    work = Work()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 28)
+    writer.write(b"MONITOR\r\n")
+    await reader.readline()
+
+    async def read() -> None:
+        while END not in (line := await reader.readline()):
+            work.read(line)
+
+    reading = asyncio.create_task(read())
+    yield work
+    other_reader, other = await asyncio.open_connection("127.0.0.1", server.port)
+    other.write(b'ECHO "' + END + b'"\r\n')
+    await other_reader.readline()
+    await reading
+    # What the server did not know yet did nothing.
+    work.scripts = [it for it in work.scripts if it]
+    for each in (writer, other):
+        each.close()
+        await each.wait_closed()
