@@ -93,16 +93,30 @@ class Application:
     async def run(self, names: Sequence[str], launch: Launch) -> None:
         """Run the startables called `names` until a signal comes or the parent process ends; for the command line."""
         startables = select(names)
-        with stop_signals(self._lifecycle.stop):
+        task, is_open, interrupted = asyncio.current_task(), False, False
+
+        def stop() -> None:
+            nonlocal interrupted
+            self._lifecycle.stop()
+            if task is not None and not is_open and not interrupted:
+                interrupted = task.cancel()  # what is not there yet, such as the queue, need not be waited for any more
+
+        with stop_signals(stop):
             if launch.parent_fd is not None:
-                limit = self.grace + CLOSE_TIMEOUT
-                watch_parent(launch.parent_fd, self._lifecycle.stop, limit=limit)
-            async with self.opened():
-                self._warn_of_sqlite(startables)
-                with built(startables, self, launch) as runnables:
-                    log.info("started", startables=[each.name for each in startables], queue=self.settings.mq.driver)
-                    await self._lifecycle.run(runnables)
-                log.info("stopped")
+                watch_parent(launch.parent_fd, stop, limit=self.grace + CLOSE_TIMEOUT)
+            try:
+                async with self.opened():
+                    is_open = True
+                    self._warn_of_sqlite(startables)
+                    with built(startables, self, launch) as runnables:
+                        names = [each.name for each in startables]
+                        log.info("started", startables=names, queue=self.settings.mq.driver)
+                        await self._lifecycle.run(runnables)
+            except asyncio.CancelledError:
+                if task is None or not interrupted:
+                    raise
+                task.uncancel()
+            log.info("stopped")
 
     def _warn_of_sqlite(self, startables: Sequence[Startable]) -> None:
         # Inside one process writers take turns; the bug needs two at the same instant.

@@ -1,6 +1,8 @@
 """The real application, in this process."""
 
 import asyncio
+import os
+import signal
 import sys
 from contextlib import suppress
 from typing import Any
@@ -14,11 +16,12 @@ from beneath.cli import report
 from beneath.errors import StartError, UsageError
 from beneath.lifecycle import ExitRequested
 from beneath.server import bind
+from beneath.startables import Launch
 from bus import BackgroundTaskFailed
 from dependencies import Container, Settings
 from dependencies.settings import ControlSettings
 from infra.clock import SystemClock
-from infra.db import MigrationPending
+from infra.db import DatabaseError, MigrationPending
 from infra.mail import Message
 from infra.mq.drivers.memory import MemoryQueue
 from models.user import UserCreated
@@ -43,6 +46,46 @@ class FakeNotification:
 
     async def record(self, event: UserCreated) -> None:
         await self.seen.put(event)
+
+
+class SilentQueue(MemoryQueue):
+    """A queue whose server does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=SystemClock())
+        self.asked = asyncio.Event()
+
+    async def open(self) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_during_start_stops_at_once_and_cleanly(settings: Settings, number: signal.Signals) -> None:
+    container = Container(settings=settings)
+    queue = SilentQueue()
+    container.infra.mq.override(providers.Object(queue))
+    application = Application(container)
+    running = asyncio.create_task(application.run(["all"], Launch()))
+    await queue.asked.wait()
+    os.kill(os.getpid(), number)
+    async with asyncio.timeout(10):
+        await running
+    assert running.cancelling() == 0
+    assert application.stopping
+    with pytest.raises(DatabaseError, match="not open"):
+        assert container.infra.db().backend.writer
+
+
+async def test_a_cancellation_during_start_that_no_signal_caused_goes_on(settings: Settings) -> None:
+    container = Container(settings=settings)
+    queue = SilentQueue()
+    container.infra.mq.override(providers.Object(queue))
+    running = asyncio.create_task(Application(container).run(["all"], Launch()))
+    await queue.asked.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 async def get(url: str) -> httpx2.Response:
