@@ -21,6 +21,7 @@ EXPECTED: Final = (
     "expected smtp://user:password@host:port, smtp+starttls://... to insist on encryption, or smtps://...; user and "
     "password can be left out, and what is special in them is percent-encoded"
 )
+_LOGGED_IN: Final = 235
 _PERMANENT: Final = range(500, 600)
 
 Security = Literal["opportunistic", "starttls", "tls"]
@@ -178,8 +179,9 @@ def _log_in(smtp: smtplib.SMTP, user: str, password: str) -> None:
         return
     # The standard library encodes as ASCII alone; RFC 4616 says UTF-8.
     plain = base64.b64encode(f"\0{user}\0{password}".encode()).decode("ascii")
+    smtp.ehlo_or_helo_if_needed()  # STARTTLS makes both ends forget the first greeting
     code, answer = smtp.docmd("AUTH", f"PLAIN {plain}")
-    if code not in {235, 503}:  # the latter: logged in already
+    if code != _LOGGED_IN:
         raise smtplib.SMTPAuthenticationError(code, answer)
 
 

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from infra.mail import MailRejected, MailUnavailable, Message, SmtpMailer
+from infra.mail.smtp import SmtpServer
 
 SENDER = "Beneath <no-reply@beneath.example>"
 MAIL = Message(id="one", to="ada@example.com", subject="Hello", text="Hello Ada\n.\nFrom here on\n")
@@ -161,6 +163,37 @@ async def test_a_password_goes_through_encryption_only(server_tls: ssl.SSLContex
         with pytest.raises(MailUnavailable, match="in the clear"):
             await SmtpMailer(f"smtp://ada:p%40ss@127.0.0.1:{port}", SENDER).send(MAIL)
     assert len(box.taken) == 1
+
+
+@pytest.mark.parametrize("password", ["pä ß:@/?#%\"'\\", "\u65e5\u672c", "line\nend", "x" * 200])
+async def test_a_user_and_a_password_of_any_characters_log_in(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, password: str
+) -> None:
+    box, user = Postbox(), f"ada@{password[:2]}"
+
+    def authenticate(
+        _server: SMTP, _session: Session, _envelope: Envelope, _way: str, data: LoginPassword
+    ) -> AuthResult:
+        return AuthResult(success=data == LoginPassword(user.encode(), password.encode()), handled=False)
+
+    async with serving(lambda: SMTP(box, tls_context=server_tls, authenticator=authenticate)) as port:
+        for given in (password, f"{password}no"):
+            url = f"smtp://{quote(user, safe='')}:{quote(given, safe='')}@localhost:{port}"
+            mailer = SmtpMailer(url, SENDER, tls=client_tls)
+            if given == password:
+                await mailer.send(MAIL)
+            else:
+                with pytest.raises(MailUnavailable, match="535"):
+                    await mailer.send(MAIL)
+    assert len(box.taken) == 1
+
+
+def test_an_smtp_server_is_shown_without_its_password() -> None:
+    server = SmtpServer.parse("smtp://ada:hunter2@mail")
+    assert server.password == "hunter2"
+    assert "hunter2" not in repr(server)
+    with pytest.raises(ValueError, match="NUL"):
+        SmtpServer.parse("smtp://ada:hun%00ter2@mail")
 
 
 @contextlib.contextmanager
