@@ -44,6 +44,26 @@ INDEXED = (
 )
 """Plans are made once; one from when a table was empty must not read all of it later. See 0005."""
 
+# Each is the only one that its statement can use: a planner that saw an empty table finds all indexes as good.
+INDEXES = (
+    "CREATE INDEX beneath_delivery_due_message ON beneath_delivery (message_id) WHERE state + 0 = 3",
+    """
+    CREATE INDEX beneath_delivery_due_mailbox ON beneath_delivery (mailbox, due_at, id)
+        WHERE state - 3 = 0 AND mailbox IS NOT NULL
+    """,
+    "DROP INDEX beneath_delivery_scheduled_message",
+    "DROP INDEX beneath_delivery_scheduled_mailbox",
+)
+FORMER_INDEXES = (
+    "CREATE INDEX beneath_delivery_scheduled_message ON beneath_delivery (message_id) WHERE state = 3",
+    """
+    CREATE INDEX beneath_delivery_scheduled_mailbox ON beneath_delivery (mailbox, due_at, id)
+        WHERE state = 3 AND mailbox IS NOT NULL
+    """,
+    "DROP INDEX beneath_delivery_due_message",
+    "DROP INDEX beneath_delivery_due_mailbox",
+)
+
 PLACE = f"""
 -- Give scheduled messages that are due their places, in one order in all mailboxes. Whoever calls it has locked their
 -- first deliveries, and their keys. Unless they may overtake, what stands behind an earlier one that somebody else has
@@ -56,14 +76,17 @@ DECLARE
 BEGIN
     WITH mine AS MATERIALIZED (
         SELECT d.id, d.message_id, d.mailbox, d.due_at, min(d.id) OVER (PARTITION BY d.message_id, d.due_at) AS first
-        FROM unnest(messages) AS m (id)
-        JOIN beneath_delivery AS d ON d.state = 3 AND d.message_id = m.id AND d.due_at <= now_at
+        FROM unnest(messages) AS m (id) CROSS JOIN LATERAL (
+            SELECT t.* FROM beneath_delivery AS t
+            WHERE t.state + 0 = 3 AND t.message_id = m.id AND t.due_at <= now_at OFFSET 0
+        ) AS d
     ), last AS MATERIALIZED (
         SELECT mailbox, max(due_at) AS due_at FROM mine WHERE mailbox IS NOT NULL AND NOT overtaking GROUP BY mailbox
     ), ahead AS MATERIALIZED (
         SELECT l.mailbox, a.due_at, a.id FROM last AS l CROSS JOIN LATERAL (
             SELECT d.due_at, d.id FROM beneath_delivery AS d
-            WHERE d.state = 3 AND d.mailbox = l.mailbox AND d.due_at <= l.due_at AND NOT d.message_id = ANY (messages)
+            WHERE d.state - 3 = 0 AND d.mailbox = l.mailbox AND d.due_at <= l.due_at
+                AND NOT d.message_id = ANY (messages)
             ORDER BY d.due_at, d.id LIMIT 1
         ) AS a
     ), behind AS MATERIALIZED (
@@ -75,14 +98,14 @@ BEGIN
         SELECT s.id, nextval('beneath_number') AS number
         FROM (SELECT id FROM due ORDER BY due_at, first, id) AS s
     ), gone AS (
-        DELETE FROM beneath_delivery AS d USING numbered AS n WHERE d.id = n.id RETURNING n.number, d.*
+        DELETE FROM beneath_delivery AS d WHERE d.id = ANY (ARRAY(SELECT id FROM numbered)) RETURNING d.*
     ), placed AS (
         INSERT INTO beneath_delivery
             (id, subscription, state, due_at, published_at, message_id, event, ordering_key, mailbox, body)
-        SELECT number, subscription, CASE WHEN mailbox IS NULL THEN 0 ELSE 4 END,
+        SELECT n.number, subscription, CASE WHEN mailbox IS NULL THEN 0 ELSE 4 END,
             CASE WHEN due_at = 0 THEN now_at ELSE due_at END,
             published_at, message_id, event, ordering_key, mailbox, body
-        FROM gone ORDER BY number
+        FROM gone AS g JOIN numbered AS n ON n.id = g.id ORDER BY n.number
         RETURNING subscription, mailbox, due_at, id
     ), opened AS (
         INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn, first_id)
@@ -101,7 +124,7 @@ CREATE FUNCTION beneath_bury_scheduled_2(message text, now_at double precision, 
 LANGUAGE plpgsql {INDEXED} AS $$
 BEGIN
     WITH gone AS (
-        DELETE FROM beneath_delivery AS d WHERE d.state = 3 AND d.message_id = message AND d.due_at <= now_at
+        DELETE FROM beneath_delivery AS d WHERE d.state + 0 = 3 AND d.message_id = message AND d.due_at <= now_at
         RETURNING d.*
     )
     INSERT INTO beneath_dead_letter (
@@ -146,16 +169,20 @@ BEGIN
     END IF;
     messages := ARRAY(
         SELECT f.message_id FROM beneath_delivery AS f
-        WHERE f.state + 0 = 3 AND f.id = ANY (ARRAY(
-            SELECT min(d.id) FROM unnest(messages) AS m (id)
-            JOIN beneath_delivery AS d ON d.state = 3 AND d.message_id = m.id AND d.due_at <= now_at GROUP BY m.id
+        WHERE f.state * 1 = 3 AND f.id = ANY (ARRAY(
+            SELECT d.first FROM unnest(messages) AS m (id) CROSS JOIN LATERAL (
+                SELECT min(t.id) AS first FROM beneath_delivery AS t
+                WHERE t.state + 0 = 3 AND t.message_id = m.id AND t.due_at <= now_at
+            ) AS d WHERE d.first IS NOT NULL
         )) ORDER BY f.id FOR UPDATE SKIP LOCKED
     );
     -- A publisher has the key until it commits: what it adds must not come between.
     messages := ARRAY(
         SELECT k.id FROM (
-            SELECT m.id, max(d.mailbox) AS mailbox FROM unnest(messages) AS m (id)
-            JOIN beneath_delivery AS d ON d.state = 3 AND d.message_id = m.id GROUP BY m.id ORDER BY m.id OFFSET 0
+            SELECT m.id, d.mailbox FROM unnest(messages) AS m (id) CROSS JOIN LATERAL (
+                SELECT max(t.mailbox) AS mailbox FROM beneath_delivery AS t
+                WHERE t.state + 0 = 3 AND t.message_id = m.id
+            ) AS d ORDER BY m.id OFFSET 0
         ) AS k
         WHERE k.mailbox IS NULL OR pg_try_advisory_xact_lock({KEYS}, hashtext(k.mailbox) & {STRIPES})
     );
@@ -237,7 +264,7 @@ BEGIN
             WITH waiting AS MATERIALIZED (
                 SELECT k.key, d.message_id FROM unnest(mailboxes) AS k (key) CROSS JOIN LATERAL (
                     SELECT t.message_id FROM beneath_delivery AS t
-                    WHERE t.state = 3 AND t.mailbox = k.key AND t.due_at <= now_at
+                    WHERE t.state - 3 = 0 AND t.mailbox = k.key AND t.due_at <= now_at
                     ORDER BY t.due_at, t.id LIMIT {FEW + 1}
                 ) AS d LIMIT {MOST + 1}
             ), many AS MATERIALIZED (
@@ -252,10 +279,12 @@ BEGIN
             END IF;
         END IF;
         IF cardinality(earlier) > 0 THEN
-            PERFORM 1 FROM beneath_delivery WHERE id IN (
-                SELECT min(id) FROM beneath_delivery WHERE state = 3 AND message_id = ANY (earlier)
-                    AND due_at <= now_at GROUP BY message_id
-            ) ORDER BY id FOR UPDATE;
+            PERFORM 1 FROM beneath_delivery WHERE id = ANY (ARRAY(
+                SELECT d.first FROM unnest(earlier) AS m (id) CROSS JOIN LATERAL (
+                    SELECT min(t.id) AS first FROM beneath_delivery AS t
+                    WHERE t.state + 0 = 3 AND t.message_id = m.id AND t.due_at <= now_at
+                ) AS d WHERE d.first IS NOT NULL
+            )) ORDER BY id FOR UPDATE;
         END IF;
         PERFORM beneath_lock_keys_1(mailboxes);
         IF cardinality(earlier) > 0 THEN
@@ -264,7 +293,7 @@ BEGIN
         IF cardinality(crowded) > 0 THEN
             SELECT array_agg(k.key), array_agg(coalesce((
                 SELECT d.due_at FROM beneath_delivery AS d
-                WHERE d.state = 3 AND d.mailbox = k.key AND d.due_at <= now_at + {SKEW}
+                WHERE d.state - 3 = 0 AND d.mailbox = k.key AND d.due_at <= now_at + {SKEW}
                 ORDER BY d.due_at DESC LIMIT 1
             ), now_at)) INTO crowded, crowded_until FROM unnest(crowded) AS k (key);
         END IF;
@@ -321,7 +350,7 @@ def upgrade() -> None:
     if op.get_bind().dialect.name != "postgresql":
         return
     rename = "ALTER FUNCTION beneath_publish_1 RENAME TO beneath_publish_1_before_0008"
-    for statement in (PLACE, BURY, PROMOTE, PUBLISH, rename, OLD_PUBLISH):
+    for statement in (*INDEXES, PLACE, BURY, PROMOTE, PUBLISH, rename, OLD_PUBLISH):
         op.get_bind().exec_driver_sql(statement)
 
 
@@ -333,3 +362,5 @@ def downgrade() -> None:
     bind.exec_driver_sql("ALTER FUNCTION beneath_publish_1_before_0008 RENAME TO beneath_publish_1")
     for name in ("publish", "promote", "bury_scheduled", "place"):
         bind.exec_driver_sql(f"DROP FUNCTION beneath_{name}_2")
+    for statement in FORMER_INDEXES:
+        bind.exec_driver_sql(statement)

@@ -70,17 +70,28 @@ _OWNS = """
 SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE state = 1 AND owner = $1 AND NOT id = ANY ($2::bigint[]))
     OR EXISTS (SELECT 1 FROM beneath_mailbox WHERE state = 1 AND owner = $1 AND NOT fence = ANY ($3::bigint[]))
 """
+# A lateral subquery with an offset is looked up for each row on its left: no planner turns that around.
 _HANDED_OUT = """
-FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS m (subscription, key, last_id)
-WHERE d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.key AND d.id <= m.last_id
+id = ANY (ARRAY(
+    SELECT t.id FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS m (subscription, key, last_id)
+    CROSS JOIN LATERAL (
+        SELECT d.id FROM beneath_delivery AS d
+        WHERE d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.key AND d.id <= m.last_id OFFSET 0
+    ) AS t
+))
 """
-_CHARGE_HANDED_OUT = f"UPDATE beneath_delivery AS d SET {_CHARGE} {_HANDED_OUT}"  # noqa: S608
-_UNMARK = f"UPDATE beneath_delivery AS d SET isolated = 0 {_HANDED_OUT} AND d.isolated = 1"  # noqa: S608
+_CHARGE_HANDED_OUT = f"UPDATE beneath_delivery SET {_CHARGE} WHERE {_HANDED_OUT}"  # noqa: S608
+_UNMARK = f"UPDATE beneath_delivery SET isolated = 0 WHERE {_HANDED_OUT} AND isolated = 1"  # noqa: S608
+# The caller has locked them, so that they stay where they are.
 _GIVE_BACK = """
-UPDATE beneath_mailbox AS m SET state = 0, due_at = $3, turn = nextval('beneath_number'), owner = NULL,
-    last_id = NULL, parked_event = NULL
-FROM unnest($1::bigint[], $2::text[]) AS b (subscription, key)
-WHERE m.subscription = b.subscription AND m.ordering_key = b.key
+UPDATE beneath_mailbox SET state = 0, due_at = $3, turn = nextval('beneath_number'), owner = NULL, last_id = NULL,
+    parked_event = NULL
+WHERE ctid = ANY (ARRAY(
+    SELECT t.place FROM unnest($1::bigint[], $2::text[]) AS b (subscription, key) CROSS JOIN LATERAL (
+        SELECT m.ctid AS place FROM beneath_mailbox AS m
+        WHERE m.subscription = b.subscription AND m.ordering_key = b.key OFFSET 0
+    ) AS t
+))
 """
 _UNKNOWN = """
 state = 1 AND owner = $1 AND fence > $2 AND NOT fence = ANY ($3::bigint[])
@@ -97,20 +108,30 @@ CROSS JOIN LATERAL (
     UNION ALL SELECT a.subscription FROM beneath_alias AS a WHERE a.name = k.name
 ) AS s
 """
-_PARKED = "d.state = 2 AND d.subscription = s.id AND coalesce(d.needs, d.event) = k.known"
-_PARKED_MAILBOX = "m.state = 2 AND m.subscription = s.id AND m.parked_event = k.known"
+_PARKED = """
+CROSS JOIN LATERAL (
+    SELECT t.id FROM beneath_delivery AS t
+    WHERE t.state = 2 AND t.subscription = s.id AND coalesce(t.needs, t.event) = k.known LIMIT {limit}
+) AS d
+"""
+_PARKED_MAILBOX = """
+CROSS JOIN LATERAL (
+    SELECT t.subscription, t.ordering_key FROM beneath_mailbox AS t
+    WHERE t.state = 2 AND t.subscription = s.id AND t.parked_event = k.known LIMIT {limit}
+) AS m
+"""
+_LOCKED = "$3 FOR UPDATE SKIP LOCKED"
 _HAS_PARKED = f"""
-SELECT EXISTS (SELECT 1 {_NAMED} JOIN beneath_delivery AS d ON {_PARKED})
-    OR EXISTS (SELECT 1 {_NAMED} JOIN beneath_mailbox AS m ON {_PARKED_MAILBOX})
+SELECT EXISTS (SELECT 1 {_NAMED} {_PARKED.format(limit=1)})
+    OR EXISTS (SELECT 1 {_NAMED} {_PARKED_MAILBOX.format(limit=1)})
 """
 _UNPARK = f"""
 UPDATE beneath_delivery SET state = 0, needs = NULL WHERE id = ANY (ARRAY(
-    SELECT d.id {_NAMED} JOIN beneath_delivery AS d ON {_PARKED} LIMIT $3 FOR UPDATE OF d SKIP LOCKED
+    SELECT d.id {_NAMED} {_PARKED.format(limit=_LOCKED)} LIMIT $3
 ))
 """  # noqa: S608
 _PARKED_MAILBOXES = f"""
-SELECT m.subscription, m.ordering_key {_NAMED} JOIN beneath_mailbox AS m ON {_PARKED_MAILBOX}
-LIMIT $3 FOR UPDATE OF m SKIP LOCKED
+SELECT m.subscription, m.ordering_key {_NAMED} {_PARKED_MAILBOX.format(limit=_LOCKED)} LIMIT $3
 """
 
 

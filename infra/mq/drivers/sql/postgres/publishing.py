@@ -30,7 +30,8 @@ WHERE r.event = ANY ($1::text[])
 _PROMOTE = "SELECT * FROM beneath_promote_2($1, $2, $3, $4, $5)"
 _CANCEL = """
 WITH first AS MATERIALIZED (
-    SELECT id, event FROM beneath_delivery WHERE state = 3 AND message_id = $1 AND due_at > $2 ORDER BY id FOR UPDATE
+    SELECT id, event FROM beneath_delivery WHERE state + 0 = 3 AND message_id = $1 AND due_at > $2
+    ORDER BY id FOR UPDATE
 ), forgotten AS (
     DELETE FROM beneath_accepted WHERE id = $1 AND event = ANY (ARRAY(SELECT event FROM first))
 ), forgotten_before AS (
@@ -38,7 +39,7 @@ WITH first AS MATERIALIZED (
 )
 DELETE FROM beneath_delivery WHERE id IN (SELECT id FROM first) RETURNING 1
 """
-_SCHEDULED = "SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE state = 3 AND message_id = $1 AND due_at > $2)"
+_SCHEDULED = "SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE state + 0 = 3 AND message_id = $1 AND due_at > $2)"
 _FORGET = """
 WITH expired AS MATERIALIZED (
     SELECT event, id FROM beneath_accepted WHERE at <= $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
