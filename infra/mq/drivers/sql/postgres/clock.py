@@ -10,7 +10,10 @@ _NOW = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 
 
 class ServerClock:
-    """This machine's clock, put right by what the server's says: all processes go by one time.
+    """This machine's monotonic clock, put right by what the server's says: all processes go by one time.
+
+    A step of this machine's wall clock moves nothing: it is read once. A step of the server's clock does, for its time
+    is the queue's; every process follows it with its next comparison.
 
     A clock that is not the system's, as in tests, is the time itself and left alone.
     """
@@ -19,9 +22,10 @@ class ServerClock:
         self._clock = clock
         self._adjustable = isinstance(clock, SystemClock)
         self._offset = ClockOffset()
+        self._start = clock.time() - clock.monotonic()
 
     def time(self) -> float:
-        return self._clock.time() + self._offset.seconds
+        return self._local() + self._offset.seconds if self._adjustable else self._clock.time()
 
     def monotonic(self) -> float:
         return self._clock.monotonic()
@@ -34,7 +38,10 @@ class ServerClock:
 
     async def compare(self, driver: Driver) -> None:
         """Ask the server for the time once."""
-        asked_at = self._clock.time()
+        asked_at = self._local()
         server: float = await driver.fetchval(_NOW)
         if self._adjustable:
-            self._offset.learn(asked_at, server, self._clock.time())
+            self._offset.learn(asked_at, server, self._local())
+
+    def _local(self) -> float:
+        return self._start + self._clock.monotonic()

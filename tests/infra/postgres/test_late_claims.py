@@ -1,0 +1,209 @@
+"""Claims whose answer is lost, whose caller gave up, or that a leaving worker made: all are found again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from infra.db.postgresql_driver import Driver
+from infra.mq import QueueError, QueueUnavailable
+from infra.mq.drivers.sql import SqlQueue
+from infra.mq.drivers.sql.postgres import claiming
+from infra.mq.drivers.sql.postgres.holdings import Holdings
+from infra.mq.types import Claim, Delivery, Outcome, Settlement
+from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
+from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
+from tests.postgres_servers import PostgresServer
+
+WANTS = {WORK: 10, MAIL: 10}
+
+
+@pytest.fixture
+async def store(server: PostgresServer) -> AsyncIterator[Store]:
+    async with new_store(server) as store:
+        yield store
+
+
+@pytest.fixture
+async def queue(store: Store) -> SqlQueue:
+    queue, _ = await store.open()
+    await queue.declare([subscription(WORK), subscription(MAIL, ordered=True)], [])
+    return queue
+
+
+async def test_a_claim_that_arrives_after_it_was_given_up_is_void(
+    store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way: list[dict[str, Any]] = []
+
+    async def never_answered(_: Driver, **arguments: Any) -> claiming.Claimed:  # noqa: ANN401  # as it comes
+        under_way.append(arguments)
+        raise ConnectionResetError
+
+    worker = await consumer(queue)
+    await queue.publish(messages(3, keys=3))
+    honest = claiming.claim
+    with monkeypatch.context() as patch:
+        patch.setattr(claiming, "claim", never_answered)
+        with pytest.raises(QueueUnavailable):
+            await worker.fetch(WANTS, wait=0)
+    assert len(await worker.fetch({WORK: 1}, wait=0)) == 1
+    with pytest.raises(QueueUnavailable, match="given up before it arrived"):
+        await backend(queue)._connections.run(partial(honest, **under_way[0]))
+    assert await store.count("delivery", "state = 1") == 1
+    assert await store.count("mailbox", "state = 1") == 0
+    assert len(await worker.fetch(WANTS, wait=0)) == 5
+
+
+async def test_what_a_lost_answer_claimed_is_found_again_by_its_living_worker(
+    store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = claiming.claim
+    worker = await consumer(queue)
+    await queue.publish(messages(3, keys=3))
+    [known] = await worker.fetch({WORK: 1}, wait=0)
+
+    async def lost(*values: Any, **named: Any) -> claiming.Claimed:  # noqa: ANN401  # as it comes
+        await honest(*values, **named)
+        raise ConnectionResetError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claiming, "claim", lost)
+        with pytest.raises(QueueUnavailable):
+            await worker.fetch(WANTS, wait=0)
+    assert await store.count("delivery", "state = 1") == 3
+    assert await worker.recover() == 0
+    assert await store.count("delivery", "state = 1") == 1
+    found = await worker.fetch(WANTS, wait=0)
+    assert sorted(ids([known, *found])) == sorted([*ids([known]), "m1", "m2", "m0", "m1", "m2"])
+    assert [it.deliveries[0].takeovers for it in found] == [0] * 5
+
+
+@pytest.mark.parametrize("steps", range(1, 14, 2))
+async def test_a_fetch_that_is_cancelled_anywhere_strands_nothing(store: Store, queue: SqlQueue, steps: int) -> None:
+    worker = await consumer(queue)
+    await queue.publish(messages(4, keys=4))
+    for _ in range(10):
+        fetching = asyncio.ensure_future(worker.fetch(WANTS, wait=0))
+        for _ in range(steps):
+            await asyncio.sleep(0.0005)
+        fetching.cancel()
+        try:
+            claims = await fetching
+        except asyncio.CancelledError:
+            continue
+        await worker.settle(
+            [Settlement(claim=it, delivery=it.deliveries[0], outcome=Outcome.RELEASE, close=True) for it in claims]
+        )
+    handled: list[str] = []
+    async with asyncio.timeout(10):
+        while len(handled) < 8:
+            handled += await handle_all(worker, WANTS)
+    assert sorted(handled) == sorted([f"m{n}" for n in range(4)] * 2)
+    assert await store.count("delivery") == 0
+
+
+async def test_a_worker_that_leaves_during_its_claim_leaves_nothing_behind(store: Store, queue: SqlQueue) -> None:
+    handled: list[str] = []
+    for n in range(30):
+        worker = await consumer(queue)
+        await queue.publish([message(f"{n}-{each}", key=f"{n}-{each}") for each in range(10)])
+        fetching = asyncio.ensure_future(worker.fetch({WORK: 100, MAIL: 100}, wait=0))
+        await asyncio.sleep(0.0003 * n)
+        await worker.close()
+        await asyncio.gather(fetching, return_exceptions=True)
+    assert await store.count("delivery", "state = 1") == 0
+    assert await store.count("mailbox", "state = 1") == 0
+    handled = await handle_all(await consumer(queue), {WORK: 1000, MAIL: 1000})
+    assert len(handled) == 600
+
+
+async def test_a_claim_of_an_owner_without_a_worker_is_recovered(
+    server: PostgresServer, store: Store, queue: SqlQueue
+) -> None:
+    victim, rescuer = await consumer(queue), await consumer(queue)
+    await queue.publish(messages(3, keys=3))
+    assert len(await victim.fetch(WANTS, wait=0)) == 6
+    await server.execute("DELETE FROM beneath_worker WHERE name = 'nobody'", store.database)
+    assert await rescuer.recover() == 0
+    await server.fetch("DELETE FROM beneath_worker WHERE name = $1", victim.info.id, database=store.database)
+    assert await rescuer.recover() == 6
+    claims = await rescuer.fetch(WANTS, wait=0)
+    assert [it.deliveries[0].takeovers for it in claims] == [1] * 6
+    assert not await asyncio.to_thread(victim.renew)
+
+
+async def test_a_worker_that_was_taken_over_can_neither_claim_nor_renew(queue: SqlQueue) -> None:
+    victim, rescuer = await consumer(queue), await consumer(queue)
+    await queue.publish(messages(1))
+    await victim.fetch(WANTS, wait=0)
+    victim.abandon()
+    assert await rescuer.recover() == 2
+    with pytest.raises(QueueError):
+        await victim.fetch(WANTS, wait=0)
+
+
+async def test_a_repeated_settlement_never_ends_a_later_claim_of_the_same_worker(queue: SqlQueue) -> None:
+    worker = await consumer(queue)
+    await queue.publish(messages(1))
+    [first] = await worker.fetch({WORK: 1}, wait=0)
+    retry = Settlement(claim=first, delivery=first.deliveries[0], outcome=Outcome.RETRY)
+    assert await worker.settle([retry]) == []
+    [second] = await worker.fetch({WORK: 1}, wait=0)
+    assert second.fence > first.fence
+    assert await worker.settle([retry]) == [retry]
+    assert not await worker.isolate(first)
+    assert await worker.isolate(second)
+    assert await worker.settle(done([second])) == []
+
+
+def claim_of(fence: int, *numbers: int, ordered: bool = False) -> list[Claim]:
+    return [
+        Claim(
+            subscription=WORK,
+            deliveries=[
+                Delivery(
+                    id=it, subscription=WORK, message_id="m", event="E", ordering_key=None, body=b"", published_at=1.0
+                )
+            ],
+            ordered=ordered,
+            fence=fence,
+        )
+        for it in numbers
+    ]
+
+
+def test_what_is_unknown_lies_behind_what_was_known_when_the_doubt_began() -> None:
+    holdings = Holdings(5)
+    early = claim_of(10, 1, 2)
+    holdings.claimed(early)
+    holdings.doubt(holdings.latest)
+    assert holdings.in_doubt
+    assert holdings.unknown() == (10, [])
+    holdings.claimed(claim_of(12, 3))
+    assert holdings.unknown() == (10, [12])
+    holdings.doubt(11)
+    assert holdings.unknown() == (10, [12])
+    holdings.trust()
+    assert not holdings.in_doubt
+
+
+def test_a_claim_is_known_until_all_its_deliveries_are_settled() -> None:
+    holdings = Holdings(5)
+    first, second = claim_of(10, 1, 2)
+    holdings.claimed([first, second])
+    holdings.doubt(5)
+    for _ in range(2):
+        holdings.settled(done([first]))
+        assert holdings.unknown() == (5, [10])
+    holdings.settled(done([second]))
+    assert holdings.unknown() == (5, [])
+    [mailbox] = claim_of(11, 3, ordered=True)
+    holdings.claimed([mailbox])
+    open_still = Settlement(claim=mailbox, delivery=mailbox.deliveries[0], outcome=Outcome.DONE)
+    holdings.settled([open_still])
+    assert holdings.unknown() == (5, [11])
+    holdings.settled([Settlement(claim=mailbox, delivery=mailbox.deliveries[0], outcome=Outcome.RETRY)])
+    assert holdings.unknown() == (5, [])

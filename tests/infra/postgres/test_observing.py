@@ -1,0 +1,80 @@
+"""Who counts as dead goes by what an observer sees, by its own monotonic clock."""
+
+from infra.mq.drivers.sql.postgres.observing import ABANDONED, LeaseObserver
+
+LEASE = 10.0
+VICTIM, OTHER = 1, 2
+
+
+class Watch:
+    """An observer, and leases that it observes every two seconds."""
+
+    def __init__(self) -> None:
+        self.observer = LeaseObserver(LEASE)
+        self.now = 100.0
+        self.leases = {VICTIM: 1000.0, OTHER: 1000.0}
+        self.observe()
+
+    def observe(self) -> list[int]:
+        self.observer.observe(self.leases.items(), self.now, self.now)
+        return [number for number, _ in self.observer.dead(self.now)]
+
+    def pass_time(self, seconds: float, *renewing: int) -> list[int]:
+        """Observe for so long, while these workers renew their leases; return who is dead at the end."""
+        dead: list[int] = []
+        end = self.now + seconds
+        while self.now < end:
+            self.now += min(2.0, end - self.now)
+            for it in renewing:
+                self.leases[it] += 2.0
+            dead = self.observe()
+        return dead
+
+
+def test_a_lease_that_is_unchanged_for_a_fifth_longer_than_it_lasts_is_over() -> None:
+    watch = Watch()
+    assert watch.pass_time(11.9, OTHER) == []
+    assert watch.pass_time(0.1, OTHER) == [VICTIM]
+
+
+def test_a_clock_that_is_set_forward_or_back_ends_no_lease() -> None:
+    watch = Watch()
+    for step in (3600.0, -7200.0, 3600.0):
+        watch.leases = {number: until + step for number, until in watch.leases.items()}
+        assert watch.pass_time(60.0, VICTIM, OTHER) == []
+
+
+def test_a_lease_far_in_the_future_is_over_when_nobody_renews_it() -> None:
+    watch = Watch()
+    watch.leases[VICTIM] = 1e9
+    watch.observe()
+    assert watch.pass_time(12.0, OTHER) == [VICTIM]
+
+
+def test_after_a_time_without_observations_the_living_have_a_whole_lease_to_renew() -> None:
+    watch = Watch()
+    assert watch.pass_time(11.0, OTHER) == []
+    watch.now += LEASE
+    assert watch.observe() == []
+    assert watch.pass_time(11.9, OTHER) == []
+    assert watch.pass_time(0.1, OTHER) == [VICTIM]
+
+
+def test_a_process_that_has_just_started_takes_nobody_for_dead() -> None:
+    watch = Watch()
+    watch.leases = {VICTIM: 1.0}
+    assert watch.observe() == []
+    assert watch.pass_time(11.9) == []
+
+
+def test_an_abandoned_lease_is_over_at_once() -> None:
+    watch = Watch()
+    watch.leases[VICTIM] = ABANDONED
+    assert watch.observe() == [VICTIM]
+
+
+def test_a_worker_that_was_taken_over_is_forgotten() -> None:
+    watch = Watch()
+    watch.pass_time(20.0, OTHER)
+    del watch.leases[VICTIM]
+    assert watch.observe() == []
