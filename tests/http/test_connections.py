@@ -163,6 +163,14 @@ async def test_connections_leave_half_of_the_descriptors(monkeypatch: pytest.Mon
     assert Connections(ConnectionLimits(max_connections=20)).limit == 20
 
 
+async def test_malformed_requests_are_counted_and_fill_no_log(served: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        assert (await served.ask(b"GET x y z\r\n\r\n")).status == 400
+    found = {each.labels.get("reason"): each.value for each in served.server.samples()}
+    assert found["malformed"] == 3
+    assert caplog.records == []
+
+
 async def test_upgrades_are_answered_as_plain_requests(served: Wire) -> None:
     upgrade = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
     assert (await served.ask(upgrade)).status == 200

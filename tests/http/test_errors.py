@@ -1,14 +1,17 @@
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 
+import httpx2
 import pytest
 from uuid_utils.compat import uuid7
 
-from beneath.http import HttpOptions
+from beneath.http import HttpOptions, create_health_app
 from bus import PublishIndeterminate
 from infra.db import CommitIndeterminate
 from tests.http.conftest import Api, problem
+from tests.http.raw import until
 
 JSON = {"Content-Type": "application/json"}
 
@@ -178,6 +181,30 @@ class TestHealth:
         answer = await api.client.get("/metrics")
         assert (answer.status_code, answer.text) == (200, "beneath_up 1\n")
         assert answer.headers["content-type"].startswith("text/plain; version=")
+
+
+async def test_simultaneous_readiness_requests_share_one_round_of_probes() -> None:
+    asked, go_on = 0, asyncio.Event()
+
+    async def probe() -> None:
+        nonlocal asked
+        asked += 1
+        await go_on.wait()
+
+    async def scrape() -> bytes:
+        return b""
+
+    app = create_health_app(ready={"database": probe}, metrics=scrape)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as client:
+        waiting = [asyncio.create_task(client.get("/readyz")) for _ in range(20)]
+        await until(lambda: asked > 0)
+        waiting[0].cancel()
+        await asyncio.wait(waiting[:1])
+        go_on.set()
+        assert {answer.status_code for answer in await asyncio.gather(*waiting[1:])} == {200}
+        assert asked == 1
+        assert (await client.get("/readyz")).status_code == 200
+        assert asked == 2, "a later request is answered by a new round"
 
 
 class TestLimits:

@@ -1,6 +1,7 @@
 """Connections of clients: how many there may be, and how long one may keep the server waiting."""
 
 import asyncio
+import logging
 import resource
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ class Connections:
         self.evicted = 0
         self.refused = 0
         self.timed_out = 0
+        self.malformed = 0
         self._open: set[HttpConnection] = set()
         self._waiting: dict[HttpConnection, None] = {}
         self._reported, self._report_from = 0, 0.0
@@ -127,7 +129,13 @@ class Connections:
         """Yield what telemetry shows of the connections."""
         yield Sample("http_connections", "Open connections.", "gauge", len(self._open), {})
         ended = "Connections that were ended or refused, by reason."
-        for reason, count in (("evicted", self.evicted), ("refused", self.refused), ("timeout", self.timed_out)):
+        counts = {
+            "evicted": self.evicted,
+            "refused": self.refused,
+            "timeout": self.timed_out,
+            "malformed": self.malformed,
+        }
+        for reason, count in counts.items():
             yield Sample("http_connections_ended", ended, "counter", count, {"reason": reason})
 
     def _report(self, now: float) -> None:
@@ -155,6 +163,9 @@ class HttpConnection(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state)
         self.conn = StrictConnection(MAX_HEAD)
+        # uvicorn warns of every request that is malformed: that would let anyone fill the log. They are counted.
+        self.logger = logging.getLogger("uvicorn.error.connection")
+        self.logger.setLevel(logging.ERROR)
         self._connections = connections
         self._timeout = connections.limits.request_timeout
         self._deadline: float | None = None
@@ -191,6 +202,7 @@ class HttpConnection(H11Protocol):
             self._deadline = self._deadline if has_begun else None
 
     def send_400_response(self, msg: str) -> None:
+        self._connections.malformed += 1
         self._refuse(BAD_REQUEST, msg)
 
     def check(self, now: float) -> None:

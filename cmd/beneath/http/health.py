@@ -23,13 +23,24 @@ PROBE_SECONDS: Final = 2.0
 
 
 def health_routes(ready: Mapping[str, Probe], metrics: Scrape) -> list[Route]:
-    """Return `/healthz`, `/metrics`, and `/readyz`: 200 if every probe returns within 2 seconds, else 503."""
+    """Return `/healthz`, `/metrics`, and `/readyz`: 200 if every probe returns within 2 seconds, else 503.
+
+    Requests for `/readyz` at the same time share one round of probes: anyone may ask, and a probe costs a connection.
+    """
+    probing: asyncio.Task[dict[str, str]] | None = None
+
+    async def probe_all() -> dict[str, str]:
+        return dict(zip(ready, await asyncio.gather(*map(_state, ready, ready.values())), strict=True))
 
     async def healthz(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def readyz(_request: Request) -> Response:
-        states = dict(zip(ready, await asyncio.gather(*map(_state, ready, ready.values())), strict=True))
+        nonlocal probing
+        if probing is None or probing.done():
+            probing = asyncio.create_task(probe_all())
+        # A client that hangs up must not end the probes that others wait for.
+        states = await asyncio.shield(probing)
         is_ready = all(state == "ok" for state in states.values())
         body = {"status": "ready" if is_ready else "not ready", "checks": states}
         return JSONResponse(body, 200 if is_ready else 503)
