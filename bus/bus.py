@@ -337,7 +337,7 @@ class Bus:
 
     def worker(self) -> Worker:
         """Return a worker over this bus's listeners, not yet running."""
-        inbox = Inbox(self._db, self._clock, retention=self.options.inbox_retention) if self._db is not None else None
+        inbox = Inbox(self._db, self.mq, retention=self.options.inbox_retention) if self._db is not None else None
         return Worker(
             self.mq, inbox, self._clock, self._listeners, self.options, self.metrics, self._random, self._supervisor
         )

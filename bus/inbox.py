@@ -2,14 +2,25 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Protocol
 
-from sqlalchemy import Connection, column, delete, select, table
+from sqlalchemy import Connection, Delete, column, delete, select, table, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
-from infra.clock import Clock
 from infra.db import Database
 
+PRUNED_AT_ONCE = 500
+"""How many marks one transaction forgets at most."""
+
 INBOX = table("beneath_inbox", column("listener"), column("message_id"), column("handled_at"))
+
+
+class Time(Protocol):
+    """What tells the time, the same in all processes: a queue, or a clock."""
+
+    def time(self) -> float:
+        """Return it, in seconds since the epoch."""
+        ...
 
 
 class AlreadyHandled(Exception):
@@ -38,7 +49,7 @@ class _Witness:
 class Inbox:
     """Makes a handler's database effects, and what it publishes, happen once per message."""
 
-    def __init__(self, db: Database, clock: Clock, *, retention: float) -> None:
+    def __init__(self, db: Database, clock: Time, *, retention: float) -> None:
         self._db = db
         self._clock = clock
         self._retention = retention
@@ -84,8 +95,22 @@ class Inbox:
             raise
 
     async def prune(self) -> int:
-        """Forget marks older than the retention; return how many."""
-        horizon = self._clock.time() - self._retention
+        """Forget some of the marks older than the retention, the oldest first; return how many.
+
+        It is one short transaction: with `PRUNED_AT_ONCE` returned there may be more.
+        """
         async with self._db.transaction() as transaction:
-            result = await transaction.session.execute(delete(INBOX).where(INBOX.c.handled_at < horizon))
+            result = await transaction.session.execute(pruning(self._clock.time() - self._retention))
             return int(getattr(result, "rowcount", 0))
+
+
+def pruning(horizon: float) -> Delete:
+    """Return the statement that forgets the oldest marks from before `horizon`, some of them."""
+    oldest = (
+        select(INBOX.c.listener, INBOX.c.message_id)
+        .where(INBOX.c.handled_at < horizon)
+        .order_by(INBOX.c.handled_at)
+        .limit(PRUNED_AT_ONCE)
+        .with_for_update(skip_locked=True)  # where several workers can do this at a time
+    )
+    return delete(INBOX).where(tuple_(INBOX.c.listener, INBOX.c.message_id).in_(oldest))

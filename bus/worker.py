@@ -10,7 +10,7 @@ from random import Random
 import structlog
 
 from bus.handling import Handling
-from bus.inbox import Inbox
+from bus.inbox import PRUNED_AT_ONCE, Inbox
 from bus.lane import Lane
 from bus.metrics import BusMetrics, ListenerMetrics
 from bus.options import BusOptions
@@ -28,6 +28,9 @@ LEAVE_PATIENCE = 2.0
 
 PRUNE_EVERY = 600.0
 """How often, in seconds, the inbox forgets what it need not remember."""
+
+PRUNE_AGAIN = 0.02
+"""After how many seconds it goes on when there was more than one transaction forgets."""
 
 
 class Worker:
@@ -115,9 +118,10 @@ class Worker:
     async def _prune(self) -> None:
         if self._inbox is None or not any(each.once for each in self._durable.values()):
             return
+        pause = PRUNE_EVERY
         while True:
-            await self._clock.sleep(PRUNE_EVERY)
-            await self._inbox.prune()
+            await self._clock.sleep(pause)
+            pause = PRUNE_AGAIN if await self._inbox.prune() >= PRUNED_AT_ONCE else PRUNE_EVERY
 
 
 async def _leave_when_joined(joining: asyncio.Future[Consumer]) -> None:

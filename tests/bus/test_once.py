@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.dialects import sqlite
 
 from bus import Delivery, Retry
-from bus.inbox import Inbox
+from bus import inbox as inbox_module
+from bus import worker as worker_module
+from bus.inbox import Inbox, pruning
 from bus.slot import Slot
 from bus.testing import BusKit
 from infra.clock import FakeClock
@@ -306,3 +309,39 @@ async def test_nothing_is_given_up_while_the_inbox_cannot_be_asked(
     await kit.advance(minutes=1)
     assert await kit.dead_letters() == []
     assert kit.bus.metrics.listeners["l"].handled == 1
+
+
+async def test_pruning_forgets_a_bounded_number_and_goes_on_at_once(
+    kit: BusKit, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_module, "PRUNED_AT_ONCE", 10)
+    monkeypatch.setattr(worker_module, "PRUNED_AT_ONCE", 10)
+    Ledger(kit, db)
+    async with db.transaction() as transaction:
+        for each in range(35):
+            await transaction.session.execute(text(f"INSERT INTO beneath_inbox VALUES ('x', 'm{each}', {each})"))  # noqa: S608  # numbers
+    assert await Inbox(db, kit.clock, retention=3600).prune() == 10
+    async with db.read() as session:
+        left = (await session.execute(text("SELECT min(handled_at) FROM beneath_inbox"))).scalar_one()
+    assert left == 10, "the oldest first"
+    await kit.start()
+    worker = asyncio.create_task(kit.bus.worker().run())
+    await kit.clock.advance(worker_module.PRUNE_EVERY)
+    async with asyncio.timeout(10):
+        while await marks(db):
+            await kit.clock.advance(worker_module.PRUNE_AGAIN)
+    worker.cancel()
+    await asyncio.wait([worker])
+
+
+async def marks(db: Database) -> int:
+    async with db.read() as session:
+        return int((await session.execute(text("SELECT count(*) FROM beneath_inbox"))).scalar_one())
+
+
+async def test_pruning_reads_no_more_marks_than_it_forgets(db: Database) -> None:
+    statement = pruning(1.0).compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
+    async with db.read() as session:
+        lines = [row[3] for row in await session.execute(text(f"EXPLAIN QUERY PLAN {statement}"))]
+    assert any("ix_beneath_inbox_handled_at" in it for it in lines)
+    assert not [it for it in lines if it.startswith("SCAN") or "TEMP B-TREE" in it], lines
