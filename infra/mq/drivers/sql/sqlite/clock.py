@@ -7,10 +7,13 @@ the same in all processes. After the next start of the machine it goes on by the
 
 import asyncio
 import sqlite3
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from infra.clock import Clock
+from infra.clock import Clock, SystemClock
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_NAMESPACE = Path("/proc/self/ns/time")
@@ -38,6 +41,7 @@ class QueueClock:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._elapsed = _elapsed(clock)
         self._boot = boot()
         self._ahead: float | None = None
         self._noted = 0.0
@@ -45,7 +49,7 @@ class QueueClock:
     def time(self) -> float:
         if self._ahead is None:
             return self._clock.time()
-        return self._clock.monotonic() + self._ahead
+        return self._elapsed() + self._ahead
 
     def monotonic(self) -> float:
         return self._clock.monotonic()
@@ -60,7 +64,7 @@ class QueueClock:
         """Go by what another process of this start of the machine has noted; False if none has. Only reads."""
         row = db.execute(_AHEAD, (self._boot,)).fetchone()
         # A monotonic clock that went back is another one, whatever its name.
-        if row is None or self._clock.monotonic() + row[0] < row[1] - NOTED_EVERY:
+        if row is None or self._elapsed() + row[0] < row[1] - NOTED_EVERY:
             return False
         self._ahead = row[0]
         return True
@@ -71,7 +75,7 @@ class QueueClock:
             return
         (latest,) = db.execute(_LATEST).fetchone()
         now = max(self._clock.time(), latest or 0.0)
-        self._ahead = now - self._clock.monotonic()
+        self._ahead = now - self._elapsed()
         db.execute(_START, {"boot": self._boot, "ahead": self._ahead, "seen": now})
         db.execute(_FORGET, (STARTS_KEPT,))
 
@@ -80,6 +84,13 @@ class QueueClock:
         if now - self._noted >= NOTED_EVERY:
             self._noted = now
             db.execute(_NOTE, (now, self._boot, now))
+
+
+def _elapsed(clock: Clock) -> Callable[[], float]:
+    """Return the monotonic clock to go by: of the system's, the one that goes on while the machine is suspended."""
+    if type(clock).monotonic is SystemClock.monotonic and hasattr(time, "CLOCK_BOOTTIME"):
+        return partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+    return clock.monotonic
 
 
 def boot() -> str:

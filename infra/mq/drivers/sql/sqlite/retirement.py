@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from infra.mq.drivers.sql.sqlite import inspection, registry
-from infra.mq.drivers.sql.sqlite.mailboxes import CLAIMED, close_mailbox, heads, state_of
+from infra.mq.drivers.sql.sqlite.mailboxes import CLAIMED, close_mailbox, drop, heads, state_of
 from infra.mq.drivers.sql.sqlite.numbers import last_number, reserve
 from infra.mq.drivers.sql.sqlite.settling import bury, delete
 from infra.mq.errors import ListenerInUse, SubscriptionNotFound
@@ -82,11 +82,7 @@ _DROP_ROUTE = "DELETE FROM beneath_route WHERE subscription = ? AND event = ?"
 _DROP_ROUTES = "DELETE FROM beneath_route WHERE subscription = ?"
 _DROP_ALIASES = "DELETE FROM beneath_alias WHERE subscription = ?"
 _DROP_SUBSCRIPTION = "DELETE FROM beneath_subscription WHERE id = ?"
-_DROP_MAILBOXES = """
-DELETE FROM beneath_mailbox WHERE (subscription, ordering_key) IN (
-    SELECT subscription, ordering_key FROM beneath_mailbox WHERE subscription = ? LIMIT ?
-)
-"""
+_MAILBOXES = "SELECT ordering_key FROM beneath_mailbox WHERE subscription = ? LIMIT ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +148,12 @@ def remove_some(db: sqlite3.Connection, place: Walk, *, clock: Callable[[], floa
         found, following = _next_page(db, walk)
         _remove(db, walk, found, clock())
         return len(found), following
-    if walk.event is None and db.execute(_DROP_MAILBOXES, (walk.subscription, REMOVED_AT_ONCE)).rowcount:
-        return 0, walk
-    return 0, None
+    if walk.event is not None:
+        return 0, None
+    keys = [key for (key,) in db.execute(_MAILBOXES, (walk.subscription, REMOVED_AT_ONCE))]
+    for key in keys:
+        drop(db, walk.subscription, key)
+    return 0, walk if keys else None
 
 
 def finish(db: sqlite3.Connection, walk: Walk, *, now: float) -> None:
