@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import structlog
 
 from bus.metrics import BusMetrics
+from bus.registry_copy import RegistryCopy
 from bus.relay_loop import RelayLoop
 from infra.clock import Clock
+from infra.failures import describe
 from infra.mq import MessageQueue, QueueRejected
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -27,26 +29,32 @@ RETRY_EVERY = 60.0
 class BroadcastRelay:
     """The frames that wait to be sent, and the loop that sends them."""
 
-    def __init__(self, mq: MessageQueue, clock: Clock, metrics: BusMetrics, *, origin: str) -> None:
+    def __init__(
+        self, mq: MessageQueue, registry: RegistryCopy, clock: Clock, metrics: BusMetrics, *, origin: str
+    ) -> None:
         self.loop = RelayLoop("broadcast relay", self._send, clock, every=RETRY_EVERY)
         self._mq = mq
+        self._registry = registry
         self._metrics = metrics
         self._origin = origin
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[tuple[str, bytes]] = deque()
         self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._frames)
 
-    def add(self, frames: Sequence[bytes]) -> None:
-        """Send frames soon, in order; they are lost if the queue cannot be reached then."""
+    def add(self, frames: Sequence[tuple[str, bytes]]) -> None:
+        """Send frames, each with the name of its event, soon and in order, if any process listens to broadcasts of it.
+
+        They are lost if the queue cannot be reached then.
+        """
         if not frames:
             return
         self._frames.extend(frames)
-        self._bytes += sum(map(len, frames))
+        self._bytes += sum(len(frame) for _, frame in frames)
         dropped = 0
         while len(self._frames) > MAX_FRAMES or self._bytes > MAX_BYTES:
-            self._bytes -= len(self._frames.popleft())
+            self._bytes -= len(self._frames.popleft()[1])
             dropped += 1
         if dropped:
             self._dropped(dropped, "too many wait for the queue")
@@ -55,20 +63,31 @@ class BroadcastRelay:
     async def _send(self) -> None:
         while self._frames and not self.loop.stopping:
             group = [self._frames.popleft() for _ in range(min(GROUP, len(self._frames)))]
-            self._bytes -= sum(map(len, group))
-            await self._broadcast(group)
+            self._bytes -= sum(len(frame) for _, frame in group)
+            await self._send_group(group)
+            self.loop.progressed()
+
+    async def _send_group(self, group: Sequence[tuple[str, bytes]]) -> None:
+        if not self._registry.fresh:
+            try:
+                await self._registry.refresh()
+            except Exception as error:
+                self._dropped(len(group), describe(error))
+                raise
+        if wanted := [frame for name, frame in group if self._registry.broadcast(name)]:
+            await self._broadcast(wanted)
 
     async def _broadcast(self, group: Sequence[bytes]) -> None:
         try:
             await self._mq.broadcast(group, origin=self._origin)
         except QueueRejected as error:
             if len(group) == 1:
-                self._dropped(1, str(error))
+                self._dropped(1, describe(error))
                 return
             for frame in group:
                 await self._broadcast([frame])
         except Exception as error:
-            self._dropped(len(group), str(error))
+            self._dropped(len(group), describe(error))
             raise
         else:
             self._metrics.broadcasts_sent += len(group)

@@ -8,25 +8,16 @@ from random import Random, SystemRandom
 from bus.broadcasts import Broadcasts
 from bus.delivery import correlation
 from bus.enrolment import Enrolment
-from bus.errors import BusFrozen, BusNotStarted, InvalidEvent, InvalidListener
+from bus.errors import BusFrozen, BusNotStarted
 from bus.events import EventType
 from bus.inbox import Inbox
 from bus.listener_options import DEFAULT, Default, ListenerOptions
-from bus.listeners import (
-    DEFAULT_RETRY,
-    Handler,
-    Kind,
-    Listener,
-    OnExhausted,
-    OnGap,
-    default_name,
-    handler_name,
-    inspect_handler,
-)
+from bus.listeners import DEFAULT_RETRY, Handler, Kind, Listener, OnExhausted, OnGap
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
 from bus.outgoing import Outgoing, due_in, due_when, valid_id
 from bus.publisher import Publisher, refuse_delay
+from bus.registration import Registration
 from bus.registry import ListenerRegistry
 from bus.rejected_rows import RejectedRows
 from bus.retry import Retry
@@ -65,6 +56,7 @@ class Bus:
         self._supervisor = bus_supervisor(self._clock)
         self._random = random or SystemRandom()
         self._listeners = ListenerRegistry()
+        self._registration = Registration(self._listeners, self.options, has_db=db is not None)
         self._broadcasts = Broadcasts(mq, self._clock, self._listeners, self.metrics, self._supervisor)
         self._publisher = Publisher(
             mq,
@@ -77,7 +69,9 @@ class Bus:
             max_payload=self.options.max_payload,
         )
         self._owner = LoopOwner("the bus")
-        self._enrolment = Enrolment(mq, self._clock, self._listeners, self._publisher, self._broadcasts)
+        self._enrolment = Enrolment(
+            mq, self._clock, self._listeners, self._publisher, self._broadcasts, self._supervisor
+        )
 
     # --- registration -----------------------------------------------------------------------------------------------
 
@@ -88,7 +82,7 @@ class Bus:
             InvalidListener, InvalidEvent: the message names the handler and what is expected.
             BusFrozen: the bus has started.
         """
-        self._add(Kind.SYNC, handler, ListenerOptions())
+        self._registration.add(Kind.SYNC, handler, ListenerOptions())
 
     def add_async_listener(
         self,
@@ -112,7 +106,7 @@ class Bus:
             InvalidListener, InvalidEvent: the message names the handler and what is expected.
             BusFrozen: the bus has started.
         """
-        self._add(
+        self._registration.add(
             Kind.ASYNC,
             handler,
             ListenerOptions(
@@ -141,7 +135,7 @@ class Bus:
             InvalidListener, InvalidEvent: the message names the handler and what is expected.
             BusFrozen: the bus has started.
         """
-        self._add(
+        self._registration.add(
             Kind.ORDERED,
             handler,
             ListenerOptions(
@@ -164,7 +158,7 @@ class Bus:
             InvalidListener, InvalidEvent: the message names the handler and what is expected.
             BusFrozen: the bus has started.
         """
-        self._add(Kind.BROADCAST, handler, ListenerOptions(on_gap=on_gap))
+        self._registration.add(Kind.BROADCAST, handler, ListenerOptions(on_gap=on_gap))
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -365,50 +359,3 @@ class Bus:
             raise BusNotStarted(
                 f"cannot {what}: the bus is not running; call `await bus.start()` first, and not after close()"
             )
-
-    def _add(self, kind: Kind, handler: Handler, asked: ListenerOptions) -> None:
-        where = handler_name(handler)
-        if self._listeners.frozen:
-            raise BusFrozen(f"{where} comes too late: the bus has started; construct every service before bus.start()")
-        signature = inspect_handler(handler)
-        options = asked.checked(where)
-        self._refuse_unfit(where, options, is_async=signature.is_async)
-        timeout = options.timeout
-        if isinstance(timeout, Default):
-            timeout = self.options.timeout if signature.is_async else None
-        durable = kind in {Kind.ASYNC, Kind.ORDERED}
-        name = options.name or (default_name(handler) if durable else where)
-        aliases = tuple(options.aliases)
-        if name in aliases:
-            raise InvalidListener(
-                f"{where}: aliases holds the listener's present name {name!r}; give former names alone"
-            )
-        try:
-            event_types = self._listeners.event_types(signature.classes)
-        except InvalidEvent as error:
-            raise InvalidEvent(f"{where}: {error}") from error
-        self._listeners.add(
-            Listener(
-                name=name,
-                kind=kind,
-                handler=handler,
-                event_types=event_types,
-                wants_delivery=signature.wants_delivery,
-                is_async=signature.is_async,
-                aliases=aliases,
-                retry=options.retry,
-                timeout=timeout,
-                concurrency=options.concurrency or self.options.concurrency,
-                once=options.once,
-                on_exhausted=options.on_exhausted,
-                on_gap=options.on_gap,
-            )
-        )
-
-    def _refuse_unfit(self, where: str, options: ListenerOptions, *, is_async: bool) -> None:
-        if not is_async and options.once:
-            raise InvalidListener(f"{where} runs in a thread, where once=True cannot hold: make it `async def`")
-        if not is_async and not isinstance(options.timeout, Default) and options.timeout is not None:
-            raise InvalidListener(f"{where} runs in a thread, which no timeout can stop: make it `async def`")
-        if options.once and self._db is None:
-            raise InvalidListener(f"{where} wants once=True, which needs a database: Bus(mq, db)")

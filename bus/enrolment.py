@@ -1,7 +1,6 @@
-"""How a process makes itself known to the queue when it starts, also when the queue is not there yet."""
+"""How a process makes itself known to the queue, and stays known as long as it lives."""
 
 import asyncio
-import contextlib
 
 import structlog
 
@@ -10,17 +9,25 @@ from bus.errors import BusError
 from bus.listeners import Kind
 from bus.publisher import Publisher
 from bus.registry import ListenerRegistry
+from bus.supervisor import SupervisedTask, Supervisor
 from infra.clock import Clock
 from infra.mq import MessageQueue, QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable, Subscription
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 RETRY_EVERY = 1.0
-"""Seconds between two attempts to reach a queue that was away at the start."""
+"""Seconds between two attempts to reach a queue that was unavailable at the start."""
+
+REDECLARE_EVERY = 2.0
+"""Seconds between two declarations: how long what the queue lost may be missing."""
 
 
 class Enrolment:
-    """Declares this process's listeners, and starts what depends on that: broadcasts, and the relay of the outbox."""
+    """Declares this process's listeners, and starts what depends on that: broadcasts, and the relay of the outbox.
+
+    It declares them again and again, as long as the process lives: a durable queue may lose them, by FLUSHALL, a lost
+    tail of its log or a failover, and then whoever has a listener must see to it.
+    """
 
     def __init__(
         self,
@@ -29,6 +36,7 @@ class Enrolment:
         listeners: ListenerRegistry,
         publisher: Publisher,
         broadcasts: Broadcasts,
+        supervisor: Supervisor,
     ) -> None:
         self.done = asyncio.Event()
         """Set once the queue knows this process's listeners."""
@@ -38,7 +46,8 @@ class Enrolment:
         self._listeners = listeners
         self._publisher = publisher
         self._broadcasts = broadcasts
-        self._later: asyncio.Task[None] | None = None
+        self._supervisor = supervisor
+        self._task: SupervisedTask | None = None
 
     async def start(self, timeout: float) -> None:
         """Enrol within `timeout` seconds or, where an outbox holds what is published meanwhile, as soon as possible.
@@ -55,18 +64,26 @@ class Enrolment:
             self._postpone(str(error), error)
         except QueueError as error:
             raise BusError(str(error)) from error
+        if self._mq.features.durable:
+            self._task = self._supervisor.start("registration", self._stay_known)
 
     async def close(self) -> None:
         """Stop what was started."""
-        if self._later is not None:
-            self._later.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._later
+        if self._task is not None:
+            await self._task.stop()
         if self._publisher.relay is not None:
             await self._publisher.relay.close()
         await self._broadcasts.close()
 
     async def _enrol(self) -> None:
+        await self._declare()
+        await self._broadcasts.start()
+        # Not before: what was sent ahead of the subscriptions would pass them by.
+        if self._publisher.relay is not None:
+            self._publisher.relay.start()
+        self.done.set()
+
+    async def _declare(self) -> None:
         subscriptions = [
             Subscription(name=each.name, events=each.events, ordered=each.kind is Kind.ORDERED, aliases=each.aliases)
             for each in self._listeners.listeners
@@ -76,17 +93,20 @@ class Enrolment:
         await self._mq.declare(subscriptions, broadcasts)
         self._publisher.learn_limits()
         await self._publisher.registry.refresh()
-        await self._broadcasts.start()
-        # Not before: what was sent ahead of the subscriptions would pass them by.
-        if self._publisher.relay is not None:
-            self._publisher.relay.start()
-        self.done.set()
 
     def _postpone(self, reason: str, error: Exception) -> None:
         if self._publisher.relay is None:
             raise BusError(reason) from error
-        log.warning("the queue is away: what is published waits in the outbox", error=reason)
-        self._later = asyncio.create_task(self._enrol_at_last(), name="bus enrolment")
+        log.warning("queue unavailable, publishes wait in the outbox", error=reason)
+
+    async def _stay_known(self) -> None:
+        if not self.done.is_set():
+            await self._enrol_at_last()
+        while True:
+            await self._clock.sleep(REDECLARE_EVERY)
+            await self._declare()
+            if self._task is not None:
+                self._task.succeeded()
 
     async def _enrol_at_last(self) -> None:
         said = ""
@@ -96,10 +116,10 @@ class Enrolment:
                 await self._mq.open()
                 await self._enrol()
             except (QueueUnavailable, QueueClosed, QueueIndeterminate) as error:
-                log.debug("the queue is still away", error=str(error))
+                log.debug("queue still unavailable", error=str(error))
             except QueueError as error:
                 if said != (said := str(error)):
-                    log.error("the queue is there, but cannot be used", error=said)  # noqa: TRY400 - one line, for people
+                    log.error("queue unusable", error=said)  # noqa: TRY400 - one line, for people
             else:
-                log.info("the queue is there")
+                log.info("queue available")
                 return

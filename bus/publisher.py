@@ -49,10 +49,10 @@ class Publisher:
         self._remote = features.durable and not features.transactional
         self._outbox: Outbox | None = None
         self.relay: Relay | None = None
+        self.registry = RegistryCopy(mq, clock)
         if db is not None and self._remote:
             self._outbox = Outbox(db, clock)
-            self.relay = Relay(mq, self._outbox, clock, metrics, supervisor, origin=broadcasts.origin)
-        self.registry = RegistryCopy(mq, clock)
+            self.relay = Relay(mq, self._outbox, clock, metrics, supervisor, self.registry, origin=broadcasts.origin)
         self.observers: list[Callable[[Outgoing], None]] = []
         self._mq = mq
         self._db = db
@@ -205,7 +205,7 @@ class Publisher:
         """See what a transaction published on its way, now that it has committed."""
         if self.relay is not None:
             self.relay.committed(entries, cancelled=bool(cancelled))
-            self.relay.broadcast(self._frames(batch))
+            self.relay.broadcast(self._frames(batch, self._may_broadcast))
         elif not self.transactional:
             await self._send_committed(batch, cancelled)
         await self.accepted(batch)
@@ -214,15 +214,21 @@ class Publisher:
         """Hand to the queue what anybody subscribed to; a transactional queue joins the transaction."""
         if messages := self._messages(batch):
             await self._mq.publish(messages)
-        if frames := self._frames(batch):
+        if self.relay is not None:
+            self.relay.broadcast(self._frames(batch, self._may_broadcast))
+            return
+        # Publishing may have taken its time, and a process elsewhere may listen by now: only a fresh copy can tell.
+        if not self.registry.fresh:
+            await self._try_refresh()
+        if frames := [frame for _, frame in self._frames(batch, self._is_broadcast)]:
             await self._mq.broadcast(frames, origin=self._broadcasts.origin)
             self._metrics.broadcasts_sent += len(frames)
 
     def _messages(self, batch: Iterable[Outgoing]) -> list[Message]:
         return self._chosen(batch, lambda routes: self.registry.routed(routes.event_type.name))
 
-    def _frames(self, batch: Iterable[Outgoing]) -> list[bytes]:
-        return [each.body for each in self._chosen(batch, self._is_broadcast)]
+    def _frames(self, batch: Iterable[Outgoing], wanted: Callable[[Routes], bool]) -> list[tuple[str, bytes]]:
+        return [(each.event, each.body) for each in self._chosen(batch, wanted)]
 
     def _chosen(self, batch: Iterable[Outgoing], wanted: Callable[[Routes], bool]) -> list[Message]:
         chosen, routes, choose = [], None, False
@@ -318,6 +324,8 @@ class Publisher:
                 name = routes.event_type.name
                 if not self.registry.knows(name):
                     await self._try_refresh()
+                elif not self.registry.fresh:
+                    self.registry.refresh_soon()  # for the broadcasts, while it is published
                 wanted = self.registry.routed(name) or self._is_broadcast(routes)
             if wanted:
                 self._message(each)
@@ -341,6 +349,9 @@ class Publisher:
 
     def _is_broadcast(self, routes: Routes) -> bool:
         return bool(routes.broadcast) or self.registry.broadcast(routes.event_type.name)
+
+    def _may_broadcast(self, routes: Routes) -> bool:
+        return bool(routes.broadcast) or self.registry.may_broadcast(routes.event_type.name)
 
     def _buffer(self, transaction: Transaction) -> PublishBuffer:
         return transaction.participant(self, lambda: PublishBuffer(self, transaction))

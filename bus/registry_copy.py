@@ -3,7 +3,7 @@
 import asyncio
 
 from infra.clock import Clock
-from infra.mq import REGISTRY_TTL, MessageQueue, Registry
+from infra.mq import REGISTRY_TTL, MessageQueue, QueueUnavailable, Registry
 
 
 class RegistryCopy:
@@ -29,6 +29,10 @@ class RegistryCopy:
         """Whether the copy knows a process that listens to broadcasts of that event."""
         return name in self._registry.broadcast
 
+    def may_broadcast(self, name: str) -> bool:
+        """Whether some process may listen to broadcasts of that event: all are taken to have one, until it is known."""
+        return name in self._registry.broadcast or not self.fresh
+
     def unwanted(self, name: str) -> bool:
         """Whether nobody subscribed to that event in any way, as a fresh copy says."""
         registry = self._registry
@@ -49,10 +53,18 @@ class RegistryCopy:
             self._refreshing.add_done_callback(self._refreshed)
 
     async def refresh(self) -> None:
-        """Confirm or renew the copy; several callers share one look."""
+        """Confirm or renew the copy; several callers share one request.
+
+        Raises:
+            QueueError: the queue did not answer.
+        """
         self.refresh_soon()
-        if self._refreshing is not None:
-            await asyncio.shield(self._refreshing)
+        if (refreshing := self._refreshing) is None:
+            return
+        await asyncio.wait((refreshing,))
+        if refreshing.cancelled():  # not by this caller, who is not cancelled himself
+            raise QueueUnavailable("the request for the registry was cancelled")
+        refreshing.result()
 
     async def _refresh(self) -> None:
         asked = self._clock.monotonic()
@@ -62,4 +74,4 @@ class RegistryCopy:
     def _refreshed(self, task: asyncio.Task[None]) -> None:
         self._refreshing = None
         if not task.cancelled():
-            task.exception()  # its awaiters raise it; with none left it is nobody's
+            task.exception()  # its awaiters raise it, and the registration task asks again

@@ -10,6 +10,7 @@ from bus.broadcast_relay import BroadcastRelay
 from bus.metrics import BusMetrics
 from bus.outbox import GROUP_BYTES, Entry, Kind, Outbox
 from bus.outbox_sender import OutboxSender
+from bus.registry_copy import RegistryCopy
 from bus.relay_loop import RelayLoop
 from bus.supervisor import Supervisor
 from infra.clock import Clock
@@ -40,7 +41,7 @@ MAX_WAITING = 10_000
 """Messages that wait in memory to be pushed; beyond that their rows alone wait."""
 
 MAX_WAITING_BYTES = 16 * 1024 * 1024
-"""How large, in bytes, these messages are together at most."""
+"""How large, in bytes, these messages are together at most; a larger one waits alone."""
 
 
 class Relay:
@@ -63,6 +64,7 @@ class Relay:
         clock: Clock,
         metrics: BusMetrics,
         supervisor: Supervisor,
+        registry: RegistryCopy,
         *,
         origin: str,
     ) -> None:
@@ -77,7 +79,7 @@ class Relay:
         self._direct_bytes = 0
         self._seen: deque[tuple[float, int]] = deque()
         self._last_left = 0
-        self._broadcasts = BroadcastRelay(mq, clock, metrics, origin=origin)
+        self._broadcasts = BroadcastRelay(mq, registry, clock, metrics, origin=origin)
         self._task = RelayLoop("outbox relay", self._carry, clock, every=POLL_EVERY)
         self._push_task = RelayLoop("outbox push", self._push, clock, every=POLL_EVERY)
 
@@ -104,7 +106,8 @@ class Relay:
                 carried = True
                 continue
             size = _size(entry)
-            if len(self._direct) < MAX_WAITING and self._direct_bytes + size <= MAX_WAITING_BYTES:
+            fits = len(self._direct) < MAX_WAITING and self._direct_bytes + size <= MAX_WAITING_BYTES
+            if fits or not self._direct:
                 self._direct.append((now, entry))
                 self._direct_bytes += size
         if carried:
@@ -112,8 +115,8 @@ class Relay:
         if self._direct:
             self._push_task.wake()
 
-    def broadcast(self, frames: Sequence[bytes]) -> None:
-        """Send broadcasts, at most once: they are gone if the queue is."""
+    def broadcast(self, frames: Sequence[tuple[str, bytes]]) -> None:
+        """Send broadcasts, each with the name of its event, at most once: they are gone if the queue is."""
         self._broadcasts.add(frames)
 
     # --- pushing ----------------------------------------------------------------------------------------------------

@@ -101,6 +101,9 @@ class Site:
             await asyncio.sleep(0.001)  # the database's own thread needs a moment, not a time
         raise AssertionError("it never came to pass")
 
+    async def subscribed(self, name: str) -> bool:
+        return name in {each.name for each in await self.mq.stats()}
+
     async def empty(self) -> bool:
         return await self.rows() == []
 

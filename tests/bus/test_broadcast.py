@@ -8,7 +8,7 @@ import pytest
 from bus import Bus, EventType
 from bus.testing import BusKit
 from infra.clock import FakeClock
-from infra.mq import QueueUnavailable
+from infra.mq import QueueUnavailable, Registry
 from infra.mq.drivers.memory import MemoryQueue
 from tests.bus.events import Ticked, UserUpdated
 
@@ -63,6 +63,37 @@ async def test_a_process_that_listens_to_nothing_broadcasts_all_the_same() -> No
     await clock.settle()
     assert (mine.dropped, other.dropped) == ([9], [9])
     for bus in (one, two, third):
+        await bus.close()
+    await mq.close()
+
+
+class CopyingQueue(MemoryQueue):
+    """Answers for the registry with copies, as a queue elsewhere does."""
+
+    async def registry(self) -> Registry:
+        registry = await super().registry()
+        return Registry(frozenset(registry.routed), frozenset(registry.broadcast))
+
+
+async def test_a_new_broadcast_listener_is_heard_by_a_running_publisher() -> None:
+    clock = FakeClock()
+    mq = CopyingQueue(clock=clock)
+    await mq.open()
+    publisher, listener = Bus(mq, clock=clock), Bus(mq, clock=clock)
+
+    async def handle(event: Ticked) -> None: ...
+
+    # The publisher knows the event, by its durable subscription: it needs no newer copy to publish it.
+    publisher.add_async_listener(handle, name="ticks")
+    await publisher.start()
+    await publisher.publish(Ticked(1))
+    cache = Cache(listener)
+    await listener.start()
+    await clock.advance(1.1)  # for so long a publisher may trust its copy
+    await publisher.publish(Ticked(2))
+    await clock.settle()
+    assert cache.dropped == [2]
+    for bus in (publisher, listener):
         await bus.close()
     await mq.close()
 

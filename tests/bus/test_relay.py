@@ -117,8 +117,9 @@ async def test_ordered_events_and_broadcasts_pass_a_push_that_hangs(site: Site) 
     await commit(site, bus, Deposited(account="a", amount=2))
     relay = bus._publisher.relay
     assert relay is not None
-    relay.broadcast([b"frame"])
-    await site.until(lambda: bool(mq.sent_frames) and len(mq.calls) == 1)
+    await mq.declare([], ["heard"])
+    relay.broadcast([("unheard", b"lost"), ("heard", b"frame")])
+    await site.until(lambda: mq.sent_frames == [b"frame"] and len(mq.calls) == 1)
     assert await site.delivered("deposits") == [2]
     mq.held["clock.ticked"].set()
     await site.until(site.empty)
@@ -397,10 +398,10 @@ async def test_waiting_broadcasts_are_bounded_and_counted(site: Site) -> None:
     assert relay is not None
     site.mq.down = True
     for n in range(MAX_FRAMES + 5):
-        relay.broadcast([b"%d" % n])
+        relay.broadcast([("heard", b"%d" % n)])
     assert len(relay._broadcasts) == MAX_FRAMES
     assert bus.metrics.broadcasts_dropped == 5
-    relay.broadcast([b"x" * 2**24])
+    relay.broadcast([("heard", b"x" * 2**24)])
     assert len(relay._broadcasts) == 1
 
 

@@ -15,8 +15,8 @@ from infra.ownership import LoopOwner
 
 _FEATURES = Features(durable=True, multi_process=True, transactional=True)
 
-_COMMIT_MARGIN = 0.1
-"""How long, in seconds, a declaration may have taken from its timestamp to the end of its COMMIT."""
+_LONGEST_COMMIT = 30.0
+"""How long, in seconds, a declaration may have taken from its timestamp until others saw its COMMIT."""
 
 
 class SqlQueue:
@@ -61,6 +61,9 @@ class SqlQueue:
         self._backend: Backend = backend_for(db, clock, options)
         self._clock = self._backend.clock
         self._registry_ttl = registry_ttl
+        self._known_since = 0.0
+        """When the declarations were changed that every publisher is known to have seen; by the queue's clock."""
+
         self._consumers: set[SqlConsumer] = set()
         self._receivers: set[SqlReceiver] = set()
         self._owner = LoopOwner("the queue")
@@ -91,11 +94,13 @@ class SqlQueue:
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
         self._check()
         changed_at = await self._backend.declare(subscriptions, broadcasts)
-        # Whoever declared it: until then a publisher may still go by a copy of the registry from before.
-        longest = self._registry_ttl + _COMMIT_MARGIN
-        outdated = changed_at + longest - self._clock.time()
-        if self._registry_ttl > 0 and outdated > 0:
-            await self._clock.sleep(min(outdated, longest))
+        if changed_at == self._known_since or self._registry_ttl <= 0:
+            return
+        # Whoever declared it: others see it from the end of its COMMIT on, which may have been just now, and until the
+        # TTL has passed from then on a publisher may go by a copy of the registry from before.
+        if changed_at + _LONGEST_COMMIT + self._registry_ttl > self._clock.time():
+            await self._clock.sleep(self._registry_ttl)
+        self._known_since = changed_at
 
     async def registry(self) -> Registry:
         self._check()
