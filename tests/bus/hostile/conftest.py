@@ -1,0 +1,5 @@
+from tests.contract.budget import register
+
+
+def pytest_configure() -> None:
+    register()
