@@ -25,6 +25,7 @@ def check(
         for it in programs
         if it.worker_error is not None
     ]
+    found += [f"publishing raised {error}" for it in programs for error in it.surprises]
     ordered = ["ordered", "once"] if rows else ["ordered"]
     for name in ordered:
         found += [*_unordered(steps, name), *checker.overlapping(steps, name), *checker.out_of_order(steps, name)]

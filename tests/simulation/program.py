@@ -30,6 +30,10 @@ OPTIONS = BusOptions(
 )
 
 
+PAUSE = 0.8
+"""Seconds between two events of a key, at most."""
+
+
 class RolledBack(Exception):
     """Ends a transaction that is not to commit."""
 
@@ -45,6 +49,9 @@ class Program:
         self.worker_error: BaseException | None = None
         """Why the worker ended although nobody had stopped it."""
 
+        self.surprises: list[str] = []
+        """What publishing raised that it does not say."""
+
         self.publishers: list[SimulatedTask] = []
         self._loop = loop
         self._journal = journal
@@ -54,7 +61,12 @@ class Program:
         self._stopped = asyncio.Event()
         self._clock = SimulatedClock(process, loop)
         self.task = loop.spawn(process, self._run())
-        link.cut_off = lambda: journal.write(process, "cut off")
+        link.cut_off = self._cut_off
+
+    def _cut_off(self) -> None:
+        self._journal.write(self.process, "cut off")
+        # Threads that were asked for before may begin a little later.
+        self._loop.call_later(0.1, self._journal.write, self.process, "cut off")
 
     def stop(self) -> None:
         """Ask it to end gracefully."""
@@ -106,7 +118,12 @@ class Program:
     def _publisher(self, bus: Bus, db: Database | None, number: int) -> SimulatedTask:
         task = asyncio.create_task(Publisher(self, bus, db, number).run(), name=f"publisher {number}")
         assert isinstance(task, SimulatedTask)
+        task.add_done_callback(self._note_surprise)
         return task
+
+    def _note_surprise(self, publisher: "asyncio.Task[None]") -> None:
+        if not publisher.cancelled() and (error := publisher.exception()) is not None:
+            self.surprises.append(f"{type(error).__name__}: {error}")
 
     @property
     def quiet(self) -> bool:
@@ -146,7 +163,7 @@ class Publisher:
             if self._program.quiet:
                 return
             await self._one_event(Step(key=key, n=n))
-            await self._pause(0.3)
+            await self._pause(PAUSE)
 
     async def _one_event(self, step: Step) -> None:
         db = self._db

@@ -96,7 +96,8 @@ def _uuid4() -> uuid.UUID:
 
 
 def _uuid7() -> uuid.UUID:
-    return uuid.UUID(int=int(_wall() * 1000) << 80 | _random().getrandbits(80), version=8)
+    bits = int(_wall() * 1000) << 80 | _random().getrandbits(80)
+    return uuid.UUID(int=bits & ~(0xF << 76 | 0x3 << 62) | 7 << 76 | 2 << 62)  # version 7, variant 2
 
 
 def _numbered(event: Any) -> int:  # noqa: ANN401 - an asyncio.Event, given one attribute more

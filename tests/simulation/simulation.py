@@ -17,7 +17,7 @@ from tests.simulation.program import Program
 from tests.simulation.sealing import SimulatedClock, record_logs
 
 LEASE = 2.0
-TROUBLE = (2.0, 9.0)
+TROUBLE = (2.0, 7.0)
 """Seconds for which things go wrong, at least and at most."""
 
 PATIENCE = 120.0
