@@ -5,6 +5,7 @@ from bus.listener_options import Default, ListenerOptions
 from bus.listeners import Handler, Kind, Listener, default_name, handler_name, inspect_handler
 from bus.options import BusOptions
 from bus.registry import ListenerRegistry
+from infra.mq.limits import check_name
 
 
 class Registration:
@@ -32,7 +33,7 @@ class Registration:
         if isinstance(timeout, Default):
             timeout = self._options.timeout if signature.is_async else None
         durable = kind in {Kind.ASYNC, Kind.ORDERED}
-        name = options.name or (default_name(handler) if durable else where)
+        name = options.name or (_default_name(handler, where) if durable else where)
         aliases = tuple(options.aliases)
         if name in aliases:
             raise InvalidListener(
@@ -67,3 +68,10 @@ class Registration:
             raise InvalidListener(f"{where} runs in a thread, which no timeout can stop: make it `async def`")
         if options.once and not self._has_db:
             raise InvalidListener(f"{where} wants once=True, which needs a database: Bus(mq, db)")
+
+
+def _default_name(handler: Handler, where: str) -> str:
+    try:
+        return check_name(default_name(handler), "the listener's name, by default that of its package and method,")
+    except ValueError as error:
+        raise InvalidListener(f"{where}: {error}; give it another name='...'") from error

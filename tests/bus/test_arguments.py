@@ -65,6 +65,16 @@ def test_a_listeners_own_name_is_no_alias_of_it() -> None:
         bus().add_async_listener(on_deposit, name="deposits", aliases=["deposits"])
 
 
+def test_a_default_name_is_as_short_as_a_given_one() -> None:
+    async def handle(_self: object, event: Deposited) -> None: ...
+
+    method = "m" * 200
+    handle.__name__ = method
+    service = type("Service", (), {method: handle})()
+    with pytest.raises(InvalidListener, match="the listener's name, by default"):
+        bus().add_async_listener(getattr(service, method))
+
+
 def test_on_gap_must_be_a_function() -> None:
     with pytest.raises(InvalidListener, match="on_gap must be a function"):
         bus().add_broadcast_listener(on_tick, on_gap=cast("Any", "log"))

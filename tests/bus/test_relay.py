@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
 from bus import Bus
@@ -301,6 +302,34 @@ async def test_an_error_that_passes_never_sets_a_row_aside(site: Site, error: Ex
     assert (await site.delivered("ticks"), await site.delivered("deposits")) == ([1], [1])
     assert bus.metrics.outbox_rejected == 0
     assert failing == 0
+
+
+async def test_an_unmapped_database_error_neither_ends_the_relay_nor_sets_a_row_aside(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = await site.process()
+    relay = bus._publisher.relay
+    assert relay is not None
+    failing = {"remove": 3, "carried": 3, "acquire": 3}
+
+    def unsteady(name: str) -> None:
+        original = getattr(relay._outbox, name)
+
+        async def call(*arguments: object) -> object:
+            if failing[name]:
+                failing[name] -= 1
+                raise DBAPIError("SELECT 1", None, Exception("canceling statement due to statement timeout"))
+            return await original(*arguments)
+
+        monkeypatch.setattr(relay._outbox, name, call)
+
+    for name in failing:
+        unsteady(name)
+    await commit(site, bus, Ticked(1), Deposited(account="a", amount=1))
+    await site.until(site.empty)
+    assert failing == {"remove": 0, "carried": 0, "acquire": 0}
+    assert (await site.delivered("ticks"), await site.delivered("deposits")) == ([1], [1])
+    assert bus.metrics.outbox_rejected == 0
 
 
 async def test_a_group_that_does_not_get_through_is_sent_in_smaller_ones(site: Site) -> None:
