@@ -37,6 +37,7 @@ def private_file(path: Path) -> None:
     Raises:
         OSError: it cannot be created.
     """
+    path = path.resolve()  # a link to a file that is not there yet
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
     except FileExistsError:

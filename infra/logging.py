@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal, TextIO
@@ -13,6 +14,8 @@ from structlog.typing import Processor
 from infra.masking import MASK, Masker, is_secret_name, mask_text
 
 LogFormat = Literal["json", "console"]
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # SQLAlchemy names the logger of a pool after its class, and ours is in infra.db.postgresql.
 _QUIET = ("sqlalchemy", "aiosqlite", "asyncio", "alembic", "uvicorn", "infra.db.postgresql")
@@ -75,6 +78,22 @@ def mask_output(text: str) -> str:
         if isinstance(each, _Handler):
             return each.masker(text)
     return mask_text(text)
+
+
+def log_uncaught_errors() -> None:
+    """Log what no one catches in a thread or a finalizer; the interpreter would print it unmasked."""
+
+    def in_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is SystemExit or args.exc_value is None:
+            return
+        name = "?" if args.thread is None else args.thread.name
+        _log.error("thread ended by an error", thread=name, exc_info=args.exc_value)
+
+    def unraisable(args: "sys.UnraisableHookArgs") -> None:
+        _log.error("error ignored", where=type(args.object).__qualname__, exc_info=args.exc_value)
+
+    threading.excepthook = in_thread
+    sys.unraisablehook = unraisable
 
 
 class _Handler(logging.StreamHandler[TextIO]):

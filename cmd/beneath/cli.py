@@ -51,7 +51,10 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line of this process."""
+    from infra.logging import log_uncaught_errors
+
     open_standard_streams()
+    log_uncaught_errors()
     sys.exit(execute(sys.argv[1:]))
 
 

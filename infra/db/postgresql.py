@@ -221,6 +221,7 @@ class PostgreSQL:
         engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=creator,
+            hide_parameters=True,  # errors are logged and kept; values may be hashes of secrets, or people's data
             poolclass=_pool_to(self.address),
             pool_size=self.address.pool_size,
             max_overflow=0,

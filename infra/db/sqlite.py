@@ -155,6 +155,7 @@ class SQLite:
         return create_async_engine(
             URL.create("sqlite+aiosqlite", database=str(self.path)),
             async_creator=connect,
+            hide_parameters=True,  # errors are logged and kept; values may be hashes of secrets, or people's data
             pool_size=size,
             max_overflow=extra,
             pool_timeout=self._busy_timeout,

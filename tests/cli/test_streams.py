@@ -130,3 +130,14 @@ def test_what_a_terminal_would_carry_out_is_written_out() -> None:
 def test_shortages_are_explained(number: int) -> None:
     assert shortage(OSError(number, os.strerror(number))) is not None
     assert shortage(OSError(2, "No such file")) is None
+
+
+def test_an_interruption_before_anything_runs_is_no_traceback(
+    beneath: Beneath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dependencies.load_settings", interrupted)
+    shown = beneath("config", "show")
+    assert (shown.code, shown.out, shown.err) == (130, "", "")

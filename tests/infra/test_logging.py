@@ -3,13 +3,15 @@
 import io
 import json
 import logging
+import sys
+import threading
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import pytest
 import structlog
 
-from infra.logging import LogFormat, configure_logging
+from infra.logging import LogFormat, _Handler, configure_logging, log_uncaught_errors, mask_output
 from infra.masking import mask_text
 
 
@@ -119,3 +121,78 @@ def test_no_secret_is_written(stream: io.StringIO, log_format: LogFormat) -> Non
 )
 def test_secrets_in_text_are_masked(text: str, shown: str) -> None:
     assert mask_text(text) == shown
+
+
+class Silent:
+    """A value of user code whose text cannot be had."""
+
+    def __str__(self) -> str:
+        raise ValueError("hunter2")
+
+
+class Spoken:
+    """A value of user code whose text holds a secret."""
+
+    def __str__(self) -> str:
+        return "to redis://:hunter2@host"
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_secret_is_written_of_any_kind_of_value(stream: io.StringIO, log_format: LogFormat) -> None:
+    configure_logging(log_format=log_format, stream=stream)
+    log = structlog.get_logger("x")
+    endless: dict[str, Any] = {}
+    endless["itself"] = endless
+    error = OSError("redis://:hunter2@host")
+    url = "redis://:hunter2@host"
+    log.info("a", error=error, spoken=Spoken(), spokens=[Spoken()], keys={url: 1, 2: url}, raw=url.encode())
+    log.info("b", group=frozenset({url}), deep=[[[[url]]]], endless=endless, silent=Silent(), number=7, nothing=None)
+    log.info("c", DSN={"Sentinel-Password": "hunter2", "X-Api-Key": "hunter2", "pwd": ["hunter2"]})
+    text = stream.getvalue()
+    assert text.count("\n") >= 3
+    assert "hunter2" not in text
+    assert "<Silent>" in text
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_known_secrets_are_masked_wherever_they_occur(stream: io.StringIO, log_format: LogFormat) -> None:
+    configure_logging(log_format=log_format, stream=stream, secrets=["correct horse"])
+    structlog.get_logger("x").info("said 'correct horse'", path="/correct%20horse")
+    assert "horse" not in stream.getvalue()
+    assert "horse" not in mask_output("correct horse")
+
+
+def test_a_line_that_cannot_be_formatted_shows_no_value(stream: io.StringIO) -> None:
+    configure_logging(log_format="json", stream=stream)
+    (handler,) = (each for each in logging.getLogger().handlers if isinstance(each, _Handler))
+    handler.handle(logging.LogRecord("y", logging.WARNING, __file__, 1, "%d", ("hunter2",), None))
+    assert stream.getvalue() == "log line lost: logger=y error=TypeError\n"
+
+
+def test_a_closed_or_missing_stream_drops_lines(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stream.close()
+    for closed in (stream, None):
+        monkeypatch.setattr("sys.stderr", closed)
+        for log_format in ("json", "console"):
+            configure_logging(log_format="json" if log_format == "json" else "console", stream=closed)
+            structlog.get_logger("x").error("nobody hears it")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_that_a_thread_does_not_catch_is_logged_and_masked(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    configure_logging(log_format="json", stream=stream)
+    log_uncaught_errors()
+    thread = threading.Thread(target=refuse, args=("redis://:hunter2@host",), name="import")
+    thread.start()
+    thread.join()
+    (line,) = lines(stream)
+    assert (line["event"], line["thread"], line["level"]) == ("thread ended by an error", "import", "error")
+    assert "OSError: cannot reach redis://:**********@host" in line["exception"]

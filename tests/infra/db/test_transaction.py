@@ -1,5 +1,6 @@
 import asyncio
 import sqlite3
+import traceback
 
 import pytest
 from sqlalchemy import Connection, event, select, text
@@ -403,3 +404,17 @@ async def test_one_connection_serves_all_writes(db: Database) -> None:
 async def names_seen_from_outside(db: Database) -> list[str]:
     with db.hidden():
         return await names(db)
+
+
+async def test_an_error_of_a_statement_tells_no_values(db: Database) -> None:
+    value = "".join(("hunter", "2"))  # tracebacks show the source
+
+    async def twice() -> None:
+        async with db.transaction() as tx:
+            await insert(tx, value)
+            await insert(tx, value)
+
+    with pytest.raises(IntegrityError) as caught:
+        await twice()
+    assert "INSERT INTO item" in str(caught.value)
+    assert value not in "".join(traceback.format_exception(caught.value))
