@@ -125,7 +125,8 @@ def test_a_flushed_broker_is_noticed_and_logged_and_work_goes_on(far: Fleet, bro
     with redis.Redis.from_url(broker.url) as client:
         client.flushall()
     until(
-        lambda: any("the queue in Redis was emptied" in each.stderr for each in workers), "the first to see it says so"
+        lambda: any("subscriptions vanished from the queue" in each.stderr for each in workers),
+        "the first to see it says so",
     )
     far.publish(both(2))
     far.run(lambda site: site.bus.publish(Chime(key="a", n=1)))

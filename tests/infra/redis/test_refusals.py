@@ -1,16 +1,22 @@
 """Whatever is wrong with the server or its address is said in one line."""
 
+import asyncio
+import itertools
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from infra.clock import SystemClock
-from infra.mq import Message, MessageTooLarge, QueueClosed, QueueError, QueueRejected, QueueUnavailable
+from infra.mq import Message, MessageTooLarge, Outcome, QueueClosed, QueueError, QueueRejected, QueueUnavailable
 from infra.mq.drivers.redis import RedisQueue
+from infra.mq.drivers.redis.address import Address
+from infra.mq.drivers.redis.link import Link
+from infra.mq.drivers.redis.scripts import scripts
 from tests import servers
-from tests.contract.acting import message, subscription
+from tests.contract.acting import WORK, consumer, end, fetch, message, subscription
 from tests.infra.redis.conftest import Open
+from tests.infra.redis.test_healing import command, eventually
 
 
 @pytest.mark.parametrize(
@@ -137,3 +143,146 @@ async def test_a_full_server_takes_no_messages_but_lets_those_it_has_be_handled(
             await queue.publish([Message(id=str(accepted), event="Happened", body=body, published_at=1.0)])
             accepted += 1
     assert (await queue.stats())[0].ready == accepted
+
+
+async def test_full_server_lets_a_new_worker_start_and_make_room(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind(), "--maxmemory", "24mb", "--maxmemory-policy", "noeviction")
+    queue = await opened(server.url)
+    wanted = [subscription(), subscription("line", ordered=True)]
+    await queue.declare(wanted, [])
+    number = 0
+    for size in (1024 * 1024, 10_000, 10):
+        with pytest.raises(QueueUnavailable, match="maxmemory"):
+            while number < 100_000:
+                body = bytes(size)
+                await queue.publish(
+                    [Message(id=f"{number}.{it}", event="Happened", body=body, published_at=1.0) for it in range(4)]
+                )
+                number += 1
+    # Everything is forgotten that a server has to be told once.
+    await command(server, "SCRIPT FLUSH")
+    restarted = await opened(server.url)
+    await restarted.declare(wanted, [])
+    worker = await consumer(restarted, WORK, "line")
+    assert await asyncio.to_thread(worker.renew)
+    assert await worker.recover() == 0
+    claims = await worker.fetch({WORK: 5, "line": 5}, wait=0)
+    turns = itertools.cycle([Outcome.DONE, Outcome.RETRY, Outcome.PARK, Outcome.DEAD])
+    assert await worker.settle([end(it, next(turns), error="no") for it in claims if not it.ordered]) == []
+    await worker.unpark({WORK: ["Happened"]})
+    for claim in claims:
+        if claim.ordered:
+            assert await worker.settle([end(claim, nth=nth) for nth in range(len(claim.deliveries))]) == []
+    while claims := await worker.fetch({WORK: 100, "line": 100}, wait=0):
+        await worker.settle([end(it, nth=nth) for it in claims for nth in range(len(it.deliveries))])
+    await queue.publish([message("room")])
+    await worker.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("NOSCRIPT No matching script.", QueueUnavailable),
+        ("OOM command not allowed when used memory > 'maxmemory'.", QueueUnavailable),
+        ("LOADING Redis is loading the dataset in memory", QueueUnavailable),
+        ("READONLY You can't write against a read only replica.", QueueUnavailable),
+        ("READONLY You can not run script with write flag on readonly replica.", QueueUnavailable),
+        ("BUSY Redis is busy running a script.", QueueUnavailable),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", QueueUnavailable),
+        ("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist", QueueUnavailable),
+        ("NOREPLICAS Not enough good replicas to write.", QueueUnavailable),
+        ("CLUSTERDOWN The cluster is down", QueueUnavailable),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", QueueUnavailable),
+        ("ERR something that nobody has heard of yet", QueueUnavailable),
+        ("ERR Protocol error: invalid bulk length", QueueRejected),
+        ("ERR unknown command 'EVALSHA'", QueueRejected),
+    ],
+)
+async def test_answers_of_the_server_are_transient_unless_repeating_is_useless(
+    said: str, kind: type[QueueError]
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            setup = data.count(b"CLIENT") + data.count(b"SELECT") + data.count(b"HELLO")
+            writer.write(b"+OK\r\n" * setup or f"-{said}\r\n".encode())
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
+
+    ended = asyncio.Event()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    address = Address.parse(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    link = Link(address, "test", timeout=5, connect_timeout=5)
+    with pytest.raises(QueueError) as raised:
+        await link.run(scripts().now, ["meta"])
+    assert type(raised.value) is kind
+    await link.close()
+    await ended.wait()
+    server.close()
+
+
+async def test_demoted_primary_refuses_and_is_used_again_when_it_is_promoted(opened: Open) -> None:
+    primary, other = servers.new_server(servers.any_kind()), servers.new_server(servers.any_kind())
+    queue = await opened(primary.url)
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    await command(primary, f"REPLICAOF 127.0.0.1 {other.port}")
+    with pytest.raises(QueueUnavailable, match="read-only replica"):
+        await queue.publish([message("refused")])
+    with pytest.raises(QueueUnavailable, match="read-only replica"):
+        await fetch(worker)
+    with pytest.raises(QueueUnavailable, match="read-only replica"):
+        await asyncio.to_thread(worker.renew)
+    await command(primary, "REPLICAOF NO ONE")
+    await eventually(lambda: queue.publish([message("a")]))
+
+
+async def test_largest_body_is_what_the_server_takes(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind(), "--proto-max-bulk-len", "2mb")
+    queue = await opened(server.url)
+    await queue.declare([subscription()], [])
+    largest = queue.features.max_body
+    assert 1.9 * 1024 * 1024 < largest < 2 * 1024 * 1024
+    body = bytes(largest)
+    key = "k" * 1024
+    whole = Message(id="i" * 256, event="Happened", body=body, published_at=1.0, ordering_key=key, dedupe=True)
+    await queue.publish([whole])
+    [claim] = await fetch(await consumer(queue))
+    assert len(claim.deliveries[0].body) == largest
+    with pytest.raises(MessageTooLarge, match="too_large has"):
+        await queue.publish([Message(id="too_large", event="Happened", body=body + b"1", published_at=1.0)])
+    assert (await opened(server.url, max_body=1000)).features.max_body == 1000
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_ids_keys_and_names_of_any_characters_come_back_as_they_were(opened: Open, ordered: bool) -> None:
+    queue = await opened()
+    odd = [
+        "{}",
+        "a b",
+        "\r\n",
+        "'\"",
+        "*?[",
+        "\x01\x7f",
+        "\u20ac\U0001f600\u200e",
+        "1",
+        "-1",
+        "nil",
+        ":" * 3,
+        "é" * 500,
+    ]
+    events = [f"event {it[:60]}" for it in odd]
+    await queue.declare([subscription("odd {name}: *", ordered=ordered, events=events)], [])
+    worker = await consumer(queue, "odd {name}: *")
+    sent = [message(it[:100], key=it, event=event, dedupe=True) for it, event in zip(odd, events, strict=True)]
+    await queue.publish(sent)
+    await queue.publish(sent)
+    outcomes = itertools.cycle([Outcome.RETRY, Outcome.PARK, Outcome.DEAD])
+    claims = await fetch(worker, "odd {name}: *")
+    assert sorted(it.deliveries[0].ordering_key or "" for it in claims) == sorted(odd)
+    assert await worker.settle([end(it, next(outcomes), error="no") for it in claims]) == []
+    assert await worker.unpark({"odd {name}: *": events}) == len(odd) // 3
+    assert await queue.retry_dead([it.id for it in await queue.dead_letters()]) == len(odd) // 3
+    again = await fetch(worker, "odd {name}: *")
+    found = {(it.message_id, it.ordering_key, it.event) for claim in again for it in claim.deliveries}
+    assert found == {(it.id, it.ordering_key, it.event) for it in sent}
