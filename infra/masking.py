@@ -216,11 +216,12 @@ def _passwords(text: str) -> Iterator[tuple[int, int]]:
         if _is_no_host(text, start if at < 0 else at + 1, end):
             # No host looks like that, so it is a piece of user and password: one with a blank in it, or cut off.
             at = words.next_at(end)
-        elif at < 0 and _is_bare(text, start, end):
-            # A host, or the beginning of a user name with a blank in it.
-            at = words.next_at(end)
-            colon = text.find(":", end, at) if at >= 0 else -1
-            if colon < 0 or text.startswith("://", colon):
+        elif _is_bare(text, start if at < 0 else at + 1, end):
+            # A host, or the beginning of a user name or the end of a password with a blank in it.
+            further = words.next_at(end)
+            if further >= 0 and text.find("://", end, further) < 0 and (at >= 0 or text.find(":", end, further) >= 0):
+                at = further
+            elif at < 0:
                 continue
         elif at < 0:
             continue
