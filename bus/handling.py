@@ -1,7 +1,7 @@
 """What becomes of one delivery: run its handler, and decide how it ends.
 
 `Handling._decide` is the one place that turns whatever user code raised into an outcome. The table "What your code may
-raise" in docs/guide.md lists them.
+raise" in docs/guarantees.md lists them.
 """
 
 import asyncio

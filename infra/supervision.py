@@ -114,6 +114,7 @@ class SupervisedTask(Health):
         self._work = work
         self._clock = clock
         self._stopping = False
+        self._began: float | None = None
         self._restart: asyncio.TimerHandle | None = None
         self._task = self._begin()
 
@@ -125,6 +126,11 @@ class SupervisedTask(Health):
     def running(self) -> bool:
         """Whether its work is under way, or waits to be begun again after a failure."""
         return not self._task.done()
+
+    def note_age(self) -> None:
+        """Count an attempt that has been running for long as a success."""
+        if self._began is not None and self._clock.monotonic() - self._began >= HEALTHY_AFTER:
+            self.succeeded()
 
     async def stop(self) -> None:
         """Cancel it and wait for its end, however often this call is cancelled meanwhile."""
@@ -154,7 +160,7 @@ class SupervisedTask(Health):
     async def _run(self) -> None:
         task = asyncio.current_task()
         while True:
-            began = self._clock.monotonic()
+            self._began = self._clock.monotonic()
             try:
                 await self._work()
             except (SystemExit, KeyboardInterrupt, GeneratorExit):
@@ -168,8 +174,8 @@ class SupervisedTask(Health):
             else:
                 self.succeeded()
                 return
-            if self._clock.monotonic() - began >= HEALTHY_AFTER:
-                self.succeeded()
+            self.note_age()
+            self._began = None
             pause = self.failed(failure)
             del failure  # its traceback holds this frame
             await self._clock.sleep(pause)
@@ -316,6 +322,8 @@ class Supervisor:
 
     def _state(self, name: str) -> TaskState:
         tasks = [each for each in self._tasks if each.name == name]
+        for each in tasks:
+            each.note_age()
         known = [*tasks, *([self._healths[name]] if name in self._healths else [])]
         worst = max(known, key=lambda each: (each.failures > 0 and not each.transient, each.failures), default=None)
         return TaskState(

@@ -70,6 +70,14 @@ async def test_state_shows_failures_until_progress(clock: FakeClock, supervisor:
     assert (state.running, state.failures, state.failures_total, state.error) == (1, 0, 2, "")
 
 
+async def test_attempt_that_runs_for_a_minute_is_progress(clock: FakeClock, supervisor: Supervisor) -> None:
+    supervisor.start("relay", Failing(ValueError("a")).run)
+    await clock.advance(59)
+    assert [it.failures for it in supervisor.failing] == [1]
+    await clock.advance(2)
+    assert supervisor.failing == []
+
+
 async def test_too_many_failures_in_a_row_cancel_the_guarded_block_and_raise(
     clock: FakeClock, supervisor: Supervisor
 ) -> None:

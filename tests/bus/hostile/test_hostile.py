@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from infra.clock import FakeClock
@@ -82,9 +82,23 @@ def quiet() -> None:
     structlog.contextvars.clear_contextvars()
 
 
+CANCELLED_BESIDE_AN_EXIT: Scripts = {
+    "loop": [["fail with variables"], [], [], []],
+    "ordered": [
+        ["exit"],
+        ["cancel itself and return", "exit", "exit in a group", "set variables"],
+        [],
+        ["hang in a group"],
+    ],
+    "thread": [[], [], [], []],
+}
+"""It once let a cancellation reach the next delivery of a mailbox, when another handler had just ended the process."""
+
+
 @pytest.mark.timeout(600)
 @search(100)
 @given(scripts=SCRIPTS)
+@example(scripts=CANCELLED_BESIDE_AN_EXIT)
 def test_worker_outlives_whatever_handlers_do(scripts: Scripts) -> None:
     asyncio.run(on_memory(scripts))
 
