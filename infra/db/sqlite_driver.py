@@ -40,7 +40,8 @@ class SQLiteConnection(aiosqlite.Connection):
     Args:
         opener: Opens it, in its thread.
         read_only: Whether nobody need wait for the end of its transactions.
-        check: Called in each transaction, after its begin and before its COMMIT; what it raises ends the transaction.
+        check: Called in each transaction, before its COMMIT or, when it only reads, after its begin; what it raises
+            ends the transaction.
         committed: Called in the thread after each COMMIT.
     """
 
@@ -205,12 +206,6 @@ class SQLiteConnection(aiosqlite.Connection):
 
     def _begin_immediate(self) -> None:
         self._conn.execute("BEGIN IMMEDIATE")
-        if self._check is not None:
-            try:
-                self._check()
-            except sqlite3.Error:
-                self._roll_back(self._conn)
-                raise
 
     def _commit(self) -> None:
         if self._lost is not None:

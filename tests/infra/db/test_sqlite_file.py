@@ -129,7 +129,8 @@ async def test_file_that_is_put_back_is_used_again(db: Database, path: Path) -> 
     await insert(db)
 
 
-async def test_removed_write_ahead_log_is_noticed(db: Database, path: Path) -> None:
+async def test_removed_write_ahead_log_is_noticed(db: Database, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_file, "LOOK_EVERY", 0.0)
     await insert(db)
     path.with_name("test.db-wal").unlink()
     with pytest.raises(DatabaseUnavailable, match="its write-ahead log was removed"):

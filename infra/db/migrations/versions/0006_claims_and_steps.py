@@ -46,7 +46,8 @@ def downgrade() -> None:
 
 
 def _name_claims() -> None:
-    # The number of an unordered delivery's present claim; a mailbox has had its own from the beginning.
+    # The number of an unordered delivery's present claim, which grows with each; a mailbox has had its own from the
+    # beginning.
     op.add_column("beneath_delivery", sa.Column("fence", NUMBER, nullable=False, server_default="0"))
     # What a worker must know to get a parked delivery; NULL, as the release before leaves it, means its event.
     # Of a parked mailbox `parked_event` says it.

@@ -159,7 +159,7 @@ class SqlConsumer:
         self._next_due = None if claims else now
         return claims
 
-    async def _take_in(self, claiming: "asyncio.Task[list[Claim]]") -> None:
+    async def _take_in(self, claiming: "asyncio.Future[list[Claim]]") -> None:
         """Release what a claim brings whose caller was cancelled."""
         try:
             self._unwanted += await claiming

@@ -194,7 +194,7 @@ class SqliteBackend:
     async def next_due(self, names: Collection[str]) -> float | None:
         return self._watcher.read(partial(claiming.next_due, names=names))
 
-    async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
+    def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> "asyncio.Future[list[Claim]]":
         own = _own(member)
 
         def operation(db: sqlite3.Connection, *, now: float) -> list[Claim]:
@@ -202,7 +202,7 @@ class SqliteBackend:
                 raise QueueClosed("this worker has left")
             return claiming.claim(db, own.number, wants, now=now)
 
-        return await self._writer.run(self._at(now, operation), CLAIM_WEIGHT)
+        return self._writer.submit(self._at(now, operation), CLAIM_WEIGHT)
 
     async def settle(self, member: Membership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
         fenced: list[Settlement] = []

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterable, Mapping
+from itertools import count
 from json import dumps
 from typing import Any
 
@@ -32,10 +33,12 @@ CROSS JOIN beneath_alias AS a ON a.name = w.value
 CROSS JOIN beneath_subscription AS s ON s.id = a.subscription WHERE s.paused = 0
 """
 _READY = f"""
-SELECT {_COLUMNS}, due_at FROM beneath_delivery INDEXED BY beneath_delivery_ready
+SELECT {_COLUMNS}, fence, due_at FROM beneath_delivery INDEXED BY beneath_delivery_ready
 WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, id LIMIT ?
 """  # noqa: S608  # constants only
-_CLAIM = "UPDATE beneath_delivery SET state = 1, owner = ?, fence = ? WHERE id IN (SELECT value FROM json_each(?))"
+_CLAIM = """
+UPDATE beneath_delivery SET state = 1, owner = ?, fence = fence + 1 WHERE id IN (SELECT value FROM json_each(?))
+"""
 _READY_MAILBOXES = """
 SELECT ordering_key, due_at, turn FROM beneath_mailbox INDEXED BY beneath_mailbox_ready
 WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, turn LIMIT ?
@@ -67,6 +70,8 @@ SELECT min(due_at) FROM (
     ) FROM json_each(:ids) AS s
 )
 """
+
+_turns = count()
 
 Row = tuple[Any, ...]
 Placed = tuple[float, int, Claim]
@@ -110,16 +115,15 @@ def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now:
         raise QueueClosed("this worker is considered dead: its claims were taken over")
     wanted = db.execute(_RESOLVE, {"names": dumps(list(wants))}).fetchall()
     promote(db, [subscription for _, subscription, _ in wanted], now)
-    fence = reserve(db, 1)
     # With more than one call may return, each subscription is the first one from time to time.
-    start = fence % len(wanted) if wanted else 0
+    start = next(_turns) % len(wanted) if wanted else 0
     room = _Room()
     retiring = Retiring(db, now)
     found: list[Placed] = []
     for name, subscription, ordered in (*wanted[start:], *wanted[:start]):
         if room.deliveries > 0:
             take = _claim_mailboxes if ordered else _claim_deliveries
-            found += take(db, worker, fence, name, subscription, min(wants[name], room.deliveries), room, retiring, now)
+            found += take(db, worker, name, subscription, min(wants[name], room.deliveries), room, retiring, now)
     found.sort(key=lambda it: it[:2])
     return [it[2] for it in found]
 
@@ -127,7 +131,6 @@ def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now:
 def _claim_deliveries(
     db: sqlite3.Connection,
     worker: int,
-    fence: int,
     name: str,
     subscription: int,
     limit: int,
@@ -137,16 +140,16 @@ def _claim_deliveries(
 ) -> list[Placed]:
     rows = retiring.without(subscription, _take(db.execute(_READY, (subscription, now, limit)), room))
     if rows:
-        db.execute(_CLAIM, (worker, fence, dumps([row[0] for row in rows])))
+        db.execute(_CLAIM, (worker, dumps([row[0] for row in rows])))
     return [
-        (row[-1], row[0], Claim(subscription=name, deliveries=[_delivery_of(row, name)], fence=fence)) for row in rows
+        (row[-1], row[0], Claim(subscription=name, deliveries=[_delivery_of(row, name)], fence=row[-2] + 1))
+        for row in rows
     ]
 
 
 def _claim_mailboxes(
     db: sqlite3.Connection,
     worker: int,
-    fence: int,
     name: str,
     subscription: int,
     limit: int,
@@ -154,9 +157,13 @@ def _claim_mailboxes(
     retiring: Retiring,
     now: float,
 ) -> list[Placed]:
+    mailboxes = db.execute(_READY_MAILBOXES, (subscription, now, limit)).fetchall()
+    if not mailboxes:
+        return []
     found: list[Placed] = []
     claimed: list[tuple[int, int, int, int, str]] = []
-    for key, due_at, turn in db.execute(_READY_MAILBOXES, (subscription, now, limit)).fetchall():
+    fence = reserve(db, 1)
+    for key, due_at, turn in mailboxes:
         taken = retiring.without(subscription, _take(db.execute(_HEAD, (subscription, key)), room))
         rows = _alone_if_suspect(taken)
         if not rows:

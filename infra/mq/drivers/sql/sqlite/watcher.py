@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +43,7 @@ class Watcher:
         self._timer: asyncio.TimerHandle | None = None
         self._version = -1
         self._looked_at = 0.0
+        self._checked_at = 0.0
         self._failure: QueueUnavailable | None = None
         self.interruptions = 0
         """How often something may have gone unseen so far."""
@@ -82,7 +84,9 @@ class Watcher:
             raise self._failure
         try:
             # An open connection goes on with a file that was moved away, and would never see what others write.
-            self._check_file()
+            if time.monotonic() - self._checked_at >= IDLE_INTERVAL:
+                self._check_file()
+                self._checked_at = time.monotonic()
             return operation(self._db)
         except sqlite3.Error as error:
             raise queue_error(error, self._path) from error

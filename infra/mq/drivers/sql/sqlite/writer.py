@@ -80,8 +80,8 @@ class Writer:
         connect: Opens the connection; it is used in the writer's thread alone.
         lock: Enters this process's line for the database, so that nobody polls SQLite's lock against a colleague.
         patience: How many seconds a group waits for other processes.
-        check: Raises sqlite3.OperationalError when the path leads to another file than the one that is open; called in
-            each transaction, after its begin and before its COMMIT.
+        check: Raises sqlite3.OperationalError when the path leads to another file than the one that is open; called
+            before each COMMIT.
         committed: Called in the thread after each COMMIT.
     """
 
@@ -140,6 +140,10 @@ class Writer:
             QueueIndeterminate: the disk failed at COMMIT.
             QueueError: what the operation raised; nothing of it happened.
         """
+        return await self.submit(operation, weight)
+
+    def submit(self, operation: Operation[T], weight: Weight = LIGHT) -> "asyncio.Future[T]":
+        """Do what `run` does, and return a future of it: whoever has it still learns of the result when cancelled."""
         if self._db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -147,7 +151,7 @@ class Writer:
         if self._pump is None:
             # Nobody's context: the first caller's transaction is not that of the others in its group.
             self._pump = asyncio.get_running_loop().create_task(self._work_off(), context=contextvars.Context())
-        return await answer
+        return answer
 
     async def _close(self) -> None:
         while self._pump is not None:
@@ -204,11 +208,10 @@ class Writer:
         # What has begun goes on in its thread: its callers are told how it ended, whoever is cancelled meanwhile.
         done = self._post(lambda: self._run_in_thread(db, operations))
         cancelled: asyncio.CancelledError | None = None
-        while not done.done():
-            try:
-                await asyncio.wait((done,))
-            except asyncio.CancelledError as error:
-                cancelled = error
+        try:
+            await done
+        except asyncio.CancelledError as error:
+            cancelled = error
         results = done.result()
         self.groups += 1
         for request, result in zip(group, results, strict=True):
@@ -294,7 +297,6 @@ class Writer:
                 if not is_busy(error) or time.monotonic() >= deadline:
                     raise
             else:
-                self._check()
                 return
             time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # only spreads the attempts
             pause = min(pause * 1.5, _LONGEST_PAUSE)
@@ -304,7 +306,7 @@ class Writer:
 
     def _post(self, work: Callable[[], T]) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
+        done: asyncio.Future[T] = _Result(loop=loop)
         self._jobs.put(lambda: _answer(loop, done, work))
         return done
 
@@ -317,6 +319,13 @@ class Writer:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+
+
+class _Result(asyncio.Future[T]):
+    """What comes from the thread: a task that is cancelled while it waits goes on waiting, and is cancelled then."""
+
+    def cancel(self, msg: object = None) -> bool:  # as in the base class
+        return False
 
 
 def _answer(loop: asyncio.AbstractEventLoop, done: "asyncio.Future[T]", work: Callable[[], T]) -> None:

@@ -1,0 +1,119 @@
+"""The queue's time on SQLite: steps of a wall clock move nothing, in whatever process they happen."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from infra.clock import SystemClock
+from infra.db import Database
+from infra.mq import Message
+from infra.mq.drivers.sql import SqlQueue
+from infra.mq.drivers.sql.sqlite import clock as queue_clock
+from tests.infra.mq.acting import consumer, handle_all, message, subscription
+
+HOUR = 3600.0
+WANTS = {"work": 10, "mail": 10}
+
+
+class Stepped(SystemClock):
+    """A machine's clock whose wall time is put forward or back; its monotonic time goes on."""
+
+    def __init__(self) -> None:
+        self.step = 0.0
+        self.slept = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.step
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.slept
+
+
+Start = Callable[[Stepped], Awaitable[SqlQueue]]
+
+
+@pytest.fixture
+async def start(path: Path) -> AsyncIterator[Start]:
+    """Open the queue as a process of its own, with a clock of its own."""
+    async with AsyncExitStack() as ends:
+
+        async def start_one(clock: Stepped) -> SqlQueue:
+            db = Database(f"sqlite:///{path}", clock=clock)
+            await db.open()
+            ends.push_async_callback(db.close)
+            queue = SqlQueue(db, clock=clock, registry_ttl=0)
+            await queue.open()
+            ends.push_async_callback(queue.close)
+            await queue.declare([subscription("work"), subscription("mail", ordered=True)], [])
+            return queue
+
+        yield start_one
+
+
+@pytest.mark.parametrize("step", [HOUR, -HOUR])
+async def test_step_of_the_clock_makes_nothing_early_and_nothing_stand_still(start: Start, step: float) -> None:
+    clock = Stepped()
+    queue = await start(clock)
+    before = queue.time()
+    await queue.publish([message("now"), message("later", due_at=before + 200)])
+    clock.step = step
+    assert abs(queue.time() - before) < 60
+    await queue.publish([message("after")])
+    assert sorted(await handle_all(await consumer(queue), WANTS)) == ["after", "after", "now", "now"]
+    assert await queue.scheduled("later")
+
+
+@pytest.mark.parametrize("step", [HOUR, -HOUR])
+async def test_process_whose_clock_is_wrong_has_the_time_of_the_others(start: Start, step: float) -> None:
+    right, wrong = Stepped(), Stepped()
+    wrong.step = step
+    first, second = await start(right), await start(wrong)
+    assert abs(first.time() - second.time()) < 60
+    await second.publish([message("now"), message("later", due_at=second.time() + 200)])
+    assert await handle_all(await consumer(first), WANTS) == ["now", "now"]
+    assert await first.scheduled("later")
+
+
+async def test_ids_are_remembered_for_their_window_through_a_step(start: Start) -> None:
+    clock = Stepped()
+    queue = await start(clock)
+    once = Message(id="once", event="Happened", body=b"", published_at=1.0, dedupe=True)
+    await queue.publish([once])
+    clock.step = HOUR
+    await queue.publish([once])
+    assert await handle_all(await consumer(queue), WANTS) == ["once", "once"], "one for each subscription"
+
+
+@pytest.mark.parametrize(("step", "expected"), [(-HOUR, 0.0), (HOUR, HOUR)])
+async def test_time_goes_on_after_the_machine_was_started_anew(
+    start: Start, step: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = await start(Stepped())
+    await queue.publish([message("before")])
+    reached = queue.time()
+    monkeypatch.setattr(queue_clock, "boot", lambda: "another start")
+    anew = Stepped()
+    anew.step, anew.slept = step, -100_000.0
+    queue = await start(anew)
+    assert expected - 2 <= queue.time() - reached < expected + 60
+    assert await handle_all(await consumer(queue), WANTS) == ["before", "before"]
+
+
+async def test_monotonic_clock_that_went_back_is_another_one(start: Start) -> None:
+    first = await start(Stepped())
+    await first.publish([message("before")])
+    reached = first.time()
+    reset = Stepped()
+    reset.slept = -10_000.0
+    assert (await start(reset)).time() > reached - 2
+
+
+async def test_starts_that_are_remembered_are_few(start: Start, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in range(queue_clock.STARTS_KEPT + 3):
+        monkeypatch.setattr(queue_clock, "boot", lambda each=each: f"start {each}")
+        await start(Stepped())
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM beneath_clock").fetchone() == (queue_clock.STARTS_KEPT,)
