@@ -13,7 +13,7 @@ import pytest
 
 from infra.mq import QueueClosed, QueueIndeterminate, QueueRejected, QueueUnavailable
 from infra.mq.drivers.sql.sqlite.connection import connect
-from infra.mq.drivers.sql.sqlite.writer import GROUP_LIMIT, Writer
+from infra.mq.drivers.sql.sqlite.writer import GROUP_BYTES, GROUP_ITEMS, GROUP_LIMIT, Weight, Writer
 
 INSERT = "INSERT INTO beneath_broadcast_event (event) VALUES (?)"
 
@@ -175,3 +175,92 @@ async def test_a_file_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(QueueUnavailable, match=r"missing\.db: unable to open database file: check that"):
         await writer.open()
     assert not path.exists()
+
+
+async def test_a_group_is_bounded_in_deliveries_and_in_bytes(bench: Bench) -> None:
+    for weight, per_group in ((Weight(GROUP_ITEMS // 2), 2), (Weight(1, GROUP_BYTES), 1)):
+        before = bench.writer.groups
+        async with bench.lock:
+            calls = [asyncio.ensure_future(bench.writer.run(lambda _: None, weight)) for _ in range(4)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*calls)
+        assert bench.writer.groups - before == 4 // per_group
+
+
+async def test_many_operations_that_fail_cost_one_more_transaction(bench: Bench) -> None:
+    def fail(db: sqlite3.Connection, event: str) -> None:
+        insert(db, event)
+        raise ValueError(event)
+
+    async with bench.lock:
+        calls = [
+            asyncio.ensure_future(bench.writer.run(partial(fail if each % 2 else insert, event=f"e{each}")))
+            for each in range(20)
+        ]
+        await asyncio.sleep(0)
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [isinstance(it, ValueError) for it in results] == [bool(each % 2) for each in range(20)]
+    assert bench.events() == {f"e{each}" for each in range(0, 20, 2)}
+    assert (bench.db.commits, bench.db.rollbacks) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_ERROR]
+)
+async def test_trouble_of_the_database_fails_a_group_at_once_as_unavailable(bench: Bench, code: int) -> None:
+    runs = 0
+
+    def troubled(db: sqlite3.Connection) -> None:
+        nonlocal runs
+        runs += 1
+        insert(db, "half of it")
+        error = MemoryError() if code == sqlite3.SQLITE_NOMEM else sqlite3.OperationalError("trouble")
+        error.sqlite_errorcode = code  # type: ignore[union-attr]  # as sqlite3 sets it
+        raise error
+
+    async with bench.lock:
+        calls = [asyncio.ensure_future(bench.writer.run(it)) for it in (partial(insert, event="a"), troubled)]
+        await asyncio.sleep(0)
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(it) for it in results] == [QueueUnavailable, QueueUnavailable]
+    assert runs == 1, "trying each alone would wait for the same disk again and again"
+    assert bench.events() == set()
+
+
+@pytest.mark.parametrize("cancelled", ["the pump", "all tasks"])
+async def test_cancelled_pump_completes_what_has_begun_and_refuses_the_rest(bench: Bench, cancelled: str) -> None:
+    running, go_on = threading.Event(), threading.Event()
+
+    def slow(db: sqlite3.Connection) -> str:
+        insert(db, "begun")
+        running.set()
+        assert go_on.wait(5)
+        return "begun"
+
+    first = bench.writer.submit(slow)
+    assert await asyncio.to_thread(running.wait, 5)
+    second = bench.writer.submit(partial(insert, event="not begun"))
+    me = asyncio.current_task()
+    for task in asyncio.all_tasks():
+        if task is not me and (cancelled == "all tasks" or task is bench.writer._pump):
+            task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await first == "begun"
+    with pytest.raises(QueueUnavailable, match="being shut down"):
+        await second
+    assert await bench.writer.run(partial(insert, event="next")) == "next"
+    assert bench.events() == {"begun", "next"}
+
+
+async def test_closing_goes_on_when_it_is_cancelled(path: Path) -> None:
+    writer = Writer(path, partial(connect, path), asyncio.Lock, patience=0.1)
+    await writer.open()
+    writing = asyncio.ensure_future(writer.run(partial(insert, event="last")))
+    await asyncio.sleep(0)
+    closing_ = asyncio.ensure_future(writer.close())
+    await asyncio.sleep(0)
+    closing_.cancel()
+    await asyncio.wait([closing_, writing])
+    assert writing.result() == "last"
+    assert writer._thread is None, "the connection and its thread are gone"
