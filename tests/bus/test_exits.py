@@ -60,9 +60,14 @@ def test_exit_in_a_handler_ends_the_process_with_its_code_when_its_neighbours_ha
     leave: Callable[[], object], code: object
 ) -> None:
     process = Process()
+    begun = 0
 
     async def handler(event: Ticked) -> None:
+        nonlocal begun
+        begun += 1
         if event.n == 0:
+            while begun < 5:
+                await asyncio.sleep(0)
             leave()
         await asyncio.sleep(0.2)
         process.handled.append(event.n)
