@@ -205,7 +205,8 @@ class Bus:
             PublishIndeterminate: it may have been stored; publish again with the same id.
             Exception: whatever a sync listener raised; the transaction can only be rolled back.
         """
-        self._require_started("publish")
+        if not self._owner.is_here():  # written out, for it is called for every event
+            self._require_started("publish")
         publisher = self._publisher
         outgoing = publisher.outgoing(event, id, headers)
         if publisher.stays_here(outgoing):
