@@ -1,21 +1,24 @@
 """The outbox: what a transaction publishes to a queue that is not in its database, kept until the queue has it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Double,
     Identity,
     Integer,
     LargeBinary,
     MetaData,
     Row,
+    ScalarSelect,
     Select,
     Table,
     Text,
+    bindparam,
     delete,
     exists,
     func,
@@ -90,30 +93,32 @@ class Standing(StrEnum):
     """It was never delayed, or is due: it can no longer be cancelled."""
 
 
-MESSAGES = (Kind.PUBLISH.value, Kind.DIRECT.value)
-"""The kinds that are still to be published."""
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One row: a message to publish, or the id of one to cancel."""
 
     id: int
+    """The row's; 0 where it was just written. One of kind DIRECT is told by its message's id, which is new."""
+
     kind: Kind
     message_id: str
     message: Message | None
+
+    @property
+    def key(self) -> int | str:
+        """What tells it from all other rows."""
+        return self.message_id if self.kind is Kind.DIRECT else self.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
     """What there is to send, as cheaply as it can be found out."""
 
+    cancellations: bool
     carried: bool
-    """Whether there are rows that only the relay sends."""
-
     first_direct: int | None
     last_direct: int | None
-    """The lowest and the highest id of the others."""
+    """The lowest and the highest id of the rows that their process sends."""
 
 
 class Outbox:
@@ -133,24 +138,19 @@ class Outbox:
     async def put(
         self, transaction: Transaction, messages: Sequence[tuple[Kind, Message]], cancelled: Sequence[str]
     ) -> list[Entry]:
-        """Write cancellations, then messages, into the transaction; return the messages' rows."""
+        """Write cancellations, then messages, into the transaction; return the messages as entries without row ids."""
         now = self._clock.time()
-        session = transaction.session
-        # First: an id that is cancelled and published again in one transaction is published in the end.
-        if cancelled:
-            await session.execute(insert(OUTBOX), [_row(Kind.CANCEL, each, now, None) for each in cancelled])
-        if not messages:
-            return []
-        rows = [_row(kind, each.id, now, each) for kind, each in messages]
-        inserted = insert(OUTBOX).returning(OUTBOX.c.id, sort_by_parameter_order=True)
-        ids = (await session.scalars(inserted, rows)).all()
-        return [Entry(id_, kind, each.id, each) for id_, (kind, each) in zip(ids, messages, strict=True)]
+        # Cancellations first: an id that is cancelled and published again in one transaction is published in the end.
+        rows = [_row(Kind.CANCEL, each, now, None) for each in cancelled]
+        rows += [_row(kind, each.id, now, each) for kind, each in messages]
+        await transaction.session.execute(_INSERT, rows)
+        return [Entry(0, kind, each.id, each) for kind, each in messages]
 
     async def standing(self, message_id: str, now: float) -> Standing | None:
         """Return what the last row of a message id says at `now`, the queue's time; None if there is no row."""
         columns = OUTBOX.c.kind, OUTBOX.c.due_at
         query = select(*columns).where(OUTBOX.c.message_id == message_id).order_by(OUTBOX.c.id)
-        standing = None
+        standing: Standing | None = None
         async with self._db.read() as session:
             for kind, due_at in (await session.execute(query)).all():
                 if kind == Kind.CANCEL:
@@ -163,58 +163,41 @@ class Outbox:
 
     async def pending(self) -> Pending:
         """Return what there is to send, without reading more than the ends of an index."""
-        carried = select(literal(1)).where(OUTBOX.c.kind.in_((Kind.PUBLISH.value, Kind.CANCEL.value))).limit(1)
-        direct = OUTBOX.c.kind == Kind.DIRECT.value
-        query = select(
-            carried.scalar_subquery(),
-            select(func.min(OUTBOX.c.id)).where(direct).scalar_subquery(),
-            select(func.max(OUTBOX.c.id)).where(direct).scalar_subquery(),
-        )
         async with self._db.read() as session:
-            found, first, last = (await session.execute(query)).one()
-        return Pending(carried=found is not None, first_direct=first, last_direct=last)
+            cancel, publish, first, last = (await session.execute(_PENDING)).one()
+        return Pending(
+            cancellations=cancel is not None, carried=publish is not None, first_direct=first, last_direct=last
+        )
 
     async def cancellations(self, limit: int) -> list[Entry]:
         """Return the next cancellations whose message was sent, or was never here."""
-        earlier = OUTBOX.alias("earlier")
-        waits = exists(
-            select(literal(1)).where(
-                earlier.c.message_id == OUTBOX.c.message_id, earlier.c.kind.in_(MESSAGES), earlier.c.id < OUTBOX.c.id
-            )
-        )
-        query = select(OUTBOX).where(OUTBOX.c.kind == Kind.CANCEL.value, ~waits).order_by(OUTBOX.c.id).limit(limit)
-        return await self._entries(query)
+        return await self._entries(_CANCELLATIONS, limit)
 
     async def carried(self, limit: int) -> list[Entry]:
         """Return the next messages that only the relay sends, up to one that must wait for a cancellation of its id."""
-        earlier = OUTBOX.alias("earlier")
-        waits = exists(
-            select(literal(1)).where(
-                earlier.c.message_id == OUTBOX.c.message_id,
-                earlier.c.kind == Kind.CANCEL.value,
-                earlier.c.id < OUTBOX.c.id,
-            )
-        )
-        kind = OUTBOX.c.kind == Kind.PUBLISH.value
-        return await self._entries(_bounded(select(OUTBOX.c.id).where(kind), limit).add_columns(waits.label("waits")))
+        return await self._entries(_CARRIED, limit)
 
     async def left(self, limit: int, last: int) -> list[Entry]:
         """Return the next messages that their process should have sent, up to the row `last`."""
-        ids = select(OUTBOX.c.id).where(OUTBOX.c.kind == Kind.DIRECT.value, OUTBOX.c.id <= last)
-        return await self._entries(_bounded(ids, limit))
+        return await self._entries(_LEFT, limit, last)
 
-    async def remove(self, ids: Sequence[int]) -> None:
+    async def remove(self, entries: Collection[Entry]) -> None:
         """Delete rows that the queue has."""
+        direct = [each.message_id for each in entries if each.kind is Kind.DIRECT]
+        others = [each.id for each in entries if each.kind is not Kind.DIRECT]
         async with self._db.transaction() as transaction:
-            await transaction.session.execute(
-                delete(OUTBOX).where(OUTBOX.c.id.in_(ids), OUTBOX.c.kind != Kind.REJECTED.value)
-            )
+            if direct:
+                await transaction.session.execute(_REMOVE_DIRECT, {"ids": direct})
+            if others:
+                await transaction.session.execute(_REMOVE, {"ids": others})
 
-    async def set_aside(self, id_: int, error: str) -> None:
+    async def set_aside(self, entry: Entry, error: str) -> None:
         """Keep a row that the queue refuses out of the way of the others, with the reason."""
+        direct = OUTBOX.c.message_id == entry.message_id, OUTBOX.c.kind == Kind.DIRECT.value
+        where = direct if entry.kind is Kind.DIRECT else (OUTBOX.c.id == entry.id,)
         values = {"kind": Kind.REJECTED.value, "error": storable_text(error, MAX_ERROR_BYTES)}
         async with self._db.transaction() as transaction:
-            await transaction.session.execute(update(OUTBOX).where(OUTBOX.c.id == id_).values(values))
+            await transaction.session.execute(update(OUTBOX).where(*where).values(values))
 
     async def withdraw(self, transaction: Transaction, message_id: str) -> None:
         """Delete, in the transaction, what the queue refused under an id."""
@@ -229,25 +212,58 @@ class Outbox:
             count, oldest = (await session.execute(query)).one()
         return int(count), None if oldest is None else float(oldest)
 
-    async def _entries(self, query: Select[*tuple[object, ...]]) -> list[Entry]:
+    async def _entries(self, query: Select[*tuple[object, ...]], limit: int, last: int = 0) -> list[Entry]:
         entries: list[Entry] = []
         async with self._db.read() as session:
-            for row in (await session.execute(query)).all():
+            for row in (await session.execute(query, {"limit": limit, "last": last})).all():
                 if getattr(row, "waits", False):
                     break
                 entries.append(_entry(row))
         return entries
 
 
-def _bounded(ids: Select[int], limit: int) -> Select[*tuple[object, ...]]:
+def _bounded(ids: Select[int]) -> Select[*tuple[object, ...]]:
     """Return the query of the first rows of `ids`, bounded in number and bytes; of the first one whatever its size."""
-    first = ids.order_by(OUTBOX.c.id).limit(limit).subquery()
+    first = ids.order_by(OUTBOX.c.id).limit(bindparam("limit", type_=Integer())).subquery()
     size = func.length(OUTBOX.c.body)
     upto = func.sum(size).over(order_by=OUTBOX.c.id)
     columns = OUTBOX.c.id, upto.label("upto"), (upto - size).label("before")
     sized = select(*columns).join(first, first.c.id == OUTBOX.c.id).subquery()
     fits = or_(sized.c.before == 0, sized.c.upto <= GROUP_BYTES)
     return select(OUTBOX).join(sized, sized.c.id == OUTBOX.c.id).where(fits).order_by(OUTBOX.c.id)
+
+
+def _earlier(*kinds: Kind) -> ColumnElement[bool]:
+    """Return whether an earlier row of the same message id has one of `kinds`."""
+    earlier = OUTBOX.alias("earlier")
+    same = earlier.c.message_id == OUTBOX.c.message_id
+    return exists(select(literal(1)).where(same, earlier.c.kind.in_(kinds), earlier.c.id < OUTBOX.c.id))
+
+
+def _any(kind: Kind) -> ScalarSelect[int]:
+    return select(literal(1)).where(OUTBOX.c.kind == kind.value).limit(1).scalar_subquery()
+
+
+_DIRECT = OUTBOX.c.kind == Kind.DIRECT.value
+_INSERT = insert(OUTBOX)
+_PENDING = select(
+    _any(Kind.CANCEL),
+    _any(Kind.PUBLISH),
+    select(func.min(OUTBOX.c.id)).where(_DIRECT).scalar_subquery(),
+    select(func.max(OUTBOX.c.id)).where(_DIRECT).scalar_subquery(),
+)
+_CANCELLATIONS = (
+    select(OUTBOX)
+    .where(OUTBOX.c.kind == Kind.CANCEL.value, ~_earlier(Kind.PUBLISH, Kind.DIRECT))
+    .order_by(OUTBOX.c.id)
+    .limit(bindparam("limit", type_=Integer()))
+)
+_CARRIED = _bounded(select(OUTBOX.c.id).where(OUTBOX.c.kind == Kind.PUBLISH.value)).add_columns(
+    _earlier(Kind.CANCEL).label("waits")
+)
+_LEFT = _bounded(select(OUTBOX.c.id).where(_DIRECT, OUTBOX.c.id <= bindparam("last")))
+_REMOVE = delete(OUTBOX).where(OUTBOX.c.id.in_(bindparam("ids", expanding=True)), OUTBOX.c.kind != Kind.REJECTED.value)
+_REMOVE_DIRECT = delete(OUTBOX).where(OUTBOX.c.message_id.in_(bindparam("ids", expanding=True)), _DIRECT)
 
 
 def _row(kind: Kind, message_id: str, now: float, message: Message | None) -> dict[str, object]:

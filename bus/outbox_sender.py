@@ -37,8 +37,8 @@ class OutboxSender:
         self._mq = mq
         self._outbox = outbox
         self._metrics = metrics
-        self._strikes: dict[int, int] = {}
-        self._sent: set[int] = set()
+        self._strikes: dict[int | str, int] = {}
+        self._sent: dict[int | str, Entry] = {}
 
     async def publish(self, entries: Sequence[Entry]) -> None:
         """Publish messages in order.
@@ -88,16 +88,15 @@ class OutboxSender:
 
     async def _refused(self, entry: Entry, error: Exception) -> None:
         if not isinstance(error, FINAL):
-            strikes = self._strikes[entry.id] = self._strikes.get(entry.id, 0) + 1
+            strikes = self._strikes[entry.key] = self._strikes.get(entry.key, 0) + 1
             if strikes < MAX_STRIKES:
                 raise error
-        self._strikes.pop(entry.id, None)
+        self._strikes.pop(entry.key, None)
         reason = describe(error)
-        await self._outbox.set_aside(entry.id, reason)
+        await self._outbox.set_aside(entry, reason)
         self._metrics.outbox_rejected += 1
         log.error(
             "outbox message rejected",
-            row=entry.id,
             kind=entry.kind.value,
             event_name=entry.message.event if entry.message is not None else None,
             event_id=entry.message_id,
@@ -105,21 +104,23 @@ class OutboxSender:
         )
 
     async def _remove(self, entries: Sequence[Entry]) -> None:
-        for each in entries:
-            self._strikes.pop(each.id, None)
-        self._sent.update(each.id for each in entries)
+        self._sent |= {each.key: each for each in entries}
         await self._remove_sent()
+        if self._strikes:
+            for each in entries:
+                self._strikes.pop(each.key, None)
 
     async def _remove_sent(self) -> None:
-        sent = list(self._sent)
+        sent = list(self._sent.values())
         await self._outbox.remove(sent)
-        self._sent.difference_update(sent)
+        for each in sent:
+            self._sent.pop(each.key, None)
 
     async def _unsent(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Return the rows that were not sent; those that were are still there if the database could not delete them."""
         if not self._sent:
             return entries
-        entries = [each for each in entries if each.id not in self._sent]
+        entries = [each for each in entries if each.key not in self._sent]
         await self._remove_sent()
         return entries
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from bus.broadcast_relay import BroadcastRelay
 from bus.metrics import BusMetrics
-from bus.outbox import GROUP_BYTES, Entry, Kind, Outbox
+from bus.outbox import GROUP_BYTES, Entry, Kind, Outbox, Pending
 from bus.outbox_sender import OutboxSender
 from bus.registry_copy import RegistryCopy
 from bus.relay_loop import RelayLoop
@@ -151,7 +151,8 @@ class Relay:
 
     async def _carry(self) -> None:
         """Send all that is due in order, if no other process is just doing so."""
-        if not await self._is_pending():
+        pending = await self._pending()
+        if pending is None:
             return
         if not await self._acquire():
             # Its holder may be about to release it, with our rows come too late for it: ask again soon.
@@ -160,35 +161,43 @@ class Relay:
             return
         try:
             async with self._renewing():
-                while self._holds and not self._task.stopping and await self._take_turns():
+                while pending is not None and self._holds and not self._task.stopping:
+                    if not await self._take_turns(pending):
+                        break
                     self._task.progressed()
+                    pending = await self._pending()
         except Exception:
             self._metrics.publish_failures += 1
             raise
         finally:
             await self._outbox.release(self._owner)
 
-    async def _is_pending(self) -> bool:
+    async def _pending(self) -> Pending | None:
+        """Return what there is to carry, None if there is nothing."""
         pending = await self._outbox.pending()
         now = self._clock.monotonic()
         if pending.last_direct is not None and (not self._seen or now - self._seen[-1][0] >= NOTE_EVERY):
             self._seen.append((now, pending.last_direct))
         while self._seen and now - self._seen[0][0] >= LEFT_AFTER:
             self._last_left = max(self._last_left, self._seen.popleft()[1])
-        return pending.carried or (pending.first_direct is not None and pending.first_direct <= self._last_left)
+        return pending if pending.cancellations or pending.carried or self._is_left(pending) else None
 
-    async def _take_turns(self) -> bool:
+    def _is_left(self, pending: Pending) -> bool:
+        return pending.first_direct is not None and pending.first_direct <= self._last_left
+
+    async def _take_turns(self, pending: Pending) -> bool:
         """Send one group of each kind; False if there was nothing to send."""
-        limit = self._sender.group
-        cancellations = await self._outbox.cancellations(limit)
-        await self._sender.cancel(cancellations)
-        carried = await self._outbox.carried(limit)
-        if carried and self._holds:
+        limit, sent = self._sender.group, False
+        if pending.cancellations and (cancellations := await self._outbox.cancellations(limit)):
+            await self._sender.cancel(cancellations)
+            sent = True
+        if pending.carried and self._holds and (carried := await self._outbox.carried(limit)):
             await self._sender.publish(carried)
-        left = await self._outbox.left(limit, self._last_left)
-        if left and self._holds:
+            sent = True
+        if self._is_left(pending) and self._holds and (left := await self._outbox.left(limit, self._last_left)):
             await self._sender.publish(left)
-        return bool(cancellations or carried or left)
+            sent = True
+        return sent
 
     # --- the right to send ------------------------------------------------------------------------------------------
 

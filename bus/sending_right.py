@@ -1,6 +1,6 @@
 """The right to send the outbox's ordered rows: one process at a time has it."""
 
-from sqlalchemy import column, select, table, update
+from sqlalchemy import bindparam, column, select, table, update
 
 from infra.clock import Clock
 from infra.db import Database
@@ -24,30 +24,39 @@ class SendingRight:
         self._clock = clock
         self._seen: tuple[str, float] | None = None
         self._seen_at = 0.0
+        self._left: tuple[str, float] | None = None
 
     async def acquire(self, owner: str, seconds: float) -> bool:
         """Take or keep the right for `seconds` from before this call; False when another process has it."""
+        # As it was left, unless another process took it: then one statement does.
+        if self._left is not None and await self._replace(self._left, owner, seconds):
+            return True
         async with self._db.read() as session:
-            query = select(RELAY.c.owner, RELAY.c.held_until).where(RELAY.c.name == "outbox")
-            holder, held_until = (await session.execute(query)).one()
+            holder, held_until = (await session.execute(_READ)).one()
         if not self._may_take(owner, holder, held_until, seconds):
             return False
-        # Read by the release before this one, which goes by wall clocks; for this one it only has to be another value.
-        until = self._clock.time() + seconds
-        if abs(until - held_until) < SMALLEST_STEP:
-            until += SMALLEST_STEP
-        unchanged = (RELAY.c.name == "outbox", RELAY.c.owner == holder, RELAY.c.held_until == held_until)
-        async with self._db.transaction() as transaction:
-            statement = update(RELAY).where(*unchanged).values(owner=owner, held_until=until)
-            result = await transaction.session.execute(statement)
-            return bool(getattr(result, "rowcount", 0))
+        return await self._replace((holder, held_until), owner, seconds)
 
     async def release(self, owner: str) -> None:
         """Let another process have the right at once."""
         async with self._db.transaction() as transaction:
-            await transaction.session.execute(
-                update(RELAY).where(RELAY.c.name == "outbox", RELAY.c.owner == owner).values(owner="", held_until=0.0)
-            )
+            result = await transaction.session.execute(_RELEASE, {"holder": owner})
+            self._left = ("", 0.0) if getattr(result, "rowcount", 0) else None
+
+    async def _replace(self, present: tuple[str, float], owner: str, seconds: float) -> bool:
+        holder, held_until = present
+        # Read by the release before this one, which goes by wall clocks; for this one it only has to be another value.
+        until = self._clock.time() + seconds
+        if abs(until - held_until) < SMALLEST_STEP:
+            until += SMALLEST_STEP
+        values = {"holder": holder, "held_until": held_until, "owner": owner, "until": until}
+        self._left = None
+        async with self._db.transaction() as transaction:
+            result = await transaction.session.execute(_REPLACE, values)
+            taken = bool(getattr(result, "rowcount", 0))
+        if taken:
+            self._left = (owner, until)
+        return taken
 
     def _may_take(self, owner: str, holder: str, held_until: float, seconds: float) -> bool:
         if holder in ("", owner) or held_until == 0:
@@ -56,3 +65,13 @@ class SendingRight:
         if self._seen != (holder, held_until):
             self._seen, self._seen_at = (holder, held_until), now
         return now - self._seen_at >= seconds
+
+
+_OUTBOX = RELAY.c.name == "outbox"
+_READ = select(RELAY.c.owner, RELAY.c.held_until).where(_OUTBOX)
+_REPLACE = (
+    update(RELAY)
+    .where(_OUTBOX, RELAY.c.owner == bindparam("holder"), RELAY.c.held_until == bindparam("held_until"))
+    .values(owner=bindparam("owner"), held_until=bindparam("until"))
+)
+_RELEASE = update(RELAY).where(_OUTBOX, RELAY.c.owner == bindparam("holder")).values(owner="", held_until=0.0)

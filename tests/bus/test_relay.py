@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from bus import Bus
 from bus.broadcast_relay import MAX_FRAMES
-from bus.outbox import GROUP, GROUP_BYTES, OUTBOX, Outbox
+from bus.outbox import GROUP, GROUP_BYTES, OUTBOX, Entry, Outbox
 from bus.relay import LEASE
 from infra.clock import FakeClock
 from infra.db import Database
@@ -238,12 +238,12 @@ async def test_a_row_that_could_not_be_deleted_is_not_sent_again(site: Site, mon
     remove = relay._outbox.remove
     failures = 5
 
-    async def fail(ids: Sequence[int]) -> None:
+    async def fail(entries: Sequence[Entry]) -> None:
         nonlocal failures
         if failures:
             failures -= 1
             raise OSError("disk")
-        await remove(ids)
+        await remove(entries)
 
     monkeypatch.setattr(relay._outbox, "remove", fail)
     await commit(site, bus, Ticked(1), Deposited(account="a", amount=1))

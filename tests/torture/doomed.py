@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from sqlalchemy import text
@@ -85,8 +85,8 @@ def after_cleanup() -> None:
     """Die with some rows gone, while holding the right to send."""
     remove = Outbox.remove
 
-    async def remove_and_die(self: Outbox, ids: Sequence[int]) -> None:
-        await remove(self, ids)
+    async def remove_and_die(self: Outbox, entries: Collection[Entry]) -> NoReturn:
+        await remove(self, entries)
         die()
 
     Outbox.remove = remove_and_die  # type: ignore[method-assign]  # as above
