@@ -250,9 +250,7 @@ class Session:
     def _may_begin(self) -> bool:
         # Without a lease, what is still held here may be run by others: not a handler more may begin.
         return (
-            not self._is_ending()
-            and not self._consumer.lost
-            and self._clock.monotonic() < self._consumer.valid_until
+            not self._is_ending() and not self._consumer.lost and self._clock.monotonic() < self._consumer.valid_until
         )
 
     async def _mind_the_lease(self) -> None:

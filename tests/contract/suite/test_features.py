@@ -23,7 +23,10 @@ DURABLE = {
     "test_what_is_parked_stays_so_after_a_restart",
     "test_what_was_published_survives_the_end_of_the_process",
 }
-MULTI_PROCESS = {"test_what_the_consumers_of_a_closed_queue_held_is_recovered_elsewhere"}
+MULTI_PROCESS = {
+    "test_a_consumer_in_another_event_loop_or_a_forked_child_is_refused_at_once",
+    "test_what_the_consumers_of_a_closed_queue_held_is_recovered_elsewhere",
+}
 SKIPPED = {
     "memory": TRANSACTIONAL | DURABLE | MULTI_PROCESS,
     "sqlite": set[str](),

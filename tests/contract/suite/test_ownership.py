@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from infra.mq import MessageQueue, QueueClosed
+from infra.mq import MessageQueue, Outcome, QueueClosed, Settlement
 from infra.ownership import WrongEventLoop
 from tests.contract.acting import consumer, drain, message, start
-from tests.contract.harness import Harness
+from tests.contract.harness import Harness, requires
 from tests.elsewhere import Work, in_fork, in_forked_coroutine, in_thread
 
 
@@ -57,6 +57,27 @@ async def test_use_in_a_forked_child_is_refused_at_once(harness: Harness, queue:
             assert "was opened before this process was forked" in said
     await queue.publish([message("here")])
     assert await drain(worker) == ["here"]
+
+
+@requires("multi_process")
+async def test_a_consumer_in_another_event_loop_or_a_forked_child_is_refused_at_once(
+    harness: Harness, queue: MessageQueue
+) -> None:
+    worker = await start(harness, queue)
+    await queue.publish([message("a"), message("b")])
+    (claim,) = await worker.fetch({"work": 1}, wait=0)
+    uses: list[Work] = [
+        lambda: worker.fetch({"work": 1}, wait=0),
+        lambda: worker.settle([Settlement(claim=claim, delivery=claim.deliveries[0], outcome=Outcome.DONE)]),
+        worker.recover,
+        lambda: worker.unpark({}),
+    ]
+    for use in uses:
+        for said in (await in_thread(use), in_fork(use), in_forked_coroutine(use)):
+            assert said.startswith("WrongEventLoop: "), said
+    done = Settlement(claim=claim, delivery=claim.deliveries[0], outcome=Outcome.DONE)
+    assert await worker.settle([done]) == []
+    assert await drain(worker) == ["b"]
 
 
 async def test_a_closed_queue_belongs_to_no_event_loop(queue: MessageQueue) -> None:

@@ -7,6 +7,7 @@ from infra.clock import Clock
 from infra.mq.drivers.sql.backend import Backend, Membership
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
 from infra.mq.types import Claim, Outcome, Settlement, WorkerInfo
+from infra.ownership import LoopOwner
 
 
 class SqlConsumer:
@@ -18,8 +19,10 @@ class SqlConsumer:
         clock: Clock,
         info: WorkerInfo,
         member: Membership,
+        owner: LoopOwner,
         forget: Callable[["SqlConsumer"], None],
     ) -> None:
+        self._owner = owner
         self._backend = backend
         self._clock = clock
         self._info = info
@@ -67,6 +70,7 @@ class SqlConsumer:
         self._changed.set()
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        self._owner.is_here()
         if not settlements:
             return []
         try:
@@ -76,6 +80,7 @@ class SqlConsumer:
             raise QueueUnavailable(str(error)) from error
 
     async def isolate(self, claim: Claim) -> bool:
+        self._owner.is_here()
         return await self._backend.isolate(self._member, claim)
 
     async def recover(self) -> int:
@@ -93,6 +98,7 @@ class SqlConsumer:
         self._member.abandon()
 
     async def close(self) -> None:
+        self._owner.is_here()
         if self._closed:
             return
         self._closed = True
@@ -111,6 +117,7 @@ class SqlConsumer:
         self._kept.append(claim)
 
     def _check(self) -> None:
+        self._owner.is_here()
         if self._closed or self.lost:
             raise QueueClosed(f"worker {self._info.id} {'is closed' if self._closed else 'has lost its lease'}")
 

@@ -134,7 +134,7 @@ class SqlQueue:
     async def consumer(self, info: WorkerInfo) -> SqlConsumer:
         self._check()
         member = await self._backend.join(info, self._clock.time())
-        consumer = SqlConsumer(self._backend, self._clock, info, member, self._consumers.discard)
+        consumer = SqlConsumer(self._backend, self._clock, info, member, self._owner, self._consumers.discard)
         self._consumers.add(consumer)
         return consumer
 
