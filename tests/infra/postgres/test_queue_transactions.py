@@ -230,15 +230,18 @@ async def test_a_declaration_waits_for_publishes_that_went_by_the_registry_from_
     async with asyncio.timeout(5):
         await declaring
     await queue.publish([message("after")])
-    assert await handle_all(await consumer(other, "new"), {"new": 10}) == ["after"]
+    # What is published meanwhile goes by the new registry already: no publisher waits for a declaration.
+    assert await handle_all(await consumer(other, "new"), {"new": 10}) == ["meanwhile", "after"]
 
 
 async def test_a_declaration_gives_up_after_its_patience(queue: SqlQueue, db: Database, store: Store) -> None:
     other, _ = await store.open(patience=0.3)
     async with db.transaction():
         await queue.publish([message("before")])
-        with pytest.raises(QueueUnavailable, match="held what was needed for too long"):
-            await other.declare([subscription("new")], [])
+        for _ in range(2):
+            with pytest.raises(QueueUnavailable, match="held what was needed for too long"):
+                await other.declare([subscription("new")], [])
+    await other.declare([subscription("new")], [])
 
 
 async def test_a_publish_gives_up_when_its_key_is_held_for_too_long(

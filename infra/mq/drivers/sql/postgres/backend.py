@@ -133,7 +133,8 @@ class PostgresBackend:
             await self._change_registry(add)
             found = await self._read(ask)
         if found.visible_at is None:
-            # From here on publishers can read it, however long its COMMIT took, and whoever made it.
+            await self._wait_for_publishers()
+            # From here on publishers go by it, however long its COMMIT and theirs took, and whoever made it.
             visible_at = self.clock.time()
             with suppress(QueueError):
                 await self._write(partial(registry.mark_visible, version=found.version, now=visible_at))
@@ -338,6 +339,25 @@ class PostgresBackend:
                 if time.monotonic() >= deadline:
                     raise
             await asyncio.sleep(REGISTRY_PAUSE)
+
+    async def _wait_for_publishers(self) -> None:
+        """Return once every transaction has ended that may have gone by the registry from before.
+
+        Raises:
+            KeyBusy: one has not ended for too long.
+        """
+        deadline = time.monotonic() + self._options.patience
+        under_way = await self._read(registry.publishers)
+        pause = REGISTRY_PAUSE / 32
+        while under_way:
+            if time.monotonic() >= deadline:
+                where = self._server.address.where
+                raise KeyBusy(
+                    f"PostgreSQL at {where}: another transaction held what was needed for too long; try again"
+                )
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, REGISTRY_PAUSE)
+            under_way &= await self._read(registry.publishers)
 
     async def _read(self, operation: Operation[T], *, several: bool = False) -> T:
         if several:

@@ -8,7 +8,13 @@ from infra.mq.drivers.sql.kept import Kept, refuse_conflict
 from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
 from infra.mq.types import Registry, Subscription
 
-_LOCK = "SELECT set_config('lock_timeout', '80ms', true), pg_advisory_xact_lock(1650812527, 0)"
+_LOCK = "SELECT set_config('lock_timeout', '40ms', true), pg_advisory_xact_lock(1650812527, 0)"
+_LOCK_TO_ADD = "SELECT pg_advisory_xact_lock_shared(1650812527, 0), pg_advisory_xact_lock(1650812527, 1)"
+_PUBLISHERS = """
+SELECT virtualtransaction FROM pg_locks
+WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND classid = 1650812527 AND objid = 0 AND mode = 'ShareLock' AND granted AND pid <> pg_backend_pid()
+"""
 
 SHARE_REGISTRY = "SELECT pg_advisory_xact_lock_shared(1650812527, 0)"
 
@@ -87,12 +93,18 @@ async def declare(
     Raises:
         SubscriptionConflict: something contradicts what is kept, or is being retired.
     """
-    await lock(driver)
+    # Publishers need not wait: those that went by the registry from before are waited for after COMMIT.
+    await driver.execute(_LOCK_TO_ADD)
     changed = False
     for wanted in subscriptions:
         changed = await _declare_one(driver, wanted) or changed
     if bool(await driver.fetch(_ADD_BROADCASTS, sorted(broadcasts))) or changed:
         await mark_changed(driver, now)
+
+
+async def publishers(driver: Driver) -> set[str]:
+    """Return the transactions that are under way and may have gone by the registry from before."""
+    return {row[0] for row in await driver.fetch(_PUBLISHERS)}
 
 
 async def declared(driver: Driver, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> Declared:
