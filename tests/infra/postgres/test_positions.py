@@ -1,7 +1,7 @@
 """Claims cost the same while a transaction that is left open elsewhere keeps all that was handled."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 import asyncpg  # type: ignore[import-untyped]  # it has no types
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from infra.db.postgresql_driver import Driver
 from infra.mq import Consumer
 from infra.mq.drivers.sql import SqlQueue
-from infra.mq.drivers.sql.postgres import connections, positions
+from infra.mq.drivers.sql.postgres import claiming, connections, positions
 from infra.mq.drivers.sql.postgres.positions import Positions
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
 from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
@@ -86,6 +86,25 @@ async def test_what_became_due_earlier_than_the_latest_claim_is_found_by_the_nex
     again = await worker.fetch({WORK: 10}, wait=30)
     assert ids(again) == ids(claims) == ["early"]
     assert await worker.settle(done(again)) == []
+
+
+async def test_a_look_that_takes_long_holds_up_no_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, _ = await store.open()
+    await queue.declare([subscription(WORK)], [])
+    began = asyncio.Event()
+
+    async def never(_: Driver, names: Collection[str]) -> tuple[float, dict[str, float]]:
+        began.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(claiming, "look", never)
+    worker = await consumer(queue, WORK)
+    await queue.publish([message("a"), message("b")])
+    async with asyncio.timeout(10):
+        assert await handle_all(worker, {WORK: 1}) == ["a", "b"]
+        await began.wait()
+        assert await worker.fetch({WORK: 1}, wait=0.01) == []
 
 
 def test_as_long_as_looks_are_quick_all_of_them_are_from_the_start() -> None:

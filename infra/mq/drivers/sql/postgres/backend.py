@@ -69,7 +69,7 @@ class PostgresBackend:
         self._keeper = LeaseKeeper(self._server, options.lease, self._hang_up)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._publisher = Publisher(self._send, options.patience)
-        self._workers = Workers(self._connections, self._keeper, self.clock)
+        self._workers = Workers(self._connections, self._keeper, self.clock, self._bell.wake)
 
     @property
     def interruptions(self) -> int:
@@ -89,6 +89,7 @@ class PostgresBackend:
 
     async def close(self) -> None:
         await self._publisher.close(CLOSE_PATIENCE)
+        await self._workers.close()
         await self._bell.close()
         await asyncio.to_thread(self._keeper.stop)
         await self._connections.close()
@@ -187,7 +188,8 @@ class PostgresBackend:
         return await self._read(partial(inspection.stats, live=live, now=now), several=True)
 
     async def warnings(self) -> list[str]:
-        return await self._read(horizon.warnings, several=True)
+        found = await self._read(horizon.warnings, several=True)
+        return found + await self._read(inspection.interrupted_retirements)
 
     async def dead_letters(
         self, subscription: str | None, event: str | None, limit: int, after: str | None

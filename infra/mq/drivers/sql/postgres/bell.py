@@ -91,19 +91,20 @@ class Bell:
 
     def ring(self) -> None:
         """Tell this process's listeners, and soon other processes, that something has changed."""
-        self._wake()
+        self.wake()
         self._again = True
         if self._ringing is None and self._tasks:
             loop = asyncio.get_running_loop()
             self._ringing = loop.create_task(self._ring_out(), context=contextvars.Context())
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Tell this process's listeners alone that something may have changed."""
         for event in self._listeners:
             event.set()
 
     def _interrupt(self) -> None:
         self.interruptions += 1
-        self._wake()
+        self.wake()
 
     async def _ring_out(self) -> None:
         try:
@@ -128,7 +129,7 @@ class Bell:
             if loop.time() - looked_at > self._longest_silence:
                 self.interruptions += 1
             looked_at = loop.time()
-            self._wake()
+            self.wake()
 
     async def _keep_listening(self, driver: Driver | None) -> None:
         if driver is None:
@@ -190,4 +191,4 @@ class Bell:
 
     def _heard(self, _: object, __: int, ___: str, sender: str) -> None:
         if sender != self._me:
-            self._wake()
+            self.wake()

@@ -48,6 +48,10 @@ SELECT m.subscription, m.ordering_key, coalesce((
 ), '')
 FROM beneath_mailbox AS m WHERE m.state = 3 ORDER BY m.ordering_key
 """
+_RETIRING = """
+SELECT s.name, t.event, t.backlog FROM beneath_retirement AS t JOIN beneath_subscription AS s ON s.id = t.subscription
+ORDER BY s.name, t.event
+"""
 _DEAD = "SELECT subscription, count(*) FROM beneath_dead_letter GROUP BY subscription"
 _LETTER = """
 SELECT id, subscription, message_id, event, ordering_key, body, error, traceback, failures, crashes, published_at,
@@ -123,6 +127,15 @@ async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
     if row is None:
         raise DeadLetterNotFound(f"no dead letter has the id {dead_id}")
     return letter_of(row)
+
+
+async def interrupted_retirements(driver: Driver) -> list[str]:
+    """Return a line for each retirement that was begun and is not complete."""
+    return [
+        f"retiring {name}{f' (event {event})' if event else ''} was begun and is not complete: "
+        f"run `beneath bus retire` again with --backlog {backlog}"
+        for name, event, backlog in await driver.fetch(_RETIRING)
+    ]
 
 
 async def names_of(driver: Driver, subscription: int) -> set[str]:

@@ -1,8 +1,11 @@
 """What this process's workers do to the queue."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+import contextvars
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+
+import structlog
 
 from infra.clock import Clock
 from infra.mq.drivers.sql.postgres import claiming, membership, settling
@@ -10,7 +13,7 @@ from infra.mq.drivers.sql.postgres.connections import Connections
 from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, Member
 from infra.mq.drivers.sql.postgres.positions import Positions
 from infra.mq.drivers.sql.postgres.promotion import Promoter
-from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
+from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
 from infra.mq.types import Claim, Settlement, WorkerInfo
 
 LEAVE_TIMEOUT = 5.0
@@ -25,6 +28,8 @@ RENEWED_WITHIN = 0.6
 PROMOTED_AT_ONCE = 10
 """How many steps of promotion a claim makes at most that finds nothing else."""
 
+_log = structlog.stdlib.get_logger(__name__)
+
 
 class Workers:
     """Joins, claims, settles, recovers and leaves for the workers of this process.
@@ -33,15 +38,24 @@ class Workers:
         connections: To the server.
         keeper: Renews the leases of the workers, and observes those of others.
         clock: The queue's.
+        wake: Called when there may be something to claim that was not seen before.
     """
 
-    def __init__(self, connections: Connections, keeper: LeaseKeeper, clock: Clock) -> None:
+    def __init__(self, connections: Connections, keeper: LeaseKeeper, clock: Clock, wake: Callable[[], object]) -> None:
         self._connections = connections
         self._keeper = keeper
         self._clock = clock
         self._promoter = Promoter(connections)
         self._positions = Positions()
         self._members: set[Member] = set()
+        self._wake = wake
+        self._looking: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """End what goes on beside the workers' own calls."""
+        if (looking := self._looking) is not None:
+            looking.cancel()
+            await asyncio.wait((looking,))
 
     async def join(self, info: WorkerInfo, now: float) -> Member:
         """Register a live worker."""
@@ -74,14 +88,14 @@ class Workers:
 
     async def next_due(self, names: Collection[str]) -> float | None:
         """Return when there may be something to claim for these names."""
-        await self._look_from_the_start(names)
+        self._look_from_the_start(names)
         starts = self._positions.starts(names)
         operation = partial(claiming.next_due, names=names, starts=starts)
         due_at, scheduled = await self._connections.run(operation, writing=False)
         if scheduled is not None:
             self._promoter.expect(due=scheduled <= self._clock.time())
             scheduled = self._promoter.next_due(scheduled)
-        look_in = self._positions.look_in
+        look_in = None if self._looking is not None else self._positions.look_in
         look_at = None if look_in is None else self._clock.time() + look_in
         return min((it for it in (due_at, scheduled, look_at) if it is not None), default=None)
 
@@ -89,7 +103,7 @@ class Workers:
         """Claim what is due; what a lost answer may have claimed is given back first."""
         if mine.holdings.in_doubt:
             await self._release_unknown(mine, now)
-        await self._look_from_the_start(wants)
+        self._look_from_the_start(wants)
         if self._promoter.is_due(now):
             await self._promoter.step(now)
         claims = await self._claim(mine, wants, now)
@@ -189,7 +203,20 @@ class Workers:
         mine.epoch = epoch
         mine.holdings.trust()
 
-    async def _look_from_the_start(self, names: Collection[str]) -> None:
-        if self._positions.outdated:
+    def _look_from_the_start(self, names: Collection[str]) -> None:
+        # Beside the claims, which go on from where the latest one ended: it may read much that was handled.
+        if self._positions.outdated and self._looking is None:
+            loop = asyncio.get_running_loop()
+            self._looking = loop.create_task(self._look(names), context=contextvars.Context())
+
+    async def _look(self, names: Collection[str]) -> None:
+        try:
             operation = partial(claiming.look, names=names)
-            self._positions.looked(*await self._connections.run(operation, writing=False))
+            seconds, due = await self._connections.run(operation, writing=False)
+        except QueueError as error:
+            _log.debug("look from the start failed", error=str(error))
+        else:
+            self._positions.looked(seconds, due)
+        finally:
+            self._looking = None
+        self._wake()
