@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from infra.db.errors import CommitIndeterminate, DatabaseError, DatabaseUnavailable, TransactionRolledBack
 from infra.db.postgresql_driver import CommitRefused
 from infra.db.postgresql_url import Address
+from infra.files import descriptors_short
 
 OLDEST = 13
 """The first major version of PostgreSQL that works."""
@@ -96,6 +97,8 @@ def explain_connect(error: BaseException, at: Address) -> DatabaseError | None:
     explained = explain(error, at) if sqlstate(error) in {"57P03", "53300"} else None
     if explained is not None or not isinstance(error, CONNECTING):
         return explained
+    if (short := descriptors_short()) is not None:
+        return DatabaseUnavailable(f"cannot connect to PostgreSQL at {at.where}: {short}")
     return DatabaseUnavailable(
         f"cannot connect to PostgreSQL at {at.where}: {_obstacle(error)}; is it running, and is db.url right?"
     )

@@ -15,7 +15,8 @@ from infra.db import Database, DatabaseUnavailable
 from infra.db.migrate import upgrade
 from infra.files import descriptors_short, private_file, private_folder
 from infra.mail import FolderMailer, MailUnavailable, Message
-from infra.mq import WorkerInfo
+from infra.mq import QueueUnavailable, WorkerInfo
+from infra.mq.drivers.redis import RedisQueue
 from infra.mq.drivers.sql import SqlQueue
 
 
@@ -113,6 +114,18 @@ async def test_too_few_file_descriptors_are_named_and_end_with_their_cause(tmp_p
         await mailer.send(message)
     await mailer.send(message)
     await db.close()
+
+
+async def test_too_few_file_descriptors_are_told_from_a_server_that_is_away(tmp_path: Path) -> None:
+    db = Database("postgresql://ada@127.0.0.1:1/app")
+    with (
+        no_more_files(),
+        pytest.raises(DatabaseUnavailable, match="too many files are open; raise the limit"),
+    ):
+        await db.open()
+    queue = RedisQueue(f"unix://{tmp_path}/nobody.sock", clock=SystemClock())
+    with no_more_files(), pytest.raises(QueueUnavailable, match="cannot be reached: too many files are open"):
+        await queue.open()
 
 
 def test_a_lack_of_file_descriptors_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

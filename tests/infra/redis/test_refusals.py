@@ -5,12 +5,14 @@ import itertools
 from pathlib import Path
 
 import pytest
+from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 from infra.clock import SystemClock
 from infra.mq import Message, MessageTooLarge, Outcome, QueueClosed, QueueError, QueueRejected, QueueUnavailable
 from infra.mq.drivers.redis import RedisQueue
 from infra.mq.drivers.redis.address import Address
+from infra.mq.drivers.redis.errors import explain
 from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.scripts import scripts
 from tests import servers
@@ -286,3 +288,8 @@ async def test_ids_keys_and_names_of_any_characters_come_back_as_they_were(opene
     again = await fetch(worker, "odd {name}: *")
     found = {(it.message_id, it.ordering_key, it.event) for claim in again for it in claim.deliveries}
     assert found == {(it.id, it.ordering_key, it.event) for it in sent}
+
+
+def test_a_server_that_quotes_the_password_is_not_quoted() -> None:
+    said = ResponseError("unknown command 'AUTH', with args beginning with: 'ada' 'hunter2'")
+    assert str(explain(said, "host:1")) == "Redis at host:1 refuses: unknown command 'AUTH'"

@@ -2,6 +2,7 @@
 
 from redis import exceptions as redis_errors
 
+from infra.files import descriptors_short
 from infra.mq.errors import QueueError, QueueIndeterminate, QueueRejected, QueueUnavailable
 
 _UNKNOWN = "it wants a password: put it into mq.redis.url, as redis://:PASSWORD@host:6379"
@@ -60,7 +61,8 @@ class Lost(Exception):
 
 def explain(error: Exception, where: str) -> QueueError:
     """Return what an answer or a failure of the server means for a caller whose request changed nothing."""
-    said = " ".join(str(error).split()) or type(error).__name__
+    # A server that does not know AUTH quotes the password.
+    said = " ".join(str(error).partition(", with args beginning with")[0].split()) or type(error).__name__
     for kind, meaning in _MEANS:
         if isinstance(error, kind):
             return _kind(meaning)(f"Redis at {where}: {meaning}")
@@ -72,7 +74,8 @@ def explain(error: Exception, where: str) -> QueueError:
     if isinstance(error, redis_errors.ResponseError):
         kind = QueueRejected if any(it in said for it in _FINAL) else QueueUnavailable
         return kind(f"Redis at {where} refuses: {said}")
-    return QueueUnavailable(f"Redis at {where} cannot be reached: {said}")
+    short = descriptors_short() if isinstance(error, OSError | redis_errors.ConnectionError) else None
+    return QueueUnavailable(f"Redis at {where} cannot be reached: {short or said}")
 
 
 def lost(error: Exception, where: str) -> QueueIndeterminate:
