@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# How many seeds `make test-all` simulates; `make test` takes the first 120.
+SEEDS ?= 3000
 # What `make test-all` runs the tests with processes on; `make test` runs them on `sqlite`.
 STACKS ?= sqlite+redis7 sqlite+redis8 sqlite+valkey postgres postgres+valkey
 
@@ -36,8 +38,10 @@ dev: $(READY)  ## The same, restarted whenever a source file changes
 test: $(READY)  ## Run the tests
 	@$(BIN)/python -m pytest -n auto
 
-test-all: $(READY)  ## Run what `make test` leaves out: the other servers, and processes on the other stacks
+test-all: $(READY)  ## Run what `make test` leaves out: more seeds, seeded bugs, other servers, processes on other stacks
 	@BENEATH_TEST_DRIVERS=redis7,redis8 $(BIN)/python -m pytest -n auto tests/contract
+	@BENEATH_TEST_FIRST_SEED=1000 BENEATH_TEST_SEEDS=$(SEEDS) $(BIN)/python -m pytest -n auto tests/simulation
+	@BENEATH_TEST_MUTANTS=all $(BIN)/python -m pytest -n auto tests/mutants
 	@set -e; for stack in $(STACKS); do echo "== $$stack"; BENEATH_TEST_STACK=$$stack $(BIN)/python -m pytest -n auto tests/e2e tests/torture; done
 
 soak: $(READY)  ## Run under every fault at once, MINUTES on each of the stacks in SOAK

@@ -1,6 +1,7 @@
 """A way to a server on which connections break, in a thread of its own: most of its tests are no coroutines."""
 
 import asyncio
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from tests.servers import free_port
 
 FAULTS = ("mute", "cut", "half", "hole")
 
+LATE_PATIENCE = 1.0
+"""Seconds that a request which arrives late has to be answered."""
+
 
 class Wire:
     """Passes everything on, until a connection is told to fail.
@@ -20,6 +24,7 @@ class Wire:
     - cut: the connection is reset at once.
     - half: only half of the next answer arrives, then the connection ends.
     - hole: the next request reaches the server, and nothing ever comes back; nobody says so.
+    - late: the connection is reset at the next request, which reaches the server when `deliver_late` says so.
     """
 
     def __init__(self, port: int, seed: int = 0) -> None:
@@ -64,6 +69,18 @@ class Wire:
         """Have a connection, whichever, fail at its next occasion."""
         self._call(lambda: self._break_one(fault))
 
+    def fail_everywhere(self, fault: str) -> None:
+        """Have every connection fail at its next occasion, until `heal`."""
+        self._call(lambda: self._break_all(fault))
+
+    def heal(self) -> None:
+        """Let the connections that had no occasion to fail go on."""
+        self._call(self._mend_all)
+
+    def deliver_late(self) -> int:
+        """Let the requests that were kept back reach the server, and return how many when it has answered."""
+        return asyncio.run_coroutine_threadsafe(self._deliver_late(), self._loop).result()
+
     def close_off(self) -> None:
         """Cut every connection, and refuse new ones."""
         self._call(lambda: self._shut(reachable=False))
@@ -99,6 +116,21 @@ class Wire:
         if healthy := [each for each in self._pairs if each.fault is None]:
             self._random.choice(sorted(healthy, key=id)).break_by(fault)
             self.done[fault] += 1
+
+    def _break_all(self, fault: str) -> None:
+        for pair in [each for each in self._pairs if each.fault is None]:
+            pair.break_by(fault)
+            self.done[fault] += 1
+
+    def _mend_all(self) -> None:
+        for pair in self._pairs:
+            if not pair.asked:
+                pair.fault = None
+
+    async def _deliver_late(self) -> int:
+        kept = [pair for pair in self._pairs if pair.fault == "late" and pair.asked]
+        await asyncio.gather(*(pair.deliver() for pair in kept))
+        return len(kept)
 
     def _shut(self, *, reachable: bool) -> None:
         self._reachable = reachable
@@ -166,7 +198,11 @@ class _Pair:
         self._moving = moving
         self._ends = ends
         self._aborted = asyncio.Event()
-        self._asked = False
+        self.asked = False
+        """Whether a request came after it was told to fail."""
+
+        self._release = asyncio.Event()
+        self._answered = asyncio.Event()
         self.fault: str | None = None
         self.dark = False
 
@@ -179,8 +215,16 @@ class _Pair:
     def abort(self) -> None:
         """Reset both ends."""
         self._aborted.set()
+        self._release.set()
         for writer in (self._client, self._server):
             writer.transport.abort()
+
+    async def deliver(self) -> None:
+        """Pass on the request that was kept back; return when it was answered, or no answer came for a while."""
+        self._release.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._answered.wait(), LATE_PATIENCE)
+        self.abort()
 
     async def forth(self, reader: asyncio.StreamReader) -> None:
         """Carry requests."""
@@ -189,7 +233,10 @@ class _Pair:
                 await self._moving.wait()
                 if self.dark:
                     continue
-                self._asked = self.fault is not None
+                self.asked = self.fault is not None
+                if self.fault == "late":
+                    self._client.transport.abort()
+                    await self._release.wait()
                 self._server.write(data)
                 await self._server.drain()
         except OSError:
@@ -203,15 +250,18 @@ class _Pair:
         try:
             while data := await reader.read(1 << 16):
                 await self._moving.wait()
-                # What was on its way when the fault began still arrives.
-                if self.dark or (self._asked and self.fault == "hole"):
+                if self._release.is_set():
+                    self._answered.set()
                     continue
-                if self._asked and self.fault == "half":
+                # What was on its way when the fault began still arrives.
+                if self.dark or (self.asked and self.fault == "hole"):
+                    continue
+                if self.asked and self.fault == "half":
                     self._client.write(data[: len(data) // 2])
                     await self._client.drain()
                     self._client.close()
                     return
-                if self._asked and self.fault == "mute":
+                if self.asked and self.fault == "mute":
                     break
                 self._client.write(data)
                 await self._client.drain()
@@ -226,5 +276,5 @@ class _Pair:
 
     async def _end_arrives(self, *, kept: bool = False) -> None:
         await self._moving.wait()
-        if self.dark or kept:
+        if self.dark or kept or (self.fault == "late" and self.asked):
             await self._aborted.wait()

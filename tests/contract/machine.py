@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from infra.clock import FakeClock
 from infra.mq import Claim, Consumer, DeadLetter, MessageQueue, Outcome, QueueError, Settlement
 from tests.contract.acting import EVENT, consumer, declare, message, subscription
-from tests.contract.harness import Driver
+from tests.contract.harness import Driver, Harness
 from tests.contract.model import LINE, PLAIN, Copy, Model, Stage, counts_of
 from tests.contract.steps import Step, steps
 
@@ -56,7 +56,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(dir=self.stores))
         self.runner = asyncio.Runner()
         self.clock = FakeClock()
-        self.context = self.driver.open(self.folder, self.clock)
+        self.context = self.open()
         self.harness = self.run(self.context.__aenter__())
         self.model = Model(self.clock.time(), self.harness.dedupe_window)
         self.held: list[Held] = []
@@ -67,6 +67,10 @@ class QueueMachine(RuleBasedStateMachine):
 
         self.failed = False
 
+    def open(self) -> AbstractAsyncContextManager[Harness]:
+        """Return the harness, not yet entered."""
+        return self.driver.open(self.folder, self.clock)
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run to the end on the machine's own loop."""
         return self.runner.get_loop().run_until_complete(work)
@@ -76,10 +80,14 @@ class QueueMachine(RuleBasedStateMachine):
         self.run(self._begin())
 
     async def _begin(self) -> None:
-        self.queues = [await self.harness.queue(), await self.harness.queue()]
+        self.queues = [await self.new_queue(), await self.new_queue()]
         await declare(self.harness, self.queues[0], subscription(PLAIN), subscription(LINE, ordered=True))
         self.model.now = self.clock.time()
         self.workers = [await self._join(it) for it in self.queues]
+
+    async def new_queue(self) -> MessageQueue:
+        """Return a queue of another process."""
+        return await self.harness.queue()
 
     async def _join(self, queue: MessageQueue) -> Consumer:
         return await consumer(queue, *(name for names in self.names.values() for name in names))

@@ -19,6 +19,9 @@ WAIT = 3.0
 class WholeMachine(QueueMachine):
     """Every step that there is."""
 
+    notified = True
+    """Whether what is published reaches a fetch that waits at once."""
+
     def __init__(self) -> None:
         super().__init__()
         self.renames = 0
@@ -30,7 +33,7 @@ class WholeMachine(QueueMachine):
         self.fetch(which, name, 100)  # what is due by now would be claimed at once
         claims = self.run(self._wait(which, name, limit, end))
         possible = self.model.claimable(name)
-        enough = bool(claims) or not possible or end == "wake"
+        enough = bool(claims) or not possible or end == "wake" or not self.notified
         check(true=enough and len(claims) <= limit, otherwise=f"a waiting fetch returned {claims} of {possible}")
         for claim in claims:
             self._take(self.workers[which], claim, name, possible)
@@ -120,6 +123,7 @@ class WholeMachine(QueueMachine):
         self.model.forget(name)
         if backlog == "dead":
             self._bury_in_any_order(gone)
+        self._discard_dead_letters(name)
         self.model.paused.discard(name)
         self.model.fences = {it: fence for it, fence in self.model.fences.items() if it[0] != name}
         self.names[name] = self.names[name][-1:]
@@ -137,6 +141,13 @@ class WholeMachine(QueueMachine):
             self.model.bury(copy)
         check(true=not gone, otherwise=f"no dead letters of {gone}")
 
+    def _discard_dead_letters(self, name: str) -> None:
+        """Discard what a subscription left: whether one of its name that comes later has them is not promised."""
+        left = [it for it, copy in zip(self._dead_letters(), self.model.dead, strict=True) if copy.subscription == name]
+        ended = self.run(self.queues[0].discard_dead([it.id for it in left]))
+        check(true=ended == len(left), otherwise=f"{left} did not end")
+        self.model.dead = [it for it in self.model.dead if it.subscription != name]
+
     async def _in_use(self, name: str, backlog: Backlog) -> bool:
         try:
             await self.queues[0].retire(self.names[name][-1], backlog=backlog)
@@ -147,6 +158,8 @@ class WholeMachine(QueueMachine):
 
 async def _ended(task: "asyncio.Future[list[Claim]]") -> None:
     await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # whatever it is, nobody waits for it
 
 
 def machine_of(tested: Driver, folder: Path) -> type[WholeMachine]:

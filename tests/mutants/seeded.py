@@ -13,7 +13,9 @@ class Mutant:
 
     name: str
     kind: int
-    """The kind of fault, as docs/guarantees.md counts them under "Kinds of faults"."""
+    """The kind of fault: 1 handlers, 2 arguments, 3 texts, 4 batches, 5 background tasks, 6 late answers, 7 clocks,
+    8 bounds, 9 registrations, 10 the relay, 11 independence, 12 surroundings, 13 HTTP and access.
+    """
 
     file: str
     old: str

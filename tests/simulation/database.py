@@ -7,12 +7,14 @@ import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from infra.db import Database
 from infra.db.migrate import History, upgrade
 from infra.db.sqlite_driver import SQLiteConnection, is_busy
 from tests.simulation.loop import PROCESS, Process
+
+_T = TypeVar("_T")
 
 Job = tuple["asyncio.Future[Any] | None", Callable[[], object]]
 
@@ -21,6 +23,8 @@ LATENCY = 0.002
 
 BUSY = 0.02
 """Virtual seconds after which a statement that found the file locked has its answer, at most."""
+
+DISK_ERRORS = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM)
 
 EFFECTS = "CREATE TABLE effect (listener TEXT, key TEXT, n INTEGER)"
 
@@ -78,7 +82,7 @@ class InlineConnection(SQLiteConnection):
 
     def __init__(self, opener: Callable[[], sqlite3.Connection], **options: Any) -> None:  # noqa: ANN401 - as it has them
         super().__init__(opener, **options)
-        process = PROCESS.get()
+        process = self._process = PROCESS.get()
         self._thread = _NoThread()  # type: ignore[assignment]
         self._tx = _Jobs(process)  # type: ignore[assignment]
         process.on_kill.append(self._sever)
@@ -95,6 +99,25 @@ class InlineConnection(SQLiteConnection):
                 await asyncio.sleep(PROCESS.get().random.uniform(0, BUSY))
             else:
                 return
+
+    def _guarded(self, statement: Callable[[sqlite3.Connection], _T]) -> _T:
+        self._perhaps_fail()
+        return super()._guarded(statement)
+
+    def _begin_immediate(self) -> None:
+        self._perhaps_fail()
+        super()._begin_immediate()
+
+    def _commit(self) -> None:
+        self._perhaps_fail()
+        super()._commit()
+
+    def _perhaps_fail(self) -> None:
+        random = self._process.random
+        if random.random() < self._process.disk_errors:
+            error = sqlite3.OperationalError("simulated: the disk does not answer")
+            error.sqlite_errorcode = random.choice(DISK_ERRORS)
+            raise error
 
     def _sever(self) -> None:
         connection, self._connection = self._connection, None

@@ -35,8 +35,17 @@ class Faults:
         self._busy: set[int] = set()
         self._until_cancellation = random.randrange(50, 2000)
         self._all: list[Callable[[int], Awaitable[None]]] = random.sample(
-            [self._kill, self._freeze, self._stop, self._end_all_tasks, self._cut_off, self._storm, self._step_clock],
-            random.randrange(2, 8),
+            [
+                self._kill,
+                self._freeze,
+                self._stop,
+                self._end_all_tasks,
+                self._cut_off,
+                self._storm,
+                self._step_clock,
+                self._break_the_disk,
+            ],
+            random.randrange(2, 9),
         )
         self._cancelling = random.random() < 0.7
         self._struck: list[asyncio.Task[None]] = []
@@ -94,7 +103,7 @@ class Faults:
         process = self._town.slots[slot].process
         self._town.journal.write(process, "pausing")
         process.frozen = True
-        await self._sometime(2.5 * self._lease)
+        await self._sometime(self._random.choice([1, 2.5, 2.5, 8]) * self._lease)
         self._town.loop.thaw(process)
         await asyncio.sleep(1)  # until it knows whether its lease is lost
         self._town.journal.write(process, "cut off")
@@ -139,6 +148,12 @@ class Faults:
         weather.latency = self._random.uniform(0, 0.3)
         await self._sometime(4)
         weather.dropped, weather.lost, weather.latency = 0.0, 0.0, 0.003
+
+    async def _break_the_disk(self, slot: int) -> None:
+        process = self._town.slots[slot].process
+        process.disk_errors = self._random.uniform(0, 0.3)
+        await self._sometime(4)
+        process.disk_errors = 0.0
 
     async def _step_clock(self, slot: int) -> None:
         process = self._town.slots[slot].process

@@ -26,9 +26,11 @@ def check(
         if it.worker_error is not None
     ]
     found += [f"publishing raised {error}" for it in programs for error in it.surprises]
-    ordered = ["ordered", "once"] if rows else ["ordered"]
-    for name in ordered:
-        found += [*_unordered(steps, name), *checker.overlapping(steps, name), *checker.out_of_order(steps, name)]
+    for name in ("ordered", "once") if rows else ("ordered",):
+        found += [*checker.lost(steps, name), *checker.phantoms(steps, name)]
+        found += [*checker.overlapping(steps, name), *checker.out_of_order(steps, name)]
+    # Of a once handler the rows tell whether it was repeated: its COMMIT, which may fail, comes after its end.
+    found += [*checker.overcharged(steps, "ordered"), *_repeated(steps, "ordered")]
     for name in ("sibling", "threaded"):
         found += _unordered(steps, name)
     found += _unordered(alarms, "alarm")

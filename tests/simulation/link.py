@@ -57,10 +57,20 @@ class Link:
     """A `MessageQueue` for one process."""
 
     def __init__(
-        self, process: Process, server: MemoryQueue, loop: SimulatedLoop, *, lease: float, durable: bool
+        self,
+        process: Process,
+        server: MemoryQueue,
+        loop: SimulatedLoop,
+        *,
+        lease: float,
+        dedupe_window: float,
+        durable: bool,
     ) -> None:
         self.lease = lease
         """What a worker knows of its lease, in seconds; the server's is `MARGIN` times as long."""
+
+        self.dedupe_window = dedupe_window
+        """Seconds for which the server remembers an id."""
 
         self.weather = Weather()
         self.cut_off: Callable[[], None] = lambda: None

@@ -15,6 +15,9 @@ from tests.simulation.loop import Process
 from tests.torture.journal import Kind
 
 SOON = Retry(max_attempts=12, min_delay=0.05, max_delay=0.5)
+PATIENT = Retry(max_attempts=1000, min_delay=0.05, max_delay=0.5)
+"""For a handler that fails as long as its disk does."""
+
 FEW = Retry(max_attempts=3, min_delay=0.05, max_delay=0.2)
 TIMEOUT = 1.5
 GOOD_RUN = 5
@@ -56,7 +59,7 @@ class Listeners:
         bus.add_async_listener(self.alarm, name="alarm", retry=SOON, timeout=TIMEOUT)
         bus.add_broadcast_listener(self.chime)
         if db is not None:
-            bus.add_async_ordered_listener(self.once, name="once", retry=SOON, timeout=4 * TIMEOUT, once=True)
+            bus.add_async_ordered_listener(self.once, name="once", retry=PATIENT, timeout=4 * TIMEOUT, once=True)
 
     async def ordered(self, event: Step, delivery: Delivery) -> None:
         await self._act(event, delivery)

@@ -40,6 +40,9 @@ class Process:
         """Callbacks that are ready, kept until a frozen process goes on."""
 
         self.on_kill: list[Callable[[], None]] = []
+        self.disk_errors = 0.0
+        """The rate at which statements fail."""
+
         self.wall_offset = 0.0
         self.monotonic_offset = monotonic_offset
 

@@ -1,12 +1,14 @@
 """One process of the simulated application: a worker, and publishers that repeat what may not have been accepted."""
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from bus import Bus, BusError
 from bus.options import BusOptions
@@ -160,21 +162,22 @@ class Publisher:
 
     async def _one_key(self, key: str) -> None:
         for n in range(1, EVENTS + 1):
-            if self._program.quiet:
+            if self._program.quiet or not await self._one_event(Step(key=key, n=n)):
                 return
-            await self._one_event(Step(key=key, n=n))
             await self._pause(PAUSE)
 
-    async def _one_event(self, step: Step) -> None:
+    async def _one_event(self, step: Step) -> bool:
         db = self._db
+        publish = partial(self._bus.publish, step, id=_id(step))
         if db is not None and self._random.random() < 0.5:
-            await self._until_accepted(step, partial(self._in_transaction, db, step))
-        else:
-            await self._until_accepted(step, partial(self._bus.publish, step, id=_id(step)))
+            publish = partial(self._in_transaction, db, step)
+        if not await self._until_accepted(step, publish):
+            return False
         if self._random.random() < 0.2:
             await self._alarm(Alarm(key=step.key, n=step.n))
         if self._random.random() < 0.1:
             await self._attempt(partial(self._bus.publish, Chime(key=step.key, n=step.n)))
+        return True
 
     async def _in_transaction(self, db: Database, step: Step) -> None:
         if self._random.random() < 0.2:
@@ -203,18 +206,24 @@ class Publisher:
 
     async def _until_accepted(
         self, event: Step | Alarm, act: Callable[[], Awaitable[object]], *, note: str = ""
-    ) -> None:
+    ) -> bool:
+        """Repeat a publish until it is accepted; False if the queue would take a repetition for something new."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._program.link.dedupe_window / 2
         self._write("note", event, "tried " + note)
         while not await self._attempt(act):
             await self._pause(0.5)
+            if loop.time() > deadline:
+                return False
         self._write("accepted", event, note)
+        return True
 
     async def _attempt(self, act: Callable[[], Awaitable[object]]) -> bool:
         try:
             await act()
         except asyncio.CancelledError:
             self._survive()
-        except (BusError, DatabaseError) as error:
+        except (BusError, DatabaseError, SQLAlchemyError, sqlite3.Error) as error:
             self._program.journal.note(self._program.process, f"publish failed: {type(error).__name__}: {error}")
         else:
             return True

@@ -17,6 +17,9 @@ from tests.simulation.program import Program
 from tests.simulation.sealing import SimulatedClock, record_logs
 
 LEASE = 2.0
+DEDUPE_WINDOWS = (8.0, 120.0)
+"""Seconds; a process may be frozen for longer than the first."""
+
 TROUBLE = (2.0, 7.0)
 """Seconds for which things go wrong, at least and at most."""
 
@@ -51,7 +54,12 @@ class Simulation:
         self.programs: list[Program] = []
         self._path = path
         self._pids = 0
-        self._server = MemoryQueue(clock=SimulatedClock(self.loop.world, self.loop), lease=LEASE * MARGIN)
+        self._dedupe_window = self.random.choice(DEDUPE_WINDOWS)
+        self._server = MemoryQueue(
+            clock=SimulatedClock(self.loop.world, self.loop),
+            lease=LEASE * MARGIN,
+            dedupe_window=self._dedupe_window,
+        )
 
     def run(self) -> Result:
         """Run it to its end."""
@@ -138,7 +146,14 @@ class Simulation:
     def _start(self) -> Program:
         self._pids += 1
         process = Process(self._pids, self.random, monotonic_offset=1000.0 * self._pids)
-        link = Link(process, self._server, self.loop, lease=LEASE, durable=self._path is not None)
+        link = Link(
+            process,
+            self._server,
+            self.loop,
+            lease=LEASE,
+            dedupe_window=self._dedupe_window,
+            durable=self._path is not None,
+        )
         program = Program(process, link, self.loop, self.journal, self._path, self.seed)
         program.task.add_done_callback(self._note_failure(program))
         self.programs.append(program)

@@ -9,8 +9,8 @@ from tests.simulation.sealing import HASH_SEED
 
 ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("BENEATH_TEST_FIRST_SEED", "0"))
-SEEDS = int(os.environ.get("BENEATH_TEST_SEEDS", "240"))
-CHUNK = 30
+SEEDS = int(os.environ.get("BENEATH_TEST_SEEDS", "120"))
+CHUNK = 15
 """Seeds of one Python process."""
 
 pytestmark = pytest.mark.timeout(600)

@@ -1,0 +1,20 @@
+"""Every driver does what the model does, whatever becomes of requests, answers and connections."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.contract.budget import search
+from tests.contract.harness import DRIVERS, chosen_drivers
+from tests.contract.unsteady_machine import unsteady_machine_of
+from tests.contract.wired import WIRED
+
+
+@pytest.mark.parametrize("name", chosen_drivers())
+@pytest.mark.timeout(600)
+def test_a_driver_does_what_the_model_does_whatever_becomes_of_requests(name: str, tmp_path: Path) -> None:
+    driver = DRIVERS[name]
+    machine = unsteady_machine_of(name, driver, tmp_path)
+    examples = 6 if name in WIRED else 15 if driver.features.durable else 150
+    run_state_machine_as_test(machine, settings=search(examples, shrink=name not in WIRED))

@@ -1,0 +1,143 @@
+"""The machine on an unsteady way to its queue: whatever happens to requests, the outcome is the model's."""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from infra.mq import MessageQueue
+from tests.contract.harness import Driver, Harness
+from tests.contract.machine import check
+from tests.contract.steps import Step, steps
+from tests.contract.unsteady import Luck, Unheard, UnsteadyQueue, deliver
+from tests.contract.whole_machine import WholeMachine
+from tests.contract.wired import WIRED, Wired
+from tests.wire import Wire
+
+T = TypeVar("T")
+
+CALLS: tuple[Luck, ...] = ("lose", "late", "cancel")
+CONNECTIONS = ("cut", "mute", "half", "late")
+
+
+class UnsteadyMachine(WholeMachine):
+    """Most steps have bad luck with one of their requests, or with all connections."""
+
+    wired: ClassVar[Wired | None]
+
+    def __init__(self) -> None:
+        self.luck: Luck | None = None
+        self.patience = 0
+        self.late: list[Callable[[], Awaitable[object]]] = []
+        self.wire: Wire | None = None
+        super().__init__()
+
+    def open(self) -> AbstractAsyncContextManager[Harness]:
+        if self.wired is None:
+            return super().open()
+        port, harness = self.wired(self.clock)
+        self.wire = Wire(port)
+        return harness(self.wire)
+
+    async def new_queue(self) -> MessageQueue:
+        return cast("MessageQueue", UnsteadyQueue(await super().new_queue(), self))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        result = super().run(work)
+        if hasattr(self, "model"):
+            self.model.advance(self.clock.time())  # some drivers wait before they ask again
+        return result
+
+    @rule(
+        step=steps(),
+        luck=st.sampled_from([None, *CALLS, *CONNECTIONS]),
+        patience=st.sampled_from([0, 1, 2, 4, 8, 30]),
+        delivered=st.booleans(),
+    )
+    def do(self, step: Step, luck: str | None, patience: int, delivered: bool) -> None:
+        name, values = step
+        with self._noticing():
+            if name == "advance":
+                self._deliver()  # what is late for longer than the dedupe window is another message
+            if name not in STEADY and (luck != "late" or name in LATE):
+                self._have(luck, patience)
+            try:
+                getattr(self, name)(**values)
+            finally:
+                self._calm_down()
+            if delivered:
+                self._deliver()
+            self._compare_counts()
+
+    def _have(self, luck: str | None, patience: int) -> None:
+        self.patience = patience
+        if luck in CONNECTIONS and self.wire is not None:
+            self.wire.fail_everywhere(luck)
+            self.notified = False  # the connection on which it listens breaks, too: then it comes with the next fetch
+        elif luck in CALLS:
+            self.luck = luck
+
+    def _calm_down(self) -> None:
+        self.luck = None
+        if self.wire is None:
+            return
+        self.wire.heal()
+        if not self.notified:
+            self.notified = True
+            self._connect_again()
+
+    def _connect_again(self) -> None:
+        """Use every connection, so that each call from now on finds a good one: not all of them can be repeated."""
+        for queue in self.queues:
+            self.run(queue.stats())
+        for worker in self.workers:
+            check(true=worker.renew(), otherwise="a live worker lost its lease")
+
+    def _deliver(self) -> None:
+        self.run(deliver(self))
+        if self.wire is not None:
+            self.wire.deliver_late()
+
+    def fetch(self, which: int, name: str, limit: int) -> None:
+        try:
+            super().fetch(which, name, limit)
+        except Unheard:
+            self._close_unheard(which)
+
+    def wait(self, which: int, name: str, limit: int, end: str) -> None:
+        try:
+            super().wait(which, name, limit, end)
+        except Unheard:
+            self._close_unheard(which)
+
+    def _close_unheard(self, which: int) -> None:
+        """Let a worker that may own what it does not know of go; all of it is due again."""
+        self._calm_down()
+        self.close(which)
+
+    def _finish_everything(self) -> None:
+        self._calm_down()
+        self._deliver()
+        super()._finish_everything()
+
+
+STEADY = frozenset({"advance", "close", "retire", "crash", "take_over", "poison", "give_up_a_fetch"})
+"""Steps that renew leases, or in which a worker leaves or dies: what fails then is a death that no model can count."""
+
+
+LATE = frozenset({"publish", "publish_again", "fetch", "succeed", "fail", "settle_again", "isolate"})
+"""Steps whose requests do nothing when they arrive late; what an operator asks for late is done late."""
+
+
+def unsteady_machine_of(name: str, tested: Driver, folder: Path) -> type[UnsteadyMachine]:
+    """Return the machine that works on this driver, each time on a new store in `folder`."""
+
+    class Machine(UnsteadyMachine):
+        driver = tested
+        stores = folder
+        wired = WIRED.get(name)
+
+    return Machine
