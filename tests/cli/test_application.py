@@ -14,6 +14,7 @@ from dependency_injector import providers
 from beneath.application import Application
 from beneath.cli import report
 from beneath.errors import StartError, UsageError
+from beneath.failing import failing_tasks
 from beneath.lifecycle import ExitRequested
 from beneath.server import bind
 from beneath.startables import Launch
@@ -179,6 +180,10 @@ async def test_failing_background_task_shows_in_readiness_and_metrics_and_ends_t
             assert (answer.status_code, answer.json()["checks"]["tasks"]) == (503, "failed")
             metrics = (await get(f"{url}/metrics")).text
             assert 'beneath_bus_task_failing{task="broken"} 1.0' in metrics
+            port = int(url.rpartition(":")[2])
+            here = settings.model_copy(update={"control": ControlSettings(port=port)})
+            [line] = await asyncio.to_thread(failing_tasks, here)
+            assert line.startswith(f"the process at 127.0.0.1:{port}: its background task 'broken' failed 1 times")
             assert 'beneath_bus_task_failures_total{task="broken"} 1.0' in metrics
             application.bus._supervisor.max_failures = 1
             application.bus._supervisor.health("broken").failed(ValueError("again"))
