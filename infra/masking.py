@@ -88,12 +88,12 @@ def mask_url(url: str) -> str:
 def url_secrets(url: str) -> set[str]:
     """Return the texts that must not be shown because `url` is secret: itself, its password, its secret options.
 
-    Not among them are passwords that are short, or that another part of the URL shows anyway (`guest:guest@`): masked
-    wherever they occur they would make logs unreadable and tell what they are.
+    Not among them are passwords that are short, or that another part of the URL shows anyway (`guest:guest@`), and user
+    names without a password: masked wherever they occur they would make logs unreadable and tell what they are.
     """
     _, _, rest = url.partition("://")
-    userinfo, at, location = rest.rpartition("@")
-    found = [userinfo.partition(":")[2] or (userinfo if at else "")]
+    userinfo, _, location = rest.rpartition("@")
+    found = [userinfo.partition(":")[2]]
     for each in location.partition("#")[0].partition("?")[2].split("&"):
         name, _, value = each.partition("=")
         if unquote_plus(name).lower() not in _SHOWN_OPTIONS:

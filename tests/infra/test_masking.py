@@ -89,6 +89,7 @@ def test_a_known_secret_is_masked_wherever_it_occurs() -> None:
 
 def test_a_password_that_its_url_shows_anyway_is_no_known_secret() -> None:
     assert url_secrets("postgresql://beneath:beneath@host/beneath") == {"postgresql://beneath:beneath@host/beneath"}
+    assert url_secrets("postgresql://beneath@host/app") == {"postgresql://beneath@host/app"}
 
 
 class Text(str):  # noqa: SLOT000 - it has an attribute
