@@ -45,7 +45,7 @@ async def claim_all(worker: Consumer, count: int, outcome: Outcome | None = None
     """Claim so many, and end them, if an outcome is given."""
     claimed = 0
     while claimed < count:
-        claims = await fetch(worker, limit=1_000)
+        claims = await fetch(worker, limit=min(1_000, count - claimed))
         claimed += len(claims)
         if outcome is not None:
             assert await worker.settle([end(it, outcome, error="no") for it in claims]) == []

@@ -135,12 +135,16 @@ class RedisConsumer:
         self._core.check()
         if not settlements:
             return []
-        self._holdings.settling(settlements)
         fenced: list[Settlement] = []
         for step in in_steps(settlements):
             batch = Batch(step, self._core.keys)
             arguments = (self._core.now(), self._name, batch.packed())
-            found = await self._hear(self._core.link("settle").safely(scripts().settle, batch.keys(), *arguments))
+            self._holdings.settling(step)
+            try:
+                found = await self._hear(self._core.link("settle").safely(scripts().settle, batch.keys(), *arguments))
+            except BaseException:
+                self._holdings.unsettled(step)
+                raise
             self._holdings.settled(step)
             fenced += [step[index] for index in sorted(found)]
         return fenced
@@ -364,7 +368,8 @@ class RedisConsumer:
         sid = route.kept.sid
         before = self._holdings.of(sid)
         owned = await self._hear(owned_of(self._core, route, self._name))
-        names = [it for it in owned if not self._holdings.is_sure(sid, it)]
+        sure = self._holdings.sure_of(sid)
+        names = [it for it in owned if it not in sure]
         name = next((it for it in route.kept.names if it in self._info.subscriptions), route.kept.name)
         while names:
             names, answer = await self._hear(read_owned(self._core, route, self._name, names))

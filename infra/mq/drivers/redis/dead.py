@@ -80,7 +80,7 @@ async def discard(core: Core, dead_ids: Sequence[str]) -> int:
 async def _retry_one(core: Core, dead_id: str, sid: str) -> int:
     snapshot = await core.catalog.load()
     while True:
-        route = next((it for it in snapshot.all if it.kept.sid == sid), None)
+        route = snapshot.successor(sid)
         if route is None:
             return 0
         keys = [*(core.keys.of(name) for name in ("meta", "dead", "deads")), *route.keys]
@@ -138,7 +138,7 @@ def _letter_of(number: str, name: str, packed: bytes) -> DeadLetter:
 def _sids(snapshot: Snapshot, name: str) -> set[str]:
     route = snapshot.by_name.get(name)
     if route is not None:
-        return {route.kept.sid}
+        return {route.kept.sid, *snapshot.formerly(route)}
     return {sid for sid, its_name in snapshot.content.retired.items() if its_name == name}
 
 

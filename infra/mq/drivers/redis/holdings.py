@@ -1,6 +1,6 @@
 """What a consumer owns, as far as it knows."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from infra.mq.drivers.redis.wire import serial_of
 from infra.mq.types import Claim, Settlement
@@ -15,7 +15,12 @@ class Holdings:
 
     def __init__(self) -> None:
         self._held: dict[str, dict[str, int]] = {}
-        self._settling: dict[str, set[str]] = {}
+        self._settling: list[Sequence[Settlement]] = []
+        """Ends that are being told to the server."""
+
+        self._doubtful: dict[str, set[str]] = {}
+        """Claims of which the server may have heard the end."""
+
         self._kept: list[Claim] = []
 
     def add(self, sid: str, claims: Iterable[Claim], *, ordered: bool) -> None:
@@ -26,23 +31,34 @@ class Holdings:
         else:
             held.update((str(it.deliveries[0].id)[:31], it.fence) for it in claims)
 
-    def settling(self, settlements: Iterable[Settlement]) -> None:
+    def settling(self, settlements: Sequence[Settlement]) -> None:
         """Take note that claims are about to end: from now on the server may know of that before this consumer."""
-        for it in settlements:
-            if not it.claim.ordered or it.close:
-                sid, name = _place_of(it)
-                self._settling.setdefault(sid, set()).add(name)
+        self._settling.append(settlements)
 
-    def settled(self, settlements: Iterable[Settlement]) -> None:
+    def settled(self, settlements: Sequence[Settlement]) -> None:
         """Take note of confirmed ends."""
+        self._settling.remove(settlements)
         for it in settlements:
-            if it.claim.ordered and not it.close:
+            claim = it.claim
+            text = str(it.delivery.id)
+            sid = text[32:40]
+            if not claim.ordered:
+                name = text[:31]
+            elif it.close:
+                name = claim.ordering_key or ""
+            else:
                 continue
-            sid, name = _place_of(it)
-            self._settling.get(sid, set()).discard(name)
-            held = self._held.get(sid, {})
-            if held.get(name) == it.claim.fence:
+            held = self._held.get(sid)
+            if held is not None and held.get(name) == claim.fence:
                 del held[name]
+            if self._doubtful:
+                self._doubtful.get(sid, set()).discard(name)
+
+    def unsettled(self, settlements: Sequence[Settlement]) -> None:
+        """Take note of ends that the server may have heard of, or not."""
+        self._settling.remove(settlements)
+        for sid, name in map(_place_of, settlements):
+            self._doubtful.setdefault(sid, set()).add(name)
 
     def keep(self, claim: Claim) -> None:
         """Exempt a claim from what is given back at the end."""
@@ -57,17 +73,24 @@ class Holdings:
         name = (claim.ordering_key or "") if claim.ordered else serial_of(claim.deliveries[0])
         return claim.fence in {self._held.get(sid, {}).get(name), before.get(name)}
 
-    def is_sure(self, sid: str, name: str) -> bool:
-        """Return whether a claim is known, and no end of it is under way."""
-        return name in self._held.get(sid, ()) and name not in self._settling.get(sid, ())
+    def sure_of(self, sid: str) -> Mapping[str, int]:
+        """Return the claims of a subscription of which the server cannot have heard an end."""
+        return dict(self.sure()).get(sid, {})
 
     def sure(self) -> Iterator[tuple[str, Mapping[str, int]]]:
-        """Return the claims that no end is under way for, by subscription."""
-        for sid, held in self._held.items():
-            settling = self._settling.get(sid, set())
-            found = {name: fence for name, fence in held.items() if name not in settling}
+        """Return such claims by subscription."""
+        ending = self._ending()
+        for sid, held in list(self._held.items()):
+            found = {name: fence for name, fence in held.items() if name not in ending.get(sid, ())}
             if found:
                 yield sid, found
+
+    def _ending(self) -> dict[str, set[str]]:
+        ending = {sid: set(names) for sid, names in self._doubtful.items()}
+        for settlements in self._settling:
+            for sid, name in map(_place_of, settlements):
+                ending.setdefault(sid, set()).add(name)
+        return ending
 
     def all(self) -> dict[str, list[str]]:
         """Return the names of all claims by subscription."""

@@ -43,7 +43,7 @@ async def _ask(core: Core, snapshot: Snapshot, routes: Sequence[Route]) -> Any: 
     for route in routes:
         sid = route.kept.sid
         keys += [core.keys.parking_index(sid), *(core.keys.parking(sid, event) for event in route.kept.events)]
-    wanted = [(it.kept.sid, it.kept.ordered, len(it.kept.events)) for it in routes]
+    wanted = [(it.kept.sid, it.kept.ordered, len(it.kept.events), snapshot.formerly(it)) for it in routes]
     arguments = (snapshot.version, core.now(), msgspec.msgpack.encode(wanted))
     return await core.link("admin").safely(scripts().stats, keys, *arguments)
 

@@ -42,7 +42,7 @@ async def has_lost_claims(core: Core, worker: str, holdings: Holdings) -> bool:
             arguments = (worker, int(routes[sid].kept.ordered), pack(page), pack([claims[it] for it in page]))
             missing = await core.link("fetch").safely(scripts().check_owned, routes[sid].keys, *arguments)
             # One that was settled meanwhile is gone as it should be.
-            if any(holdings.is_sure(sid, it.decode()) for it in missing):
+            if missing and not {it.decode() for it in missing}.isdisjoint(holdings.sure_of(sid)):
                 return True
     return False
 

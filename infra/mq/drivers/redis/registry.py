@@ -114,6 +114,16 @@ class Snapshot:
         said = [it for route in routes for it in (route.kept.sid, "1" if route.kept.paused else "")]
         return Straight(tuple(keys), tuple(said))
 
+    def formerly(self, route: Route) -> list[str]:
+        """Return the sids under which subscriptions of the same name were kept and retired: their dead letters stay."""
+        names = {*route.kept.names}
+        return [sid for sid, name in self.content.retired.items() if name in names]
+
+    def successor(self, sid: str) -> Route | None:
+        """Return the subscription with this sid, or else the one that is kept now under its name."""
+        kept = next((it for it in self.all if it.kept.sid == sid), None)
+        return kept or self.by_name.get(self.content.retired.get(sid, ""))
+
     def name_of(self, sid: str) -> str:
         """Return the present, or the last, name of a subscription."""
         found = next((it.name for it in self.content.subscriptions if it.sid == sid), None)

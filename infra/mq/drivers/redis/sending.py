@@ -37,7 +37,6 @@ class Batch:
         self._event: str | None = messages[0].event
         """What all of them are, if they are the same, and none is delayed."""
 
-        self._all_new = True
         self._take(serials)
 
     def _take(self, serials: Sequence[str]) -> None:
@@ -46,8 +45,6 @@ class Batch:
             tell(keep(message, serial))
             if message.dedupe:
                 tell_id(f"{message.event}\0{message.id}")
-                if not message.fresh:
-                    self._all_new = False
             if message.event != event or message.due_at is not None:
                 self._event = None
 
@@ -57,8 +54,7 @@ class Batch:
         if self._event is not None and len(self.ids) in {0, count}:
             straight = snapshot.straight(self._event)
             if straight is not None:
-                may_repeat = "" if self._all_new else "1"
-                arguments = [may_repeat, count, *straight.targets, *self._contents, *self.ids]
+                arguments = [count, *straight.targets, *self._contents, *self.ids]
                 return Request(scripts().send_one if count == 1 else scripts().send, straight.keys, arguments)
         plan = _Plan(snapshot, self._messages, self._now)
         names = [keys.of(it) for it in ("meta", "accepted", "dedupe", "sleepers", "plans", "planned")]

@@ -29,7 +29,9 @@ STEP_BYTES = 4 * 1024 * 1024
 
 def in_steps(settlements: Sequence[Settlement]) -> Iterator[Sequence[Settlement]]:
     """Divide settlements into what one script carries out; those of one claim stay together, in their order."""
-    if len(settlements) <= STEP and sum(map(_weight, settlements)) <= STEP_BYTES:
+    if len(settlements) <= STEP and (
+        all(it.outcome is Outcome.DONE for it in settlements) or sum(map(_weight, settlements)) <= STEP_BYTES
+    ):
         yield settlements
         return
     claims: dict[int, list[Settlement]] = {}
@@ -95,7 +97,9 @@ class _Group:
 
     def add(self, index: int, settlement: Settlement) -> None:
         delivery, claim = settlement.delivery, settlement.claim
-        self.needs.setdefault(settlement.needs or delivery.event, len(self.needs) + 1)
+        need = settlement.needs or delivery.event
+        if need not in self.needs:
+            self.needs[need] = len(self.needs) + 1
         if self.ordered:
             end = self._end(index, int(str(delivery.id)[41:]), settlement)
             self._claims.setdefault((claim.ordering_key or "", claim.fence), []).append(end)

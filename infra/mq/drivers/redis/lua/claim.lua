@@ -16,19 +16,30 @@ forget_due_plans(plans, planned, now)
 
 local SUSPECT, BATCH = 2, 10
 local room = {claims = 1000, bytes = tonumber(ARGV[8]), first = true}
+local BYTES = room.bytes
 
--- Whether one more message may go into the answer; the first of all may always.
-local function fits(message)
-  if room.first then
-    room.first = false
-    return true
+-- How many of these messages, from one on, may go into the answer; the first of all may always.
+local function fitting(messages, first, last)
+  local bytes, count = room.bytes, 0
+  for index = first, last do
+    if room.first then
+      room.first = false
+    else
+      bytes = bytes - #messages[index]
+      if bytes < 0 then
+        room.bytes = 0
+        return count
+      end
+    end
+    count = count + 1
   end
-  if #message > room.bytes then
-    room.bytes = 0
-    return false
-  end
-  room.bytes = room.bytes - #message
-  return true
+  room.bytes = bytes
+  return count
+end
+
+-- How many are read next: more once they were seen to be small.
+local function next_page(few, size, count)
+  return size < count * 4096 and 100 or few
 end
 
 local function counters(past) return past[FAILURES], past[DEFERRALS], past[TAKEOVERS], past[CRASHES] end
@@ -62,13 +73,14 @@ local function next_due(group, limit)
 end
 
 local function claim_deliveries(group, limit)
-  local messages, pasts = {}, {}
+  local messages, pasts, page = {}, {}, LARGE
   local remembers = has_past(group)
   while #messages < limit and room.bytes > 0 do
-    local found, origins, lost = next_due(group, math.min(limit - #messages, LARGE))
-    local body, own, returned, taken, size = {}, {}, lost, 0, 0
-    for index, message in ipairs(found) do
-      if not fits(message) then break end
+    local found, origins, lost = next_due(group, math.min(limit - #messages, page))
+    local count = fitting(found, 1, #found)
+    local body, own, returned, taken = {}, {}, lost, 0
+    for index = 1, count do
+      local message = found[index]
       local serial = serial_of(message)
       if origins and origins[index] then
         returned[#returned + 1] = origins[index]
@@ -77,8 +89,7 @@ local function claim_deliveries(group, limit)
         taken = taken + 1
         body[2 * taken - 1], body[2 * taken] = serial, message
       end
-      size = size + 2
-      own[size - 1], own[size] = serial, worker
+      own[2 * index - 1], own[2 * index] = serial, worker
       messages[#messages + 1] = message
       local past = remembers and call('HGET', group.past, serial)
       if past then
@@ -93,7 +104,8 @@ local function claim_deliveries(group, limit)
     end
     many('HSET', group.own, own)
     many('ZREM', group.later, returned)
-    if size == 0 and #lost == 0 then break end
+    if count == 0 and #lost == 0 then break end
+    page = next_page(LARGE, BYTES - room.bytes, #messages)
   end
   return {messages, pasts}
 end
@@ -108,64 +120,82 @@ local function letters_of(set, key, box, remembers)
     if packed then
       local f, d, t, c = counters(cmsgpack.unpack(packed))
       if t >= SUSPECT and index > 1 then
-        places[index] = nil
+        places[index], sequences[index] = nil, nil
         break
       end
       pasts[#pasts + 1] = {index, f, d, t, c}
       if t >= SUSPECT then break end
     end
   end
-  local messages, fitting = values(set.group.body, places), 0
-  for index, message in ipairs(messages) do
-    if not fits(message) then break end
-    fitting = index
+  while #sequences > #places do sequences[#sequences] = nil end
+  return sequences, places, pasts
+end
+
+-- Cuts a claim to its first deliveries.
+local function cut(claim, count)
+  local sequences, pasts = claim[3], claim[5]
+  while #sequences > count do sequences[#sequences] = nil end
+  while #pasts > 0 and pasts[#pasts][1] > count do pasts[#pasts] = nil end
+end
+
+-- Opens the first mailboxes in line, at most `most`; returns how many of the line are done with, and the claims.
+local function open_mailboxes(group, most, remembers)
+  local keys = call('LRANGE', group.line, 0, most - 1)
+  if #keys == 0 then return 0, {} end
+  local set, own, wanted, opened, position_of, used = mailboxes_of(group), {}, {}, {}, {}, 0
+  local fence = next_numbers(meta, #keys)
+  load_boxes(set, keys)
+  for _, key in ipairs(keys) do
+    if left.holes <= 0 then break end
+    local box = get_box(set, key)
+    if box and box[STATE] == READY then
+      local sequences, places, pasts = letters_of(set, key, box, remembers)
+      for _, it in ipairs(places) do wanted[#wanted + 1] = it end
+      opened[#opened + 1] = {key, fence, sequences, {}, pasts}
+      position_of[#opened] = used
+      fence = fence + 1
+    end
+    used = used + 1
   end
-  local function cut(list)
-    while #list > fitting do list[#list] = nil end
+  local messages, at, claims = values(group.body, wanted), 1, {}
+  for index, claim in ipairs(opened) do
+    local key, count = claim[1], #claim[3]
+    local fits = count > 0 and fitting(messages, at, at + count - 1) or 0
+    local box = get_box(set, key)
+    if fits > 0 then
+      for position = 1, fits do claim[4][position] = messages[at + position - 1] end
+      if fits < count then cut(claim, fits) end
+      -- The head may have been left at a hole.
+      box[STATE], box[HEAD], box[CLAIMED], box[FENCE] = OWNED, claim[3][1], fits, claim[2]
+      set.changed[key] = true
+      own[#own + 1] = key
+      own[#own + 1] = worker
+      claims[#claims + 1] = claim
+    elseif count == 0 then
+      -- Nothing but holes, as far as was looked: it goes on from there, behind the others.
+      skip_holes(set, key, box)
+      make_ready(set, key, box)
+    else
+      -- No room: this one and those behind it stay in line.
+      used = position_of[index]
+      break
+    end
+    at = at + count
   end
-  cut(sequences)
-  cut(messages)
-  while #pasts > 0 and pasts[#pasts][1] > fitting do pasts[#pasts] = nil end
-  return sequences, messages, pasts
+  many('HSET', group.own, own)
+  write_boxes(set)
+  call('LTRIM', group.line, used, -1)
+  return used, claims
 end
 
 local function claim_mailboxes(group, limit)
-  local claims = {}
+  local claims, page = {}, LARGE / 5 * 2
   local remembers = has_past(group)
-  while #claims < limit and room.bytes > 0 do
-    local keys = call('LRANGE', group.line, 0, math.min(limit - #claims, 100) - 1)
-    if #keys == 0 then break end
-    local set, own, used = mailboxes_of(group), {}, 0
-    local fence = next_numbers(meta, #keys)
-    load_boxes(set, keys)
-    for _, key in ipairs(keys) do
-      local box = get_box(set, key)
-      if box and box[STATE] == READY then
-        local sequences, messages, pasts = letters_of(set, key, box, remembers)
-        if #sequences > 0 then
-          box[STATE], box[CLAIMED], box[FENCE] = OWNED, #sequences, fence
-          -- The head may have been left at a hole.
-          box[HEAD] = sequences[1]
-          set.changed[key] = true
-          own[#own + 1] = key
-          own[#own + 1] = worker
-          claims[#claims + 1] = {key, fence, sequences, messages, pasts}
-          fence = fence + 1
-        elseif room.bytes <= 0 then
-          break
-        else
-          -- Nothing but holes, as far as was looked: it goes on from there, behind the others.
-          skip_holes(set, key, box)
-          make_ready(set, key, box)
-        end
-      end
-      used = used + 1
-      if left.holes <= 0 then break end
-    end
-    many('HSET', group.own, own)
-    write_boxes(set)
-    call('LTRIM', group.line, used, -1)
-    if used < #keys or left.holes <= 0 then break end
+  while #claims < limit and room.bytes > 0 and left.holes > 0 do
+    local used, opened = open_mailboxes(group, math.min(limit - #claims, page), remembers)
+    for _, claim in ipairs(opened) do claims[#claims + 1] = claim end
+    if used == 0 then break end
+    page = next_page(page, BYTES - room.bytes, #claims * BATCH)
   end
   return claims
 end

@@ -5,45 +5,69 @@
 
 local function id_of(mark) return mark:sub((mark:find('\0', 1, true)) + 1) end
 
--- Which of ARGV[first] to ARGV[last] were accepted since then, or, if they may be repeated, come twice among themselves: a
--- set of their places, or nil if none is.
-local function repeated(accepted, older, first, last, since, may_repeat)
-  local found, seen = nil, {}
-  if first > last then return nil end
-  local function note(scores, at)
-    for offset, score in ipairs(scores) do
-      if score and tonumber(score) > since then
-        found = found or {}
-        found[at + offset - 1] = true
-      end
-    end
+-- Which marks from ARGV[first] on were accepted before, or come twice among themselves, where not all were new: those that
+-- are new have the score `at`. Returns a set of their places; what is new in name only is marked anew.
+local function find_repeated(accepted, older, first, last, at, since)
+  local found, seen, anew, foreign = nil, {}, {}, {}
+  local function repeats(place)
+    found = found or {}
+    found[place] = true
   end
   local was_updated = call('EXISTS', older) == 1
-  for at = first, last, CHUNK do
-    local to = math.min(at + CHUNK - 1, last)
-    note(call('ZMSCORE', accepted, unpack(ARGV, at, to)), at)
+  for from = first, last, CHUNK do
+    local to = math.min(from + CHUNK - 1, last)
+    local scores, before = call('ZMSCORE', accepted, unpack(ARGV, from, to)), {}
     if was_updated then
       local ids = {}
-      for place = at, to do ids[#ids + 1] = id_of(ARGV[place]) end
-      note(call('ZMSCORE', older, unpack(ids)), at)
+      for place = from, to do ids[#ids + 1] = id_of(ARGV[place]) end
+      before = call('ZMSCORE', older, unpack(ids))
+    end
+    for offset, score in ipairs(scores) do
+      local place = from + offset - 1
+      local mark, earlier = ARGV[place], before[offset] and tonumber(before[offset]) > since
+      score = tonumber(score)
+      if seen[mark] or (score ~= at and score > since) then
+        repeats(place)
+      elseif earlier then
+        repeats(place)
+        foreign[#foreign + 1] = mark
+      elseif score ~= at then
+        anew[#anew + 1] = mark
+      end
+      seen[mark] = true
     end
   end
-  for at = first, may_repeat and last or first - 1 do
-    if seen[ARGV[at]] then
-      found = found or {}
-      found[at] = true
-    end
-    seen[ARGV[at]] = true
-  end
+  for _, mark in ipairs(anew) do call('ZADD', accepted, string.format('%.2f', at), mark) end
+  many('ZREM', accepted, foreign)
   return found
 end
 
--- Last of all: an error before this must not make the next try look like a duplicate.
-local function remember_ids(accepted, now, marks, first, last)
-  local scored, size, at = {}, 0, digits(now)
-  for index = first, last do
-    scored[size + 1], scored[size + 2] = at, marks[index]
+-- Marks ids as accepted, those of ARGV[first] to ARGV[last]; returns a set of the places of those that were accepted since
+-- then, or come twice, or nil if none is.
+-- The time is one that no mark has: so the number of marks that were added tells whether all were new.
+local function mark_ids(accepted, older, first, last, now, since)
+  if first > last then return nil end
+  local newest = tonumber(call('ZRANGE', accepted, -1, -1, 'WITHSCORES')[2])
+  local at = newest and newest >= now and newest + 0.25 or now
+  local score, scored, size, added = string.format('%.2f', at), {}, 0, 0
+  for place = first, last do
+    scored[size + 1], scored[size + 2] = score, ARGV[place]
     size = size + 2
   end
-  many('ZADD', accepted, scored)
+  for from = 1, size, CHUNK do
+    added = added + call('ZADD', accepted, 'NX', unpack(scored, from, math.min(from + CHUNK - 1, size)))
+  end
+  if added == last - first + 1 and call('EXISTS', older) == 0 then return nil end
+  return find_repeated(accepted, older, first, last, at, since)
+end
+
+-- Does `work`; if that fails, marks that were set for it are taken back, so that the next try does not look like a
+-- repetition.
+local function marked(accepted, first, last, dropped, work)
+  local done, failure = pcall(work)
+  if done then return end
+  for place = first, last do
+    if not (dropped and dropped[place]) then call('ZREM', accepted, ARGV[place]) end
+  end
+  error(failure)
 end

@@ -17,13 +17,11 @@ local LAST = FIRST + count - 1
 
 local function message_at(index) return ARGV[FIRST + index - 1] end
 
-local dropped, accepted = {}, {}
-local repetitions = repeated(marks, older, LAST + 1, #ARGV, since, true) or {}
+local dropped = {}
+local repetitions = mark_ids(marks, older, LAST + 1, #ARGV, now, since) or {}
 for place = LAST + 1, #ARGV do
   if repetitions[place] then
     dropped[identified == true and place - LAST or identified[place - LAST]] = true
-  else
-    accepted[#accepted + 1] = ARGV[place]
   end
 end
 
@@ -105,16 +103,17 @@ local function schedule(it)
   call('ZADD', plans, due, member .. '\0' .. id)
 end
 
-for number, target in ipairs(targets) do
-  local group = group_at(KEPT + (number - 1) * GROUP)
-  -- Those with delayed messages alone are targets, too.
-  if not target[1] then
-    send(group, target)
-  elseif #target[2] > 0 then
-    post(group, target[2])
+marked(marks, LAST + 1, #ARGV, repetitions, function()
+  for number, target in ipairs(targets) do
+    local group = group_at(KEPT + (number - 1) * GROUP)
+    -- Those with delayed messages alone are targets, too.
+    if not target[1] then
+      send(group, target)
+    elseif #target[2] > 0 then
+      post(group, target[2])
+    end
   end
-end
-for _, it in ipairs(delayed) do schedule(it) end
+  for _, it in ipairs(delayed) do schedule(it) end
+end)
 
-remember_ids(marks, now, accepted, 1, #accepted)
 return tidy_ids(marks, since, ARGV[4], count)

@@ -6,7 +6,7 @@ local KEPT, EACH = 4, 6
 if is_outdated(meta, ARGV[1]) then return -1 end
 local now = clock(ARGV[2], meta)
 local since, targets = now - ARGV[3], (#KEYS - KEPT) / EACH
-local said = 7 + 2 * targets
+local said = 6 + 2 * targets
 local message, mark = ARGV[said], ARGV[said + 1]
 
 -- As for many messages; see ids.lua.
@@ -18,7 +18,7 @@ end
 
 if not (mark and is_repeated()) then
   for number = 0, targets - 1 do
-    local base, sid, paused = KEPT + number * EACH, ARGV[7 + 2 * number], ARGV[8 + 2 * number]
+    local base, sid, paused = KEPT + number * EACH, ARGV[6 + 2 * number], ARGV[7 + 2 * number]
     local line, idle, given = KEYS[base + 1], KEYS[base + 5], false
     -- Who sleeps is asked first: mostly nobody does, and then there is nothing else to find out.
     local bell = call('SPOP', idle)

@@ -1,7 +1,8 @@
 -- Counts what subscriptions hold, in time that does not grow with their backlogs. What has to be added up over more
 -- mailboxes than a few is left to sum_boxes.lua: then the answer says so.
 -- KEYS: meta, then a group for every subscription, then for each the index of its parking places and those of its events.
--- ARGV: registry version, time, per subscription its sid, whether it is ordered, how many parking places it has.
+-- ARGV: registry version, time, per subscription its sid, whether it is ordered, how many parking places it has, and sids
+--       of its name that were retired.
 
 local meta = KEYS[1]
 if is_outdated(meta, ARGV[1]) then return -1 end
@@ -100,6 +101,12 @@ local function counts(group, ordered, places)
   return {in_line + call('HLEN', group.body), retrying, scheduled, in_flight, parked, blocked}
 end
 
+local function dead_of(sid, former)
+  local count = tonumber(call('HGET', meta, 'd:' .. sid)) or 0
+  for _, other in ipairs(former) do count = count + (tonumber(call('HGET', meta, 'd:' .. other)) or 0) end
+  return count
+end
+
 local answer = {}
 for number, it in ipairs(wanted) do
   local group, parks = group_at(1 + (number - 1) * GROUP), {index = KEYS[parking + 1]}
@@ -110,7 +117,7 @@ for number, it in ipairs(wanted) do
     counts(group, it[2], places),
     oldest_of(group, it[2], places),
     call('HLEN', group.block) <= FEW and call('HGETALL', group.block) or false,
-    call('HGET', meta, 'd:' .. it[1]) or 0,
+    dead_of(it[1], it[4]),
     places,
   }
 end
