@@ -93,6 +93,8 @@ async def test_nothing_arrives_or_is_handed_out_once_retirement_has_begun(
     assert await handle_all(worker, {name: 100}) == ["other"]
     assert rows(path, "delivery") == 31, "a claim removes what it finds of them; the other listener has its own"
     assert await queue.retire(name, event="Happened", backlog="discard") == 0
+    await queue.publish([message("afterwards"), message("other again", event="Other")])
+    assert await handle_all(worker, {name: 100}) == ["other again"]
 
 
 async def test_what_is_being_retired_can_be_neither_declared_nor_resumed(

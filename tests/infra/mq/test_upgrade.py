@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from infra.clock import SystemClock
 from infra.db import Database, migrate
-from infra.mq import Message
+from infra.mq import Message, QueueUnavailable
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.sqlite import presence
 from tests.contract.sqlite_harness import HISTORY
@@ -136,3 +136,11 @@ def repeatable(name: str) -> Message:
     return Message(
         id=made.id, event=made.event, body=made.body, published_at=made.published_at, ordering_key=name, dedupe=True
     )
+
+
+async def test_file_that_is_not_upgraded_is_refused_with_what_to_do(before: Path) -> None:
+    db = Database(f"sqlite:///{before}")
+    await db.open()
+    with pytest.raises(QueueUnavailable, match="tables are of another release: run `beneath migrate up`"):
+        await SqlQueue(db, clock=SystemClock()).open()
+    await db.close()

@@ -14,6 +14,7 @@ import structlog
 
 from infra.clock import Clock
 from infra.db import Database
+from infra.db.cancellation import finish
 from infra.db.sqlite import SQLite
 from infra.db.sqlite_file import LogCheck
 from infra.mq.drivers.sql.backend import Membership, Options
@@ -123,6 +124,13 @@ class SqliteBackend:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="beneath-queue-reader")
 
     async def close(self) -> None:
+        # Also when this is cancelled: a queue is closed once, and its threads would stay.
+        closed = await finish(self._close())
+        if closed.cancelled is not None:
+            raise closed.cancelled
+        closed.task.result()
+
+    async def _close(self) -> None:
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.wait([self._probe])

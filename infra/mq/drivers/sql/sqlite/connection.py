@@ -83,6 +83,8 @@ def queue_error(error: Exception, path: Path) -> QueueError:
         return QueueUnavailable(f"{path}: {error}: {short or _ADVICE[code]}")
     if str(error).startswith("no such table: beneath_"):
         return QueueUnavailable(f"{path}: the queue's tables are missing: run `beneath migrate up`")
+    if str(error).startswith("no such column: "):
+        return QueueUnavailable(f"{path}: the queue's tables are of another release: run `beneath migrate up`")
     if not isinstance(error, sqlite3.Error):
         return QueueRejected(f"{path}: {error}")
     if isinstance(error, sqlite3.IntegrityError | sqlite3.DataError | sqlite3.InterfaceError):
