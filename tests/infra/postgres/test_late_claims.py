@@ -207,3 +207,25 @@ def test_a_claim_is_known_until_all_its_deliveries_are_settled() -> None:
     assert holdings.unknown() == (5, [11])
     holdings.settled([Settlement(claim=mailbox, delivery=mailbox.deliveries[0], outcome=Outcome.RETRY)])
     assert holdings.unknown() == (5, [])
+
+
+async def test_recovery_is_not_ended_by_another_worker_of_the_process_that_was_taken_over(
+    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never_answered(_: Driver, **__: object) -> claiming.Claimed:
+        raise ConnectionResetError
+
+    lost, rescuer = await consumer(queue), await consumer(queue)
+    with monkeypatch.context() as patch:
+        patch.setattr(claiming, "claim", never_answered)
+        await queue.publish(messages(1))
+        with pytest.raises(QueueUnavailable):
+            await lost.fetch(WANTS, wait=0)
+
+    async def remove(driver: Driver) -> None:
+        await driver.execute("DELETE FROM beneath_worker WHERE name = $1", lost.info.id)
+
+    await backend(queue)._connections.run(remove)
+    assert await rescuer.recover() == 0
+    with pytest.raises(QueueError):
+        await lost.fetch(WANTS, wait=0)

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -125,9 +126,11 @@ class Workers:
 
     async def recover(self, now: float) -> int:
         """Take over from dead workers, from owners that no worker has, and from own claims whose answer was lost."""
+        self._members = {it for it in self._members if it.alive}
         for mine in list(self._members):
-            if mine.holdings.in_doubt and mine.alive:
-                await self._release_unknown(mine, now)
+            if mine.holdings.in_doubt:
+                with suppress(QueueClosed):  # its own next claim says so
+                    await self._release_unknown(mine, now)
         asked_at = self._keeper.now()
         leases = await self._connections.run(membership.leases, writing=False)
         self._keeper.observer.observe(leases, asked_at, self._keeper.now())
