@@ -168,7 +168,7 @@ async def test_error_whose_text_cannot_be_shown_is_a_failure_like_any_other(
 ) -> None:
     class Hostile(BaseException):
         def __str__(self) -> str:
-            raise KeyboardInterrupt
+            raise asyncio.CancelledError  # one that pytest can show
 
         __repr__ = __str__
 
