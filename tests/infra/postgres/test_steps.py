@@ -12,7 +12,15 @@ from infra.db import Database
 from infra.db.postgresql_driver import Driver
 from infra.mq import Failure, ListenerInUse, MessageQueue, Outcome, QueueUnavailable, Settlement, SubscriptionConflict
 from infra.mq.drivers.sql import SqlQueue
-from infra.mq.drivers.sql.postgres import administration, membership, publishing, registry, retiring, settling
+from infra.mq.drivers.sql.postgres import (
+    administration,
+    broadcasting,
+    membership,
+    publishing,
+    registry,
+    retiring,
+    settling,
+)
 from infra.mq.queue import FETCH_BYTES
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
 from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
@@ -307,6 +315,17 @@ async def test_a_fetch_is_bounded_in_bytes_over_all_subscriptions(queue: SqlQueu
     sizes = [len(it.body) for claim in claims for it in claim.deliveries]
     assert {it.ordered for it in claims} == {False, True}
     assert sum(sizes[1:]) <= FETCH_BYTES
+
+
+async def test_an_answer_of_broadcasts_is_bounded_in_bytes(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broadcasting, "BYTES_AT_ONCE", 25)
+    receiver = await queue.receiver(origin="here")
+    frames = [bytes([n]) * 10 for n in range(7)]
+    await queue.broadcast(frames, origin="there")
+    answers = [await receiver.receive(0) for _ in range(4)]
+    assert [len(it) for it, _ in answers] == [3, 3, 1, 0]
+    assert [frame for it, _ in answers for frame in it] == frames
+    assert not any(gap for _, gap in answers)
 
 
 async def test_a_declaration_that_changes_nothing_is_one_read(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:

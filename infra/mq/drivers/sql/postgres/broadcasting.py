@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from infra.db.postgresql_driver import Driver
 
 FRAMES_AT_ONCE = 1000
+"""How many frames an answer holds at most."""
+
+BYTES_AT_ONCE = 8 * 1024 * 1024
+"""How many bytes of frames, beyond the first."""
 
 FORGOTTEN_AT_ONCE = 1000
 """How many frames a step forgets at most."""
@@ -22,13 +26,18 @@ DELETE FROM beneath_broadcast WHERE id = ANY (ARRAY(
 ))
 """
 _LAST = "SELECT number FROM beneath_broadcast_last WHERE id = 1"
-_AFTER = f"""
+_AFTER = """
 SELECT l.number, b.id, b.origin, b.frame FROM beneath_broadcast_last AS l
 LEFT JOIN LATERAL (
-    SELECT * FROM beneath_broadcast WHERE id > $1 ORDER BY id LIMIT {FRAMES_AT_ONCE}
+    SELECT m.* FROM (
+        SELECT f.*, sum(f.size) OVER in_order - first_value(f.size) OVER in_order AS beyond
+        FROM (
+            SELECT *, octet_length(frame) AS size FROM beneath_broadcast WHERE id > $1 ORDER BY id LIMIT $2
+        ) AS f WINDOW in_order AS (ORDER BY f.id)
+    ) AS m WHERE m.beyond <= $3
 ) AS b ON true
 WHERE l.id = 1 AND l.number > $1 ORDER BY b.id
-"""  # noqa: S608  # a constant
+"""
 
 
 async def broadcast(driver: Driver, frames: Sequence[bytes], origin: str, now: float) -> None:
@@ -49,7 +58,7 @@ async def last_broadcast(driver: Driver) -> int:
 
 async def broadcasts_after(driver: Driver, after: int, origin: str) -> tuple[list[bytes], int, bool]:
     """Return other origins' frames after number `after`, the last number seen, and whether any were gone already."""
-    rows = await driver.fetch(_AFTER, after)
+    rows = await driver.fetch(_AFTER, after, FRAMES_AT_ONCE, BYTES_AT_ONCE)
     if not rows:
         return [], after, False
     if rows[0]["id"] is None:
