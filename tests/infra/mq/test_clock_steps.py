@@ -1,5 +1,6 @@
 """The queue's time on SQLite: steps of a wall clock move nothing, in whatever process they happen."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, closing
@@ -12,7 +13,7 @@ from infra.db import Database
 from infra.mq import Message
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.sqlite import clock as queue_clock
-from tests.infra.mq.acting import consumer, handle_all, message, subscription
+from tests.infra.mq.acting import consumer, done, handle_all, ids, message, subscription
 
 HOUR = 3600.0
 WANTS = {"work": 10, "mail": 10}
@@ -99,7 +100,14 @@ async def test_time_goes_on_after_the_machine_was_started_anew(
     anew.step, anew.slept = step, -100_000.0
     queue = await start(anew)
     assert expected - 2 <= queue.time() - reached < expected + 60
-    assert await handle_all(await consumer(queue), WANTS) == ["before", "before"]
+    worker = await consumer(queue)
+    handled: list[str] = []
+    async with asyncio.timeout(30):
+        while len(handled) < 2:  # what was noted of the time may be a second old
+            claims = await worker.fetch(WANTS, wait=1)
+            handled += ids(claims)
+            await worker.settle(done(claims))
+    assert handled == ["before", "before"]
 
 
 async def test_monotonic_clock_that_went_back_is_another_one(start: Start) -> None:
