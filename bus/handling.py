@@ -97,7 +97,7 @@ class Handling:
         settle: Callable[[Settlement], None],
         may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Run a claim's deliveries in order and hand every end to `settle`.
+        """Run a claim's deliveries in order and hand every end to `settle`; ask `may_begin` before each but the first.
 
         Nothing that a handler raises leaves this method; when it returns, `slot.claim` is None unless the claim stays
         unsettled: with a thread that still runs, or as the crash of the process that `slot.exit` asks for.
@@ -106,9 +106,9 @@ class Handling:
             BaseException: in a test kit alone, the cancellation or the exit of its own task.
         """
         slot.claim = claim
-        last = claim.deliveries[-1]
+        first, last = claim.deliveries[0], claim.deliveries[-1]
         for delivery in claim.deliveries:
-            if not may_begin():
+            if delivery is not first and not may_begin():
                 settle(release(claim, delivery))
                 break
             try:

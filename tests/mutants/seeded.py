@@ -164,14 +164,6 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/bus/test_cancellation.py",),
     ),
     Mutant(
-        name="stop-does-not-settle-again-after-everything-was-cancelled",
-        kind=6,
-        file="bus/session.py",
-        old="            draining = asyncio.ensure_future(self._settler.drain())\n",
-        new="            draining = asyncio.ensure_future(asyncio.sleep(0))\n",
-        tests=("tests/bus/test_cancellation.py",),
-    ),
-    Mutant(
         name="supervisor-never-gives-up",
         kind=5,
         file="infra/supervision.py",
