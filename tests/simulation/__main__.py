@@ -60,7 +60,7 @@ def main() -> int:
 
 def say(line: str) -> None:
     """Print a line."""
-    print(line)  # noqa: T201 - a command's output
+    print(line, flush=True)  # noqa: T201 - a command's output
 
 
 if __name__ == "__main__":

@@ -34,6 +34,16 @@ async def test_a_retry_keeps_its_place_at_the_head_and_blocks_only_its_key(
     assert await drain(worker) == ["a1", "a2", "a3"]
 
 
+async def test_mailboxes_come_in_the_order_in_which_they_became_due(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue, ordered=True)
+    await queue.publish(keyed("a1", "b1", "c1", "a2"))
+    delays = {"a": 3.0, "b": 1.0, "c": 2.0}
+    claims = await fetch(worker)
+    await worker.settle([end(it, Outcome.RETRY, delay=delays[it.ordering_key or ""]) for it in claims])
+    await harness.clock.advance(5)
+    assert ids(await fetch(worker)) == ["b1", "c1", "a1", "a2"]
+
+
 async def test_what_was_done_before_a_retry_in_the_same_claim_does_not_come_again(
     harness: Harness, queue: MessageQueue
 ) -> None:
