@@ -326,9 +326,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="group-of-the-relay-is-not-bounded-in-bytes",
         kind=8,
-        file="bus/relay.py",
-        old="if group and size + more > GROUP_BYTES:",
-        new="if group and size < 0:",
+        file="bus/outbox.py",
+        old="sized.c.upto <= GROUP_BYTES",
+        new="sized.c.upto >= 0",
         tests=("tests/bus/test_relay.py",),
     ),
     Mutant(
@@ -348,12 +348,12 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/bus/test_relay.py",),
     ),
     Mutant(
-        name="slow-push-holds-up-the-ordered-events",
+        name="settlement-that-never-succeeds-holds-up-the-others",
         kind=11,
-        file="bus/relay.py",
-        old="        if carried:\n            self._task.wake()",
-        new="        if carried and not self._direct:\n            self._task.wake()",
-        tests=("tests/bus/test_relay.py",),
+        file="bus/settler.py",
+        old="            self._move_to_the_end(batch[0].claim)\n",
+        new="",
+        tests=("tests/bus/test_settler.py",),
     ),
     Mutant(
         name="another-event-loop-is-not-noticed",
