@@ -104,6 +104,23 @@ async def test_retired_subscription_or_event_is_not_restored(opened: Open) -> No
     assert set((await queue.registry()).routed) == {"Happened", "Else"}
 
 
+async def test_dead_letters_outlive_retirement_and_follow_every_name(opened: Open) -> None:
+    queue = await opened()
+    await queue.declare([subscription("first")], [])
+    await queue.publish([message("a")])
+    assert await queue.retire("first", backlog="dead") == 1
+    await queue.declare([subscription("first")], [])
+    assert [it.dead for it in await queue.stats()] == [1]
+    await queue.declare([subscription("second", aliases=("first",))], [])
+    assert [(it.name, it.dead) for it in await queue.stats()] == [("second", 1)]
+    await queue.retire("second")
+    await queue.declare([subscription("second")], [])
+    [letter] = await queue.dead_letters(subscription="second")
+    assert [it.dead for it in await queue.stats()] == [1]
+    assert await queue.retry_dead([letter.id]) == 1
+    assert [(it.ready, it.dead) for it in await queue.stats()] == [(1, 0)]
+
+
 async def test_registry_that_lost_its_last_changes_gets_them_back(opened: Open, durable: servers.RedisServer) -> None:
     queue, elsewhere = await opened(durable.url), await opened(durable.url)
     await queue.declare([subscription("kept")], [])

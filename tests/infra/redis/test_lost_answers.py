@@ -90,6 +90,25 @@ async def test_what_was_handed_over_to_a_worker_that_did_not_hear_it_is_found(op
     assert await fetch(worker) == []
 
 
+async def test_message_that_nobody_heard_of_when_it_was_handed_over_is_kept_once(opened: Open, proxy: Proxy) -> None:
+    queue, publisher = await opened(proxy.url), await opened()
+    await queue.declare([subscription()], [])
+    worker = await consumer(queue)
+    fetching = asyncio.ensure_future(worker.fetch({WORK: 1}, wait=60))
+    await asyncio.sleep(0.1)
+    proxy.cut_all(reachable=False)
+    await asyncio.wait([fetching])
+    # The server notices that nobody listens any more only when the connection has ended there, too.
+    await asyncio.sleep(0.1)
+    await publisher.publish([message("a")])
+    [now] = await publisher.stats()
+    assert (now.ready, now.in_flight) == (1, 0)
+    assert await publisher.retire(WORK, event="Happened", backlog="dead") == 1
+    assert [it.message_id for it in await publisher.dead_letters()] == ["a"]
+    with pytest.raises(QueueUnavailable):
+        await fetching
+
+
 async def test_a_cancelled_call_leaves_no_answer_to_the_next_one(opened: Open) -> None:
     queue = await opened()
     await queue.declare([subscription()], ["News"])

@@ -292,6 +292,8 @@ def _add_one(content: Content, wanted: Subscription) -> None:
         kind = "ordered" if kept.ordered else "unordered"
         raise SubscriptionConflict(f"{wanted.name} is kept as {kind}: give the listener another name")
     if wanted.name not in kept.names:
+        # The dead letters of those that were retired under the old name go along.
+        content.retired = {sid: wanted.name if name in kept.names else name for sid, name in content.retired.items()}
         kept.aliases.append(kept.name)
         kept.name = wanted.name
     kept.aliases = [*dict.fromkeys(it for it in (*kept.aliases, *wanted.aliases) if it != kept.name)]
