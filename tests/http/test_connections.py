@@ -19,7 +19,10 @@ pytestmark = pytest.mark.timeout(120)
 
 
 class Echo:
-    """Answers with the body that it got; `/gate` waits until `open` is set, `/large` is larger than sockets hold."""
+    """Answers with the body that it got; `/gate` waits until `open` is set, `/large` is larger than sockets hold.
+
+    `/early` answers before the body has come, `/turn` after it has let others run.
+    """
 
     def __init__(self) -> None:
         self.entered = 0
@@ -28,7 +31,12 @@ class Echo:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         self.entered += 1
+        if request.url.path == "/early":
+            await PlainTextResponse("early", 413)(scope, receive, send)
+            return
         body = await request.body()
+        if request.url.path == "/turn":
+            await asyncio.sleep(0.001)
         if request.url.path == "/gate":
             await self.open.wait()
         text = b"x" * 50_000_000 if request.url.path == "/large" else body
@@ -87,6 +95,15 @@ class TestFew:
         echo.open.set()
         assert [(await each.reply()).status for each in busy] == [200] * 3
 
+    @pytest.mark.parametrize("last", [GET, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")])
+    async def test_clients_that_read_no_answer_make_room_for_a_new_one(self, served: Wire, last: bytes) -> None:
+        for _ in range(3):
+            raw = await served.connect(last.replace(b"/x", b"/large") + GET)
+            stop_reading(raw)
+        await until(lambda: all(each.unsent for each in served.server.connections))
+        assert (await served.ask(GET)).status == 200
+        assert served.server.connections.evicted == 1
+
     async def test_counts_are_shown_as_metrics(self, served: Wire) -> None:
         for _ in range(5):
             await served.connect()
@@ -123,6 +140,28 @@ class TestHurried:
         assert [(await raw.reply()).status for _ in range(3)] == [200, 200, 408]
         assert await raw.ended() == b""
 
+    async def test_body_of_a_pipelined_request_has_its_own_end(self, served: Wire) -> None:
+        raw = await served.connect(GET + POST)
+        assert [(await raw.reply()).status for _ in range(2)] == [200, 408]
+        assert await raw.ended() == b""
+
+    async def test_request_after_an_early_answer_has_its_own_time(self, served: Wire) -> None:
+        raw = await served.connect(POST.replace(b"/x", b"/early"))
+        assert (await raw.reply()).status == 413
+        (connection,) = served.server.connections
+        started = connection.loop.time()
+        raw.send(b"1234567890G")
+        await until(lambda: connection.conn.cycles == 1)
+        connection.check(started + 0.19)
+        raw.send(GET[1:])
+        assert (await raw.reply()).status == 200
+
+    async def test_idle_connection_after_an_early_answer_is_closed(self, served: Wire) -> None:
+        raw = await served.connect(POST.replace(b"/x", b"/early"))
+        assert (await raw.reply()).status == 413
+        raw.send(b"1234567890")
+        assert await raw.ended() == b"", "closed without a word"
+
     async def test_idle_connection_is_closed_after_its_answer(self, served: Wire) -> None:
         raw = await served.connect(GET)
         assert (await raw.reply()).status == 200
@@ -137,7 +176,7 @@ class TestHurried:
 
     async def test_client_that_does_not_take_its_answer_is_cut_off(self, served: Wire) -> None:
         raw = await served.connect(GET.replace(b"/x", b"/large"))
-        raw.reader._transport.pause_reading()  # type: ignore[attr-defined]  # StreamReader's, to be a client that waits
+        stop_reading(raw)
         await until(lambda: served.server.connections.timed_out > 0)
         await until(lambda: len(served.server.connections) == 0)
         assert served.server.connections.timed_out == 1
@@ -149,6 +188,20 @@ class TestHurried:
             await each.ended()
         echo.open.set()
         assert (await raw.reply()).status == 200
+
+
+async def test_pipelined_requests_do_not_pile_up_in_memory(served: Wire, echo: Echo) -> None:
+    one = b"POST /turn HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx"
+    raw = await served.connect(one * 100_000)
+    reading = asyncio.create_task(raw.ended())
+    await until(lambda: echo.entered > 100)
+    (connection,) = served.server.connections
+    assert connection.conn.unparsed < 512 * 1024
+    reading.cancel()
+
+
+def stop_reading(raw: Raw) -> None:
+    raw.reader._transport.pause_reading()  # type: ignore[attr-defined]  # StreamReader's, to be a client that waits
 
 
 async def drip(raw: Raw, drop: bytes = b"a") -> None:

@@ -50,6 +50,10 @@ async def served() -> AsyncIterator[Wire]:
         pytest.param(POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", id="two codings"),
         pytest.param(POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", id="an unknown coding"),
         pytest.param(POST.replace(b"1.1", b"1.0") + CHUNKED + b"\r\n0\r\n\r\n", id="coding in HTTP/1.0"),
+        pytest.param(POST.replace(b"1.1", b"0.9") + CHUNKED + b"\r\n0\r\n\r\n", id="coding in HTTP/0.9"),
+        pytest.param(POST + b"X: a\n" + CHUNKED + b"\r\n0\r\n\r\n", id="a line that ends without CR"),
+        pytest.param(POST + b"X: a\r\n\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", id="a head that ends without CR"),
+        pytest.param(b"\n" + POST + b"\r\n", id="a line end before the request"),
         pytest.param(POST + b"X: a\r\n b\r\n\r\n", id="a folded line"),
         pytest.param(POST + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n", id="a folded coding"),
         pytest.param(POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n", id="a space before the colon"),
@@ -88,6 +92,8 @@ async def test_ambiguous_request_is_refused_and_its_connection_closed(served: Wi
         pytest.param(b"2;" + b"x" * 20_000 + b"\r\n{}\r\n0\r\n\r\n", id="with a large extension"),
         pytest.param(b"2\r\n{}\r\n0\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", id="with a large trailer"),
         pytest.param(b"2\r\n{}\r\n0\r\nX: a\r\n b\r\n\r\n", id="with a folded trailer"),
+        pytest.param(b"2\r\n{}\r\n0\r\nX: a\n\r\n", id="with a trailer that ends without CR"),
+        pytest.param(b"1\r\nx\r\n" * 1500 + b"0\r\n\r\n", id="many and tiny"),
     ],
 )
 async def test_bad_chunks_are_refused_and_their_connection_closed(served: Wire, body: bytes) -> None:
@@ -95,6 +101,11 @@ async def test_bad_chunks_are_refused_and_their_connection_closed(served: Wire, 
     received = await raw.ended()
     assert received.startswith(b"HTTP/1.1 400 "), received
     assert received.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("body", [b"1\r\nx\r\n" * 900, (b"200\r\n" + b"x" * 512 + b"\r\n") * 1500])
+async def test_small_chunks_are_taken_where_they_are_few_for_their_bytes(served: Wire, body: bytes) -> None:
+    assert (await served.ask(POST + CHUNKED + b"\r\n" + body + b"0\r\n\r\n")).status == 200
 
 
 async def test_error_in_a_body_whose_answer_has_begun_closes_the_connection(served: Wire) -> None:

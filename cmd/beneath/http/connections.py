@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 import h11
 import structlog
 from uvicorn import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -51,8 +52,9 @@ class ConnectionLimits:
 class Connections:
     """The open connections of one server.
 
-    At the limit a new connection takes the place of the one that has kept the server waiting for a request longest; if
-    every one is being answered, the new one gets 503. So silent clients never keep others out.
+    At the limit a new connection takes the place of the one that has kept the server waiting longest, for a request or
+    for room to write its answer. If the server works on a request of every one, the new one gets 503. So clients that
+    neither send nor read never keep others out.
     """
 
     def __init__(self, limits: ConnectionLimits) -> None:
@@ -79,6 +81,9 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __iter__(self) -> "Iterator[HttpConnection]":
+        return iter(list(self._open))
+
     def protocol(self) -> type[asyncio.Protocol]:
         """Return what uvicorn takes as its `http` protocol."""
 
@@ -102,18 +107,19 @@ class Connections:
         self._open.discard(connection)
         self._waiting.pop(connection, None)
 
-    def wait(self, connection: "HttpConnection") -> None:
-        """Note that from now on the connection keeps the server waiting for a request."""
-        self._waiting.pop(connection, None)
-        self._waiting[connection] = None
+    def wait(self, connection: "HttpConnection", *, again: bool) -> None:
+        """Note that the connection keeps the server waiting: from now on if `again`, otherwise since it began to."""
+        if again:
+            self._waiting.pop(connection, None)
+        self._waiting.setdefault(connection)
 
     def serve(self, connection: "HttpConnection") -> None:
-        """Note that the connection's request is complete."""
+        """Note that the server works for the connection, which keeps nobody waiting."""
         self._waiting.pop(connection, None)
 
     def sweep(self, now: float) -> None:
         """End the connections whose time was up at `now`, by the event loop's clock."""
-        for connection in list(self._open):
+        for connection in self:
             connection.check(now)
 
     async def run(self) -> None:
@@ -145,8 +151,8 @@ class Connections:
         self._reported, self._report_from = self.evicted + self.refused, now + REPORT_EVERY
 
     def _evict(self) -> bool:
-        # One that is closing already stays open until its client took what was written; it makes no room.
-        oldest = next((each for each in self._waiting if not each.transport.is_closing()), None)
+        # One that closes with nothing left to write is gone with the next turn of the event loop, in any case.
+        oldest = next((each for each in self._waiting if not each.transport.is_closing() or each.unsent), None)
         if oldest is None:
             return False
         self.evicted += 1
@@ -157,6 +163,8 @@ class Connections:
 
 class HttpConnection(H11Protocol):
     """One connection, with an end to every wait for its client. Refusals are problems, as everywhere in the API."""
+
+    conn: StrictConnection
 
     def __init__(
         self, connections: Connections, config: Config, server_state: ServerState, app_state: dict[str, Any]
@@ -169,15 +177,24 @@ class HttpConnection(H11Protocol):
         self._connections = connections
         self._timeout = connections.limits.request_timeout
         self._deadline: float | None = None
+        self._phase = (0, False)
+        """What the deadline is for: a request's number, and whether nothing of that request has arrived."""
         self._unsent = 0
         self._unsent_since = 0.0
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written and that the client has not taken."""
+        return self.transport.get_write_buffer_size()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in H11Protocol
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.conn)
         if self.client is not None:
             self.client = (plain_address(self.client[0]), self.client[1])
         if self._connections.admit(self):
-            self._expect_request()
+            self._deadline = self.loop.time() + self._timeout
+            self._connections.wait(self, again=True)
         else:
             self._refuse(UNAVAILABLE, "too many connections are open", retry_after(_RETRY_AFTER))
 
@@ -187,19 +204,46 @@ class HttpConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state not in {h11.IDLE, h11.SEND_BODY}:
-            self._deadline = None
-            self._connections.serve(self)
-        elif self._deadline is None and not self.transport.is_closing():
-            self._expect_request()
+        self._follow()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.IDLE:
-            # Of a pipelined request some may be here already; without any, uvicorn's own timer for idle ones runs.
-            has_begun = bool(self.conn.trailing_data[0])
-            self._expect_request()
-            self._deadline = self._deadline if has_begun else None
+        self._follow()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._follow()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Note who waits for whom now: called after everything that may change it.
+
+        The time of a request begins with its first byte, also if that came with the request before. It ends with the
+        request's last byte, also if the answer went out before that.
+        """
+        if self.transport.is_closing():
+            self._deadline = None
+            self._note(is_waited_for=self.unsent > 0)
+        elif not self.conn.expects_request:
+            self._deadline = None
+            self._note(is_waited_for=self.flow.write_paused)
+        else:
+            self.flow.resume_reading()
+            is_idle = self.conn.cycles > 0 and self.conn.their_state is h11.IDLE and not self.conn.unparsed
+            phase = (self.conn.cycles, is_idle)
+            if phase != self._phase:
+                self._phase = phase
+                self._deadline = self.loop.time() + (self._connections.limits.keep_alive if is_idle else self._timeout)
+                self._note(is_waited_for=True, again=True)
+
+    def _note(self, *, is_waited_for: bool, again: bool = False) -> None:
+        if is_waited_for:
+            self._connections.wait(self, again=again)
+        else:
+            self._connections.serve(self)
 
     def send_400_response(self, msg: str) -> None:
         self._connections.malformed += 1
@@ -210,7 +254,11 @@ class HttpConnection(H11Protocol):
         if self._is_stuck(now):
             self._connections.timed_out += 1
             self.transport.abort()
-        elif self._deadline is not None and now >= self._deadline and not self.transport.is_closing():
+        elif self._deadline is None or now < self._deadline or self.transport.is_closing():
+            return
+        elif self._phase[1]:
+            self.timeout_keep_alive_handler()
+        else:
             self._connections.timed_out += 1
             self._deadline = None
             self._refuse(REQUEST_TIMEOUT, f"the request was not complete after {self._timeout:g} s")
@@ -218,13 +266,9 @@ class HttpConnection(H11Protocol):
     def _should_upgrade(self) -> bool:
         return False
 
-    def _expect_request(self) -> None:
-        self._deadline = self.loop.time() + self._timeout
-        self._connections.wait(self)
-
     def _is_stuck(self, now: float) -> bool:
         """Whether the client has not taken enough of what was written for it."""
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self.unsent
         if unsent == 0 or self._unsent == 0 or unsent <= self._unsent - PROGRESS:
             self._unsent, self._unsent_since = unsent, now
             return False
@@ -244,6 +288,22 @@ class HttpConnection(H11Protocol):
             for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+        self._follow()
+
+
+class _Flow(FlowControl):
+    """Reads nothing more while a complete request is being answered: pipelined ones would pile up in memory.
+
+    uvicorn reads on whenever an application asks for a body, also if that has arrived.
+    """
+
+    def __init__(self, transport: asyncio.Transport, conn: StrictConnection) -> None:
+        super().__init__(transport)
+        self._conn = conn
+
+    def resume_reading(self) -> None:
+        if self._conn.expects_request:
+            super().resume_reading()
 
 
 def _max_open_files() -> int:

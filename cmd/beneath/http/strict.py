@@ -15,6 +15,13 @@ MAX_LINES: Final = 100
 MAX_CHUNK_HEADER: Final = 256
 """Bytes of the line before a chunk: its size, and extensions that nobody reads."""
 
+FREE_CHUNKS: Final = 1000
+"""Chunks of a body that may be of any size. Each costs the event loop as much as many bytes do."""
+
+CHUNK_SIZE: Final = 256
+"""Bytes that a body must have on average for each chunk beyond `FREE_CHUNKS`."""
+
+_CRLF: Final = b"\r\n"
 _FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
@@ -22,13 +29,29 @@ class StrictConnection(h11.Connection):
     """A server's side of one connection. A request that a proxy could frame in another way is a protocol error.
 
     Refused, beyond what h11 refuses: `Content-Length` together with `Transfer-Encoding`, either of them twice or as a
-    list, `Transfer-Encoding` in HTTP/1.0, and header lines that are folded.
+    list, `Transfer-Encoding` before HTTP/1.1, header lines that are folded or end without CR, and many tiny chunks.
     """
 
     def __init__(self, max_head: int) -> None:
         """Take the largest request line with headers, in bytes."""
         super().__init__(h11.SERVER, max_head)
         self._receive_buffer = _StrictBuffer(max_head)
+        self.cycles = 0
+        """Requests that were received and answered on this connection."""
+
+    @property
+    def expects_request(self) -> bool:
+        """Whether the client's present request is not complete."""
+        return self.their_state in {h11.IDLE, h11.SEND_BODY}
+
+    @property
+    def unparsed(self) -> int:
+        """Bytes that were received and belong to no event yet."""
+        return len(self._receive_buffer)
+
+    def start_next_cycle(self) -> None:
+        super().start_next_cycle()
+        self.cycles += 1
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         event = super().next_event()
@@ -38,15 +61,20 @@ class StrictConnection(h11.Connection):
 
 
 class _StrictBuffer(ReceiveBuffer):
-    """Bounds heads, trailers and chunk headers also where they arrive whole, and refuses lines that are folded."""
+    """Bounds heads, trailers and chunks also where they arrive whole, and refuses lines with two readings."""
 
     def __init__(self, max_head: int) -> None:
         super().__init__()
         self._max_head = max_head
+        self._chunks = 0
+        self._body = 0
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
+        before = len(self)
         lines = super().maybe_extract_lines()
-        if lines:
+        if lines is not None:
+            self._chunks = self._body = 0
+            self._require_crlf(lines, before - len(self))
             if len(lines) > MAX_LINES or sum(map(len, lines)) > self._max_head:
                 raise h11.LocalProtocolError("the headers are too large")
             _require_plain_lines(lines)
@@ -54,9 +82,24 @@ class _StrictBuffer(ReceiveBuffer):
 
     def maybe_extract_next_line(self) -> bytearray | None:
         line = super().maybe_extract_next_line()
-        if line is not None and len(line) > MAX_CHUNK_HEADER:
-            raise h11.LocalProtocolError("the header of a chunk is too large")
+        if line is not None:
+            if len(line) > MAX_CHUNK_HEADER:
+                raise h11.LocalProtocolError("the header of a chunk is too large")
+            self._chunks += 1
+            if self._chunks > FREE_CHUNKS + self._body // CHUNK_SIZE:
+                raise h11.LocalProtocolError("the body has too many small chunks")
         return line
+
+    def maybe_extract_at_most(self, count: int) -> bytearray | None:
+        data = super().maybe_extract_at_most(count)
+        if data is not None:
+            self._body += len(data)
+        return data
+
+    def _require_crlf(self, lines: Sequence[bytearray], taken: int) -> None:
+        # h11 also ends a line at a bare LF; a proxy may take that for a part of a header's value.
+        if taken != sum(len(line) + len(_CRLF) for line in lines) + len(_CRLF):
+            raise h11.LocalProtocolError("a line ends without CR")
 
 
 def _require_plain_lines(lines: Sequence[bytearray]) -> None:
@@ -74,5 +117,5 @@ def _require_one_framing(request: h11.Request) -> None:
     framing = [name for name, _ in request.headers if name in _FRAMING]
     if len(framing) > 1:
         raise h11.RemoteProtocolError("Content-Length and Transfer-Encoding exclude each other")
-    if framing == [b"transfer-encoding"] and request.http_version == b"1.0":
-        raise h11.RemoteProtocolError("HTTP/1.0 has no Transfer-Encoding")
+    if framing == [b"transfer-encoding"] and request.http_version < b"1.1":
+        raise h11.RemoteProtocolError("Transfer-Encoding begins with HTTP/1.1")
