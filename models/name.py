@@ -12,7 +12,7 @@ MAX_MARKS: Final = 8
 _JOINERS: Final = frozenset("\u200c\u200d")
 """Invisible, but needed: Persian, the scripts of India and emoji are written with them."""
 
-_BLANK: Final = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\U0001d159")
+_BLANK: Final = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\U00013441\U00013442\U0001d159")
 """Letters and symbols that show nothing."""
 
 _REFUSED: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -56,7 +56,8 @@ def normalise_name(raw: str) -> str:
 def _require_short_runs(name: str, categories: list[str]) -> None:
     marks = joiners = 0
     for each, category in zip(name, categories, strict=True):
-        marks = marks + 1 if category[0] == "M" else 0
+        # A joiner does not end a run of marks: what follows it still stands on the same letter.
+        marks = marks + 1 if category[0] == "M" else marks if each in _JOINERS else 0
         joiners = joiners + 1 if each in _JOINERS else 0
         if marks > MAX_MARKS:
             raise InvalidName(f"expected at most {MAX_MARKS} combining marks in a row")

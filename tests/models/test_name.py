@@ -18,7 +18,7 @@ def test_one_name_is_one_text() -> None:
     assert normalise_name("A\u030asa") == normalise_name("\u00c5sa") == normalise_name("\u212bsa") == "Åsa"
 
 
-INVISIBLE = "\u200b\u2060\ufeff\u00ad\u3164\u2800\u115f\uffa0\u180e\U000e0041"
+INVISIBLE = "\u200b\u2060\ufeff\u00ad\u3164\u2800\u115f\uffa0\u180e\U00013441\U00013442\U000e0041"
 CONTROLS = "\0\t\n\r\x1b\x7f\x85\x9b\u2028\u2029"
 DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
 UNKNOWN = "\ue000\ufdd0\uffff\u0378\ud800"
@@ -42,6 +42,7 @@ def with_each(characters: str, form: str) -> list[object]:
         *with_each(SPACES + JOINERS, "__"),
         pytest.param("", id="nothing"),
         pytest.param("A" + "\u0316" * 9, id="a tower of marks"),
+        pytest.param("A" + "\u0316\u200d" * 9 + "da", id="a tower of marks and joiners"),
         pytest.param("A\u200d\u200cda", id="joiners in a row"),
         pytest.param("x" * 201, id="too long"),
         pytest.param("\U0001d160" * 100, id="too long once normalised"),
