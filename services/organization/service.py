@@ -88,7 +88,7 @@ class OrganizationService:
 
     async def create_personal(self, event: UserCreated) -> None:
         """Give a new user an organization of their own, in the same transaction."""
-        name = f"{event.name}'s organization"[:MAX_LENGTH]
+        name = f"{event.name}'s organization"[:MAX_LENGTH].rstrip()  # cut off behind a word, it is still a name
         await self._create(event.user_id, name, personal=True)
 
     async def create(self, actor_id: UUID, name: str) -> Organization:

@@ -6,6 +6,7 @@ from sqlalchemy import func, select
 from infra.db import Database
 from models import Base
 from models.email import InvalidEmail
+from models.name import normalise_name
 from models.organization import OrganizationCreated, Role
 from models.project import ProjectCreated
 from models.secret import Scope
@@ -109,3 +110,10 @@ async def test_the_journal_reads_organization_then_project(domain: World) -> Non
     assert {each.actor_id for each in entries} == {made.user.id}
     assert entries[0].at.timestamp() == domain.kit.clock.time()
     assert entries[1].details["name"] == "Starter project"
+
+
+@pytest.mark.parametrize("length", range(180, 201))
+async def test_organization_of_a_long_name_has_a_valid_name(domain: World, length: int) -> None:
+    user = await domain.user.create("ada@example.com", "x" * length)
+    [personal] = await domain.organization.list_organizations(user.id)
+    assert normalise_name(personal.name) == personal.name
