@@ -28,6 +28,7 @@ from infra.db.migrate import upgrade
 from infra.db.postgresql import BESIDES
 from infra.mq.drivers.redis.address import Address
 from infra.mq.drivers.sql.postgres.connections import SIZE
+from infra.mq.drivers.sql.sqlite import presence
 from tests import postgres_servers, servers
 from tests.contract import acting
 from tests.contract.sqlite_harness import open_harness
@@ -156,7 +157,11 @@ def pins(name: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE))
 
 
-async def test_a_backup_of_a_running_database_holds_its_queue_and_needs_no_lock_files(tmp_path: Path) -> None:
+async def test_a_backup_of_a_running_database_holds_its_queue_and_needs_no_lock_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A worker whose lock file is missing counts as dead only after that time.
+    monkeypatch.setattr(presence, "MISSING_PATIENCE", 0.0)
     backup = unit(named("ini", step="sqlite")[1])["Service"]["ExecStart"]
     (statement,) = re.findall(r'"(VACUUM INTO .*)"', backup)
     (tmp_path / "original").mkdir()
