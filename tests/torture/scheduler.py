@@ -20,6 +20,9 @@ SHARE = 0.4
 
 LONGEST_DELAY = 3.0
 
+IN_TIME = 15.0
+"""Seconds by which a cancellation is ahead where an outbox has to pass it on: longer than any fault lasts."""
+
 
 async def run(plan: Plan) -> None:
     """For each key, schedule one job after another, `pause` seconds apart on average."""
@@ -31,18 +34,24 @@ async def run(plan: Plan) -> None:
 
 
 async def schedule(site: Opened, key: str, pause: float) -> None:
-    """Schedule jobs of a key; half of them in a transaction."""
+    """Schedule jobs of a key, half of them in a transaction, and cancel some around the time when they fire.
+
+    Where an outbox passes cancellations on, one just before that time may be late: there they come well ahead.
+    """
     random, n = Random(key), 0
     async with asyncio.TaskGroup() as cancelling:
         while not site.gate.exists():
             n += 1
             job, delay = Job(key=f"{TIMED}{key}", n=n), random.uniform(0.2, LONGEST_DELAY)
+            doomed, after = random.random() < SHARE, random.uniform(0, delay + 0.1)
+            if doomed and not site.mq.features.transactional:
+                delay += IN_TIME
             message_id = f"{job.key}-{n}"
             site.journal.write("note", listener="due", key=job.key, n=n, text=repr(time.time() + delay))
             await insist(site, job, delay, message_id, inside=random.random() < 0.5)
             site.journal.write("note", listener="scheduled", key=job.key, n=n)
-            if random.random() < SHARE:
-                cancelling.create_task(cancel(site, job, message_id, random.uniform(0, delay + 0.1)))
+            if doomed:
+                cancelling.create_task(cancel(site, job, message_id, after))
             await asyncio.sleep(random.uniform(0, 2 * pause))
 
 
