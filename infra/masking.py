@@ -79,6 +79,9 @@ def mask_url(url: str) -> str:
         userinfo, at, location = "", "", rest  # a file, whose name may hold an @
     user, colon, _ = userinfo.partition(":")
     shown = f"{user}:{MASK}@" if colon else f"{MASK}@" if at else ""
+    if "?" in userinfo or "#" in userinfo:
+        # A password with such a character, or an option with an @: then what follows is a part of the option.
+        return f"{scheme}://{MASK}@{MASK}"
     location, fragment, _ = location.partition("#")
     path, question, query = location.partition("?")
     options = "&".join(_shown_option(each) for each in query.split("&")) if query else ""
@@ -93,13 +96,17 @@ def url_secrets(url: str) -> set[str]:
     """
     _, _, rest = url.partition("://")
     userinfo, _, location = rest.rpartition("@")
-    found = [userinfo.partition(":")[2]]
-    for each in location.partition("#")[0].partition("?")[2].split("&"):
-        name, _, value = each.partition("=")
-        if unquote_plus(name).lower() not in _SHOWN_OPTIONS:
-            found.append(value)
+    authority = rest[: after.start()] if (after := _AFTER_AUTHORITY.search(rest)) else rest
+    # A password may hold any character, and so may an option: each reading has its secrets.
+    found = [each.partition(":")[2] for each in (userinfo, authority.rpartition("@")[0])]
+    for query in (location.partition("#")[0].partition("?")[2], rest.partition("?")[2]):
+        for each in query.split("&"):
+            name, _, value = each.partition("=")
+            if unquote_plus(name).lower() not in _SHOWN_OPTIONS:
+                found.append(value)
     public = mask_url(url).replace(MASK, " ").lower()
-    secrets = {it for raw in found for it in (raw, unquote(raw)) if len(it) >= SHORTEST and it.lower() not in public}
+    spelled = {spelling for raw in found for spelling in (raw, unquote(raw), unquote_plus(raw))}
+    secrets = {it for it in spelled if len(it) >= SHORTEST and it.lower() not in public}
     return secrets | ({url} if mask_url(url) != url else set())
 
 
@@ -137,10 +144,14 @@ def _spellings(secret: str) -> set[str]:
     return {
         secret,
         quote(secret, safe="", errors="replace"),
+        quote(secret, errors="replace"),
+        quote(secret, safe=" +", errors="replace"),
         quote_plus(secret, errors="replace"),
         json.dumps(secret)[1:-1],
         json.dumps(secret, ensure_ascii=False)[1:-1],
         repr(secret)[1:-1],
+        ascii(secret)[1:-1],
+        repr(secret.encode(errors="replace"))[2:-1],
     }
 
 

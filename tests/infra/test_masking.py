@@ -72,6 +72,9 @@ def test_what_is_masked_and_what_is_shown(text: str, shown: str | None) -> None:
             "postgresql://ada:x@db/app?pass%77ord=y&pool_size=3&sslmode",
             f"postgresql://ada:{MASK}@db/app?pass%77ord={MASK}&pool_size=3&sslmode",
         ),
+        ("redis://db/0?sentinel_password=p@hunter2", f"redis://{MASK}@{MASK}"),
+        ("redis://u:x@db/0?sentinel_password=p@hunter2", f"redis://{MASK}@{MASK}"),
+        ("redis://u:a/b@db/0", f"redis://u:{MASK}@db/0"),
         ("redis://h:1/0?unknown=y#z", f"redis://h:1/0?unknown={MASK}#{MASK}"),
         ("sqlite:////data/a@b.db", "sqlite:////data/a@b.db"),
         ("not a url", MASK),
@@ -85,6 +88,16 @@ def test_a_url_shows_only_what_is_known_to_be_harmless(url: str, shown: str) -> 
 def test_a_known_secret_is_masked_wherever_it_occurs() -> None:
     masker = Masker(url_secrets("redis://u:a%2Fb%20hunter2@h?sentinel_password=correcthorse"))
     assert masker("got 'a/b hunter2', a%2Fb%20hunter2 and correcthorse") == f"got '{MASK}', {MASK} and {MASK}"
+
+
+@pytest.mark.parametrize("option", ["p@ss hunter2", "hun ter2", "é", "a/b", "?a@b"])
+def test_an_option_of_any_characters_is_a_known_secret(option: str) -> None:
+    password = f"{option}-{SECRET}"
+    for spelled in (password, quote(password, safe=""), password.replace(" ", "+")):
+        masker = Masker(url_secrets(f"redis://ada:correct@db/0?sentinel_password={spelled}&protocol=3"))
+        assert SECRET not in masker(f"refused: {spelled}, {quote(password)} or {spelled!r}")
+        assert SECRET not in masker(f"refused: {password.encode()!r} or {password!a}")
+        assert "correct" not in masker("refused: 'x correct x'")
 
 
 def test_a_password_that_its_url_shows_anyway_is_no_known_secret() -> None:
