@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from beneath.errors import StartError
+from beneath.http.addresses import network_forms
 from beneath.http.connections import ConnectionLimits, Connections
 from infra.telemetry import Sample
 
@@ -71,7 +72,7 @@ class HttpServer:
             backlog=_AT_ONCE,
             timeout_keep_alive=math.ceil(self.connections.limits.keep_alive),
             proxy_headers=bool(proxies),
-            forwarded_allow_ips=list(proxies),
+            forwarded_allow_ips=[form for each in proxies for form in network_forms(each)],
             log_config=None,
             access_log=False,
             lifespan="off",

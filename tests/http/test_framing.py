@@ -148,3 +148,11 @@ async def test_forwarded_addresses_count_only_from_named_proxies(
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     async with wire(who, proxies=proxies) as served:
         assert (await served.ask(FORWARDED)).body == seen
+
+
+@pytest.mark.parametrize("proxies", [("127.0.0.0/8", "10.0.0.0/8"), ("::ffff:7f00:0/104", "::ffff:a00:0/104")])
+@pytest.mark.parametrize("proxy", [b"10.0.0.1", b"::ffff:10.0.0.1", b"[::ffff:10.0.0.1]:80", b"10.0.0.1:80"])
+async def test_proxy_is_known_in_every_form_of_its_address(proxies: tuple[str, ...], proxy: bytes) -> None:
+    async with wire(who, proxies=proxies) as served:
+        forwarded = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 9.9.9.9, " + proxy + b"\r\n\r\n"
+        assert (await served.ask(forwarded)).body == b"9.9.9.9 http"

@@ -1,9 +1,12 @@
 """Addresses of clients."""
 
-from ipaddress import IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 _SITE = 64
 """Bits of an IPv6 address that one client does not choose freely."""
+
+_MAPPED = 96
+"""Bits before an IPv4 address that is written as an IPv6 address."""
 
 
 def plain_address(text: str) -> str:
@@ -26,3 +29,14 @@ def client_key(text: str) -> str:
     except ValueError:
         return ""
     return str(IPv6Network((int(address), _SITE), strict=False)) if isinstance(address, IPv6Address) else str(address)
+
+
+def network_forms(text: str) -> list[str]:
+    """Return a network in each form in which proxies write its addresses: an IPv4 network also as a part of IPv6."""
+    network = ip_network(text)
+    if isinstance(network, IPv4Network):
+        return [str(network), f"::ffff:{network.network_address}/{_MAPPED + network.prefixlen}"]
+    mapped = network.network_address.ipv4_mapped
+    if mapped is None or network.prefixlen < _MAPPED:
+        return [str(network)]
+    return [str(network), f"{mapped}/{network.prefixlen - _MAPPED}"]
