@@ -183,7 +183,8 @@ class TestHealth:
         assert answer.headers["content-type"].startswith("text/plain; version=")
 
 
-async def test_simultaneous_readiness_requests_share_one_round_of_probes() -> None:
+@pytest.mark.parametrize("path", ["/readyz", "/metrics"])
+async def test_simultaneous_health_requests_share_one_round_of_queries(path: str) -> None:
     asked, go_on = 0, asyncio.Event()
 
     async def probe() -> None:
@@ -192,18 +193,19 @@ async def test_simultaneous_readiness_requests_share_one_round_of_probes() -> No
         await go_on.wait()
 
     async def scrape() -> bytes:
+        await probe()
         return b""
 
     app = create_health_app(ready={"database": probe}, metrics=scrape)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as client:
-        waiting = [asyncio.create_task(client.get("/readyz")) for _ in range(20)]
+        waiting = [asyncio.create_task(client.get(path)) for _ in range(20)]
         await until(lambda: asked > 0)
         waiting[0].cancel()
         await asyncio.wait(waiting[:1])
         go_on.set()
         assert {answer.status_code for answer in await asyncio.gather(*waiting[1:])} == {200}
         assert asked == 1
-        assert (await client.get("/readyz")).status_code == 200
+        assert (await client.get(path)).status_code == 200
         assert asked == 2, "a later request is answered by a new round"
 
 

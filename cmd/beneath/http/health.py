@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import structlog
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -12,6 +12,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 Probe = Callable[[], Awaitable[None]]
 """Returns if a part can do its work, raises what keeps it from it."""
@@ -25,28 +27,26 @@ PROBE_SECONDS: Final = 2.0
 def health_routes(ready: Mapping[str, Probe], metrics: Scrape) -> list[Route]:
     """Return `/healthz`, `/metrics`, and `/readyz`: 200 if every probe returns within 2 seconds, else 503.
 
-    Requests for `/readyz` at the same time share one round of probes: anyone may ask, and a probe costs a connection.
+    Requests at the same time share one round of probes, or one scrape: anyone may ask, and each costs the database
+    several queries.
     """
-    probing: asyncio.Task[dict[str, str]] | None = None
 
     async def probe_all() -> dict[str, str]:
         return dict(zip(ready, await asyncio.gather(*map(_state, ready, ready.values())), strict=True))
+
+    probes, scrapes = _Shared(probe_all), _Shared(metrics)
 
     async def healthz(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def readyz(_request: Request) -> Response:
-        nonlocal probing
-        if probing is None or probing.done():
-            probing = asyncio.create_task(probe_all())
-        # A client that hangs up must not end the probes that others wait for.
-        states = await asyncio.shield(probing)
+        states = await probes()
         is_ready = all(state == "ok" for state in states.values())
         body = {"status": "ready" if is_ready else "not ready", "checks": states}
         return JSONResponse(body, 200 if is_ready else 503)
 
     async def scrape(_request: Request) -> Response:
-        return Response(await metrics(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await scrapes(), media_type=CONTENT_TYPE_LATEST)
 
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", scrape)]
 
@@ -54,6 +54,23 @@ def health_routes(ready: Mapping[str, Probe], metrics: Scrape) -> list[Route]:
 def create_health_app(*, ready: Mapping[str, Probe], metrics: Scrape) -> Starlette:
     """Return an application of nothing but health and metrics, for processes without an API."""
     return Starlette(routes=health_routes(ready, metrics))
+
+
+class _Shared(Generic[T]):
+    """A call that runs once at a time; whoever asks meanwhile gets the same result, or the same error."""
+
+    def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
+        self._call = call
+        self._running: asyncio.Task[T] | None = None
+
+    async def __call__(self) -> T:
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        # A client that hangs up must not end the call that others wait for.
+        return await asyncio.shield(self._running)
+
+    async def _run(self) -> T:
+        return await self._call()
 
 
 async def _state(name: str, probe: Probe) -> str:
