@@ -1,4 +1,4 @@
-"""How the name of a person or a thing is written in every table and event."""
+"""The form of names of people and things, in every table and event."""
 
 import unicodedata
 from typing import Final
@@ -7,7 +7,7 @@ MAX_LENGTH: Final = 200
 """Characters of a name, and so at most 800 bytes in UTF-8."""
 
 MAX_MARKS: Final = 8
-"""Combining marks in a row; more of them reach into the lines above and below."""
+"""Combining marks in a row, joiners not counted; more of them reach into the lines above and below."""
 
 _JOINERS: Final = frozenset("\u200c\u200d")
 """Invisible, but needed: Persian, the scripts of India and emoji are written with them."""
@@ -16,7 +16,7 @@ _BLANK: Final = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\U00013441\
 """Letters and symbols that show nothing."""
 
 _REFUSED: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Categories that control, that turn text around, that mean nothing to others, or that end a line."""
+"""Unicode categories of control and format characters, surrogates, private use, unassigned, and line separators."""
 
 _VISIBLE: Final = frozenset("LNPS")
 
@@ -26,13 +26,11 @@ class InvalidName(ValueError):
 
 
 def normalise_name(raw: str) -> str:
-    """Return `raw` in Unicode's form NFC, so that one name is one text.
-
-    It is one line of at most 200 characters, one of them visible, without spaces at either end, control characters,
-    marks for the direction of text, and characters that Python's version of Unicode does not know.
+    """Return `raw` in Unicode's form NFC, in which equal names are equal texts.
 
     Raises:
-        InvalidName: it is not.
+        InvalidName: `raw` is longer than 200 characters, is not one line, has nothing visible or a space at an end, or
+            holds a control character, a mark for the direction of text, or one that this Python does not know.
     """
     if len(raw) > MAX_LENGTH:
         raise InvalidName(f"expected at most {MAX_LENGTH} characters")

@@ -161,7 +161,7 @@ class InviteExpired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InviteWithdrawn:
-    """An open invite was withdrawn by `actor_id`, or ended with the removal or demotion of whoever had made it."""
+    """An open invite was withdrawn by `actor_id`, also by removing or demoting its inviter."""
 
     organization_id: UUID
     actor_id: UUID

@@ -12,8 +12,8 @@ from services.organization.errors import LastOwner, MemberNotFound, NotAllowed, 
 async def lock_organization(session: AsyncSession, organization_id: UUID) -> Organization:
     """Return the organization, locked until the transaction ends; raise `OrganizationNotFound`.
 
-    Whatever changes members or invites locks it first, and checks roles afterwards: of an acceptance and the removal
-    of the inviter, or of two removals, one sees all that the other did, and neither waits for the other in a circle.
+    Every change of members or invites locks it first and checks roles afterwards. So an acceptance and the removal of
+    the inviter, or two removals, run one after the other, and cannot deadlock.
     """
     # Not FOR UPDATE: the foreign keys of new projects and the like may go on meanwhile.
     query = select(Organization).where(Organization.id == organization_id).with_for_update(key_share=True)
@@ -49,7 +49,7 @@ async def find_member(session: AsyncSession, organization_id: UUID, user_id: UUI
 
 
 async def require_other_owner(session: AsyncSession, member: Member) -> None:
-    """Raise `LastOwner` if the organization would be without an owner once `member` is none."""
+    """Raise `LastOwner` if `member` is the organization's only owner."""
     if member.role is not Role.OWNER:
         return
     owners = select(Member.user_id).where(Member.organization_id == member.organization_id, Member.role == Role.OWNER)

@@ -1,4 +1,4 @@
-"""What can be wrong with a call to the organization service."""
+"""Errors that the organization service raises."""
 
 
 class OrganizationError(Exception):
@@ -6,7 +6,7 @@ class OrganizationError(Exception):
 
 
 class OrganizationNotFound(OrganizationError):
-    """There is no such organization, or the caller is not in it; which of both is not told."""
+    """There is no such organization, or the caller is not in it; the error does not tell which."""
 
 
 class OrganizationChanged(OrganizationError):

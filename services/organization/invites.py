@@ -1,4 +1,4 @@
-"""Finding invites, and what is said about them."""
+"""Queries and limits for invites, and the events about them."""
 
 import hashlib
 import secrets
@@ -26,11 +26,11 @@ from services.organization.errors import AlreadyInvited, AlreadyMember, TooManyI
 HOUR: Final = timedelta(hours=1)
 
 MAX_OPEN: Final = 200
-"""Open invites of one user to one organization: as many are withdrawn at once when that user is removed."""
+"""Open invites of one user to one organization, which bounds what the removal of that user withdraws."""
 
 
 async def find_pending(session: AsyncSession, invite_id: UUID) -> Invite | None:
-    """Return an invite that was not closed yet, whatever the time, locked until the transaction ends."""
+    """Return a pending invite, also after its deadline, locked until the transaction ends."""
     query = select(Invite).where(Invite.id == invite_id, Invite.status == InviteStatus.PENDING)
     return await session.scalar(query.with_for_update())
 
@@ -53,7 +53,7 @@ async def organization_of(session: AsyncSession, token: str) -> UUID | None:
 
 
 async def is_backed(session: AsyncSession, invite: Invite) -> bool:
-    """Whether who made the invite could make it still; by then the organization is locked."""
+    """Whether the inviter's present role allows the invite; the caller has locked the organization."""
     inviter = select(Member.role).where(
         Member.organization_id == invite.organization_id, Member.user_id == invite.invited_by
     )
@@ -64,9 +64,9 @@ async def is_backed(session: AsyncSession, invite: Invite) -> bool:
 async def find_unbacked(
     session: AsyncSession, organization_id: UUID, user_id: UUID, role: Role | None, now: datetime
 ) -> Sequence[Invite]:
-    """Return the open invites that end as the user's role becomes `role`, or None on removal, locked.
+    """Return the open invites to withdraw as the user's role becomes `role`, or None on removal, locked.
 
-    They are those that the user made and could not make any more; on removal, also those to the user's own mailbox.
+    These are the user's invites that the new role does not allow; on removal, also those to the user's own mailbox.
     """
     mine = Invite.invited_by == user_id
     if role is None:
@@ -77,7 +77,7 @@ async def find_unbacked(
 
 
 async def require_uninvited(session: AsyncSession, organization_id: UUID, email: str, now: datetime) -> None:
-    """Raise `AlreadyMember` or `AlreadyInvited` if the mailbox has no use for an invite."""
+    """Raise `AlreadyMember` or `AlreadyInvited` if the mailbox is a member's or has an open invite."""
     member = (
         select(Member.user_id)
         .join(User, User.id == Member.user_id)
@@ -109,26 +109,26 @@ async def require_within_limits(session: AsyncSession, invite: Invite, *, limit:
 
 
 def replace_token(invite: Invite) -> str:
-    """Return a new token for the invite, which keeps only its hash; the token before is worthless from now on."""
+    """Return a new token for the invite, which stores only its hash; the previous token becomes invalid."""
     token = secrets.token_urlsafe(32)
     invite.token_hash = _digest(token)
     return token
 
 
 def expiry_of(invite: Invite) -> InviteExpired:
-    """Return the event that tells that nobody accepted in time."""
+    """Return the event for an invite that was not accepted in time."""
     return InviteExpired(organization_id=invite.organization_id, invite_id=invite.id, email=invite.email)
 
 
 def withdrawal_of(invite: Invite, actor_id: UUID) -> InviteWithdrawn:
-    """Return the event that tells that the invite is no longer open."""
+    """Return the event for an invite that was withdrawn by `actor_id`."""
     return InviteWithdrawn(
         organization_id=invite.organization_id, actor_id=actor_id, invite_id=invite.id, email=invite.email
     )
 
 
 def invitation_of(invite: Invite, organization: Organization) -> MemberInvited:
-    """Return the event that gets the invite mailed."""
+    """Return the event whose listener mails the invite."""
     return MemberInvited(
         organization_id=organization.id,
         actor_id=invite.invited_by,

@@ -1,13 +1,12 @@
 """Organizations, their members, and invites to become one.
 
-How an invite ends is decided in one place: its row, locked, in the transaction that closes it. Whoever finds it pending
-there closes it and publishes what became of it (`MemberJoined`, `InviteWithdrawn`, `InviteExpired`), so the journal
-never tells of two ends. The scheduled `InviteDeadlineReached` only asks for a look at the row. Cancelling it saves that
-look; nothing depends on it: one that fires late, twice or after an acceptance changes nothing, and if the queue loses
-one, the clock still keeps the invite from being accepted too late, or from being in the way of a new one.
+An invite is closed once: the transaction that finds its row pending, and holds the lock on it, changes the status and
+publishes the event for it (`MemberJoined`, `InviteWithdrawn` or `InviteExpired`). The scheduled `InviteDeadlineReached`
+only starts a check of the row. One that fires late, twice or after an acceptance changes nothing; if the queue loses
+one, `expires_at` still ends the invite. Cancelling it saves the check, and nothing depends on that.
 
-An invite is worth what its inviter may do. The transaction that removes or demotes the inviter withdraws it, and an
-acceptance checks it again, under the same lock on the organization.
+An invite is valid while its inviter's role allows it. The transaction that removes or demotes the inviter withdraws it,
+and an acceptance checks the role again, under the same lock on the organization.
 """
 
 from collections.abc import Sequence
@@ -74,7 +73,7 @@ class MemberView:
 
 
 class OrganizationService:
-    """Owns organizations, members and invites, and says who may do what there."""
+    """Owns organizations, members and invites, and checks roles in them."""
 
     def __init__(self, bus: Bus, db: Database, clock: Clock, *, invite_lifetime: float, max_invites: int) -> None:
         """Take the seconds after which an unanswered invite expires, and how many one user may make in an hour."""
@@ -262,10 +261,10 @@ class OrganizationService:
             await self._withdraw(invite, actor_id)
 
     async def accept_invite(self, actor_id: UUID, token: str) -> Organization:
-        """Make the actor a member, on the strength of a mailed token, and call the expiry off.
+        """Make the actor a member by a mailed token, and cancel the invite's deadline.
 
         Raises:
-            InviteNotFound: no open invite has this token, or who made it may no longer invite to its role.
+            InviteNotFound: no open invite has this token, or its inviter's role no longer allows it.
             AlreadyMember: the actor is in the organization already.
         """
         async with self._db.transaction() as tx:

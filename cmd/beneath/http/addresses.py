@@ -10,7 +10,7 @@ _MAPPED = 96
 
 
 def plain_address(text: str) -> str:
-    """Return an IPv4 address as such, also where a socket for both families shows it as an IPv6 address."""
+    """Return an IPv4-mapped IPv6 address, as dual-stack sockets show them, as IPv4; any other text unchanged."""
     try:
         address = ip_address(text)
     except ValueError:
@@ -20,9 +20,10 @@ def plain_address(text: str) -> str:
 
 
 def client_key(text: str) -> str:
-    """Return what to count a client by: its IPv4 address, or its IPv6 network of 64 bits, all of which is at its call.
+    """Return the key of a client's rate limits: its IPv4 address, or its IPv6 network of 64 bits.
 
-    What is no address, which a misconfigured proxy may send, is one client.
+    One IPv6 client may use every address of such a network. Texts that are no address, which a misconfigured proxy may
+    send, share one key.
     """
     try:
         address = ip_address(plain_address(text))

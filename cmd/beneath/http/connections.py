@@ -1,4 +1,4 @@
-"""Connections of clients: how many there may be, and how long one may keep the server waiting."""
+"""Client connections, bounded in number and in the time for which each may keep the server waiting."""
 
 import asyncio
 import logging
@@ -37,13 +37,13 @@ _RETRY_AFTER: Final = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """What the clients of one server may cost."""
+    """Bounds on the connections of one server."""
 
     max_connections: int = 500
     """Connections that are open at the same time. Half of the process's file descriptors are the bound beyond that."""
 
     request_timeout: float = 20.0
-    """Seconds from a request's beginning to its last byte, and for a client to take some of its answer."""
+    """Seconds from a request's beginning to its last byte, and for a client to take `PROGRESS` bytes of its answer."""
 
     keep_alive: float = 5.0
     """Seconds that a connection may wait for another request."""
@@ -62,7 +62,7 @@ class Connections:
         open_files = _max_open_files()
         # The rest is for the database, the queue and files: a process that cannot open those ends.
         self.limit = min(limits.max_connections, max(1, open_files // 2))
-        """How many there may be in this process."""
+        """Most connections that this server keeps open."""
         self.evicted = 0
         self.refused = 0
         self.timed_out = 0
@@ -85,7 +85,7 @@ class Connections:
         return iter(list(self._open))
 
     def protocol(self) -> type[asyncio.Protocol]:
-        """Return what uvicorn takes as its `http` protocol."""
+        """Return a factory of connections, for uvicorn's option `http`."""
 
         def connect(
             config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: object = None
@@ -96,14 +96,14 @@ class Connections:
         return cast("type[asyncio.Protocol]", connect)
 
     def admit(self, connection: "HttpConnection") -> bool:
-        """Take a new connection in, in another one's place if need be; return whether there was one."""
+        """Register a new connection, evicting another at the limit; return False if none could be evicted."""
         admitted = len(self._open) < self.limit or self._evict()
         self.refused += not admitted
         self._open.add(connection)
         return admitted
 
     def remove(self, connection: "HttpConnection") -> None:
-        """Forget a connection that has ended."""
+        """Unregister a connection that has ended."""
         self._open.discard(connection)
         self._waiting.pop(connection, None)
 
@@ -118,7 +118,7 @@ class Connections:
         self._waiting.pop(connection, None)
 
     def sweep(self, now: float) -> None:
-        """End the connections whose time was up at `now`, by the event loop's clock."""
+        """End the connections whose deadline has passed at `now`, by the event loop's clock."""
         for connection in self:
             connection.check(now)
 
@@ -162,7 +162,7 @@ class Connections:
 
 
 class HttpConnection(H11Protocol):
-    """One connection, with an end to every wait for its client. Refusals are problems, as everywhere in the API."""
+    """One connection, with a deadline for every wait for its client. Its own refusals are problems (RFC 9457)."""
 
     conn: StrictConnection
 
@@ -250,7 +250,7 @@ class HttpConnection(H11Protocol):
         self._refuse(BAD_REQUEST, msg)
 
     def check(self, now: float) -> None:
-        """End the connection if its client's time was up at `now`."""
+        """End the connection if its client's deadline has passed at `now`."""
         if self._is_stuck(now):
             self._connections.timed_out += 1
             self.transport.abort()
@@ -267,7 +267,7 @@ class HttpConnection(H11Protocol):
         return False
 
     def _is_stuck(self, now: float) -> bool:
-        """Whether the client has not taken enough of what was written for it."""
+        """Whether the client has taken less than `PROGRESS` bytes of its answer within `request_timeout`."""
         unsent = self.unsent
         if unsent == 0 or self._unsent == 0 or unsent <= self._unsent - PROGRESS:
             self._unsent, self._unsent_since = unsent, now
@@ -275,7 +275,7 @@ class HttpConnection(H11Protocol):
         return now - self._unsent_since >= self._timeout
 
     def _refuse(self, kind: Kind, detail: str, headers: dict[str, str] | None = None) -> None:
-        """Answer with a problem, where no other answer has begun, and close."""
+        """Answer with a problem unless another answer has begun, and close the connection."""
         cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True

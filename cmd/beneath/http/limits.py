@@ -1,4 +1,4 @@
-"""How often one client may do what costs others something, by its address."""
+"""Rate limits by client address."""
 
 from collections import OrderedDict
 from typing import Final
@@ -18,7 +18,7 @@ ADDRESSES: Final = 10_000
 HOUR: Final = 3600.0
 
 LOG_EVERY: Final = 60.0
-"""Seconds between two log lines about one limit, whoever reaches it."""
+"""Seconds between two log lines about one limit, whatever the addresses."""
 
 
 class AddressLimit:
@@ -41,7 +41,7 @@ class AddressLimit:
         return len(self._buckets)
 
     def take(self, address: str) -> float:
-        """Count one use by `address`; return 0, or for how many seconds it should wait if it has used up its share."""
+        """Count one use by `address` and return 0, or return the seconds to wait if its bucket is empty."""
         key, now = client_key(address), self._clock.monotonic()
         full_at = max(now, self._buckets.pop(key, now))
         wait = full_at + self._pause - now - self._pause * self._count
@@ -57,12 +57,12 @@ class AddressLimit:
         return wait
 
     def spend(self, request: Request) -> None:
-        """Count one use by the request's client; raise a problem with `Retry-After` if it has used up its share."""
+        """Count one use by the request's client; raise a problem with `Retry-After` if its bucket is empty."""
         if wait := self.take(address_of(request)):
             detail = f"too many {self._what} came from your address; try again in {wait:.0f} s"
             raise ProblemError(TOO_MANY_REQUESTS, detail, retry_after(wait))
 
 
 def address_of(request: Request) -> str:
-    """Return the address that a request came from: the client's, where a trusted proxy says so."""
+    """Return the client's address, as a trusted proxy names it; empty for a Unix socket."""
     return request.client.host if request.client else ""
