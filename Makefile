@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# How many seeds `make test-all` simulates; `make test` takes the first 120.
-SEEDS ?= 3000
+# How many seeds `make test-all` simulates; `make test` takes the first 45.
+SEEDS ?= 1000
 # What `make test-all` runs the tests with processes on; `make test` runs them on `sqlite`.
 STACKS ?= sqlite+redis7 sqlite+redis8 sqlite+valkey postgres postgres+valkey
 

@@ -16,5 +16,5 @@ from tests.contract.wired import WIRED
 def test_a_driver_does_what_the_model_does_whatever_becomes_of_requests(name: str, tmp_path: Path) -> None:
     driver = DRIVERS[name]
     machine = unsteady_machine_of(name, driver, tmp_path)
-    examples = 6 if name in WIRED else 15 if driver.features.durable else 150
+    examples = 3 if name in WIRED else 8 if driver.features.durable else 60
     run_state_machine_as_test(machine, settings=search(examples, shrink=name not in WIRED))

@@ -7,7 +7,7 @@ import pytest
 from tests.mutants.seeded import MUTANTS, Mutant
 from tests.mutants.trying import caught, place_of
 
-QUICK = ("nul-is-stored-in-texts", "repeated-settlement-ends-a-later-claim", "cancelled-background-task-stays-away")
+QUICK = ("nul-is-stored-in-texts", "repeated-settlement-ends-a-later-claim")
 """What `make test` tries; `make test-all` tries all of them."""
 
 TRIED = [it for it in MUTANTS if it.name in QUICK or os.environ.get("BENEATH_TEST_MUTANTS") == "all"]

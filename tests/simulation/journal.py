@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from pathlib import Path
 
 from tests.simulation.loop import EPOCH, Process, SimulatedLoop
 from tests.torture.journal import Kind, Line
@@ -10,13 +11,14 @@ from tests.torture.journal import Kind, Line
 class SimulatedJournal:
     """Kept in memory. What a killed process would write is left out."""
 
-    def __init__(self, loop: SimulatedLoop) -> None:
+    def __init__(self, loop: SimulatedLoop, folder: Path | None) -> None:
         self.lines: list[Line] = []
         self.trace: list[str] = []
         self.runs: Counter[tuple[str, str, int]] = Counter()
         """How often each listener began with each event."""
 
         self._loop = loop
+        self._folder = str(folder)
 
     def write(
         self,
@@ -53,7 +55,8 @@ class SimulatedJournal:
     def note(self, process: Process, text: str) -> None:
         """Append to the trace alone."""
         if not process.dead:
-            self.trace.append(f"{self._loop.time():10.4f} [{process.pid}] {text}")
+            # The folder's name differs from run to run, and the trace of one seed must not.
+            self.trace.append(f"{self._loop.time():10.4f} [{process.pid}] {text.replace(self._folder, 'FOLDER')}")
 
     def unfinished(self, pid: int) -> bool:
         """Whether a handler of a process has begun and not ended."""

@@ -49,7 +49,7 @@ class Simulation:
         self.seed = seed
         self.random = Random(f"simulation {seed}")
         self.loop = SimulatedLoop(self.random)
-        self.journal = SimulatedJournal(self.loop)
+        self.journal = SimulatedJournal(self.loop, path.parent if path else None)
         self.slots: list[Program] = []
         self.programs: list[Program] = []
         self._path = path

@@ -9,7 +9,7 @@ from tests.simulation.sealing import HASH_SEED
 
 ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("BENEATH_TEST_FIRST_SEED", "0"))
-SEEDS = int(os.environ.get("BENEATH_TEST_SEEDS", "120"))
+SEEDS = int(os.environ.get("BENEATH_TEST_SEEDS", "45"))
 CHUNK = 15
 """Seeds of one Python process."""
 

@@ -8,4 +8,4 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 def test_short_soak_breaks_no_promise() -> None:
-    assert main(["--minutes", "0.4", "--seed", "11", "--without", "clock"]) == 0
+    assert main(["--minutes", "0.2", "--seed", "11", "--without", "clock"]) == 0

@@ -19,7 +19,6 @@ from tests.contract.sqlite_harness import HISTORY
 from tests.infra.mq.acting import consumer, handle_all, message, subscription
 
 BEFORE = "0005"
-NOW = time.time()
 
 HELD = """
 INSERT INTO beneath_subscription (id, name, ordered) VALUES (1, 'work', 0), (2, 'mail', 1);
@@ -67,7 +66,7 @@ async def before(tmp_path: Path) -> Path:
         await connection.run_sync(make)
     await db.close()
     with closing(sqlite3.connect(path)) as raw:
-        raw.executescript(HELD.format(now=NOW))
+        raw.executescript(HELD.format(now=time.time()))
     return path
 
 
@@ -124,9 +123,9 @@ async def test_release_before_goes_on_with_an_upgraded_file(queue: SqlQueue, bef
             SELECT message_id FROM beneath_delivery INDEXED BY beneath_delivery_scheduled
             WHERE state = 3 AND due_at <= ? ORDER BY due_at, id LIMIT ?
         """
-        assert raw.execute(due, (NOW, 10)).fetchall() == [("scheduled",), ("scheduled of a",)]
+        assert raw.execute(due, (time.time(), 10)).fetchall() == [("scheduled",), ("scheduled of a",)]
         raw.execute("UPDATE beneath_delivery SET state = 2 WHERE message_id = 'ready'")
-        raw.execute("UPDATE beneath_registry SET version = version + 1, changed_at = ?", (NOW,))
+        raw.execute("UPDATE beneath_registry SET version = version + 1, changed_at = ?", (time.time(),))
     assert await (await consumer(queue)).unpark({"work": ["Happened"]}) == 1
     await queue.declare([subscription("work")], [])
 
