@@ -1,4 +1,4 @@
-"""Files and folders that nobody but their owner may see, and how many more this process may open."""
+"""Files and folders for their owner alone, and a check for file descriptors running out."""
 
 import errno
 import os
@@ -49,7 +49,10 @@ def private_file(path: Path) -> None:
 
 
 def descriptors_short() -> str | None:
-    """Say in one line that this process cannot open more files, if so: some libraries say only that they could not."""
+    """Return a line that says that this process cannot open more files, or None if it can.
+
+    Some libraries report only that opening failed, not why.
+    """
     opened: list[int] = []
     try:
         while len(opened) < _NEEDED:

@@ -1,4 +1,4 @@
-"""How an email address is written in every table and event."""
+"""The form of email addresses in every table and event."""
 
 import re
 
@@ -6,13 +6,13 @@ MAX_LENGTH = 254
 """The longest address that SMTP can carry."""
 
 MAX_LOCAL = 64
-"""The longest part before the @ that it can."""
+"""The longest part before the @ that SMTP can carry."""
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 
 PATTERN = rf"^{_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*$"
-"""What SMTP carries anywhere: ASCII, no quotes, no comments."""
+"""Addresses that every SMTP server accepts: ASCII, without quotes and comments."""
 
 _VALID = re.compile(PATTERN.removesuffix("$") + r"\Z")
 

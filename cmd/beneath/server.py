@@ -20,7 +20,7 @@ from infra.telemetry import Sample
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 BACKLOG: Final = 2048
-"""Connections that the kernel keeps while nobody accepts them."""
+"""Connections that the kernel queues until they are accepted."""
 
 _AT_ONCE: Final = 32
 """Connections accepted in one turn of the event loop, before the first of them can be refused."""
@@ -41,7 +41,7 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves an ASGI application. From its making to `close()` the port is taken; connections wait until it runs."""
+    """Serves an ASGI application. It listens from its construction to `close()`; connections wait until `run()`."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class HttpServer:
         return self.connections.samples()
 
     def close(self) -> None:
-        """Give the port back."""
+        """Close the listening socket."""
         self._socket.close()
 
 

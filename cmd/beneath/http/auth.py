@@ -1,4 +1,4 @@
-"""Who a request comes from."""
+"""Authentication of requests by API secret."""
 
 from typing import Annotated
 
@@ -38,7 +38,7 @@ Keeper = Annotated[Principal, Depends(Bearer(Scope.SECRETS))]
 
 
 async def authenticate(request: Request) -> Principal:
-    """Return whom the request's secret stands for, however often asked; raise `ProblemError`."""
+    """Return the principal of the request's secret, looked up once per request; raise `ProblemError`."""
     if not hasattr(request.state, "principal"):
         request.state.principal = await _authenticate(request)
     principal: Principal = request.state.principal

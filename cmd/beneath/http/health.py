@@ -1,4 +1,4 @@
-"""Whether the process is up, whether it can work, and its numbers. Anyone may ask; nothing of the domain is told."""
+"""Liveness, readiness and metrics of the process, without authentication and without data of the domain."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,7 +16,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 Probe = Callable[[], Awaitable[None]]
-"""Returns if a part can do its work, raises what keeps it from it."""
+"""Returns if a part can do its work; raises the error that prevents it."""
 
 Scrape = Callable[[], Awaitable[bytes]]
 """Returns the metrics in Prometheus's text format."""

@@ -1,4 +1,4 @@
-"""`Idempotency-Key` on POST: a client that got no answer sends the request again, and it is carried out once."""
+"""`Idempotency-Key` on POST: a request that a client repeats, for want of an answer, is carried out once."""
 
 from typing import Annotated, ClassVar, Final
 
@@ -64,7 +64,7 @@ class IdempotentRoute(ApiRoute):
 
 
 class ForgetfulRoute(IdempotentRoute):
-    """The same for answers with a secret in them: remembers that it was done, and refuses to do it again."""
+    """The same for answers that hold a secret: these are not stored, and a repeated request gets 409."""
 
     keep = False
 

@@ -1,4 +1,7 @@
-"""What happens around every request; plain ASGI, so that it costs little and context variables reach the handlers."""
+"""Middleware around every request: request ids, unexpected errors, bounds on bodies.
+
+It is plain ASGI, which costs little and lets context variables reach the handlers.
+"""
 
 import re
 from collections.abc import Callable
@@ -28,11 +31,11 @@ SECURITY_HEADERS: Final = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cache-control": "no-store",
 }
-"""For answers that no browser should show, guess at or keep. A page that needs others sets its own."""
+"""Headers of every answer: browsers neither render, sniff nor cache it. A page that needs others sets its own."""
 
 
 class RequestContext:
-    """Gives the request an id, known to logs, events and the client; answers what nobody foresaw."""
+    """Gives each request an id, which logs, events and the client see, and answers unexpected errors with 500."""
 
     def __init__(self, app: ASGIApp, correlate: Correlate) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The API's routes: first who asks, then what they sent, then the handler."""
+"""The API's routes: they check the secret, then the body, and then call the handler."""
 
 import json
 import re
@@ -14,10 +14,10 @@ from beneath.http.auth import Bearer
 from beneath.http.problems import BAD_REQUEST, INVALID, MALFORMED_JSON, ProblemError, shortened
 
 MAX_VALUES: Final = 1000
-"""Values in a body, nested ones included, and parameters in a query: what is wrong with each is found one by one."""
+"""Most values in a body, nested ones included, and most parameters in a query: each of them is validated."""
 
 MAX_DEPTH: Final = 32
-"""Levels of objects and arrays in a body."""
+"""Most levels of objects and arrays in a body."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -31,7 +31,7 @@ _TOO_DEEP: Final = "it is nested too deeply"
 
 
 class ApiRoute(APIRoute):
-    """Authenticates before it reads the body, which FastAPI does the other way round, and takes no lenient JSON."""
+    """Authenticates before it reads the body, which FastAPI would do afterwards, and accepts strict JSON only."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
@@ -51,7 +51,7 @@ class ApiRoute(APIRoute):
         return answer
 
     async def carry_out(self, request: Request, handle: Handler) -> Response:
-        """Let `handle` answer a request whose sender is known and whose body is JSON."""
+        """Let `handle` answer a request that is authenticated and whose body is JSON."""
         return await handle(request)
 
 
