@@ -17,4 +17,4 @@ from tests.contract.whole_machine import machine_of
 @pytest.mark.timeout(600)
 def test_a_driver_does_what_the_model_does(name: str, tmp_path: Path) -> None:
     driver = DRIVERS[name]
-    run_state_machine_as_test(machine_of(driver, tmp_path), settings=search(20 if driver.features.durable else 150))
+    run_state_machine_as_test(machine_of(driver, tmp_path), settings=search(10 if driver.features.durable else 80))
