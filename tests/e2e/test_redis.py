@@ -134,5 +134,6 @@ def test_a_message_over_the_limit_is_refused_in_one_line(installation: Installat
     process = installation.spawn("bus", "publish", "UserUpdated", fields, env={"BENEATH_BUS_MAX_PAYLOAD": "1024"})
     assert process.wait() == 1, process.stderr
     line = process.stderr.splitlines()[-1]
-    assert line.startswith("beneath: UserUpdated has a payload of 2")
+    assert line.startswith("beneath: UserUpdated has 22")
+    assert "bytes, headers included" in line
     assert "at most 1024 are allowed" in line
