@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from infra.mq.dividing import divided
 from infra.mq.drivers.redis.keys import Keys
 from infra.mq.drivers.redis.wire import microseconds, serial_of
 from infra.mq.types import Outcome, Settlement
@@ -34,19 +35,7 @@ def in_steps(settlements: Sequence[Settlement]) -> Iterator[Sequence[Settlement]
     ):
         yield settlements
         return
-    claims: dict[int, list[Settlement]] = {}
-    for it in settlements:
-        claims.setdefault(id(it.claim), []).append(it)
-    step: list[Settlement] = []
-    weight = 0
-    for together in claims.values():
-        more = sum(map(_weight, together))
-        if step and (len(step) + len(together) > STEP or weight + more > STEP_BYTES):
-            yield step
-            step, weight = [], 0
-        step += together
-        weight += more
-    yield step
+    yield from divided(settlements, most=STEP, most_bytes=STEP_BYTES, size_of=_weight)
 
 
 def _weight(settlement: Settlement) -> int:

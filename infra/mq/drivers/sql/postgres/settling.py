@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from infra.db.postgresql_driver import Driver
+from infra.mq.dividing import divided
 from infra.mq.drivers.sql.postgres.holdings import STAYING
 from infra.mq.types import Claim, Outcome, Settlement
 
@@ -80,20 +81,12 @@ class _Columns:
 
 def steps_of(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
     """Divide settlements among transactions; those of one claim stay together, and in their order."""
-    by_claim: dict[int, list[Settlement]] = {}
-    for it in settlements:
-        by_claim.setdefault(id(it.claim), []).append(it)
-    step: list[Settlement] = []
-    size = 0
-    for together in by_claim.values():
-        its_size = sum(len(it.failure.error) + len(it.failure.traceback) for it in together if it.failure is not None)
-        if step and (len(step) + len(together) > STEP or size + its_size > STEP_BYTES):
-            yield step
-            step, size = [], 0
-        step += together
-        size += its_size
-    if step:
-        yield step
+    return divided(settlements, most=STEP, most_bytes=STEP_BYTES, size_of=_size)
+
+
+def _size(settlement: Settlement) -> int:
+    failure = settlement.failure
+    return len(failure.error) + len(failure.traceback) if failure else 0
 
 
 async def settle(driver: Driver, worker: int, settlements: Sequence[Settlement], now: float) -> list[Settlement]:

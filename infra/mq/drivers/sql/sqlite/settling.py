@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from json import dumps
 
+from infra.mq.dividing import divided
 from infra.mq.drivers.sql.sqlite.mailboxes import close_mailbox, give_back, heads
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.types import Claim, Outcome, Settlement
@@ -51,16 +52,8 @@ def in_steps(settlements: Sequence[Settlement]) -> Iterator[Sequence[Settlement]
     if len(settlements) <= SETTLED_AT_ONCE:
         yield settlements
         return
-    claims: dict[int, list[Settlement]] = {}
-    for it in settlements:
-        claims.setdefault(id(it.claim), []).append(it)
-    step: list[Settlement] = []
-    for ends in claims.values():
-        if step and len(step) + len(ends) > SETTLED_AT_ONCE:
-            yield step
-            step = []
-        step += ends
-    yield step
+    # Only their number counts here.
+    yield from divided(settlements, most=SETTLED_AT_ONCE, most_bytes=0, size_of=lambda _: 0)
 
 
 def settle(db: sqlite3.Connection, worker: int, settlements: Sequence[Settlement], *, now: float) -> list[Settlement]:
