@@ -1,4 +1,4 @@
-"""Sends what committed transactions broadcast: at most once, and bounded while the queue is away."""
+"""Sends what committed transactions broadcast: at most once, and bounded while the queue is unavailable."""
 
 from collections import deque
 from collections.abc import Sequence

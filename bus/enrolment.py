@@ -26,7 +26,7 @@ class Enrolment:
     """Declares this process's listeners, and starts what depends on that: broadcasts, and the relay of the outbox.
 
     It declares them again and again, as long as the process lives: a durable queue may lose them, by FLUSHALL, a lost
-    tail of its log or a failover, and then whoever has a listener must see to it.
+    tail of its log or a failover, and then the process with the listener must declare it again.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ _SHOWN_OPTIONS = frozenset(
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether a value under this name is one that nobody should see."""
+    """Return whether a value under this name is a secret."""
     return _SECRET_NAME.search(name) is not None
 
 

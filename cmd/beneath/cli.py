@@ -99,7 +99,7 @@ def report(error: BaseException) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Return whether whoever read standard output, such as `head`, has gone."""
+    """Return whether the reader of standard output, such as `head`, has ended."""
     try:
         flush_standard_streams()
     except OSError:

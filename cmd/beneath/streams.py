@@ -1,4 +1,4 @@
-"""The process's standard streams, which whoever starts it may have closed or given a narrow encoding."""
+"""The process's standard streams, which its parent may have closed or given a narrow encoding."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ def flush_standard_streams() -> None:
     """Write out what was printed.
 
     Raises:
-        BrokenPipeError: nobody reads standard output any more; what is printed from now on is dropped.
+        BrokenPipeError: standard output has no reader any more; what is printed from now on is dropped.
         OSError: it cannot be written, for example because a disk is full; the same holds.
     """
     with contextlib.suppress(OSError, ValueError):

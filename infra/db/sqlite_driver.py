@@ -39,7 +39,7 @@ class SQLiteConnection(aiosqlite.Connection):
 
     Args:
         opener: Opens it, in its thread.
-        read_only: Whether nobody need wait for the end of its transactions.
+        read_only: Whether other processes need not wait for the end of its transactions.
         check: Called in each transaction, before its COMMIT or, when it only reads, after its begin; what it raises
             ends the transaction.
         committed: Called in the thread after each COMMIT.

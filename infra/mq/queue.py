@@ -86,7 +86,7 @@ class Consumer(Protocol):
         mailbox, or is not this consumer's: a repeated settlement never ends a later claim. DONE of an unordered
         delivery is never fenced: the handler did succeed, so the delivery is deleted whoever owns it; if it is gone
         already, nothing happens. What each outcome does is said in `Outcome`. A closed mailbox with deliveries left is
-        due at once for whoever fetches next, behind the mailboxes that are waiting; one whose head has a later due
+        due at once for any worker, behind the mailboxes that are waiting; one whose head has a later due
         time becomes due then; others wait for nothing.
 
         Raises:

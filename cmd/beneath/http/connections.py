@@ -114,7 +114,7 @@ class Connections:
         self._waiting.setdefault(connection)
 
     def serve(self, connection: "HttpConnection") -> None:
-        """Note that the server works for the connection, which keeps nobody waiting."""
+        """Note that the server works for the connection and waits for nothing from its client."""
         self._waiting.pop(connection, None)
 
     def sweep(self, now: float) -> None:

@@ -57,7 +57,7 @@ def create_health_app(*, ready: Mapping[str, Probe], metrics: Scrape) -> Starlet
 
 
 class _Shared(Generic[T]):
-    """A call that runs once at a time; whoever asks meanwhile gets the same result, or the same error."""
+    """A call that runs once at a time; callers that come meanwhile get the same result, or the same error."""
 
     def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
         self._call = call

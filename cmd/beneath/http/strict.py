@@ -13,7 +13,7 @@ MAX_LINES: Final = 100
 """Lines of a request's head, and of the trailer behind its body."""
 
 MAX_CHUNK_HEADER: Final = 256
-"""Bytes of the line before a chunk: its size, and extensions that nobody reads."""
+"""Bytes of the line before a chunk: its size, and extensions, which are ignored."""
 
 FREE_CHUNKS: Final = 1000
 """Chunks of a body that may be of any size. Each costs the event loop as much as many bytes do."""

@@ -1,4 +1,4 @@
-"""Scheduled messages that are due are promoted in steps, by whoever claims."""
+"""Scheduled messages that are due are promoted in steps, by the workers that claim."""
 
 from functools import partial
 
@@ -44,7 +44,7 @@ class Promoter:
         """Promote a step's worth.
 
         Raises:
-            QueueError: nothing was promoted; whoever claims next tries again.
+            QueueError: nothing was promoted; the next claim tries again.
         """
         operation = partial(publishing.promote, now=now, after=self._after)
         placed, after = await self._connections.run(operation, writing=False)

@@ -77,7 +77,7 @@ class Declared:
     """How often the registry has changed."""
 
     visible_at: float | None
-    """Since when that version can be read, by the queue's clock; None where nobody has noted it."""
+    """Since when that version can be read, by the queue's clock; None where it is not noted yet."""
 
 
 async def lock(driver: Driver) -> None:

@@ -39,7 +39,7 @@ class LockFile:
             os.close(descriptor)
 
     def restore(self) -> bool:
-        """Put the file back if somebody deleted it; return whether the lock is held. May be called from any thread.
+        """Put the file back if it was deleted; return whether the lock is held. May be called from any thread.
 
         Others take a worker without a file for dead after a while.
         """

@@ -167,7 +167,7 @@ def finish(db: sqlite3.Connection, walk: Walk, *, now: float) -> None:
 
 
 class Retiring:
-    """Which events are being retired, for whoever claims: what it finds of them it removes instead."""
+    """Which events are being retired: a worker that claims removes their deliveries instead."""
 
     def __init__(self, db: sqlite3.Connection, now: float) -> None:
         self._db = db
