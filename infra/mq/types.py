@@ -1,6 +1,6 @@
-"""The words that the bus and a queue driver speak: data only.
+"""The data types of the contract between the bus and a queue driver.
 
-What exists once per message is a msgspec.Struct, which is made in a quarter of a dataclass's time.
+Types with one instance per message are msgspec.Structs, which take a quarter of a dataclass's time to construct.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import msgspec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What a driver can do beyond the contract that all share. The bus asks these, never a driver's name."""
+    """Abilities of a driver beyond the common contract. The bus decides by these, never by a driver's name."""
 
     durable: bool
     """Messages survive the end of the process that published them."""
@@ -30,61 +30,61 @@ class Features:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """A durable wish: one delivery of every event in `events`, for the listener called `name`."""
+    """A durable subscription: one delivery of every event in `events` for the listener called `name`."""
 
     name: str
     """The listener's durable identity."""
 
     events: frozenset[str]
-    """The wire names it listens to."""
+    """The wire names of its events."""
 
     ordered: bool = False
     """One delivery at a time per ordering key, in publish order."""
 
     aliases: tuple[str, ...] = ()
-    """Former names, whose subscription and backlog this one takes over."""
+    """Former names; this subscription takes over the subscription and the backlog of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Which events anyone subscribed to durably, and which are broadcast: a copy, or views that follow what is kept."""
+    """The events with subscriptions and those with broadcast listeners: a copy, or views of the current state."""
 
     routed: AbstractSet[str] = frozenset()
     """Wire names with at least one subscription."""
 
     broadcast: AbstractSet[str] = frozenset()
-    """Wire names that some process once declared a broadcast listener for."""
+    """Wire names for which a process has ever declared a broadcast listener."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One event on its way into the queue."""
+    """One event, as it is published to the queue."""
 
     id: str
     event: str
     """The wire name, by which the queue finds the subscriptions."""
 
     body: bytes
-    """The whole frame, opaque to the queue."""
+    """The encoded frame, opaque to the queue."""
 
     published_at: float
     """Seconds since the epoch."""
 
     ordering_key: str | None = None
     due_at: float | None = None
-    """Seconds since the epoch by `MessageQueue.time()`; None is now."""
+    """Seconds since the epoch by `MessageQueue.time()`; None means now."""
 
     dedupe: bool = False
-    """Accept this id of this event once within the dedupe window; drop repetitions without an error."""
+    """Accept this id of this event once within the dedupe window; drop duplicates without an error."""
 
     fresh: bool = False
-    """The id was made for this very call: it is new, so that it need only be remembered, not looked for."""
+    """The id was generated for this call and is new: the driver must store it, but need not check for a duplicate."""
 
 
 class Delivery(msgspec.Struct, kw_only=True, eq=False):
-    """One event for one subscription, as a consumer holds it."""
+    """One event for one subscription, as a consumer claims it."""
 
     id: int | str
-    """The driver's own; unique within the queue, never reused."""
+    """The driver's own id; unique within the queue, never reused."""
 
     subscription: str
     message_id: str
@@ -98,24 +98,24 @@ class Delivery(msgspec.Struct, kw_only=True, eq=False):
     """Attempts that ended in an error. Never counts shutdowns, deferrals or crashes."""
 
     deferrals: int = 0
-    """Times a handler asked for a later time."""
+    """Number of times a handler asked to be called again later."""
 
     takeovers: int = 0
-    """Times its worker died while it held this delivery among others."""
+    """Number of workers that died while they held this delivery among others."""
 
     crashes: int = 0
-    """Times its worker died while this delivery ran alone."""
+    """Number of workers that died while this delivery ran alone."""
 
 
 class Claim(msgspec.Struct, kw_only=True, eq=False):
-    """What a consumer owns until it settles it: one unordered delivery, or the first ones of one mailbox."""
+    """The deliveries that a consumer owns until it settles them: one unordered, or the first ones of one mailbox."""
 
     subscription: str
     deliveries: list[Delivery]
     ordered: bool = False
     ordering_key: str | None = None
     fence: int = 0
-    """Names this claim: it grows strictly with every claim of the same mailbox or, if unordered, the same delivery."""
+    """Identifies this claim; strictly increases with every claim of the same mailbox or, if unordered, delivery."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,62 +129,62 @@ class Failure:
 
 
 class Outcome(Enum):
-    """How a delivery's present claim ends."""
+    """How a delivery's current claim ends."""
 
     DONE = auto()
-    """It is over: deleted."""
+    """The delivery is handled: it is deleted."""
 
     RETRY = auto()
-    """It failed: `failures` + 1, due after `delay`."""
+    """The handler failed: `failures` + 1, due after `delay`."""
 
     DEFER = auto()
-    """Its handler asked for later: `deferrals` + 1, due after `delay`."""
+    """The handler asked for a later time: `deferrals` + 1, due after `delay`."""
 
     RELEASE = auto()
-    """Given back unchanged, due after `delay`."""
+    """The delivery is released unchanged, due after `delay`."""
 
     PARK = auto()
-    """Unchanged, and not handed out again until `Consumer.unpark` names what the settlement `needs`."""
+    """The delivery is unchanged, and cannot be claimed until `Consumer.unpark` is called with what `needs` names."""
 
     BLOCK = auto()
-    """Ordered only: `failures` + 1; its key stays blocked until `MessageQueue.unblock`."""
+    """Ordered only: `failures` + 1; the mailbox is blocked until `MessageQueue.unblock`."""
 
     DEAD = auto()
-    """`failures` + 1 if `failure` counts as one (`charge`); becomes a dead letter."""
+    """The delivery becomes a dead letter; `failures` + 1 if `charge` is set."""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """The end of one delivery's claim.
 
-    Deliveries of an ordered claim are settled first to last. The settlement that leaves its delivery in the
-    mailbox (RETRY, DEFER, RELEASE, PARK, BLOCK), or the claim's last one, says `close=True` and gives the mailbox back.
+    Deliveries of an ordered claim are settled first to last. The settlement that leaves its delivery in the mailbox
+    (RETRY, DEFER, RELEASE, PARK, BLOCK), or else the claim's last one, has `close=True` and releases the mailbox.
     """
 
     claim: Claim
     delivery: Delivery
     outcome: Outcome
     delay: float = 0.0
-    """Seconds from the queue's now; used by RETRY, DEFER and RELEASE."""
+    """Seconds from the queue's current time; used by RETRY, DEFER and RELEASE."""
 
     failure: Failure | None = None
     charge: bool = True
-    """DEAD: whether this end counts as one more failure (not so for a delivery that killed its processes)."""
+    """DEAD: whether this counts as one more failure (False for a delivery whose handling ended its processes)."""
 
     needs: str | None = None
-    """PARK: what a worker must know before it gets the delivery, such as a version of its event; None: its event."""
+    """PARK: what a worker must know to claim the delivery, such as a version of its event; None: the event itself."""
 
     close: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerInfo:
-    """Who a consumer is, for takeover and for people."""
+    """The identity of a consumer, for takeover and for display."""
 
     id: str
-    """Unique for every incarnation: a worker that lost its lease comes back under a new id."""
+    """Unique for every registration: a worker that lost its lease registers again under a new id."""
 
     subscriptions: frozenset[str]
-    """Listeners that this worker has; a live worker keeps them from being retired."""
+    """Names of this worker's listeners, which cannot be retired while the worker lives."""
 
     host: str = ""
     pid: int = 0
@@ -192,7 +192,7 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A delivery that was given up, with all that is known about why."""
+    """A delivery that is not attempted any more, with its last error."""
 
     id: str
     subscription: str
@@ -210,23 +210,24 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionStats:
-    """What a subscription holds at this moment. `ready` to `blocked` count every unfinished delivery once."""
+    """The counts of a subscription. `ready` to `blocked` count every unfinished delivery exactly once."""
 
     name: str
     events: frozenset[str] = frozenset()
     ordered: bool = False
     paused: bool = False
     workers: int = 0
-    """Live workers that have this listener. 0 with a backlog: nobody will handle it until one comes."""
+    """Live workers that have this listener; with 0, its backlog waits until such a worker starts."""
 
     ready: int = 0
-    """Due now and unclaimed; for ordered ones, all that wait in mailboxes neither blocked nor parked.
+    """Due now and unclaimed; if ordered, all deliveries that wait in mailboxes neither blocked nor parked.
 
-    What its publisher delayed may count here from its time until the next `fetch` puts it into its mailbox.
+    A delivery that its publisher delayed may count here from its due time until the next `fetch` moves it into its
+    mailbox.
     """
 
     retrying: int = 0
-    """Waiting for the time that their last settlement asked for."""
+    """Waiting for the due time that their last settlement set."""
 
     scheduled: int = 0
     """Delayed by their publisher and not due yet."""
@@ -235,14 +236,14 @@ class SubscriptionStats:
     """Claimed."""
 
     parked: int = 0
-    """Waiting for a worker that knows the event; for ordered ones, all in a mailbox whose head does."""
+    """Waiting for a worker that knows the event; if ordered, all deliveries of a mailbox whose head waits for one."""
 
     blocked: int = 0
-    """Waiting in mailboxes whose head needs `unblock`."""
+    """Waiting in blocked mailboxes for `MessageQueue.unblock`."""
 
     dead: int = 0
     oldest: float | None = None
-    """When the oldest unfinished delivery that is not scheduled was published; seconds since the epoch."""
+    """Publish time of the oldest unfinished delivery that is not scheduled; seconds since the epoch."""
 
     blocked_keys: Mapping[str, str] = field(default_factory=dict)
-    """Blocked ordering keys and the last error of each one's head."""
+    """Blocked ordering keys, each with the last error of its mailbox's head."""
