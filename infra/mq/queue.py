@@ -153,7 +153,7 @@ class Consumer(Protocol):
         ...
 
     def keep(self, claim: Claim) -> None:
-        """Exempt `claim` from `close()`, since its handler does not stop. It is taken over once the process has ended."""
+        """Exempt `claim` from `close()`: its handler does not stop. It is taken over once the process has ended."""
         ...
 
 
