@@ -2,20 +2,27 @@
 
 import typing
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 import msgspec
 from msgspec import inspect
 
 from bus.errors import InvalidEvent
 
-_ABSTRACT: dict[object, str] = {Sequence: "list or tuple", Collection: "list, tuple or set", Iterable: "list or tuple"}
+_ABSTRACT: dict[object, str] = {
+    AbstractSet: "set or frozenset",
+    Sequence: "list or tuple",
+    Collection: "list, tuple or set",
+    Iterable: "list or tuple",
+}
 
 
 def refuse_lossy_fields(cls: type, where: str) -> None:
     """Refuse fields whose values come back from the queue as something else.
 
     `Any`, `object` and a bare `dict`, `list` or `set` say nothing of what is inside: a date would come back as text, a
-    tuple as a list, a dataclass as a dict. `Sequence` brings a tuple back as a list.
+    tuple as a list, a dataclass as a dict. `Sequence` brings a tuple back as a list, `collections.abc.Set` a frozenset
+    as a set.
 
     Raises:
         InvalidEvent: the message names the field and its type.

@@ -9,6 +9,7 @@ import msgspec
 
 from bus.errors import InvalidEvent, UndecodablePayload
 from bus.event_fields import refuse_lossy_fields
+from infra.failures import describe
 from infra.mq.limits import check_count, check_key, check_name, check_names, shown
 
 MAX_VERSION = 2**31 - 1
@@ -65,8 +66,8 @@ class EventType:
         try:
             payload = self._encode(event)
             self._decoder.decode(payload)
-        except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as error:
-            raise InvalidEvent(f"{self.name} cannot be published: {error}") from error
+        except Exception as error:  # a class's own code runs too, such as its `__post_init__`
+            raise InvalidEvent(f"{self.name} cannot be published: {describe(error)}") from error
         return payload
 
     def decode(self, payload: bytes, version: int) -> Any:  # noqa: ANN401 - an instance of `cls`, which only exists at run time

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, cast
 
 from bus.errors import InvalidListener
 from bus.listeners import DEFAULT_RETRY, OnExhausted, OnGap
 from bus.retry import Retry
-from infra.mq.limits import MAX_DELAY, check_count, check_name, check_names, check_number, shown
+from infra.mq.limits import MAX_DELAY, check_choice, check_count, check_name, check_names, check_number, shown
 
 MAX_CONCURRENCY = 100_000
 """The most handlers of one listener that may run at once in one process."""
@@ -36,7 +36,7 @@ class ListenerOptions:
     on_gap: OnGap | None = None
 
     def checked(self, where: str) -> "ListenerOptions":
-        """Return these options with `aliases` as a tuple and `timeout` as a float.
+        """Return these options as plain values: names as str, `aliases` as a tuple, `timeout` as a float.
 
         Raises:
             InvalidListener: an option has the wrong type or is out of range; the message names the handler, `where`.
@@ -47,25 +47,23 @@ class ListenerOptions:
             raise InvalidListener(f"{where}: {error}") from error
 
     def _checked(self) -> "ListenerOptions":
-        if self.name is not None:
-            check_name(self.name, "name")
+        name = None if self.name is None else check_name(self.name, "name")
         if not isinstance(self.retry, Retry):
             raise ValueError(f"retry must be a Retry, not {shown(self.retry)}")  # noqa: TRY004 - one kind for all of them
-        if self.concurrency is not None:
-            check_count(self.concurrency, "concurrency", least=1, most=MAX_CONCURRENCY)
+        concurrency = self.concurrency
+        if concurrency is not None:
+            concurrency = check_count(concurrency, "concurrency", least=1, most=MAX_CONCURRENCY)
         if not isinstance(self.once, bool):
             raise ValueError(f"once must be True or False, not {shown(self.once)}")  # noqa: TRY004 - see above
-        if self.on_exhausted not in ON_EXHAUSTED:
-            raise ValueError(f"on_exhausted must be 'skip' or 'block', not {shown(self.on_exhausted)}")
+        on_exhausted = cast("OnExhausted", check_choice(self.on_exhausted, "on_exhausted", ON_EXHAUSTED))
         if self.on_gap is not None and not callable(self.on_gap):
             raise ValueError(f"on_gap must be a function or None, not {shown(self.on_gap)}")
         timeout = self.timeout
         if timeout is not None and not isinstance(timeout, Default):
             timeout = check_number(timeout, "timeout (in seconds, None for none)", least=0, most=MAX_DELAY, above=True)
-        return replace(self, aliases=self._checked_aliases(), timeout=timeout)
-
-    def _checked_aliases(self) -> tuple[str, ...]:
         aliases = check_names(self.aliases, "aliases", "a former name")
-        if self.name in aliases:
-            raise ValueError(f"aliases holds the listener's present name {self.name!r}; give its former names alone")
-        return aliases
+        if name in aliases:
+            raise ValueError(f"aliases holds the listener's present name {name!r}; give its former names alone")
+        return replace(
+            self, name=name, aliases=aliases, timeout=timeout, concurrency=concurrency, on_exhausted=on_exhausted
+        )

@@ -11,6 +11,7 @@ from bus.codec import CAUSATION, CORRELATION, Frame, pack
 from bus.delivery import NO_HEADERS, Cause, Delivery
 from bus.errors import InvalidEvent, PublishRejected
 from bus.registry import Routes
+from infra.failures import describe
 from infra.mq import Message
 from infra.mq.limits import check_delay, check_due_at, check_id, check_text, shown
 
@@ -183,12 +184,13 @@ def due_when(when: object) -> float:
     """
     if not isinstance(when, datetime):
         raise InvalidEvent(f"a time must be a datetime with a time zone, not {shown(when)}")
-    if when.utcoffset() is None:
-        raise InvalidEvent(f"{when!r} has no time zone: use datetime.now(UTC) and the like")
     try:
-        return check_due_at(max(0.0, when.timestamp()))
-    except (ValueError, OverflowError) as error:
-        raise InvalidEvent(f"{when!r} cannot be scheduled: {error}") from error
+        offset, seconds = when.utcoffset(), when.timestamp()
+        if offset is not None:
+            return check_due_at(0.0 if seconds < 0 else seconds)
+    except Exception as error:  # a time zone is a class, whose code may raise anything
+        raise InvalidEvent(f"{shown(when)} cannot be scheduled: {describe(error)}") from error
+    raise InvalidEvent(f"{shown(when)} has no time zone: use datetime.now(UTC) and the like")
 
 
 def valid_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
@@ -199,14 +201,16 @@ def valid_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     """
     if not isinstance(headers, Mapping):
         raise InvalidEvent(f"headers must map str to str, not {shown(headers)}")
-    pairs: Iterable[tuple[object, object]] = headers.items()
     try:
+        pairs: Iterable[tuple[object, object]] = dict(headers).items()
         checked = {
             check_text(name, "a header's name", MAX_HEADER_NAME_BYTES): _header_value(name, value)
             for name, value in pairs
         }
     except ValueError as error:
         raise InvalidEvent(str(error)) from error
+    except Exception as error:  # a mapping is a class, whose code may raise anything
+        raise InvalidEvent(f"headers cannot be read: {describe(error)}") from error
     for name in checked:
         if name.startswith("beneath-"):
             raise InvalidEvent(f"header {name!r}: names that begin with 'beneath-' belong to the bus")
@@ -214,6 +218,6 @@ def valid_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _header_value(name: object, value: object) -> str:
-    if value == "":
+    if isinstance(value, str) and not str.__len__(value):
         return ""
     return check_text(value, f"header {shown(name)}", MAX_HEADER_VALUE_BYTES)

@@ -21,6 +21,7 @@ from bus.supervisor import Supervisor
 from infra.clock import Clock
 from infra.db import Database, Transaction
 from infra.mq import Message, MessageQueue, QueueError, QueueIndeterminate, QueueUnavailable
+from infra.mq.limits import shown
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -87,6 +88,8 @@ class Publisher:
 
     def outgoing_many(self, events: Iterable[object]) -> list[Outgoing]:
         """Return the publishes of `events`, caused by whatever is being handled here."""
+        if not isinstance(events, Iterable):
+            raise InvalidEvent(f"publish_many takes several events, in a list or the like, not {shown(events)}")
         cause, now, routes = current_cause(), self._clock.time(), self._listeners.routes
         batch = [Outgoing(event, routes(type(event)), cause, now, one_of_many=True) for event in events]
         if type(cause) is Outgoing:

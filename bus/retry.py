@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal
 
-from infra.mq.limits import MAX_DELAY, check_count, check_number, shown
+from infra.mq.limits import MAX_DELAY, check_choice, check_count, check_number
 
 MAX_ATTEMPTS = 1_000_000
 MAX_FACTOR = 100.0
@@ -28,19 +28,22 @@ class Retry:
     jitter: Literal["full", "equal", "none"] = "full"
 
     def __post_init__(self) -> None:
-        """Check every value.
+        """Check every value, and keep it as a plain one: drawing a delay must not run a number's own code.
 
         Raises:
             ValueError: one has the wrong type or is out of range.
         """
-        check_count(self.max_attempts, "Retry.max_attempts", least=1, most=MAX_ATTEMPTS)
-        check_number(self.min_delay, "Retry.min_delay", least=0, most=MAX_DELAY)
-        check_number(self.max_delay, "Retry.max_delay", least=0, most=MAX_DELAY)
-        check_number(self.factor, "Retry.factor", least=1, most=MAX_FACTOR)
+        plain: dict[str, int | float | str] = {
+            "max_attempts": check_count(self.max_attempts, "Retry.max_attempts", least=1, most=MAX_ATTEMPTS),
+            "min_delay": check_number(self.min_delay, "Retry.min_delay", least=0, most=MAX_DELAY),
+            "max_delay": check_number(self.max_delay, "Retry.max_delay", least=0, most=MAX_DELAY),
+            "factor": check_number(self.factor, "Retry.factor", least=1, most=MAX_FACTOR),
+            "jitter": check_choice(self.jitter, "Retry.jitter", JITTERS),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if self.min_delay > self.max_delay:
             raise ValueError(f"Retry needs min_delay <= max_delay, not {self.min_delay} and {self.max_delay}")
-        if self.jitter not in JITTERS:
-            raise ValueError(f"Retry.jitter must be 'full', 'equal' or 'none', not {shown(self.jitter)}")
 
     def ceiling(self, failures: int) -> float:
         """Return the longest wait, in seconds, after `failures` failed attempts (1 or more)."""

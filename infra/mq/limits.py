@@ -19,6 +19,9 @@ MAX_KEY_BYTES = 1024
 MAX_NAME_BYTES = 200
 """The longest name of an event or a listener, aliases included, in bytes of UTF-8."""
 
+MAX_NAMES = 1000
+"""The most former names that an event or a listener has."""
+
 MAX_DUE_AT = 253_402_300_799.0
 """The latest due time, in seconds since the epoch: the last second of the year 9999."""
 
@@ -73,6 +76,19 @@ def check_text(value: object, what: str, max_bytes: int) -> str:
     )
 
 
+def check_choice(value: object, what: str, choices: tuple[str, ...]) -> str:
+    """Return `value`, as a plain str, if it is one of `choices`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    text = str.__str__(value) if isinstance(value, str) else None
+    if text in choices:
+        return text
+    *others, last = map(repr, choices)
+    raise ValueError(f"{what} must be {', '.join(others)} or {last}, not {shown(value)}")
+
+
 def check_printable(value: object, what: str, max_bytes: int) -> str:
     """Return `value` if it is text as `check_text` wants it, and all of it printable.
 
@@ -106,16 +122,21 @@ def check_names(names: object, what: str, each: str) -> tuple[str, ...]:
     """Return several names as a tuple.
 
     Raises:
-        ValueError: it is a str, which would be a name for every character, or holds what is no name or one twice.
+        ValueError: it is a str, which would be a name for every character, or holds what is no name, one twice, or more
+            than `MAX_NAMES`.
     """
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
         raise ValueError(  # noqa: TRY004 - every check here raises the same
             f"{what} must be a tuple or list of names, not {shown(names)}"
         )
-    checked = tuple(check_name(name, each) for name in names)
-    if len(set(checked)) < len(checked):
-        raise ValueError(f"{what} holds a name twice: {shown(checked)}")
-    return checked
+    checked: list[str] = []
+    for name in names:
+        if (plain := check_name(name, each)) in checked:
+            raise ValueError(f"{what} holds the name {plain!r} twice")
+        checked.append(plain)
+        if len(checked) > MAX_NAMES:
+            raise ValueError(f"{what} holds more than {MAX_NAMES} names")
+    return tuple(checked)
 
 
 def check_key(value: object, what: str = "an ordering key") -> str:
@@ -150,8 +171,10 @@ def check_count(value: object, what: str, *, least: int, most: int) -> int:
     Raises:
         ValueError: it is not an int (bool is none), or out of range.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
-        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        count = value if type(value) is int else int.__int__(value)
+        if least <= count <= most:
+            return count
     raise ValueError(f"{what} must be a whole number from {least} to {most}, not {shown(value)}")
 
 

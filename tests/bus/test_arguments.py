@@ -2,11 +2,13 @@
 
 # ruff: noqa: ANN401 - wrong arguments can be anything
 
+import itertools
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta, timezone
-from enum import StrEnum
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from enum import IntEnum, StrEnum
 from random import Random
 from typing import Any, ClassVar, cast
 
@@ -120,6 +122,63 @@ def test_a_wrong_bus_option_is_refused(wrong: dict[str, Any]) -> None:
         BusOptions(**wrong)
 
 
+class Hostile(str):
+    """Text whose own code fails."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, _other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+    def encode(self, *_: object) -> bytes:
+        raise RuntimeError("not encodable")
+
+
+class Name(StrEnum):
+    NOTES = "notes"
+    FORMER = "former-notes"
+    BLOCK = "block"
+    FULL = "full"
+
+
+class Share(float): ...
+
+
+class Count(IntEnum):
+    FOUR = 4
+
+
+def test_options_of_derived_types_are_kept_as_plain_values() -> None:
+    retry = Retry(max_attempts=Count.FOUR, min_delay=Share(1), factor=Share(3), jitter=cast("Any", Name.FULL))
+    one, two = bus(), bus()
+    one.add_async_ordered_listener(
+        on_deposit,
+        name=Name.NOTES,
+        aliases=[Name.FORMER],
+        retry=retry,
+        timeout=Share(5),
+        concurrency=Count.FOUR,
+        on_exhausted=cast("Any", Name.BLOCK),
+    )
+    two.add_async_ordered_listener(on_deposit, name=Hostile("notes"), on_exhausted=cast("Any", Hostile("block")))
+    for each in (one, two):
+        [listener] = each.listeners
+        assert (listener.name, listener.on_exhausted) == ("notes", "block")
+        assert {type(listener.name), type(listener.on_exhausted)} == {str}
+        assert type(listener.concurrency) is int
+        assert type(listener.timeout) is float
+    assert [type(each) for each in one.listeners[0].aliases] == [str]
+    values = (retry.max_attempts, retry.min_delay, retry.max_delay, retry.factor, retry.jitter)
+    assert [type(each) for each in values] == [int, float, float, float, str]
+
+
+def test_names_without_an_end_are_refused() -> None:
+    for names in (itertools.repeat("a"), (str(n) for n in itertools.count())):
+        with pytest.raises(InvalidListener, match=r"twice|more than 1000"):
+            bus().add_async_listener(on_tick, name="ticks", aliases=names)
+
+
 # --- event classes ----------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +238,7 @@ LOSSY = [
     list[Inner],
     Sequence[int],
     dict[str, Sequence[int]],
+    AbstractSet[int],
 ]
 
 
@@ -205,6 +265,63 @@ class Keyed:
 
     def ordering_key(self) -> str:
         return cast("str", KEYS[self.which])
+
+
+@dataclass(frozen=True)
+class Timed:
+    at: datetime
+
+
+async def test_an_aware_time_comes_back_as_the_same_instant_in_utc() -> None:
+    got: list[datetime] = []
+
+    async def note(event: Timed) -> None:
+        got.append(event.at)
+
+    noon = datetime(2030, 6, 1, 12, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+    async with BusKit() as kit:
+        kit.bus.add_async_listener(note, name="notes")
+        await kit.start()
+        await kit.bus.publish_many([Timed(noon), Timed(noon.replace(tzinfo=None))])
+        await kit.drain()
+    assert got == [noon, noon.replace(tzinfo=None)]
+    assert got[0].tzinfo is UTC
+
+
+@dataclass(frozen=True)
+class Picky:
+    n: int
+    refused: ClassVar[type[Exception] | None] = None
+
+    def __post_init__(self) -> None:
+        if self.refused is not None:
+            raise self.refused("not read back")
+
+
+@dataclass(frozen=True)
+class Tree:
+    children: "list[Tree]"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, ZeroDivisionError, LookupError])
+async def test_an_event_that_cannot_be_read_back_is_refused_whatever_its_code_raises(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    async with BusKit() as kit:
+
+        async def on_picky(event: Picky) -> None: ...
+
+        async def on_tree(event: Tree) -> None: ...
+
+        kit.bus.add_async_listener(on_picky, name="picky")
+        kit.bus.add_async_listener(on_tree, name="tree")
+        await kit.start()
+        picky, circle = Picky(1), Tree([])
+        circle.children.append(circle)
+        monkeypatch.setattr(Picky, "refused", error)
+        for wrong in (picky, circle):
+            with pytest.raises(InvalidEvent, match="cannot be published"):
+                await kit.bus.publish(wrong)
 
 
 class Color(StrEnum):
@@ -299,6 +416,45 @@ async def test_a_scheduled_time_is_a_datetime_with_a_time_zone_up_to_9999(kit: B
     assert await kit.drain() == 0
 
 
+class OwnCode(tzinfo):
+    """A time zone whose own code raises, or returns what is no offset."""
+
+    def __init__(self, answer: object) -> None:
+        self._answer = answer
+
+    def utcoffset(self, _when: object) -> Any:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+    def tzname(self, _when: object) -> str:
+        return "own"
+
+    def dst(self, _when: object) -> None:
+        return None
+
+
+class NotATime(datetime):
+    """Like pandas' NaT: a datetime whose time is not a number."""
+
+    def timestamp(self) -> float:
+        return math.nan
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        NotATime(2030, 1, 1, tzinfo=UTC),
+        *(datetime(2030, 1, 1, tzinfo=OwnCode(each)) for each in (RuntimeError("broken"), timedelta(days=3), 5)),
+    ],
+    ids=["not a number", "raises", "3 days", "a number"],
+)
+async def test_a_time_whose_own_code_fails_is_refused(kit: BusKit, when: datetime) -> None:
+    with pytest.raises(InvalidEvent, match="cannot be scheduled"):
+        await kit.bus.publish_scheduled(Ticked(1), when)
+    assert await kit.drain() == 0
+
+
 @pytest.mark.parametrize("when", [datetime.min.replace(tzinfo=UTC), datetime(1960, 1, 1, tzinfo=UTC)], ids=short)
 async def test_any_past_time_is_now(kit: BusKit, when: datetime) -> None:
     await kit.bus.publish_scheduled(Ticked(1), when)
@@ -349,6 +505,30 @@ async def test_headers_map_storable_text_to_storable_text(kit: BusKit, headers: 
     with pytest.raises(InvalidEvent, match="header"):
         await kit.bus.publish(Ticked(1), headers=headers)
     assert await kit.drain() == 0
+
+
+class Unreadable(Mapping[str, str]):
+    def __getitem__(self, _name: str) -> str:
+        raise RuntimeError("broken")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["name"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+async def test_headers_whose_own_code_fails_are_refused_or_copied(kit: BusKit) -> None:
+    with pytest.raises(InvalidEvent, match="headers cannot be read: RuntimeError: broken"):
+        await kit.bus.publish(Ticked(1), headers=Unreadable())
+    await kit.bus.publish(Ticked(1), headers={"name": Hostile("value"), Hostile("empty"): Hostile("")})
+    assert await kit.drain() == 1
+
+
+@pytest.mark.parametrize("events", [None, 5, Ticked(1)], ids=short)
+async def test_publish_many_takes_several_events(kit: BusKit, events: Any) -> None:
+    with pytest.raises(InvalidEvent, match="publish_many takes several events"):
+        await kit.bus.publish_many(events)
 
 
 async def test_headers_are_those_of_the_call_also_when_changed_later() -> None:
