@@ -1,6 +1,7 @@
 """Until when a worker may count on what it owns, and from when on others take over."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from infra.mq import QueueUnavailable
 from tests.infra.mq.acting import message, subscription
 from tests.infra.postgres.queues import MAIL, WORK, consumer, new_store
 from tests.postgres_servers import PostgresServer
@@ -68,3 +70,48 @@ async def test_a_claim_is_kept_however_soon_the_thread_that_renews_leases_hears_
         async with asyncio.timeout(10):
             while await server.fetch(lease_until, database=store.database) == before:  # noqa: ASYNC110  # on the server
                 await asyncio.sleep(0.05)
+
+
+async def test_a_thread_that_cannot_start_is_started_by_the_next_worker(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "beneath-queue-lease":
+            raise RuntimeError("can't start new thread")
+        honest(thread)
+
+    async with new_store(server) as store:
+        queue, _ = await store.open(lease=LEASE)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(QueueUnavailable, match="cannot start a thread"):
+                await consumer(queue)
+        workers = await asyncio.gather(*(consumer(queue) for _ in range(5)))
+        assert [await asyncio.to_thread(it.renew) for it in workers] == [True] * 5
+        assert [it.name for it in threading.enumerate()].count("beneath-queue-lease") == 1
+
+
+@pytest.mark.parametrize("steps", range(1, 13, 3))
+@pytest.mark.parametrize("every", [False, True], ids=["once", "every task"])
+async def test_a_close_that_is_cancelled_anywhere_leaves_no_connection_and_no_thread(
+    server: PostgresServer, steps: int, every: bool
+) -> None:
+    async with new_store(server) as store:
+        queue, db = await store.open(lease=LEASE)
+        await queue.declare([subscription(WORK)], [])
+        await consumer(queue)
+        before = asyncio.all_tasks()
+        closing = asyncio.ensure_future(queue.close())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - (before - {closing}) if every else {closing}:
+            task.cancel()
+        await asyncio.wait((closing,))
+        assert "beneath-queue-lease" not in [it.name for it in threading.enumerate()]
+        await db.close()
+        connections = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1"
+        async with asyncio.timeout(10):
+            while (await server.fetch(connections, store.database))[0][0]:  # noqa: ASYNC110  # on the server
+                await asyncio.sleep(0.02)

@@ -140,6 +140,30 @@ async def test_a_strict_transaction_publishes_if_and_only_if_it_commits(
 
 
 @STRICT
+async def test_a_strict_transaction_does_not_fail_for_the_broadcasts_of_others(
+    store: Store, queue: SqlQueue, db: Database, level: str
+) -> None:
+    other, _ = await store.open()
+    receiver = await other.receiver(origin="elsewhere")
+    with pytest.raises(KeyError):
+        async with db.transaction():
+            await be(db, level)
+            await queue.broadcast([b"phantom"], origin="here")
+            raise KeyError
+    async with db.transaction():
+        await be(db, level)
+        with db.hidden():
+            await queue.broadcast([b"first"], origin="here")
+        await queue.broadcast([b"strict"], origin="here")
+        with pytest.raises(KeyError):
+            async with db.savepoint():
+                await queue.broadcast([b"phantom"], origin="here")
+                raise KeyError
+        assert await receiver.receive(0) == ([b"first"], False)
+    assert await receiver.receive(0) == ([b"strict"], False)
+
+
+@STRICT
 async def test_a_strict_transaction_does_not_fail_for_what_workers_do_to_the_same_mailbox(
     queue: SqlQueue, db: Database, level: str
 ) -> None:

@@ -7,8 +7,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeVar, cast
 
+import structlog
+
 from infra.clock import Clock
 from infra.db import Database, Transaction
+from infra.db.cancellation import finish
 from infra.db.postgresql import PostgreSQL
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.backend import Membership, Options
@@ -45,6 +48,8 @@ from infra.mq.types import (
 )
 
 T = TypeVar("T")
+
+_log = structlog.stdlib.get_logger(__name__)
 
 FORGETTING_STEPS = 50
 """How many steps of forgetting ids, and of forgetting frames, a recovery makes at most; each forgets a thousand."""
@@ -88,11 +93,20 @@ class PostgresBackend:
             raise
 
     async def close(self) -> None:
-        await self._publisher.close(CLOSE_PATIENCE)
-        await self._workers.close()
-        await self._bell.close()
-        await asyncio.to_thread(self._keeper.stop)
-        await self._connections.close()
+        # A cancellation, also one of every task of the loop, leaves no task, thread or connection behind.
+        steps = (
+            await finish(self._publisher.close(CLOSE_PATIENCE), patience=0),
+            await finish(self._workers.close()),
+            await finish(self._bell.close()),
+            await finish(asyncio.to_thread(self._keeper.stop)),
+            await finish(self._connections.close()),
+        )
+        for step in steps:
+            if step.cancelled is not None:
+                raise step.cancelled
+        for step in steps:
+            if (failure := step.failure) is not None:
+                raise failure
 
     def watch(self, event: asyncio.Event) -> None:
         self._bell.add(event)
@@ -118,7 +132,9 @@ class PostgresBackend:
         return await self._read(operation)
 
     async def broadcast(self, frames: Sequence[bytes], origin: str, now: float) -> None:
-        await self._join_or_write(partial(broadcasting.broadcast, frames=frames, origin=origin, now=now))
+        operation = partial(broadcasting.broadcast, frames=frames, origin=origin, now=now)
+        if not await self._join_or_write(operation) and (transaction := self._db.current()) is not None:
+            self._announce(transaction).finish_with(partial(self._broadcast_late, operation, len(frames)))
 
     async def last_broadcast(self) -> int:
         return await self._read(broadcasting.last_broadcast)
@@ -290,6 +306,13 @@ class PostgresBackend:
                 # Whoever claims next does it.
                 return
         self._bell.ring()
+
+    async def _broadcast_late(self, operation: Operation[bool], count: int) -> None:
+        """Broadcast for a transaction that could not and has committed."""
+        try:
+            await self._write(operation)
+        except QueueError as error:
+            _log.warning("broadcasts dropped", count=count, reason=str(error))
 
     async def _forget(self, now: float) -> None:
         ids, frames = now - self._options.dedupe_window, now - self._options.broadcast_kept

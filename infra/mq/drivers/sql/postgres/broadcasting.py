@@ -13,10 +13,13 @@ BYTES_AT_ONCE = 8 * 1024 * 1024
 FORGOTTEN_AT_ONCE = 1000
 """How many frames a step forgets at most."""
 
-# One row gives out the numbers, so that they are in the order of commits and without holes; whoever has taken one
-# holds it until COMMIT.
+# One row gives out the numbers, so that they are in the order of commits and without holes; a transaction that has
+# taken one holds the row until COMMIT. A stricter one than READ COMMITTED would fail for each broadcast since its begin.
 _SEND = """
-WITH last AS (UPDATE beneath_broadcast_last SET number = number + $3 WHERE id = 1 RETURNING number)
+WITH last AS (
+    UPDATE beneath_broadcast_last SET number = number + $3
+    WHERE id = 1 AND current_setting('transaction_isolation') = 'read committed' RETURNING number
+)
 INSERT INTO beneath_broadcast (id, origin, at, frame)
 SELECT last.number - $3 + f.place, $1, $2, f.frame FROM last, unnest($4::bytea[]) WITH ORDINALITY AS f (frame, place)
 """
@@ -40,9 +43,9 @@ WHERE l.id = 1 AND l.number > $1 ORDER BY b.id
 """
 
 
-async def broadcast(driver: Driver, frames: Sequence[bytes], origin: str, now: float) -> None:
-    """Store frames."""
-    await driver.execute(_SEND, origin, now, len(frames), list(frames))
+async def broadcast(driver: Driver, frames: Sequence[bytes], origin: str, now: float) -> bool:
+    """Store frames; False, and nothing is stored, in a transaction that is stricter than READ COMMITTED."""
+    return await driver.execute(_SEND, origin, now, len(frames), list(frames)) != "INSERT 0 0"
 
 
 async def forget_frames(driver: Driver, before: float) -> bool:

@@ -90,6 +90,7 @@ class LeaseKeeper:
         self._on_silence = on_silence
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
         self._driver: Driver | None = None
         self._turn: asyncio.Lock | None = None
         self._lingering: set[int] = set()
@@ -102,13 +103,22 @@ class LeaseKeeper:
         return time.monotonic()
 
     def start(self) -> None:
-        """Start the thread, once."""
-        if self._thread is not None:
-            return
-        loop = self._loop = asyncio.new_event_loop()
-        self._turn = asyncio.Lock()
-        self._thread = threading.Thread(target=_serve, args=(loop,), name="beneath-queue-lease", daemon=True)
-        self._thread.start()
+        """Start the thread, once.
+
+        Raises:
+            OSError, RuntimeError: it cannot be had; a later call tries again.
+        """
+        with self._starting:
+            if self._thread is not None:
+                return
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=_serve, args=(loop,), name="beneath-queue-lease", daemon=True)
+            try:
+                thread.start()
+            except BaseException:
+                loop.close()
+                raise
+            self._loop, self._thread, self._turn = loop, thread, asyncio.Lock()
 
     def stop(self) -> None:
         """Disconnect, and end the thread; what lingers is dead a lease later."""

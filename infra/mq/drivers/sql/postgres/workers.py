@@ -59,8 +59,15 @@ class Workers:
             await asyncio.wait((looking,))
 
     async def join(self, info: WorkerInfo, now: float) -> Member:
-        """Register a live worker."""
-        await asyncio.to_thread(self._keeper.start)
+        """Register a live worker.
+
+        Raises:
+            QueueUnavailable: also where no thread can be had to renew its lease.
+        """
+        try:
+            await asyncio.to_thread(self._keeper.start)
+        except (OSError, RuntimeError) as error:
+            raise QueueUnavailable(f"this process cannot start a thread to renew leases: {error}") from error
         joined = self._clock.monotonic()
         operation = partial(membership.join, info=info, now=now, lease=self._keeper.lease)
         number, epoch = await self._connections.run(operation)
