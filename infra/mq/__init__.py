@@ -1,4 +1,4 @@
-"""The message queue: what the bus asks of one, and the drivers that provide it.
+"""The message queue: the contract between the bus and a queue, and the drivers.
 
 `MessageQueue` and `Consumer` say what every driver must do; `tests/contract/` holds a test for each sentence and runs
 over every driver. Drivers make each state change atomic and durable, and decide nothing: policy lives in `bus/`.

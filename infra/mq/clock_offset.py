@@ -1,25 +1,25 @@
-"""How far a server's clock is ahead of this machine's."""
+"""The offset of a server's clock from this machine's clock."""
 
 
 class ClockOffset:
-    """The difference, learned from answers of a server that was asked for its time.
+    """The offset, estimated from a server's answers to requests for its time.
 
-    An answer proves no more than that the server read its clock between question and answer. A difference that it
-    cannot tell from none is none: on one machine, and where clocks are kept in step, all processes then go by exactly
-    one time however busy they are, and what one delays another does not find due early.
+    An answer proves only that the server read its clock between the request and the reply. An offset within that
+    uncertainty counts as 0: processes on one machine, or with synchronized clocks, then use exactly the same time
+    however busy they are, and a delay set by one process is never due early in another.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """How many the server is ahead; to within half the round trip, where it is not 0."""
+        """Seconds by which the server is ahead; 0 if the answers allow it, else accurate to half a round trip."""
 
         self._range = float("inf")
 
     def learn(self, asked_at: float, server: float, answered_at: float) -> None:
-        """Believe an answer where it contradicts what is known, or tells it better. All in seconds since the epoch."""
+        """Take over an answer that contradicts the estimate or is more accurate. All in seconds since the epoch."""
         if answered_at < asked_at:  # this machine's clock was set back just then
             return
         least, most = server - answered_at, server - asked_at
         if not least <= self.seconds <= most or most - least <= self._range:
             self.seconds, self._range = 0.0 if least <= 0 <= most else (least + most) / 2, most - least
-        self._range *= 1.1  # clocks drift: what was known better once is known less well by now
+        self._range *= 1.1  # clocks drift: an estimate loses accuracy as it ages

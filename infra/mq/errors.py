@@ -1,4 +1,4 @@
-"""What a queue can answer instead of doing what it was asked."""
+"""The errors that a message queue raises."""
 
 
 class QueueError(Exception):
@@ -26,11 +26,11 @@ class QueueClosed(QueueError):
 
 
 class SubscriptionConflict(QueueError):
-    """A subscription was declared in a way that contradicts what the queue keeps under its name."""
+    """A declared subscription contradicts the existing one of that name."""
 
 
 class SubscriptionNotFound(QueueError):
-    """No subscription of that name is kept."""
+    """No subscription has that name."""
 
 
 class ListenerInUse(QueueError):
@@ -38,7 +38,7 @@ class ListenerInUse(QueueError):
 
 
 class DeadLetterNotFound(QueueError):
-    """No dead letter of that id is kept."""
+    """No dead letter has that id."""
 
 
 class MailboxNotBlocked(QueueError):

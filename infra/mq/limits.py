@@ -29,7 +29,7 @@ MAX_DELAY = 100 * 365.25 * 24 * 3600
 """The longest delay, in seconds: 100 years."""
 
 MAX_SHOWN_BYTES = 120
-"""How much of a refused value an error message shows, in bytes."""
+"""The largest part of a refused value that an error message shows, in bytes."""
 
 
 def storable_text(text: str, max_bytes: int, *, keep: Literal["start", "end"] = "start") -> str:

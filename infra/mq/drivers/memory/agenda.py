@@ -1,4 +1,4 @@
-"""What becomes due later."""
+"""A queue of items by due time."""
 
 import asyncio
 import heapq
@@ -9,28 +9,28 @@ _KEEP_STALE = 64
 
 
 class Later(Protocol):
-    """Something that waits for its time."""
+    """An item with a due time."""
 
     ticket: int
-    """Its valid place in the agenda; 0 while it has none."""
+    """The number of its valid entry in the agenda; 0 without one."""
 
     def fall_due(self) -> None:
-        """Do what was waited for."""
+        """Handle that the item is due."""
         ...
 
 
 class Agenda:
-    """Everything that waits for its time, earliest first; in the order of arrival where times are equal."""
+    """Items by due time, earliest first; items of equal time in the order of arrival."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Later]] = []
         self._tickets = itertools.count(1)
         self._stale = 0
         self.listeners: set[asyncio.Event] = set()
-        """Set as soon as something is to become due earlier than all else."""
+        """Set when an added item is due earlier than all the others."""
 
     def add(self, due_at: float, item: Later) -> None:
-        """Let `item` fall due at `due_at`."""
+        """Schedule `item` for `due_at`."""
         item.ticket = next(self._tickets)
         heapq.heappush(self._heap, (due_at, item.ticket, item))
         if self.listeners and self._heap[0][2] is item:
@@ -38,7 +38,7 @@ class Agenda:
                 event.set()
 
     def remove(self, item: Later) -> None:
-        """Forget `item`; harmless when it is not waiting."""
+        """Remove `item`; does nothing if it is not scheduled."""
         if not item.ticket:
             return
         item.ticket = 0
@@ -49,7 +49,7 @@ class Agenda:
             self._stale = 0
 
     def promote(self, now: float) -> None:
-        """Let fall due whatever is due by `now`."""
+        """Remove and handle every item that is due at `now`."""
         heap = self._heap
         while heap and heap[0][0] <= now:
             _, ticket, item = heapq.heappop(heap)
@@ -60,7 +60,7 @@ class Agenda:
                 self._stale -= 1
 
     def next_due(self) -> float | None:
-        """Return when the next item falls due."""
+        """Return the due time of the next item."""
         while self._heap and self._heap[0][1] != self._heap[0][2].ticket:
             heapq.heappop(self._heap)
             self._stale -= 1

@@ -1,4 +1,4 @@
-"""What the backlogs of ordered and unordered subscriptions have in common."""
+"""The common base of the backlogs of ordered and unordered subscriptions."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -12,11 +12,11 @@ from infra.mq.queue import FETCH_BYTES
 from infra.mq.types import Claim, Delivery, Message, Outcome, Settlement
 
 SUSPECT = 2
-"""From so many takeovers on, a delivery is claimed alone."""
+"""Number of takeovers from which on a delivery comes in a claim of its own."""
 
 
 class Room:
-    """How many bytes of bodies one fetch may still return."""
+    """The bytes of message bodies that one fetch may still return."""
 
     __slots__ = ("_left", "_used")
 
@@ -25,7 +25,7 @@ class Room:
         self._used = False
 
     def take(self, size: int) -> bool:
-        """Take `size` bytes for one claim; False, and nothing taken, if they are too many. The first is free."""
+        """Subtract `size` bytes for one claim; False, and nothing subtracted, if too few are left. The first is free."""
         if not self._used:
             self._used = True
         elif size > self._left:
@@ -36,14 +36,14 @@ class Room:
 
 
 class State(Enum):
-    """Where a claimable unit stands."""
+    """The state of a delivery or a mailbox."""
 
     IDLE = auto()
     """A mailbox without deliveries."""
 
     READY = auto()
     WAITING = auto()
-    """For its time to come."""
+    """Not due yet."""
 
     OWNED = auto()
     PARKED = auto()
@@ -53,7 +53,7 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Counts:
-    """How many deliveries stand where."""
+    """The number of deliveries by state."""
 
     ready: int = 0
     retrying: int = 0
@@ -63,7 +63,7 @@ class Counts:
 
 
 class Backlog(ABC):
-    """Everything that one subscription holds."""
+    """All unfinished deliveries of one subscription."""
 
     ordered: bool
 
@@ -76,11 +76,11 @@ class Backlog(ABC):
 
     @abstractmethod
     def add(self, message: Message) -> None:
-        """Take in a new delivery, due now."""
+        """Add a new delivery, due now."""
 
     @abstractmethod
     def claim(self, limit: int, worker: Worker, name: str, room: Room) -> list[Claim]:
-        """Give `worker` up to `limit` claims, as far as there is room; they answer under `name`."""
+        """Return up to `limit` claims for `worker`, as the byte limit allows, under the subscription name `name`."""
 
     @abstractmethod
     def settle(self, settlement: Settlement, worker: Worker, now: float) -> bool:
@@ -92,15 +92,15 @@ class Backlog(ABC):
 
     @abstractmethod
     def keep(self, claim: Claim, worker: Worker) -> None:
-        """Exempt the claim from being given back, if `worker` owns it."""
+        """Exempt the claim from its release at close, if `worker` owns it."""
 
     @abstractmethod
     def unpark(self, known: Collection[str]) -> int:
-        """Make due what is parked and has a known event; return how many deliveries that were."""
+        """Make parked deliveries due whose need is known; return the number of deliveries."""
 
     @abstractmethod
     def remove(self, matches: Callable[[Message], bool]) -> list[Entry]:
-        """Take out the deliveries of the messages that match."""
+        """Remove and return the deliveries of the messages that match."""
 
     @abstractmethod
     def entries(self) -> Collection[Entry]:
@@ -108,14 +108,14 @@ class Backlog(ABC):
 
     @abstractmethod
     def counts(self) -> Counts:
-        """Count the deliveries by where they stand."""
+        """Count the deliveries by state."""
 
     @abstractmethod
     def blocked_keys(self) -> dict[str, str]:
         """Return the blocked ordering keys, each with its last error."""
 
     def notify(self) -> None:
-        """Tell the consumers that wait for this subscription to look again."""
+        """Wake up the consumers that wait for this subscription."""
         for event in self.waiters:
             event.set()
 
@@ -139,7 +139,7 @@ def delivery_of(entry: Entry, name: str) -> Delivery:
 
 
 def count_outcome(entry: Entry, settlement: Settlement) -> None:
-    """Count what the settlement says about its delivery."""
+    """Update the delivery's counters by the settlement."""
     outcome = settlement.outcome
     if outcome is Outcome.DEFER:
         entry.deferrals += 1

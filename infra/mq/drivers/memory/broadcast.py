@@ -8,7 +8,7 @@ from infra.clock import Clock
 from infra.mq.errors import QueueClosed
 
 RECEIVER_LIMIT = 10_000
-"""How many frames a receiver that nobody reads keeps; then the oldest are dropped, and a gap is reported."""
+"""Number of unread frames that a receiver keeps; beyond it the oldest are dropped, and a gap is reported."""
 
 
 class MemoryReceiver:
@@ -47,7 +47,7 @@ class MemoryReceiver:
         self._arrived.set()
 
     def take(self, frames: Sequence[bytes]) -> None:
-        """Take in frames that another process sent."""
+        """Add frames that another process broadcast."""
         self._gap = self._gap or len(self._frames) + len(frames) > RECEIVER_LIMIT
         self._frames.extend(frames)
         self._arrived.set()

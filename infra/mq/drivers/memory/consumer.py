@@ -1,4 +1,4 @@
-"""One worker's hold on a memory queue."""
+"""The memory driver's `Consumer`."""
 
 from collections.abc import Collection, Mapping, Sequence
 

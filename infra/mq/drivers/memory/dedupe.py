@@ -1,4 +1,4 @@
-"""The memory of recent message ids."""
+"""The ids of recent messages, for deduplication."""
 
 from collections import deque
 
@@ -15,7 +15,7 @@ class RecentIds:
         self._ages: deque[tuple[float, tuple[str, str]]] = deque()
 
     def add(self, event: str, message_id: str) -> bool:
-        """Remember an id; False if it was remembered already."""
+        """Add an id; False if it is a duplicate."""
         now = self._clock.monotonic()
         while self._ages and self._ages[0][0] <= now - self._window:
             accepted_at, key = self._ages.popleft()
@@ -29,5 +29,5 @@ class RecentIds:
         return True
 
     def forget(self, event: str, message_id: str) -> None:
-        """Let an id be accepted again."""
+        """Remove an id, so that it is accepted again."""
         self._accepted.pop((event, message_id), None)

@@ -46,7 +46,7 @@ class Mailbox:
 
 
 class OrderedBacklog(Backlog):
-    """Mailboxes; those ready to be claimed stand in a line."""
+    """The mailboxes of a subscription, with a line of those that can be claimed."""
 
     ordered = True
 
@@ -112,7 +112,7 @@ class OrderedBacklog(Backlog):
         return len(found)
 
     def unblock(self, key: str, *, skip: bool) -> None:
-        """Try a blocked head anew, or bury it.
+        """Retry a blocked head, or turn it into a dead letter.
 
         Raises:
             MailboxNotBlocked: the key is not blocked.
@@ -158,7 +158,7 @@ class OrderedBacklog(Backlog):
         return {key: head.failure.error if head.failure else "" for key, head in heads.items()}
 
     def make_ready(self, mailbox: Mailbox) -> None:
-        """Let `mailbox` be claimed, behind those that are ready already."""
+        """Add `mailbox` to the end of the line."""
         self._parked.discard(mailbox)
         mailbox.state = State.READY
         self._ready.append(mailbox)
@@ -166,7 +166,7 @@ class OrderedBacklog(Backlog):
             self.notify()
 
     def close(self, mailbox: Mailbox) -> None:
-        """End whatever state `mailbox` is in: ready if anything is left in it, else gone."""
+        """End the current state of `mailbox`: it is ready if deliveries are left in it, else deleted."""
         self._disown(mailbox)
         self._parked.discard(mailbox)
         if mailbox.entries:
@@ -194,7 +194,7 @@ class OrderedBacklog(Backlog):
         mailbox.state = State.OWNED
         mailbox.owner = worker
         mailbox.claimed = len(batch)
-        # One counter for all keys: a mailbox is forgotten when empty, and its next fence must still be greater.
+        # One counter for all keys: an empty mailbox is deleted, and the fences of its successor must still be greater.
         mailbox.fence = next(self.store.fences)
         worker.holding[mailbox] = None
         return Claim(
@@ -242,7 +242,7 @@ class OrderedBacklog(Backlog):
 
 
 def _batch(mailbox: Mailbox) -> list[Entry]:
-    """Return the first deliveries, as many as one claim holds."""
+    """Return the first deliveries, at most as many as fit into one claim."""
     batch: list[Entry] = []
     for entry in islice(mailbox.entries, MAILBOX_BATCH):
         if entry.takeovers >= SUSPECT and batch:

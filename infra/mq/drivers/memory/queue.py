@@ -21,7 +21,7 @@ _FEATURES = Features(durable=False, multi_process=False, transactional=False)
 
 
 class MemoryQueue:
-    """A full `MessageQueue` in one process and one event loop; what it holds lives as long as the object.
+    """A complete `MessageQueue` in one process and one event loop; its contents live as long as the object.
 
     Args:
         clock: Every due time, lease and wait is by it.
@@ -69,7 +69,7 @@ class MemoryQueue:
         return self._store.agenda.next_due()
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
-        # Nobody can hold an outdated copy of the registry, for `registry` returns views of it: nothing to wait for.
+        # `registry` returns views, so no outdated copy of it exists that would have to expire first.
         self._check()
         self._subscriptions.declare(subscriptions, broadcasts)
 

@@ -8,7 +8,7 @@ from infra.mq.types import Message
 
 
 class Scheduled:
-    """One message on its way to the subscriptions of the moment when it was accepted."""
+    """One scheduled message, with the subscriptions that existed when it was accepted."""
 
     __slots__ = ("backlogs", "message", "plan", "ticket")
 
@@ -32,13 +32,13 @@ class Plan:
         self._by_id: dict[str, list[Scheduled]] = {}
 
     def add(self, message: Message, due_at: float, backlogs: Iterable[Backlog]) -> None:
-        """Let `message` reach `backlogs` at `due_at`."""
+        """Schedule `message` for `backlogs` at its due time."""
         scheduled = Scheduled(message, list(backlogs), self)
         self._by_id.setdefault(message.id, []).append(scheduled)
         self._agenda.add(due_at, scheduled)
 
     def cancel(self, message_id: str) -> list[Message]:
-        """Forget what has this id, and return it."""
+        """Remove and return the message with this id."""
         found = self._by_id.pop(message_id, [])
         for scheduled in found:
             self._agenda.remove(scheduled)
@@ -48,18 +48,18 @@ class Plan:
         return message_id in self._by_id
 
     def forget(self, scheduled: Scheduled) -> None:
-        """Leave it out from now on: it is due, or nobody is left to receive it."""
+        """Remove a message that is due, or that has no subscription any more."""
         same_id = self._by_id[scheduled.message.id]
         same_id.remove(scheduled)
         if not same_id:
             del self._by_id[scheduled.message.id]
 
     def of(self, backlog: Backlog) -> list[Scheduled]:
-        """Return what is scheduled for a subscription."""
+        """Return the messages that are scheduled for a subscription."""
         return [it for same_id in self._by_id.values() for it in same_id if backlog in it.backlogs]
 
     def withdraw(self, scheduled: Scheduled, backlog: Backlog) -> None:
-        """Let it no longer reach this subscription."""
+        """Remove a subscription from the receivers of a message."""
         scheduled.backlogs.remove(backlog)
         if not scheduled.backlogs:
             self._agenda.remove(scheduled)

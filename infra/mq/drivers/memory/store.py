@@ -1,4 +1,4 @@
-"""What all parts of one memory queue share."""
+"""The state that all parts of one memory queue share."""
 
 import itertools
 
@@ -23,7 +23,7 @@ class Entry:
         self.isolated = False
         self.failure: Failure | None = None
         self.needs = message.event
-        """What a worker must know to get it once it is parked."""
+        """What a worker must know to claim it after it was parked."""
 
     def charge_death(self) -> None:
         """Count the death of its worker."""
@@ -51,12 +51,12 @@ class Store:
         return Entry(next(self.ids), message)
 
     def find_dead(self, dead_id: str) -> DeadLetter | None:
-        """Return the dead letter of that id, if there is one."""
+        """Return the dead letter with that id; None without one."""
         number = dead_number(dead_id)
         return None if number is None else self.dead.get(number)
 
     def bury(self, entry: Entry, subscription: str, *, otherwise: str = "") -> None:
-        """Keep `entry` as a dead letter, with its last failure, or `otherwise` if it had none."""
+        """Store `entry` as a dead letter, with its last failure, or `otherwise` if it has none."""
         dead_id = next(self._dead_ids)
         message, failure = entry.message, entry.failure
         self.dead[dead_id] = DeadLetter(
@@ -76,5 +76,5 @@ class Store:
 
 
 def dead_number(dead_id: str) -> int | None:
-    """Return the number behind the id of a dead letter; None for what never was one."""
+    """Return the number in the id of a dead letter; None for any other text."""
     return int(dead_id) if dead_id.isascii() and dead_id.isdigit() else None

@@ -1,4 +1,4 @@
-"""Which subscriptions are kept, and under which names."""
+"""The declared subscriptions and their names."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -25,7 +25,7 @@ class Subscriptions:
         """Views that follow every declaration."""
 
     def get(self, name: str, event: str | None = None) -> Backlog:
-        """Return the subscription of that name or alias.
+        """Return the subscription with that name or alias.
 
         Raises:
             SubscriptionNotFound: there is none, or it has no such event.
@@ -38,12 +38,12 @@ class Subscriptions:
         return backlog
 
     def canonical(self, name: str) -> str:
-        """Return the present name for a name or an alias; unknown ones stay."""
+        """Return the current name for a name or an alias; an unknown name is returned unchanged."""
         backlog = self.by_name.get(name)
         return name if backlog is None else backlog.name
 
     def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
-        """Add what is new, all of it or nothing.
+        """Add what is new, as a whole or not at all.
 
         Raises:
             SubscriptionConflict: something contradicts what is kept.
@@ -56,7 +56,7 @@ class Subscriptions:
             event.set()
 
     def remove(self, backlog: Backlog, event: str | None) -> None:
-        """Forget a subscription, or one event of it."""
+        """Remove a subscription, or one event of it."""
         for gone in [event] if event is not None else list(backlog.events):
             backlog.events.discard(gone)
             self.routes[gone].remove(backlog)
@@ -74,7 +74,7 @@ class Subscriptions:
         ]
 
     def stats(self, plan: Plan) -> list[SubscriptionStats]:
-        """Count what every subscription holds, by name."""
+        """Return the counts of every subscription, sorted by name."""
         backlogs = {it.name: it for it in self.by_name.values()}
         return [self._stats_of(backlogs[name], plan) for name in sorted(backlogs)]
 

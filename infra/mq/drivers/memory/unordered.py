@@ -1,4 +1,4 @@
-"""The backlog of an unordered subscription: deliveries that know nothing of each other."""
+"""The backlog of an unordered subscription: deliveries that are independent of each other."""
 
 from collections import deque
 from collections.abc import Callable, Collection
@@ -136,7 +136,7 @@ class UnorderedBacklog(Backlog):
         return {}
 
     def make_ready(self, entry: Solo) -> None:
-        """Let `entry` be claimed, behind what is due already."""
+        """Make `entry` due, behind the deliveries that are due already."""
         self._disown(entry)
         self._parked.discard(entry)
         entry.state = State.READY
@@ -154,7 +154,7 @@ class UnorderedBacklog(Backlog):
         self._disown(entry)
         self._parked.discard(entry)
         self.store.agenda.remove(entry)
-        entry.state = State.GONE  # the deque of ready ones skips it
+        entry.state = State.GONE  # the deque of due deliveries skips it
 
     @staticmethod
     def _disown(entry: Solo) -> None:

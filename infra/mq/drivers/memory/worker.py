@@ -1,4 +1,4 @@
-"""A worker as the store sees it: whether it lives, and what it owns."""
+"""The liveness and the claims of one worker."""
 
 import asyncio
 import threading
@@ -9,24 +9,24 @@ from infra.mq.types import WorkerInfo
 
 
 class Unit(Protocol):
-    """What a claim owns: one unordered delivery, or one mailbox."""
+    """The unit that a claim owns: one unordered delivery, or one mailbox."""
 
     def give_back(self) -> None:
-        """Make it due at once, unchanged."""
+        """Release it, unchanged and due at once."""
         ...
 
     def take_over(self) -> int:
-        """Make it due at once after its worker's death; return how many deliveries that charged."""
+        """Take it over after its worker's death, due at once; return the number of deliveries charged."""
         ...
 
 
 class Worker:
-    """Liveness and holdings of one consumer. `alive`, `renew` and `abandon` may be called from any thread."""
+    """Liveness and claims of one consumer. `alive`, `renew` and `abandon` may be called from any thread."""
 
     def __init__(self, info: WorkerInfo, clock: Clock, lease: float) -> None:
         self.info = info
         self.holding: dict[Unit, None] = {}
-        """What it owns, in the order in which it was claimed."""
+        """The units it owns, in the order in which it claimed them."""
 
         self.kept: set[Unit] = set()
         self.changed = asyncio.Event()
@@ -38,20 +38,20 @@ class Worker:
         self._dead = False
 
     def alive(self) -> bool:
-        """Whether it may still own anything; once False, False forever."""
+        """Whether the worker is alive; once False, it stays False."""
         with self._lock:
-            # A closed worker that kept a claim renews no more: it lives as long as this process does.
+            # A closed worker with a kept claim does not renew any more: it lives as long as this process.
             if not self.closed and self._clock.monotonic() - self._renewed >= self._lease:
                 self._dead = True
             return not self._dead
 
     @property
     def valid_until(self) -> float:
-        """Until when it lives without being renewed."""
+        """Monotonic time at which the lease expires."""
         return self._renewed + self._lease
 
     def renew(self) -> bool:
-        """Start the lease anew, unless it is lost."""
+        """Renew the lease; False if it is lost."""
         if not self.alive():
             return False
         with self._lock:
@@ -59,6 +59,6 @@ class Worker:
             return not self._dead
 
     def abandon(self) -> None:
-        """Die."""
+        """Give up the lease."""
         with self._lock:
             self._dead = True
