@@ -14,7 +14,8 @@ FORGOTTEN_AT_ONCE = 1000
 """How many frames a step forgets at most."""
 
 # One row gives out the numbers, so that they are in the order of commits and without holes; a transaction that has
-# taken one holds the row until COMMIT. A stricter one than READ COMMITTED would fail for each broadcast since its begin.
+# taken one holds the row until COMMIT. A stricter one than READ COMMITTED would fail for every broadcast
+# that committed since it began.
 _SEND = """
 WITH last AS (
     UPDATE beneath_broadcast_last SET number = number + $3
