@@ -30,6 +30,9 @@ MAX_BACKOFF = 5.0
 HEALTHY_AFTER = 60.0
 """Seconds after which an attempt that is still running counts as a success."""
 
+INTERRUPT_AGAIN = 0.1
+"""Seconds after which a guarded block that was just being cancelled is interrupted, unless it has ended."""
+
 Work = Callable[[], Coroutine[Any, Any, None]]
 """Runs a background task once, until it has nothing more to do; called again after it raised."""
 
@@ -284,6 +287,12 @@ class Supervisor:
 
         def interrupt() -> None:
             nonlocal interrupted
+            if interrupt not in self._guards:
+                return
+            if task.cancelling() > asked:
+                # The block ends already, and a second cancellation would cut that short; look again in case it goes on.
+                task.get_loop().call_later(INTERRUPT_AGAIN, interrupt)
+                return
             interrupted = True
             task.cancel()
 

@@ -146,3 +146,21 @@ async def test_exit_while_a_worker_stops_is_released() -> None:
         await house.stop(worker)
         [stats] = await house.mq.stats()
         assert (stats.ready, stats.in_flight) == (1, 0)
+
+
+async def test_exit_while_a_worker_stops_leaves_its_neighbours_their_grace() -> None:
+    house = House(BusOptions(grace=10))
+    finished: list[int] = []
+
+    async def handler(event: Ticked) -> None:
+        await house.clock.sleep(event.n)
+        if event.n == 2:
+            sys.exit(3)
+        finished.append(event.n)
+
+    house.bus.add_async_listener(handler, name="l", timeout=None)
+    async with house.working() as worker:
+        await house.bus.publish_many([Ticked(2), Ticked(5)])
+        await house.clock.settle()
+        await house.stop(worker)
+    assert finished == [5]

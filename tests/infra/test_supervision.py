@@ -1,6 +1,7 @@
 """No background task dies unseen."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -118,6 +119,45 @@ async def test_cancelling_a_guarded_block_is_a_plain_cancellation(supervisor: Su
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_guarded_block_that_ends_is_not_cancelled_a_second_time(supervisor: Supervisor) -> None:
+    cancellations = 0
+
+    async def process() -> None:
+        nonlocal cancellations
+        async with supervisor.guard():
+            for _ in range(2):
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    cancellations += 1
+                    supervisor.end(SystemExit(3))
+                    await asyncio.sleep(0)
+                    raise
+
+    running = asyncio.create_task(process())
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert cancellations == 1
+
+
+async def test_guarded_block_that_outlives_a_cancellation_is_still_interrupted(supervisor: Supervisor) -> None:
+    async def process() -> None:
+        async with supervisor.guard():
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            supervisor.end(BackgroundTaskFailed("it gave up"))
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            task.uncancel()
+            await asyncio.Event().wait()
+
+    with pytest.raises(BackgroundTaskFailed, match="it gave up"):
+        await asyncio.wait_for(process(), 10)
 
 
 async def test_transient_failures_never_give_up(clock: FakeClock, supervisor: Supervisor) -> None:
