@@ -6,7 +6,7 @@ from random import Random
 from typing import Protocol
 
 from tests.simulation.journal import SimulatedJournal
-from tests.simulation.loop import SimulatedLoop
+from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.program import Program
 
 EVERY = 0.8
@@ -20,33 +20,31 @@ class Town(Protocol):
     journal: SimulatedJournal
     slots: list[Program]
 
-    def restart(self, slot: int) -> None:
-        """Start a new process in place of one that has ended."""
+    def finish(self, program: Program) -> None:
+        """Bury what is left of a process that has ended."""
+        ...
+
+    def replace(self, slot: int, program: Program) -> None:
+        """Start a new process in place of one that has ended, unless that was done."""
         ...
 
 
 class Faults:
-    """Strikes until told to end; a strike's consequences are repaired by the strike itself."""
+    """Strikes until told to end; a strike's consequences are repaired by the strike itself.
 
-    def __init__(self, town: Town, random: Random, lease: float) -> None:
+    With `mild` faults no process dies or loses its lease by them: what then kills processes are their handlers.
+    """
+
+    def __init__(self, town: Town, random: Random, lease: float, *, mild: bool) -> None:
         self._town = town
         self._random = random
         self._lease = lease
         self._busy: set[int] = set()
         self._until_cancellation = random.randrange(50, 2000)
-        self._all: list[Callable[[int], Awaitable[None]]] = random.sample(
-            [
-                self._kill,
-                self._freeze,
-                self._stop,
-                self._end_all_tasks,
-                self._cut_off,
-                self._storm,
-                self._step_clock,
-                self._break_the_disk,
-            ],
-            random.randrange(2, 9),
-        )
+        possible: list[Callable[[int], Awaitable[None]]] = [self._stop, self._step_clock, self._break_the_disk]
+        if not mild:
+            possible += [self._kill, self._freeze, self._end_all_tasks, self._cut_off, self._storm]
+        self._all = random.sample(possible, random.randrange(2, len(possible) + 1))
         self._cancelling = random.random() < 0.7
         self._struck: list[asyncio.Task[None]] = []
 
@@ -56,6 +54,7 @@ class Faults:
         end = loop.time() + seconds
         while loop.time() < end:
             await asyncio.sleep(self._random.expovariate(1 / EVERY))
+            self._replace_ended()
             slot = self._random.randrange(len(self._town.slots))
             if slot in self._busy:
                 continue
@@ -69,10 +68,21 @@ class Faults:
         self._note(f"fault {fault.__name__} strikes {self._town.slots[slot].process.pid}")
         try:
             await fault(slot)
-            if self._town.slots[slot].task.done():
-                self._town.restart(slot)
+            self._replace_if_ended(slot)
         finally:
             self._busy.discard(slot)
+
+    def _replace_ended(self) -> None:
+        """Start again what ended by itself: a handler exited, or the process could not start."""
+        for slot in range(len(self._town.slots)):
+            if slot not in self._busy:
+                self._replace_if_ended(slot)
+
+    def _replace_if_ended(self, slot: int) -> None:
+        program = self._town.slots[slot]
+        if program.task.done() and not program.collapsing:
+            self._town.finish(program)
+            self._town.replace(slot, program)
 
     def on_step(self) -> None:
         """Cancel some publisher at whatever it awaits now, every now and then."""
@@ -92,12 +102,19 @@ class Faults:
             self._note(f"fault cancel strikes {task.get_name()} of {task.process.pid}")
             task.cancel()
 
+    def on_exit(self, process: Process) -> None:
+        """End a process whose loop a SystemExit has ended, as `asyncio.run` does."""
+        for slot, program in enumerate(self._town.slots):
+            if program.process is process and not process.dead and not program.collapsing:
+                self._note(f"exit ends the loop of {process.pid}")
+                self._town.loop.spawn(self._town.loop.world, self._after_all_tasks(slot, program))
+
     async def _kill(self, slot: int) -> None:
         program = self._town.slots[slot]
         self._town.journal.write(program.process, "killing")
         self._town.loop.kill(program.process)
         await self._sometime(2)
-        self._town.restart(slot)
+        self._town.replace(slot, program)
 
     async def _freeze(self, slot: int) -> None:
         process = self._town.slots[slot].process
@@ -110,20 +127,20 @@ class Faults:
 
     async def _stop(self, slot: int) -> None:
         program = self._town.slots[slot]
-        rough = program.link.weather.dropped or program.link.weather.lost
         program.stop()
-        await asyncio.wait((program.task,))
-        if rough:
-            self._town.journal.write(program.process, "cut off")
-        if self._town.journal.unfinished(program.process.pid):
-            self._town.journal.write(program.process, "pausing")  # handlers that did not end were left behind
-        self._town.loop.kill(program.process)
-        await self._sometime(1)
-        self._town.restart(slot)
+        await asyncio.wait((program.task,), timeout=60)
+        if not program.collapsing:
+            self._town.finish(program)
+            await self._sometime(1)
+            self._town.replace(slot, program)
 
     async def _end_all_tasks(self, slot: int) -> None:
         """Do what `asyncio.run` does when its main task ends: cancel everything else."""
         program = self._town.slots[slot]
+        await self._after_all_tasks(slot, program)
+
+    async def _after_all_tasks(self, slot: int, program: Program) -> None:
+        program.collapsing = True
         program.stop()
         tasks = self._town.loop.living(program.process)
         self._random.shuffle(tasks)
@@ -134,7 +151,7 @@ class Faults:
         self._town.journal.write(program.process, "killing")
         self._town.loop.kill(program.process)
         await self._sometime(1)
-        self._town.restart(slot)
+        self._town.replace(slot, program)
 
     async def _cut_off(self, slot: int) -> None:
         weather = self._town.slots[slot].link.weather

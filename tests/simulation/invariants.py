@@ -6,41 +6,68 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from infra.mq.types import DeadLetter
-from tests.simulation.listeners import FEW, HOPELESS
-from tests.simulation.program import Program
+from tests.simulation.listeners import DEADLY, FEW, HOPELESS, LEGACY
+from tests.simulation.program import MAX_CRASHES, Program
 from tests.torture import checker
 from tests.torture.journal import Line
 
 Row = tuple[str, str, int]
 
+DEADLY_ID = f"Step {DEADLY[0]} {DEADLY[1]}"
+
+
+KINDS = {"alarm": "Alarm", "note_line": "Note", "notes": "Note", LEGACY: "Note"}
+"""The kind of event of each listener; of all others it is "Step"."""
+
 
 def check(
-    lines: Sequence[Line], programs: Sequence[Program], dead: Sequence[DeadLetter], rows: Sequence[Row]
+    lines: Sequence[Line],
+    programs: Sequence[Program],
+    dead: Sequence[DeadLetter],
+    rows: Sequence[Row],
+    *,
+    has_database: bool,
+    restored: int,
 ) -> list[str]:
-    """Return everything that is wrong."""
-    steps = _with_certainty(lines, "Step")
-    alarms = _with_certainty(lines, "Alarm")
+    """Return everything that is wrong; of keys that were begun before the line `restored` nothing is promised."""
     found = [
         f"worker of {it.process.pid} ended: {type(it.worker_error).__name__}"
         for it in programs
         if it.worker_error is not None
     ]
     found += [f"publishing raised {error}" for it in programs for error in it.surprises]
-    for name in ("ordered", "once") if rows else ("ordered",):
-        found += [*checker.lost(steps, name), *checker.phantoms(steps, name)]
-        found += [*checker.overlapping(steps, name), *checker.out_of_order(steps, name)]
+    lost = {line.key for line in lines[:restored] if line.kind == "note" and line.text.startswith("tried")}
+    lines = [line for line in lines if line.key not in lost]
+    dead = [letter for letter in dead if _key_of(letter) not in lost]
+    rows = [row for row in rows if row[1] not in lost]
+    steps, alarms, notes = (_with_certainty(lines, kind) for kind in ("Step", "Alarm", "Note"))
+    for name in ("ordered", "once") if has_database else ("ordered",):
+        found += _in_order(steps, name)
     # Of a once handler the rows tell whether it was repeated: its COMMIT, which may fail, comes after its end.
     found += [*checker.overcharged(steps, "ordered"), *_repeated(steps, "ordered")]
+    found += [*_in_order(notes, "note_line"), *checker.overcharged(notes, "note_line"), *_repeated(notes, "note_line")]
     for name in ("sibling", "threaded"):
         found += _unordered(steps, name)
     found += _unordered(alarms, "alarm")
+    found += _unordered(notes, "notes")
     found += [it for it in _unordered(steps, "giving_up") if not it.startswith("lost") or f"/{HOPELESS}" not in it]
-    found += _dead_letters(steps, dead)
+    found += _dead_letters(steps, dead, deadly=any(it.deadly for it in programs))
+    found += _read_by_old_code(notes, programs)
+    found += _legacy(notes, dead, flushed=restored > 0)
     found += _early(lines)
     found += _broadcast_twice(lines)
-    if rows:
+    if has_database:
         found += _effects(steps, rows)
     return found
+
+
+def _in_order(lines: Sequence[Line], listener: str) -> list[str]:
+    return [
+        *checker.lost(lines, listener),
+        *checker.phantoms(lines, listener),
+        *checker.overlapping(lines, listener),
+        *checker.out_of_order(lines, listener),
+    ]
 
 
 def _unordered(lines: Sequence[Line], listener: str) -> list[str]:
@@ -72,28 +99,65 @@ def _with_certainty(lines: Sequence[Line], event: str) -> list[Line]:
     """Return the lines with the publishes of one event alone, also those whose process died before it knew of them."""
     wanted = [it for it in lines if it.kind != "accepted" or it.listener == event]
     accepted = {(it.key, it.n) for it in wanted if it.kind == "accepted"}
-    starts = [it for it in lines if it.kind == "start" and (it.listener == "alarm") == (event == "Alarm")]
+    starts = [it for it in lines if it.kind == "start" and KINDS.get(it.listener, "Step") == event]
     handled = {(it.key, it.n) for it in starts}
     tried = [it for it in lines if it.kind == "note" and it.listener == event and it.text.startswith("tried")]
     unsure = [it for it in tried if (it.key, it.n) not in accepted and (it.key, it.n) in handled]
     return [*wanted, *(replace(it, kind="accepted") for it in unsure)]
 
 
-def _dead_letters(steps: Sequence[Line], dead: Sequence[DeadLetter]) -> list[str]:
+def _dead_letters(steps: Sequence[Line], dead: Sequence[DeadLetter], *, deadly: bool) -> list[str]:
     found = []
     buried: Counter[str] = Counter()
     for letter in dead:
-        if (
-            letter.subscription != "giving_up"
-            or not letter.message_id.endswith(f" {HOPELESS}")
-            or letter.failures != FEW.max_attempts
-        ):
+        if letter.subscription == LEGACY:
+            continue
+        hopeless = letter.subscription == "giving_up" and letter.message_id.endswith(f" {HOPELESS}")
+        killer = letter.subscription == "deadly" and letter.message_id == DEADLY_ID
+        charged = (letter.failures, letter.crashes)
+        if not (hopeless and letter.failures == FEW.max_attempts) and not (killer and charged == (0, MAX_CRASHES)):
             found.append(f"wrongly charged: {letter}")
-        buried[letter.message_id] += 1
-    for key, ns in checker.accepted(steps).items():
-        if HOPELESS in ns and buried[f"Step {key} {HOPELESS}"] != 1:
-            found.append(f"lost: {buried[f'Step {key} {HOPELESS}']} dead letters of {key}/{HOPELESS}")
+        buried[letter.message_id] += hopeless or killer
+    accepted = {f"Step {key} {n}" for key, ns in checker.accepted(steps).items() for n in ns}
+    for message_id in sorted(accepted):
+        wanted = message_id.endswith(f" {HOPELESS}") or (deadly and message_id == DEADLY_ID)
+        if wanted and buried[message_id] != 1:
+            found.append(f"lost: {buried[message_id]} dead letters of {message_id}")
     return found
+
+
+def _read_by_old_code(notes: Sequence[Line], programs: Sequence[Program]) -> list[str]:
+    """Return the runs of old code on events, or versions of them, that only the new code knows."""
+    old = {it.process.pid for it in programs if it.version == 1}
+    readable = {(it.key, it.n) for it in notes if it.text in {"Note", "tried Note"}}
+    return [
+        f"read by old code: {it}"
+        for it in notes
+        if it.kind == "start" and it.pid in old and KINDS.get(it.listener) == "Note" and (it.key, it.n) not in readable
+    ]
+
+
+def _legacy(notes: Sequence[Line], dead: Sequence[DeadLetter], *, flushed: bool) -> list[str]:
+    """Check the listener that is retired: what it has when it is retired for good is handled, or a dead letter."""
+    found = [*checker.phantoms(notes, LEGACY), *checker.overcharged(notes, LEGACY), *_repeated(notes, LEGACY)]
+    if flushed:
+        return found
+    retired = max((place for place, it in enumerate(notes) if it.listener == "retired"), default=-1)
+    young = {it.pid for it in notes[retired + 1 :] if it.listener == "started" and it.text == "version 1"}
+    declared = next((place for place, it in enumerate(notes) if it.kind == "ready" and it.pid in young), len(notes))
+    ended = {it.message_id for it in dead if it.subscription == LEGACY}
+    ended |= {f"Note {key} {n}" for key, n in checker.successes(checker.runs_of(notes), LEGACY)}
+    tried = {(it.key, it.n) for it in notes[declared:] if it.kind == "note" and it.text.startswith("tried")}
+    of_it = {(it.key, it.n) for it in notes if it.kind == "accepted" and it.text != "Postscript"}
+    return [
+        *found,
+        *(f"lost by {LEGACY}: {key}/{n}" for key, n in sorted(tried & of_it) if f"Note {key} {n}" not in ended),
+    ]
+
+
+def _key_of(letter: DeadLetter) -> str:
+    _, key, _ = letter.message_id.split(" ")
+    return key
 
 
 def _early(lines: Sequence[Line]) -> list[str]:

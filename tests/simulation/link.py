@@ -8,9 +8,10 @@ after its caller gave up. Claims that nobody was told of are released by the ser
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 from infra.mq import (
+    REGISTRY_TTL,
     BroadcastReceiver,
     Claim,
     Consumer,
@@ -25,9 +26,10 @@ from infra.mq import (
     Subscription,
     WorkerInfo,
 )
-from infra.mq.drivers.memory import MemoryQueue
 from infra.mq.types import DeadLetter, SubscriptionStats
+from tests.simulation.answer import Answer
 from tests.simulation.loop import Process, SimulatedLoop
+from tests.simulation.server import Fact, Server, facts_of
 
 _T = TypeVar("_T")
 
@@ -59,7 +61,7 @@ class Link:
     def __init__(
         self,
         process: Process,
-        server: MemoryQueue,
+        server: Server,
         loop: SimulatedLoop,
         *,
         lease: float,
@@ -76,6 +78,12 @@ class Link:
         self.cut_off: Callable[[], None] = lambda: None
         """Called when the process may have lost what it holds, without having died."""
 
+        self.facts: set[Fact] = set()
+        """What this process declared."""
+
+        self.failed_at = float("-inf")
+        """When a request last failed, by the loop's time."""
+
         self._process = process
         self._server = server
         self._loop = loop
@@ -84,7 +92,7 @@ class Link:
 
     @property
     def features(self) -> Features:
-        return replace(self._server.features, durable=self._durable, multi_process=True)
+        return replace(self._server.queue.features, durable=self._durable, multi_process=True)
 
     async def open(self) -> None:
         await self.ask(_nothing)
@@ -92,34 +100,42 @@ class Link:
     async def close(self) -> None:
         self._closed = True  # what is asked for by now is answered; consumers still open are as good as dead
 
+    @property
+    def era(self) -> int:
+        """How often the server has forgotten everything."""
+        return self._server.era
+
     def time(self) -> float:
-        return self._server.time()
+        return self._server.queue.time()
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
-        await self.ask(lambda: self._server.declare(subscriptions, broadcasts))
+        known_since = await self.ask(lambda: self._server.declare(subscriptions, broadcasts))
+        self.facts = facts_of(subscriptions, broadcasts)
+        # From then on no publisher has a copy of the registry from before.
+        await asyncio.sleep(max(0.0, known_since + REGISTRY_TTL - self._loop.time()))
 
     async def registry(self) -> Registry:
         kept = await self.ask(self._server.registry)
         return Registry(routed=frozenset(kept.routed), broadcast=frozenset(kept.broadcast))
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        await self.ask(lambda: self._server.publish(messages), lost=QueueIndeterminate)
+        await self.ask(lambda: self._server.queue.publish(messages), lost=QueueIndeterminate)
 
     async def cancel(self, message_id: str) -> bool:
-        return await self.ask(lambda: self._server.cancel(message_id), lost=QueueIndeterminate)
+        return await self.ask(lambda: self._server.queue.cancel(message_id), lost=QueueIndeterminate)
 
     async def scheduled(self, message_id: str) -> bool:
-        return await self.ask(lambda: self._server.scheduled(message_id))
+        return await self.ask(lambda: self._server.queue.scheduled(message_id))
 
     async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
-        await self.ask(lambda: self._server.broadcast(frames, origin=origin))
+        await self.ask(lambda: self._server.queue.broadcast(frames, origin=origin))
 
     async def receiver(self, *, origin: str) -> BroadcastReceiver:
-        inner = await self.ask(lambda: self._server.receiver(origin=origin))
-        return LinkedReceiver(inner, self)
+        inner = await self.ask(lambda: self._server.queue.receiver(origin=origin))
+        return LinkedReceiver(inner, self, self._server, origin)
 
     async def consumer(self, info: WorkerInfo) -> Consumer:
-        inner = await self.ask(lambda: self._server.consumer(info))
+        inner = await self.ask(lambda: self._server.queue.consumer(info))
         return LinkedConsumer(inner, self, self._process)
 
     async def stats(self) -> list[SubscriptionStats]:
@@ -137,26 +153,26 @@ class Link:
         after: str | None = None,
     ) -> list[DeadLetter]:
         return await self.ask(
-            lambda: self._server.dead_letters(subscription=subscription, event=event, limit=limit, after=after)
+            lambda: self._server.queue.dead_letters(subscription=subscription, event=event, limit=limit, after=after)
         )
 
     async def dead_letter(self, dead_id: str) -> DeadLetter:
-        return await self.ask(lambda: self._server.dead_letter(dead_id))
+        return await self.ask(lambda: self._server.queue.dead_letter(dead_id))
 
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:
-        return await self.ask(lambda: self._server.retry_dead(dead_ids))
+        return await self.ask(lambda: self._server.queue.retry_dead(dead_ids))
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
-        return await self.ask(lambda: self._server.discard_dead(dead_ids))
+        return await self.ask(lambda: self._server.queue.discard_dead(dead_ids))
 
     async def pause(self, name: str) -> None:
-        await self.ask(lambda: self._server.pause(name))
+        await self.ask(lambda: self._server.queue.pause(name))
 
     async def resume(self, name: str) -> None:
-        await self.ask(lambda: self._server.resume(name))
+        await self.ask(lambda: self._server.queue.resume(name))
 
     async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
-        await self.ask(lambda: self._server.unblock(name, ordering_key, skip=skip))
+        await self.ask(lambda: self._server.queue.unblock(name, ordering_key, skip=skip))
 
     async def retire(
         self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
@@ -178,10 +194,12 @@ class Link:
         random, weather = self._process.random, self.weather
         fate = random.random()
         if weather.down or fate < weather.dropped:
+            self.failed_at = self._loop.time()
             await asyncio.sleep(random.uniform(0, weather.patience))
             raise QueueUnavailable("simulated: the request was lost on its way")
         answer = self._execute(call, random.uniform(0, weather.latency), unheard)
         if fate < weather.dropped + weather.lost:
+            self.failed_at = self._loop.time()
             await self._give_up(answer, random.uniform(0, weather.patience))
             raise lost("simulated: the answer was lost on its way")
         await self._wait(answer)
@@ -214,60 +232,6 @@ class Link:
         answer = Answer(call, after, unheard, self._loop)
         self._loop.spawn(self._loop.world, answer.execute())
         return answer
-
-
-class Answer(Generic[_T]):
-    """One request in the hands of the network and the server."""
-
-    def __init__(
-        self,
-        call: Callable[[], Awaitable[_T]],
-        after: float,
-        unheard: Callable[[_T], Awaitable[object]] | None,
-        loop: SimulatedLoop,
-    ) -> None:
-        self.done = asyncio.Event()
-        self._call = call
-        self._after = after
-        self._unheard = unheard
-        self._loop = loop
-        self._abandoned = False
-        self._result: _T | None = None
-        self._failure: Exception | None = None
-
-    async def execute(self) -> None:
-        """Be the server's side of it."""
-        while self._after > 0:
-            after, self._after = self._after, 0.0
-            await asyncio.sleep(after)
-        try:
-            self._result = await self._call()
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
-            self._failure = error
-        self.done.set()
-        if self._abandoned:
-            await self._tell_nobody()
-
-    def delay(self, seconds: float) -> None:
-        """Let the request arrive later, if it has not yet."""
-        self._after += seconds
-
-    def abandon(self) -> None:
-        """Say that nobody takes the answer."""
-        if not self._abandoned:
-            self._abandoned = True
-            if self.done.is_set():
-                self._loop.spawn(self._loop.world, self._tell_nobody())
-
-    def take(self) -> _T:
-        """Return the answer, or raise what it was."""
-        if self._failure is not None:
-            raise self._failure
-        return cast("_T", self._result)
-
-    async def _tell_nobody(self) -> None:
-        if self._unheard is not None and self._failure is None:
-            await self._unheard(cast("_T", self._result))
 
 
 class LinkedConsumer:
@@ -370,16 +334,19 @@ class LinkedConsumer:
 
 
 class LinkedReceiver:
-    """A `BroadcastReceiver` of a `Link`."""
+    """A `BroadcastReceiver` of a `Link`, which begins anew when the server has forgotten it."""
 
-    def __init__(self, inner: BroadcastReceiver, link: Link) -> None:
+    def __init__(self, inner: BroadcastReceiver, link: Link, server: Server, origin: str) -> None:
         self._inner = inner
         self._link = link
+        self._server = server
+        self._era = server.era
+        self._origin = origin
         self._gap = False
 
     async def receive(self, wait: float) -> tuple[list[bytes], bool]:
         try:
-            frames, gap = await self._link.ask(lambda: self._inner.receive(wait))
+            frames, gap = await self._link.ask(lambda: self._receive(wait))
         except QueueUnavailable:
             self._gap = True
             raise
@@ -391,6 +358,17 @@ class LinkedReceiver:
 
     async def close(self) -> None:
         await self._inner.close()
+
+    async def _receive(self, wait: float) -> tuple[list[bytes], bool]:
+        if self._era == self._server.era:
+            try:
+                return await self._inner.receive(wait)
+            except QueueClosed:
+                if self._era == self._server.era:
+                    raise
+        self._era = self._server.era
+        self._inner = await self._server.queue.receiver(origin=self._origin)
+        return [], True
 
 
 async def _nothing() -> None:

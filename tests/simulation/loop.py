@@ -89,6 +89,9 @@ class SimulatedLoop(base_events.BaseEventLoop):
         self.on_step: Callable[[], None] = _nothing
         """Called after each callback: the faults that strike at any await."""
 
+        self.on_exit: Callable[[Process], None] = lambda _: None
+        """Called when a process's loop would end, because a callback raised SystemExit: as at the end of a task."""
+
         self.tasks: list[SimulatedTask] = []
         """Every task, also those of killed processes: a coroutine that is collected would run its `finally` blocks."""
 
@@ -150,7 +153,10 @@ class SimulatedLoop(base_events.BaseEventLoop):
         if self.steps > MAX_STEPS:
             raise Stuck(f"no end after {MAX_STEPS} callbacks, at {self._now:.3f} s")
         self._now += self.random.random() * STEP
-        handle._run()
+        try:
+            handle._run()
+        except (SystemExit, KeyboardInterrupt):
+            self.on_exit(handle._context.get(PROCESS, self.world))  # type: ignore[attr-defined]
         self.on_step()
 
     def _next(self) -> asyncio.Handle:

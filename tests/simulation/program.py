@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bus import Bus, BusError
 from bus.options import BusOptions
 from infra.db import Database, DatabaseError
-from tests.simulation.events import Alarm, Chime, Step
+from tests.simulation.events import Alarm, Chime, Event, Note, Postscript, RevisedNote, Step, kind_of
 from tests.simulation.journal import SimulatedJournal
 from tests.simulation.link import Link
 from tests.simulation.listeners import Listeners
@@ -30,7 +31,10 @@ EVENTS = 9
 OPTIONS = BusOptions(
     concurrency=4, prefetch=6, grace=3.0, renew_every=0.5, recover_every=0.4, connect_timeout=3.0, max_crashes=1000
 )
+"""Processes are killed too often for the rule of poison: which deaths are a delivery's own fault is chance."""
 
+MAX_CRASHES = 3
+"""Where only their own handlers kill processes, that rule holds."""
 
 PAUSE = 0.8
 """Seconds between two events of a key, at most."""
@@ -41,13 +45,40 @@ class RolledBack(Exception):
 
 
 class Program:
-    """Runs until it is stopped; `ended` says so if the worker gave up before."""
+    """Runs until it is stopped, or a handler ends it; `worker_error` says so if the worker gave up before."""
 
     def __init__(
-        self, process: Process, link: Link, loop: SimulatedLoop, journal: SimulatedJournal, path: Path | None, seed: int
+        self,
+        process: Process,
+        link: Link,
+        loop: SimulatedLoop,
+        journal: SimulatedJournal,
+        path: Path | None,
+        seed: int,
+        *,
+        version: int,
+        deadly: bool,
     ) -> None:
         self.process = process
         self.link = link
+        self.version = version
+        """Of its code: the old one is 1, the new one 2."""
+
+        self.deadly = deadly
+        """Whether an event kills its process each time, and nothing else does."""
+
+        self.exiting = False
+        """Whether a handler ends the process."""
+
+        self.hurried = False
+        """Whether it was stopped although it was ending: what its threads do then does not count."""
+
+        self.collapsing = False
+        """Whether all its tasks were cancelled, as at the end of `asyncio.run`."""
+
+        self.ending_since = float("inf")
+        """Since when it is to end, by the loop's time."""
+
         self.worker_error: BaseException | None = None
         """Why the worker ended although nobody had stopped it."""
 
@@ -71,8 +102,14 @@ class Program:
         self._loop.call_later(0.1, self._journal.write, self.process, "cut off")
 
     def stop(self) -> None:
-        """Ask it to end gracefully."""
+        """Ask it to end gracefully; if it is just doing so, to end at once."""
+        self.hurried = self.hurried or self.exiting
+        self.ending_since = min(self.ending_since, self._loop.time())
         self._stopped.set()
+
+    def _note_exit(self) -> None:
+        self.exiting = True
+        self.ending_since = min(self.ending_since, self._loop.time())
 
     def hush(self) -> None:
         """Let every publisher end after the event that it is at."""
@@ -93,11 +130,21 @@ class Program:
         if db is not None:
             await db.open()
         await self.link.open()
-        bus = Bus(self.link, db, clock=self._clock, options=OPTIONS, random=self.process.random)
-        Listeners(bus, db, self._journal, self.process, self._seed)
+        options = replace(OPTIONS, max_crashes=MAX_CRASHES) if self.deadly else OPTIONS
+        bus = Bus(self.link, db, clock=self._clock, options=options, random=self.process.random)
+        Listeners(
+            bus,
+            db,
+            self._journal,
+            self.process,
+            self._seed,
+            version=self.version,
+            deadly=self.deadly,
+            on_exit=self._note_exit,
+        )
         await bus.start()
-        self._journal.write(self.process, "ready")
-        worker = asyncio.create_task(bus.run(), name="worker")
+        self._journal.write(self.process, "ready", text=f"version {self.version}")
+        worker = asyncio.create_task(self._work(bus), name="worker")
         worker.add_done_callback(self._note_end)
         self.publishers = [self._publisher(bus, db, number) for number in range(PUBLISHERS)]
         stopped = asyncio.create_task(self._stopped.wait(), name="stop")
@@ -112,13 +159,22 @@ class Program:
             await asyncio.wait((worker,))
             await bus.close()
 
+    async def _work(self, bus: Bus) -> None:
+        """Run the worker; a handler's exit ends the process in an orderly way."""
+        try:
+            await bus.run()
+        except SystemExit:
+            if not self.exiting:
+                raise RuntimeError("the worker exited, and no handler did") from None
+
     def _note_end(self, worker: "asyncio.Task[None]") -> None:
-        if not self._stopped.is_set():
+        if not self._stopped.is_set() and not (self.exiting and not worker.cancelled() and worker.exception() is None):
             error = asyncio.CancelledError() if worker.cancelled() else worker.exception()
             self.worker_error = error or RuntimeError("it returned")
 
     def _publisher(self, bus: Bus, db: Database | None, number: int) -> SimulatedTask:
-        task = asyncio.create_task(Publisher(self, bus, db, number).run(), name=f"publisher {number}")
+        publisher = Publisher(self, bus, db, number)
+        task = asyncio.create_task(publisher.run(), name=f"publisher {number}")
         assert isinstance(task, SimulatedTask)
         task.add_done_callback(self._note_surprise)
         return task
@@ -161,10 +217,13 @@ class Publisher:
             await self._one_key(f"{self._name}.{turn}")
 
     async def _one_key(self, key: str) -> None:
+        era = self._program.link.era
         for n in range(1, EVENTS + 1):
             if self._program.quiet or not await self._one_event(Step(key=key, n=n)):
                 return
             await self._pause(PAUSE)
+            if self._program.link.era != era:
+                return  # of what the server forgot, nothing is promised: a new key begins
 
     async def _one_event(self, step: Step) -> bool:
         db = self._db
@@ -175,6 +234,8 @@ class Publisher:
             return False
         if self._random.random() < 0.2:
             await self._alarm(Alarm(key=step.key, n=step.n))
+        if self._random.random() < 0.4:
+            await self._note(step)
         if self._random.random() < 0.1:
             await self._attempt(partial(self._bus.publish, Chime(key=step.key, n=step.n)))
         return True
@@ -195,6 +256,15 @@ class Publisher:
                 await self._bus.publish(Step(key=f"rolled back {step.key}", n=step.n))
                 raise RolledBack
 
+    async def _note(self, step: Step) -> None:
+        if self._program.version == 1:
+            event: Event = Note(key=step.key, n=step.n)
+        elif self._random.random() < 0.5:
+            event = RevisedNote(key=step.key, n=step.n, author=self._name)
+        else:
+            event = Postscript(key=step.key, n=step.n)
+        await self._until_accepted(event, partial(self._bus.publish, event, id=_id(event)), note=type(event).__name__)
+
     async def _alarm(self, alarm: Alarm) -> None:
         delay = self._random.uniform(0, 3)
         earliest = self._program.link.time() + delay
@@ -204,9 +274,7 @@ class Publisher:
 
         await self._until_accepted(alarm, publish, note=repr(earliest))
 
-    async def _until_accepted(
-        self, event: Step | Alarm, act: Callable[[], Awaitable[object]], *, note: str = ""
-    ) -> bool:
+    async def _until_accepted(self, event: Event, act: Callable[[], Awaitable[object]], *, note: str = "") -> bool:
         """Repeat a publish until it is accepted; False if the queue would take a repetition for something new."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._program.link.dedupe_window / 2
@@ -243,16 +311,16 @@ class Publisher:
         assert task is not None
         task.uncancel()
 
-    def _write(self, kind: Kind, event: Step | Alarm, note: str) -> None:
+    def _write(self, kind: Kind, event: Event, note: str) -> None:
         self._program.journal.write(
             self._program.process,
             kind,
-            listener=type(event).__name__,
+            listener=kind_of(event),
             key=event.key,
             n=event.n,
             text=note,
         )
 
 
-def _id(event: Step | Alarm) -> str:
-    return f"{type(event).__name__} {event.key} {event.n}"
+def _id(event: Event) -> str:
+    return f"{kind_of(event)} {event.key} {event.n}"

@@ -1,4 +1,7 @@
-"""One simulation: some processes over one queue, faults for a while, then calm, and what was promised."""
+"""One simulation: some processes over one queue, faults for a while, then calm, and what was promised.
+
+The seed also draws which versions of the code run, and whether the server forgets everything on the way.
+"""
 
 import asyncio
 import gc
@@ -7,14 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from infra.mq.drivers.memory import MemoryQueue
+from infra.mq import REGISTRY_TTL
 from tests.simulation import invariants
 from tests.simulation.faults import Faults
 from tests.simulation.journal import SimulatedJournal
 from tests.simulation.link import MARGIN, Link
+from tests.simulation.listeners import LEGACY
 from tests.simulation.loop import Process, SimulatedLoop, Stuck
+from tests.simulation.operating import Operator
 from tests.simulation.program import Program
 from tests.simulation.sealing import SimulatedClock, record_logs
+from tests.simulation.server import Server
 
 LEASE = 2.0
 DEDUPE_WINDOWS = (8.0, 120.0)
@@ -22,6 +28,12 @@ DEDUPE_WINDOWS = (8.0, 120.0)
 
 TROUBLE = (2.0, 7.0)
 """Seconds for which things go wrong, at least and at most."""
+
+FLUSHED_AFTER = (0.5, 3.0)
+"""Seconds after which the server forgets everything, at least and at most, where it does."""
+
+TROUBLE_AFTER_FLUSH = (5.0, 9.0)
+"""Seconds for which things go wrong from then on: what is published once all is declared again must hold."""
 
 PATIENCE = 120.0
 """Seconds after which all that was accepted must have come to its end."""
@@ -55,11 +67,22 @@ class Simulation:
         self._path = path
         self._pids = 0
         self._dedupe_window = self.random.choice(DEDUPE_WINDOWS)
-        self._server = MemoryQueue(
-            clock=SimulatedClock(self.loop.world, self.loop),
+        self._versions = self.random.choice([(2,), (1, 2), (1, 2), (1, 1, 2)])
+        """What a new process's version is drawn from."""
+
+        self._deadly = self.random.random() < 0.15
+        """Whether one event kills its process each time, and no fault does."""
+
+        self._flushes = not self._deadly and self.random.random() < 0.25
+        self._restored = 0
+        """The line of the journal from which on nothing that was forgotten matters."""
+
+        self._server = Server(
+            SimulatedClock(self.loop.world, self.loop),
             lease=LEASE * MARGIN,
             dedupe_window=self._dedupe_window,
         )
+        self._server.on_retired = self._note_retirement
 
     def run(self) -> Result:
         """Run it to its end."""
@@ -77,9 +100,17 @@ class Simulation:
         runs = sum(line.kind == "start" for line in self.journal.lines)
         return Result(self.seed, broken, self.journal.digest(), self.journal.trace, self.loop.steps, events, runs)
 
-    def restart(self, slot: int) -> None:
-        program = self._start()
-        self.slots[slot] = program
+    def finish(self, program: Program) -> None:
+        process = program.process
+        if program.hurried or program.link.failed_at >= program.ending_since:
+            self.journal.write(process, "cut off")
+        if self.journal.unfinished(process.pid):
+            self.journal.write(process, "pausing")  # handlers that did not end were left behind
+        self.loop.kill(process)
+
+    def replace(self, slot: int, program: Program) -> None:
+        if self.slots[slot] is program:
+            self.slots[slot] = self._start()
 
     def _run(self) -> list[str]:
         main = self.loop.spawn(self.loop.world, self._main())
@@ -87,22 +118,42 @@ class Simulation:
             stranded = self.loop.run_until_complete(main)
         except Stuck as stuck:
             return [f"stuck: {stuck}"]
-        rows = self._rows()
         if not any(line.kind == "accepted" for line in self.journal.lines):
             stranded.append("nothing was ever accepted")
-        return [*stranded, *invariants.check(self.journal.lines, self.programs, self._dead, rows)]
+        return [
+            *stranded,
+            *invariants.check(
+                self.journal.lines,
+                self.programs,
+                self._dead,
+                self._rows(),
+                has_database=self._path is not None,
+                restored=self._restored,
+            ),
+        ]
 
     async def _main(self) -> list[str]:
         await self._server.open()
         for _ in range(self.random.randrange(1, 4)):
             self.slots.append(self._start())
-        faults = Faults(self, self.random, LEASE)
+        faults = Faults(self, self.random, LEASE, mild=self._deadly)
         self.loop.on_step = faults.on_step
-        await faults.strike(self.random.uniform(*TROUBLE))
-        for program in self.slots:
-            program.hush()
+        self.loop.on_exit = faults.on_exit
+        operating = asyncio.create_task(self._operate(self.random.uniform(*TROUBLE)))
+        flushing: asyncio.Task[None] | None = None
+        if self._flushes:
+            await faults.strike(self.random.uniform(*FLUSHED_AFTER))
+            flushing = asyncio.create_task(self._flush())
+            await faults.strike(self.random.uniform(*TROUBLE_AFTER_FLUSH))
+        else:
+            await faults.strike(self.random.uniform(*TROUBLE))
+        await operating
+        await self._calm_down()
         stranded = await self._wait_for_the_end()
-        self._dead = await self._server.dead_letters(limit=10_000)
+        if flushing is not None:
+            flushing.cancel()  # it has ended, or the promise is broken and stands in `stranded`
+        stranded += await self._retire_for_good()
+        self._dead = await self._server.queue.dead_letters(limit=10_000)
         for program in self.slots:
             program.stop()
         await asyncio.wait([program.task for program in self.slots], timeout=60)
@@ -111,6 +162,49 @@ class Simulation:
                 stranded.append(f"process {program.process.pid} does not end")
             self.loop.kill(program.process)
         return stranded
+
+    async def _calm_down(self) -> None:
+        """Let publishers end, and deploy the new code everywhere: what was parked for it waits for that."""
+        self._versions = (2,)
+        for program in self.slots:
+            program.hush()
+        for slot, program in enumerate(self.slots):
+            if program.version == 1:
+                program.stop()
+                await asyncio.wait((program.task,), timeout=60)
+                if not program.collapsing:
+                    self.finish(program)
+                self.replace(slot, program)
+            self.slots[slot].hush()
+
+    async def _operate(self, seconds: float) -> None:
+        process = Process(0, self.random)
+        link = self._link(process)
+        await Operator(link, process, self.journal, self.random).act(seconds)
+
+    async def _flush(self) -> None:
+        """Let the server forget everything, and wait until every process has declared its listeners again."""
+        living = [it for it in self.slots if not it.process.dead]
+        self.journal.note(self.loop.world, "fault flush strikes the server")
+        await self._server.flush({it for program in living for it in program.link.facts if it[0] != LEGACY})
+        self._restored = len(self.journal.lines) + 1_000_000  # until then nothing that is published is safe
+        await self._server.complete.wait()
+        await asyncio.sleep(self._server.known_since + REGISTRY_TTL - self.loop.time())
+        self.journal.note(self.loop.world, "all is declared again")
+        self._restored = len(self.journal.lines)
+
+    async def _retire_for_good(self) -> list[str]:
+        """Remove the listener that the new code does not have; what it left must become dead letters."""
+        kept = {it.name: it for it in await self._server.stats()}
+        if LEGACY not in kept:
+            return []
+        found = kept[LEGACY]
+        left = found.ready + found.retrying + found.parked + found.in_flight
+        retired = await self._server.queue.retire(LEGACY, backlog="dead")
+        return [] if retired == left else [f"retired {retired} deliveries instead of {left}: {found}"]
+
+    def _note_retirement(self, name: str) -> None:
+        self.journal.write(self.loop.world, "note", listener="retired", text=name)
 
     async def _wait_for_the_end(self) -> list[str]:
         end = self.loop.time() + PATIENCE
@@ -123,17 +217,20 @@ class Simulation:
             if calm == 3:
                 return []
             for slot, program in enumerate(self.slots):
-                if program.task.done():
-                    self.restart(slot)
-                    self.slots[slot].hush()
+                if program.task.done() and not program.collapsing:
+                    self.finish(program)
+                    self.replace(slot, program)
+                self.slots[slot].hush()
         return waits
 
     async def _waiting(self) -> list[str]:
         waits = [
             f"stranded: {each}"
             for each in await self._server.stats()
-            if each.ready or each.retrying or each.scheduled or each.in_flight or each.parked or each.blocked
+            if (each.ready or each.retrying or each.scheduled or each.in_flight or each.parked or each.blocked)
+            and each.name != LEGACY
         ]
+        waits += [f"not declared again: {each}" for each in self._server.lost]
         waits += [
             f"process {program.process.pid} still publishes"
             for program in self.slots
@@ -146,7 +243,23 @@ class Simulation:
     def _start(self) -> Program:
         self._pids += 1
         process = Process(self._pids, self.random, monotonic_offset=1000.0 * self._pids)
-        link = Link(
+        program = Program(
+            process,
+            self._link(process),
+            self.loop,
+            self.journal,
+            self._path,
+            self.seed,
+            version=self.random.choice(self._versions),
+            deadly=self._deadly,
+        )
+        self.journal.write(process, "note", listener="started", text=f"version {program.version}")
+        program.task.add_done_callback(self._note_failure(program))
+        self.programs.append(program)
+        return program
+
+    def _link(self, process: Process) -> Link:
+        return Link(
             process,
             self._server,
             self.loop,
@@ -154,10 +267,6 @@ class Simulation:
             dedupe_window=self._dedupe_window,
             durable=self._path is not None,
         )
-        program = Program(process, link, self.loop, self.journal, self._path, self.seed)
-        program.task.add_done_callback(self._note_failure(program))
-        self.programs.append(program)
-        return program
 
     def _note_failure(self, program: Program) -> "_Callback":
         return _Callback(program, self.journal)

@@ -1,0 +1,74 @@
+"""What an operator does meanwhile: retires a listener, tries dead letters again, pauses listeners."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from random import Random
+from typing import Literal, TypeVar
+
+from infra.mq import ListenerInUse, QueueError, QueueIndeterminate, QueueUnavailable, SubscriptionNotFound
+from tests.simulation.journal import SimulatedJournal
+from tests.simulation.link import Link
+from tests.simulation.listeners import LEGACY
+from tests.simulation.loop import Process
+
+_T = TypeVar("_T")
+
+EVERY = 1.0
+"""Seconds between two acts, on average."""
+
+LATENESS = 3.0
+"""Seconds after which no request of the operator is still on its way."""
+
+PAUSED = ("ordered", "sibling", "notes", "alarm")
+"""Listeners that are paused for a while."""
+
+
+class Operator:
+    """Repeats what was not answered, until it is."""
+
+    def __init__(self, link: Link, process: Process, journal: SimulatedJournal, random: Random) -> None:
+        self._link = link
+        self._process = process
+        self._journal = journal
+        self._random = random
+        self._link.weather.dropped = random.uniform(0, 0.2)
+        self._link.weather.lost = random.uniform(0, 0.2)
+
+    async def act(self, seconds: float) -> None:
+        """Do this and that for so long; return when nothing is left paused."""
+        end = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(self._random.expovariate(1 / EVERY))
+            await self._random.choice([self._retire, self._retry, self._pause])()
+        await asyncio.sleep(LATENESS)
+        for name in PAUSED:
+            await self._ask(partial(self._link.resume, name))
+
+    async def _retire(self) -> None:
+        backlog: Literal["refuse", "discard", "dead"] = self._random.choice(["refuse", "discard", "dead"])
+        await self._ask(lambda: self._link.retire(LEGACY, backlog=backlog))
+
+    async def _retry(self) -> None:
+        letters = await self._ask(lambda: self._link.dead_letters(limit=100))
+        if letters:
+            await self._ask(lambda: self._link.retry_dead([it.id for it in letters]))
+
+    async def _pause(self) -> None:
+        name = self._random.choice(PAUSED)
+        await self._ask(lambda: self._link.pause(name))
+        await asyncio.sleep(self._random.uniform(0, 1))
+        await self._ask(lambda: self._link.resume(name))
+
+    async def _ask(self, call: Callable[[], Awaitable[_T]]) -> _T | None:
+        while True:
+            try:
+                return await call()
+            except (QueueUnavailable, QueueIndeterminate):
+                continue
+            except (ListenerInUse, SubscriptionNotFound) as error:
+                self._journal.note(self._process, f"refused: {error}")
+                return None
+            except QueueError as error:
+                self._journal.note(self._process, f"failed: {type(error).__name__}: {error}")
+                return None
