@@ -96,7 +96,7 @@ class Broadcasts:
         self._metrics.broadcast_gaps += 1
         for listener in self._listeners.listeners:
             if listener.on_gap is not None:
-                await self._run_alone(listener, _call_on_gap(listener.on_gap), "on_gap failed")
+                await self._run_alone(listener, _call_on_gap(listener.on_gap), "on_gap")
 
     async def _deliver_frame(self, body: bytes) -> None:
         self._metrics.broadcasts_received += 1
@@ -105,23 +105,23 @@ class Broadcasts:
             event_type = self._listeners.events.get(frame.event)
         except BusError as error:
             self._metrics.broadcast_failures += 1
-            log.warning("broadcast unreadable", error=describe(error))
+            log.warning("broadcast decoding failed", error=describe(error))
             return
         if event_type is None or frame.event_version > event_type.version:
             return  # newer code speaks of something that nothing here could react to
         for listener in self._listeners.routes(event_type.cls).broadcast:
-            await self._run_alone(listener, _decode_and_call(listener, event_type, frame), "broadcast listener failed")
+            await self._run_alone(listener, _decode_and_call(listener, event_type, frame), "handler")
 
     async def _call(self, listener: Listener, event: Any, delivery: Delivery) -> None:  # noqa: ANN401 - any event class
-        await self._run_alone(listener, _call_listener(listener, event, delivery), "broadcast listener failed")
+        await self._run_alone(listener, _call_listener(listener, event, delivery), "handler")
 
-    async def _run_alone(self, listener: Listener, work: Coroutine[Any, Any, None], what: str) -> None:
+    async def _run_alone(self, listener: Listener, work: Coroutine[Any, Any, None], callback: str) -> None:
         """Run a listener's code in a task of its own; a cancellation of the caller reaches it, and nothing comes back.
 
         Raises:
             asyncio.CancelledError: the calling task was cancelled.
         """
-        task = asyncio.create_task(self._contain(listener, work, what), name=f"broadcast to {listener.name}")
+        task = asyncio.create_task(self._contain(listener, work, callback), name=f"broadcast to {listener.name}")
         try:
             await asyncio.wait((task,))
         except asyncio.CancelledError:
@@ -129,7 +129,7 @@ class Broadcasts:
             await asyncio.wait((task,))
             raise
 
-    async def _contain(self, listener: Listener, work: Coroutine[Any, Any, None], what: str) -> None:
+    async def _contain(self, listener: Listener, work: Coroutine[Any, Any, None], callback: str) -> None:
         try:
             await work
         except BaseException as error:
@@ -140,7 +140,11 @@ class Broadcasts:
             self._metrics.broadcast_failures += 1
             with contextlib.suppress(Exception):  # a processor may choke on what the listener bound to the log
                 log.error(  # noqa: TRY400 - the error is hostile at worst, so its traceback is rendered here
-                    what, listener=listener.name, error=describe(error), exception=render_traceback(error)
+                    "broadcast listener failed",
+                    listener=listener.name,
+                    callback=callback,
+                    error=describe(error),
+                    exception=render_traceback(error),
                 )
             if isinstance(error, SystemExit | KeyboardInterrupt):
                 self._supervisor.end(error)

@@ -35,7 +35,7 @@ class Deadlines:
         if not slot.complained and now - slot.started > timeout + max(timeout, 1.0):
             slot.complained = True
             log.error(
-                "a handler ignores its timeout and goes on; its delivery stays with it until it ends",
+                "handler timeout ignored",
                 listener=slot.listener.name,
                 seconds=round(now - slot.started, 1),
             )

@@ -97,7 +97,7 @@ class Enrolment:
     def _postpone(self, reason: str, error: Exception) -> None:
         if self._publisher.relay is None:
             raise BusError(reason) from error
-        log.warning("queue unavailable, publishes wait in the outbox", error=reason)
+        log.warning("queue connection postponed", error=reason)
 
     async def _stay_known(self) -> None:
         if not self.done.is_set():
@@ -116,10 +116,10 @@ class Enrolment:
                 await self._mq.open()
                 await self._enrol()
             except (QueueUnavailable, QueueClosed, QueueIndeterminate) as error:
-                log.debug("queue still unavailable", error=str(error))
+                log.debug("queue connection failed", error=str(error))
             except QueueError as error:
                 if said != (said := str(error)):
-                    log.error("queue unusable", error=said)  # noqa: TRY400 - one line, for people
+                    log.error("queue connection rejected", error=said)  # noqa: TRY400 - one line, for people
             else:
-                log.info("queue available")
+                log.info("queue connected")
                 return

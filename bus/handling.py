@@ -244,23 +244,23 @@ class Handling:
             case Discard():
                 metrics.discarded += 1
                 metrics.handled += 1
-                _say(context, "info", "discarded by its listener", reason=describe(error))
+                _say(context, "info", "delivery discarded", reason=describe(error))
                 return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DONE)
             case RetryLater() if (delay := _valid_delay(error)) is not None:
                 metrics.deferred += 1
                 return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DEFER, delay=delay)
             case _Parked():
                 metrics.parked += 1
-                _say(context, "warning", "parked: this code does not know the event", reason=describe(error))
+                _say(context, "warning", "delivery parked", reason=describe(error))
                 return Settlement(claim=claim, delivery=delivery, outcome=Outcome.PARK, needs=error.needs)
             case NoThread():
-                _say(context, "error", "no thread for a handler", error=describe(error), retry_in=NO_THREAD_DELAY)
+                _say(context, "error", "handler thread not started", error=describe(error), retry_in=NO_THREAD_DELAY)
                 return release(claim, delivery, NO_THREAD_DELAY)
         if slot.is_stopping:
             return None if slot.in_thread else release(claim, delivery)
         if slot.exit is not None:
             # The claim stays unsettled: the end of the process is a crash of this delivery, under the poison rules.
-            _say(context, "error", "handler ends the process", exit=describe(slot.exit), **_about(slot, delivery))
+            _say(context, "error", "process ended by handler", exit=describe(slot.exit), **_about(slot, delivery))
             return None
         return self._failed(slot, claim, delivery, _reason(slot, error), metrics, context)
 
@@ -292,9 +292,9 @@ class Handling:
             _say(context, "warning", "listener failed", retry_in=round(delay, 3), **fields)
             return Settlement(claim=claim, delivery=delivery, outcome=Outcome.RETRY, delay=delay, failure=failure)
         if claim.ordered and listener.on_exhausted == "block":
-            _say(context, "error", "listener failed for good: its key is blocked", key=claim.ordering_key, **fields)
+            _say(context, "error", "ordering key blocked", key=claim.ordering_key, **fields)
             return Settlement(claim=claim, delivery=delivery, outcome=Outcome.BLOCK, failure=failure)
-        _say(context, "error", "listener failed for good: dead letter", **fields)
+        _say(context, "error", "delivery dead-lettered", **fields)
         return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DEAD, failure=failure)
 
     def _retry_delay(self, listener: Listener, failures: int, context: contextvars.Context) -> float | None:
@@ -316,7 +316,7 @@ class Handling:
                 if slot.task is None and not isinstance(error, Exception):
                     raise
                 with suppress(Exception):
-                    log.warning("inbox cannot be asked", listener=listener.name, error=describe(error))
+                    log.warning("inbox check failed", listener=listener.name, error=describe(error))
                 return release(claim, delivery, 0.0 if slot.is_stopping else UNDECIDED_DELAY)
             if committed:
                 metrics.handled += 1
@@ -328,7 +328,7 @@ class Handling:
     def _killer(self, claim: Claim, delivery: Delivery) -> Settlement:
         failure = Failure(error=f"its worker died {delivery.crashes} times while this ran alone")
         log.error(
-            "dead letter: it kills its workers",
+            "delivery dead-lettered",
             listener=claim.subscription,
             event_name=delivery.event,
             event_id=delivery.message_id,

@@ -86,7 +86,7 @@ class Heartbeat:
                 if not self._warned:
                     self._warned = True
                     self._metrics.loop_stalls += 1
-                    log.warning("the event loop is blocked", seconds=round(stalled, 1), by=self._culprit())
+                    log.warning("event loop blocked", seconds=round(stalled, 1), by=self._culprit())
             else:
                 self._warned = False
             if time.monotonic() - self._renewed >= self._options.renew_every:
@@ -107,7 +107,7 @@ class Heartbeat:
             return self._consumer.renew()
         except Exception as error:  # noqa: BLE001 - whatever it is, the next beat may succeed
             if complain:
-                log.warning("the worker's lease could not be renewed", error=describe(error))
+                log.warning("lease renewal failed", error=describe(error))
             return None
 
     def _give_up(self, stalled: float) -> None:
@@ -116,14 +116,10 @@ class Heartbeat:
         try:
             self._consumer.abandon()
         except Exception as error:  # noqa: BLE001 - the lease then ends by itself
-            log.warning("lease could not be abandoned", error=describe(error))
+            log.warning("lease abandonment failed", error=describe(error))
         # Once the loop moves again, the first thing it does is to notice.
         self._report_loss()
-        log.error(
-            "the event loop is blocked for longer than worker.max_stall: other workers take over from this one",
-            seconds=round(stalled, 1),
-            by=by,
-        )
+        log.error("lease abandoned", seconds=round(stalled, 1), max_stall=self._options.max_stall, by=by)
 
     def _report_loss(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell

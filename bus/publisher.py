@@ -257,7 +257,7 @@ class Publisher:
         except QueueError as error:
             self._metrics.publish_failures += len(batch)
             log.error(  # noqa: TRY400 - one line: the cause is the queue's, and named
-                "a committed transaction's events could not be published", count=len(batch), error=str(error)
+                "publish after commit failed", count=len(batch), error=str(error)
             )
 
     async def accepted(self, batch: Sequence[Outgoing]) -> None:
@@ -342,7 +342,7 @@ class Publisher:
             await self.registry.refresh()
         except QueueError as error:
             # Then nothing is skipped: the queue itself decides, or fails the publish.
-            log.warning("the registry of subscriptions could not be read", error=str(error))
+            log.warning("registry read failed", error=str(error))
 
     def _needs_transaction(self, batch: Sequence[Outgoing]) -> bool:
         """Whether sync listeners are to share one, or an ordered event must not overtake those in the outbox."""

@@ -274,7 +274,7 @@ class Session:
             if slot.claim is None or not slot.claim.ordered or slot.task is None:
                 continue
             if slot.in_thread:
-                log.error("a thread cannot be stopped: its key may get another owner", listener=slot.listener.name)
+                log.error("ordered thread not cancelled", listener=slot.listener.name)
             else:
                 slot.stopping = True
                 slot.task.cancel()
@@ -291,7 +291,7 @@ class Session:
             try:
                 if recovered := await self._consumer.recover():
                     self._metrics.takeovers += recovered
-                    log.warning("took over from dead workers", deliveries=recovered)
+                    log.warning("claims taken over", deliveries=recovered)
                 await self._consumer.unpark(self._known)
             except QueueClosed:
                 break
@@ -373,4 +373,4 @@ class Session:
         try:
             await stop.through(self._consumer.close)
         except Exception as error:  # noqa: BLE001 - whatever it was, the worker ends, and others take over
-            log.warning("leaving the queue failed", worker=self._consumer.info.id, error=describe(error))
+            log.warning("consumer close failed", worker=self._consumer.info.id, error=describe(error))

@@ -128,7 +128,7 @@ class Settler:
 
     def _drop(self, batch: list[Settlement]) -> None:
         # The worker that took over runs these again: that is what at-least-once means.
-        log.warning("the lease was lost with deliveries unsettled", count=len(batch))
+        log.warning("settlements dropped", count=len(batch))
         for settlement in batch:
             self._on_fenced(settlement)
 

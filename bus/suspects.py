@@ -63,7 +63,7 @@ class Suspects:
             try:
                 alone = await self._consumer.isolate(claim)
             except QueueError as error:
-                log.warning("isolating a suspect failed", error=describe(error))
+                log.warning("suspect isolation failed", error=describe(error))
                 self._settle(release(claim, claim.deliveries[0], 1.0))
                 continue
             except BaseException:

@@ -28,8 +28,8 @@ async def test_every_line_about_a_delivery_names_it_and_the_request_behind_it() 
     assert {each["event"] for each in about} == {
         "handling",
         "listener failed",
-        "listener failed for good: dead letter",
-        "discarded by its listener",
+        "delivery dead-lettered",
+        "delivery discarded",
     }
     for line in about:
         assert (line["listener"], line["event_name"]) == ("listener", "UserCreated"), line

@@ -216,7 +216,7 @@ async def test_a_queue_that_comes_back_unusable_is_an_error_in_the_log_once_and_
     with capture_logs() as logs:
         await site.clock.advance(10)
     errors = [(it["event"], it["error"]) for it in logs if it["log_level"] == "error"]
-    assert errors == [("queue unusable", "the password is wrong")]
+    assert errors == [("queue connection rejected", "the password is wrong")]
     assert await site.rows() == ["clock.ticked"]
     site.mq.refusal = ""
     await site.until(site.empty)

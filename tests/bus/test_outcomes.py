@@ -349,7 +349,7 @@ async def test_bound_value_that_cannot_be_shown_costs_no_delivery() -> None:
             await house.clock.advance(1)
             [dead] = await house.mq.dead_letters()
     assert dead.error == "ValueError: no"
-    assert any("listener failed for good" in line for line in rendered)
+    assert any("delivery dead-lettered" in line for line in rendered)
 
 
 class CallableObject:

@@ -193,7 +193,7 @@ async def test_a_thread_that_cannot_be_stopped_when_the_lease_runs_out_is_named_
         await house.until(begun.is_set)
         with capture_logs() as logs:
             await house.clock.advance(12)
-        assert [it["listener"] for it in logs if "a thread cannot be stopped" in it["event"]] == ["l"]
+        assert [it["listener"] for it in logs if it["event"] == "ordered thread not cancelled"] == ["l"]
         finish.set()
         await house.until(lambda: seen)
         lease.valid_until = 10_000.0
