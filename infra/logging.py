@@ -87,7 +87,7 @@ def log_uncaught_errors() -> None:
         if args.exc_type is SystemExit or args.exc_value is None:
             return
         name = "?" if args.thread is None else args.thread.name
-        _log.error("thread ended by an error", thread=name, exc_info=args.exc_value)
+        _log.error("thread failed", thread=name, exc_info=args.exc_value)
 
     def unraisable(args: "sys.UnraisableHookArgs") -> None:
         _log.error("error ignored", where=type(args.object).__qualname__, exc_info=args.exc_value)

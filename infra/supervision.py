@@ -195,7 +195,7 @@ class SupervisedTask(Health):
 
     def _begin_again(self) -> None:
         self._restart = None
-        log.warning("background task was cancelled", task=self.name)
+        log.warning("background task cancelled", task=self.name)
         self._task = self._begin()
 
 

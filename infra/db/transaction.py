@@ -238,7 +238,7 @@ class Transaction:
                 if error is None:
                     error = self._commit_error(ended.failure)
                 elif ended.failure is not None:
-                    _log.warning("a rollback failed; its connection was dropped instead", exc_info=ended.failure)
+                    _log.warning("rollback failed", exc_info=ended.failure)
         if self._locked:
             if not self._backend.settled:
                 cancelled = (await finish(self._backend.settle())).cancelled or cancelled
@@ -257,7 +257,7 @@ class Transaction:
                 cancelled = error
             except Exception:  # noqa: BLE001  # whatever it was, the other participants have their turn
                 _log.exception(
-                    "a participant failed after the transaction ended; the transaction is not affected",
+                    "transaction participant failed",
                     participant=type(participant).__qualname__,
                     committed=kept,
                 )

@@ -194,5 +194,5 @@ def test_an_error_that_a_thread_does_not_catch_is_logged_and_masked(
     thread.start()
     thread.join()
     (line,) = lines(stream)
-    assert (line["event"], line["thread"], line["level"]) == ("thread ended by an error", "import", "error")
+    assert (line["event"], line["thread"], line["level"]) == ("thread failed", "import", "error")
     assert "OSError: cannot reach redis://:**********@host" in line["exception"]

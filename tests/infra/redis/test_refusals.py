@@ -112,8 +112,8 @@ async def test_a_server_that_evicts_messages_is_refused(policy: str) -> None:
 @pytest.mark.parametrize(
     ("options", "warned"),
     [
-        (("--save", "", "--appendonly", "no"), "keeps nothing on disk"),
-        (("--save", "60 1", "--appendonly", "no"), "saves only now and then"),
+        (("--save", "", "--appendonly", "no"), "a restart loses every message"),
+        (("--save", "60 1", "--appendonly", "no"), "a crash loses messages since the last snapshot"),
         (("--appendonly", "yes"), None),
     ],
 )
@@ -121,8 +121,8 @@ async def test_a_server_that_forgets_is_warned_of(opened: Open, options: tuple[s
     server = servers.new_server(servers.any_kind(), *options)
     with capture_logs() as logs:
         await opened(server.url)
-    warnings = [it["event"] for it in logs if it["log_level"] == "warning"]
-    assert [warned in it for it in warnings if warned] == ([True] if warned else [])
+    warnings = [(it["event"], it["risk"], it["fix"]) for it in logs if it["log_level"] == "warning"]
+    assert warnings == ([("append-only file disabled", warned, "set appendonly yes")] if warned else [])
 
 
 async def test_a_message_over_the_limit_is_rejected_and_its_neighbours_too(opened: Open) -> None:

@@ -104,7 +104,7 @@ class Bells:
                 while True:
                     self._hear(await read(self._connection))
             except (redis_errors.RedisError, OSError, EOFError) as error:
-                log.debug("not listening to Redis", error=str(error))
+                log.debug("notification connection failed", error=str(error))
             was_heard = self._ready.is_set()
             self._ready.clear()
             await self._disconnect()

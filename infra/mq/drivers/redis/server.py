@@ -77,10 +77,8 @@ async def _warn_if_forgetful(link: Link, where: str) -> None:
         # Not every user may read the configuration.
         answer = await link.ask("CONFIG", "GET", "save")
         saves = answer[1] if answer else b""
-    if saves:
-        log.warning("Redis saves only now and then: a crash loses what came since; set appendonly yes", server=where)
-    else:
-        log.warning("Redis keeps nothing on disk: a restart loses every message; set appendonly yes", server=where)
+    risk = "a crash loses messages since the last snapshot" if saves else "a restart loses every message"
+    log.warning("append-only file disabled", server=where, risk=risk, fix="set appendonly yes")
 
 
 def _parse(info: bytes) -> dict[str, str]:

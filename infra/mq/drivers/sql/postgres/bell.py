@@ -113,7 +113,7 @@ class Bell:
                 try:
                     await self._connections.run(self._notify, writing=False)
                 except QueueError as error:
-                    _log.debug("other processes could not be told of a change", error=str(error))
+                    _log.debug("notification failed", error=str(error))
                 await asyncio.sleep(SILENCE)
         finally:
             self._ringing = None
@@ -145,13 +145,13 @@ class Bell:
                     await close(driver)
                 driver = None
                 self._interrupt()
-                _log.warning("the connection that listens was lost; changes are noticed within a second meanwhile")
+                _log.warning("notification connection lost")
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
             try:
                 driver = await self._listen()
             except DatabaseError as error:
-                _log.debug("nobody can listen", error=str(error))
+                _log.debug("notification connection failed", error=str(error))
             else:
                 self._interrupt()
 
@@ -186,7 +186,7 @@ class Bell:
                 await self._connections.run(self._clock.compare, writing=False)
             except QueueError as error:
                 self._interrupt()
-                _log.debug("the server cannot be asked", error=str(error))
+                _log.debug("clock comparison failed", error=str(error))
             await asyncio.sleep(CHECK_INTERVAL)
 
     def _heard(self, _: object, __: int, ___: str, sender: str) -> None:

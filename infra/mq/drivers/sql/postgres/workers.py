@@ -224,7 +224,7 @@ class Workers:
             operation = partial(claiming.look, names=names)
             seconds, due = await self._connections.run(operation, writing=False)
         except QueueError as error:
-            _log.debug("look from the start failed", error=str(error))
+            _log.debug("scan from start failed", error=str(error))
         else:
             self._positions.looked(seconds, due)
         finally:
