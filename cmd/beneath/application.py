@@ -110,19 +110,19 @@ class Application:
                     self._warn_of_sqlite(startables)
                     with built(startables, self, launch) as runnables:
                         names = [each.name for each in startables]
-                        log.info("started", startables=names, queue=self.settings.mq.driver)
+                        log.info("application started", startables=names, queue=self.settings.mq.driver)
                         await self._lifecycle.run(runnables)
             except asyncio.CancelledError:
                 if task is None or not interrupted:
                     raise
                 task.uncancel()
-            log.info("stopped")
+            log.info("application stopped")
 
     def _warn_of_sqlite(self, startables: Sequence[Startable]) -> None:
         # Inside one process writers take turns; the bug needs two at the same instant.
         alone = len(startables) == len(STARTABLES) and self.settings.worker.processes == 1
         if not alone and (warning := self.container.infra.db().sqlite_warning()) is not None:
-            log.warning(warning)
+            log.warning("sqlite version outdated", detail=warning)
 
 
 @asynccontextmanager
@@ -140,7 +140,7 @@ async def open_database(container: Container) -> AsyncIterator[Database]:
     try:
         if settings.env == "development" and db.dialect == "sqlite":
             for migration in await upgrade(db, HISTORIES):
-                log.info("migrated", migration=migration)
+                log.info("migration applied", migration=migration)
         else:
             await require_current(db, HISTORIES)
         yield db
@@ -186,4 +186,4 @@ async def _bounded(name: str, close: Callable[[], Awaitable[None]]) -> None:
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await close()
     except TimeoutError:
-        log.warning("did not close in time", what=name, seconds=CLOSE_TIMEOUT)
+        log.warning("close timed out", part=name, seconds=CLOSE_TIMEOUT)

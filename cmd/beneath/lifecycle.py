@@ -116,7 +116,7 @@ class Lifecycle:
         if left:
             await self._clock.wait(ended, self.grace)
         for each in left:
-            log.error("did not stop in time and is left behind", runnable=each.get_name(), grace=self.grace)
+            log.error("runnable left behind", runnable=each.get_name(), grace=self.grace)
 
 
 def _failure(task: asyncio.Task[None], *, asked: bool) -> BaseException | None:

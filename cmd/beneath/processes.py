@@ -163,7 +163,7 @@ async def stop_child(child: Child, ended: asyncio.Future[int], *, grace: float, 
     over = asyncio.Event()
     ended.add_done_callback(lambda _: over.set())
     if not await clock.wait(over, grace):
-        log.error("process killed: it did not stop in time", grace=grace)
+        log.error("process killed", pid=child.pid, grace=grace)
         child.kill()
     await ended
 

@@ -57,14 +57,14 @@ class Reloader:
                 changed = await self._change(before, ended)
             finally:
                 await self._stop(child, ended)
-            log.info("starting again", changed=changed)
+            log.info("process restarting", changed=changed)
 
     async def _change(self, before: Mapping[Path, int], ended: asyncio.Future[int]) -> str:
         told = False
         while True:
             await self._clock.sleep(self._every)
             if ended.done() and not told:
-                log.warning("ended by itself; waiting for a change", code=ended.result())
+                log.warning("process ended", code=ended.result())
                 told = True
             if changed := difference(before, snapshot(self._roots)):
                 return changed

@@ -88,7 +88,7 @@ class HttpServer:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def run(self) -> None:
-        log.info("listening", server=self.name, url=self.url)
+        log.info("server listening", server=self.name, url=self.url)
         serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         sweeping = asyncio.create_task(self.connections.run())
         try:

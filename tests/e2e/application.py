@@ -77,14 +77,14 @@ class Running:
     @property
     def url(self) -> str:
         """Where it answers HTTP, as its log says."""
-        return str(next(each["url"] for each in self.logs if each["event"] == "listening"))
+        return str(next(each["url"] for each in self.logs if each["event"] == "server listening"))
 
     def wait_ready(self) -> None:
         """Return when it says that it is ready."""
 
         def listening() -> bool:
             assert self.process.running, self.process.stderr
-            return any(each["event"] == "listening" for each in self.logs)
+            return any(each["event"] == "server listening" for each in self.logs)
 
         until(listening, f"{self.process} listens")
         until(lambda: self.get("/readyz").status_code == 200, f"{self.process} is ready")

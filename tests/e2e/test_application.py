@@ -59,7 +59,7 @@ def test_started_whole_it_turns_a_sign_up_into_an_organization_a_project_a_mail_
     asked_at = time.time()
     running.stop()
     print(f"stopped {time.time() - asked_at:.2f} s after SIGTERM")  # noqa: T201
-    assert running.logs[-1]["event"] == "stopped"
+    assert running.logs[-1]["event"] == "application stopped"
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_killed_worker_process_is_replaced_and_none_outlives_its_parent(instal
     os.kill(logged("process started")[0]["pid"], signal.SIGKILL)
     until(lambda: len(logged("worker started")) == 3, "the killed one has a successor")
     running.process.kill()
-    until(lambda: len(logged("stopped")) == 2, "both have stopped by themselves")
+    until(lambda: len(logged("application stopped")) == 2, "both have stopped by themselves")
 
 
 def test_a_second_signal_stops_it_at_once(installation: Installation) -> None:

@@ -53,7 +53,7 @@ def test_requests_succeed_while_the_broker_is_away_and_what_they_caused_follows_
     assert worker.get("/readyz").json()["checks"]["queue"] == "failed"
     # One that starts while the queue is away serves as well.
     other = Running(installation.spawn("start", SERVER))
-    until(lambda: any(each["event"] == "listening" for each in logs(other)), "it listens")
+    until(lambda: any(each["event"] == "server listening" for each in logs(other)), "it listens")
     callers.append(other.sign_up("ada5@example.com"))
     until(lambda: waiting(server) > 0, "what it set off waits in the outbox")
     assert installation.mails() == []
@@ -80,8 +80,8 @@ def waiting(server: Running) -> float:
 def test_an_unreachable_broker_keeps_nobody_from_starting(installation: Installation) -> None:
     env = {"BENEATH_MQ_REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
     running = Running(installation.spawn("start", "all", env=env))
-    until(lambda: any(each["event"].startswith("queue unavailable") for each in logs(running)), "it warns")
-    until(lambda: any(each["event"] == "listening" for each in logs(running)), "it listens")
+    until(lambda: any(each["event"] == "queue connection postponed" for each in logs(running)), "it warns")
+    until(lambda: any(each["event"] == "server listening" for each in logs(running)), "it listens")
     running.sign_up("ada@example.com")
     running.stop()
 

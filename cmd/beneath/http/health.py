@@ -78,6 +78,6 @@ async def _state(name: str, probe: Probe) -> str:
         async with asyncio.timeout(PROBE_SECONDS):
             await probe()
     except Exception as error:  # noqa: BLE001 - whatever is wrong, the part is not ready
-        log.warning("not ready", part=name, error=str(error) or type(error).__name__)
+        log.warning("readiness check failed", part=name, error=str(error) or type(error).__name__)
         return "failed"
     return "ok"

@@ -208,12 +208,12 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
-    log.warning("unavailable", error=str(error))
+    log.warning("request rejected", error=str(error))
     return _answer(request, UNAVAILABLE, "nothing was changed; try again", headers=retry_after(RETRY_AFTER))
 
 
 async def _indeterminate(request: Request, error: Exception) -> Response:
-    log.error("indeterminate", error=str(error))
+    log.error("request outcome lost", error=str(error))
     return _answer(request, INDETERMINATE, "the connection broke while it was being done: look before you try again")
 
 
