@@ -1,0 +1,136 @@
+"""The table of log events in docs/operations.md: all calls in the source, with their levels and fields."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.docs.blocks import ROOT, prose
+
+SOURCES = ("bus", "cmd", "dependencies", "infra", "models", "services")
+LOGGERS = {"log", "_log"}
+LEVELS = {name: name for name in ("debug", "info", "warning", "error", "critical")} | {"exception": "error"}
+"""The level of each method of a logger that the source may call."""
+
+IN_CONTEXT = "_say"
+"""The one function that passes an event name on; its arguments are a context, the level and the name."""
+
+RENDERED = {"exc_info", "exception"}
+"""Fields that hold a traceback; the table leaves them out."""
+
+IRREGULAR = {"lost", "left"}
+PRONOUNS = {"it", "its", "he", "she", "they", "their", "them", "we", "our", "this", "that", "what", "who", "nobody"}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a logger."""
+
+    place: str
+    level: str
+    event: str | None
+    """None where the first argument is not a literal."""
+
+    fields: frozenset[str]
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for folder in SOURCES:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def calls() -> Iterator[Call]:
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method)) if name in LOGGERS:
+                    assert method in LEVELS, f"{path}:{node.lineno}: {method}"
+                    yield _call(path, node, LEVELS[method], node.args[:1])
+                case ast.Call(func=ast.Name(id=name)) if name == IN_CONTEXT:
+                    yield _call(path, node, str(_literal(node.args[1:2])), node.args[2:3])
+
+
+def _call(path: str, node: ast.Call, level: str, event: list[ast.expr]) -> Call:
+    fields = {each.arg for each in node.keywords if each.arg is not None}
+    return Call(f"{path}:{node.lineno}", level, _literal(event), frozenset(fields - RENDERED))
+
+
+def _literal(arguments: list[ast.expr]) -> str | None:
+    match arguments:
+        case [ast.Constant(value=str(value))]:
+            return value
+    return None
+
+
+CALLS = list(calls())
+
+
+def table() -> dict[str, tuple[set[str], set[str]]]:
+    """Return the levels and fields of each event that the page lists."""
+    section = prose(ROOT / "docs" / "operations.md").partition("\n## Log events\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([^`]+)` \| ([a-z, ]+) \| ([^|]*) \| [^|]+ \|$", section, flags=re.MULTILINE)
+    assert len(rows) == len([line for line in section.splitlines() if line.startswith("| `")])
+    assert [event for event, *_ in rows] == sorted({event for event, *_ in rows})
+    return {event: (set(levels.split(", ")), set(re.findall(r"`(\w+)`", fields))) for event, levels, fields in rows}
+
+
+def test_every_event_name_is_a_literal() -> None:
+    assert len(CALLS) > 60
+    assert [each.place for each in CALLS if each.event is None] == []
+
+
+def test_every_logger_has_a_name_that_this_module_knows() -> None:
+    for path, tree in trees():
+        made = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_get_logger(node)]
+        names = {
+            target.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.AnnAssign | ast.Assign) and node.value in made
+            for target in ([node.target] if isinstance(node, ast.AnnAssign) else node.targets)
+            if isinstance(target, ast.Name)
+        }
+        assert len(made) == len(names), path
+        assert names <= LOGGERS, path
+
+
+def _is_get_logger(node: ast.Call) -> bool:
+    return isinstance(node.func, ast.Attribute) and node.func.attr == "get_logger"
+
+
+def test_loggers_are_called_directly_so_that_no_event_escapes_the_table() -> None:
+    for path, tree in trees():
+        direct = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in LEVELS}
+        inside = {
+            id(each)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and node.name == IN_CONTEXT
+            for each in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and node.id in LOGGERS and isinstance(node.ctx, ast.Load):
+                assert id(node) in direct | inside, f"{path}:{node.lineno}"
+
+
+def test_the_table_lists_all_events_with_their_levels_and_fields() -> None:
+    levels: dict[str, set[str]] = defaultdict(set)
+    fields: dict[str, set[str]] = defaultdict(set)
+    for each in CALLS:
+        levels[str(each.event)].add(each.level)
+        fields[str(each.event)] |= each.fields
+    listed = table()
+    assert sorted(listed) == sorted(levels)
+    assert {event: found for event, (found, _) in listed.items()} == levels
+    # A call may add fields from a mapping (`**fields`), which the source does not spell out.
+    missing = {event: fields[event] - named for event, (_, named) in listed.items() if not fields[event] <= named}
+    assert missing == {}
+
+
+def test_event_names_are_short_lower_case_and_hold_a_participle() -> None:
+    for event in {str(each.event) for each in CALLS}:
+        words = re.split(r"[ -]", event)
+        assert re.fullmatch(r"[a-z][a-z -]*", event), event
+        assert len(words) <= 5, event
+        assert not PRONOUNS & set(words), event
+        assert any(word in IRREGULAR or word.endswith(("ed", "ing")) or word == "taken" for word in words), event
