@@ -25,7 +25,7 @@ class Room:
         self._used = False
 
     def take(self, size: int) -> bool:
-        """Subtract `size` bytes for one claim; False, and nothing subtracted, if too few are left. The first is free."""
+        """Subtract one claim's `size` bytes; False, and nothing subtracted, if too few are left. The first is free."""
         if not self._used:
             self._used = True
         elif size > self._left:
