@@ -1,5 +1,7 @@
-"""The queue's time is the server's, reckoned by this machine's monotonic clock."""
+"""The queue's time is the server's, reckoned by this machine's monotonic clock, and does not go back with it."""
 
+import asyncio
+import re
 import time
 from typing import Any, cast
 
@@ -7,7 +9,13 @@ import pytest
 
 from infra.clock import FakeClock, SystemClock
 from infra.db.postgresql_driver import Driver
+from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.postgres.clock import ServerClock
+from tests.infra.mq.acting import done, ids, message, messages, subscription
+from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
+from tests.postgres_servers import PostgresServer
+
+HOUR = 3600.0
 
 
 class Server:
@@ -15,16 +23,20 @@ class Server:
 
     def __init__(self, ahead: float) -> None:
         self.ahead = ahead
+        self.slower = False
         self._start = time.time() - time.monotonic()
 
-    async def fetchval(self, _: str) -> float:
+    def time(self) -> float:
         return self._start + time.monotonic() + self.ahead
+
+    async def fetchrow(self, *_: object) -> tuple[float, bool]:
+        return self.time(), self.slower
 
 
 async def compared(clock: ServerClock, server: Server) -> float:
     """Return how far the queue's time is ahead of the server's, once it was compared."""
     await clock.compare(cast("Driver", server))
-    return clock.time() - await server.fetchval("")
+    return clock.time() - server.time()
 
 
 @pytest.mark.parametrize("step", [3600.0, -3600.0])
@@ -33,7 +45,7 @@ async def test_a_step_of_this_machines_clock_moves_no_due_time(monkeypatch: pyte
     assert abs(await compared(clock, server)) < 1
     honest = time.time
     monkeypatch.setattr(time, "time", lambda: honest() + step)
-    assert abs(clock.time() - await server.fetchval("")) < 1
+    assert abs(clock.time() - server.time()) < 1
     assert abs(await compared(clock, server)) < 1
 
 
@@ -51,3 +63,81 @@ async def test_a_clock_of_a_test_is_the_time_itself() -> None:
     server: Any = Server(ahead=25.0)
     await clock.compare(server)
     assert clock.time() == fake.time()
+
+
+async def set_server_clock(store: Store, ahead: float) -> None:
+    """Set the clock that the queue sees on the server, to so many seconds ahead of the real one."""
+    query = "SELECT pg_get_functiondef('beneath_time_1'::regproc)"
+    [[definition]] = await store.server.fetch(query, database=store.database)
+    present = r"clock_timestamp\(\)( \+ interval '[^']*')?"
+    moved = f"clock_timestamp() + interval '{ahead} seconds'"
+    await store.server.execute(re.sub(present, moved, definition), store.database)
+
+
+async def compare(queue: SqlQueue) -> None:
+    """Compare clocks now, and not only ten seconds after the last time."""
+    clock = backend(queue).clock
+    assert isinstance(clock, ServerClock)
+    await backend(queue)._connections.run(clock.compare, writing=False)
+
+
+async def test_server_clock_that_is_set_back_lets_nothing_stand_still_or_be_early(server: PostgresServer) -> None:
+    async with new_store(server) as store:
+        old, _ = await store.open()
+        await old.declare([subscription(WORK), subscription(MAIL, ordered=True)], [])
+        await old.publish(messages(3, keys=3))
+        await old.publish([message("later", due_at=old.time() + 1.0)])
+        due = time.monotonic() + 1.0
+        await set_server_clock(store, -HOUR)
+        new, _ = await store.open()
+        for queue in (old, new):
+            await compare(queue)
+            assert abs(queue.time() - time.time()) < 0.6
+        await new.publish([message("new")])
+        worker = await consumer(new)
+        handled: list[str] = []
+        async with asyncio.timeout(20):
+            while len(handled) < 10:
+                claims = await worker.fetch({WORK: 10, MAIL: 10}, wait=1)
+                assert "later" not in ids(claims) or time.monotonic() >= due - 0.1
+                handled += ids(claims)
+                await worker.settle(done(claims))
+        assert sorted(handled) == sorted(["m0", "m1", "m2", "later", "new"] * 2)
+
+
+async def test_server_clock_that_is_set_back_and_forward_again_makes_nothing_early(server: PostgresServer) -> None:
+    async with new_store(server) as store:
+        first, _ = await store.open()
+        for ahead in (0, -HOUR, 0, -HOUR, -2 * HOUR, -HOUR, 0):
+            await set_server_clock(store, ahead)
+            await compare(first)
+            assert abs(first.time() - time.time()) < 1.5
+        second, _ = await store.open()
+        assert abs(second.time() - time.time()) < 1.5
+
+
+async def test_queue_time_runs_a_tenth_slower_until_it_agrees_with_the_server(server: PostgresServer) -> None:
+    async with new_store(server) as store:
+        start = time.time()
+
+        async def reached(ahead: float) -> tuple[float, bool]:
+            await set_server_clock(store, ahead)
+            query = "SELECT reached, slower FROM beneath_time_1('-infinity', 'infinity')"
+            [[seconds, slower]] = await server.fetch(query, database=store.database)
+            return round(seconds - start), slower
+
+        assert await reached(0) == (0, False)
+        assert await reached(-100) == (0, True)
+        assert await reached(0) == (90, True)
+        assert await reached(900) == (900, False)
+
+
+async def test_a_process_goes_by_the_slower_time_between_two_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    clock, server = ServerClock(SystemClock()), Server(ahead=0.0)
+    server.slower = True
+    await compared(clock, server)
+    before = clock.time()
+    now += 10.0
+    assert clock.time() - before == pytest.approx(9.0)

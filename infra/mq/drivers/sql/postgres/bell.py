@@ -156,7 +156,7 @@ class Bell:
                 self._interrupt()
 
     async def _listen(self) -> Driver:
-        driver = await self._db.connect(limited=False)
+        driver = await self._db.connect(limited=False, default_transaction_isolation="read committed")
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
                 await driver.add_listener(CHANNEL, self._heard)
