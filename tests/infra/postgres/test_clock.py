@@ -16,6 +16,8 @@ from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, ne
 from tests.postgres_servers import PostgresServer
 
 HOUR = 3600.0
+NEAR = 10.0
+"""Seconds of which a step of an hour is told for sure, on a busy machine too."""
 
 
 class Server:
@@ -92,7 +94,7 @@ async def test_server_clock_that_is_set_back_lets_nothing_stand_still_or_be_earl
         new, _ = await store.open()
         for queue in (old, new):
             await compare(queue)
-            assert abs(queue.time() - time.time()) < 0.6
+            assert abs(queue.time() - time.time()) < NEAR
         await new.publish([message("new")])
         worker = await consumer(new)
         handled: list[str] = []
@@ -111,9 +113,9 @@ async def test_server_clock_that_is_set_back_and_forward_again_makes_nothing_ear
         for ahead in (0, -HOUR, 0, -HOUR, -2 * HOUR, -HOUR, 0):
             await set_server_clock(store, ahead)
             await compare(first)
-            assert abs(first.time() - time.time()) < 1.5
+            assert abs(first.time() - time.time()) < NEAR
         second, _ = await store.open()
-        assert abs(second.time() - time.time()) < 1.5
+        assert abs(second.time() - time.time()) < NEAR
 
 
 async def test_queue_time_runs_a_tenth_slower_until_it_agrees_with_the_server(server: PostgresServer) -> None:
@@ -124,12 +126,12 @@ async def test_queue_time_runs_a_tenth_slower_until_it_agrees_with_the_server(se
             await set_server_clock(store, ahead)
             query = "SELECT reached, slower FROM beneath_time_1('-infinity', 'infinity')"
             [[seconds, slower]] = await server.fetch(query, database=store.database)
-            return round(seconds - start), slower
+            return seconds - start, slower
 
-        assert await reached(0) == (0, False)
-        assert await reached(-100) == (0, True)
-        assert await reached(0) == (90, True)
-        assert await reached(900) == (900, False)
+        assert await reached(0) == (pytest.approx(0, abs=NEAR), False)
+        assert await reached(-1000) == (pytest.approx(0, abs=NEAR), True)
+        assert await reached(0) == (pytest.approx(900, abs=NEAR), True)
+        assert await reached(9000) == (pytest.approx(9000, abs=NEAR), False)
 
 
 async def test_a_process_goes_by_the_slower_time_between_two_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
