@@ -174,7 +174,10 @@ class Outbox:
         return await self._entries(_CANCELLATIONS, limit)
 
     async def carried(self, limit: int) -> list[Entry]:
-        """Return the next messages that only the relay sends, up to one that must wait for a cancellation of its id."""
+        """Return the next messages that only the relay sends.
+
+        One that must wait for an earlier cancellation of its id is left out, with all behind it of its ordering key.
+        """
         return await self._entries(_CARRIED, limit)
 
     async def left(self, limit: int, last: int) -> list[Entry]:
@@ -213,12 +216,15 @@ class Outbox:
         return int(count), None if oldest is None else float(oldest)
 
     async def _entries(self, query: Select[*tuple[object, ...]], limit: int, last: int = 0) -> list[Entry]:
-        entries: list[Entry] = []
         async with self._db.read() as session:
-            for row in (await session.execute(query, {"limit": limit, "last": last})).all():
-                if getattr(row, "waits", False):
-                    break
+            rows = (await session.execute(query, {"limit": limit, "last": last})).all()
+        entries: list[Entry] = []
+        waiting: set[str] = set()
+        for row in rows:
+            if not getattr(row, "waits", False) and row.ordering_key not in waiting:
                 entries.append(_entry(row))
+            elif row.ordering_key is not None:
+                waiting.add(row.ordering_key)
         return entries
 
 

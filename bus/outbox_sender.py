@@ -30,7 +30,7 @@ class OutboxSender:
     one piece may do so in several. Then the groups grow again, by a quarter each.
     """
 
-    def __init__(self, mq: MessageQueue, outbox: Outbox, metrics: BusMetrics) -> None:
+    def __init__(self, mq: MessageQueue, outbox: Outbox, metrics: BusMetrics, sent: set[int | str]) -> None:
         self.group = GROUP
         """How many rows to send at a time."""
 
@@ -38,7 +38,8 @@ class OutboxSender:
         self._outbox = outbox
         self._metrics = metrics
         self._strikes: dict[int | str, int] = {}
-        self._sent: dict[int | str, Entry] = {}
+        self._sent = sent
+        """Rows that the queue has, and that are not deleted yet; shared by all senders of a process."""
 
     async def publish(self, entries: Sequence[Entry]) -> None:
         """Publish messages in order.
@@ -104,24 +105,22 @@ class OutboxSender:
         )
 
     async def _remove(self, entries: Sequence[Entry]) -> None:
-        self._sent |= {each.key: each for each in entries}
-        await self._remove_sent()
+        keys = {each.key for each in entries}
+        self._sent |= keys
+        await self._outbox.remove(entries)
+        self._sent -= keys
         if self._strikes:
-            for each in entries:
-                self._strikes.pop(each.key, None)
-
-    async def _remove_sent(self) -> None:
-        sent = list(self._sent.values())
-        await self._outbox.remove(sent)
-        for each in sent:
-            self._sent.pop(each.key, None)
+            for key in keys:
+                self._strikes.pop(key, None)
 
     async def _unsent(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Return the rows that were not sent; those that were are still there if the database could not delete them."""
         if not self._sent:
             return entries
-        entries = [each for each in entries if each.key not in self._sent]
-        await self._remove_sent()
+        if sent := [each for each in entries if each.key in self._sent]:
+            await self._remove(sent)
+            keys = {each.key for each in sent}
+            entries = [each for each in entries if each.key not in keys]
         return entries
 
     def _shrink(self, sent: int) -> None:

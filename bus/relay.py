@@ -3,18 +3,20 @@
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 
 from bus.broadcast_relay import BroadcastRelay
 from bus.metrics import BusMetrics
-from bus.outbox import GROUP_BYTES, Entry, Kind, Outbox, Pending
+from bus.outbox import GROUP_BYTES, Entry, Kind, Outbox
 from bus.outbox_sender import OutboxSender
 from bus.registry_copy import RegistryCopy
 from bus.relay_loop import RelayLoop
+from bus.shared_right import LEASE, RETRY_AFTER, SharedRight
 from bus.supervisor import Supervisor
 from infra.clock import Clock
 from infra.mq import MessageQueue
+
+__all__ = ["LEASE", "Relay"]
 
 POLL_EVERY = 0.5
 """Seconds between two polls for rows that other processes left."""
@@ -31,12 +33,6 @@ PUSH_WITHIN = 1.0
 Less than `LEFT_AFTER`: no other process can have sent the row and deleted it by then.
 """
 
-LEASE = 3.0
-"""Seconds after which the right to send passes on if its holder does not renew it."""
-
-RETRY_AFTER = 0.05
-"""Seconds after which a relay with rows of its own asks again for the right that another process has."""
-
 MAX_WAITING = 10_000
 """Messages that wait in memory to be pushed; beyond that their rows alone wait."""
 
@@ -44,12 +40,18 @@ MAX_WAITING_BYTES = 16 * 1024 * 1024
 """How large, in bytes, these messages are together at most; a larger one waits alone."""
 
 
-class Relay:
-    """Sends this process's unordered messages at once, and all other rows in turn, one process at a time.
+Read = Callable[[], Awaitable[list[Entry]]]
+"""Returns the next rows of one kind."""
 
-    Three loops, so that none waits for another: one pushes what this process committed, one carries rows, one sends
-    broadcasts. Carrying takes turns between cancellations, ordered messages, and unordered ones that their process
-    left, one bounded group of each.
+Send = Callable[[Sequence[Entry]], Awaitable[None]]
+
+
+class Relay:
+    """Sends this process's unordered messages at once, and all other rows in order, one process at a time.
+
+    A loop for each kind, so that none waits for another: one pushes what this process committed, one sends broadcasts,
+    and three, which share the right to send, carry rows in bounded groups: cancellations, ordered messages, and
+    unordered ones that their process left. One more polls for rows and wakes those three.
 
     All is sent with `dedupe`: what is sent twice, because a reply or a process was lost in between, is accepted once.
     A message is sent only while its row exists: carried from the row itself, or pushed before another process may
@@ -72,21 +74,28 @@ class Relay:
         self._clock = clock
         self._metrics = metrics
         self._supervisor = supervisor
-        self._owner = uuid.uuid4().hex
-        self._valid_until = float("-inf")
-        self._sender = OutboxSender(mq, outbox, metrics)
+        self._right = SharedRight(outbox, uuid.uuid4().hex, clock)
+        sent: set[int | str] = set()
+        # Each with a size of its groups: what gets through of one kind says nothing of another.
+        self._sender, self._canceller, self._carrier, self._sweeper = (
+            OutboxSender(mq, outbox, metrics, sent) for _ in range(4)
+        )
         self._direct: deque[tuple[float, Entry]] = deque()
         self._direct_bytes = 0
         self._seen: deque[tuple[float, int]] = deque()
         self._last_left = 0
         self._broadcasts = BroadcastRelay(mq, registry, clock, metrics, origin=origin)
-        self._task = RelayLoop("outbox relay", self._carry, clock, every=POLL_EVERY)
+        self._task = RelayLoop("outbox relay", self._watch, clock, every=POLL_EVERY)
+        self._cancel_task = RelayLoop("outbox cancellations", self._cancel, clock)
+        self._carry_task = RelayLoop("outbox ordered", self._carry, clock)
+        self._sweep_task = RelayLoop("outbox left", self._sweep, clock)
         self._push_task = RelayLoop("outbox push", self._push, clock, every=POLL_EVERY)
 
     @property
     def loops(self) -> tuple[RelayLoop, ...]:
         """Its background loops."""
-        return self._task, self._push_task, self._broadcasts.loop
+        carrying = self._cancel_task, self._carry_task, self._sweep_task
+        return self._task, *carrying, self._push_task, self._broadcasts.loop
 
     def start(self) -> None:
         """Begin to carry; the queue knows this process's subscriptions by now."""
@@ -149,88 +158,56 @@ class Relay:
 
     # --- carrying ---------------------------------------------------------------------------------------------------
 
-    async def _carry(self) -> None:
-        """Send all that is due in order, if no other process is just doing so."""
-        pending = await self._pending()
-        if pending is None:
-            return
-        if not await self._acquire():
-            # Its holder may be about to release it, with our rows come too late for it: ask again soon.
-            await self._clock.sleep(RETRY_AFTER)
-            self._task.wake()
-            return
-        try:
-            async with self._renewing():
-                while pending is not None and self._holds and not self._task.stopping:
-                    if not await self._take_turns(pending):
-                        break
-                    self._task.progressed()
-                    pending = await self._pending()
-        except Exception:
-            self._metrics.publish_failures += 1
-            raise
-        finally:
-            await self._outbox.release(self._owner)
-
-    async def _pending(self) -> Pending | None:
-        """Return what there is to carry, None if there is nothing."""
+    async def _watch(self) -> None:
+        """Wake the loops for whose rows there is something to do."""
         pending = await self._outbox.pending()
         now = self._clock.monotonic()
         if pending.last_direct is not None and (not self._seen or now - self._seen[-1][0] >= NOTE_EVERY):
             self._seen.append((now, pending.last_direct))
         while self._seen and now - self._seen[0][0] >= LEFT_AFTER:
             self._last_left = max(self._last_left, self._seen.popleft()[1])
-        return pending if pending.cancellations or pending.carried or self._is_left(pending) else None
+        if pending.cancellations:
+            self._cancel_task.wake()
+        if pending.carried:
+            self._carry_task.wake()
+        if pending.first_direct is not None and pending.first_direct <= self._last_left:
+            self._sweep_task.wake()
 
-    def _is_left(self, pending: Pending) -> bool:
-        return pending.first_direct is not None and pending.first_direct <= self._last_left
+    async def _cancel(self) -> None:
+        sender = self._canceller
+        await self._work_off(self._cancel_task, lambda: self._outbox.cancellations(sender.group), sender.cancel)
 
-    async def _take_turns(self, pending: Pending) -> bool:
-        """Send one group of each kind; False if there was nothing to send."""
-        limit, sent = self._sender.group, False
-        if pending.cancellations and (cancellations := await self._outbox.cancellations(limit)):
-            await self._sender.cancel(cancellations)
-            sent = True
-        if pending.carried and self._holds and (carried := await self._outbox.carried(limit)):
-            await self._sender.publish(carried)
-            sent = True
-        if self._is_left(pending) and self._holds and (left := await self._outbox.left(limit, self._last_left)):
-            await self._sender.publish(left)
-            sent = True
-        return sent
+    async def _carry(self) -> None:
+        sender = self._carrier
+        await self._work_off(self._carry_task, lambda: self._outbox.carried(sender.group), sender.publish)
 
-    # --- the right to send ------------------------------------------------------------------------------------------
+    async def _sweep(self) -> None:
+        sender = self._sweeper
 
-    @property
-    def _holds(self) -> bool:
-        return self._clock.monotonic() < self._valid_until
+        def read() -> Awaitable[list[Entry]]:
+            return self._outbox.left(sender.group, self._last_left)
 
-    async def _acquire(self) -> bool:
-        asked = self._clock.monotonic()
-        if not await self._outbox.acquire(self._owner, LEASE):
-            self._valid_until = float("-inf")
-            return False
-        self._valid_until = asked + LEASE
-        return True
+        await self._work_off(self._sweep_task, read, sender.publish)
 
-    @asynccontextmanager
-    async def _renewing(self) -> AsyncIterator[None]:
-        """Surround a block in which the right is renewed, however long it takes to send a group."""
-
-        async def renew() -> None:
-            while True:
-                await self._clock.sleep(LEASE / 3)
-                if not await self._acquire():
-                    return
-
-        renewal = asyncio.create_task(renew(), name="outbox relay lease")
-        try:
-            yield
-        finally:
-            renewal.cancel()
-            await asyncio.wait((renewal,))
-            if not renewal.cancelled():
-                renewal.exception()  # without a renewal the right ends by itself, and the next turn says why
+    async def _work_off(self, loop: RelayLoop, read: Read, send: Send) -> None:
+        """Send group after group, if no other process is just doing so, until there is nothing more to send."""
+        async with self._right.held() as held:
+            if not held:
+                # Its holder may be about to release it, with our rows come too late for it: ask again soon.
+                await self._clock.sleep(RETRY_AFTER)
+                loop.wake()
+                return
+            try:
+                while self._right.valid and not loop.stopping:
+                    loop.catch_up()
+                    group = await read()
+                    if not group or not self._right.valid:
+                        break
+                    await send(group)
+                    loop.progressed()
+            except Exception:
+                self._metrics.publish_failures += 1
+                raise
 
 
 def _size(entry: Entry) -> int:

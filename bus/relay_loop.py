@@ -10,10 +10,14 @@ CLOSE_TIMEOUT = 10.0
 """Seconds that `close()` gives the step under way, so that nothing is left sent with its row in place."""
 
 
+IDLE = 60.0
+"""Seconds between two steps of a loop that `wake()` alone is to begin."""
+
+
 class RelayLoop:
     """Calls `step` whenever `wake()` was called, and every `every` seconds, until it is closed."""
 
-    def __init__(self, name: str, step: Callable[[], Awaitable[None]], clock: Clock, *, every: float) -> None:
+    def __init__(self, name: str, step: Callable[[], Awaitable[None]], clock: Clock, *, every: float = IDLE) -> None:
         self._stopping = False
         self._name = name
         self._step = step
@@ -36,6 +40,11 @@ class RelayLoop:
     def wake(self) -> None:
         """Let a step begin now, or right after the present one."""
         self._wanted.set()
+
+    def catch_up(self) -> None:
+        """Forget calls of `wake()` so far: the step is about to see what they were for."""
+        if not self._stopping:
+            self._wanted.clear()
 
     def progressed(self) -> None:
         """Note that a step got something done: a failure after that is the first in a row."""

@@ -35,6 +35,7 @@ class WatchedQueue(RemoteQueue):
 
         self.holding: set[str] = set()
 
+        self.cancel_fails = False
         self.sent_frames: list[bytes] = []
 
     async def publish(self, messages: Sequence[Message]) -> None:
@@ -48,6 +49,11 @@ class WatchedQueue(RemoteQueue):
         await super().publish(messages)
 
     async def cancel(self, message_id: str) -> bool:
+        if self.cancel_fails:
+            raise QueueUnavailable("busy")
+        if "cancel" in self.held:
+            self.holding.add("cancel")
+            await self.held["cancel"].wait()
         self.calls.append([f"cancel {message_id}"])
         return await super().cancel(message_id)
 
@@ -87,7 +93,14 @@ async def kinds(site: Site) -> list[tuple[str, str]]:
     return [(str(kind), str(error)) for kind, error in rows]
 
 
-async def insert(site: Site, count: int, *, kind: str, key: str | None = None, size: int = 1) -> None:
+async def waiting_ids(site: Site) -> list[str]:
+    async with site.db.read() as session:
+        return list((await session.scalars(text("SELECT message_id FROM beneath_outbox ORDER BY id"))).all())
+
+
+async def insert(
+    site: Site, count: int, *, kind: str, key: str | None = None, size: int = 1, first: int = 0, name: str = ""
+) -> None:
     """Write rows as a process left them that died long ago."""
     async with site.db.transaction() as transaction:
         await transaction.session.execute(
@@ -95,14 +108,14 @@ async def insert(site: Site, count: int, *, kind: str, key: str | None = None, s
             [
                 {
                     "kind": kind,
-                    "message_id": f"{kind}-{n}",
+                    "message_id": f"{name or kind}-{n}",
                     "event": "clock.ticked" if key is None else "Deposited",
                     "ordering_key": key,
                     "published_at": 1.0,
                     "created_at": 1.0,
                     "body": b"x" * size,
                 }
-                for n in range(count)
+                for n in range(first, first + count)
             ],
         )
 
@@ -138,7 +151,7 @@ async def test_a_push_passes_an_ordered_event_that_hangs(site: Site) -> None:
     await site.until(site.empty)
 
 
-async def test_cancellations_ordered_and_left_rows_take_turns_in_bounded_groups(site: Site) -> None:
+async def test_rows_of_every_kind_leave_in_bounded_groups_and_in_order(site: Site) -> None:
     def fail(_messages: Sequence[Message]) -> None:
         raise QueueUnavailable("busy")
 
@@ -150,14 +163,67 @@ async def test_cancellations_ordered_and_left_rows_take_turns_in_bounded_groups(
     assert relay is not None
     await site.until(lambda: relay._last_left > 0)  # from now on the unordered rows count as left
     await insert(site, 1, kind="cancel")
-    relay._sender.group = GROUP
+    relay._carrier.group = relay._sweeper.group = GROUP
     mq.before = lambda _messages: None
     await site.until(site.empty)
     assert max(len(each) for each in mq.calls) == GROUP
     heads = [each[0].partition("-")[0] for each in mq.calls if not each[0].startswith("cancel")]
-    assert heads == ["publish", "direct"] * 3
-    assert ["cancel cancel-0"] in mq.calls[:3]
+    assert (heads.count("publish"), heads.count("direct")) == (3, 3)
+    assert ["cancel cancel-0"] in mq.calls
     assert [each for each in mq.ids if each.startswith("publish")] == [f"publish-{n}" for n in range(3 * GROUP)]
+
+
+@pytest.mark.parametrize("stuck", ["cancel", "Deposited", "clock.ticked"])
+@pytest.mark.parametrize("how", ["hangs", "fails"])
+async def test_rows_of_one_kind_that_get_stuck_hold_up_no_other_kind(site: Site, stuck: str, how: str) -> None:
+    def fail(messages: Sequence[Message]) -> None:
+        if any(each.event == stuck for each in messages):
+            raise QueueUnavailable("busy")
+
+    mq = watched(site)
+    if how == "hangs":
+        mq.held[stuck] = asyncio.Event()
+    else:
+        mq.before, mq.cancel_fails = fail, stuck == "cancel"
+    kinds_of = {"cancel": "cancel", "Deposited": "publish", "clock.ticked": "direct"}
+    await insert(site, 3, kind=kinds_of[stuck], key="a" if stuck == "Deposited" else None)
+    await site.process()
+    await site.clock.advance(5)
+    for name, kind in kinds_of.items():
+        if name != stuck:  # they come later than what is stuck
+            await insert(site, 50, kind=kind, key="a" if name == "Deposited" else None, first=3)
+
+    async def only_the_stuck() -> bool:
+        return [kind for kind, _ in await kinds(site)] == [kinds_of[stuck]] * 3
+
+    await site.until(only_the_stuck)
+    mq.before, mq.cancel_fails = lambda _messages: None, False
+    for each in mq.held.values():
+        each.set()
+    await site.until(site.empty)
+
+
+@pytest.mark.parametrize("key", [None, "a"])
+async def test_a_stuck_cancellation_holds_up_only_its_id_and_ordering_key(site: Site, key: str | None) -> None:
+    mq = watched(site)
+    mq.cancel_fails = True
+    await insert(site, 1, kind="cancel")
+    await insert(site, 1, kind="publish", key=key, name="cancel")  # the same id anew
+    await insert(site, 1, kind="publish", key="a")
+    await insert(site, 2, kind="publish", key="b", first=1)
+    await site.process()
+    held_up = ["cancel-0"] if key is None else ["cancel-0", "publish-0"]
+
+    async def only_what_waits() -> bool:
+        return [each for each in await waiting_ids(site) if each not in held_up] == []
+
+    await site.until(only_what_waits)
+    await site.clock.advance(3)
+    assert sorted(set(await waiting_ids(site))) == held_up
+    mq.cancel_fails = False
+    await site.until(site.empty)
+    ordered = [each for each in mq.ids if each in held_up]
+    assert ordered == held_up
 
 
 async def test_a_group_is_bounded_in_bytes_and_a_larger_row_goes_alone(site: Site) -> None:
