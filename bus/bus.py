@@ -201,8 +201,9 @@ class Bus:
         Raises:
             InvalidEvent: the event is not what its class says, or `id` or `headers` cannot go with it; no listener ran.
             BusNotStarted: `start()` has not returned.
-            PublishRejected: nothing was stored.
+            PublishRejected: nothing was stored, by the queue or by the database.
             PublishIndeterminate: it may have been stored; publish again with the same id.
+            DatabaseError, QueueError: inside a transaction, COMMIT raises what kept it from being stored.
             Exception: whatever a sync listener raised; the transaction can only be rolled back.
         """
         if not self._owner.is_here():  # written out, for it is called for every event

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 from msgspec.structs import replace
+from sqlalchemy.exc import SQLAlchemyError
 
 from bus.broadcasts import Broadcasts
 from bus.buffer import Gathering, PublishBuffer
 from bus.calling import finish_call
 from bus.delivery import current_cause, enter_cause, leave_cause
-from bus.errors import CancelFailed, InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
+from bus.errors import BusError, CancelFailed, InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
 from bus.metrics import BusMetrics
 from bus.outbox import Entry, Kind, Outbox, Standing
 from bus.outgoing import Outgoing, Root, chain, valid_headers, valid_id
@@ -19,11 +20,15 @@ from bus.registry_copy import RegistryCopy
 from bus.relay import Relay
 from bus.supervisor import Supervisor
 from infra.clock import Clock
-from infra.db import Database, Transaction
+from infra.db import CommitIndeterminate, Database, DatabaseError, Transaction, TransactionRolledBack
+from infra.failures import describe
 from infra.mq import Message, MessageQueue, QueueError, QueueIndeterminate, QueueUnavailable
 from infra.mq.limits import shown
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+STORE_ERRORS = (QueueError, DatabaseError, SQLAlchemyError)
+"""What a queue or a database raises that does not store an event."""
 
 MAX_DEPTH = 32
 """How many sync listeners may stand inside each other."""
@@ -107,8 +112,7 @@ class Publisher:
         if self._db is None:
             await self._publish_gathering(batch)
         elif self._needs_transaction(batch):
-            async with self._db.transaction() as transaction:
-                await self._run(batch, self._buffer(transaction))
+            await self._publish_in_own_transaction(self._db, batch)
         else:
             await self._send_directly(batch)
 
@@ -149,10 +153,10 @@ class Publisher:
                 async with self._db.transaction() as transaction:
                     return await self._cancel_inside(transaction, message_id)
             return await self._mq.cancel(message_id)
-        except QueueIndeterminate as error:
+        except (QueueIndeterminate, CommitIndeterminate) as error:
             raise CancelFailed(f"event {message_id} may or may not have been cancelled: {error}") from error
-        except QueueError as error:
-            raise CancelFailed(f"event {message_id} was not cancelled: {error}") from error
+        except STORE_ERRORS as error:
+            raise CancelFailed(f"event {message_id} was not cancelled: {_reason(error)}") from error
 
     async def _stands_in_outbox(self, message_id: str) -> bool:
         return self._outbox is not None and await self._outbox.standing(message_id, self._mq.time()) is not None
@@ -282,6 +286,32 @@ class Publisher:
             transaction.mark_rollback_only(error)
             raise
 
+    async def _publish_in_own_transaction(self, db: Database, batch: Sequence[Outgoing]) -> None:
+        raised: BaseException | None = None
+        try:
+            async with db.transaction() as transaction:
+                try:
+                    await self._run(batch, self._buffer(transaction))
+                except BaseException as error:
+                    raised = error
+                    raise
+        except STORE_ERRORS as error:
+            # What a listener raised is the caller's to see as it is, and so is what came of an error that one caught.
+            if error is raised or (
+                isinstance(error, TransactionRolledBack) and any(each.routes.sync for each in batch)
+            ):
+                raise
+            raise self._not_stored(batch, error) from error
+
+    def _not_stored(self, batch: Sequence[Outgoing], error: Exception) -> BusError:
+        """Count the failure, and return what to raise because of an error of the queue or the database."""
+        self._metrics.publish_failures += len(batch)
+        if isinstance(error, QueueIndeterminate | CommitIndeterminate):
+            return PublishIndeterminate(
+                f"{batch[0].name} may or may not have been published: {_reason(error)}", batch[0].id
+            )
+        return PublishRejected(f"{batch[0].name} was not published: {_reason(error)}")
+
     async def _publish_gathering(self, batch: Sequence[Outgoing]) -> None:
         root = batch[0].root
         if root is not None and root.open:
@@ -308,14 +338,8 @@ class Publisher:
     async def _send_directly(self, batch: Sequence[Outgoing]) -> None:
         try:
             await self.send(batch)
-        except QueueIndeterminate as error:
-            self._metrics.publish_failures += len(batch)
-            raise PublishIndeterminate(
-                f"{batch[0].name} may or may not have been published: {error}", batch[0].id
-            ) from error
-        except QueueError as error:
-            self._metrics.publish_failures += len(batch)
-            raise PublishRejected(f"{batch[0].name} was not published: {error}") from error
+        except STORE_ERRORS as error:
+            raise self._not_stored(batch, error) from error
         await self.accepted(batch)
 
     async def _prepare(self, batch: Sequence[Outgoing]) -> None:
@@ -380,6 +404,11 @@ async def _run_listeners(outgoing: Outgoing) -> None:
             await finish_call(listener.call(outgoing.event, delivery))
     finally:
         leave_cause(token)
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's text in one line, with its class if it is not one of ours."""
+    return str(error) if isinstance(error, QueueError | DatabaseError) else describe(error)
 
 
 def _kind(message: Message) -> Kind:

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
-from bus import CancelFailed, PublishIndeterminate, PublishRejected
+from bus import BusError, CancelFailed, PublishIndeterminate, PublishRejected
+from infra.db import CommitIndeterminate, DatabaseUnavailable
 from infra.mq import Message, QueueUnavailable, Subscription
 from tests.bus.events import Deposited, Ticked, UserCreated, UserUpdated
 from tests.bus.site import Site, opened_site
@@ -60,6 +62,34 @@ async def test_ordered_events_pass_through_the_outbox_also_outside_a_transaction
     await bus.publish(Deposited(account="a", amount=2))
     await site.until(site.empty)
     assert await site.delivered("deposits") == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OperationalError("INSERT", None, Exception("disk I/O error")), PublishRejected),
+        (DatabaseUnavailable("the disk is full"), PublishRejected),
+        (CommitIndeterminate("the connection was lost"), PublishIndeterminate),
+    ],
+    ids=["unmapped", "unavailable", "indeterminate"],
+)
+async def test_a_database_that_fails_fails_a_publish_or_a_cancellation_with_an_error_of_the_bus(
+    site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[BusError]
+) -> None:
+    async def fail(*_: object) -> None:
+        raise error
+
+    bus = await site.process()
+    outbox = bus._publisher._outbox
+    assert outbox is not None
+    monkeypatch.setattr(outbox, "put", fail)
+    monkeypatch.setattr(outbox, "standing", fail)
+    with pytest.raises(expected, match=r"Deposited (was not|may or may not have been) published"):
+        await bus.publish(Deposited(account="a", amount=1))
+    with pytest.raises(CancelFailed):
+        await bus.cancel("seven")
+    assert bus.metrics.publish_failures == 1
+    assert await site.rows() == []
 
 
 async def test_what_a_dead_process_left_is_swept_by_another(site: Site) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from bus import Bus, BusError, Delivery, InvalidEvent, PublishRejected
 from bus.codec import unpack
 from infra.clock import FakeClock
-from infra.db import Database, TransactionNotOwned, TransactionRolledBack
+from infra.db import Database, DatabaseUnavailable, TransactionNotOwned, TransactionRolledBack
 from infra.db.migrate import History, upgrade
 from infra.mq import MessageQueue, QueueUnavailable, WorkerInfo
 from infra.mq.drivers.memory import MemoryQueue
@@ -434,6 +434,34 @@ async def test_many_publishers_at_once_all_arrive(home: Home) -> None:
     await asyncio.gather(*(one(n) for n in range(60)))
     assert len(await home.queued()) == 60
     assert len(await home.words()) == 30
+
+
+async def test_in_its_own_transaction_a_publish_tells_listeners_errors_from_the_stores(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised = DatabaseUnavailable("the listener's own")
+    failing: list[Exception] = [raised]
+
+    async def listen(_event: UserCreated) -> None:
+        if failing:
+            raise failing[0]
+
+    home.bus.add_sync_listener(listen)
+    home.bus.add_async_listener(remember_created, name="created")
+    await home.start()
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await home.bus.publish(UserCreated())
+    assert caught.value is raised
+    failing.clear()
+
+    async def fail(*_: object) -> None:
+        raise QueueUnavailable("disk full")
+
+    monkeypatch.setattr(home.mq, "publish", fail)
+    if home.mq.features.transactional:
+        with pytest.raises(PublishRejected, match="UserCreated was not published: disk full"):
+            await home.bus.publish(UserCreated())
+    assert await home.queued() == []
 
 
 async def test_start_fails_when_the_queue_is_down(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
