@@ -254,13 +254,14 @@ def test_options_of_the_databases_url_are_those_of_the_code() -> None:
 
 
 def test_connections_are_counted_as_the_code_opens_them() -> None:
-    assert f"{BESIDES} for\nthe queue: {SIZE} that ask, one that listens, and in a worker one" in _section("PostgreSQL")
+    told = f"{BESIDES} for the queue: {SIZE} for requests, one for notifications, and in a worker one"
+    assert told in _section("PostgreSQL").replace("\n", " ")
     assert BESIDES == SIZE + 2
 
 
 def test_the_metrics_to_watch_are_exported_ones() -> None:
     described = (ROOT / "docs" / "operations.md").read_text()
-    for name in re.findall(r"`(beneath_(?:bus|queue|listener|event|outbox)_\w+)`", _section("What to watch")):
+    for name in re.findall(r"`(beneath_(?:bus|queue|listener|event|outbox)_\w+)`", _section("What to monitor")):
         assert f"| `{name}` |" in described or name == "beneath_outbox", name
 
 
@@ -271,4 +272,6 @@ def test_characters_that_passwords_must_not_hold_are_shown_as_they_are_written()
 
 
 def _section(title: str) -> str:
-    return DEPLOY.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    _, heading, rest = DEPLOY.read_text().partition(f"\n## {title}\n")
+    assert heading, title
+    return rest.partition("\n## ")[0]
