@@ -26,9 +26,9 @@ async def main():
     container = Container(settings=Settings(db=DbSettings(url=Url("sqlite:///report.db"))))
     with capture_logs() as lines:
         async with Application(container).running("invoicing-report"):
-            while not any(line["event"] == "invoiced so far" for line in lines):
+            while not any(line["event"] == "invoices totalled" for line in lines):
                 await asyncio.sleep(0.01)
-    print([line["cents"] for line in lines if line["event"] == "invoiced so far"])
+    print([line["cents"] for line in lines if line["event"] == "invoices totalled"])
 
 asyncio.run(main())
 """
