@@ -10,6 +10,8 @@ from enum import Enum, auto
 
 import msgspec
 
+from infra.mq.limits import MAX_BODY
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
@@ -24,8 +26,11 @@ class Features:
     transactional: bool
     """`publish`, `cancel` and `broadcast` take part in the ambient transaction of the application's database."""
 
-    max_body: int = 256 * 1024 * 1024
-    """The largest `Message.body`, in bytes, that the driver stores; final once `open` has returned."""
+    max_body: int = MAX_BODY
+    """The largest `Message.body`, in bytes, that the driver stores; final once `open` has returned.
+
+    A publish with a larger one is refused whole, before any of it is sent.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

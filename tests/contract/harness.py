@@ -77,6 +77,9 @@ class Driver:
         return opener(folder, clock)
 
 
+MAX_BODY = 64 * 1024 * 1024
+"""The largest body, in bytes, that every driver takes under the contract, so that a larger one need not be huge."""
+
 _SHARED = Features(durable=True, multi_process=True, transactional=False)
 
 

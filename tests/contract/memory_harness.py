@@ -7,6 +7,7 @@ from pathlib import Path
 from infra.clock import FakeClock
 from infra.mq import Consumer, MessageQueue
 from infra.mq.drivers.memory import MemoryQueue
+from tests.contract.harness import MAX_BODY
 
 
 class MemoryHarness:
@@ -35,7 +36,7 @@ class MemoryHarness:
 @asynccontextmanager
 async def open_harness(folder: Path, clock: FakeClock) -> AsyncIterator[MemoryHarness]:
     """Open an empty memory queue."""
-    queue = MemoryQueue(clock=clock, dedupe_window=MemoryHarness.dedupe_window, lease=10.0)
+    queue = MemoryQueue(clock=clock, dedupe_window=MemoryHarness.dedupe_window, lease=10.0, max_body=MAX_BODY)
     await queue.open()
     yield MemoryHarness(clock, queue)
     await queue.close()

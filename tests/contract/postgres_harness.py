@@ -9,6 +9,7 @@ from infra.db import Database
 from infra.db.migrate import History, upgrade
 from infra.mq.drivers.sql import SqlQueue
 from tests import postgres_servers
+from tests.contract.harness import MAX_BODY
 from tests.contract.sql_harness import SqlHarness
 
 HISTORY = History("bus", "infra.db.migrations", "beneath_bus_version")
@@ -20,7 +21,7 @@ class PostgresHarness(SqlHarness):
 
     def new_process(self) -> tuple[Database, SqlQueue]:
         db = Database(f"{self.url}?pool_size=3")
-        return db, SqlQueue(db, clock=self.clock, dedupe_window=self.dedupe_window, lease=600)
+        return db, SqlQueue(db, clock=self.clock, dedupe_window=self.dedupe_window, lease=600, max_body=MAX_BODY)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from infra.clock import FakeClock
 from infra.mq import Consumer, MessageQueue
 from infra.mq.drivers.redis import RedisQueue
 from tests import servers
+from tests.contract.harness import MAX_BODY
 
 _namespaces = itertools.count(1)
 
@@ -38,6 +39,7 @@ class RedisHarness:
             # The tests go by a clock that they move themselves, which neither the server nor its leases know.
             broker_time=False,
             takeover_patience=0.0,
+            max_body=MAX_BODY,
         )
         await queue.open()
         self._queues.append(queue)

@@ -9,6 +9,7 @@ from infra.clock import FakeClock
 from infra.db import Database
 from infra.db.migrate import History, upgrade
 from infra.mq.drivers.sql import SqlQueue
+from tests.contract.harness import MAX_BODY
 from tests.contract.sql_harness import SqlHarness
 
 HISTORY = History("bus", "infra.db.migrations", "beneath_bus_version")
@@ -19,7 +20,7 @@ class SqliteHarness(SqlHarness):
 
     def new_process(self) -> tuple[Database, SqlQueue]:
         db = Database(self.url)
-        return db, SqlQueue(db, clock=self.clock, dedupe_window=self.dedupe_window)
+        return db, SqlQueue(db, clock=self.clock, dedupe_window=self.dedupe_window, max_body=MAX_BODY)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from tests.contract.harness import DRIVERS, Harness
 TRANSACTIONAL = {
     "test_a_broadcast_of_a_transaction_is_heard_if_and_only_if_it_commits",
     "test_a_cancellation_counts_only_if_its_transaction_commits",
+    "test_a_publish_that_is_refused_leaves_its_transaction_usable",
     "test_a_transaction_can_cancel_what_it_published",
     "test_an_id_counts_as_accepted_only_if_its_transaction_commits",
     "test_transaction_can_reschedule_under_the_same_id",

@@ -1,8 +1,9 @@
 import asyncio
 
 import pytest
+from msgspec import structs
 
-from infra.mq import MessageQueue
+from infra.mq import MessageQueue, MessageTooLarge, QueueRejected
 from tests.contract.acting import (
     consumer,
     declare,
@@ -73,6 +74,48 @@ async def test_concurrent_publishes_are_all_accepted(harness: Harness) -> None:
     assert sorted(drained) == sorted(f"{n}.{part}" for n in range(40) for part in range(3))
     for n in range(40):
         assert [it for it in drained if it.startswith(f"{n}.")] == [f"{n}.0", f"{n}.1", f"{n}.2"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 3], ids=["first", "middle", "last"])
+async def test_a_publish_that_is_refused_stores_nothing_of_it(
+    harness: Harness, queue: MessageQueue, place: int
+) -> None:
+    await declare(harness, queue, subscription(), subscription("ordered", ordered=True))
+    worker = await consumer(queue, "work", "ordered")
+    batch = [
+        message("a", dedupe=True, key="k"),
+        message("b", dedupe=True, due_at=queue.time() + 5),
+        message("c", dedupe=True, fresh=True),
+    ]
+    too_large = structs.replace(message("d", dedupe=True), body=bytes(queue.features.max_body + 1))
+    refused = [*batch[:place], too_large, *batch[place:]]
+    with pytest.raises(QueueRejected):
+        await queue.publish(refused)
+    # Those of other callers that share its round trip are accepted.
+    outcomes = await asyncio.gather(
+        queue.publish([message("x")]), queue.publish(refused), queue.publish([message("y")]), return_exceptions=True
+    )
+    assert [type(each) for each in outcomes] == [type(None), MessageTooLarge, type(None)]
+    for name in ("work", "ordered"):
+        assert sorted(await drain(worker, name)) == ["x", "y"]
+    assert [(each.ready, each.scheduled) for each in await queue.stats()] == [(0, 0), (0, 0)]
+    assert not await queue.scheduled("b")
+    # Nor does it remember an id of them.
+    await queue.publish(batch)
+    await harness.clock.advance(5)
+    for name in ("work", "ordered"):
+        assert sorted(await drain(worker, name)) == ["a", "b", "c"]
+
+
+@requires("transactional")
+async def test_a_publish_that_is_refused_leaves_its_transaction_usable(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    too_large = structs.replace(message("b"), body=bytes(queue.features.max_body + 1))
+    async with harness.transaction(queue):
+        await queue.publish([message("a")])
+        with pytest.raises(QueueRejected):
+            await queue.publish([message("c"), too_large])
+    assert await drain(worker) == ["a"]
 
 
 async def test_without_an_ordering_key_a_message_takes_the_mailbox_of_the_empty_key(

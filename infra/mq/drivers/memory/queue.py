@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Literal
 
 from infra.clock import Clock
+from infra.mq.bodies import refuse_larger
 from infra.mq.drivers.memory.broadcast import MemoryReceiver
 from infra.mq.drivers.memory.consumer import MemoryConsumer
 from infra.mq.drivers.memory.dedupe import RecentIds
@@ -14,10 +15,9 @@ from infra.mq.drivers.memory.store import Store, dead_number
 from infra.mq.drivers.memory.subscriptions import Subscriptions
 from infra.mq.drivers.memory.worker import Worker
 from infra.mq.errors import DeadLetterNotFound, ListenerInUse, MailboxNotBlocked, QueueClosed
+from infra.mq.limits import MAX_BODY
 from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
 from infra.ownership import LoopOwner
-
-_FEATURES = Features(durable=False, multi_process=False, transactional=False)
 
 
 class MemoryQueue:
@@ -27,9 +27,12 @@ class MemoryQueue:
         clock: Every due time, lease and wait is by it.
         dedupe_window: For how many seconds the ids of messages with `dedupe` are remembered.
         lease: After how many seconds without `renew` a worker counts as dead; `math.inf` leaves that to `abandon`.
+        max_body: How large a message's body may be, in bytes.
     """
 
-    def __init__(self, *, clock: Clock, dedupe_window: float = 120.0, lease: float = 10.0) -> None:
+    def __init__(
+        self, *, clock: Clock, dedupe_window: float = 120.0, lease: float = 10.0, max_body: int = MAX_BODY
+    ) -> None:
         self._clock = clock
         self._lease = lease
         self._store = Store(clock)
@@ -38,10 +41,11 @@ class MemoryQueue:
         self._recent = RecentIds(clock, dedupe_window)
         self._receivers: list[MemoryReceiver] = []
         self._owner = LoopOwner("the memory queue")
+        self._max_body = max_body
 
     @property
     def features(self) -> Features:
-        return _FEATURES
+        return Features(durable=False, multi_process=False, transactional=False, max_body=self._max_body)
 
     async def open(self) -> None:
         if not self._owner.is_here():
@@ -79,6 +83,7 @@ class MemoryQueue:
 
     async def publish(self, messages: Sequence[Message]) -> None:
         self._check()
+        refuse_larger(messages, self._max_body)
         now = self._clock.time()
         self._store.agenda.promote(now)
         routes = self._subscriptions.routes

@@ -5,15 +5,15 @@ from typing import Literal
 
 from infra.clock import Clock
 from infra.db import Database
+from infra.mq.bodies import refuse_larger
 from infra.mq.drivers.sql.backend import Backend, Options, backend_for
 from infra.mq.drivers.sql.broadcast import SqlReceiver
 from infra.mq.drivers.sql.consumer import SqlConsumer
 from infra.mq.errors import QueueClosed
+from infra.mq.limits import MAX_BODY
 from infra.mq.queue import REGISTRY_TTL
 from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
 from infra.ownership import LoopOwner
-
-_FEATURES = Features(durable=True, multi_process=True, transactional=True)
 
 _LONGEST_COMMIT = 30.0
 """How long, in seconds, a declaration may have taken from its timestamp until others saw its COMMIT."""
@@ -32,6 +32,7 @@ class SqlQueue:
         registry_ttl: For how many seconds publishers may trust their copy of the registry.
         lease: PostgreSQL: after how many seconds without a sign of life a worker counts as dead.
         synchronous: SQLite: "FULL" survives a power cut, "NORMAL" only the end of the process.
+        max_body: How large a message's body may be, in bytes.
 
     Raises:
         QueueUnavailable: the driver cannot work on this kind of database.
@@ -49,6 +50,7 @@ class SqlQueue:
         registry_ttl: float = REGISTRY_TTL,
         lease: float = 10.0,
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
+        max_body: int = MAX_BODY,
     ) -> None:
         options = Options(
             dedupe_window=dedupe_window,
@@ -67,10 +69,11 @@ class SqlQueue:
         self._consumers: set[SqlConsumer] = set()
         self._receivers: set[SqlReceiver] = set()
         self._owner = LoopOwner("the queue")
+        self._max_body = max_body
 
     @property
     def features(self) -> Features:
-        return _FEATURES
+        return Features(durable=True, multi_process=True, transactional=True, max_body=self._max_body)
 
     async def open(self) -> None:
         if not self._owner.is_here():
@@ -109,6 +112,7 @@ class SqlQueue:
     async def publish(self, messages: Sequence[Message]) -> None:
         self._check()
         if messages:
+            refuse_larger(messages, self._max_body)
             await self._backend.publish(messages, self._clock.time())
 
     async def cancel(self, message_id: str) -> bool:
