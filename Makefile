@@ -3,19 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# How many seeds `make test-all` simulates; `make test` takes the first 45.
+# How many seeds `make test-all` simulates; `make test` simulates the first 45.
 SEEDS ?= 1000
-# What `make test-all` runs the tests with processes on; `make test` runs them on `sqlite`.
+# Stacks on which `make test-all` runs the tests that start processes; `make test` runs them on `sqlite`.
 STACKS ?= sqlite+redis7 sqlite+redis8 sqlite+valkey postgres postgres+valkey
 
-# What `make soak` runs on, and for how long each.
+# Stacks on which `make soak` runs, and for how many minutes each.
 SOAK ?= sqlite sqlite+valkey postgres postgres+valkey
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
 .PHONY: help setup start dev test test-all soak check bench-drivers bench-memory bench-http fmt lock clean
 
-help:  ## Show what there is
+help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements/dev.txt pyproject.toml
@@ -25,48 +25,48 @@ $(READY): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-setup: $(READY)  ## Make .venv from the pinned, hashed requirements
+setup: $(READY)  ## Create .venv from the pinned, hashed requirements
 
 start: $(READY)  ## Migrate, then run the server and the worker on SQLite, at 127.0.0.1:4000
 	@$(BIN)/beneath migrate up
 	@exec $(BIN)/beneath start all
 
-dev: $(READY)  ## The same, restarted whenever a source file changes
+dev: $(READY)  ## Like start, and restart when a source file changes
 	@$(BIN)/beneath migrate up
 	@exec $(BIN)/beneath start all --reload
 
 test: $(READY)  ## Run the tests
 	@$(BIN)/python -m pytest -n auto
 
-test-all: $(READY)  ## Run what `make test` leaves out: more seeds, seeded bugs, other servers, processes on other stacks
+test-all: $(READY)  ## Run what `make test` omits: more seeds, seeded bugs, other servers, processes on other stacks
 	@BENEATH_TEST_DRIVERS=redis7,redis8 $(BIN)/python -m pytest -n auto tests/contract
 	@BENEATH_TEST_FIRST_SEED=1000 BENEATH_TEST_SEEDS=$(SEEDS) $(BIN)/python -m pytest -n auto tests/simulation
 	@BENEATH_TEST_MUTANTS=all $(BIN)/python -m pytest -n auto tests/mutants
 	@set -e; for stack in $(STACKS); do echo "== $$stack"; BENEATH_TEST_STACK=$$stack $(BIN)/python -m pytest -n auto tests/e2e tests/torture; done
 
-soak: $(READY)  ## Run under every fault at once, MINUTES on each of the stacks in SOAK
+soak: $(READY)  ## Run all kinds of faults at once, MINUTES on each of the stacks in SOAK
 	@set -e; for stack in $(SOAK); do BENEATH_TEST_STACK=$$stack $(BIN)/python -m tests.soak --minutes $(MINUTES); done
 
-check: $(READY)  ## Lint, check types, check the import contracts
+check: $(READY)  ## Lint, check types and import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench-drivers: $(READY)  ## Measure every queue driver beside a bare client loop
+bench-drivers: $(READY)  ## Compare every queue driver with a loop of its bare client
 	@$(BIN)/python -m tests.bench.drivers
 
-bench-memory: $(READY)  ## Measure what a worker takes beside its imports, with nothing waiting and with a million events
+bench-memory: $(READY)  ## Measure the memory of a worker beyond its imports, with an empty queue and with a million events
 	@$(BIN)/python -m tests.bench.memory
 
-bench-http: $(READY)  ## Measure GETs of the API beside bare FastAPI routes with the same queries
+bench-http: $(READY)  ## Compare GETs of the API with bare FastAPI routes that run the same queries
 	@$(BIN)/python -m tests.bench.http
 
-fmt: $(READY)  ## Format and fix what can be fixed
+fmt: $(READY)  ## Fix what ruff can fix, and format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-lock:  ## Pin the requirements anew (needs uv on the PATH)
+lock:  ## Pin the requirements anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --upgrade --group dev pyproject.toml -o requirements/dev.txt
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --upgrade --extra postgres -c requirements/dev.txt pyproject.toml -o requirements/production.txt
 
