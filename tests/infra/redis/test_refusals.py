@@ -293,3 +293,14 @@ async def test_ids_keys_and_names_of_any_characters_come_back_as_they_were(opene
 def test_a_server_that_quotes_the_password_is_not_quoted() -> None:
     said = ResponseError("unknown command 'AUTH', with args beginning with: 'ada' 'hunter2'")
     assert str(explain(said, "host:1")) == "Redis at host:1 refuses: unknown command 'AUTH'"
+
+
+async def test_connection_lost_within_the_handshake_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lost_unnoticed(_: object) -> None:
+        """Return as the client does when the connection breaks in a request whose errors it passes over."""
+
+    monkeypatch.setattr("redis.asyncio.connection.AbstractConnection.connect", lost_unnoticed)
+    link = Link(Address.parse("redis://127.0.0.1:1"), "test", timeout=1, connect_timeout=1)
+    with pytest.raises(QueueUnavailable, match="handshake"):
+        await link.command("PING")
+    await link.close()

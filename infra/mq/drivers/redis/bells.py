@@ -9,7 +9,7 @@ import structlog
 from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.core import Core
-from infra.mq.drivers.redis.exchange import bounded, read
+from infra.mq.drivers.redis.exchange import bounded, connect, read
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -115,7 +115,7 @@ class Bells:
 
     async def _subscribe(self) -> None:
         keys = self._core.keys
-        await self._connection.connect()  # type: ignore[no-untyped-call]  # of the client
+        await connect(self._connection)
         if self._closing.is_set():
             # Closing found nothing to cut, for there was no connection yet.
             raise redis_errors.ConnectionError("closed")

@@ -17,6 +17,19 @@ from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 
 
+async def connect(connection: AbstractConnection) -> None:
+    """Connect, and complete the client's handshake.
+
+    Raises:
+        RedisError: the server cannot be reached, refused the connection, or closed it during the handshake.
+        OSError: the server cannot be reached.
+    """
+    await connection.connect()  # type: ignore[no-untyped-call]  # of the client
+    if not connection.is_connected:
+        # The client passes over errors of some of its requests, also when the connection is lost with them.
+        raise redis_errors.ConnectionError("the connection was lost during the handshake")
+
+
 async def send(connection: AbstractConnection, packed: bytes) -> None:
     """Send a request.
 

@@ -11,7 +11,7 @@ from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.address import Address
 from infra.mq.drivers.redis.errors import ANSWERS, Lost, explain, lost
-from infra.mq.drivers.redis.exchange import bounded, count_answers, read, send, unsent_bytes
+from infra.mq.drivers.redis.exchange import bounded, connect, count_answers, read, send, unsent_bytes
 from infra.mq.drivers.redis.scripts import Script
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
 
@@ -159,7 +159,7 @@ class Link:
         try:
             # The client bounds the way to the server, not the greetings once it is reached.
             async with bounded(self._connect_timeout):
-                await self._connection.connect()  # type: ignore[no-untyped-call]  # of the client
+                await connect(self._connection)
             count_answers(self._connection, self._hear)
             self._check()
         except (redis_errors.RedisError, OSError) as error:
