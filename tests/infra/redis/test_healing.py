@@ -186,10 +186,13 @@ async def flush(server: servers.RedisServer) -> None:
     await command(server, "FLUSHALL")
 
 
-async def command(server: servers.RedisServer, text: str) -> None:
-    """Do something to the server."""
+async def command(server: servers.RedisServer, text: str) -> str:
+    """Send a command to the server, and return a simple or a bulk reply."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(text.encode() + b"\r\n")
-    await reader.readline()
+    reply = (await reader.readline()).strip()
+    if reply.startswith(b"$"):
+        reply = await reader.readexactly(int(reply[1:]))
     writer.close()
     await writer.wait_closed()
+    return reply.decode()

@@ -10,7 +10,7 @@ from tests.infra.redis.conftest import Open
 from tests.infra.redis.proxy import Proxy
 
 BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
-CLAIM, SETTLE, PUBLISH, ISOLATE = b":idle", b":dead\r\n", b":dedupe", b":past"
+CLAIM, SETTLE, PUBLISH, ISOLATE, UNBLOCK = b":idle", b":dead\r\n", b":dedupe", b":past", b":deads"
 """Keys that, of all that a test calls when it holds one back, only those scripts have."""
 
 
@@ -136,6 +136,27 @@ async def test_late_isolation_does_not_mark_the_next_claim(opened: Open, proxy: 
     rescuer = await consumer(elsewhere)
     assert await rescuer.recover() == 1
     assert counters((await fetch_one(rescuer)).deliveries[0]) == (0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+async def test_late_unblocking_leaves_what_was_blocked_since(opened: Open, proxy: Proxy, skip: bool) -> None:
+    queue, elsewhere = await opened(proxy.url), await opened()
+    await queue.declare([subscription(ordered=True)], [])
+    worker = await consumer(elsewhere)
+    await queue.publish([message("warm up", key="w"), *[message(it, key="k") for it in "abc"]])
+    for key in "wk":
+        [claim] = await fetch(worker, limit=1)
+        await worker.settle([end(claim, Outcome.BLOCK, error="no")])
+        if key == "w":
+            await queue.unblock(WORK, "w", skip=True)
+    proxy.hold_back(UNBLOCK)
+    with pytest.raises(QueueUnavailable):
+        await queue.unblock(WORK, "k", skip=skip)
+    await queue.unblock(WORK, "k", skip=True)
+    await worker.settle([end(await fetch_one(worker), Outcome.BLOCK, error="no")])
+    await proxy.deliver_late()
+    assert [it.message_id for it in await queue.dead_letters()] == ["warm up", "a"]
+    assert (await stats(queue)).blocked == 2
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3, 5, 8, 13, 21])

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.mq import Consumer, Outcome, QueueClosed, QueueError
+from infra.mq import Claim, Consumer, Outcome, QueueClosed, QueueError
 from infra.mq.drivers.redis import RedisQueue
+from infra.mq.drivers.redis.keys import owner_name
 from tests import servers
-from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
+from tests.contract.acting import WORK, consumer, counters, end, fetch, ids, message, subscription
 from tests.infra.redis.conftest import Open
 from tests.infra.redis.test_healing import command, eventually, flush
 
@@ -195,6 +196,63 @@ async def test_lost_end_of_a_claim_is_settled_again(opened: Open, durable: serve
     assert [(it.ready, it.in_flight) for it in await queue.stats()] == [(0, 0)]
 
 
+@BOTH
+async def test_claim_without_a_registered_worker_is_recovered(opened: Open, ordered: bool) -> None:
+    server = servers.new_server(servers.any_kind())
+    queue = await opened(server.url, takeover_patience=0.0)
+    await queue.declare([subscription("idle"), subscription(ordered=ordered)], [])
+    await queue.publish([message(f"{it}", key=f"{it}") for it in range(500)])
+    gone, worker = await consumer(queue), await consumer(queue)
+    await fetch(gone, limit=500)
+    await fetch(worker, limit=500)
+    await command(server, f"ZREM {queue._core.keys.of('leases')} {owner_name(gone.info.id)}")
+    async with asyncio.timeout(10):
+        count = 0
+        while count < 500:
+            count += await worker.recover()
+    assert counters((await fetch(worker))[0].deliveries[0]) == (0, 0, 1, 0)
+    assert await worker.recover() == 0
+
+
+@BOTH
+async def test_worker_that_leaves_after_a_lost_tail_releases_what_came_back(
+    opened: Open, durable: servers.RedisServer, ordered: bool
+) -> None:
+    queue, elsewhere = await opened(durable.url), await opened(durable.url)
+    await queue.declare([subscription(ordered=ordered)], [])
+    worker = await consumer(queue)
+    await queue.publish([message("a", key="k")])
+    [claim] = await fetch(worker)
+    tail = Tail(durable)
+    await worker.settle([end(claim, Outcome.RETRY, error="no")])
+    tail.lose()
+    await eventually(queue.dead_letters)
+    await worker.close()
+    [found] = await eventually(lambda: fetch_anew(elsewhere))
+    assert counters(found.deliveries[0]) == (0, 0, 0, 0)
+
+
+async def fetch_anew(queue: RedisQueue) -> list[Claim]:
+    """Fetch as a new worker."""
+    return await fetch(await consumer(queue))
+
+
+@BOTH
+async def test_worker_that_knows_a_later_claim_than_the_server_counts_as_lost(
+    opened: Open, durable: servers.RedisServer, ordered: bool
+) -> None:
+    queue = await opened(durable.url)
+    await queue.declare([subscription(ordered=ordered)], [])
+    worker = await consumer(queue)
+    await queue.publish([message("a", key="k")])
+    [claim] = await fetch(worker)
+    tail = Tail(durable)
+    await worker.settle([end(claim, Outcome.RETRY, error="no")])
+    await fetch(worker)
+    tail.lose()
+    assert await is_lost(worker)
+
+
 async def test_declaring_the_same_again_costs_one_round_trip(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     queue = await opened(server.url)
@@ -202,12 +260,7 @@ async def test_declaring_the_same_again_costs_one_round_trip(opened: Open) -> No
     await queue.declare(wanted, ["News"])
     await command(server, "CONFIG RESETSTAT")
     await queue.declare(wanted, ["News"])
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"INFO commandstats\r\n")
-    size = int((await reader.readline())[1:])
-    said = (await reader.readexactly(size)).decode()
-    writer.close()
-    await writer.wait_closed()
+    said = await command(server, "INFO commandstats")
     calls = {line.partition(":")[0]: line for line in said.splitlines() if "calls" in line}
     assert "calls=1," in calls["cmdstat_hmget"]
     assert "cmdstat_evalsha" not in calls

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from infra.mq import Outcome, QueueIndeterminate, QueueUnavailable
-from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
+from tests.contract.acting import WORK, consumer, counters, end, fetch, ids, message, subscription
 from tests.infra.redis.conftest import Open
 from tests.infra.redis.proxy import Proxy
 
@@ -46,22 +46,32 @@ async def test_what_was_claimed_without_an_answer_comes_with_the_next_fetch(
     assert (await queue.stats())[0].in_flight == 0
 
 
-@pytest.mark.parametrize("outcome", [Outcome.DONE, Outcome.RETRY, Outcome.DEAD])
-async def test_settling_again_after_a_lost_answer_does_no_harm(opened: Open, proxy: Proxy, outcome: Outcome) -> None:
+@BOTH
+@pytest.mark.parametrize("outcome", [Outcome.DONE, Outcome.RETRY, Outcome.RELEASE, Outcome.DEAD])
+async def test_settling_again_after_a_lost_answer_does_no_harm(
+    opened: Open, proxy: Proxy, ordered: bool, outcome: Outcome
+) -> None:
     queue = await opened(proxy.url)
-    await queue.declare([subscription()], [])
+    await queue.declare([subscription(ordered=ordered)], [])
     worker = await consumer(queue)
-    await queue.publish([message("a")])
+    await queue.publish([message("a", key="k")])
     [claim] = await fetch(worker)
-    settlement = end(claim, outcome, delay=60, error="no")
+    settlement = end(claim, outcome, error="no")
     proxy.lose_answer_to(SETTLE)
     with pytest.raises(QueueUnavailable):
         await worker.settle([settlement])
-    await worker.settle([settlement])
+    # What is due again is claimed again by now: the repetition must not end this claim.
+    again = await fetch(worker)
+    comes_again = outcome in {Outcome.RETRY, Outcome.RELEASE}
+    told = [counters(it) for each in again for it in each.deliveries]
+    assert told == ([(int(outcome is Outcome.RETRY), 0, 0, 0)] if comes_again else [])
+    is_fenced = ordered or outcome is not Outcome.DONE
+    assert await worker.settle([settlement]) == ([settlement] if is_fenced else [])
     [now] = await queue.stats()
-    told = {Outcome.DONE: (0, 0), Outcome.RETRY: (1, 0), Outcome.DEAD: (0, 1)}
-    assert (now.retrying, now.dead) == told[outcome]
-    assert (now.ready, now.in_flight) == (0, 0)
+    assert (now.ready, now.retrying) == (0, 0)
+    assert (now.in_flight, now.dead) == (int(comes_again), int(outcome is Outcome.DEAD))
+    assert await worker.settle([end(it) for it in again]) == []
+    assert await fetch(worker) == []
 
 
 async def test_what_was_handed_over_to_a_worker_that_did_not_hear_it_is_found(opened: Open, proxy: Proxy) -> None:

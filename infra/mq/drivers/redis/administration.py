@@ -7,8 +7,12 @@ import msgspec
 
 from infra.mq.drivers.redis.core import OUTDATED, Core
 from infra.mq.drivers.redis.registry import Content, Route, Snapshot
+from infra.mq.drivers.redis.retiring import RETIRING, Going, count, finish, finish_retiring
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.errors import ListenerInUse, MailboxNotBlocked
+
+FENCE = 5
+"""Where a packed mailbox has the fence of its last claim."""
 
 Backlog = Literal["refuse", "discard", "dead"]
 
@@ -21,7 +25,8 @@ async def unblock(core: Core, name: str, ordering_key: str, *, skip: bool) -> No
         if not route.kept.ordered:
             raise MailboxNotBlocked(f"{name} is not ordered: it has no blocked keys")
         keys = [*(core.keys.of(it) for it in ("meta", "dead", "deads")), *route.keys]
-        arguments = (snapshot.version, core.now(), route.kept.sid, ordering_key, int(skip))
+        fence = await _fence_of(core, route, ordering_key)
+        arguments = (snapshot.version, core.now(), route.kept.sid, ordering_key, int(skip), fence)
         answer = await core.link("admin").safely(scripts().unblock, keys, *arguments)
         if answer == 0:
             raise MailboxNotBlocked(f"{name}: the key {ordering_key!r} is not blocked")
@@ -30,21 +35,26 @@ async def unblock(core: Core, name: str, ordering_key: str, *, skip: bool) -> No
         snapshot = await core.catalog.load(snapshot)
 
 
+async def _fence_of(core: Core, route: Route, ordering_key: str) -> int:
+    """Return the fence of a mailbox's last claim; 0 if there is no mailbox."""
+    packed = await core.link("admin").ask("HGET", route.box, ordering_key)
+    return int(msgspec.msgpack.decode(packed)[FENCE]) if packed else 0
+
+
 async def retire(core: Core, name: str, event: str | None, backlog: Backlog) -> int:
     """As `MessageQueue.retire`."""
-    finished = await finish_retiring(core)
-    snapshot = await core.catalog.load()
-    if name not in snapshot.by_name and name in finished and event is None:
-        return finished[name]
     while True:
+        finished = await finish_retiring(core.link("admin"), core.keys, core.now)
+        snapshot = await core.catalog.load()
+        if name not in snapshot.by_name and name in finished and event is None:
+            return finished[name]
         route = snapshot.get(name, event)
         going = Going.of(route, event, backlog)
-        if event is not None and backlog == "refuse" and (waiting := await _count(core, going)):
+        if event is not None and backlog == "refuse" and (waiting := await count(core.link("admin"), core.keys, going)):
             raise ListenerInUse(f"{name} still has {waiting} deliveries: discard them, or wait")
         answer = await _begin(core, snapshot, route, going)
-        if answer != OUTDATED:
+        if isinstance(answer, list) or answer not in {OUTDATED, RETIRING}:
             break
-        snapshot = await core.catalog.load(snapshot)
     if isinstance(answer, list):
         reason, detail = (it.decode().rstrip(".") for it in answer)
         if reason == "worker":
@@ -55,35 +65,7 @@ async def retire(core: Core, name: str, event: str | None, backlog: Backlog) -> 
     else:
         core.catalog.forget_event(route.kept.names, event)
     await core.catalog.load()
-    return await _finish(core, going)
-
-
-async def finish_retiring(core: Core) -> dict[str, int]:
-    """Finish what others began to retire and did not finish; return how many deliveries that were, by name."""
-    counts: dict[str, int] = {}
-    for note in await core.link("admin").ask("HVALS", core.keys.of("retiring")):
-        going = msgspec.msgpack.decode(note, type=Going)
-        counts[going.name] = counts.get(going.name, 0) + await _finish(core, going)
-    return counts
-
-
-class Going(msgspec.Struct, frozen=True):
-    """A subscription, or an event of it, that is being retired: the note by which anybody can go on with that."""
-
-    sid: str
-    name: str
-    ordered: bool
-    event: str
-    """Empty for all of it."""
-
-    events: list[str]
-    backlog: str
-
-    @classmethod
-    def of(cls, route: Route, event: str | None, backlog: Backlog) -> "Going":
-        """Return what is to be noted."""
-        kept = route.kept
-        return cls(kept.sid, kept.name, kept.ordered, event or "", kept.events, backlog)
+    return await finish(core.link("admin"), core.keys, core.now, going)
 
 
 async def _begin(core: Core, snapshot: Snapshot, route: Route, going: Going) -> Any:  # noqa: ANN401 - of the script
@@ -103,30 +85,6 @@ async def _begin(core: Core, snapshot: Snapshot, route: Route, going: Going) -> 
     )
     keys += [*route.keys, core.keys.old_line(going.sid)]
     return await core.link("admin").safely(scripts().retire, keys, *arguments)
-
-
-async def _finish(core: Core, going: Going) -> int:
-    # A refusal counted first; what came between that and the end of the subscription is still handed out.
-    return await _steps(core, going, b"end" if going.event and going.backlog == "refuse" else b"plan")
-
-
-async def _count(core: Core, going: Going) -> int:
-    return await _steps(core, going, b"count", b"l0")
-
-
-async def _steps(core: Core, going: Going, phase: bytes, cursor: bytes = b"0") -> int:
-    names = ("meta", "dead", "deads", "plans", "planned", "retiring")
-    sid = going.sid
-    keys = [*(core.keys.of(it) for it in names), *core.keys.group(sid)]
-    keys += [core.keys.old_line(sid), core.keys.parking_index(sid)]
-    keys += [core.keys.parking(sid, it) for it in going.events]
-    what = (sid, int(going.ordered), going.event, int(going.backlog == "dead"))
-    total = 0
-    while phase:
-        answer = await core.link("admin").safely(scripts().retire_step, keys, core.now(), *what, phase, cursor)
-        phase, cursor, count = answer
-        total += count
-    return total
 
 
 def _without(content: Content, route: Route, event: str) -> Content:

@@ -2,39 +2,34 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import msgspec
-import structlog
 
-from infra.mq.drivers.redis.administration import finish_retiring
 from infra.mq.drivers.redis.bells import Bells
 from infra.mq.drivers.redis.core import OUTDATED, Core
-from infra.mq.drivers.redis.holdings import Holdings
 from infra.mq.drivers.redis.keys import owner_name
 from infra.mq.drivers.redis.lease import Lease
-from infra.mq.drivers.redis.ownership import EVERY, PAGE, has_lost_claims, owned_of, read_owned, stop_claims
+from infra.mq.drivers.redis.ownership import PAGE, Ownership
 from infra.mq.drivers.redis.registry import Route, Snapshot
-from infra.mq.drivers.redis.requests import Requests
+from infra.mq.drivers.redis.retiring import finish_retiring
 from infra.mq.drivers.redis.scripts import scripts
-from infra.mq.drivers.redis.server import incarnation
 from infra.mq.drivers.redis.settling import Batch, in_steps
-from infra.mq.drivers.redis.takeover import find_dead, forget, give_back, take_all, take_over, unpark
+from infra.mq.drivers.redis.takeover import Audit, find_dead, forget, give_back, take_all, take_over, unpark
 from infra.mq.drivers.redis.wire import claims_of, mailbox_claims_of, seconds
 from infra.mq.errors import QueueClosed, QueueError, QueueUnavailable
 from infra.mq.queue import FETCH_BYTES
 from infra.mq.types import Claim, Settlement, WorkerInfo
-
-T = TypeVar("T")
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 DEAD = -2
 """What a script answers to a worker whose lease is gone."""
 
 VOID = -3
 """What `claim.lua` answers to a claim that its worker has given up for lost."""
+
+AT_ONCE = 0.0
+"""The due time that `claim.lua` answers if it claimed nothing, but did not get to all that may be due."""
 
 MAX_CLAIMS = 1000
 """How many claims of one subscription a script hands out at most, so that it keeps no other client waiting long."""
@@ -60,24 +55,15 @@ class RedisConsumer:
         self.bell = bells.sleeper(self._name, self)
         """By what others wake this consumer, or hand something over to it."""
 
-        self._holdings = Holdings()
         self._asleep: dict[str, tuple[str, Route]] = {}
         """Where this consumer left its bell, and under which name it wants that subscription."""
-
-        self._requests = Requests()
-        self._handed_over: list[Claim] = []
-        """Claims that came without being asked for, or were found; the next fetch returns them."""
 
         self._due_at: float | None = None
         self._woken = False
         self._busy = False
         self._closed = False
-        self._in_doubt = False
-        """Whether something may have been claimed that nobody here knows of."""
-
-        self._server = core.incarnation
-        self._unsure = False
-        """Whether the server may have forgotten what this consumer owns."""
+        self._audit = Audit()
+        self._ownership = Ownership(core, info, self._name, lease.interrupted, self._lose)
 
     @property
     def info(self) -> WorkerInfo:
@@ -117,17 +103,17 @@ class RedisConsumer:
         if said:
             sleep, sid, message = said.split(b" ", 2)
             name, route = self._asleep.get(sid.decode(), (None, None))
-            if self._closed or not self._requests.handed_over(int(sleep)):
+            if self._closed or not self._ownership.requests.handed_over(int(sleep)):
                 return
             if name is None or route is None:
-                self._in_doubt = True
+                self._ownership.in_doubt = True
             else:
-                self._handed_over += self._claims_of(name, route, ([message], ()))
+                self._ownership.found += self._claims_of(name, route, ([message], ()))
         self._changed.set()
 
     def interrupted(self) -> None:
         """Hear that something may have been handed over that did not arrive."""
-        self._in_doubt = self._unsure = True
+        self._ownership.in_doubt = self._ownership.unsure = True
         self._lease.interrupted()
         self._changed.set()
 
@@ -136,16 +122,17 @@ class RedisConsumer:
         if not settlements:
             return []
         fenced: list[Settlement] = []
+        link, holdings = self._core.link("settle"), self._ownership.holdings
         for step in in_steps(settlements):
             batch = Batch(step, self._core.keys)
             arguments = (self._core.now(), self._name, batch.packed())
-            self._holdings.settling(step)
+            holdings.settling(step)
             try:
-                found = await self._hear(self._core.link("settle").safely(scripts().settle, batch.keys(), *arguments))
+                found = await self._ownership.hear(link.safely(scripts().settle, batch.keys(), *arguments))
             except BaseException:
-                self._holdings.unsettled(step)
+                holdings.unsettled(step)
                 raise
-            self._holdings.settled(step)
+            holdings.settled(step)
             fenced += [step[index] for index in sorted(found)]
         return fenced
 
@@ -155,29 +142,31 @@ class RedisConsumer:
         name = (claim.ordering_key or "") if claim.ordered else delivery_id[:31]
         link = self._core.link("settle")
         arguments = (self._name, int(claim.ordered), name, claim.fence)
-        return bool(await self._hear(link.safely(scripts().isolate, group, *arguments)))
+        return bool(await self._ownership.hear(link.safely(scripts().isolate, group, *arguments)))
 
     async def recover(self) -> int:
         self._check()
-        if self._unsure:
-            await self._check_claims()
+        if self._ownership.unsure:
+            await self._ownership.check_claims()
+        hear, core = self._ownership.hear, self._core
         count = 0
         while True:
             # Whoever has just reached the server again leaves others the time to do so, too.
-            patient = self._lease.held_for >= self._core.options.patience
-            found = await self._hear(find_dead(self._core, self._name, patient=patient))
+            patient = self._lease.held_for >= core.options.patience
+            found = await hear(find_dead(core, self._name, patient=patient))
             if isinstance(found, int):
                 raise self._lose()
             dead, retiring = found
             if retiring:
-                await self._hear(finish_retiring(self._core))
+                await hear(finish_retiring(core.link("admin"), core.keys, core.now))
+            dead = dead or await hear(self._audit.unknown_owners(core))
             if not dead:
                 return count
-            count += await self._hear(take_over(self._core, dead))
+            count += await hear(take_over(core, dead))
 
     async def unpark(self, known: Mapping[str, Collection[str]]) -> int:
         self._check()
-        return await self._hear(unpark(self._core, known))
+        return await self._ownership.hear(unpark(self._core, known))
 
     def renew(self) -> bool:
         return self._lease.renew()
@@ -199,14 +188,14 @@ class RedisConsumer:
             self._lease.drop()
             raise
         finally:
-            if self._holdings.keeps and not self.lost:
+            if self._ownership.holdings.keeps and not self.lost:
                 self._lease.keep_alive()
             else:
                 self._lease.close()
                 self._forget(self)
 
     def keep(self, claim: Claim) -> None:
-        self._holdings.keep(claim)
+        self._ownership.holdings.keep(claim)
 
     async def shut(self) -> None:
         """Count as dead: the queue is closed."""
@@ -221,23 +210,22 @@ class RedisConsumer:
 
     async def _leave(self) -> None:
         core = self._core
-        stopped = await stop_claims(core, "admin", self._name, EVERY)
-        if isinstance(stopped, int):
-            raise self._lose()
-        kept = self._holdings.kept()
+        owns_more, _ = await self._ownership.stop_claims("admin")
+        holdings = self._ownership.holdings
+        kept = holdings.kept()
         routes = (await core.catalog.load()).all
         ordered = {it.kept.sid: it.kept.ordered for it in routes}
-        for sid, names in self._holdings.all().items():
+        for sid, names in holdings.all().items():
             if sid not in ordered:
                 continue
             spared = set(kept.get(sid, ()))
             owned = [it for it in names if it not in spared]
             for first in range(0, len(owned), PAGE):
                 await give_back(core, sid, self._name, owned[first : first + PAGE], ordered=ordered[sid])
-        if self._requests.may_own_more(*stopped):
+        if owns_more:
             for route in routes:
                 await take_all(core, route, [self._name], dies=False, kept=kept.get(route.kept.sid, ()))
-        await forget(core, [self._name], routes, lease=not self._holdings.keeps)
+        await forget(core, [self._name], routes, lease=not holdings.keeps)
 
     def _check(self) -> None:
         self._core.check()
@@ -270,22 +258,17 @@ class RedisConsumer:
         return not self._woken and deadline > self._core.clock.monotonic()
 
     def _take_handed_over(self, wanted: Mapping[str, int]) -> list[Claim]:
-        if not self._handed_over:
+        if not self._ownership.found:
             return []
-        taken = [it for it in self._handed_over if it.subscription in wanted]
-        self._handed_over = [it for it in self._handed_over if it.subscription not in wanted]
+        taken = [it for it in self._ownership.found if it.subscription in wanted]
+        self._ownership.found = [it for it in self._ownership.found if it.subscription not in wanted]
         return taken
 
     async def _claim(self, wanted: Mapping[str, int], *, sleep: bool) -> list[Claim]:
-        if self._in_doubt:
-            self._in_doubt = False
-            try:
-                await self._find_unheard()
-            except BaseException:
-                self._in_doubt = True
-                raise
-            if found := self._take_handed_over(wanted):
-                return found
+        if self._ownership.in_doubt:
+            await self._ownership.find_unheard()
+            if claims := self._take_handed_over(wanted):
+                return claims
         while True:
             snapshot = self._core.catalog.snapshot
             wants: Wanted = []
@@ -298,14 +281,12 @@ class RedisConsumer:
                     return []
                 continue
             answer = await self._ask_for(snapshot, wants, sleep=sleep)
-            if answer == DEAD:
-                raise self._lose()
-            if answer == VOID:
-                self._in_doubt = True
-                raise QueueUnavailable(f"worker {self._info.id}: this claim came too late")
-            if answer != OUTDATED:
-                return self._take(wants, *answer, sleep=sleep)
-            await self._core.catalog.load(snapshot)
+            if answer == OUTDATED:
+                await self._core.catalog.load(snapshot)
+                continue
+            claims = self._take(wants, *answer, sleep=sleep)
+            if claims or self._due_at != AT_ONCE:
+                return claims
 
     async def _ask_for(self, snapshot: Snapshot, wants: Wanted, *, sleep: bool) -> Any:  # noqa: ANN401 - as it says
         asked = {route.kept.sid for _, route, _ in wants}
@@ -319,16 +300,21 @@ class RedisConsumer:
         ]
         link = self._core.link("fetch")
         await self._core.measure(link)
-        number = self._requests.next()
+        number = self._ownership.requests.next()
         before, self._asleep = self._asleep, self._asleep | {it.kept.sid: (name, it) for name, it, _ in wants}
         bells = (self.bell if sleep else "", self.bell if before else "")
         arguments = (snapshot.version, self._core.now(), self._name, *bells, pack(limits), number, FETCH_BYTES)
         try:
-            answer = await self._hear(link.safely(scripts().claim, keys, *arguments))
+            answer = await self._ownership.hear(link.safely(scripts().claim, keys, *arguments))
         except BaseException:
-            self._in_doubt = True
+            self._ownership.in_doubt = True
             raise
-        if not isinstance(answer, int) and not sleep:
+        if answer == DEAD:
+            raise self._lose()
+        if answer == VOID:
+            self._ownership.in_doubt = True
+            raise QueueUnavailable(f"worker {self._info.id}: this claim came too late")
+        if answer != OUTDATED and not sleep:
             self._asleep = {}
         return answer
 
@@ -336,7 +322,7 @@ class RedisConsumer:
         claims: list[Claim] = []
         for (name, route, _), answer in zip(wants, answers, strict=False):
             claims += self._claims_of(name, route, answer)
-        self._requests.answered(claimed=bool(claims), sleeps=sleep, ended=bool(ended))
+        self._ownership.requests.answered(claimed=bool(claims), sleeps=sleep, ended=bool(ended))
         self._due_at = seconds(due) if due else None
         return claims
 
@@ -344,59 +330,8 @@ class RedisConsumer:
         kept = route.kept
         make = mailbox_claims_of if kept.ordered else claims_of
         claims = make(answer, name, kept.sid)
-        self._holdings.add(kept.sid, claims, ordered=kept.ordered)
+        self._ownership.holdings.add(kept.sid, claims, ordered=kept.ordered)
         return claims
-
-    async def _find_unheard(self) -> None:
-        """Find what is owned, but was never heard of, because an answer or a notification was lost.
-
-        No claim that was asked for until now claims anything from here on, however late it comes.
-        """
-        server = await self._hear(incarnation(self._core.link("fetch")))
-        stopped = await self._hear(stop_claims(self._core, "fetch", self._name, self._requests.void()))
-        if isinstance(stopped, int):
-            raise self._lose()
-        await self._check_claims()
-        # A server that was started anew may also have forgotten that something ended.
-        if server != self._server or self._requests.may_own_more(*stopped):
-            for route in self._core.catalog.snapshot.all:
-                await self._find_unheard_of(route)
-        self._server = server
-        self._requests.found_all()
-
-    async def _find_unheard_of(self, route: Route) -> None:
-        sid = route.kept.sid
-        before = self._holdings.of(sid)
-        owned = await self._hear(owned_of(self._core, route, self._name))
-        sure = self._holdings.sure_of(sid)
-        names = [it for it in owned if it not in sure]
-        name = next((it for it in route.kept.names if it in self._info.subscriptions), route.kept.name)
-        while names:
-            names, answer = await self._hear(read_owned(self._core, route, self._name, names))
-            make = mailbox_claims_of if route.kept.ordered else claims_of
-            # One that was known when this began may have ended meanwhile.
-            unheard = [it for it in make(answer, name, sid) if not self._holdings.knows(sid, it, before)]
-            self._holdings.add(sid, unheard, ordered=route.kept.ordered)
-            self._handed_over += unheard
-
-    async def _check_claims(self) -> None:
-        """Count as lost if the server has forgotten what this consumer owns: then others may own it."""
-        self._unsure = False
-        try:
-            lost = await self._hear(has_lost_claims(self._core, self._name, self._holdings))
-        except BaseException:
-            self._unsure = True
-            raise
-        if lost:
-            log.error("claims vanished from the queue", worker=self._info.id)
-            raise self._lose()
-
-    async def _hear(self, asked: Awaitable[T]) -> T:
-        try:
-            return await asked
-        except QueueUnavailable:
-            self._lease.interrupted()
-            raise
 
     def _keys(self, *names: str) -> list[str]:
         return [self._core.keys.of(name) for name in names]

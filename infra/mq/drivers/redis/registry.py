@@ -10,6 +10,7 @@ import structlog
 
 from infra.mq.drivers.redis.keys import GROUP, LINE, Keys
 from infra.mq.drivers.redis.link import Link
+from infra.mq.drivers.redis.retiring import RETIRING, finish_retiring
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
 from infra.mq.types import Registry, Subscription
@@ -59,6 +60,16 @@ class Route(msgspec.Struct, frozen=True):
     def idle(self) -> str:
         """The key of those who wait until something comes."""
         return self.keys[GROUP.index("idle")]
+
+    @property
+    def box(self) -> str:
+        """The key of the mailboxes."""
+        return self.keys[GROUP.index("box")]
+
+    @property
+    def own(self) -> str:
+        """The key of what is claimed, and by which worker."""
+        return self.keys[GROUP.index("own")]
 
 
 class Straight(msgspec.Struct, frozen=True):
@@ -260,10 +271,14 @@ class Catalog:
                 return
             version = secrets.token_hex(8)
             packed = msgspec.msgpack.encode(content)
-            arguments = (self.snapshot.version, version, packed, self._now(), self._keys.changes)
-            written = await self._link().safely(scripts().register, [self._keys.of("meta")], *arguments)
+            growing = _growing(self.snapshot.content, content)
+            said = (self.snapshot.version, version, packed, self._now(), self._keys.changes)
+            keys = [self._keys.of("meta"), self._keys.of("retiring")]
+            answer = await self._link().safely(scripts().register, keys, *said, *growing)
+            if answer == RETIRING:
+                await finish_retiring(self._link(), self._keys, self._now)
             await self._read()
-            if written:
+            if answer == 1:
                 return
 
     @staticmethod
@@ -271,6 +286,12 @@ class Catalog:
         for wanted in subscriptions:
             _add_one(content, wanted)
         content.broadcast = sorted({*content.broadcast, *broadcasts})
+
+
+def _growing(before: Content, after: Content) -> list[str]:
+    """Return the sids of subscriptions that get more events."""
+    events = {it.sid: {*it.events} for it in before.subscriptions}
+    return [it.sid for it in after.subscriptions if it.sid in events and not events[it.sid].issuperset(it.events)]
 
 
 def _add_one(content: Content, wanted: Subscription) -> None:

@@ -44,6 +44,7 @@ class Scripts:
     settle: Script
     isolate: Script
     find_dead: Script
+    audit: Script
     take: Script
     forget_workers: Script
     join: Script
@@ -71,7 +72,7 @@ def scripts() -> Scripts:
     return Scripts(
         stop_claims=_script("stop_claims", common=False),
         scan_owned=_script("scan_owned"),
-        check_owned=_script("check_owned", "mailbox"),
+        check_owned=_script("check_owned", "past", "mailbox"),
         read_owned=_script("read_owned", "past", "mailbox"),
         send_one=_script("send_one", "handing", "tidying", flags="", common=False),
         send=_script("send", "ids", "tidying", flags=""),
@@ -79,6 +80,7 @@ def scripts() -> Scripts:
         claim=_script("claim", "past", "mailbox", "due"),
         settle=_script("settle", "past", "mailbox", "due", "dead", "parking"),
         isolate=_script("isolate", "past", "mailbox"),
+        audit=_script("audit", common=False),
         find_dead=_script("find_dead", common=False),
         take=_script("take", "past", "mailbox", "due"),
         forget_workers=_script("forget_workers", common=False),

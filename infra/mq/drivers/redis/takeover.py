@@ -15,6 +15,9 @@ pack = msgspec.msgpack.encode
 DEAD_AT_ONCE = 50
 """How many dead workers `find_dead.lua` names at most."""
 
+AUDITED = 100
+"""How many subscriptions `audit.lua` is given at most."""
+
 WORKER_KEYS = ("leases", "workers", "sleepers", "claims", "since")
 """Where workers are kept, in the order of `forget_workers.lua`."""
 
@@ -32,6 +35,27 @@ async def find_dead(core: Core, worker: str, *, patient: bool) -> tuple[list[str
     if isinstance(answer, int):
         return answer
     return [it.decode() for it in answer[0]], bool(answer[1])
+
+
+class Audit:
+    """Finds claims whose worker is not registered, as after the server lost the end of its log; a page at a time."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._cursor = b"0"
+
+    async def unknown_owners(self, core: Core) -> list[str]:
+        """Return the owners on the next page of what is claimed that are no registered workers."""
+        routes = core.catalog.snapshot.all
+        if self._next >= len(routes):
+            self._next, self._cursor = 0, b"0"
+        page = routes[self._next : self._next + AUDITED]
+        if not page:
+            return []
+        keys = [core.keys.of("leases"), *(it.own for it in page)]
+        done, self._cursor, unknown = await core.link("admin").safely(scripts().audit, keys, self._cursor)
+        self._next += done
+        return [it.decode() for it in unknown]
 
 
 async def take_over(core: Core, dead: Sequence[str]) -> int:

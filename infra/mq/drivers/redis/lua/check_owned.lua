@@ -1,14 +1,18 @@
--- Answers which of the named deliveries, or mailboxes with their fences, a worker does not own.
--- KEYS: a group. ARGV: worker, whether it is ordered, names, fences of mailboxes.
+-- Answers which of the named deliveries, or mailboxes, a worker does not own by the claim that it knows.
+-- KEYS: a group. ARGV: worker, whether it is ordered, names, fences.
 
 local group, ordered = group_at(0), ARGV[2] == '1'
 local names, fences, missing = cmsgpack.unpack(ARGV[3]), cmsgpack.unpack(ARGV[4]), {}
-local set = mailboxes_of(group)
+local set, remembers = mailboxes_of(group), has_past(group)
 if ordered then load_boxes(set, names) end
+
+local function present_fence(name)
+  if not ordered then return remembers and fence_of(past_of(group, name)) or 1 end
+  local box = get_box(set, name)
+  return box and box[FENCE]
+end
+
 for index, owner in ipairs(values(group.own, names)) do
-  local box = ordered and get_box(set, names[index])
-  if owner ~= ARGV[1] or (ordered and not (box and box[FENCE] == fences[index])) then
-    missing[#missing + 1] = names[index]
-  end
+  if owner ~= ARGV[1] or present_fence(names[index]) ~= fences[index] then missing[#missing + 1] = names[index] end
 end
 return missing

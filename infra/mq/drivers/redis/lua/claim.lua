@@ -142,13 +142,17 @@ end
 local function open_mailboxes(group, most, remembers)
   local keys = call('LRANGE', group.line, 0, most - 1)
   if #keys == 0 then return 0, {} end
-  local set, own, wanted, opened, position_of, used = mailboxes_of(group), {}, {}, {}, {}, 0
+  local set, own, wanted, opened, position_of, used, seen = mailboxes_of(group), {}, {}, {}, {}, 0, {}
   local fence = next_numbers(meta, #keys)
   load_boxes(set, keys)
   for _, key in ipairs(keys) do
     if left.holes <= 0 then break end
     local box = get_box(set, key)
-    if box and box[STATE] == READY then
+    if not box or box[STATE] ~= READY or seen[key] then
+      -- All that was in it was retired. If the key has been used again since, it is in line twice.
+      left.holes = left.holes - 1
+    else
+      seen[key] = true
       local sequences, places, pasts = letters_of(set, key, box, remembers)
       for _, it in ipairs(places) do wanted[#wanted + 1] = it end
       opened[#opened + 1] = {key, fence, sequences, {}, pasts}
@@ -223,8 +227,8 @@ for number, want in ipairs(wants) do
 end
 if total > 0 then call('HSET', numbers, worker, ARGV[7]) end
 
--- What could not be looked at now is to be looked at soon.
-local due = (left.items <= 0 or left.bytes <= 0 or left.holes <= 0) and now
+-- What could not be looked at now is to be looked at next.
+local due = (left.items <= 0 or left.bytes <= 0 or left.holes <= 0) and 0
 if total == 0 then
   if bell ~= '' then call('HSET', sleepers, worker, ARGV[7]) end
   for number, want in ipairs(wants) do

@@ -1,6 +1,7 @@
 -- Begins to remove a subscription, or one event of it: from here on the registry knows nothing of it, nothing of it is
 -- handed out and nothing new arrives. What waits for it goes in the steps of retire_step.lua, of which there is a note in
--- `retiring` until they are done. Answers 1, or {refused by a worker, its id} or {refused by a backlog, its size}.
+-- `retiring` until they are done. Answers 1, -2 if another part of the subscription is still being removed, or {refused by
+-- a worker, its id} or {refused by a backlog, its size}.
 -- KEYS: meta, leases, workers, retiring, a group, lines that are looked through.
 -- ARGV: registry version, new version, new registry, time, sid, whether it is ordered, event ('' for all of it),
 --       backlog, names of the subscription, channel that tells everyone, the note.
@@ -8,6 +9,7 @@
 local meta, leases, workers, retiring, group, old = KEYS[1], KEYS[2], KEYS[3], KEYS[4], group_at(4), KEYS[4 + GROUP + 1]
 if is_outdated(meta, ARGV[1]) then return -1 end
 local now, sid, ordered, event, backlog = clock(ARGV[4], meta), ARGV[5], ARGV[6] == '1', ARGV[7], ARGV[8]
+if call('HEXISTS', retiring, sid) == 1 then return -2 end
 
 local function user()
   local names = {}

@@ -1,15 +1,17 @@
 -- Removes a bounded part of what waits for a retired subscription, or one event of it; answers the phase and the place to
 -- go on at, and how many deliveries that were. The phases are 'plan', 'line', 'body', 'end', and '' when all is done.
--- With 'count' it only counts, in the line and then elsewhere.
+-- With 'count' it only counts, in the line and then elsewhere; otherwise it does nothing once the note is gone: a step that
+-- comes late must not remove what was declared and published anew.
 -- KEYS: meta, dead, deads, plans, planned, retiring, a group, lines that are looked through, the index of parking places,
 --       and those of its events.
 -- ARGV: time, sid, whether it is ordered, event ('' for all of it), whether its deliveries become dead letters ('1'),
---       phase, where to go on.
+--       phase, where to go on, the note.
 
 local keys = {meta = KEYS[1], dead = KEYS[2], deads = KEYS[3]}
 local plans, planned, retiring, group = KEYS[4], KEYS[5], KEYS[6], group_at(6)
 local old, parks = KEYS[6 + GROUP + 1], {index = KEYS[6 + GROUP + 2]}
 for index = 6 + GROUP + 3, #KEYS do parks[#parks + 1] = KEYS[index] end
+if ARGV[6] ~= 'count' and call('HGET', retiring, ARGV[2]) ~= ARGV[8] then return {'', '0', 0} end
 local now, sid, ordered, event = clock(ARGV[1], KEYS[1]), ARGV[2], ARGV[3] == '1', ARGV[4]
 local buries, phase, cursor, PAGE = ARGV[5] == '1', ARGV[6], ARGV[7], 200
 local RETIRED = {otherwise = 'its subscription was retired'}
@@ -126,7 +128,7 @@ local function empty_mailboxes(gone)
       call('HDEL', group.block, key)
       if box[EVENT] and call('SREM', box[EVENT], key) > 0 then close_place(parks, box[EVENT]) end
       if box[STATE] ~= READY or box[SIZE] == 0 then
-        if box[SIZE] == 0 then call('LREM', group.line, 0, key) end
+        -- A line is not searched for a key: the next claim passes over one that has no mailbox.
         give_back(set, key, box)
         woken = woken + 1
       end

@@ -1,5 +1,6 @@
--- Lets a blocked mailbox go on: its head is tried anew, or becomes a dead letter; 0 if it is not blocked.
--- KEYS: meta, dead, deads, a group. ARGV: registry version, time, sid, key, whether to skip the head.
+-- Lets a blocked mailbox go on: its head is tried anew, or becomes a dead letter; 0 if it is not blocked, or was blocked
+-- by another claim than the caller saw: a request that comes late must not skip what was blocked since.
+-- KEYS: meta, dead, deads, a group. ARGV: registry version, time, sid, key, whether to skip the head, fence.
 
 local keys, group = {meta = KEYS[1], dead = KEYS[2], deads = KEYS[3]}, group_at(3)
 if is_outdated(keys.meta, ARGV[1]) then return -1 end
@@ -8,7 +9,7 @@ promote_plan(group, true, now, 500)
 promote_waiting(group, now, 500)
 local set = mailboxes_of(group)
 local box = get_box(set, key)
-if not box or box[STATE] ~= BLOCKED then return 0 end
+if not box or box[STATE] ~= BLOCKED or box[FENCE] ~= tonumber(ARGV[6]) then return 0 end
 
 local head = place(key, box[HEAD])
 if ARGV[5] == '1' then
