@@ -119,7 +119,7 @@ class Faults:
     async def _freeze(self, slot: int) -> None:
         process = self._town.slots[slot].process
         self._town.journal.write(process, "pausing")
-        process.frozen = True
+        process.frozen, process.thawed_at = True, self._town.loop.time()
         await self._sometime(self._random.choice([1, 2.5, 2.5, 8]) * self._lease)
         self._town.loop.thaw(process)
         await asyncio.sleep(1)  # until it knows whether its lease is lost

@@ -81,6 +81,9 @@ class Link:
         self.facts: set[Fact] = set()
         """What this process declared."""
 
+        self.declared_in = -1
+        """The server's era in which it last did so."""
+
         self.failed_at = float("-inf")
         """When a request last failed, by the loop's time."""
 
@@ -110,7 +113,7 @@ class Link:
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
         known_since = await self.ask(lambda: self._server.declare(subscriptions, broadcasts))
-        self.facts = facts_of(subscriptions, broadcasts)
+        self.facts, self.declared_in = facts_of(subscriptions, broadcasts), self._server.era
         # From then on no publisher has a copy of the registry from before.
         await asyncio.sleep(max(0.0, known_since + REGISTRY_TTL - self._loop.time()))
 

@@ -36,6 +36,9 @@ class Process:
         self.random = random
         self.dead = False
         self.frozen = False
+        self.thawed_at = float("-inf")
+        """When it was last frozen, or went on, by the loop's time."""
+
         self.waiting: list[asyncio.Handle] = []
         """Callbacks that are ready, kept until a frozen process goes on."""
 
@@ -129,6 +132,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
     def thaw(self, process: Process) -> None:
         """Let a frozen process go on with all that became ready meanwhile."""
         process.frozen = False
+        process.thawed_at = self._now
         self._ready += process.waiting
         process.waiting.clear()
 

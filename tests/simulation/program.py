@@ -67,6 +67,9 @@ class Program:
         self.deadly = deadly
         """Whether an event kills its process each time, and nothing else does."""
 
+        self.ready = False
+        """Whether `start()` of its bus has returned."""
+
         self.exiting = False
         """Whether a handler ends the process."""
 
@@ -111,6 +114,12 @@ class Program:
         self.exiting = True
         self.ending_since = min(self.ending_since, self._loop.time())
 
+    def is_undisturbed(self, since: float) -> bool:
+        """Whether it has been running, and has reached the server each time, from a moment on."""
+        process = self.process
+        runs = not (process.dead or process.frozen or self.stopping or self.exiting or self.collapsing)
+        return self.ready and runs and max(process.thawed_at, self.link.failed_at) < since
+
     def hush(self) -> None:
         """Let every publisher end after the event that it is at."""
         self._quiet = True
@@ -143,6 +152,7 @@ class Program:
             on_exit=self._note_exit,
         )
         await bus.start()
+        self.ready = True
         self._journal.write(self.process, "ready", text=f"version {self.version}")
         worker = asyncio.create_task(self._work(bus), name="worker")
         worker.add_done_callback(self._note_end)

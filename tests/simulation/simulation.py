@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from bus.enrolment import REDECLARE_EVERY
 from infra.mq import REGISTRY_TTL
 from tests.simulation import invariants
 from tests.simulation.faults import Faults
@@ -24,7 +25,9 @@ from tests.simulation.server import Server
 
 LEASE = 2.0
 DEDUPE_WINDOWS = (8.0, 120.0)
-"""Seconds; a process may be frozen for longer than the first."""
+"""Seconds; a process may be frozen for longer than the first. Where processes exit again and again, an outbox may be
+left for longer than that, too.
+"""
 
 TROUBLE = (2.0, 7.0)
 """Seconds for which things go wrong, at least and at most."""
@@ -34,6 +37,9 @@ FLUSHED_AFTER = (0.5, 3.0)
 
 TROUBLE_AFTER_FLUSH = (5.0, 9.0)
 """Seconds for which things go wrong from then on: what is published once all is declared again must hold."""
+
+DECLARED_WITHIN = REDECLARE_EVERY + REGISTRY_TTL + 1.0
+"""Seconds after which a process that nothing has disturbed must have declared its listeners again."""
 
 PATIENCE = 120.0
 """Seconds after which all that was accepted must have come to its end."""
@@ -66,14 +72,15 @@ class Simulation:
         self.programs: list[Program] = []
         self._path = path
         self._pids = 0
-        self._dedupe_window = self.random.choice(DEDUPE_WINDOWS)
         self._versions = self.random.choice([(2,), (1, 2), (1, 2), (1, 1, 2)])
         """What a new process's version is drawn from."""
 
         self._deadly = self.random.random() < 0.15
         """Whether one event kills its process each time, and no fault does."""
 
+        self._dedupe_window = DEDUPE_WINDOWS[1] if self._deadly else self.random.choice(DEDUPE_WINDOWS)
         self._flushes = not self._deadly and self.random.random() < 0.25
+        self._undeclared: list[str] = []
         self._restored = 0
         """The line of the journal from which on nothing that was forgotten matters."""
 
@@ -122,6 +129,7 @@ class Simulation:
             stranded.append("nothing was ever accepted")
         return [
             *stranded,
+            *self._undeclared,
             *invariants.check(
                 self.journal.lines,
                 self.programs,
@@ -144,6 +152,8 @@ class Simulation:
         if self._flushes:
             await faults.strike(self.random.uniform(*FLUSHED_AFTER))
             flushing = asyncio.create_task(self._flush())
+            if self.random.random() < 0.5:
+                await asyncio.sleep(DECLARED_WITHIN + 0.1)  # processes that nothing disturbs must declare in time
             await faults.strike(self.random.uniform(*TROUBLE_AFTER_FLUSH))
         else:
             await faults.strike(self.random.uniform(*TROUBLE))
@@ -187,11 +197,19 @@ class Simulation:
         living = [it for it in self.slots if not it.process.dead]
         self.journal.note(self.loop.world, "fault flush strikes the server")
         await self._server.flush({it for program in living for it in program.link.facts if it[0] != LEGACY})
+        for program in living:
+            if program.ready:
+                self.loop.spawn(self.loop.world, self._expect_declaration(program, self.loop.time()))
         self._restored = len(self.journal.lines) + 1_000_000  # until then nothing that is published is safe
         await self._server.complete.wait()
         await asyncio.sleep(self._server.known_since + REGISTRY_TTL - self.loop.time())
         self.journal.note(self.loop.world, "all is declared again")
         self._restored = len(self.journal.lines)
+
+    async def _expect_declaration(self, program: Program, flushed_at: float) -> None:
+        await asyncio.sleep(DECLARED_WITHIN)
+        if program.is_undisturbed(flushed_at) and program.link.declared_in != self._server.era:
+            self._undeclared.append(f"process {program.process.pid} did not declare its listeners again")
 
     async def _retire_for_good(self) -> list[str]:
         """Remove the listener that the new code does not have; what it left must become dead letters."""
@@ -265,7 +283,7 @@ class Simulation:
             self.loop,
             lease=LEASE,
             dedupe_window=self._dedupe_window,
-            durable=self._path is not None,
+            durable=self._path is not None or self._flushes,
         )
 
     def _note_failure(self, program: Program) -> "_Callback":
