@@ -92,6 +92,7 @@ class Enrolment:
         broadcasts = {name for each in self._listeners.listeners if each.kind is Kind.BROADCAST for name in each.events}
         await self._mq.declare(subscriptions, broadcasts)
         self._publisher.learn_limits()
+        self._publisher.registry.complete = True
         await self._publisher.registry.refresh()
 
     def _postpone(self, reason: str, error: Exception) -> None:

@@ -12,6 +12,10 @@ class RegistryCopy:
     def __init__(self, mq: MessageQueue, clock: Clock) -> None:
         self._mq = mq
         self._clock = clock
+        self.complete = False
+        """Whether the queue knows this process's own listeners; a copy from before that may lack them, and counts as old.
+        """
+
         self._registry = Registry()
         self._fresh_until = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
@@ -67,9 +71,10 @@ class RegistryCopy:
         refreshing.result()
 
     async def _refresh(self) -> None:
-        asked = self._clock.monotonic()
+        asked, complete = self._clock.monotonic(), self.complete
         self._registry = await self._mq.registry()
-        self._fresh_until = asked + REGISTRY_TTL
+        if complete:
+            self._fresh_until = asked + REGISTRY_TTL
 
     def _refreshed(self, task: asyncio.Task[None]) -> None:
         self._refreshing = None

@@ -236,6 +236,19 @@ async def test_a_bus_starts_while_the_queue_is_away_and_catches_up(site: Site) -
     assert await site.delivered("ticks") == [1]
 
 
+async def test_events_never_pass_the_listeners_of_a_process_that_is_not_known_yet(site: Site) -> None:
+    site.mq.down = True  # but for the registry, which the queue can read
+    bus = await site.process()
+    for n in range(3):
+        async with site.db.transaction():
+            await bus.publish(Ticked(n))
+        await site.clock.advance(0.1)
+    assert await site.rows() == ["clock.ticked"] * 3
+    site.mq.down = False
+    await site.until(site.empty)
+    assert sorted(await site.delivered("ticks")) == [0, 1, 2]
+
+
 async def test_a_queue_that_comes_back_unusable_is_an_error_in_the_log_once_and_waited_for(site: Site) -> None:
     site.mq.down = True
     bus = await site.process()

@@ -53,6 +53,9 @@ def main() -> int:
                 say("\n".join(result.trace))
     finally:
         files.close()
+    if not events and len(seeds) > 1:
+        failed += 1
+        say("nothing was ever accepted")
     took = CLOCK() - started
     say(f"{len(seeds)} seeds, {failed} failed, {events} events, {runs} runs, {len(seeds) / took:.1f} seeds/s")
     return 1 if failed else 0
