@@ -13,8 +13,7 @@ class RegistryCopy:
         self._mq = mq
         self._clock = clock
         self.complete = False
-        """Whether the queue knows this process's own listeners; a copy from before that may lack them, and counts as old.
-        """
+        """Whether the queue knows this process's own listeners: a copy from before may lack them, and counts as old."""
 
         self._registry = Registry()
         self._fresh_until = float("-inf")
