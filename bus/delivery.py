@@ -56,6 +56,8 @@ class Correlation(msgspec.Struct, frozen=True):
 
     correlation_id: str | None
     id: str | None = None
+    cause: Cause | None = None
+    """What the block that made it runs in."""
 
 
 _cause: ContextVar[Cause | None] = ContextVar("beneath_bus_cause", default=None)
@@ -71,10 +73,18 @@ leave_cause = _cause.reset
 """Bring back the cause from before `enter_cause`."""
 
 
+def handled_here() -> Delivery | None:
+    """Return the delivery in whose handling the calling code runs; None outside of any."""
+    cause: object = _cause.get()
+    while cause is not None and not isinstance(cause, Delivery):
+        cause = getattr(cause, "cause", None)
+    return cause
+
+
 @contextmanager
 def correlation(correlation_id: str) -> Iterator[None]:
     """Give everything published inside the block this correlation id."""
-    token = _cause.set(Correlation(correlation_id))
+    token = _cause.set(Correlation(correlation_id, cause=_cause.get()))
     try:
         yield
     finally:

@@ -1,8 +1,4 @@
-"""What becomes of one delivery: run its handler, and decide how it ends.
-
-`Handling._decide` is the one place that turns whatever user code raised into an outcome. The table "What your code may
-raise" in docs/guarantees.md lists them.
-"""
+"""How a delivery is handled: decoded, given to its handler, and settled as `bus.outcomes` says."""
 
 import asyncio
 import contextvars
@@ -21,25 +17,18 @@ from bus.calling import Caller, run_in_context
 from bus.codec import Frame, unpack
 from bus.delivery import Delivery as HandlerDelivery
 from bus.delivery import enter_cause
-from bus.errors import Discard, RetryLater, UndecodablePayload, UnknownEvent
+from bus.errors import UnknownEvent
 from bus.events import EventType
 from bus.inbox import AlreadyHandled, Inbox
-from bus.listeners import DEFAULT_RETRY, Listener
 from bus.metrics import ListenerMetrics
+from bus.outcomes import Attempt, Parked, outcome_of, release
 from bus.slot import FOREVER, Slot
-from bus.threads import NoThread, ThreadPool
+from bus.threads import ThreadPool
 from infra.clock import Clock
-from infra.failures import MAX_TRACEBACK, describe, render_traceback
+from infra.failures import describe
 from infra.mq import Claim, Delivery, Failure, Outcome, Settlement
-from infra.mq.limits import check_delay, storable_text
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-MAX_ERROR_BYTES = 4_096
-"""How much of an error's text is kept with a failure, in bytes."""
-
-NO_THREAD_DELAY = 1.0
-"""Seconds after which a delivery that found no thread is tried again."""
 
 DEFECT_DELAY = 1.0
 """Seconds after which a delivery is tried again that a defect of the bus kept from being handled."""
@@ -54,19 +43,6 @@ GIVES_UP = frozenset({Outcome.DEAD, Outcome.BLOCK})
 
 LEAVES_IN_MAILBOX = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
 """Ends after which a delivery is still its mailbox's head."""
-
-
-def release(claim: Claim, delivery: Delivery, delay: float = 0.0) -> Settlement:
-    """Return the settlement that releases a claim, unchanged, from `delivery` on."""
-    return Settlement(claim=claim, delivery=delivery, outcome=Outcome.RELEASE, delay=delay, close=claim.ordered)
-
-
-class HandlerTimeout(Exception):
-    """A handler took longer than its listener's timeout."""
-
-
-class HandlerCancelled(Exception):
-    """A handler ended in a cancellation that the worker did not ask for."""
 
 
 class Handling:
@@ -144,13 +120,15 @@ class Handling:
                 pass  # it ended without waiting for anything, as many do
             else:
                 await run_in_context(context, attempt, waits_for)
-        except BaseException as error:  # noqa: BLE001 - user code may raise anything; all of it has an outcome
-            settlement = self._outcome(slot, claim, delivery, error, metrics, context)
+        except BaseException as error:
+            if _ends_caller(slot, error):
+                raise
+            settlement = outcome_of(Attempt(slot, claim, delivery, metrics, context), error, self._random)
         else:
             metrics.handled += 1
             settlement = Settlement(claim=claim, delivery=delivery, outcome=DONE)
         finally:
-            slot.deadline = FOREVER
+            slot.deadline, slot.delivery = FOREVER, None
             metrics.busy_seconds += self._clock.monotonic() - started
         task = slot.task
         if task is not None and task.cancelling() and not slot.is_stopping:
@@ -165,8 +143,8 @@ class Handling:
         try:
             frame = unpack(delivery.body)
         except UnknownEvent as unknown:
-            raise _Parked(str(unknown), unknown.needs) from None
-        context = delivery_of(frame, listener.name, delivery.failures + 1)
+            raise Parked(str(unknown), unknown.needs) from None
+        context = slot.delivery = delivery_of(frame, listener.name, delivery.failures + 1)
         enter_cause(context)
         event = self._decode(frame)
         metrics.lag_seconds = max(0.0, self._clock.time() - frame.published_at)
@@ -182,9 +160,9 @@ class Handling:
     def _decode(self, frame: Frame) -> Any:  # noqa: ANN401 - any event class
         event_type = self._events.get(frame.event)
         if event_type is None:
-            raise _Parked(f"no class here has the wire name {frame.event!r}")
+            raise Parked(f"no class here has the wire name {frame.event!r}")
         if frame.event_version > event_type.version:
-            raise _Parked(
+            raise Parked(
                 f"{frame.event} version {frame.event_version} is newer than this code's {event_type.version}",
                 needs=f"{frame.event}@{frame.event_version}",
             )
@@ -201,110 +179,6 @@ class Handling:
 
         async with self._inbox.once(listener.name, context.id, committed):
             await self._caller.call(slot, event, context)
-
-    # --- outcomes ---------------------------------------------------------------------------------------------------
-
-    def _outcome(
-        self,
-        slot: Slot,
-        claim: Claim,
-        delivery: Delivery,
-        error: BaseException,
-        metrics: ListenerMetrics,
-        context: contextvars.Context,
-    ) -> Settlement | None:
-        """Return how an attempt ends that raised `error`; None if its claim is to stay unsettled."""
-        if _ends_caller(slot, error):
-            raise error
-        try:
-            return self._decide(slot, claim, delivery, error, metrics, context)
-        except BaseException as failure:  # noqa: BLE001 - an error that cannot even be inspected is a failure
-            unreadable = RuntimeError(f"an error that cannot be inspected ({type(failure).__name__})")
-            return self._failed(slot, claim, delivery, unreadable, metrics, context)
-
-    def _decide(
-        self,
-        slot: Slot,
-        claim: Claim,
-        delivery: Delivery,
-        error: BaseException,
-        metrics: ListenerMetrics,
-        context: contextvars.Context,
-    ) -> Settlement | None:
-        """Apply the rule.
-
-        What is committed is done, what the handler decided counts, a stop charges nothing, an exit ends the process,
-        and all that is left is one failure.
-        """
-        slot.exit = _exit_in(error)
-        if slot.committed or isinstance(error, AlreadyHandled):
-            metrics.handled += 1
-            return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DONE)
-        match error:
-            case Discard():
-                metrics.discarded += 1
-                metrics.handled += 1
-                _say(context, "info", "delivery discarded", reason=describe(error))
-                return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DONE)
-            case RetryLater() if (delay := _valid_delay(error)) is not None:
-                metrics.deferred += 1
-                return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DEFER, delay=delay)
-            case _Parked():
-                metrics.parked += 1
-                _say(context, "warning", "delivery parked", reason=describe(error))
-                return Settlement(claim=claim, delivery=delivery, outcome=Outcome.PARK, needs=error.needs)
-            case NoThread():
-                _say(context, "error", "handler thread not started", error=describe(error), retry_in=NO_THREAD_DELAY)
-                return release(claim, delivery, NO_THREAD_DELAY)
-        if slot.is_stopping:
-            return None if slot.in_thread else release(claim, delivery)
-        if slot.exit is not None:
-            # The claim stays unsettled: the end of the process is a crash of this delivery, under the poison rules.
-            _say(context, "error", "process ended by handler", exit=describe(slot.exit), **_about(slot, delivery))
-            return None
-        return self._failed(slot, claim, delivery, _reason(slot, error), metrics, context)
-
-    def _failed(
-        self,
-        slot: Slot,
-        claim: Claim,
-        delivery: Delivery,
-        error: BaseException,
-        metrics: ListenerMetrics,
-        context: contextvars.Context,
-    ) -> Settlement:
-        listener = slot.listener
-        failures = delivery.failures + 1
-        # A timeout's own traceback says nothing; what the handler raised in its place does.
-        traceback = "" if type(error) is HandlerTimeout and error.__cause__ is None else render_traceback(error)
-        failure = Failure(
-            error=storable_text(describe(error), MAX_ERROR_BYTES),
-            traceback=storable_text(traceback, MAX_TRACEBACK, keep="end"),
-        )
-        metrics.failed += 1
-        if isinstance(error, HandlerTimeout):
-            metrics.timed_out += 1
-        fields: dict[str, object] = {**_about(slot, delivery), "attempt": failures, "error": failure.error}
-        if traceback and not isinstance(error, UndecodablePayload):
-            fields["exception"] = failure.traceback
-        delay = self._retry_delay(listener, failures, context)
-        if delay is not None:
-            _say(context, "warning", "listener failed", retry_in=round(delay, 3), **fields)
-            return Settlement(claim=claim, delivery=delivery, outcome=Outcome.RETRY, delay=delay, failure=failure)
-        if claim.ordered and listener.on_exhausted == "block":
-            _say(context, "error", "ordering key blocked", key=claim.ordering_key, **fields)
-            return Settlement(claim=claim, delivery=delivery, outcome=Outcome.BLOCK, failure=failure)
-        _say(context, "error", "delivery dead-lettered", **fields)
-        return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DEAD, failure=failure)
-
-    def _retry_delay(self, listener: Listener, failures: int, context: contextvars.Context) -> float | None:
-        """Ask the listener's policy; the default one takes its place where it raises or makes no sense."""
-        try:
-            delay = listener.retry.delay(failures, self._random)
-            return None if delay is None else check_delay(delay, "what Retry.delay() returns")
-        except BaseException as error:  # noqa: BLE001 - a subclass may raise anything, and must not end the worker
-            _say(context, "error", "retry policy failed", listener=listener.name, error=describe(error))
-            return DEFAULT_RETRY.delay(failures, self._random)
 
     async def _unless_committed(self, slot: Slot, settlement: Settlement, metrics: ListenerMetrics) -> Settlement:
         """Give a delivery up, unless its `once` handler committed: after a crash, or with the answer to COMMIT lost."""
@@ -337,10 +211,6 @@ class Handling:
         return Settlement(claim=claim, delivery=delivery, outcome=Outcome.DEAD, failure=failure, charge=False)
 
 
-class _Parked(UnknownEvent):
-    """The bus's own finding, which no handler can raise."""
-
-
 async def _absorb_cancellation(task: asyncio.Task[None]) -> None:
     """Take back every cancellation of an attempt that is over: none of them may reach the next delivery."""
     while task.cancelling():
@@ -360,49 +230,6 @@ def _ends_caller(slot: Slot, error: BaseException) -> bool:
         return issubclass(kind, GeneratorExit) and task is not slot.task
     cancelled = issubclass(kind, asyncio.CancelledError) and task is not None and task.cancelling() > 0
     return cancelled or issubclass(kind, SystemExit | KeyboardInterrupt | GeneratorExit)
-
-
-def _exit_in(error: BaseException) -> BaseException | None:
-    """Return the SystemExit or KeyboardInterrupt that `error` is, or that a group has in it."""
-    pending = [error]
-    while pending:
-        each = pending.pop()
-        if isinstance(each, SystemExit | KeyboardInterrupt):
-            return each
-        if isinstance(each, BaseExceptionGroup):
-            pending += each.exceptions
-    return None
-
-
-def _reason(slot: Slot, error: BaseException) -> BaseException:
-    """Return the failure that an attempt counts as: one timeout, one cancellation, or what was raised."""
-    if slot.timed_out:
-        timeout = HandlerTimeout(f"took longer than its timeout of {slot.listener.timeout:g} s")
-        timeout.__cause__ = None if isinstance(error, asyncio.CancelledError) else error
-        return timeout
-    if isinstance(error, asyncio.CancelledError):
-        return HandlerCancelled("something that the handler awaited was cancelled")
-    return error
-
-
-def _valid_delay(later: RetryLater) -> float | None:
-    try:
-        return check_delay(later.delay)
-    except Exception:  # noqa: BLE001 - a subclass may have any delay, or none
-        return None
-
-
-def _about(slot: Slot, delivery: Delivery) -> dict[str, object]:
-    return {"listener": slot.listener.name, "event_name": delivery.event, "event_id": delivery.message_id}
-
-
-def _say(context: contextvars.Context, level: str, event: str, **fields: object) -> None:
-    """Log in a delivery's context; a value that a handler bound there and that cannot be shown costs its context."""
-    try:
-        context.run(getattr(log, level), event, **fields)
-    except BaseException as error:  # noqa: BLE001 - it is the bound value's own code
-        with suppress(Exception):
-            contextvars.Context().run(getattr(log, level), event, log_error=describe(error), **fields)
 
 
 _CALLERS = {Handling._attempt.__code__, Caller.call.__code__}  # noqa: SLF001 - this module's own

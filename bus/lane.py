@@ -16,6 +16,9 @@ class Lane:
         self.metrics = metrics
         self.waiting: deque[Claim] = deque()
         self.slots: set[Slot] = set()
+        self.opening: set[Slot] = set()
+        """Slots that have not begun: each is about to take one of the waiting claims."""
+
         self.done_since_fetch = 0
         self.starved = False
         """It wanted nothing at the last fetch, but may want more as soon as something ends."""
@@ -23,7 +26,7 @@ class Lane:
     @property
     def free(self) -> int:
         """How many more claims could start at once."""
-        return self.listener.concurrency - len(self.slots) - len(self.waiting)
+        return self.listener.concurrency - len(self.slots) - self._queued
 
     def want(self, shared: int) -> int:
         """Return how many claims to fetch: those that can start, and as many ahead as its pace deserves.
@@ -31,10 +34,16 @@ class Lane:
         Reading ahead follows what the lane finished since the last fetch, so that a fast listener gets large batches
         and a slow one does not hoard what another worker could be doing. `shared` bounds it.
         """
-        ahead = min(4 * self.done_since_fetch, shared) - max(0, len(self.waiting) + len(self.slots) - self._capacity)
-        if self.waiting and len(self.waiting) * 2 > ahead + self._capacity:
+        queued = self._queued
+        ahead = min(4 * self.done_since_fetch, shared) - max(0, queued + len(self.slots) - self._capacity)
+        if queued * 2 > ahead + self._capacity:
             return 0  # enough for now: fetching by the handful costs more than it brings
         return max(0, self.free) + max(0, ahead)
+
+    @property
+    def _queued(self) -> int:
+        """How many claims wait for a slot that runs something else."""
+        return max(0, len(self.waiting) - len(self.opening))
 
     @property
     def _capacity(self) -> int:

@@ -8,13 +8,14 @@ from functools import partial
 import structlog
 
 from bus.deadlines import Deadlines
-from bus.handling import Handling, release, running_listener
+from bus.handling import Handling, running_listener
 from bus.heartbeat import Heartbeat
 from bus.lane import Lane
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
+from bus.outcomes import release
 from bus.settler import Settler
-from bus.slot import Slot
+from bus.slot import Slot, SlotTask
 from bus.stopping import StopSequence
 from bus.supervisor import SupervisedTask, Supervisor
 from bus.suspects import SUSPECT_AFTER, Suspects
@@ -171,13 +172,15 @@ class Session:
     # --- running ----------------------------------------------------------------------------------------------------
 
     def _open_slot(self, lane: Lane) -> None:
-        slot = Slot(lane.listener, self._is_ending)
+        slot = Slot(lane.listener, self._is_ending, lane.slots)
         lane.slots.add(slot)
+        lane.opening.add(slot)
         lane.metrics.running += 1
-        slot.task = asyncio.create_task(self._work(lane, slot))
+        slot.task = SlotTask(slot, self._work(lane, slot))
         slot.task.add_done_callback(partial(self._slot_ended, lane, slot))
 
     async def _work(self, lane: Lane, slot: Slot) -> None:
+        lane.opening.discard(slot)
         try:
             while self._may_begin() and not slot.stopping and (claim := lane.take()) is not None:
                 await self._handling.run(slot, claim, lane.metrics, self._settler.add, self._may_begin)
@@ -201,7 +204,9 @@ class Session:
 
     def _slot_ended(self, lane: Lane, slot: Slot, task: asyncio.Task[None]) -> None:
         self._close_slot(lane, slot)  # one that was cancelled before its first step has not done so itself
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            self._begin_waiting()
+        elif (error := task.exception()) is not None:
             # No handler's error leaves `Handling.run`: this is a defect of the bus.
             self._slot_health.failed(error)
             self._begin_waiting()
@@ -210,6 +215,7 @@ class Session:
         if slot not in lane.slots:
             return
         lane.slots.discard(slot)
+        lane.opening.discard(slot)
         lane.metrics.running -= 1
         if lane.starved:
             self._make_room()
@@ -271,13 +277,12 @@ class Session:
         """End what must not run beside a successor's; what is unordered may: at worst, it is handled twice."""
         log.warning("lease expired", worker=self._consumer.info.id, running=len(self._running()))
         for slot in self._running():
-            if slot.claim is None or not slot.claim.ordered or slot.task is None:
+            if slot.claim is None or not slot.claim.ordered:
                 continue
             if slot.in_thread:
                 log.error("ordered thread not cancelled", listener=slot.listener.name)
             else:
-                slot.stopping = True
-                slot.task.cancel()
+                slot.stop()
 
     def _begin_waiting(self) -> None:
         for lane in self._lanes.values():
@@ -318,9 +323,7 @@ class Session:
         if not self._ended.is_set():
             await self._wait_for_slots(stop, self._options.grace)
         for slot in self._running():
-            slot.stopping = True
-            if slot.task is not None:
-                slot.task.cancel()
+            slot.stop()
         await self._wait_for_slots(stop, STUBBORN)
         if (fetching := self._tasks.get("fetch")) is not None:
             if self._fetching:

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
-from bus.handling import release
 from bus.lane import Lane
+from bus.outcomes import release
 from infra.failures import describe
 from infra.mq import Claim, Consumer, QueueError, Settlement
 

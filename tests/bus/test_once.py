@@ -12,7 +12,7 @@ from bus import Delivery, Retry
 from bus import inbox as inbox_module
 from bus import worker as worker_module
 from bus.inbox import Inbox, pruning
-from bus.slot import Slot
+from bus.slot import Slot, SlotTask
 from bus.testing import BusKit
 from infra.clock import FakeClock
 from infra.db import CommitIndeterminate, Database, DatabaseUnavailable
@@ -233,11 +233,10 @@ async def test_cancellation_after_commit_leaves_the_delivery_done(kit: BusKit, d
     [claim] = await kit.consumer.fetch({"l": 1}, wait=0)
     settled: list[Settlement] = []
     slot = Slot(lane.listener)
-    slot.task = asyncio.create_task(worker.handling.run(slot, claim, lane.metrics, settled.append))
+    slot.task = SlotTask(slot, worker.handling.run(slot, claim, lane.metrics, settled.append))
     await witness.committed.wait()
     if by == "stop":
-        slot.stopping = True
-        slot.task.cancel()
+        slot.stop()
     else:
         slot.interrupt()
     await slot.task

@@ -406,6 +406,25 @@ async def test_a_slow_listener_takes_nothing_from_its_neighbour() -> None:
         never.set()
 
 
+@pytest.mark.parametrize("running", range(1, 8))
+async def test_handlers_that_hang_leave_the_free_slots_to_other_events(running: int) -> None:
+    house = House(BusOptions(concurrency=8))
+    begun: list[int] = []
+    never = asyncio.Event()
+
+    async def hang(event: Ticked) -> None:
+        begun.append(event.n)
+        await never.wait()
+
+    house.bus.add_async_listener(hang, name="l", timeout=None)
+    async with house.working():
+        await house.bus.publish_many([Ticked(n) for n in range(running)])
+        await house.until(lambda: len(begun) == running)
+        await house.bus.publish_many([Ticked(n) for n in range(running, 8)])
+        await house.until(lambda: len(begun) == 8)
+        never.set()
+
+
 async def test_concurrency_bounds_how_many_run_at_once() -> None:
     house = House()
     running = most = 0

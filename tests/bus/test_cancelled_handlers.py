@@ -1,0 +1,166 @@
+"""What a handler cancels is its own: neither what follows it in its slot nor another delivery is charged."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from bus import BusOptions, Retry
+from tests.bus.events import Deposited, Ticked
+from tests.bus.house import House
+
+ONCE = Retry(max_attempts=1)
+LAST = 40
+HOSTILE = 20
+"""Far enough on for the worker to hold many claims, so that one slot runs one after the other."""
+
+
+def own_task() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+def cancel_soon() -> None:
+    asyncio.get_running_loop().call_soon(own_task().cancel)
+
+
+def cancel_later() -> None:
+    asyncio.get_running_loop().call_later(0.001, own_task().cancel)
+
+
+TASKS: set[asyncio.Task[None]] = set()
+
+
+def leave_a_watching_task() -> None:
+    watched = own_task()
+
+    async def watch() -> None:
+        await asyncio.sleep(0)
+        watched.cancel()
+
+    TASKS.add(asyncio.create_task(watch()))
+
+
+def leave_a_watching_task_inside_a_publish() -> None:
+    with HOUSES[-1].bus.correlation("request"):
+        leave_a_watching_task()
+
+
+HOUSES: list[House] = []
+
+
+@pytest.mark.parametrize(
+    "leave", [cancel_soon, cancel_later, leave_a_watching_task, leave_a_watching_task_inside_a_publish]
+)
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_cancellation_left_behind_reaches_no_later_delivery(leave: Callable[[], None], ordered: bool) -> None:
+    house = House()
+    HOUSES.append(house)
+    done: list[int] = []
+    pending = asyncio.Event()
+
+    async def handler(event: Deposited) -> None:
+        if event.amount == HOSTILE:
+            leave()
+            return
+        if event.amount == HOSTILE + 1:
+            asyncio.get_running_loop().call_later(0.005, pending.set)
+            await pending.wait()
+        await asyncio.sleep(0)
+        done.append(event.amount)
+
+    if ordered:
+        house.bus.add_async_ordered_listener(handler, name="l", retry=ONCE)
+    else:
+        house.bus.add_async_listener(handler, name="l", retry=ONCE, concurrency=1)
+    async with house.working():
+        await house.bus.publish_many([Deposited(account="a", amount=n) for n in range(LAST)])
+        await pending.wait()
+        await house.until(lambda: len(done) == LAST - 1)
+        assert await house.mq.dead_letters() == []
+    assert done == [n for n in range(LAST) if n != HOSTILE]
+    TASKS.clear()
+
+
+async def test_handler_that_cancels_the_tasks_of_others_charges_none_of_them() -> None:
+    house = House()
+    attempts: list[int] = []
+    done: list[int] = []
+    gate = asyncio.Event()
+
+    async def handler(event: Ticked) -> None:
+        attempts.append(event.n)
+        if event.n == 0:
+            for slot_task in [it for it in asyncio.all_tasks() if type(it).__name__ == "SlotTask"]:
+                if slot_task is not asyncio.current_task():
+                    slot_task.cancel()
+        elif len(attempts) <= 8:
+            await gate.wait()
+        done.append(event.n)
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE, concurrency=8, timeout=None)
+    async with house.working():
+        await house.bus.publish_many([Ticked(n) for n in range(1, 6)])
+        await house.until(lambda: len(attempts) == 5)
+        await house.bus.publish(Ticked(0))
+        await house.until(lambda: 0 in done)
+        gate.set()
+        for _ in range(3):
+            await house.clock.advance(1)
+        assert await house.mq.dead_letters() == []
+    assert sorted(done) == [0, 1, 2, 3, 4, 5]
+    assert house.bus.metrics.listeners["l"].failed == 0
+
+
+async def test_slot_that_is_cancelled_before_it_begins_leaves_no_claim_waiting() -> None:
+    house = House()
+    done: list[int] = []
+
+    async def handler(event: Ticked) -> None:
+        done.append(event.n)
+
+    house.bus.add_async_listener(handler, name="l", retry=ONCE)
+    async with house.working():
+        create = house.consumers[0].fetch
+
+        async def fetch(*args: object, **options: object) -> object:
+            claims = await create(*args, **options)  # type: ignore[arg-type]  # passed on as they are
+            asyncio.get_running_loop().call_soon(cancel_all_slots)
+            return claims
+
+        def cancel_all_slots() -> None:
+            for each in asyncio.all_tasks():
+                if type(each).__name__ == "SlotTask" and not done:
+                    each.cancel()
+
+        house.consumers[0].fetch = fetch  # type: ignore[method-assign,assignment]  # to cancel its slots
+        await house.bus.publish_many([Ticked(n) for n in range(3)])
+        await house.until(lambda: len(done) == 3)
+    assert sorted(done) == [0, 1, 2]
+
+
+async def test_timeouts_and_stops_reach_handlers_of_a_worker_inside_another_delivery() -> None:
+    outer, inner = House(), House(BusOptions(grace=1))
+    ended: list[str] = []
+
+    async def hang(event: Ticked) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("hang")
+
+    async def work(event: Ticked) -> None:
+        async with inner.working():
+            await inner.bus.publish(Ticked(1))
+            await inner.clock.advance(10)
+            assert [it.failures for it in await inner.mq.dead_letters()] == [1]
+        ended.append("work")
+
+    inner.bus.add_async_listener(hang, name="l", retry=ONCE, timeout=5)
+    outer.bus.add_async_listener(work, name="l", retry=ONCE, timeout=None)
+    async with outer.working():
+        await outer.bus.publish(Ticked(1))
+        await outer.until(lambda: "work" in ended)
+        assert await outer.mq.dead_letters() == []
+    assert ended == ["hang", "work"]
