@@ -80,6 +80,8 @@ class Section(BaseModel):
     def _clean(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, Url):
             return Url(clean_text(value.get_secret_value()))
+        if isinstance(value, bool):
+            raise ValueError("expected a number or text, not true or false")  # noqa: TRY004 - told like all others
         if not isinstance(value, str):
             return value
         field = cls.model_fields[info.field_name or ""]

@@ -138,9 +138,11 @@ def _parse(text: str, field: FieldInfo, origin: str) -> object:
     if not any(get_origin(each) in _CONTAINERS or each in _CONTAINERS for each in (annotation, *members)):
         return text
     try:
-        return yaml.safe_load(text)
+        return yaml.safe_load(text.strip(AROUND))
     except yaml.YAMLError as error:
         raise SettingsError(f"{origin} is not valid YAML: {_problem(error)}") from None
+    except _UNREADABLE as error:
+        raise SettingsError(f"{origin} cannot be read: {_unreadable(error)}") from None
 
 
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
@@ -162,6 +164,8 @@ def _read_yaml(path: Path, leaves: Leaves, *, optional: bool = False) -> Values:
         raise SettingsError(f"{path}{line}: not valid YAML: {_problem(error)}") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not valid YAML: {_problem(error)}") from None
+    except _UNREADABLE as error:
+        raise SettingsError(f"cannot read the settings file {path}: {_unreadable(error)}") from None
 
 
 def _walk_yaml(
@@ -183,16 +187,36 @@ def _walk_yaml(
         if key == ("env",):
             raise SettingsError(f"{where}: env picks the settings file, so no file can set it; use {variable(key)}")
         if key in leaves:
-            yield key, (loader.construct_object(value, deep=True), where)
+            yield key, (_construct(loader, value, f"{where}: {'.'.join(key)}", secret=_is_secret(leaves[key])), where)
         elif any(leaf[: len(key)] == key for leaf in leaves):
             yield from _walk_yaml(loader, value, key, path, leaves)
         else:
             raise SettingsError(f"{where}: unknown setting {'.'.join(key)}{_nearest_key(key, leaves)}")
 
 
+def _construct(loader: yaml.SafeLoader, node: yaml.Node, what: str, *, secret: bool) -> object:
+    try:
+        return loader.construct_object(node, deep=True)
+    except yaml.YAMLError:
+        raise
+    except ValueError as error:
+        reason = "" if secret else f": {error}"
+        raise SettingsError(
+            f"{what} reads like a date or a number but is none; put text in quotation marks{reason}"
+        ) from None
+
+
 def _nearest_key(key: Key, leaves: Leaves) -> str:
     known = {".".join(leaf[:depth]) for leaf in leaves for depth in range(1, len(leaf) + 1)}
     return nearest(".".join(key), sorted(known))
+
+
+_UNREADABLE = (ValueError, RecursionError)
+"""What the YAML library raises, beside its own errors, for a date or number that is none and for deep nesting."""
+
+
+def _unreadable(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _problem(error: yaml.YAMLError) -> str:

@@ -34,6 +34,9 @@ _SPACE = re.compile(r"\s")
 _LINE_END = re.compile(r"[\r\n]")
 _AFTER_AUTHORITY = re.compile(r"[/?#\s\"'<>`]")
 _HOST = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::\d*)?[.;:!)\]}]*")
+_SERVER = re.compile(r"(?:\[[\w:.%]*\]|[\w.%-]*)(?::\d{0,5})?")
+_NUMBERED = re.compile(r"\d{0,5}")
+_NAMED = re.compile(r"[\w.%-]*")
 _SCHEME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-.")
 _LONGEST_SCHEME = 32
 _QUOTES = "\"'`"
@@ -84,6 +87,9 @@ def mask_url(url: str) -> str:
         return f"{scheme}://{MASK}@{MASK}"
     location, fragment, _ = location.partition("#")
     path, question, query = location.partition("?")
+    if not _is_place(scheme, path):
+        # A password without the @ and the host behind it, or one that was put in the place of something else.
+        return f"{scheme}://{MASK}"
     options = "&".join(_shown_option(each) for each in query.split("&")) if query else ""
     return f"{scheme}://{shown}{path}{question}{options}{fragment}{MASK if fragment else ''}"
 
@@ -99,6 +105,8 @@ def url_secrets(url: str) -> set[str]:
     authority = rest[: after.start()] if (after := _AFTER_AUTHORITY.search(rest)) else rest
     # A password may hold any character, and so may an option: each reading has its secrets.
     found = [each.partition(":")[2] for each in (userinfo, authority.rpartition("@")[0])]
+    if mask_url(url).endswith(f"://{MASK}"):
+        found += [rest, rest.partition(":")[2]]
     for query in (location.partition("#")[0].partition("?")[2], rest.partition("?")[2]):
         for each in query.split("&"):
             name, _, value = each.partition("=")
@@ -135,9 +143,20 @@ def mask_text(text: str) -> str:
     return text
 
 
+def _is_place(scheme: str, path: str) -> bool:
+    """Return whether `path`, of a URL without user, password and options, names servers and what is on them."""
+    if scheme.startswith(("sqlite", "unix")):
+        return True
+    servers, _, below = path.partition("/")
+    form = _NUMBERED if scheme.startswith(("redis", "smtp")) else _NAMED
+    return form.fullmatch(below) is not None and all(_SERVER.fullmatch(each) for each in servers.split(","))
+
+
 def _shown_option(option: str) -> str:
     name, equals, _ = option.partition("=")
-    return option if unquote_plus(name).lower() in _SHOWN_OPTIONS else f"{name}{equals}{MASK}" if equals else MASK
+    if unquote_plus(name).lower() in _SHOWN_OPTIONS:
+        return option
+    return f"{name}={MASK}" if equals and _NAMED.fullmatch(name) else MASK
 
 
 def _spellings(secret: str) -> set[str]:

@@ -1,5 +1,7 @@
 """The command line: what there is, and how errors are told."""
 
+import contextlib
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -8,9 +10,9 @@ from typing import Annotated
 import typer
 
 from beneath.commands import bus, config, migrate, user
-from beneath.commands.context import ConfigOption, Options, SetOption, fail
+from beneath.commands.context import ConfigOption, Options, SetOption, fail, tell
 from beneath.commands.start import start
-from beneath.errors import shortage
+from beneath.errors import UsageError, shortage
 from beneath.lifecycle import ExitRequested
 from beneath.streams import flush_standard_streams, open_standard_streams
 
@@ -51,19 +53,27 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line of this process."""
-    from infra.logging import log_uncaught_errors
+    code = INTERRUPTED
+    with contextlib.suppress(KeyboardInterrupt):
+        from infra.logging import log_uncaught_errors
 
-    open_standard_streams()
-    log_uncaught_errors()
-    sys.exit(execute(sys.argv[1:]))
+        open_standard_streams()
+        log_uncaught_errors()
+        code = execute(sys.argv[1:])
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the interpreter would print a traceback at its end
+    sys.exit(code)
 
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors are told on standard error."""
     try:
+        _require_text(arguments)
         code = app(list(arguments), prog_name="beneath", standalone_mode=False)
         flush_standard_streams()
     except Exception as error:  # noqa: BLE001 - report() tells it, whatever it is
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            return INTERRUPTED  # Python 3.11 wraps one that comes while a class is made, as by an import
         return report(error)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -89,13 +99,23 @@ def report(error: BaseException) -> int:
         fail(str(error))
         return error.code
     code = _expected(error)
+    if code is None and (missing := _missing(error)) is not None:
+        fail(f"the database lacks a part of its tables: {missing}; see `beneath migrate status`, or restore a backup")
+        return 1
     if code is None:
         from infra.logging import mask_output
 
-        typer.echo(mask_output("".join(traceback.format_exception(error)).rstrip()), err=True)
+        tell(mask_output("".join(traceback.format_exception(error)).rstrip()))
         return 1
     fail(str(error))
     return code
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    """Raise `UsageError` for an argument that cannot be stored, or searched for, by any database."""
+    for number, argument in enumerate(arguments, 1):
+        if any("\ud800" <= each <= "\udfff" for each in argument):
+            raise UsageError(f"argument {number} is not text in this locale's encoding, such as UTF-8: {argument!r}")
 
 
 def _nobody_reads() -> bool:
@@ -105,6 +125,14 @@ def _nobody_reads() -> bool:
     except OSError:
         return True
     return bool(getattr(sys.stdout, "closed", False))
+
+
+def _missing(error: BaseException) -> str | None:
+    try:
+        from infra.db.migrate import missing_object
+    except Exception:  # noqa: BLE001 - as below
+        return None
+    return missing_object(error)
 
 
 def _expected(error: BaseException) -> int | None:

@@ -41,7 +41,7 @@ def read_event(event_type: EventType, text: str) -> object:
     """
     try:
         given = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise UsageError(f"the fields of {event_type.name} are not valid JSON: {error}") from None
     if not isinstance(given, dict):
         raise UsageError(f"the fields of {event_type.name} come as a JSON object, like {_example(event_type)}")
@@ -53,7 +53,7 @@ def read_event(event_type: EventType, text: str) -> object:
             )
     try:
         return msgspec.json.decode(text, type=event_type.cls)
-    except (msgspec.ValidationError, ValueError, TypeError) as error:
+    except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{event_type.name}: {error}") from None
 
 

@@ -14,7 +14,7 @@ from infra.clock import Clock, SystemClock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Runnable(Protocol):
@@ -135,16 +135,18 @@ def stop_signals(
 ) -> Iterator[None]:
     """Inside the block the first of `signals` calls `stop` in the event loop, the second ends the process at once.
 
-    Needs the main thread and a running loop. The second works also while the loop is stuck.
+    Needs the main thread and a running loop. The second works also while the loop is stuck. SIGHUP is never the second,
+    because a terminal that is closed may send several; it is left alone if the process ignores it (`nohup`).
     """
     loop = asyncio.get_running_loop()
     received: list[int] = []
+    signals = [it for it in signals if it != signal.SIGHUP or signal.getsignal(it) is not signal.SIG_IGN]
 
     def handle(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         if len(received) == 1:
             loop.call_soon_threadsafe(stop)
-        else:
+        elif number != signal.SIGHUP:
             exit_now(128 + number)
 
     before = {number: signal.signal(number, handle) for number in signals}

@@ -6,6 +6,7 @@ all, and each migration once, however many processes start at the same time.
 """
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -28,6 +29,8 @@ _CONNECTION = "connection"
 _VERSION_TABLE = "version_table"
 _APPLIED = "applied"
 _INSUFFICIENT_PRIVILEGE = "42501"
+_MISSING_STATES = frozenset({"42P01", "42703", "3F000"})
+_MISSING_TEXT = re.compile(r"no such (?:table|column)|table \S+ has no column")
 _FORBIDDEN = ": migrate as the role that owns the database, or GRANT CREATE ON SCHEMA to this one"
 
 # Alembic keeps the migration that runs in globals of its own (`alembic.op`, `alembic.context`).
@@ -61,11 +64,7 @@ async def status(db: Database, histories: Sequence[History]) -> list[Status]:
     """
     async with db.read() as session:
         connection = await session.connection()
-        try:
-            return [await connection.run_sync(_status, history) for history in histories]
-        except DBAPIError as error:
-            reason = str(_cause(error)).partition("\n")[0]
-            raise DatabaseError(f"the database cannot say which migrations it has: {reason}") from error
+        return [await connection.run_sync(_status, history) for history in histories]
 
 
 async def pending(db: Database, histories: Sequence[History]) -> list[str]:
@@ -153,7 +152,11 @@ def _status(connection: Connection, history: History) -> Status:
         steps = list(scripts.walk_revisions())[::-1]
     except (CommandError, ModuleNotFoundError) as error:
         raise DatabaseError(f"the migrations of {history.package} cannot be read: {error}") from error
-    current = MigrationContext.configure(connection, opts={"version_table": history.version_table}).get_current_heads()
+    try:
+        migrations = MigrationContext.configure(connection, opts={"version_table": history.version_table})
+        current = migrations.get_current_heads()
+    except DBAPIError as error:
+        raise DatabaseError(f"the database cannot say which migrations it has: {_reason(error)}") from error
     known = {step.revision for step in steps}
     unknown = tuple(f"{history.name}/{revision}" for revision in current if revision not in known)
     done = set() if unknown else _done(scripts, current)
@@ -182,6 +185,21 @@ def _upgrade(connection: Connection, history: History, steps: Sequence[str]) -> 
         reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
         remedy = _FORBIDDEN if getattr(cause, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE else ""
         raise DatabaseError(f"the migration {failed} failed: {reason}; nothing was changed{remedy}") from error
+
+
+def missing_object(error: BaseException) -> str | None:
+    """Return which table or column a statement missed, as the database says it; None for any other error.
+
+    In a database that is where the migrations say it is, somebody has removed it, or a backup lacks it.
+    """
+    if not isinstance(error, DBAPIError):
+        return None
+    is_missing = getattr(_cause(error), "sqlstate", None) in _MISSING_STATES or _MISSING_TEXT.match(_reason(error))
+    return _reason(error) if is_missing else None
+
+
+def _reason(error: DBAPIError) -> str:
+    return str(_cause(error)).partition("\n")[0]
 
 
 def _cause(error: Exception) -> BaseException:

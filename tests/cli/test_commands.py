@@ -6,9 +6,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import yaml
 
+from beneath.commands.context import print_json
+from beneath.commands.dead import _contents
 from tests.cli.conftest import Beneath, Result
 
 
@@ -265,3 +268,60 @@ def test_rejected_outbox_rows_are_listed_retried_and_discarded(beneath: Beneath,
     with closing(sqlite3.connect(database)) as connection:
         left = connection.execute("SELECT id, kind, error FROM beneath_outbox ORDER BY id").fetchall()
     assert left == [(1, "publish", None), (3, "cancel", None), (4, "publish", "QueueRejected: too large")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bus", "publish", "UserCreated", "\udcff"],
+        ["bus", "dead", "list", "--listener", "\udcff"],
+        ["bus", "pause", "a\udcff"],
+        ["user", "create", "\udcff@example.com"],
+        ["--set", "log.level=\udcff", "bus", "stats"],
+    ],
+)
+def test_an_argument_that_is_no_text_is_refused(beneath: Beneath, arguments: list[str]) -> None:
+    refused(beneath(*arguments), "is not text in this locale's encoding")
+
+
+@pytest.mark.parametrize("fields", ["[" * 100_000, '{"a":' * 50_000])
+def test_fields_that_are_nested_too_deeply_are_refused(beneath: Beneath, fields: str) -> None:
+    refused(beneath("bus", "publish", "UserCreated", fields), "the fields of UserCreated are not valid JSON")
+
+
+@pytest.mark.parametrize("command", [["retry"], ["discard"], ["list", "--after"]])
+@pytest.mark.parametrize("number", ["-1", str(2**63)])
+def test_a_row_beyond_every_database_is_refused(beneath: Beneath, command: list[str], number: str) -> None:
+    refused(beneath("bus", "outbox", *command, *(() if "--after" in command else ("--",)), number), "Input should be")
+
+
+def test_a_database_that_lacks_a_table_is_one_line(beneath: Beneath, folder: Path) -> None:
+    assert beneath("migrate", "up").code == 0
+    with closing(sqlite3.connect(folder / "data" / "beneath.db")) as connection:
+        connection.executescript("DROP TABLE users; DROP TABLE beneath_outbox")
+    refused(beneath("user", "create", "ada@example.com"), "lacks a part of its tables: no such table: users", code=1)
+    refused(beneath("bus", "outbox", "list"), "no such table: beneath_outbox; see `beneath migrate status`", code=1)
+
+
+@pytest.mark.parametrize("command", ["up", "status"])
+def test_a_table_of_versions_that_is_none_is_one_line(beneath: Beneath, folder: Path, command: str) -> None:
+    assert beneath("migrate", "up").code == 0
+    with closing(sqlite3.connect(folder / "data" / "beneath.db")) as connection:
+        connection.executescript("DROP TABLE beneath_bus_version; CREATE TABLE beneath_bus_version (other INTEGER)")
+    refused(beneath("migrate", command), "cannot say which migrations it has: no such column", code=1)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x81\xc4\x01a\x01",  # keys: bytes, a time, a list
+        b"\x81\xd6\xff\x00\x00\x00\x01\x01",
+        b"\x81\x91\x01\x01",
+        b"\xd7\xff\x00\x00\x00\x03\xff\xff\xff\xff",
+        b"\xc7\x0c\xff" + b"\x00" * 4 + b"\x7f" + b"\xff" * 7,  # a time after the year 9999
+        b"\x91" * 900 + b"\x01",
+        b"\xc1",
+    ],
+)
+def test_a_dead_letter_of_any_payload_is_shown(payload: bytes) -> None:
+    print_json(_contents(msgpack.packb((1, "id", "event", 1, None, 1.0, {}, payload))))

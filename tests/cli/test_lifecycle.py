@@ -137,3 +137,24 @@ async def test_a_signal_stops_and_a_second_one_exits_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert exits == [130]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+async def test_a_closed_terminal_stops_once_however_often_it_says_so() -> None:
+    stopped, exits = asyncio.Event(), list[int]()
+    with stop_signals(stopped.set, exit_now=exits.append):
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(5):
+            await stopped.wait()
+        assert exits == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert exits == [143]
+
+
+async def test_a_closed_terminal_is_ignored_where_the_process_ignores_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals(pytest.fail):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

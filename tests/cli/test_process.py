@@ -195,4 +195,4 @@ def test_the_wheel_holds_all_that_runs_and_nothing_else(tmp_path: Path) -> None:
     }
     assert {name for name in names if ".dist-info/" not in name} >= sources
     entry_points = zipfile.ZipFile(wheel).read("beneath_backend-0.1.0.dist-info/entry_points.txt").decode()
-    assert "beneath = beneath.cli:main" in entry_points
+    assert "beneath = beneath.__main__:main" in entry_points

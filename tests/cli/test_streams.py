@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from beneath.cli import report
-from beneath.commands.context import printable
-from beneath.errors import shortage
+from beneath.commands.context import print_json, printable
+from beneath.errors import UsageError, shortage
 from tests.cli.conftest import Beneath
 from tests.cli.test_process import ROOT
 
@@ -126,6 +128,35 @@ def test_what_a_terminal_would_carry_out_is_written_out() -> None:
     assert json.loads(json.dumps(printable("\ud800"))) == "\\ud800"
 
 
+def test_json_is_valid_and_harmless_whatever_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    deep: list[object] = []
+    for _ in range(900):
+        deep = [deep]
+    given = {b"\xff": float("nan"), 1: "\x9b2J\u202e\ud800😀é\n", datetime.now(UTC): {("a", 1)}, "deep": deep}
+    print_json(given)
+    shown = capsys.readouterr().out
+    assert all(each.isprintable() or each == "\n" for each in shown)
+    read = json.loads(shown, parse_constant=pytest.fail)
+    assert read["1"] == "\x9b2J\u202e\ud800😀é\n"
+    assert read["b'\\xff'"] == "nan"
+
+
+@pytest.mark.e2e
+def test_json_is_valid_in_every_encoding(folder: Path) -> None:
+    environ = {"PYTHONIOENCODING": "ascii", "BENEATH_MAIL_SENDER": "Zoë 😀 <zoe@example.com>"}
+    done = run(folder, "$BENEATH config show --json", environ=environ)
+    assert json.loads(done.stdout)["mail"]["sender"] == "Zoë 😀 <zoe@example.com>"
+
+
+def test_errors_are_dropped_where_nobody_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        assert report(UsageError("no")) == 2
+        assert report(RuntimeError("no")) == 1
+        with suppress(OSError):
+            full.close()
+
+
 @pytest.mark.parametrize("number", [11, 12, 23, 24, 28])
 def test_shortages_are_explained(number: int) -> None:
     assert shortage(OSError(number, os.strerror(number))) is not None
@@ -137,6 +168,25 @@ def test_an_interruption_before_anything_runs_is_no_traceback(
 ) -> None:
     def interrupted(**_: object) -> None:
         raise KeyboardInterrupt
+
+    monkeypatch.setattr("dependencies.load_settings", interrupted)
+    shown = beneath("config", "show")
+    assert (shown.code, shown.out, shown.err) == (130, "", "")
+
+
+@pytest.mark.e2e
+def test_an_interruption_during_the_imports_is_no_traceback(folder: Path) -> None:
+    (folder / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n", encoding="utf-8")
+    environ = {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}{os.pathsep}{ROOT / 'cmd'}"}
+    done = run(folder, "$BENEATH config show; echo code $?", environ=environ)
+    assert (done.stdout, done.stderr) == ("code 130\n", "")
+
+
+def test_an_interruption_that_an_import_wraps_is_no_traceback(
+    beneath: Beneath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
 
     monkeypatch.setattr("dependencies.load_settings", interrupted)
     shown = beneath("config", "show")

@@ -181,6 +181,14 @@ def test_no_two_settings_share_a_variable() -> None:
             {"BENEATH_ORGANIZATION_INVITE_LIFETIME": "0"},
             "organization.invite_lifetime: input should be greater than 0, not '0' ",
         ),
+        (
+            {"BENEATH_CONTROL_TRUSTED_PROXIES": "[2026-13-45]"},
+            "environment variable BENEATH_CONTROL_TRUSTED_PROXIES cannot be read: month must be in 1..12",
+        ),
+        (
+            {"BENEATH_CONTROL_TRUSTED_PROXIES": "[" * 5000},
+            "environment variable BENEATH_CONTROL_TRUSTED_PROXIES cannot be read: it is nested too deeply",
+        ),
         ({"BENEATH_WORKER_RENEW": "9"}, "worker: renew (9 s) must be at most half of lease (10 s) "),
     ],
 )
@@ -204,6 +212,11 @@ def test_a_wrong_variable_is_named_in_one_line(folder: Path, environ: dict[str, 
         ("env: test\n", ", line 1: env picks the settings file, so no file can set it; use BENEATH_ENV"),
         ("? [a]\n: b\n", ", line 1: unknown setting []"),
         ("log: !!python/name:os.system\n", ", line 1: log holds settings"),
+        ("mail:\n  sender: 2026-13-45\n", ", line 2: mail.sender reads like a date or a number but is none"),
+        ("log: {level: !!int abc}\n", ", line 1: log.level reads like a date or a number but is none"),
+        (f"control: {{port: {'9' * 6000}}}\n", ", line 1: control.port reads like a date or a number but is none"),
+        ("control: " + "{a: " * 3000, ": it is nested too deeply"),
+        ("control: {port: true}\n", "control.port: expected a number or text, not true or false"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_line(folder: Path, text: str, message: str) -> None:
@@ -303,3 +316,15 @@ def test_trusted_proxies_are_addresses_and_networks() -> None:
 def test_trusted_proxies_refuse_names_and_everyone(value: str) -> None:
     with pytest.raises(SettingsError, match=r"control\.trusted_proxies\.0: "):
         load_settings(environ={"BENEATH_CONTROL_TRUSTED_PROXIES": value})
+
+
+def test_blanks_around_a_list_are_left_out(folder: Path) -> None:
+    environ = {"BENEATH_CONTROL_TRUSTED_PROXIES": "\ufeff\t[10.0.0.1]\r\n"}
+    assert load_settings(environ=environ, folder=folder).control.trusted_proxies == ["10.0.0.1/32"]
+
+
+def test_a_secret_that_reads_like_a_number_is_not_told(folder: Path) -> None:
+    write(folder, ".default.yaml", "db: {url: !!int hunter2}\n")
+    with pytest.raises(SettingsError, match=r"line 1: db\.url reads like a date or a number") as caught:
+        load_settings(environ={}, folder=folder)
+    assert "hunter2" not in str(caught.value)

@@ -77,12 +77,25 @@ def test_what_is_masked_and_what_is_shown(text: str, shown: str | None) -> None:
         ("redis://u:a/b@db/0", f"redis://u:{MASK}@db/0"),
         ("redis://h:1/0?unknown=y#z", f"redis://h:1/0?unknown={MASK}#{MASK}"),
         ("sqlite:////data/a@b.db", "sqlite:////data/a@b.db"),
+        ("redis://default:hunter2", f"redis://{MASK}"),
+        ("redis://:hunter2", f"redis://{MASK}"),
+        ("postgresql://ada:hun/ter2", f"postgresql://{MASK}"),
+        ("postgresql://host/ada:hunter2", f"postgresql://{MASK}"),
+        ("redis://host/hunter2", f"redis://{MASK}"),
+        ("redis://host:1/0?,hunter2'=x", f"redis://host:1/0?{MASK}"),
+        ("postgresql://ada@[::1]:5,h2:6/my-app", f"postgresql://{MASK}@[::1]:5,h2:6/my-app"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
         ("not a url", MASK),
         ("", ""),
     ],
 )
 def test_a_url_shows_only_what_is_known_to_be_harmless(url: str, shown: str) -> None:
     assert mask_url(url) == shown
+
+
+@pytest.mark.parametrize("url", ["redis://default:hunter2", "redis://:hunter2", "postgresql://ada:hunter2"])
+def test_a_password_without_a_host_is_a_known_secret(url: str) -> None:
+    assert SECRET not in Masker(url_secrets(url))(f"{url}: no address for {SECRET}")
 
 
 def test_a_known_secret_is_masked_wherever_it_occurs() -> None:

@@ -1,7 +1,9 @@
 """What every command starts from: the settings it was given, the container, and one way to run and to print."""
 
 import asyncio
+import contextlib
 import json
+import math
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,8 +106,34 @@ def in_queue(context: typer.Context, work: "Callable[[MessageQueue], Awaitable[T
 
 
 def print_json(value: object) -> None:
-    """Print `value` as JSON, what JSON does not know as text."""
-    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+    """Print `value` as JSON, what JSON does not know as text, and what a terminal or its encoding lacks as escapes."""
+    value = _plain(value)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    typer.echo("".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text))
+
+
+DEEPEST = 200
+"""Levels of a value that are printed; what is below is left out."""
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case Mapping() if depth < DEEPEST:
+            return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+        case list() | tuple() if depth < DEEPEST:
+            return [_plain(item, depth + 1) for item in value]
+        case Mapping() | list() | tuple():
+            return "..."
+        case _:
+            return str(value)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, empty: str) -> None:
@@ -150,4 +178,10 @@ def fail(message: str) -> None:
     """Print one line of error, secrets masked."""
     from infra.logging import mask_output
 
-    typer.echo(f"beneath: {printable(' '.join(mask_output(message).split()))}", file=sys.stderr)
+    tell(f"beneath: {printable(' '.join(mask_output(message).split()))}")
+
+
+def tell(text: str) -> None:
+    """Print `text` on standard error, or drop it where that has no reader, such as a terminal that was closed."""
+    with contextlib.suppress(OSError, ValueError):
+        typer.echo(text, file=sys.stderr)

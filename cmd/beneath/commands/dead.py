@@ -1,5 +1,6 @@
 """`beneath bus dead`: deliveries that were given up. Works also when no code for them is left."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,10 +150,16 @@ def _contents(body: bytes) -> dict[str, object]:
 
     try:
         frame = unpack(body)
-        payload = msgpack.unpackb(frame.payload, timestamp=3, strict_map_key=False)
-    except (BusError, ValueError, msgpack.UnpackException):
+        payload = msgpack.unpackb(frame.payload, timestamp=3, strict_map_key=False, object_pairs_hook=_with_text_keys)
+        str(payload)
+    except (BusError, ValueError, OverflowError, RecursionError, msgpack.UnpackException):
         return {"raw": body.hex()}
     return {"event_version": frame.event_version, "headers": dict(frame.headers), "payload": payload}
+
+
+def _with_text_keys(pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
+    """Return an object of a payload; its keys may be of any type, also one that no dictionary takes."""
+    return {key if isinstance(key, str) else str(key): value for key, value in pairs}
 
 
 def _time(seconds: float) -> str:

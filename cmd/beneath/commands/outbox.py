@@ -15,7 +15,13 @@ T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="Rejected rows of the outbox.", rich_markup_mode=None)
 
-Rows = Annotated[list[int] | None, typer.Argument(metavar="ROW...", help="As in `beneath bus outbox list`.")]
+LARGEST = 2**63 - 1
+"""The largest number that a row can have in any database."""
+
+Rows = Annotated[
+    list[int] | None,
+    typer.Argument(metavar="ROW...", min=1, max=LARGEST, help="As in `beneath bus outbox list`."),
+]
 AllOption = Annotated[bool, typer.Option("--all", help="All rejected rows.")]
 
 
@@ -23,7 +29,7 @@ AllOption = Annotated[bool, typer.Option("--all", help="All rejected rows.")]
 def list_rows(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 100,
-    after: Annotated[int, typer.Option(min=0, help="Only those after this row.")] = 0,
+    after: Annotated[int, typer.Option(min=0, max=LARGEST, help="Only those after this row.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """List rejected rows, oldest first: committed events that the queue refused, and why."""
