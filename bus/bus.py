@@ -264,12 +264,13 @@ class Bus:
     async def cancel(self, message_id: str) -> bool:
         """Cancel a delayed event, whatever process published it; inside a transaction, if and only if that commits.
 
-        Returns False when it has fired, was cancelled before, or is unknown. Inside a transaction with an outbox the
-        queue is told once that has committed; if it is away and cannot be asked, the answer is True.
+        Returns False when it has fired, was cancelled before, or is unknown. After True it never fires, with one
+        exception: inside a transaction with an outbox, the queue is told after the commit of what it has or is just
+        being sent, and if it is unavailable and cannot be asked, the answer is True.
 
         Raises:
             InvalidEvent: it cannot be a message's id.
-            CancelFailed: the queue did not say that it is cancelled.
+            CancelFailed: the queue did not say that it is cancelled, or the database failed; it is safe to ask again.
         """
         self._require_started("cancel an event")
         return await self._publisher.cancel(valid_id(message_id))

@@ -1,8 +1,9 @@
 """The outbox: what a transaction publishes to a queue that is not in its database, kept until the queue has it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -28,12 +30,16 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy.sql.elements import BindParameter
 
 from bus.sending_right import SendingRight
 from infra.clock import Clock
 from infra.db import Database, Transaction
 from infra.mq import Message
 from infra.mq.limits import storable_text
+
+T = TypeVar("T")
 
 OUTBOX = Table(
     "beneath_outbox",
@@ -48,6 +54,7 @@ OUTBOX = Table(
     Column("created_at", Double()),
     Column("body", LargeBinary()),
     Column("error", Text()),
+    Column("sending", Text()),
 )
 
 GROUP = 200
@@ -55,6 +62,9 @@ GROUP = 200
 
 GROUP_BYTES = 1024 * 1024
 """How many bytes of bodies such a group has at most; a larger row goes alone."""
+
+SEVERAL = "several"
+"""What `sending` says of a delayed message that more than one sender may have sent."""
 
 MAX_ERROR_BYTES = 2_000
 """How much is kept of the reason why the queue refused a row."""
@@ -109,6 +119,11 @@ class Entry:
         """What tells it from all other rows."""
         return self.message_id if self.kind is Kind.DIRECT else self.id
 
+    @property
+    def is_delayed(self) -> bool:
+        """Whether it is a message with a due time, which may be cancelled."""
+        return self.message is not None and self.message.due_at is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
@@ -141,6 +156,8 @@ class Outbox:
         """Write cancellations, then messages, into the transaction; return the messages as entries without row ids."""
         now = self._clock.time()
         # Cancellations first: an id that is cancelled and published again in one transaction is published in the end.
+        if cancelled:
+            await transaction.session.execute(_WITHDRAW.where(OUTBOX.c.message_id.in_(cancelled)))
         rows = [_row(Kind.CANCEL, each, now, None) for each in cancelled]
         rows += [_row(kind, each.id, now, each) for kind, each in messages]
         await transaction.session.execute(_INSERT, rows)
@@ -201,6 +218,38 @@ class Outbox:
         values = {"kind": Kind.REJECTED.value, "error": storable_text(error, MAX_ERROR_BYTES)}
         async with self._db.transaction() as transaction:
             await transaction.session.execute(update(OUTBOX).where(*where).values(values))
+
+    async def claim(self, sender: str, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Note that `sender` is about to send delayed messages; return the entries without those cancelled meanwhile.
+
+        From then on only the queue can tell whether such a message is still to be cancelled. What another transaction
+        is just cancelling is left out, too; it comes again if that is rolled back.
+        """
+        delayed = [each for each in entries if each.is_delayed]
+        if not delayed:
+            return entries
+        claimed: set[int | str] = set()
+        async with self._db.transaction() as transaction:
+            for statement, keys in _by_kind(_CLAIM, _CLAIM_DIRECT, delayed):
+                values = {"keys": keys, "sender": sender}
+                claimed.update((await transaction.session.scalars(statement, values)).all())
+        return [each for each in entries if not each.is_delayed or each.key in claimed]
+
+    async def unclaim(self, sender: str, entries: Sequence[Entry]) -> None:
+        """Note that the queue has not stored what `sender` claimed, unless another sender may have sent it."""
+        if delayed := [each for each in entries if each.is_delayed]:
+            async with self._db.transaction() as transaction:
+                for statement, keys in _by_kind(_UNCLAIM, _UNCLAIM_DIRECT, delayed):
+                    await transaction.session.execute(statement, {"keys": keys, "sender": sender})
+
+    async def take_back(self, transaction: Transaction, message_id: str) -> bool:
+        """Delete, in the transaction, a delayed message that no process has begun to send; False if one has."""
+        of_id = OUTBOX.c.message_id == message_id
+        query = select(literal(1)).where(of_id, *_DELAYED, OUTBOX.c.sending.is_not(None)).limit(1)
+        if (await transaction.session.scalars(query)).first() is not None:
+            return False
+        result = await transaction.session.execute(_WITHDRAW.where(of_id))
+        return bool(getattr(result, "rowcount", 0))
 
     async def withdraw(self, transaction: Transaction, message_id: str) -> None:
         """Delete, in the transaction, what the queue refused under an id."""
@@ -270,6 +319,35 @@ _CARRIED = _bounded(select(OUTBOX.c.id).where(OUTBOX.c.kind == Kind.PUBLISH.valu
 _LEFT = _bounded(select(OUTBOX.c.id).where(_DIRECT, OUTBOX.c.id <= bindparam("last")))
 _REMOVE = delete(OUTBOX).where(OUTBOX.c.id.in_(bindparam("ids", expanding=True)), OUTBOX.c.kind != Kind.REJECTED.value)
 _REMOVE_DIRECT = delete(OUTBOX).where(OUTBOX.c.message_id.in_(bindparam("ids", expanding=True)), _DIRECT)
+
+
+_DELAYED = (OUTBOX.c.kind.in_((Kind.PUBLISH.value, Kind.DIRECT.value)), OUTBOX.c.due_at.is_not(None))
+_WITHDRAW = delete(OUTBOX).where(*_DELAYED, OUTBOX.c.sending.is_(None))
+_KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
+_SENDER = bindparam("sender", type_=Text())
+
+
+def _claim(key: ColumnElement[Any], *where: ColumnElement[bool]) -> ReturningUpdate[tuple[Any]]:
+    # A row that a transaction is about to delete is not waited for: nothing else is to wait with it.
+    found = select(OUTBOX.c.id).where(key.in_(_KEYS), *_DELAYED, *where).with_for_update(skip_locked=True)
+    mine = or_(OUTBOX.c.sending.is_(None), OUTBOX.c.sending == _SENDER)
+    sending = case((mine, _SENDER), else_=SEVERAL)
+    return update(OUTBOX).where(OUTBOX.c.id.in_(found)).values(sending=sending).returning(key)
+
+
+_CLAIM = _claim(OUTBOX.c.id)
+_CLAIM_DIRECT = _claim(OUTBOX.c.message_id, _DIRECT)
+_UNCLAIM = update(OUTBOX).where(OUTBOX.c.id.in_(_KEYS), OUTBOX.c.sending == _SENDER).values(sending=None)
+_UNCLAIM_DIRECT = (
+    update(OUTBOX).where(OUTBOX.c.message_id.in_(_KEYS), _DIRECT, OUTBOX.c.sending == _SENDER).values(sending=None)
+)
+
+
+def _by_kind(others: T, direct: T, entries: Collection[Entry]) -> Iterator[tuple[T, list[int | str]]]:
+    """Yield each statement with the keys of those entries that it is for, if there are any."""
+    for statement, is_direct in ((others, False), (direct, True)):
+        if keys := [each.key for each in entries if (each.kind is Kind.DIRECT) is is_direct]:
+            yield statement, keys
 
 
 def _row(kind: Kind, message_id: str, now: float, message: Message | None) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Sends rows of the outbox to the queue, and finds those that it refuses."""
 
+import uuid
 from collections.abc import Sequence
 
 import structlog
@@ -8,7 +9,7 @@ from bus.metrics import BusMetrics
 from bus.outbox import GROUP, Entry, Outbox
 from bus.supervisor import TRANSIENT
 from infra.failures import describe
-from infra.mq import MessageQueue, QueueRejected
+from infra.mq import MessageQueue, QueueRejected, QueueUnavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -34,6 +35,7 @@ class OutboxSender:
         self.group = GROUP
         """How many rows to send at a time."""
 
+        self._id = uuid.uuid4().hex
         self._mq = mq
         self._outbox = outbox
         self._metrics = metrics
@@ -47,7 +49,7 @@ class OutboxSender:
         Raises:
             Exception: what kept them from being sent, if it may pass; all that were not sent still have their rows.
         """
-        if entries := await self._unsent(entries):
+        if (entries := await self._unsent(entries)) and (entries := await self._outbox.claim(self._id, entries)):
             await self._publish(entries)
 
     async def cancel(self, entries: Sequence[Entry]) -> None:
@@ -73,6 +75,8 @@ class OutboxSender:
         except Exception as error:
             if not self._is_about_messages(error):
                 self._shrink(len(entries))
+                if isinstance(error, QueueUnavailable):
+                    await self._outbox.unclaim(self._id, entries)
                 raise
             if len(entries) > 1:
                 half = len(entries) // 2

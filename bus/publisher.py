@@ -30,6 +30,12 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 STORE_ERRORS = (QueueError, DatabaseError, SQLAlchemyError)
 """What a queue or a database raises that does not store an event."""
 
+SENT_WITHIN = 5.0
+"""Seconds that a cancellation waits for a message that is just being sent to the queue."""
+
+LOOK_AGAIN = 0.1
+"""Seconds between two polls for that."""
+
 MAX_DEPTH = 32
 """How many sync listeners may stand inside each other."""
 
@@ -149,17 +155,41 @@ class Publisher:
         try:
             if transaction is not None:
                 return await self._cancel_inside(transaction, message_id)
-            if await self._stands_in_outbox(message_id) and self._db is not None:
-                async with self._db.transaction() as transaction:
-                    return await self._cancel_inside(transaction, message_id)
+            if self._outbox is not None and self._db is not None:
+                return await self._cancel_on_its_way(self._outbox, self._db, message_id)
             return await self._mq.cancel(message_id)
         except (QueueIndeterminate, CommitIndeterminate) as error:
             raise CancelFailed(f"event {message_id} may or may not have been cancelled: {error}") from error
         except STORE_ERRORS as error:
             raise CancelFailed(f"event {message_id} was not cancelled: {_reason(error)}") from error
 
-    async def _stands_in_outbox(self, message_id: str) -> bool:
-        return self._outbox is not None and await self._outbox.standing(message_id, self._mq.time()) is not None
+    async def _cancel_on_its_way(self, outbox: Outbox, db: Database, message_id: str) -> bool:
+        """Cancel what is in the outbox, while no process has begun to send it, or else in the queue.
+
+        Raises:
+            CancelFailed: it is just being sent, and that takes longer than `SENT_WITHIN`.
+        """
+        patience = self._clock.monotonic() + SENT_WITHIN
+        while True:
+            match await outbox.standing(message_id, self._mq.time()):
+                case None | Standing.DUE:
+                    return await self._mq.cancel(message_id)
+                case Standing.CANCELLED:
+                    return False
+                case Standing.REJECTED:
+                    async with db.transaction() as transaction:
+                        return await self._cancel_inside(transaction, message_id)
+                case Standing.SCHEDULED:
+                    async with db.transaction() as transaction:
+                        if await outbox.take_back(transaction, message_id):
+                            # The queue may have an earlier one of that id.
+                            self._buffer(transaction).cancel_at_commit(message_id)
+                            return True
+            if self._clock.monotonic() >= patience:
+                raise CancelFailed(
+                    f"event {message_id} was not cancelled: it is just being sent to the queue; try again"
+                )
+            await self._clock.sleep(LOOK_AGAIN)
 
     async def _cancel_inside(self, transaction: Transaction, message_id: str) -> bool:
         buffer = self._buffer(transaction)

@@ -9,9 +9,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
-from bus import Bus
+from bus import Bus, CancelFailed
 from bus.broadcast_relay import MAX_FRAMES
-from bus.outbox import GROUP, GROUP_BYTES, OUTBOX, Entry, Outbox
+from bus.outbox import GROUP, GROUP_BYTES, OUTBOX, Entry, Kind, Outbox
 from bus.relay import LEASE
 from infra.clock import FakeClock
 from infra.db import Database
@@ -564,6 +564,100 @@ async def test_an_id_can_be_scheduled_anew_after_its_cancellation(site: Site, *,
     await site.until(site.empty)
     await site.clock.advance(120)
     assert await site.delivered("ticks") == [2]
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in a transaction", "outside"])
+@pytest.mark.parametrize("given_id", [None, "seven"])
+async def test_an_event_cancelled_in_the_outbox_never_fires_however_late_the_queue_is_back(
+    site: Site, given_id: str | None, *, inside: bool
+) -> None:
+    bus = await site.process()
+    site.mq.down = True
+    async with site.db.transaction():
+        message_id = await bus.publish_delayed(Ticked(1), 60, id=given_id)
+        kept = await bus.publish_delayed(Ticked(2), 60)
+    await site.clock.advance(5)  # the relay has tried to send them
+    await site.until(lambda: bus.metrics.publish_failures > 1)
+    if inside:
+        async with site.db.transaction():
+            assert await bus.cancel(message_id) is True
+            assert await bus.cancel(message_id) is False
+    else:
+        assert await bus.cancel(message_id) is True
+    assert await bus.cancel(message_id) is False
+    assert await waiting_ids(site) == [kept, message_id]  # the latter is a cancellation: nothing sends the event itself
+    await site.clock.advance(120)
+    site.mq.down = False
+    await site.until(site.empty)
+    assert await site.delivered("ticks") == [2]
+
+
+@pytest.mark.parametrize("in_time", [True, False], ids=["in time", "too late"])
+async def test_cancel_answers_for_an_event_that_is_just_being_sent_when_the_queue_has_it(
+    site: Site, *, in_time: bool
+) -> None:
+    bus = await site.process()
+    mq = watched(site)
+    mq.held["clock.ticked"] = stuck = asyncio.Event()
+    async with site.db.transaction():
+        message_id = await bus.publish_delayed(Ticked(1), 2)
+    await site.until(lambda: mq.holding == {"clock.ticked"})
+    cancelling = asyncio.create_task(bus.cancel(message_id))
+    await site.clock.advance(0.5 if in_time else 3)
+    assert not cancelling.done()
+    stuck.set()
+    await site.until(cancelling.done)
+    assert cancelling.result() is in_time
+    await site.until(site.empty)
+    await site.clock.advance(5)
+    assert await site.delivered("ticks") == ([] if in_time else [1])
+
+
+async def test_cancel_fails_while_it_is_unknown_whether_the_queue_has_the_event(site: Site) -> None:
+    bus = await site.process()
+    mq = watched(site)
+    site.mq.lose_replies = 1_000_000
+    async with site.db.transaction():
+        message_id = await bus.publish_delayed(Ticked(1), 3600)
+    await site.until(lambda: len(mq.ids) > 1)  # it was sent, and no process knows so
+    cancelling = asyncio.create_task(bus.cancel(message_id))
+    await site.until(cancelling.done)
+    with pytest.raises(CancelFailed, match="just being sent"):
+        await cancelling
+    site.mq.lose_replies = 0
+    await site.until(site.empty)
+    assert await bus.cancel(message_id) is True
+    await site.clock.advance(7200)
+    assert await site.delivered("ticks") == []
+
+
+async def test_what_several_senders_may_have_sent_is_taken_back_by_none_of_them(site: Site) -> None:
+    bus = await site.process()
+    site.mq.down = True
+    async with site.db.transaction():
+        for n in (1, 2):  # the second is a repetition, which no sender claims here
+            message_id = await bus.publish_delayed(Ticked(n), 3600, id="seven")
+    await site.until(lambda: bus.metrics.publish_failures > 0)
+    await bus.close()
+    outbox = Outbox(site.db, site.clock)
+    [entry] = await outbox.carried(1)
+    for sender in ("one", "other"):
+        assert await outbox.claim(sender, [entry]) == [entry]
+    await outbox.unclaim("other", [entry])
+    await outbox.unclaim("one", [entry])
+    async with site.db.transaction() as transaction:
+        assert not await outbox.take_back(transaction, message_id)
+
+
+async def test_only_delayed_messages_are_claimed_before_they_are_sent(site: Site) -> None:
+    bus = await site.process()
+    entries = [
+        Entry(n, kind, f"{n}", Message(id=f"{n}", event="clock.ticked", body=b"x", published_at=1.0, due_at=None))
+        for n, kind in enumerate((Kind.PUBLISH, Kind.DIRECT), 1)
+    ]
+    async with site.db.write_lock():  # a statement would wait for it
+        assert await Outbox(site.db, site.clock).claim("sender", entries) == entries
+    assert bus.metrics.publish_failures == 0
 
 
 async def test_a_rejected_delayed_event_can_be_cancelled(site: Site) -> None:

@@ -1,0 +1,45 @@
+"""The outbox on PostgreSQL: what a transaction locks does not keep the relay waiting."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import text
+
+from bus.outbox import Kind, Outbox
+from infra.clock import FakeClock
+from infra.db import Database
+from infra.mq import Message
+from tests import postgres_servers
+from tests.contract.postgres_harness import TEMPLATE, migrate
+
+
+@pytest.fixture
+async def db() -> AsyncIterator[Database]:
+    server = postgres_servers.shared()
+    async with server.database(await server.template(TEMPLATE, migrate)) as url:
+        db = Database(url)
+        await db.open()
+        yield db
+        await db.close()
+
+
+def delayed(message_id: str) -> Message:
+    return Message(id=message_id, event="ticked", body=b"x", published_at=1.0, due_at=1e10)
+
+
+async def test_a_row_that_a_transaction_is_cancelling_keeps_no_other_row_waiting(db: Database) -> None:
+    outbox = Outbox(db, FakeClock())
+    async with db.transaction() as transaction:
+        await outbox.put(transaction, [(Kind.PUBLISH, delayed("a")), (Kind.PUBLISH, delayed("b"))], [])
+    entries = await outbox.carried(10)
+    async with db.transaction() as transaction:
+        assert await outbox.take_back(transaction, "a")
+        with db.hidden():
+            claiming = asyncio.create_task(outbox.claim("relay", entries))
+        assert [each.message_id for each in await claiming] == ["b"]
+    async with db.transaction() as transaction:
+        assert not await outbox.take_back(transaction, "b")
+    async with db.read() as session:
+        rows = (await session.execute(text("SELECT message_id, sending FROM beneath_outbox"))).all()
+    assert [tuple(row) for row in rows] == [("b", "relay")]
