@@ -1,4 +1,4 @@
-"""The command line: what there is, and how errors are told."""
+"""The command line: its commands, and how errors are reported."""
 
 import contextlib
 import signal
@@ -38,7 +38,7 @@ def root(
     overrides: SetOption = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Run a modular monolith and its event bus, and look after it."""
+    """Run and operate a modular monolith and its event bus."""
     context.obj = Options(config, tuple(overrides or ()))
     if version:
         from dependencies.version import application_version

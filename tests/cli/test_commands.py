@@ -40,8 +40,11 @@ def refused(result: Result, *parts: str, code: int = 2) -> None:
             ["start", "--set", "mq.driver=memory", "--set", "worker.processes=2", "all"],
             ["mq.driver=memory", "worker.processes=1"],
         ),
-        (["--set", "mq.driver=memory", "bus", "stats"], ["mq.driver=memory lives inside one process"]),
-        (["--set", "mq.driver=memory", "bus", "publish", "X", "{}"], ["mq.driver=memory lives inside one process"]),
+        (["--set", "mq.driver=memory", "bus", "stats"], ["mq.driver=memory keeps the queue inside one process"]),
+        (
+            ["--set", "mq.driver=memory", "bus", "publish", "X", "{}"],
+            ["mq.driver=memory keeps the queue inside one process"],
+        ),
         (["bus", "dead", "lst"], ["No such command 'lst'"]),
         (["bus", "retire", "x", "--backlog", "keep"], ["--backlog", "'refuse', 'discard', 'dead'"]),
         (["bus", "explain", "UserCrated"], ["no listener knows an event 'UserCrated'; did you mean UserCreated?"]),
@@ -81,7 +84,7 @@ def test_config_generate_writes_a_file_that_changes_nothing(beneath: Beneath, fo
     assert beneath("config", "generate", "config/.default.yaml").code == 0
     assert "driver: sql" in (folder / "config/.default.yaml").read_text()
     assert beneath("config", "show", "--json").out == before
-    refused(beneath("config", "generate", "config/.default.yaml"), "is there already; --force replaces it")
+    refused(beneath("config", "generate", "config/.default.yaml"), "exists already; replace it with --force")
     assert beneath("config", "generate", "config/.default.yaml", "--force").code == 0
     refused(beneath("config", "generate", "no/such/folder.yaml"), "cannot write no/such/folder.yaml: No such file")
     assert yaml.safe_load(beneath("config", "generate", "-").out)["mq"] == {"redis": None}
@@ -105,7 +108,7 @@ def test_migrate_up_then_status(beneath: Beneath) -> None:
     applied = beneath("migrate", "up")
     assert applied.code == 0
     assert "applied bus/0001" in applied.out
-    assert beneath("migrate", "up").out == "nothing is pending\n"
+    assert beneath("migrate", "up").out == "no migration is pending\n"
     after = json.loads(beneath("migrate", "status", "--json").out)
     assert [(each["history"], each["pending"]) for each in after] == [("bus", []), ("app", [])]
 
@@ -226,9 +229,12 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(beneath: Beneath) -
     assert "ada@example.com" in beneath("bus", "dead", "show", ids[0]).out
 
     refused(beneath("bus", "dead", "show", "nope"), "there is no dead letter 'nope'")
-    refused(beneath("bus", "dead", "discard", ids[0], "nope"), "there is no dead letter 'nope'; nothing was changed")
-    refused(beneath("bus", "dead", "discard"), "say which dead letters")
-    refused(beneath("bus", "dead", "discard", ids[0], "--all"), "say which dead letters")
+    refused(
+        beneath("bus", "dead", "discard", ids[0], "nope"),
+        "there is no dead letter 'nope', so nothing was changed; list them",
+    )
+    refused(beneath("bus", "dead", "discard"), "select dead letters by ids")
+    refused(beneath("bus", "dead", "discard", ids[0], "--all"), "select dead letters by ids")
     assert len(json.loads(beneath("bus", "dead", "list", "--json").out)) == 3
 
     assert beneath("bus", "dead", "discard", ids[0]).out == "discarded 1\n"
@@ -238,7 +244,7 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(beneath: Beneath) -
 
 
 def test_rejected_outbox_rows_are_listed_retried_and_discarded(beneath: Beneath, folder: Path) -> None:
-    assert beneath("bus", "outbox", "list").err == "the queue has rejected nothing\n"
+    assert beneath("bus", "outbox", "list").err == "no rejected rows\n"
     [database] = folder.rglob("*.db")
     with closing(sqlite3.connect(database)) as connection, connection:
         for id_, kind, body in (
@@ -260,9 +266,11 @@ def test_rejected_outbox_rows_are_listed_retried_and_discarded(beneath: Beneath,
     ]
     assert "too large" in beneath("bus", "outbox", "list").out
 
-    refused(beneath("bus", "outbox", "retry"), "say which rows")
-    refused(beneath("bus", "outbox", "discard", "1", "--all"), "say which rows")
-    refused(beneath("bus", "outbox", "retry", "1", "4"), "there is no rejected row 4; nothing was changed")
+    refused(beneath("bus", "outbox", "retry"), "select rejected rows by their numbers")
+    refused(beneath("bus", "outbox", "discard", "1", "--all"), "select rejected rows by their numbers")
+    refused(
+        beneath("bus", "outbox", "retry", "1", "4"), "there is no rejected row 4, so nothing was changed; list them"
+    )
     assert beneath("bus", "outbox", "retry", "1", "3").out == "retried 2\n"
     assert beneath("bus", "outbox", "discard", "--all").out == "discarded 1\n"
     with closing(sqlite3.connect(database)) as connection:

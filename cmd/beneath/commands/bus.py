@@ -1,4 +1,4 @@
-"""`beneath bus`: who listens, what waits, and the levers."""
+"""`beneath bus`: show listeners and deliveries, publish, and operate on listeners and ordering keys."""
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -24,17 +24,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(no_args_is_help=True, help="The event bus.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, help="Show and operate the event bus.", rich_markup_mode=None)
 app.add_typer(dead.app, name="dead")
 app.add_typer(outbox.app, name="outbox")
 
-ListenerArgument = Annotated[str, typer.Argument(metavar="LISTENER", help="Its name, as in `beneath bus stats`.")]
+ListenerArgument = Annotated[
+    str, typer.Argument(metavar="LISTENER", help="The listener's name, as in `beneath bus stats`.")
+]
 STATES = ("ready", "retrying", "scheduled", "in_flight", "parked", "blocked", "dead")
 
 
 @app.command()
 def listeners(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List every listener in this code."""
+    """List the listeners in this code."""
     from beneath.describe import listener_row
 
     rows = [listener_row(each) for each in _registered(container_of(context)).listeners]
@@ -42,14 +44,14 @@ def listeners(context: typer.Context, as_json: JsonOption = False) -> None:
         print_json(rows)
         return
     columns = ["listener", "kind", "events", "attempts", "timeout", "concurrency", "once", "on_exhausted"]
-    print_table(columns, rows, empty="no service listens to anything")
+    print_table(columns, rows, empty="no service registers a listener")
 
 
 @app.command()
 def explain(
     context: typer.Context, event: Annotated[str, typer.Argument(metavar="EVENT")], as_json: JsonOption = False
 ) -> None:
-    """Say what a publish of EVENT sets off: every listener, where it runs, and when it is tried again."""
+    """List the listeners of EVENT: where each runs, and when it is retried."""
     from beneath.describe import event_description, explanation, find_event
 
     bus = _registered(container_of(context))
@@ -62,7 +64,7 @@ def explain(
 
 @app.command()
 def stats(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Show what the queue holds for every listener, also for those that this code does not have."""
+    """Show the deliveries of each listener, also of listeners that this code does not have."""
     from infra.logging import mask_output
 
     found, warnings, now = in_queue(context, _inspect)
@@ -73,7 +75,7 @@ def stats(context: typer.Context, as_json: JsonOption = False) -> None:
         print_json(rows)
         return
     columns = ["listener", *STATES, "oldest_seconds", "workers", "paused"]
-    print_table(columns, rows, empty="the queue knows no listener yet; `beneath start all` declares them")
+    print_table(columns, rows, empty="the queue has no subscription yet; `beneath start all` declares the listeners")
     for each in found:
         for key, error in each.blocked_keys.items():
             typer.echo(f"{each.name}: key {key!r} is blocked by: {printable(' '.join(mask_output(error).split()))}")
@@ -85,10 +87,10 @@ def publish(
     event: Annotated[str, typer.Argument(metavar="EVENT")],
     fields: Annotated[str, typer.Argument(metavar="JSON", help="The event's fields, as a JSON object.")],
     message_id: Annotated[
-        str | None, typer.Option("--id", help="Publish at most once under this id, within the dedupe window.")
+        str | None, typer.Option("--id", help="Accept this id only once within the dedupe window.")
     ] = None,
 ) -> None:
-    """Publish an event, as a service would: sync listeners run here, in one transaction; async ones in the worker."""
+    """Publish an event: sync listeners run in this command, in one transaction; async listeners run in a worker."""
     container = container_of(context)
     shared_queue(container)
     run(_publish(container, event, fields, message_id))
@@ -97,14 +99,14 @@ def publish(
 
 @app.command()
 def pause(context: typer.Context, listener: ListenerArgument) -> None:
-    """Hand out nothing of a listener, in any process, until it is resumed."""
+    """Stop claims for a listener in every process, until it is resumed."""
     _change(context, listener, lambda mq: mq.pause(listener))
     typer.echo(f"paused {listener}")
 
 
 @app.command()
 def resume(context: typer.Context, listener: ListenerArgument) -> None:
-    """Undo pause."""
+    """Resume a paused listener."""
     _change(context, listener, lambda mq: mq.resume(listener))
     typer.echo(f"resumed {listener}")
 
@@ -114,9 +116,11 @@ def unblock(
     context: typer.Context,
     listener: ListenerArgument,
     key: Annotated[str, typer.Argument(metavar="KEY", help="The ordering key.")],
-    skip: Annotated[bool, typer.Option("--skip", help="Make the event that blocks it a dead letter.")] = False,
+    skip: Annotated[
+        bool, typer.Option("--skip", help="Turn the event that blocks the key into a dead letter.")
+    ] = False,
 ) -> None:
-    """Let a blocked ordering key go on: by default its first event is tried anew."""
+    """Unblock an ordering key: attempt its first event anew, or skip it."""
     _change(context, listener, lambda mq: mq.unblock(listener, key, skip=skip))
     typer.echo(f"unblocked {key} of {listener}")
 
@@ -125,12 +129,15 @@ def unblock(
 def retire(
     context: typer.Context,
     listener: ListenerArgument,
-    event: Annotated[str | None, typer.Option(help="Only this event of it.")] = None,
+    event: Annotated[str | None, typer.Option(help="Remove only this event of the listener.")] = None,
     backlog: Annotated[
-        Literal["refuse", "discard", "dead"], typer.Option(help="What becomes of what waits for it.")
+        Literal["refuse", "discard", "dead"], typer.Option(help="What to do with deliveries that wait.")
     ] = "refuse",
 ) -> None:
-    """Forget a listener that the code no longer has; refused while a worker has it, or while something waits."""
+    """Remove the subscription of a listener that the code no longer has.
+
+    Refused while a live worker has the listener, or, by default, while deliveries wait for it.
+    """
     count = _change(context, listener, lambda mq: mq.retire(listener, event=event, backlog=backlog))
     typer.echo(f"retired {listener}; {_deliveries(count)} waited for it")
 
@@ -157,7 +164,7 @@ def _change(context: typer.Context, listener: str, work: "Callable[[MessageQueue
             names = [each.name for each in await mq.stats()]
             if listener in names:
                 raise
-            raise UsageError(f"the queue knows no listener {listener!r}{nearest(listener, names)}") from error
+            raise UsageError(f"the queue has no listener {listener!r}{nearest(listener, names)}") from error
 
     return in_queue(context, named)
 

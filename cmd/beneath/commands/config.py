@@ -1,4 +1,4 @@
-"""`beneath config`: what can be set, and what is in force. Needs no database and no complete container."""
+"""`beneath config`: write and show settings. Needs no database and no complete container."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,15 +7,15 @@ import typer
 
 from beneath.commands.context import JsonOption, options_of, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, help="Settings.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, help="Write and show settings.", rich_markup_mode=None)
 
 
 @app.command()
 def generate(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to write it; - for standard output.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write; - for standard output.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write a settings file with every setting, its default and what it means, all commented out."""
+    """Write a settings file with every setting, its default and its meaning, all commented out."""
     from beneath.errors import UsageError
     from dependencies.template import render_template
 
@@ -27,7 +27,7 @@ def generate(
         with Path(file).open("w" if force else "x", encoding="utf-8") as target:
             target.write(text)
     except FileExistsError:
-        raise UsageError(f"{file} is there already; --force replaces it") from None
+        raise UsageError(f"{file} exists already; replace it with --force") from None
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror}") from None
 

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="One more settings file, over those in config/.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Another settings file, which overrides those in config/."),
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; can be repeated.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -74,7 +75,7 @@ def container_of(context: typer.Context) -> "Container":
 
 
 def shared_queue(container: "Container") -> None:
-    """Refuse a queue that lives inside one process: a command would look at an empty one of its own.
+    """Refuse a queue that exists inside one process alone: a command would open an empty one of its own.
 
     Raises:
         UsageError: it does.
@@ -83,7 +84,9 @@ def shared_queue(container: "Container") -> None:
 
     if not container.infra.mq().features.multi_process:
         driver = container.settings().mq.driver
-        raise UsageError(f"mq.driver={driver} lives inside one process, `beneath start all`; no command can reach it")
+        raise UsageError(
+            f"mq.driver={driver} keeps the queue inside one process, so commands cannot reach it; set mq.driver=sql"
+        )
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:

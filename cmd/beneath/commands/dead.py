@@ -1,4 +1,4 @@
-"""`beneath bus dead`: deliveries that were given up. Works also when no code for them is left."""
+"""`beneath bus dead`: show, retry and discard dead letters, also of listeners that this code does not have."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,12 +11,12 @@ from beneath.commands.context import JsonOption, in_queue, print_json, print_tab
 if TYPE_CHECKING:
     from infra.mq import DeadLetter, MessageQueue
 
-app = typer.Typer(no_args_is_help=True, help="Dead letters.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, help="Show, retry and discard dead letters.", rich_markup_mode=None)
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="As in `beneath bus dead list`.")]
-ListenerOption = Annotated[str | None, typer.Option("--listener", help="Those of this listener.")]
-EventOption = Annotated[str | None, typer.Option("--event", help="Those of this event.")]
-AllOption = Annotated[bool, typer.Option("--all", help="All that the other options leave.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids from `beneath bus dead list`.")]
+ListenerOption = Annotated[str | None, typer.Option("--listener", help="Select those of this listener.")]
+EventOption = Annotated[str | None, typer.Option("--event", help="Select those of this event.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Select all, or all that match the other options.")]
 PAGE = 500
 
 
@@ -25,8 +25,8 @@ def list_letters(
     context: typer.Context,
     listener: ListenerOption = None,
     event: EventOption = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 100,
-    after: Annotated[str | None, typer.Option(help="Only those after this id.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of dead letters.")] = 100,
+    after: Annotated[str | None, typer.Option(help="Start after this id.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List dead letters, oldest first."""
@@ -48,7 +48,7 @@ def show(
     dead_id: Annotated[str, typer.Argument(metavar="ID")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show one dead letter: its event, and why it was given up."""
+    """Show one dead letter: its event and its last error."""
     from infra.logging import mask_output
 
     letter = in_queue(context, lambda mq: _one(mq, dead_id))
@@ -70,7 +70,7 @@ def retry(
     event: EventOption = None,
     everything: AllOption = False,
 ) -> None:
-    """Hand dead letters to their own listener again, alone, as if for the first time."""
+    """Deliver dead letters to their own listener again, with their failures reset."""
 
     async def work(mq: "MessageQueue") -> int:
         return await mq.retry_dead(await _chosen(mq, ids, listener, event, everything))
@@ -86,7 +86,7 @@ def discard(
     event: EventOption = None,
     everything: AllOption = False,
 ) -> None:
-    """Delete dead letters for good."""
+    """Delete dead letters permanently."""
 
     async def work(mq: "MessageQueue") -> int:
         return await mq.discard_dead(await _chosen(mq, ids, listener, event, everything))
@@ -101,7 +101,9 @@ async def _one(mq: "MessageQueue", dead_id: str) -> "DeadLetter":
     try:
         return await mq.dead_letter(dead_id)
     except DeadLetterNotFound:
-        raise UsageError(f"there is no dead letter {dead_id!r}; nothing was changed") from None
+        raise UsageError(
+            f"there is no dead letter {dead_id!r}, so nothing was changed; list them with `beneath bus dead list`"
+        ) from None
 
 
 async def _chosen(
@@ -112,7 +114,7 @@ async def _chosen(
 
     by_filter = everything or listener is not None or event is not None
     if bool(ids) == by_filter:
-        raise UsageError("say which dead letters: either their ids, or --listener, --event or --all")
+        raise UsageError("select dead letters by ids, or by --listener, --event or --all")
     for each in ids or ():
         await _one(mq, each)
     if ids:

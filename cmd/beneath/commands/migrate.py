@@ -1,4 +1,4 @@
-"""`beneath migrate`: the database's tables. Needs no complete container."""
+"""`beneath migrate`: apply and show migrations. Needs no complete container."""
 
 from typing import TYPE_CHECKING
 
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
     from dependencies import Container
     from infra.db.migrate import Status
 
-app = typer.Typer(no_args_is_help=True, help="The database's tables.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, help="Apply and show migrations of the database.", rich_markup_mode=None)
 
 
 @app.command()
 def up(context: typer.Context) -> None:
-    """Apply every pending migration, all of them or none."""
+    """Apply all pending migrations in one transaction."""
     applied = run(_up(container_of(context)))
     for each in applied:
         typer.echo(f"applied {each}")
     if not applied:
-        typer.echo("nothing is pending")
+        typer.echo("no migration is pending")
 
 
 @app.command()
 def status(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Show how far the database is, and what it lacks."""
+    """Show the applied, pending and unknown migrations of the database."""
     found = run(_status(container_of(context)))
     rows = [
         {

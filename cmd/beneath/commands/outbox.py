@@ -1,4 +1,4 @@
-"""`beneath bus outbox`: committed events that the queue refused for good. Works also while the queue is unavailable."""
+"""`beneath bus outbox`: show, retry and discard rejected rows; works while the queue is unavailable, too."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -13,26 +13,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(no_args_is_help=True, help="Rejected rows of the outbox.", rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True, help="Show, retry and discard rejected rows of the outbox.", rich_markup_mode=None
+)
 
 LARGEST = 2**63 - 1
 """The largest number that a row can have in any database."""
 
 Rows = Annotated[
     list[int] | None,
-    typer.Argument(metavar="ROW...", min=1, max=LARGEST, help="As in `beneath bus outbox list`."),
+    typer.Argument(metavar="ROW...", min=1, max=LARGEST, help="Numbers from `beneath bus outbox list`."),
 ]
-AllOption = Annotated[bool, typer.Option("--all", help="All rejected rows.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Select all rejected rows.")]
 
 
 @app.command("list")
 def list_rows(
     context: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 100,
-    after: Annotated[int, typer.Option(min=0, max=LARGEST, help="Only those after this row.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of rows.")] = 100,
+    after: Annotated[int, typer.Option(min=0, max=LARGEST, help="Start after this row.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """List rejected rows, oldest first: committed events that the queue refused, and why."""
+    """List rejected rows, oldest first: committed events that the queue refused permanently, and why."""
 
     async def find(rows: "RejectedRows") -> "list[RejectedRow]":
         return await rows.list(limit=limit, after=after)
@@ -42,12 +44,12 @@ def list_rows(
         print_json(found)
         return
     columns = ["row", "event", "message_id", "ordering_key", "bytes", "committed_at", "error"]
-    print_table(columns, found, empty="the queue has rejected nothing")
+    print_table(columns, found, empty="no rejected rows")
 
 
 @app.command()
 def retry(context: typer.Context, rows: Rows = None, everything: AllOption = False) -> None:
-    """Send rejected rows again, once what made the queue refuse them is mended."""
+    """Send rejected rows again; repair the reason for the refusal first."""
 
     async def work(rejected: "RejectedRows") -> int:
         return await rejected.retry(await _chosen(rejected, rows, everything))
@@ -57,7 +59,7 @@ def retry(context: typer.Context, rows: Rows = None, everything: AllOption = Fal
 
 @app.command()
 def discard(context: typer.Context, rows: Rows = None, everything: AllOption = False) -> None:
-    """Delete rejected rows for good: no listener will get their events."""
+    """Delete rejected rows permanently: no listener will get their events."""
 
     async def work(rejected: "RejectedRows") -> int:
         return await rejected.discard(await _chosen(rejected, rows, everything))
@@ -70,9 +72,11 @@ async def _chosen(rejected: "RejectedRows", rows: list[int] | None, everything: 
     from beneath.errors import UsageError
 
     if bool(rows) == everything:
-        raise UsageError("say which rows: either their numbers, or --all")
+        raise UsageError("select rejected rows by their numbers, or with --all")
     if rows and (missing := await rejected.missing(rows)):
-        raise UsageError(f"there is no rejected row {missing[0]}; nothing was changed")
+        raise UsageError(
+            f"there is no rejected row {missing[0]}, so nothing was changed; list them with `beneath bus outbox list`"
+        )
     return rows or None
 
 

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def start(
     context: typer.Context,
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="control-server, control-worker, or all.")],
-    reload: Annotated[bool, typer.Option("--reload", help="Start again whenever a source file changes.")] = False,
+    reload: Annotated[bool, typer.Option("--reload", help="Restart when a source file changes.")] = False,
     config: ConfigOption = None,
     overrides: SetOption = None,
     parent_fd: Annotated[int | None, typer.Option("--parent-fd", hidden=True)] = None,
 ) -> None:
-    """Run parts of the application until a signal stops them."""
+    """Run parts of the application until a signal shuts them down."""
     from beneath.startables import select
     from dependencies import Container
 
@@ -61,14 +61,11 @@ def _refuse_split_memory(container: "Container", names: list[str]) -> None:
     if container.infra.mq().features.multi_process:
         return
     settings = container.settings()
+    reason = f"mq.driver={settings.mq.driver} keeps the queue inside one process"
     if len(select(names)) < len(STARTABLES):
-        raise UsageError(
-            f"mq.driver={settings.mq.driver} lives inside one process: run `beneath start all`, or set mq.driver=sql"
-        )
+        raise UsageError(f"{reason}: run `beneath start all`, or set mq.driver=sql")
     if settings.worker.processes > 1:
-        raise UsageError(
-            f"mq.driver={settings.mq.driver} lives inside one process: set worker.processes=1, or mq.driver=sql"
-        )
+        raise UsageError(f"{reason}: set worker.processes=1, or mq.driver=sql")
 
 
 async def _leave_after(work: Awaitable[None]) -> NoReturn:

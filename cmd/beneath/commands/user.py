@@ -10,22 +10,24 @@ if TYPE_CHECKING:
     from dependencies import Container
     from services.user.service import SignUp
 
-app = typer.Typer(no_args_is_help=True, help="Users.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, help="Create users.", rich_markup_mode=None)
 
 
 @app.callback()
 def group() -> None:
-    """Users."""
+    """Create users."""
 
 
 @app.command()
 def create(
     context: typer.Context,
     email: Annotated[str, typer.Argument(metavar="EMAIL")],
-    name: Annotated[str | None, typer.Option(help="What to call them; by default what stands before the @.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The user's name; by default the part of EMAIL before the @.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Create a user, with organization and project, and print the secret: it cannot be shown again."""
+    """Create a user with an organization and a project, and print the secret, which is shown only once."""
     container = container_of(context)
     shared_queue(container)
     created = run(_create(container, email, name or email.partition("@")[0]))
