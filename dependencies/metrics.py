@@ -1,4 +1,4 @@
-"""What the bus and the queue count, as samples for telemetry."""
+"""Metrics of the bus, the queue and the outbox, as samples for telemetry."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -11,8 +11,33 @@ from infra.mq import MessageQueue, SubscriptionStats
 from infra.telemetry import Sample
 
 _GAUGES = frozenset({"running", "lag_seconds"})
-_BUS_HELP = "What the bus did in this process since its start."
-_LISTENER_HELP = "What one durable listener did in this process since its start."
+_HELP = {
+    # Of the bus, in this process since its start.
+    "published": "Events accepted: committed, or sent.",
+    "publish_failures": "Publishes that the queue refused, or has not accepted yet.",
+    "outbox_rejected": "Outbox rows that the queue refused permanently.",
+    "broadcasts_sent": "Broadcasts sent.",
+    "broadcasts_dropped": "Broadcasts of transactions that were not sent.",
+    "broadcasts_received": "Broadcasts received from other processes.",
+    "broadcast_gaps": "Times in which broadcasts may have been missed.",
+    "broadcast_failures": "Broadcast listeners that raised, and broadcasts that could not be decoded.",
+    "takeovers": "Deliveries taken over from dead workers.",
+    "loop_stalls": "Times that the event loop was blocked.",
+    "heartbeat_failures": "Errors of the heartbeat thread itself.",
+    "queue_errors": "Calls to the queue that failed.",
+    # Of one async listener, in this process since its start.
+    "handled": "Deliveries handled, discarded ones included.",
+    "failed": "Attempts that failed.",
+    "timed_out": "Attempts that failed by their timeout.",
+    "deferred": "Deliveries deferred by RetryLater.",
+    "discarded": "Deliveries ended by Discard.",
+    "parked": "Deliveries parked: this process does not know the event.",
+    "dead": "Deliveries that became dead letters.",
+    "fenced": "Outcomes that the queue ignored: the delivery had another owner by then.",
+    "running": "Handlers running now.",
+    "busy_seconds": "Seconds spent in handlers, waiting included.",
+    "lag_seconds": "Seconds from publish to the start of the latest handler.",
+}
 _QUEUE_HELP = "Deliveries in the queue, over all processes, by listener and state."
 _TASK_HELP = "Failures of a background task of the bus in this process since its start."
 _FAILING_HELP = "Failures in a row of a background task of the bus; 0 while it makes progress."
@@ -22,14 +47,14 @@ _STATES = ("ready", "retrying", "scheduled", "in_flight", "parked", "blocked", "
 def bus_samples(bus: Bus) -> Iterator[Sample]:
     """Yield every counter of `bus.metrics`."""
     for name, value in _numbers(bus.metrics):
-        yield Sample(f"bus_{name}", _BUS_HELP, _kind(name), value, {})
+        yield Sample(f"bus_{name}", _HELP[name], _kind(name), value, {})
     for listener, metrics in list(bus.metrics.listeners.items()):
         for name, value in _numbers(metrics):
-            yield Sample(f"listener_{name}", _LISTENER_HELP, _kind(name), value, {"listener": listener})
+            yield Sample(f"listener_{name}", _HELP[name], _kind(name), value, {"listener": listener})
 
 
 def task_samples(bus: Bus) -> Iterator[Sample]:
-    """Yield how the bus's background tasks are doing."""
+    """Yield the failures of the bus's background tasks."""
     for each in bus.background_tasks:
         labels = {"task": each.name}
         yield Sample("bus_task_failures", _TASK_HELP, "counter", each.failures_total, labels)
@@ -37,19 +62,19 @@ def task_samples(bus: Bus) -> Iterator[Sample]:
 
 
 async def queue_samples(mq: MessageQueue) -> list[Sample]:
-    """Return what every subscription holds; raises what `MessageQueue.stats` does."""
+    """Return the deliveries of each subscription; raises what `MessageQueue.stats` does."""
     return [sample for each in await mq.stats() for sample in _subscription(each, mq.time())]
 
 
 async def outbox_samples(bus: Bus, clock: Clock) -> list[Sample]:
-    """Return what waits in the outbox; nothing ever does where the queue is in the application's database."""
+    """Return the number and age of the outbox's rows; always 0 where the queue is in the application's database."""
     waiting, oldest = await bus.outbox_backlog()
     age = 0.0 if oldest is None else max(0.0, clock.time() - oldest)
     rejected = await bus.outbox_rejected()
     return [
         Sample("outbox_rows", "Events that wait in the outbox for the queue.", "gauge", waiting, {}),
-        Sample("outbox_oldest_seconds", "Age of the oldest of them.", "gauge", age, {}),
-        Sample("outbox_rejected_rows", "Rows that the queue refused for good.", "gauge", rejected, {}),
+        Sample("outbox_oldest_seconds", "Age of the oldest event that waits in the outbox.", "gauge", age, {}),
+        Sample("outbox_rejected_rows", "Outbox rows that the queue refused permanently.", "gauge", rejected, {}),
     ]
 
 
@@ -58,9 +83,11 @@ def _subscription(each: SubscriptionStats, now: float) -> Iterator[Sample]:
     for state in _STATES:
         yield Sample("queue_deliveries", _QUEUE_HELP, "gauge", getattr(each, state), {**labels, "state": state})
     oldest = 0.0 if each.oldest is None else max(0.0, now - each.oldest)
-    yield Sample("queue_oldest_seconds", "Age of the oldest unfinished delivery.", "gauge", oldest, labels)
+    yield Sample(
+        "queue_oldest_seconds", "Age of the oldest unfinished delivery that is not scheduled.", "gauge", oldest, labels
+    )
     yield Sample("queue_workers", "Live workers that have the listener.", "gauge", each.workers, labels)
-    yield Sample("queue_paused", "Whether the listener is paused.", "gauge", each.paused, labels)
+    yield Sample("queue_paused", "1 while the listener is paused, else 0.", "gauge", each.paused, labels)
 
 
 def _numbers(metrics: BusMetrics | ListenerMetrics) -> Iterator[tuple[str, float]]:

@@ -30,9 +30,11 @@ def _network(text: str) -> str:
     try:
         network = ip_network(text)
     except ValueError:
-        raise ValueError(f"not an address or a network: {text!r}; expected 10.0.0.1, 10.0.0.0/8 or the like") from None
+        raise ValueError(
+            f"not an address or a network: {text!r}; expected for example 10.0.0.1 or 10.0.0.0/8"
+        ) from None
     if network.prefixlen == 0:
-        raise ValueError(f"{text} is everyone; name the proxies' own addresses")
+        raise ValueError(f"{text} covers every address; name the proxies' own addresses")
     return str(network)
 
 
@@ -57,12 +59,12 @@ def clean_text(text: str) -> str:
     """
     text = text.strip(AROUND)
     if not text:
-        raise ValueError("it is empty; leave it out to have the default")
+        raise ValueError("it is empty; remove the setting to get the default")
     for each in text:
         if not each.isprintable():
-            raise ValueError(f"it holds the character U+{ord(each):04X}, which cannot be part of it")
+            raise ValueError(f"it contains the character U+{ord(each):04X}, which is not allowed")
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`":
-        raise ValueError("it stands in quotation marks, which are taken for a part of it; remove them")
+        raise ValueError("it is in quotation marks, which would be part of the value; remove them")
     return text
 
 
@@ -94,10 +96,10 @@ class DbSettings(Section):
     """The application's database."""
 
     url: Url = Url("sqlite:///./data/beneath.db")
-    """Where it is. `sqlite:///./relative/path.db`, `sqlite:////absolute/path.db`, or `postgresql://user:password@host/name`."""
+    """Its URL: `sqlite:///./relative/path.db`, `sqlite:////absolute/path.db`, or `postgresql://user:password@host/name`."""
 
     busy_timeout: Seconds = 10.0
-    """Seconds that a writer waits for SQLite's write lock before it gives up."""
+    """Seconds that a writer waits for SQLite's write lock before it fails."""
 
 
 class RedisSettings(Section):
@@ -115,13 +117,13 @@ class MqSettings(Section):
     `redis`: in the Redis or Valkey of `mq.redis.url`, with an outbox in the database of `db.url`."""
 
     connect_timeout: Seconds = 10.0
-    """Seconds to wait for the queue at the start."""
+    """Seconds that a connection to the queue may take at the start."""
 
     dedupe_window: Seconds = 120.0
-    """Seconds for which the same message id is accepted only once."""
+    """Seconds in which the queue accepts a message id only once, and drops duplicates."""
 
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "beneath"
-    """Redis: what every key begins with, so that several applications can share a server."""
+    """Prefix of all keys in Redis, so that several applications can share a server."""
 
     redis: RedisSettings = RedisSettings()
 
@@ -130,10 +132,10 @@ class BusSettings(Section):
     """The event bus."""
 
     max_payload: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
-    """Largest event, in bytes, headers included; what the queue takes at most may be less."""
+    """Largest event, in bytes, headers included; the limit of the queue may be lower."""
 
     inbox_retention: Annotated[float, Field(ge=60, allow_inf_nan=False)] = 7 * 86_400.0
-    """Seconds for which a `once=True` listener remembers a message, so as not to handle it twice."""
+    """Seconds for which the inbox of `once=True` listeners keeps handled messages, to detect duplicates."""
 
 
 class ControlSettings(Section):
@@ -143,10 +145,10 @@ class ControlSettings(Section):
     """Address to listen at; `0.0.0.0` for every interface."""
 
     port: Port = 4000
-    """Port to listen at; 0 takes any free one. Serves health and metrics too."""
+    """Port to listen at; 0 takes any free port. It serves health and metrics too."""
 
     grace: Seconds = 10.0
-    """Seconds that open requests get to finish at a stop."""
+    """Seconds that a shutdown waits for open requests."""
 
     max_body: Annotated[int, Field(ge=1024, le=1024 * 1024 * 1024)] = 1024 * 1024
     """Largest request body, in bytes."""
@@ -158,65 +160,65 @@ class ControlSettings(Section):
     """Sign-ups from one address in an hour, by each process; see `control.trusted_proxies`."""
 
     max_invites: Annotated[int, Field(ge=1)] = 100
-    """Invites from one address in an hour, by each process, whoever makes them."""
+    """Invites from one address in an hour, by each process, over all users."""
 
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 500
-    """Connections that are open at the same time. One more ends the one that has kept the server waiting longest. Half
-    of the process's file descriptors (`ulimit -n`) are the bound beyond that."""
+    """Connections that are open at the same time, but at most half of the process's file descriptors (`ulimit -n`). At
+    the limit a new connection ends the one that has kept the server waiting longest."""
 
     request_timeout: Seconds = 20.0
     """Seconds from a request's first byte to its last, and for a client to take 64 KiB of its answer."""
 
     keep_alive: Seconds = 5.0
-    """Seconds that a connection may wait for another request; set it above that of the proxy's."""
+    """Seconds that a connection may wait for another request; set it above the same setting of the proxy."""
 
     trusted_proxies: list[Network] = []
-    """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, such as
-    `[127.0.0.1, 10.0.0.0/8]`. From anyone else these headers are ignored, and `Forwarded` always is."""
+    """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` the server trusts, such as
+    `[127.0.0.1, 10.0.0.0/8]`. It ignores these headers from other clients, and `Forwarded` always."""
 
 
 class WorkerSettings(Section):
     """The control worker: async listeners."""
 
     processes: Annotated[int, Field(ge=1, le=256)] = 1
-    """Worker processes. With more than 1 they are supervised and restarted, at ports `worker.port`, + 1, + 2, ..."""
+    """Worker processes. More than 1 are supervised and restarted, at ports `worker.port`, + 1, + 2, ..."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address at which a worker serves health and metrics."""
 
     port: Port = 4001
-    """Port at which a worker serves health and metrics; 0 takes any free one. Not used where the control server runs in
+    """Port at which a worker serves health and metrics; 0 takes any free port. Not used if the control server runs in
     the same process: its port serves both."""
 
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Connections to that port that are open at the same time; see `control.max_connections`."""
 
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 16
-    """Deliveries that one listener handles at the same time in one process, unless the listener says otherwise."""
+    """Deliveries that one listener handles at the same time in one process, unless the listener sets another number."""
 
     prefetch: Annotated[int, Field(ge=1, le=10_000)] = 100
-    """Deliveries that one process fetches ahead, beyond those it handles."""
+    """Deliveries that one process claims ahead, beyond those that it handles."""
 
     timeout: Seconds | None = 60.0
-    """Seconds that a handler may take, unless its listener says otherwise; null for no limit."""
+    """Seconds that a handler may take, unless its listener sets another timeout; null for no limit."""
 
     max_crashes: Annotated[int, Field(ge=1, le=100)] = 3
-    """Deaths of its process, while it ran alone in it, after which a delivery becomes a dead letter."""
+    """Crashes of a worker while a delivery runs alone in it, after which the delivery becomes a dead letter."""
 
     grace: Seconds = 30.0
-    """Seconds that running handlers get to finish at a stop; the rest is given back, uncharged."""
+    """Seconds that a shutdown waits for running handlers; other claims are released without counting an attempt."""
 
     max_stall: Seconds = 60.0
-    """Seconds that a handler may block the event loop before its worker counts as dead."""
+    """Seconds that a handler may block the event loop before its worker is considered dead."""
 
     lease: Seconds = 10.0
-    """Seconds without a sign of life after which a worker counts as dead. SQLite goes by a lock on a file instead."""
+    """Seconds after which a worker's lease expires unless it is renewed. SQLite uses a lock on a file instead."""
 
     renew: Seconds = 3.0
-    """Seconds between two signs of life; well below `worker.lease`."""
+    """Seconds between two renewals of the lease; at most half of `worker.lease`."""
 
     recover_every: Seconds = 2.0
-    """Seconds between two looks for dead workers and for deliveries that this code can now handle."""
+    """Seconds between two checks for dead workers and for parked deliveries that this code can handle."""
 
     @model_validator(mode="after")
     def _renewed_in_time(self) -> Self:
@@ -230,7 +232,7 @@ class LogSettings(Section):
     """Logs, on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe that is shown."""
+    """The lowest level that is logged."""
 
     format: Literal["auto", "json", "console"] = "auto"
     """`json`: one object a line. `console`: coloured, for people. `auto`: json in production, else console."""
@@ -240,17 +242,17 @@ class MailSettings(Section):
     """Outgoing mail."""
 
     smtp_url: Url | None = None
-    """The server that takes mail: `smtp://user:password@host:port`, `smtp+starttls://...` to insist on encryption,
+    """URL of the mail server: `smtp://user:password@host:port`, `smtp+starttls://...` to insist on encryption,
     or `smtps://...`. null: mails are written to `mail.folder`."""
 
     folder: Path = Path("data/mail")
-    """Where mails are written as `.eml` files, without a server."""
+    """Folder to which mails are written as `.eml` files if `mail.smtp_url` is null."""
 
     sender: str = "Beneath <no-reply@localhost>"
-    """The From of every mail."""
+    """The From header of every mail."""
 
     timeout: Seconds = 10.0
-    """Seconds that one step of handing a mail to the server may take."""
+    """Seconds that one step of sending a mail to the server may take."""
 
     @field_validator("smtp_url")
     @classmethod
@@ -265,7 +267,7 @@ class MailSettings(Section):
         try:
             return folder.expanduser()
         except RuntimeError:
-            raise ValueError("the home folder in it is unknown; write the whole path") from None
+            raise ValueError("it contains ~, but the home folder is unknown; write the whole path") from None
 
     @field_validator("sender")
     @classmethod
@@ -278,7 +280,7 @@ class OrganizationSettings(Section):
     """Organizations and their members."""
 
     invite_lifetime: Annotated[float, Field(gt=0, le=365 * 86_400, allow_inf_nan=False)] = 7 * 86_400.0
-    """Seconds until an invite that nobody accepted expires."""
+    """Seconds until a pending invite expires."""
 
     max_invites: Annotated[int, Field(ge=1, le=10_000)] = 50
     """Invites that one user may make in an hour, over all organizations and processes."""
@@ -292,7 +294,7 @@ class Settings(BaseSettings):
     )
 
     env: Env = "development"
-    """What this process is for: picks the settings file, and how strict and how talkative it is."""
+    """The environment: chooses the settings file, whether migrations are applied at the start, and the log's format."""
 
     @field_validator("env", mode="before")
     @classmethod

@@ -100,7 +100,13 @@ class _Reading:
                 self._latest = await self._read()
 
     def samples(self) -> Iterable[Sample]:
-        up = Sample(f"{self._name}_up", "Whether it answered.", "gauge", self._latest is not None, {})
+        up = Sample(
+            f"{self._name}_up",
+            "1 if it answered at the latest read, else 0; while 0, its other metrics are missing.",
+            "gauge",
+            self._latest is not None,
+            {},
+        )
         return (up, *(self._latest or ()))
 
 
