@@ -51,7 +51,10 @@ def listeners(context: typer.Context, as_json: JsonOption = False) -> None:
 def explain(
     context: typer.Context, event: Annotated[str, typer.Argument(metavar="EVENT")], as_json: JsonOption = False
 ) -> None:
-    """List the listeners of EVENT: where each runs, and when it is retried."""
+    """List the listeners of an event.
+
+    For each listener of EVENT: where it runs, and when it is retried.
+    """
     from beneath.describe import event_description, explanation, find_event
 
     bus = _registered(container_of(context))
@@ -64,7 +67,10 @@ def explain(
 
 @app.command()
 def stats(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Show the deliveries of each listener, also of listeners that this code does not have."""
+    """Count the deliveries of each listener.
+
+    Listeners that this code does not have are included.
+    """
     from infra.logging import mask_output
 
     found, warnings, now = in_queue(context, _inspect)
@@ -90,7 +96,10 @@ def publish(
         str | None, typer.Option("--id", help="Accept this id only once within the dedupe window.")
     ] = None,
 ) -> None:
-    """Publish an event: sync listeners run in this command, in one transaction; async listeners run in a worker."""
+    """Publish an event.
+
+    Sync listeners run in this command, in one transaction; async listeners run in a worker.
+    """
     container = container_of(context)
     shared_queue(container)
     run(_publish(container, event, fields, message_id))
@@ -99,7 +108,10 @@ def publish(
 
 @app.command()
 def pause(context: typer.Context, listener: ListenerArgument) -> None:
-    """Stop claims for a listener in every process, until it is resumed."""
+    """Pause a listener.
+
+    No process claims its deliveries until it is resumed.
+    """
     _change(context, listener, lambda mq: mq.pause(listener))
     typer.echo(f"paused {listener}")
 
@@ -120,7 +132,10 @@ def unblock(
         bool, typer.Option("--skip", help="Turn the event that blocks the key into a dead letter.")
     ] = False,
 ) -> None:
-    """Unblock an ordering key: attempt its first event anew, or skip it."""
+    """Unblock an ordering key of a listener.
+
+    Its first event is attempted anew or, with --skip, becomes a dead letter.
+    """
     _change(context, listener, lambda mq: mq.unblock(listener, key, skip=skip))
     typer.echo(f"unblocked {key} of {listener}")
 
@@ -134,9 +149,10 @@ def retire(
         Literal["refuse", "discard", "dead"], typer.Option(help="What to do with deliveries that wait.")
     ] = "refuse",
 ) -> None:
-    """Remove the subscription of a listener that the code no longer has.
+    """Remove a listener's subscription.
 
-    Refused while a live worker has the listener, or, by default, while deliveries wait for it.
+    For a listener that the code no longer has. Refused while a live worker has the listener, or, by default, while
+    deliveries wait for it.
     """
     count = _change(context, listener, lambda mq: mq.retire(listener, event=event, backlog=backlog))
     typer.echo(f"retired {listener}; {_deliveries(count)} waited for it")

@@ -15,7 +15,10 @@ def generate(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write; - for standard output.")],
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write a settings file with every setting, its default and its meaning, all commented out."""
+    """Write a file with every setting.
+
+    Each with its default and its meaning, all commented out.
+    """
     from beneath.errors import UsageError
     from dependencies.template import render_template
 

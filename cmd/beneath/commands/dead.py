@@ -48,7 +48,10 @@ def show(
     dead_id: Annotated[str, typer.Argument(metavar="ID")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show one dead letter: its event and its last error."""
+    """Show one dead letter.
+
+    Its event, its last error and its traceback.
+    """
     from infra.logging import mask_output
 
     letter = in_queue(context, lambda mq: _one(mq, dead_id))
@@ -70,7 +73,10 @@ def retry(
     event: EventOption = None,
     everything: AllOption = False,
 ) -> None:
-    """Deliver dead letters to their own listener again, with their failures reset."""
+    """Retry dead letters.
+
+    Each is delivered to its own listener again, with its failures reset.
+    """
 
     async def work(mq: "MessageQueue") -> int:
         return await mq.retry_dead(await _chosen(mq, ids, listener, event, everything))

@@ -25,7 +25,7 @@ def up(context: typer.Context) -> None:
 
 @app.command()
 def status(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Show the applied, pending and unknown migrations of the database."""
+    """Show the state of the migrations."""
     found = run(_status(container_of(context)))
     rows = [
         {

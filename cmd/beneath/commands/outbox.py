@@ -34,7 +34,10 @@ def list_rows(
     after: Annotated[int, typer.Option(min=0, max=LARGEST, help="Start after this row.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """List rejected rows, oldest first: committed events that the queue refused permanently, and why."""
+    """List rejected rows, oldest first.
+
+    These are committed events that the queue refused permanently, with the reason.
+    """
 
     async def find(rows: "RejectedRows") -> "list[RejectedRow]":
         return await rows.list(limit=limit, after=after)
@@ -49,7 +52,10 @@ def list_rows(
 
 @app.command()
 def retry(context: typer.Context, rows: Rows = None, everything: AllOption = False) -> None:
-    """Send rejected rows again; repair the reason for the refusal first."""
+    """Send rejected rows again.
+
+    Repair the reason for the refusal first.
+    """
 
     async def work(rejected: "RejectedRows") -> int:
         return await rejected.retry(await _chosen(rejected, rows, everything))
@@ -59,7 +65,10 @@ def retry(context: typer.Context, rows: Rows = None, everything: AllOption = Fal
 
 @app.command()
 def discard(context: typer.Context, rows: Rows = None, everything: AllOption = False) -> None:
-    """Delete rejected rows permanently: no listener will get their events."""
+    """Delete rejected rows permanently.
+
+    No listener will get their events.
+    """
 
     async def work(rejected: "RejectedRows") -> int:
         return await rejected.discard(await _chosen(rejected, rows, everything))

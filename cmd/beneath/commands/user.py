@@ -27,7 +27,10 @@ def create(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Create a user with an organization and a project, and print the secret, which is shown only once."""
+    """Create a user and print the secret.
+
+    The user gets an organization and a project. The secret is shown only once.
+    """
     container = container_of(context)
     shared_queue(container)
     created = run(_create(container, email, name or email.partition("@")[0]))
