@@ -122,7 +122,7 @@ async def test_queue_time_runs_a_tenth_slower_until_it_agrees_with_the_server(se
     async with new_store(server) as store:
         start = time.time()
 
-        async def reached(ahead: float) -> tuple[float, bool]:
+        async def reached(ahead: float) -> tuple[object, bool]:
             await set_server_clock(store, ahead)
             query = "SELECT reached, slower FROM beneath_time_1('-infinity', 'infinity')"
             [[seconds, slower]] = await server.fetch(query, database=store.database)

@@ -109,6 +109,16 @@ async def claim(driver: Driver, name: str) -> None:
     assert len(claimed.claims) == 100
 
 
+async def claim_past(driver: Driver) -> None:
+    claimed = await claiming.claim(driver, 5, 0, {WORK: 100}, [float("-inf")], NOW, scheduled_start=NOW - 1)
+    assert len(claimed.claims) == 100
+
+
+async def begin_to_retire(driver: Driver) -> None:
+    found = retiring.Found(0, await retiring.last_number(driver))
+    await retiring.begin(driver, WORK, "Else", "refuse", found, NOW, 10.0)
+
+
 async def retire(driver: Driver, event: str) -> None:
     number = (await registry.get(driver, WORK)).id
     retirement = retiring.Retirement(number, event, "dead", states=[0])
@@ -194,6 +204,39 @@ STEPS = {
     "forget ids": Step(
         remembered("beneath_accepted", "event, id, at", "'Happened', 'm' || n, n"),
         lambda it: publishing.forget_ids(it, NOW),
+    ),
+    # As while a transaction is open that began before: what was deleted stays in the indexes.
+    "claim behind what was promoted": Step(
+        lambda n: [
+            living(),
+            deliveries(n, state=3),
+            "DELETE FROM beneath_delivery",
+            deliveries(100, state=0),
+        ],
+        claim_past,
+    ),
+    "promote behind what was promoted": Step(
+        lambda n: [
+            deliveries(n, state=3),
+            "DELETE FROM beneath_delivery",
+            deliveries(100, state=3, due=str(NOW)),
+        ],
+        lambda it: publishing.promote(it, NOW, after=(NOW - 1, 0)),
+    ),
+    "forget ids behind what was forgotten": Step(
+        lambda n: [
+            *remembered("beneath_accepted", "event, id, at", "'Happened', 'm' || n, n")(n),
+            "DELETE FROM beneath_accepted",
+            *remembered("beneath_accepted", "event, id, at", f"'Happened', 'm' || n, {NOW}")(100),
+        ],
+        lambda it: publishing.forget_ids(it, NOW, NOW - 1),
+    ),
+    "begin to retire an event without a backlog": Step(
+        lambda n: [
+            deliveries(n, state=0),
+            f"INSERT INTO beneath_route SELECT 'Else', id FROM beneath_subscription WHERE name = '{WORK}'",  # noqa: S608
+        ],
+        begin_to_retire,
     ),
     "forget frames": Step(
         remembered("beneath_broadcast", "origin, at, frame", "'', n, '\\x00'"),

@@ -10,7 +10,7 @@ import pytest
 from infra.db.postgresql_driver import Driver
 from infra.mq import QueueError, QueueUnavailable
 from infra.mq.drivers.sql import SqlQueue
-from infra.mq.drivers.sql.postgres import claiming
+from infra.mq.drivers.sql.postgres import claiming, workers
 from infra.mq.drivers.sql.postgres.holdings import Holdings
 from infra.mq.types import Claim, Delivery, Outcome, Settlement
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
@@ -121,8 +121,9 @@ async def test_a_worker_that_leaves_during_its_claim_leaves_nothing_behind(store
 
 
 async def test_a_claim_of_an_owner_without_a_worker_is_recovered(
-    server: PostgresServer, store: Store, queue: SqlQueue
+    server: PostgresServer, store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(workers, "ORPHANS_SLOW", float("inf"))
     victim, rescuer = await consumer(queue), await consumer(queue)
     await queue.publish(messages(3, keys=3))
     assert len(await victim.fetch(WANTS, wait=0)) == 6

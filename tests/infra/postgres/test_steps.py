@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import text
 
 from infra.db import Database
 from infra.db.postgresql_driver import Driver
@@ -21,6 +22,7 @@ from infra.mq.drivers.sql.postgres import (
     retiring,
     settling,
 )
+from infra.mq.drivers.sql.postgres.forgetting import Forgetter
 from infra.mq.queue import FETCH_BYTES
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
 from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
@@ -123,7 +125,7 @@ async def test_what_a_worker_held_is_given_back_in_steps(
     transactions = Transactions(queue, monkeypatch)
     if act == "recover":
         victim.abandon()
-        transactions.refuse = 8
+        transactions.refuse = 5
         with pytest.raises(QueueUnavailable):
             await rescuer.recover()
         assert 0 < await store.count("mailbox", "state = 1") < 30
@@ -151,7 +153,7 @@ async def test_a_worker_that_is_being_recovered_is_dead_for_everybody(
     monkeypatch.setattr(keeper.observer, "dead", lambda _: [(number, seen[number])])
     monkeypatch.setattr(backend(queue)._workers, "_is_alive_here", lambda _: False)
     transactions = Transactions(queue, monkeypatch)
-    transactions.refuse = 6  # the first step after the one that ends its lease
+    transactions.refuse = 3  # the first step after the one that ends its lease
     with pytest.raises(QueueUnavailable):
         await rescuer.recover()
     assert not await asyncio.to_thread(victim.renew)
@@ -285,6 +287,105 @@ async def test_promotion_passes_over_what_other_transactions_hold(
         while len(handled) < 41:
             handled += await handle_all(worker, {MAIL: 100})
     assert sorted(handled[20:]) == sorted(["now", *(f"held {n}" for n in range(20))])
+
+
+async def test_promotion_passes_over_a_message_of_which_one_delivery_is_locked(
+    store: Store, queue: SqlQueue, opened: tuple[SqlQueue, Database]
+) -> None:
+    due_at = queue.time() + 0.5
+    await queue.publish([message(name, key=name, due_at=due_at) for name in ("held", "free")])
+    worker = await consumer(queue)
+    lock = text("SELECT 1 FROM beneath_delivery WHERE message_id = 'held' ORDER BY id DESC LIMIT 1 FOR UPDATE")
+    async with opened[1].transaction() as other:
+        await other.session.execute(lock)
+        handled: list[str] = []
+        async with asyncio.timeout(20):
+            while len(handled) < 2:
+                handled += await handle_all(worker, WANTS)
+    assert handled == ["free", "free"]
+    async with asyncio.timeout(20):
+        while len(handled) < 4:
+            handled += await handle_all(worker, WANTS)
+    assert handled[2:] == ["held", "held"]
+
+
+async def test_promotion_that_fails_keeps_nothing_from_being_claimed(
+    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise QueueUnavailable("refused")
+
+    await queue.publish([message("later", due_at=queue.time() + 0.05)])
+    await queue.publish([message("now")])
+    await asyncio.sleep(0.1)
+    worker = await consumer(queue)
+    monkeypatch.setattr(publishing, "promote", fail)
+    assert await handle_all(worker, WANTS) == ["now", "now"]
+
+
+@pytest.mark.parametrize("name", [WORK, MAIL])
+@pytest.mark.parametrize("backlog", ["discard", "dead"])
+async def test_nothing_of_an_event_that_is_being_retired_is_handed_out(
+    queue: SqlQueue,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    backlog: Any,  # noqa: ANN401
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise QueueUnavailable("refused")
+
+    both = ["Happened", "Else"]
+    await queue.declare([subscription(WORK, events=both), subscription(MAIL, events=both, ordered=True)], [])
+    await queue.publish([*messages(25), message("kept", event="Else", key="k0")])
+    with monkeypatch.context() as patch:
+        patch.setattr(retiring, "step", fail)
+        with pytest.raises(QueueUnavailable):
+            await queue.retire(name, event="Happened", backlog=backlog)
+    worker = await consumer(queue)
+    handled: list[str] = []
+    for _ in range(4):
+        handled += await handle_all(worker, {name: 100})
+    assert handled == ["kept"]
+    assert len(await queue.dead_letters(limit=50)) == (25 if backlog == "dead" else 0)
+    assert await queue.retire(name, event="Happened") == 0
+
+
+async def test_what_arrives_while_a_backlog_is_counted_makes_the_retirement_fail(
+    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = retiring.count_backlog
+
+    async def late(driver: Driver, **named: Any) -> int:  # noqa: ANN401  # as it comes
+        count = await honest(driver, **named)
+        await queue.publish([message("late")])
+        return count
+
+    monkeypatch.setattr(retiring, "count_backlog", late)
+    with pytest.raises(ListenerInUse, match="1 deliveries"):
+        await queue.retire(WORK, event="Happened")
+    assert await handle_all(await consumer(queue), {WORK: 10}) == ["late"]
+    monkeypatch.undo()
+    assert await queue.retire(WORK, event="Happened") == 0
+
+
+async def test_forgetting_goes_on_from_where_it_ended_and_now_and_then_from_the_start(
+    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[float, float]] = []
+    answers: list[float | None] = [3.0, 7.0, None, None, 2.0, None]
+
+    async def step(_: Driver, before: float, after: float) -> float | None:
+        begun.append((before, after))
+        return answers.pop(0)
+
+    forgetter = Forgetter(backend(queue)._connections, 100.0, 100.0)
+    monkeypatch.setattr(forgetter, "_kinds", ((step, 10.0),))
+    await forgetter.forget(20.0)
+    await forgetter.forget(30.0)
+    forgetter._anew_at = 0.0
+    await forgetter.forget(40.0)
+    start = float("-inf")
+    assert begun == [(10.0, start), (10.0, 3.0), (10.0, 7.0), (20.0, 10.0), (30.0, start), (30.0, 2.0)]
 
 
 async def test_a_publisher_to_a_mailbox_with_many_overdue_deliveries_joins_them_in_order(

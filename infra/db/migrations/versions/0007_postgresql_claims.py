@@ -17,6 +17,9 @@ depends_on = None
 SUSPECT = 2
 """From so many takeovers on, a delivery is claimed alone."""
 
+RETIRED = "its subscription was retired"
+"""The error of dead letters that had none."""
+
 INDEXED = (
     "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "
     "SET enable_hashjoin = off SET enable_mergejoin = off"
@@ -43,10 +46,11 @@ TABLES = (
 CLAIM = f"""
 -- Returns a row for each delivery; those of a mailbox have its due time and turn for a place. A row without a name says
 -- that scheduled messages are due. Bodies beyond the first are at most `bytes` together. What was due before its
--- subscription's time in `starts` is left alone.
+-- subscription's time in `starts`, or before `scheduled_start`, is left alone. What is being retired is removed instead
+-- of handed out.
 CREATE FUNCTION beneath_claim_2(
-    worker bigint, its_epoch bigint, names text[], limits integer[], starts double precision[], batch integer,
-    bytes bigint, now_at double precision
+    worker bigint, its_epoch bigint, names text[], limits integer[], starts double precision[],
+    scheduled_start double precision, batch integer, bytes bigint, now_at double precision
 ) RETURNS TABLE (
     name text, fence bigint, place_at double precision, place bigint, id bigint, message_id text, event text,
     ordering_key text, mailbox text, body bytea, published_at double precision, failures integer, deferrals integer,
@@ -64,6 +68,7 @@ DECLARE
     claimed bigint[];
     claimed_at double precision[];
     number CONSTANT bigint := nextval('beneath_number');
+    retiring CONSTANT boolean := EXISTS (SELECT 1 FROM beneath_retirement WHERE subscription > 0);
     -- How many bytes there is room for, and whether nothing has been handed out: the first may have any size.
     room bigint;
     used bigint := 0;
@@ -87,7 +92,10 @@ BEGIN
         END IF;
         RAISE EXCEPTION 'this worker was taken for dead' USING ERRCODE = 'BN001';
     END IF;
-    IF EXISTS (SELECT 1 FROM beneath_delivery AS d WHERE d.state = 3 AND d.due_at <= now_at) THEN
+    IF EXISTS (
+        SELECT 1 FROM beneath_delivery AS d
+        WHERE d.state = 3 AND d.due_at >= scheduled_start AND d.due_at <= now_at
+    ) THEN
         RETURN NEXT;
     END IF;
 
@@ -121,6 +129,9 @@ BEGIN
         SELECT array_agg(m.name), array_agg(m.id), array_agg(m.due_at), coalesce(max(m.beyond), 0), count(*) = 0
         INTO claimed_names, claimed, claimed_at, used, nothing
         FROM measured AS m WHERE m.beyond <= room;
+        IF retiring THEN
+            PERFORM beneath_remove_retired_2(claimed, now_at);
+        END IF;
         RETURN QUERY
         UPDATE beneath_delivery AS d SET state = 1, owner = worker, fence = number
         FROM unnest(claimed_names, claimed, claimed_at) AS c (name, id, due_at)
@@ -144,15 +155,30 @@ BEGIN
     IF held IS NULL THEN
         RETURN;
     END IF;
+    IF retiring THEN
+        PERFORM beneath_remove_retired_2(ARRAY(
+            SELECT d.id FROM unnest(held, held_keys, held_firsts) AS h (subscription, key, first_id)
+            CROSS JOIN LATERAL (
+                SELECT t.id FROM beneath_delivery AS t
+                WHERE t.state = 4 AND t.subscription = h.subscription AND t.mailbox = h.key
+                    AND (t.subscription, t.mailbox, t.id) >= (h.subscription, h.key, h.first_id)
+                ORDER BY t.id LIMIT batch
+            ) AS d
+        ), now_at);
+    END IF;
     -- A new statement: it sees what was added before the locks were had.
     RETURN QUERY
     WITH heads AS MATERIALIZED (
         SELECT h.name, h.subscription, h.key, h.due_at, h.turn, d.id, d.takeovers, octet_length(d.body) AS size,
-            row_number() OVER mine AS nth, coalesce(bool_or(d.takeovers >= {SUSPECT}) OVER mine, false) AS suspects
+            row_number() OVER mine AS nth, coalesce(bool_or(d.takeovers >= {SUSPECT}) OVER mine, false) AS suspects,
+            -- What is left of an event that is being retired is removed by the next claims, before anything behind it.
+            bool_or(retiring AND EXISTS (
+                SELECT 1 FROM beneath_retirement AS r WHERE r.subscription = h.subscription AND r.event = d.event
+            )) OVER mine AS held_up
         FROM unnest(held_names, held, held_keys, held_at, held_turns, held_firsts)
             AS h (name, subscription, key, due_at, turn, first_id)
         CROSS JOIN LATERAL (
-            SELECT t.id, t.takeovers, t.body FROM beneath_delivery AS t
+            SELECT t.id, t.takeovers, t.body, t.event FROM beneath_delivery AS t
             WHERE t.state = 4 AND t.subscription = h.subscription AND t.mailbox = h.key
                 AND (t.subscription, t.mailbox, t.id) >= (h.subscription, h.key, h.first_id)
             ORDER BY t.id LIMIT batch
@@ -161,7 +187,7 @@ BEGIN
     ), measured AS MATERIALIZED (
         SELECT h.*, used + sum(h.size) OVER in_order
             - CASE WHEN nothing THEN first_value(h.size) OVER in_order ELSE 0 END AS beyond
-        FROM heads AS h WHERE h.nth = 1 OR NOT h.suspects
+        FROM heads AS h WHERE (h.nth = 1 OR NOT h.suspects) AND NOT h.held_up
         WINDOW in_order AS (ORDER BY h.due_at, h.turn, h.id)
     ), handed AS MATERIALIZED (
         SELECT m.* FROM measured AS m WHERE m.beyond <= bytes
@@ -188,6 +214,28 @@ BEGIN
     IF held IS NOT NULL THEN
         PERFORM beneath_close_1(held, held_keys, held_firsts, now_at);
     END IF;
+END $$
+"""
+
+REMOVE_RETIRED = f"""
+-- Delete those of these deliveries whose event is being retired from their subscription, or make dead letters of them.
+CREATE FUNCTION beneath_remove_retired_2(ids bigint[], now_at double precision) RETURNS void LANGUAGE plpgsql {INDEXED}
+AS $$
+BEGIN
+    WITH going AS MATERIALIZED (
+        SELECT d.id, r.backlog FROM beneath_delivery AS d CROSS JOIN LATERAL (
+            SELECT t.backlog FROM beneath_retirement AS t WHERE t.subscription = d.subscription AND t.event = d.event
+        ) AS r WHERE d.id = ANY (ids)
+    ), gone AS (
+        DELETE FROM beneath_delivery AS d WHERE d.id = ANY (ARRAY(SELECT id FROM going)) RETURNING d.*
+    )
+    INSERT INTO beneath_dead_letter (
+        subscription, message_id, event, ordering_key, error, traceback, failures, crashes, published_at, died_at, body
+    )
+    SELECT s.name, g.message_id, g.event, g.ordering_key, coalesce(g.last_error, '{RETIRED}'),
+        coalesce(g.last_traceback, ''), g.failures, g.crashes, g.published_at, now_at, g.body
+    FROM gone AS g JOIN going AS i ON i.id = g.id JOIN beneath_subscription AS s ON s.id = g.subscription
+    WHERE i.backlog = 'dead' ORDER BY g.id;
 END $$
 """
 
@@ -312,7 +360,7 @@ END $$
 def upgrade() -> None:
     if op.get_bind().dialect.name != "postgresql":
         return
-    for statement in (*TABLES, CLAIM, SETTLE):
+    for statement in (*TABLES, REMOVE_RETIRED, CLAIM, SETTLE):
         op.get_bind().exec_driver_sql(statement)
 
 
@@ -320,7 +368,7 @@ def downgrade() -> None:
     bind = op.get_bind()
     if bind.dialect.name != "postgresql":
         return
-    for name in ("settle", "claim"):
+    for name in ("settle", "claim", "remove_retired"):
         bind.exec_driver_sql(f"DROP FUNCTION beneath_{name}_2")
     bind.exec_driver_sql("DROP INDEX beneath_delivery_scheduled_subscription")
     bind.exec_driver_sql("ALTER TABLE beneath_worker DROP COLUMN epoch")

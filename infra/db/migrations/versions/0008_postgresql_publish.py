@@ -35,6 +35,12 @@ MOST = 500
 SKEW = 1.0
 """By how many seconds, at most, clocks of two publishers differ."""
 
+PATIENCE = 20
+"""Milliseconds that a step of promotion waits for a row which another transaction has locked."""
+
+STUCK = 3
+"""How often a step of promotion waits so long for single messages; the others are left for later then."""
+
 REFUSED = "program_limit_exceeded OR data_exception OR integrity_constraint_violation"
 """Errors that are the row's own, and will come again."""
 
@@ -138,16 +144,17 @@ END $$
 
 PROMOTE = f"""
 -- One step: let messages that are due take their places: the first `most` deliveries after (`after_at`, `after_id`), or
--- the `chosen` messages. All deliveries of a message go together, so that a cancellation finds all of them
--- or none. What somebody else has locked is left for later. Returns how many deliveries were placed, and where the step
+-- the `chosen` messages. All deliveries of a message go together, so that a cancellation finds all of them or none.
+-- What another transaction has locked is left for later. Returns how many deliveries were placed, and where the step
 -- ended; no place says that nothing comes after it.
 CREATE FUNCTION beneath_promote_2(
     now_at double precision, most integer, after_at double precision, after_id bigint, chosen text[],
     OUT placed integer, OUT last_at double precision, OUT last_id bigint
-) LANGUAGE plpgsql {INDEXED} AS $$
+) LANGUAGE plpgsql SET lock_timeout = '{PATIENCE}ms' {INDEXED} AS $$
 DECLARE
     messages text[] := chosen;
     single text;
+    stuck integer := 0;
 BEGIN
     placed := 0;
     IF chosen IS NULL THEN
@@ -191,12 +198,16 @@ BEGIN
     END IF;
     BEGIN
         placed := beneath_place_2(messages, now_at, false);
-    EXCEPTION WHEN {REFUSED} THEN
+    EXCEPTION WHEN {REFUSED} OR lock_not_available THEN
         FOREACH single IN ARRAY messages LOOP
             BEGIN
                 placed := placed + beneath_place_2(ARRAY[single], now_at, false);
-            EXCEPTION WHEN {REFUSED} THEN
-                PERFORM beneath_bury_scheduled_2(single, now_at, 'PostgreSQL refuses its place: ' || SQLERRM);
+            EXCEPTION
+                WHEN {REFUSED} THEN
+                    PERFORM beneath_bury_scheduled_2(single, now_at, 'PostgreSQL refuses its place: ' || SQLERRM);
+                WHEN lock_not_available THEN
+                    stuck := stuck + 1;
+                    EXIT WHEN stuck = {STUCK};
             END;
         END LOOP;
     END;

@@ -31,6 +31,7 @@ from infra.mq.drivers.sql.postgres.bell import Bell
 from infra.mq.drivers.sql.postgres.clock import ServerClock
 from infra.mq.drivers.sql.postgres.connections import Connections, Operation
 from infra.mq.drivers.sql.postgres.errors import KeyBusy, queue_error
+from infra.mq.drivers.sql.postgres.forgetting import Forgetter
 from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, Member
 from infra.mq.drivers.sql.postgres.publisher import Publisher
 from infra.mq.drivers.sql.postgres.workers import Workers
@@ -50,9 +51,6 @@ from infra.mq.types import (
 T = TypeVar("T")
 
 _log = structlog.stdlib.get_logger(__name__)
-
-FORGETTING_STEPS = 50
-"""How many steps of forgetting ids, and of forgetting frames, a recovery makes at most; each forgets a thousand."""
 
 CLOSE_PATIENCE = 5.0
 """Seconds that a queue which is closed waits for publishes that are under way."""
@@ -74,6 +72,7 @@ class PostgresBackend:
         self._keeper = LeaseKeeper(self._server, options.lease, self._hang_up)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._publisher = Publisher(self._send, options.patience)
+        self._forgetter = Forgetter(self._connections, options.dedupe_window, options.broadcast_kept)
         self._workers = Workers(self._connections, self._keeper, self.clock, self._bell.wake)
 
     @property
@@ -188,10 +187,10 @@ class PostgresBackend:
         return await self._write(partial(settling.isolate, worker=_own(member).number, claim=claim))
 
     async def recover(self, now: float) -> int:
-        await self._forget(now)
         count = await self._workers.recover(now)
         if count:
             self._bell.ring()
+        await self._forgetter.forget(now)
         return count
 
     async def unpark(self, known: Mapping[str, Collection[str]], now: float) -> int:
@@ -246,7 +245,10 @@ class PostgresBackend:
             names = await self._read(partial(registry.names_of, name=name), several=True)
             if (user := await self._workers.user_of(names)) is not None:
                 raise retiring.in_use(name, user)
-        begin = partial(retiring.begin, name=name, event=event, backlog=backlog, now=now, lease=self._options.lease)
+        found = await self._count_backlog(name, event) if backlog == "refuse" else None
+        begin = partial(
+            retiring.begin, name=name, event=event, backlog=backlog, found=found, now=now, lease=self._options.lease
+        )
         retirement = await self._change_registry(begin)
         count = await self._in_steps(partial(retiring.step, retirement=retirement, now=now))
         await self._in_steps(partial(retiring.drop_mailboxes, retirement=retirement))
@@ -283,6 +285,13 @@ class PostgresBackend:
                 ids = list({it.id for it in part})
                 announcement.finish_with(partial(self._promote_these, ids))
 
+    async def _count_backlog(self, name: str, event: str | None) -> retiring.Found:
+        # It may read all that is kept, so that no publisher may have to wait for it.
+        since = await self._read(retiring.last_number)
+        await self._wait_for_publishers()  # what has a number up to that is committed then
+        count = await self._read(partial(retiring.count_backlog, name=name, event=event), several=True)
+        return retiring.Found(count, since)
+
     def _hang_up(self) -> None:
         # A network that is cut says nothing: who waits for an answer would do so for as long as a statement may take.
         if self._loop is not None:
@@ -313,17 +322,6 @@ class PostgresBackend:
             await self._write(operation)
         except QueueError as error:
             _log.warning("broadcasts dropped", count=count, reason=str(error))
-
-    async def _forget(self, now: float) -> None:
-        ids, frames = now - self._options.dedupe_window, now - self._options.broadcast_kept
-        for step in (
-            partial(publishing.forget_ids, before=ids),
-            partial(publishing.forget_former_ids, before=ids),
-            partial(broadcasting.forget_frames, before=frames),
-        ):
-            for _ in range(FORGETTING_STEPS):
-                if not await self._write(step):
-                    break
 
     async def _join_or_write(self, operation: Operation[T]) -> T:
         transaction = self._db.current()

@@ -1,5 +1,6 @@
 """Frames for every process, kept just long enough to be seen."""
 
+import math
 from collections.abc import Sequence
 
 from infra.db.postgresql_driver import Driver
@@ -25,9 +26,12 @@ INSERT INTO beneath_broadcast (id, origin, at, frame)
 SELECT last.number - $3 + f.place, $1, $2, f.frame FROM last, unnest($4::bytea[]) WITH ORDINALITY AS f (frame, place)
 """
 _FORGET = """
-DELETE FROM beneath_broadcast WHERE id = ANY (ARRAY(
-    SELECT id FROM beneath_broadcast WHERE at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
-))
+WITH expired AS MATERIALIZED (
+    SELECT id, at FROM beneath_broadcast WHERE at >= $3 AND at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM beneath_broadcast WHERE id = ANY (ARRAY(SELECT id FROM expired))
+)
+SELECT count(*), max(at) FROM expired
 """
 _LAST = "SELECT number FROM beneath_broadcast_last WHERE id = 1"
 _AFTER = """
@@ -49,9 +53,10 @@ async def broadcast(driver: Driver, frames: Sequence[bytes], origin: str, now: f
     return await driver.execute(_SEND, origin, now, len(frames), list(frames)) != "INSERT 0 0"
 
 
-async def forget_frames(driver: Driver, before: float) -> bool:
-    """Remove a step's worth of those that were sent before then; return whether to go on."""
-    return await driver.execute(_FORGET, before, FORGOTTEN_AT_ONCE) == f"DELETE {FORGOTTEN_AT_ONCE}"
+async def forget_frames(driver: Driver, before: float, after: float = -math.inf) -> float | None:
+    """Remove a step's worth of those that were sent between these times; return where to go on, None at the end."""
+    forgotten, last = await driver.fetchrow(_FORGET, before, FORGOTTEN_AT_ONCE, after)
+    return last if forgotten == FORGOTTEN_AT_ONCE else None
 
 
 async def last_broadcast(driver: Driver) -> int:

@@ -5,13 +5,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from infra.db.postgresql_driver import Driver
+from infra.mq.drivers.sql.postgres.positions import SCHEDULED
 from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH
 from infra.mq.types import Claim, Delivery
 
 MOST = 1000
 """How many claims of one subscription a call takes at most, whatever is wanted."""
 
-_CLAIM = "SELECT * FROM beneath_claim_2($1, $2, $3, $4, $5, $6, $7, $8)"
+_CLAIM = "SELECT * FROM beneath_claim_2($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _WANTED = """
 WITH wanted AS MATERIALIZED (
     SELECT w.name, w.start, s.id, s.ordered FROM unnest($1::text[], $2::double precision[]) AS w (name, start)
@@ -34,12 +35,18 @@ WITH wanted AS MATERIALIZED (
 )
 """
 _NEXT_DUE = f"""{_WANTED}
-SELECT (SELECT min(due_at) FROM first), (SELECT due_at FROM beneath_delivery WHERE state = 3 ORDER BY due_at LIMIT 1)
+SELECT (SELECT min(due_at) FROM first),
+    (SELECT due_at FROM beneath_delivery WHERE state = 3 AND due_at >= $3 ORDER BY due_at LIMIT 1)
 """  # noqa: S608  # constants only
-_LOOK = f"""{_WANTED}
+_LOOK = f"""{_WANTED}, all_first AS MATERIALIZED (
+    SELECT name, due_at FROM first
+    UNION ALL (
+        SELECT '{SCHEDULED}', due_at FROM beneath_delivery WHERE state = 3 AND due_at >= $3 ORDER BY due_at LIMIT 1
+    )
+)
 SELECT array_agg(name), array_agg(due_at),
     extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision
-FROM first
+FROM all_first
 """  # noqa: S608  # constants only
 Place = tuple[float, int]
 
@@ -53,24 +60,31 @@ class Claimed(NamedTuple):
 
 
 async def next_due(
-    driver: Driver, names: Collection[str], starts: Sequence[float]
+    driver: Driver, names: Collection[str], starts: Sequence[float], scheduled_start: float
 ) -> tuple[float | None, float | None]:
     """Return when the earliest delivery of the named subscriptions is due, and the earliest scheduled message.
 
-    What was due before its subscription's time in `starts` is not looked at.
+    What was due before its subscription's time in `starts`, or before `scheduled_start`, is left out.
     """
-    due_at, scheduled = await driver.fetchrow(_NEXT_DUE, list(names), starts)
+    due_at, scheduled = await driver.fetchrow(_NEXT_DUE, list(names), starts, scheduled_start)
     return due_at, scheduled
 
 
 async def look(driver: Driver, names: Collection[str]) -> tuple[float, dict[str, float]]:
     """Return how many seconds a look at all that is kept took the server, and when the first of each name is due."""
-    found, due, seconds = await driver.fetchrow(_LOOK, list(names), [-math.inf] * len(names))
+    found, due, seconds = await driver.fetchrow(_LOOK, list(names), [-math.inf] * len(names), -math.inf)
     return seconds, dict(zip(found or (), due or (), strict=True))
 
 
 async def claim(
-    driver: Driver, worker: int, epoch: int, wants: Mapping[str, int], starts: Sequence[float], now: float
+    driver: Driver,
+    worker: int,
+    epoch: int,
+    wants: Mapping[str, int],
+    starts: Sequence[float],
+    now: float,
+    *,
+    scheduled_start: float = -math.inf,
 ) -> Claimed:
     """Give `worker` what is due, oldest first.
 
@@ -78,7 +92,9 @@ async def claim(
         PostgresError: BN001: the worker was taken for dead; BN002: `epoch` is over.
     """
     limits = [min(it, MOST) for it in wants.values()]
-    rows = await driver.fetch(_CLAIM, worker, epoch, list(wants), limits, starts, MAILBOX_BATCH, FETCH_BYTES, now)
+    rows = await driver.fetch(
+        _CLAIM, worker, epoch, list(wants), limits, starts, scheduled_start, MAILBOX_BATCH, FETCH_BYTES, now
+    )
     latest: dict[str, float] = {}
     found: list[tuple[Place, Claim]] = []
     mailboxes: dict[int, Claim] = {}

@@ -4,6 +4,9 @@ import math
 import time
 from collections.abc import Collection, Mapping
 
+SCHEDULED = ""
+"""In place of a subscription's name: all scheduled messages."""
+
 SLOW = 0.003
 """A look from the very start that takes the server longer, in seconds, has read past much that was handled."""
 

@@ -2,12 +2,18 @@
 
 from functools import partial
 
+import structlog
+
 from infra.mq.drivers.sql.postgres import publishing
 from infra.mq.drivers.sql.postgres.connections import Connections
-from infra.mq.drivers.sql.postgres.publishing import START, Position
+from infra.mq.drivers.sql.postgres.positions import SCHEDULED, Positions
+from infra.mq.drivers.sql.postgres.publishing import Position
+from infra.mq.errors import QueueClosed, QueueError
 
 HELD_FOR = 0.05
 """Seconds for which messages are left alone that are due, but held by other transactions."""
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 class Promoter:
@@ -16,9 +22,10 @@ class Promoter:
     What other transactions hold is passed over, so that nothing behind it waits for it.
     """
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, positions: Positions) -> None:
         self._connections = connections
-        self._after: Position = START
+        self._positions = positions
+        self._after: Position | None = None
         self._placed = 0
         """How many deliveries were placed since the start."""
 
@@ -30,7 +37,7 @@ class Promoter:
         """Note whether scheduled messages were seen that are due."""
         self._expected = due
         if not due:
-            self._after, self._placed = START, 0
+            self._after, self._placed = None, 0
 
     def next_due(self, due_at: float) -> float:
         """Return when to promote, where the first scheduled message is due at `due_at`."""
@@ -41,16 +48,25 @@ class Promoter:
         return self._expected and now >= self._not_before
 
     async def step(self, now: float) -> None:
-        """Promote a step's worth.
+        """Promote a step's worth; what cannot be promoted now keeps nothing from being claimed.
 
         Raises:
-            QueueError: nothing was promoted; the next claim tries again.
+            QueueClosed: the queue is not open.
         """
-        operation = partial(publishing.promote, now=now, after=self._after)
-        placed, after = await self._connections.run(operation, writing=False)
+        begin = self._after or (self._positions.starts([SCHEDULED])[0], 0)
+        operation = partial(publishing.promote, now=now, after=begin)
+        try:
+            placed, after = await self._connections.run(operation, writing=False)
+        except QueueClosed:
+            raise
+        except QueueError as error:
+            _log.warning("promotion of scheduled messages failed", error=str(error))
+            placed, after = 0, None
         self._placed += placed
-        self._after = after or START
-        if after is None:
+        self._after = after
+        if after is not None:
+            self._positions.claimed({SCHEDULED: after[0]})
+        else:
             if not self._placed:
                 self._not_before = now + HELD_FOR
             self._placed = 0

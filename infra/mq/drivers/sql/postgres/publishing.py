@@ -42,14 +42,19 @@ DELETE FROM beneath_delivery WHERE id IN (SELECT id FROM first) RETURNING 1
 _SCHEDULED = "SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE state + 0 = 3 AND message_id = $1 AND due_at > $2)"
 _FORGET = """
 WITH expired AS MATERIALIZED (
-    SELECT event, id FROM beneath_accepted WHERE at <= $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
+    SELECT event, id, at FROM beneath_accepted WHERE at >= $3 AND at <= $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM beneath_accepted AS a USING expired AS e WHERE a.event = e.event AND a.id = e.id
 )
-DELETE FROM beneath_accepted AS a USING expired AS e WHERE a.event = e.event AND a.id = e.id
+SELECT count(*), max(at) FROM expired
 """
 _FORGET_BEFORE = """
-DELETE FROM beneath_dedupe WHERE id = ANY (ARRAY(
-    SELECT id FROM beneath_dedupe WHERE at <= $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
-))
+WITH expired AS MATERIALIZED (
+    SELECT id, at FROM beneath_dedupe WHERE at >= $3 AND at <= $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM beneath_dedupe WHERE id = ANY (ARRAY(SELECT id FROM expired))
+)
+SELECT count(*), max(at) FROM expired
 """
 
 Position = tuple[float, int]
@@ -106,16 +111,19 @@ async def scheduled(driver: Driver, message_id: str, now: float) -> bool:
     return bool(await driver.fetchval(_SCHEDULED, message_id, now))
 
 
-async def forget_ids(driver: Driver, before: float) -> bool:
-    """Remove a step's worth of the ids that were accepted before then; return whether to go on."""
-    forgotten = await driver.execute(_FORGET, before, FORGOTTEN_AT_ONCE)
-    return forgotten == f"DELETE {FORGOTTEN_AT_ONCE}"
+async def forget_ids(driver: Driver, before: float, after: float = -math.inf) -> float | None:
+    """Remove a step's worth of the ids that were accepted between these times; return where to go on.
+
+    None is the end.
+    """
+    forgotten, last = await driver.fetchrow(_FORGET, before, FORGOTTEN_AT_ONCE, after)
+    return last if forgotten == FORGOTTEN_AT_ONCE else None
 
 
-async def forget_former_ids(driver: Driver, before: float) -> bool:
+async def forget_former_ids(driver: Driver, before: float, after: float = -math.inf) -> float | None:
     """Do the same with those that the release before this one accepted."""
-    forgotten = await driver.execute(_FORGET_BEFORE, before, FORGOTTEN_AT_ONCE)
-    return forgotten == f"DELETE {FORGOTTEN_AT_ONCE}"
+    forgotten, last = await driver.fetchrow(_FORGET_BEFORE, before, FORGOTTEN_AT_ONCE, after)
+    return last if forgotten == FORGOTTEN_AT_ONCE else None
 
 
 def parts_of(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:

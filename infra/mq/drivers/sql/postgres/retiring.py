@@ -5,7 +5,7 @@ what waits, and the last one the rest. A retirement that was interrupted is comp
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.postgres import inspection, membership, registry
@@ -39,6 +39,14 @@ _BACKLOG = " UNION ALL ".join(
     for state in range(5)
 )
 _COUNT = f"SELECT count(*) FROM ({_BACKLOG}) AS backlog"  # noqa: S608  # constants only
+_LAST_NUMBER = "SELECT last_value FROM beneath_number"
+# By number alone: no other index may be chosen, which would read all that is kept.
+_ARRIVED = """
+SELECT EXISTS (
+    SELECT 1 FROM (SELECT subscription, event FROM beneath_delivery WHERE id > $3 ORDER BY id OFFSET 0) AS d
+    WHERE d.subscription = $1 AND ($2 = '' OR d.event = $2)
+)
+"""
 # Each page goes on where the one before ended in the index of its state; what is claimed is little.
 _PAGES = {
     1: "SELECT {columns} FROM beneath_delivery WHERE state = 1 AND subscription = $1 AND id > $3 ORDER BY id LIMIT $2",
@@ -83,6 +91,13 @@ _CLAIMED, _IN_MAILBOX = 1, 4
 """States: of a mailbox, and of a delivery."""
 
 
+class Found(NamedTuple):
+    """A backlog that was counted, up to `COUNTED`, and the last number of the deliveries that were looked at."""
+
+    number: int
+    since: int
+
+
 @dataclass(slots=True)
 class Retirement:
     """A retirement that is under way, and how far its present pass over all deliveries is."""
@@ -96,8 +111,29 @@ class Retirement:
     """How many were found in this pass, removed or not."""
 
 
-async def begin(driver: Driver, name: str, event: str | None, backlog: Backlog, now: float, lease: float) -> Retirement:
+async def last_number(driver: Driver) -> int:
+    """Return the last number that was given to a delivery."""
+    number: int = await driver.fetchval(_LAST_NUMBER)
+    return number
+
+
+async def count_backlog(driver: Driver, name: str, event: str | None) -> int:
+    """Count what waits, up to `COUNTED`; it only reads, and may take long.
+
+    Raises:
+        SubscriptionNotFound: nothing is kept under that name.
+    """
+    subscription = (await registry.get(driver, name)).id
+    count: int = await driver.fetchval(_COUNT, subscription, WHOLE if event is None else event, COUNTED)
+    return min(count, COUNTED)
+
+
+async def begin(
+    driver: Driver, name: str, event: str | None, backlog: Backlog, found: Found | None, now: float, lease: float
+) -> Retirement:
     """Let nothing more arrive at a subscription, or of one event of it; or find the retirement that did.
+
+    `found` is the backlog, if that is to be refused.
 
     Raises:
         SubscriptionNotFound: nothing is kept under that name, or it has no such event.
@@ -113,8 +149,8 @@ async def begin(driver: Driver, name: str, event: str | None, backlog: Backlog, 
         await _refuse_if_used(driver, name, subscription, lease)
     elif event not in await registry.events_of(driver, subscription):
         raise SubscriptionNotFound(f"{name} has no event {event}")
-    if backlog == "refuse":
-        await _refuse_backlog(driver, name, subscription, what)
+    if found is not None:
+        await _refuse_backlog(driver, name, subscription, what, found)
     await driver.execute(_BEGIN, subscription, what, "discard" if backlog == "refuse" else backlog)
     if event is None:
         for statement in _STOP:
@@ -194,8 +230,8 @@ async def _refuse_if_used(driver: Driver, name: str, subscription: int, lease: f
         raise in_use(name, users[0])
 
 
-async def _refuse_backlog(driver: Driver, name: str, subscription: int, event: str) -> None:
-    count: int = await driver.fetchval(_COUNT, subscription, event, COUNTED)
+async def _refuse_backlog(driver: Driver, name: str, subscription: int, event: str, found: Found) -> None:
+    count = found.number or int(await driver.fetchval(_ARRIVED, subscription, event, found.since))
     if count:
         at_least = "at least " if count >= COUNTED else ""
         raise ListenerInUse(f"{name} still has {at_least}{count} deliveries: discard or bury them, or wait")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -12,7 +13,7 @@ from infra.clock import Clock
 from infra.mq.drivers.sql.postgres import claiming, membership, settling
 from infra.mq.drivers.sql.postgres.connections import Connections
 from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, Member
-from infra.mq.drivers.sql.postgres.positions import Positions
+from infra.mq.drivers.sql.postgres.positions import SCHEDULED, Positions
 from infra.mq.drivers.sql.postgres.promotion import Promoter
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
 from infra.mq.types import Claim, Settlement, WorkerInfo
@@ -25,6 +26,12 @@ LEAVE_PAUSE = 0.05
 
 RENEWED_WITHIN = 0.6
 """In leases: a worker that is alive has renewed its lease by then."""
+
+ORPHANS_SLOW = 0.05
+"""Seconds after which a search for claims without a worker was slow."""
+
+ORPHANS_SHARE = 0.02
+"""Of the time, slow searches may take so much."""
 
 PROMOTED_AT_ONCE = 10
 """How many steps of promotion a claim makes at most that finds nothing else."""
@@ -46,11 +53,12 @@ class Workers:
         self._connections = connections
         self._keeper = keeper
         self._clock = clock
-        self._promoter = Promoter(connections)
         self._positions = Positions()
+        self._promoter = Promoter(connections, self._positions)
         self._members: set[Member] = set()
         self._wake = wake
         self._looking: asyncio.Task[None] | None = None
+        self._orphans_at = 0.0
 
     async def close(self) -> None:
         """End what goes on beside the workers' own calls."""
@@ -97,8 +105,8 @@ class Workers:
     async def next_due(self, names: Collection[str]) -> float | None:
         """Return when there may be something to claim for these names."""
         self._look_from_the_start(names)
-        starts = self._positions.starts(names)
-        operation = partial(claiming.next_due, names=names, starts=starts)
+        *starts, scheduled_start = self._positions.starts([*names, SCHEDULED])
+        operation = partial(claiming.next_due, names=names, starts=starts, scheduled_start=scheduled_start)
         due_at, scheduled = await self._connections.run(operation, writing=False)
         if scheduled is not None:
             self._promoter.expect(due=scheduled <= self._clock.time())
@@ -146,7 +154,7 @@ class Workers:
             if not self._is_alive_here(number):
                 await self._connections.transaction(partial(membership.end, worker=number, lease_until=lease_until))
                 count += await self._take_over(number, now, orphan=False)
-        for number in await self._connections.run(membership.orphans, writing=False):
+        for number in await self._orphans():
             count += await self._take_over(number, now, orphan=True)
         return count
 
@@ -161,6 +169,16 @@ class Workers:
         after = dict(await self._connections.run(membership.leases, writing=False))
         renewed = [it for it in concerned if after.get(it, 0.0) not in {0.0, before[it][2]}]
         return before[renewed[0]][0] if renewed else None
+
+    async def _orphans(self) -> list[int]:
+        # While a transaction is left open, this reads past all that was claimed since.
+        began = time.monotonic()
+        if began < self._orphans_at:
+            return []
+        found = await self._connections.run(membership.orphans, writing=False)
+        ended = time.monotonic()
+        self._orphans_at = ended + (ended - began) / ORPHANS_SHARE if ended - began > ORPHANS_SLOW else ended
+        return found
 
     async def _take_over(self, number: int, now: float, *, orphan: bool) -> int:
         step = partial(membership.take_over, worker=number, now=now, orphan=orphan)
@@ -177,13 +195,15 @@ class Workers:
 
     async def _claim(self, mine: Member, wants: Mapping[str, int], now: float) -> list[Claim]:
         since, epoch = mine.holdings.latest, mine.epoch
+        *starts, scheduled_start = self._positions.starts([*wants, SCHEDULED])
         operation = partial(
             claiming.claim,
             worker=mine.number,
             epoch=epoch,
             wants=wants,
-            starts=self._positions.starts(wants),
+            starts=starts,
             now=now,
+            scheduled_start=scheduled_start,
         )
         try:
             claims, latest, scheduled_due = await self._connections.run(operation)
