@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# How many seeds `make test-all` simulates; `make test` simulates the first 45.
+# How many seeds `make test-all` simulates; `make test` simulates the first 30.
 SEEDS ?= 1000
 # Stacks on which `make test-all` runs the tests that start processes; `make test` runs them on `sqlite`.
 STACKS ?= sqlite+redis7 sqlite+redis8 sqlite+valkey postgres postgres+valkey
@@ -36,12 +36,12 @@ dev: $(READY)  ## Like start, and restart when a source file changes
 	@exec $(BIN)/beneath start all --reload
 
 test: $(READY)  ## Run the tests
-	@$(BIN)/python -m pytest -n auto
+	@$(BIN)/python -m pytest -n auto -m "not thorough"
 
-test-all: $(READY)  ## Run what `make test` omits: more seeds, seeded bugs, other servers, processes on other stacks
-	@BENEATH_TEST_DRIVERS=redis7,redis8 $(BIN)/python -m pytest -n auto tests/contract
+test-all: $(READY)  ## Run what `make test` omits: thorough tests, more seeds, other servers, processes on other stacks
+	@$(BIN)/python -m pytest -n auto -m thorough
+	@BENEATH_TEST_DRIVERS=redis7,redis8 $(BIN)/python -m pytest -n auto -m "not thorough" tests/contract
 	@BENEATH_TEST_FIRST_SEED=1000 BENEATH_TEST_SEEDS=$(SEEDS) $(BIN)/python -m pytest -n auto tests/simulation
-	@BENEATH_TEST_MUTANTS=all $(BIN)/python -m pytest -n auto tests/mutants
 	@set -e; for stack in $(STACKS); do echo "== $$stack"; BENEATH_TEST_STACK=$$stack $(BIN)/python -m pytest -n auto tests/e2e tests/torture; done
 
 soak: $(READY)  ## Run all kinds of faults at once, MINUTES on each of the stacks in SOAK

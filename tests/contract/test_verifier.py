@@ -1,4 +1,4 @@
-"""The model finds bugs: each of these, put into the memory driver, is caught by the search that `make test` does."""
+"""The model finds bugs: each of these, put into the memory driver, is caught by a search of a few seconds."""
 
 # ruff: noqa: ANN401  # what is put into a class from outside takes any self
 import itertools
@@ -221,6 +221,7 @@ def suspects_are_not_claimed_alone(patch: Patch) -> None:
     patch.setattr(ordered, "SUSPECT", 1000)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("break_it", BUGS.values(), ids=BUGS)
 def test_the_model_catches_that(break_it: Break, monkeypatch: Patch, tmp_path: Path) -> None:
     break_it(monkeypatch)

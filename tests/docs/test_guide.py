@@ -67,6 +67,7 @@ def project(tmp_path: Path) -> Project:
     return copy_project(tmp_path / "project")
 
 
+@pytest.mark.thorough
 def test_its_steps_make_a_service_with_table_event_listener_route_and_tests(project: Project) -> None:
     carried_out(project, edits("Part 1"))
     added = ("tests/services/test_invoicing.py", "tests/http/test_invoices.py")
@@ -88,6 +89,7 @@ def test_a_step_left_out_is_named_in_one_line(project: Project) -> None:
     assert (outcome.code, outcome.out, outcome.err) == (2, "", shown.text)
 
 
+@pytest.mark.thorough
 def test_its_setting_and_its_startable_work(project: Project) -> None:
     carried_out(project, [*edits("Part 1"), *edits("Part 2")])
     shown = project.run("-m", "beneath", "--set", "invoicing.project_price=700", "config", "show")

@@ -14,7 +14,7 @@ from tests.e2e.postoffice import PostOffice
 from tests.e2e.processes import until
 from tests.services.people import token_in
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(180)]
 
 INVITE_LIFETIME = 20.0
 """Seconds: long enough for a mail, a command and an acceptance on a busy machine, short enough to wait for."""

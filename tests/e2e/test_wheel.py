@@ -13,7 +13,7 @@ from tests.e2e.application import Installation
 from tests.e2e.processes import PATIENCE, ROOT, Processes, clean_environment, until
 from tests.stacks import Place
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from beneath.http import HttpOptions
 from beneath.server import HttpServer
 from tests.http.conftest import Api
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(300)]
 
 # That whatever fits the description is accepted. An `If-Match` that fits may still match nothing, and is answered by
 # 412, which that check does not know.

@@ -1,4 +1,3 @@
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -6,11 +5,6 @@ import pytest
 
 from tests.mutants.seeded import MUTANTS, Mutant
 from tests.mutants.trying import caught, place_of
-
-QUICK = ("nul-is-stored-in-texts", "repeated-settlement-ends-a-later-claim")
-"""What `make test` tries; `make test-all` tries all of them."""
-
-TRIED = [it for it in MUTANTS if it.name in QUICK or os.environ.get("BENEATH_TEST_MUTANTS") == "all"]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda it: it.name)
@@ -23,7 +17,8 @@ def test_seeded_bugs_have_names_of_their_own() -> None:
     assert [name for name, count in Counter(it.name for it in MUTANTS).items() if count > 1] == []
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("mutant", TRIED, ids=lambda it: it.name)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda it: it.name)
 def test_a_seeded_bug_is_caught(mutant: Mutant, tmp_path: Path) -> None:
     assert caught(mutant, tmp_path)

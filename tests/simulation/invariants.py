@@ -148,7 +148,7 @@ def _legacy(notes: Sequence[Line], dead: Sequence[DeadLetter], *, flushed: bool)
     ended = {it.message_id for it in dead if it.subscription == LEGACY}
     ended |= {f"Note {key} {n}" for key, n in checker.successes(checker.runs_of(notes), LEGACY)}
     tried = {(it.key, it.n) for it in notes[declared:] if it.kind == "note" and it.text.startswith("tried")}
-    of_it = {(it.key, it.n) for it in notes if it.kind == "accepted" and it.text != "Postscript"}
+    of_it = {(it.key, it.n) for it in notes if it.kind == "accepted" and not it.text.endswith("Postscript")}
     return [
         *found,
         *(f"lost by {LEGACY}: {key}/{n}" for key, n in sorted(tried & of_it) if f"Note {key} {n}" not in ended),

@@ -61,6 +61,7 @@ DEATHS = 3
 """How often a message may kill a process in which it was alone."""
 
 
+@pytest.mark.thorough
 def test_messages_that_kill_their_process_are_given_up_while_their_neighbours_complete(fleet: Fleet) -> None:
     jobs = [Job(key=f"neighbour-{number % 10}", n=number) for number in range(50)]
     steps = [*(Step(key=f"neighbour-{number % 10}", n=number) for number in range(49)), Step(key="poison", n=2)]

@@ -85,6 +85,7 @@ def next_accepted(fleet: Fleet, after: Line) -> int:
     return line.n
 
 
+@pytest.mark.thorough
 def test_the_backlog_of_a_removed_listener_stays_visible_until_it_is_retired(fleet: Fleet) -> None:
     fleet.stop(fleet.started("done", "late"))
     worker = fleet.started("done")

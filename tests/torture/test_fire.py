@@ -9,7 +9,7 @@ from tests.e2e.processes import let_pass
 from tests.torture.checker import check, duplicates
 from tests.torture.fleet import QUICK, Fleet
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(120)]
 
 KEYS = [f"key-{number}" for number in range(40)]
 STEPS = 60

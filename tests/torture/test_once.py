@@ -45,6 +45,7 @@ def wait_for_share(fleet: Fleet, share: float) -> None:
     until(lambda: len(fleet.runs("once", "end")) >= share * EVENTS, f"{share:.0%} are handled")
 
 
+@pytest.mark.thorough
 def test_rows_and_events_exist_once_though_every_delivery_is_forced_to_come_again(fleet: Fleet) -> None:
     fleet.rows.create(EFFECT)
     steps = [Step(key=f"key-{n % 5}", n=n) for n in range(20)]

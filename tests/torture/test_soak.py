@@ -4,7 +4,7 @@ import pytest
 
 from tests.soak.__main__ import main
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(300)]
 
 
 def test_short_soak_breaks_no_promise() -> None:

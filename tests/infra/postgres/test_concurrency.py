@@ -78,7 +78,7 @@ async def make_table(db: Database) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", [LEVELS[0], *(pytest.param(it, marks=pytest.mark.thorough) for it in LEVELS[1:])])
 async def test_a_thousand_transactions_at_once_on_the_same_keys(
     opened: list[tuple[SqlQueue, Database]], level: str
 ) -> None:

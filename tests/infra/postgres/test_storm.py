@@ -107,6 +107,7 @@ def check(accepted: list[tuple[str, str, float, float]], handled: list[tuple[str
         assert returned >= latest[key], f"{id_} came after something that began when it had returned"
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(SECONDS * 2 + 120)
 async def test_nothing_is_stranded_and_there_is_one_order_in_a_storm_of_transactions(store: Store) -> None:
     await prepare(store)
