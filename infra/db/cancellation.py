@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import Context
 from typing import Any, Generic, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
@@ -22,13 +23,13 @@ class Finished(NamedTuple, Generic[_T]):
 class _Begun(asyncio.Task[_T]):
     """A task that takes its first step before a cancellation reaches it.
 
-    A task that is cancelled before that never runs: whoever cancels all tasks of the loop, as `asyncio.run` does at its
-    end, would keep a connection from ever being returned.
+    A task that is cancelled before that never runs: cancelling all tasks of the loop, as `asyncio.run` does at its end,
+    would keep a connection from ever being returned.
     """
 
-    def __init__(self, work: Coroutine[Any, Any, _T], *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, work: Coroutine[Any, Any, _T], *, context: Context | None) -> None:
         self._has_begun = False
-        super().__init__(self._begin(work), loop=loop)
+        super().__init__(self._begin(work), loop=asyncio.get_running_loop(), context=context)
 
     async def _begin(self, work: Coroutine[Any, Any, _T]) -> _T:
         self._has_begun = True
@@ -41,6 +42,14 @@ class _Begun(asyncio.Task[_T]):
         return True
 
 
+def begin(work: Coroutine[Any, Any, _T], *, context: Context | None = None) -> "asyncio.Task[_T]":
+    """Return a task that does `work` and takes its first step before a cancellation reaches it.
+
+    For work that sees to its own end: its `finally` blocks run in any case.
+    """
+    return _Begun(work, context=context)
+
+
 async def finish(
     work: Coroutine[Any, Any, _T], *, patience: float | None = None, hurried: bool = False
 ) -> Finished[_T]:
@@ -49,7 +58,7 @@ async def finish(
     Work that has not ended `patience` seconds after such a cancellation is cancelled as well; `hurried` says that there
     was one before.
     """
-    task = _Begun(work, loop=asyncio.get_running_loop())
+    task = begin(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

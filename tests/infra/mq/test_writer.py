@@ -264,3 +264,43 @@ async def test_closing_goes_on_when_it_is_cancelled(path: Path) -> None:
     await asyncio.wait([closing_, writing])
     assert writing.result() == "last"
     assert writer._thread is None, "the connection and its thread are gone"
+
+
+@pytest.mark.parametrize("cancelled", ["the pump", "all tasks"])
+async def test_pump_cancelled_before_its_first_step_leaves_no_caller_waiting(bench: Bench, cancelled: str) -> None:
+    writing = asyncio.ensure_future(bench.writer.run(partial(insert, event="one")))
+    while bench.writer._pump is None:  # noqa: ASYNC110  # it begins with the next step of the loop
+        await asyncio.sleep(0)
+    bench.writer._pump.cancel()
+    if cancelled == "all tasks":
+        writing.cancel()
+    async with asyncio.timeout(5):
+        [result] = await asyncio.gather(writing, return_exceptions=True)
+        assert result == "one" or isinstance(result, QueueUnavailable | asyncio.CancelledError)
+        assert await bench.writer.run(partial(insert, event="two")) == "two"
+        await bench.writer.close()
+    assert "two" in bench.events()
+
+
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "COMMIT"])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("surprise")])
+async def test_unknown_error_around_a_group_is_told_to_each_caller(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, statement: str, error: Exception
+) -> None:
+    honest = CommitCounter.execute
+
+    def failing(self: CommitCounter, sql: str, parameters: Any = ()) -> sqlite3.Cursor:  # noqa: ANN401  # as it is
+        if sql == statement:
+            raise error
+        return honest(self, sql, parameters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CommitCounter, "execute", failing)
+        async with bench.lock:
+            calls = [asyncio.ensure_future(bench.writer.run(partial(insert, event=it))) for it in ("a", "b")]
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(it) for it in results] == [QueueUnavailable, QueueUnavailable]
+    assert bench.events() == set()
+    assert await bench.writer.run(partial(insert, event="c")) == "c"

@@ -64,7 +64,7 @@ def is_busy(error: sqlite3.Error) -> bool:
     return _primary_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
-def is_disk_error(error: sqlite3.Error) -> bool:
+def is_disk_error(error: Exception) -> bool:
     """Whether the disk failed: a COMMIT that ends so may have happened or not."""
     return _primary_code(error) == sqlite3.SQLITE_IOERR
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import structlog
 
 from infra.db import DatabaseUnavailable
-from infra.db.cancellation import finish
+from infra.db.cancellation import begin, finish
 from infra.mq.drivers.sql.sqlite.connection import Operation, is_busy, is_disk_error, queue_error
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
 
@@ -149,8 +149,8 @@ class Writer:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._requests.append(_Request(operation, weight, answer))
         if self._pump is None:
-            # Nobody's context: the first caller's transaction is not that of the others in its group.
-            self._pump = asyncio.get_running_loop().create_task(self._work_off(), context=contextvars.Context())
+            # In a context of its own: the first caller's transaction is not that of the other callers in its group.
+            self._pump = begin(self._work_off(), context=contextvars.Context())
         return answer
 
     async def _close(self) -> None:
@@ -245,10 +245,10 @@ class Writer:
                     raise _GroupFailed(str(meaning)) from error
             self._begin(db)
             return self._commit(db, [self._run_alone(db, operation) for operation in operations])
-        except (sqlite3.Error, OSError) as error:
-            failed: QueueError = queue_error(error, self._path)
         except _GroupFailed as error:
-            failed = QueueUnavailable(str(error))
+            failed: QueueError = QueueUnavailable(str(error))
+        except Exception as error:  # noqa: BLE001  # whatever it is, each caller is answered
+            failed = self._failure(error)
         _roll_back(db)
         return [_Failed(failed)] * len(operations)
 
@@ -271,9 +271,9 @@ class Writer:
         try:
             self._check()
             db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001  # nothing is kept, but for a disk error
             _roll_back(db)
-            failed: QueueError = queue_error(error, self._path)
+            failed = self._failure(error)
             if is_disk_error(error):
                 failed = QueueIndeterminate(str(failed))
             return [_Failed(failed)] * len(results)
@@ -281,11 +281,19 @@ class Writer:
         return results
 
     def _meaning(self, error: Exception) -> Exception:
+        """Return what an error of an operation means to its caller."""
         if isinstance(error, sqlite3.Error | OverflowError | UnicodeError | MemoryError):
             meaning = queue_error(error, self._path)
             meaning.__cause__ = error
             return meaning
         return error
+
+    def _failure(self, error: Exception) -> QueueError:
+        """Return what an error of BEGIN or COMMIT means to all callers of a group."""
+        if isinstance(error, sqlite3.Error | OSError | MemoryError):
+            return queue_error(error, self._path)
+        _log.error("queue writer failed", exc_info=error)
+        return QueueUnavailable(f"{self._path}: {error}")
 
     def _begin(self, db: sqlite3.Connection) -> None:
         # SQLite's own waiting backs off to 100 ms, and so starves whoever has waited longest.
