@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Coroutine
 from contextvars import Context
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, Generic, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
@@ -27,19 +28,12 @@ class _Begun(asyncio.Task[_T]):
     would keep a connection from ever being returned.
     """
 
-    def __init__(self, work: Coroutine[Any, Any, _T], *, context: Context | None) -> None:
-        self._has_begun = False
-        super().__init__(self._begin(work), loop=asyncio.get_running_loop(), context=context)
-
-    async def _begin(self, work: Coroutine[Any, Any, _T]) -> _T:
-        self._has_begun = True
-        return await work
-
     def cancel(self, msg: object = None) -> bool:
-        if self._has_begun or self.done():
-            return super().cancel(msg)
-        self.get_loop().call_soon(super().cancel, msg)  # its first step is scheduled before that
-        return True
+        work = self.get_coro()
+        if isinstance(work, Coroutine) and not self.done() and getcoroutinestate(work) == CORO_CREATED:
+            self.get_loop().call_soon(super().cancel, msg)  # its first step is scheduled before that
+            return True
+        return super().cancel(msg)
 
 
 def begin(work: Coroutine[Any, Any, _T], *, context: Context | None = None) -> "asyncio.Task[_T]":
@@ -47,7 +41,7 @@ def begin(work: Coroutine[Any, Any, _T], *, context: Context | None = None) -> "
 
     For work that sees to its own end: its `finally` blocks run in any case.
     """
-    return _Begun(work, context=context)
+    return _Begun(work, loop=asyncio.get_running_loop(), context=context)
 
 
 async def finish(

@@ -348,6 +348,22 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/bus/test_relay.py",),
     ),
     Mutant(
+        name="claim-of-a-cancelled-fetch-is-kept-on-sqlite",
+        kind=6,
+        file="infra/mq/drivers/sql/sqlite/writer.py",
+        old="                request.late(result.error if isinstance(result, _Failed) else result)\n",
+        new="                continue\n",
+        tests=("tests/infra/mq/test_cancelled_fetch.py",),
+    ),
+    Mutant(
+        name="writer-task-cancelled-before-its-first-step-stays",
+        kind=6,
+        file="infra/mq/drivers/sql/sqlite/writer.py",
+        old="self._pump = begin(self._work_off(), context=contextvars.Context())",
+        new="self._pump = asyncio.get_running_loop().create_task(self._work_off())",
+        tests=("tests/infra/mq/test_writer.py", "--timeout=30"),
+    ),
+    Mutant(
         name="queue-time-on-sqlite-is-the-wall-clock",
         kind=7,
         file="infra/mq/drivers/sql/sqlite/clock.py",

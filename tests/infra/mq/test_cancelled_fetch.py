@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 
-from infra.mq import QueueClosed, QueueUnavailable
+from infra.mq import Outcome, QueueUnavailable, Settlement
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.sqlite import claiming, settling
+from infra.mq.drivers.sql.sqlite.writer import Writer
 from tests.infra.mq.acting import consumer, handle_all, messages
 
 WANTS = {"work": 100, "mail": 100}
@@ -60,17 +62,21 @@ async def test_release_that_fails_is_tried_again_by_the_next_fetch(
         fetching.cancel()
         await asyncio.wait([fetching])
 
+        refused: list[object] = []
+
         def refuse(*_: object, **__: object) -> None:
+            refused.append(1)
             raise QueueUnavailable("not now")
 
         patch.setattr(settling, "settle", refuse)
         gate.go_on.set()
         async with asyncio.timeout(10):
-            while not worker._unwanted:  # type: ignore[attr-defined]  # noqa: ASYNC110  # what it could not release
+            while not refused:  # noqa: ASYNC110  # it is tried beside this task
                 await asyncio.sleep(0)
             with pytest.raises(QueueUnavailable):
                 while True:
                     await worker.fetch(WANTS, wait=0)
+                    await asyncio.sleep(0)
     assert len(await handle_all(worker, WANTS)) == 10
 
 
@@ -92,10 +98,80 @@ async def test_closing_while_a_cancelled_fetch_claims_releases_it(
     assert len(await handle_all(await consumer(queue), WANTS)) == 10
 
 
-async def test_claim_that_nobody_can_learn_of_costs_the_worker_its_lease(queue: SqlQueue) -> None:
-    """Only as a dead worker's would what it took be found."""
-    worker = await consumer(queue)
-    worker._doubtful = True  # type: ignore[attr-defined]  # as after the end of all tasks, in a loop that goes on
-    with pytest.raises(QueueClosed):
-        await worker.fetch(WANTS, wait=0)
-    assert worker.lost
+async def test_recovery_releases_what_a_cancelled_fetch_claimed(
+    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker may fetch nothing more for long, when it has enough to do."""
+    worker, other = await consumer(queue), await consumer(queue)
+    await queue.publish(messages(5))
+    with monkeypatch.context() as patch:
+        gate = Gate(patch)
+        fetching = asyncio.ensure_future(worker.fetch(WANTS, wait=0))
+        assert await asyncio.to_thread(gate.taken.wait, 5)
+        fetching.cancel()
+        await asyncio.wait([fetching])
+        refused: list[object] = []
+
+        def refuse(*_: object, **__: object) -> None:
+            refused.append(1)
+            raise QueueUnavailable("not now")
+
+        patch.setattr(settling, "settle", refuse)
+        gate.go_on.set()
+        async with asyncio.timeout(10):
+            while not refused:  # noqa: ASYNC110  # it is tried beside this task
+                await asyncio.sleep(0)
+    handled: list[str] = []
+    async with asyncio.timeout(10):
+        while len(handled) < 10:
+            assert await worker.recover() == 0
+            handled += await handle_all(other, WANTS)
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_fetch_cancelled_at_any_step_strands_nothing(queue: SqlQueue, steps: int) -> None:
+    """Also when its result is there but its task has not run yet."""
+    worker, other = await consumer(queue), await consumer(queue)
+    await queue.publish(messages(3, keys=3))
+    for _ in range(20):
+        fetching = asyncio.ensure_future(worker.fetch(WANTS, wait=0))
+        for _ in range(steps):
+            await asyncio.sleep(0.0002)
+        fetching.cancel()
+        await asyncio.wait([fetching])
+        if not fetching.cancelled():
+            await worker.settle(
+                [
+                    Settlement(claim=it, delivery=it.deliveries[0], outcome=Outcome.RELEASE, close=it.ordered)
+                    for it in fetching.result()
+                ]
+            )
+    seen = 0
+    async with asyncio.timeout(10):
+        while seen < 6:
+            seen += len(await handle_all(other, WANTS))
+            await asyncio.sleep(0)
+
+
+async def test_result_that_comes_just_before_the_cancellation_is_released(
+    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, other = await consumer(queue), await consumer(queue)
+    await queue.publish(messages(1))
+    honest = Writer._run
+
+    async def cancelling(self: Writer, group: list[Any]) -> None:
+        await honest(self, group)
+        fetching.cancel()  # its task has been answered, and has not run yet
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "_run", cancelling)
+        fetching = asyncio.ensure_future(worker.fetch(WANTS, wait=0))
+        await asyncio.wait([fetching])
+    assert fetching.cancelled()
+    seen = 0
+    async with asyncio.timeout(10):
+        while seen < 2:
+            seen += len(await handle_all(other, WANTS))
+            await asyncio.sleep(0)

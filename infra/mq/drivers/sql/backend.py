@@ -1,7 +1,7 @@
 """What the queue's flow asks of one kind of database; everything that is written in SQL is behind this seam."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -142,8 +142,12 @@ class Backend(Protocol):
         """Return when there may be something to claim for these names: cheap, and takes no lock."""
         ...
 
-    def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> Awaitable[list[Claim]]:
-        """Claim what is due; `QueueClosed` if the worker is considered dead."""
+    async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
+        """Claim what is due; `QueueClosed` if the worker is considered dead.
+
+        What it claims although its caller was cancelled is released without the caller, at the latest by the next
+        `next_due`, `claim`, `recover` or `leave`.
+        """
         ...
 
     async def settle(self, member: Membership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from infra.clock import Clock
 from infra.mq.drivers.sql.backend import Backend, Membership
-from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
-from infra.mq.types import Claim, Outcome, Settlement, WorkerInfo
+from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
+from infra.mq.types import Claim, Settlement, WorkerInfo
 from infra.ownership import LoopOwner
 
 
@@ -34,12 +34,7 @@ class SqlConsumer:
         self._kept: list[Claim] = []
         self._next_due: float | None = None
         self._expecting = False
-        """Whether the last fetch found something, so that the next one need not look before it locks."""
-        self._strays: set[asyncio.Task[None]] = set()
-        self._unwanted: list[Claim] = []
-        """What claims brought whose caller was cancelled meanwhile, until it is released."""
-        self._doubtful = False
-        """Whether a claim was ended by force: what it brought, nobody knows."""
+        """Whether the last fetch found something, so that the next one need not poll before it locks."""
 
     @property
     def info(self) -> WorkerInfo:
@@ -55,7 +50,6 @@ class SqlConsumer:
 
     async def fetch(self, wants: Mapping[str, int], *, wait: float) -> list[Claim]:
         self._check()
-        await self._release_unwanted()
         wanted = {name: limit for name, limit in wants.items() if limit > 0}
         claims = await self._claim(wanted)
         if not claims and wait > 0 and not self._woken:
@@ -145,15 +139,8 @@ class SqlConsumer:
             if self._next_due is None or self._next_due > now:
                 return []
         self._expecting = False
-        claiming = asyncio.ensure_future(self._backend.claim(self._member, wanted, now))
         try:
-            claims = await asyncio.shield(claiming)
-        except asyncio.CancelledError:
-            # The claim goes on, and what it brings would be owned, but unknown to the caller.
-            stray = asyncio.create_task(self._take_in(claiming))
-            self._strays.add(stray)
-            stray.add_done_callback(self._strays.discard)
-            raise
+            claims = await self._backend.claim(self._member, wanted, now)
         except QueueIndeterminate as error:
             self._check()
             # The claim reply was lost. Abandon the lease so that the claims are recovered.
@@ -165,32 +152,3 @@ class SqlConsumer:
         self._expecting = bool(claims)
         self._next_due = None if claims else now
         return claims
-
-    async def _take_in(self, claiming: "asyncio.Future[list[Claim]]") -> None:
-        """Release what a claim brings whose caller was cancelled."""
-        try:
-            self._unwanted += await claiming
-            await self._release_unwanted()
-        except asyncio.CancelledError:
-            self._doubtful = self._doubtful or claiming.cancelled()
-            raise
-        except QueueIndeterminate:
-            self._member.abandon()
-        except QueueError:
-            return  # it claimed nothing, or the next fetch releases what it did
-
-    async def _release_unwanted(self) -> None:
-        if self._doubtful:
-            self._member.abandon()
-            self._check()
-        if self._unwanted:
-            claims, self._unwanted = self._unwanted, []
-            try:
-                await self._backend.settle(self._member, _released(claims), self._clock.time())
-            except BaseException:
-                self._unwanted += claims
-                raise
-
-
-def _released(claims: Sequence[Claim]) -> list[Settlement]:
-    return [Settlement(claim=it, delivery=it.deliveries[0], outcome=Outcome.RELEASE, close=it.ordered) for it in claims]

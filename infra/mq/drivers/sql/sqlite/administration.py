@@ -98,7 +98,7 @@ def _revive(db: sqlite3.Connection, dead_number: int, letter: Letter, now: float
     state = 0
     if mailbox is not None:
         # It joins the end of its mailbox, behind what became due before but has not taken its place yet.
-        state = 3 if Overdue(db, [kept.id], now).in_mailbox(kept.id, mailbox) else 4
+        state = 3 if Overdue(db, {kept.id}, now).in_mailbox(kept.id, mailbox) else 4
     db.execute(_REVIVE, (number, kept.id, state, now, mailbox, dead_number))
     if mailbox is not None and state != 3:  # noqa: PLR2004  # as the migration lists them
         open_mailboxes(db, [(kept.id, mailbox, now, number)])

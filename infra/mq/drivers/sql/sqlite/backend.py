@@ -34,6 +34,7 @@ from infra.mq.drivers.sql.sqlite import (
 from infra.mq.drivers.sql.sqlite.ambient import Announcement, run_in
 from infra.mq.drivers.sql.sqlite.clock import QueueClock
 from infra.mq.drivers.sql.sqlite.connection import Operation, connect, queue_error
+from infra.mq.drivers.sql.sqlite.late_claims import LateClaims
 from infra.mq.drivers.sql.sqlite.presence import Member, Presence
 from infra.mq.drivers.sql.sqlite.watcher import Watcher
 from infra.mq.drivers.sql.sqlite.writer import LIGHT, Weight, Writer
@@ -97,6 +98,7 @@ class SqliteBackend:
         )
         self._watcher = Watcher(self._path, self._file.file.check, options.longest_silence)
         self._presence = Presence(self._path, self._watcher, self._in_steps)
+        self._late_claims = LateClaims(lambda member, ends: self.settle(member, ends, self.clock.time()))
         self._reader: ThreadPoolExecutor | None = None
         self._probe: asyncio.Task[None] | None = None
 
@@ -197,12 +199,15 @@ class SqliteBackend:
 
     async def leave(self, member: Membership, keep: Collection[Claim], now: float) -> None:
         await self._presence.leave(_own(member), keep, self.clock.time)
+        self._late_claims.forget(_own(member))
         self._watcher.notify()
 
     async def next_due(self, names: Collection[str]) -> float | None:
+        await self._late_claims.release()
         return self._watcher.read(partial(claiming.next_due, names=names))
 
-    def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> "asyncio.Future[list[Claim]]":
+    async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
+        await self._late_claims.release()
         own = _own(member)
 
         def operation(db: sqlite3.Connection, *, now: float) -> list[Claim]:
@@ -210,7 +215,8 @@ class SqliteBackend:
                 raise QueueClosed("this worker has left")
             return claiming.claim(db, own.number, wants, now=now)
 
-        return self._writer.submit(self._at(now, operation), CLAIM_WEIGHT)
+        late = partial(self._late_claims.add, own)
+        return await self._writer.run(self._at(now, operation), CLAIM_WEIGHT, late=late)
 
     async def settle(self, member: Membership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
         fenced: list[Settlement] = []
@@ -225,6 +231,7 @@ class SqliteBackend:
         return await self._writer.run(partial(settling.isolate, worker=_own(member).number, claim=claim))
 
     async def recover(self, now: float) -> int:
+        await self._late_claims.release()
         count = await self._presence.recover(self.clock.time)
         if count:
             self._watcher.notify()

@@ -9,7 +9,7 @@ from typing import Any
 from infra.mq.drivers.sql.sqlite.mailboxes import drop, heads
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.drivers.sql.sqlite.retirement import Retiring
-from infra.mq.drivers.sql.sqlite.scheduling import promote
+from infra.mq.drivers.sql.sqlite.scheduling import HAS_DUE, promote
 from infra.mq.errors import QueueClosed
 from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH
 from infra.mq.types import Claim, Delivery
@@ -23,8 +23,8 @@ CLAIMED_AT_ONCE = 1000
 _COLUMNS = """
 id, message_id, event, ordering_key, body, published_at, failures, deferrals, takeovers, crashes
 """
-_IS_MEMBER = "SELECT EXISTS (SELECT 1 FROM beneath_worker WHERE id = ?)"
-_RESOLVE = """
+_IS_MEMBER = "SELECT EXISTS (SELECT 1 FROM beneath_worker WHERE id = ?), EXISTS (SELECT 1 FROM beneath_retirement)"
+_NAMED = """
 SELECT w.value, s.id, s.ordered FROM json_each(:names) AS w
 CROSS JOIN beneath_subscription AS s ON s.name = w.value WHERE s.paused = 0
 UNION ALL
@@ -32,6 +32,7 @@ SELECT w.value, s.id, s.ordered FROM json_each(:names) AS w
 CROSS JOIN beneath_alias AS a ON a.name = w.value
 CROSS JOIN beneath_subscription AS s ON s.id = a.subscription WHERE s.paused = 0
 """
+_WANTED = _NAMED.replace("s.ordered", f"s.ordered, {HAS_DUE}")
 _READY = f"""
 SELECT {_COLUMNS}, fence, due_at FROM beneath_delivery INDEXED BY beneath_delivery_ready
 WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, id LIMIT ?
@@ -98,9 +99,7 @@ class _Room:
 
 def next_due(db: sqlite3.Connection, names: Iterable[str]) -> float | None:
     """Return when the earliest delivery of the named subscriptions is due."""
-    wanted = dumps(
-        [subscription for _, subscription, _ in db.execute(_RESOLVE, {"names": dumps(list(names))}).fetchall()]
-    )
+    wanted = dumps([row[1] for row in db.execute(_NAMED, {"names": dumps(list(names))}).fetchall()])
     (due_at,) = db.execute(_NEXT_DUE, {"ids": wanted}).fetchone()
     return None if due_at is None else float(due_at)
 
@@ -111,72 +110,75 @@ def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now:
     Raises:
         QueueClosed: the worker is registered no more.
     """
-    if not db.execute(_IS_MEMBER, (worker,)).fetchone()[0]:
+    is_member, retiring = db.execute(_IS_MEMBER, (worker,)).fetchone()
+    if not is_member:
         raise QueueClosed("this worker is considered dead: its claims were taken over")
-    wanted = db.execute(_RESOLVE, {"names": dumps(list(wants))}).fetchall()
-    promote(db, [subscription for _, subscription, _ in wanted], now)
+    wanted = db.execute(_WANTED, {"names": dumps(list(wants)), "now": now}).fetchall()
+    if behind := [subscription for _, subscription, _, has_due in wanted if has_due]:
+        promote(db, behind, now)
     # With more than one call may return, each subscription is the first one from time to time.
     start = next(_turns) % len(wanted) if wanted else 0
-    room = _Room()
-    retiring = Retiring(db, now)
+    taking = _Taking(db, worker, Retiring(db, now) if retiring else None, now)
     found: list[Placed] = []
-    for name, subscription, ordered in (*wanted[start:], *wanted[:start]):
-        if room.deliveries > 0:
-            take = _claim_mailboxes if ordered else _claim_deliveries
-            found += take(db, worker, name, subscription, min(wants[name], room.deliveries), room, retiring, now)
+    for name, subscription, ordered, _ in (*wanted[start:], *wanted[:start]):
+        if (limit := min(wants[name], taking.room.deliveries)) > 0:
+            take = taking.mailboxes if ordered else taking.deliveries
+            found += take(name, subscription, limit)
     found.sort(key=lambda it: it[:2])
     return [it[2] for it in found]
 
 
-def _claim_deliveries(
-    db: sqlite3.Connection,
-    worker: int,
-    name: str,
-    subscription: int,
-    limit: int,
-    room: _Room,
-    retiring: Retiring,
-    now: float,
-) -> list[Placed]:
-    rows = retiring.without(subscription, _take(db.execute(_READY, (subscription, now, limit)), room))
-    if rows:
-        db.execute(_CLAIM, (worker, dumps([row[0] for row in rows])))
-    return [
-        (row[-1], row[0], Claim(subscription=name, deliveries=[_delivery_of(row, name)], fence=row[-2] + 1))
-        for row in rows
-    ]
+class _Taking:
+    """One claim of a worker, over all subscriptions."""
 
+    def __init__(self, db: sqlite3.Connection, worker: int, retiring: Retiring | None, now: float) -> None:
+        self.room = _Room()
+        self._db = db
+        self._worker = worker
+        self._retiring = retiring
+        self._now = now
 
-def _claim_mailboxes(
-    db: sqlite3.Connection,
-    worker: int,
-    name: str,
-    subscription: int,
-    limit: int,
-    room: _Room,
-    retiring: Retiring,
-    now: float,
-) -> list[Placed]:
-    mailboxes = db.execute(_READY_MAILBOXES, (subscription, now, limit)).fetchall()
-    if not mailboxes:
-        return []
-    found: list[Placed] = []
-    claimed: list[tuple[int, int, int, int, str]] = []
-    fence = reserve(db, 1)
-    for key, due_at, turn in mailboxes:
-        taken = retiring.without(subscription, _take(db.execute(_HEAD, (subscription, key)), room))
-        rows = _alone_if_suspect(taken)
-        if not rows:
-            if heads(db, subscription, key):
-                break  # it does not fit any more
-            drop(db, subscription, key)
-            continue
-        claimed.append((worker, fence, rows[-1][0], subscription, key))
-        deliveries = [_delivery_of(row, name) for row in rows]
-        claim = Claim(subscription=name, deliveries=deliveries, ordered=True, ordering_key=key, fence=fence)
-        found.append((due_at, turn, claim))
-    db.executemany(_CLAIM_MAILBOX, claimed)
-    return found
+    def deliveries(self, name: str, subscription: int, limit: int) -> list[Placed]:
+        """Claim up to `limit` deliveries of an unordered subscription."""
+        rows = self._take(subscription, self._db.execute(_READY, (subscription, self._now, limit)))
+        if rows:
+            self._db.execute(_CLAIM, (self._worker, dumps([row[0] for row in rows])))
+        return [
+            (row[-1], row[0], Claim(subscription=name, deliveries=[_delivery_of(row, name)], fence=row[-2] + 1))
+            for row in rows
+        ]
+
+    def mailboxes(self, name: str, subscription: int, limit: int) -> list[Placed]:
+        """Claim up to `limit` mailboxes of an ordered subscription."""
+        mailboxes = self._db.execute(_READY_MAILBOXES, (subscription, self._now, limit)).fetchall()
+        if not mailboxes:
+            return []
+        found: list[Placed] = []
+        claimed: list[tuple[int, int, int, int, str]] = []
+        fence = reserve(self._db, 1)
+        for key, due_at, turn in mailboxes:
+            rows = _alone_if_suspect(self._take(subscription, self._db.execute(_HEAD, (subscription, key))))
+            if not rows:
+                if heads(self._db, subscription, key):
+                    break  # it does not fit any more
+                drop(self._db, subscription, key)
+                continue
+            claimed.append((self._worker, fence, rows[-1][0], subscription, key))
+            deliveries = [_delivery_of(row, name) for row in rows]
+            claim = Claim(subscription=name, deliveries=deliveries, ordered=True, ordering_key=key, fence=fence)
+            found.append((due_at, turn, claim))
+        self._db.executemany(_CLAIM_MAILBOX, claimed)
+        return found
+
+    def _take(self, subscription: int, cursor: sqlite3.Cursor) -> list[Row]:
+        """Return the rows that there is room for and that may be handed out."""
+        rows: list[Row] = []
+        for row in cursor:
+            if not self.room.take(row[4]):
+                break
+            rows.append(row)
+        cursor.close()
+        return rows if self._retiring is None else self._retiring.without(subscription, rows)
 
 
 def _alone_if_suspect(rows: list[Row]) -> list[Row]:
@@ -184,16 +186,6 @@ def _alone_if_suspect(rows: list[Row]) -> list[Row]:
     for place, row in enumerate(rows):
         if row[8] >= SUSPECT:
             return rows[: max(place, 1)]
-    return rows
-
-
-def _take(cursor: sqlite3.Cursor, room: _Room) -> list[Row]:
-    rows: list[Row] = []
-    for row in cursor:
-        if not room.take(row[4]):
-            break
-        rows.append(row)
-    cursor.close()
     return rows
 
 

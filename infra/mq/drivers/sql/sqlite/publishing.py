@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 from infra.mq.drivers.sql.sqlite.mailboxes import MailboxRow, open_mailboxes
 from infra.mq.drivers.sql.sqlite.numbers import reserve
-from infra.mq.drivers.sql.sqlite.scheduling import Overdue
+from infra.mq.drivers.sql.sqlite.scheduling import HAS_DUE, Overdue
 from infra.mq.types import Message
 
 PRUNED_AT_ONCE = 100
@@ -16,11 +16,11 @@ INSERT INTO beneath_delivery
     (id, subscription, state, due_at, published_at, message_id, event, ordering_key, mailbox, body)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-_ROUTES = """
-SELECT s.id, s.ordered
+_ROUTES = f"""
+SELECT s.id, s.ordered, s.ordered AND {HAS_DUE}
 FROM beneath_route AS r CROSS JOIN beneath_subscription AS s ON s.id = r.subscription
-WHERE r.event = ? ORDER BY r.subscription
-"""
+WHERE r.event = :event ORDER BY r.subscription
+"""  # noqa: S608  # constants only
 
 # `beneath_dedupe` holds what an earlier release accepted, by id alone: until it is outdated, those ids count for every
 # event.
@@ -38,19 +38,21 @@ _PRUNE_FORMER_IDS = """
 DELETE FROM beneath_dedupe WHERE id IN (SELECT id FROM beneath_dedupe WHERE at <= ? ORDER BY at LIMIT ?)
 """
 
-Routes = dict[str, list[tuple[int, int]]]
+Routes = dict[str, list[tuple[int, int, int]]]
 DeliveryRow = tuple[int, int, int, float, float, str, str, str | None, str | None, bytes]
 
 
 def publish(db: sqlite3.Connection, messages: Sequence[Message], dedupe_window: float, *, now: float) -> None:
     """Store one delivery of every message for each subscription of its event."""
     accepted = _without_duplicates(db, messages, now, dedupe_window)
-    routes: Routes = {event: db.execute(_ROUTES, (event,)).fetchall() for event in {it.event for it in accepted}}
+    routes: Routes = {
+        event: db.execute(_ROUTES, {"event": event, "now": now}).fetchall() for event in {it.event for it in accepted}
+    }
     count = sum(len(routes[it.event]) for it in accepted)
     if not count:
         return
-    ordered = {number for subscriptions in routes.values() for number, is_ordered in subscriptions if is_ordered}
-    rows, mailboxes = _rows_of(accepted, routes, now, reserve(db, count), Overdue(db, ordered, now))
+    behind = {number for subscriptions in routes.values() for number, _, is_behind in subscriptions if is_behind}
+    rows, mailboxes = _rows_of(accepted, routes, now, reserve(db, count), Overdue(db, behind, now))
     db.executemany(_INSERT_DELIVERY, rows)
     if mailboxes:
         open_mailboxes(db, mailboxes)
@@ -63,7 +65,7 @@ def _rows_of(
     mailboxes: dict[tuple[int, str], MailboxRow] = {}
     for it in messages:
         due_at = now if it.due_at is None else it.due_at
-        for subscription, ordered in routes[it.event]:
+        for subscription, ordered, _ in routes[it.event]:
             key, mailbox, state, at = it.ordering_key, None, 0, due_at
             if ordered:
                 mailbox, state = key or "", 4

@@ -20,17 +20,19 @@ LEAST_PROMOTED = 10
 PROMOTED_BYTES = 4 * 1024 * 1024
 """A claim promotes no more of a subscription once the bodies are larger than this: their rows are written anew."""
 
-_WITH_DUE = """
-SELECT value FROM json_each(:ids) WHERE EXISTS (
+HAS_DUE = """
+EXISTS (
     SELECT 1 FROM beneath_delivery INDEXED BY beneath_delivery_scheduled
-    WHERE state = 3 AND subscription = value AND due_at <= :now
+    WHERE state = 3 AND subscription = s.id AND due_at <= :now
 )
 """
+"""Whether the subscription `s` has scheduled deliveries that are due at `:now`."""
+
 _DUE = """
 SELECT id, due_at, mailbox, length(body) FROM beneath_delivery INDEXED BY beneath_delivery_scheduled
 WHERE state = 3 AND subscription = ? AND due_at <= ? ORDER BY due_at, id LIMIT ?
 """
-_HAS_DUE = """
+_IN_MAILBOX = """
 SELECT EXISTS (
     SELECT 1 FROM beneath_delivery INDEXED BY beneath_delivery_scheduled_mailbox
     WHERE state = 3 AND subscription = ? AND mailbox = ? AND due_at <= ?
@@ -50,10 +52,11 @@ class Overdue:
     What is added to such a mailbox is added to the scheduled ones, as due now: it takes its place behind them.
     """
 
-    def __init__(self, db: sqlite3.Connection, subscriptions: Collection[int], now: float) -> None:
+    def __init__(self, db: sqlite3.Connection, behind: Collection[int], now: float) -> None:
+        """Ask of the subscriptions in `behind` alone, those that have scheduled deliveries that are due."""
         self._db = db
         self._now = now
-        self._behind = set(with_due(db, subscriptions, now)) if subscriptions else set()
+        self._behind = behind
         self._known: dict[tuple[int, str], bool] = {}
 
     def in_mailbox(self, subscription: int, mailbox: str) -> bool:
@@ -62,21 +65,16 @@ class Overdue:
             return False
         known = self._known.get((subscription, mailbox))
         if known is None:
-            row = self._db.execute(_HAS_DUE, (subscription, mailbox, self._now)).fetchone()
+            row = self._db.execute(_IN_MAILBOX, (subscription, mailbox, self._now)).fetchone()
             known = self._known[subscription, mailbox] = bool(row[0])
         return known
 
 
-def with_due(db: sqlite3.Connection, subscriptions: Collection[int], now: float) -> list[int]:
-    """Return those of `subscriptions` that have scheduled deliveries that are due."""
-    return [number for (number,) in db.execute(_WITH_DUE, {"ids": dumps(list(subscriptions)), "now": now})]
+def promote(db: sqlite3.Connection, behind: Collection[int], now: float) -> None:
+    """Let some of the scheduled deliveries that are due take their places: the first ones of each of `behind`.
 
-
-def promote(db: sqlite3.Connection, subscriptions: Collection[int], now: float) -> None:
-    """Let some of the scheduled deliveries that are due take their places, of each subscription the first ones."""
-    behind = with_due(db, subscriptions, now)
-    if not behind:
-        return
+    `behind` are the subscriptions that have any.
+    """
     limit = max(PROMOTED_AT_ONCE // len(behind), LEAST_PROMOTED)
     for subscription in behind:
         _promote(db, subscription, now, limit)

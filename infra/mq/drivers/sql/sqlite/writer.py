@@ -53,6 +53,7 @@ class _Request:
     operation: Operation[Any]
     weight: Weight
     answer: asyncio.Future[Any]
+    late: Callable[[Any], object]
 
 
 @dataclass(slots=True)
@@ -132,26 +133,32 @@ class Writer:
             raise closed.cancelled
         closed.task.result()
 
-    async def run(self, operation: Operation[T], weight: Weight = LIGHT) -> T:
+    async def run(
+        self, operation: Operation[T], weight: Weight = LIGHT, *, late: Callable[[T | Exception], object] = _nothing
+    ) -> T:
         """Run `operation` in a transaction that may be shared, and return its result after COMMIT.
+
+        `late` is called with the result, or the error, of an operation that had begun when its caller was cancelled.
 
         Raises:
             QueueUnavailable: nothing of it happened.
             QueueIndeterminate: the disk failed at COMMIT.
             QueueError: what the operation raised; nothing of it happened.
         """
-        return await self.submit(operation, weight)
-
-    def submit(self, operation: Operation[T], weight: Weight = LIGHT) -> "asyncio.Future[T]":
-        """Do what `run` does, and return a future of it: whoever has it still learns of the result when cancelled."""
         if self._db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._requests.append(_Request(operation, weight, answer))
+        self._requests.append(_Request(operation, weight, answer, late))
         if self._pump is None:
             # In a context of its own: the first caller's transaction is not that of the other callers in its group.
             self._pump = begin(self._work_off(), context=contextvars.Context())
-        return answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled():  # it came just before the cancellation
+                error = answer.exception()
+                late(error if isinstance(error, Exception) else answer.result())
+            raise
 
     async def _close(self) -> None:
         while self._pump is not None:
@@ -216,8 +223,8 @@ class Writer:
         self.groups += 1
         for request, result in zip(group, results, strict=True):
             if request.answer.done():
-                continue
-            if isinstance(result, _Failed):
+                request.late(result.error if isinstance(result, _Failed) else result)
+            elif isinstance(result, _Failed):
                 request.answer.set_exception(result.error)
             else:
                 request.answer.set_result(result)

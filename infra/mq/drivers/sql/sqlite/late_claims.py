@@ -1,0 +1,57 @@
+"""Claims whose caller was cancelled before it learned of them: released, for their worker would never settle them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from infra.mq.drivers.sql.sqlite.presence import Member
+from infra.mq.errors import QueueError, QueueIndeterminate
+from infra.mq.types import Claim, Outcome, Settlement
+
+Settle = Callable[[Member, Sequence[Settlement]], Awaitable[object]]
+
+
+class LateClaims:
+    """Releases late claims at once; what could not be released then is kept until the next call of `release`."""
+
+    def __init__(self, settle: Settle) -> None:
+        self._settle = settle
+        self._unwanted: dict[Member, list[Claim]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, member: Member, result: list[Claim] | Exception) -> None:
+        """Take in what a claim of `member` brought whose caller was cancelled."""
+        if isinstance(result, QueueIndeterminate):
+            member.abandon()  # only as a dead worker's are its claims found
+        elif isinstance(result, list) and result:
+            self._unwanted.setdefault(member, []).extend(result)
+            task = asyncio.get_running_loop().create_task(self._try_to_release(member))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def release(self) -> None:
+        """Release what is kept of all workers of this process; after an error it is kept further."""
+        for member in list(self._unwanted):
+            await self._release(member)
+
+    def forget(self, member: Member) -> None:
+        """Drop the late claims of a worker that has left and released all."""
+        self._unwanted.pop(member, None)
+
+    async def _release(self, member: Member) -> None:
+        claims = self._unwanted.pop(member, [])
+        if claims:
+            try:
+                await self._settle(member, [_released(it) for it in claims])
+            except BaseException:
+                self._unwanted.setdefault(member, []).extend(claims)
+                raise
+
+    async def _try_to_release(self, member: Member) -> None:
+        try:
+            await self._release(member)
+        except QueueError:
+            return  # the next call of `release` does it
+
+
+def _released(claim: Claim) -> Settlement:
+    return Settlement(claim=claim, delivery=claim.deliveries[0], outcome=Outcome.RELEASE, close=claim.ordered)
