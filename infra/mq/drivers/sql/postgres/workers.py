@@ -104,6 +104,7 @@ class Workers:
 
     async def next_due(self, names: Collection[str]) -> float | None:
         """Return when there may be something to claim for these names."""
+        await self._release_all_unknown(self._clock.time())
         self._look_from_the_start(names)
         *starts, scheduled_start = self._positions.starts([*names, SCHEDULED])
         operation = partial(claiming.next_due, names=names, starts=starts, scheduled_start=scheduled_start)
@@ -142,10 +143,7 @@ class Workers:
     async def recover(self, now: float) -> int:
         """Take over from dead workers, from owners that no worker has, and from own claims whose answer was lost."""
         self._members = {it for it in self._members if it.alive}
-        for mine in list(self._members):
-            if mine.holdings.in_doubt:
-                with suppress(QueueClosed):  # its own next claim says so
-                    await self._release_unknown(mine, now)
+        await self._release_all_unknown(now)
         asked_at = self._keeper.now()
         leases = await self._connections.run(membership.leases, writing=False)
         self._keeper.observer.observe(leases, asked_at, self._keeper.now())
@@ -222,6 +220,13 @@ class Workers:
         mine.holdings.claimed(claims)
         self._promoter.expect(due=scheduled_due)
         return claims
+
+    async def _release_all_unknown(self, now: float) -> None:
+        """Release what claims took whose answer was lost, or whose caller was cancelled, of all workers here."""
+        for mine in list(self._members):
+            if mine.holdings.in_doubt:
+                with suppress(QueueClosed):  # its own next claim says so
+                    await self._release_unknown(mine, now)
 
     async def _release_unknown(self, mine: Member, now: float) -> None:
         since, known = mine.holdings.unknown()
