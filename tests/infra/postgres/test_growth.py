@@ -121,7 +121,8 @@ async def begin_to_retire(driver: Driver) -> None:
 
 async def retire(driver: Driver, event: str) -> None:
     number = (await registry.get(driver, WORK)).id
-    retirement = retiring.Retirement(number, event, "dead", states=[0])
+    note = await driver.fetchval(retiring._BEGIN, number, event, "dead")
+    retirement = retiring.Retirement(number, event, "dead", note, states=[0])
     assert await retiring.step(driver, retirement, NOW) == (retiring.STEP, True)
 
 

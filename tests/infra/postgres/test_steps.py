@@ -350,6 +350,29 @@ async def test_nothing_of_an_event_that_is_being_retired_is_handed_out(
     assert await queue.retire(name, event="Happened") == 0
 
 
+@pytest.mark.parametrize("late", ["step", "end"])
+async def test_retirement_that_another_call_completed_removes_nothing_that_came_after(
+    store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    other, _ = await store.open()
+    honest = getattr(retiring, late)
+    declared = [subscription(WORK, events=["Happened", "Else"])]
+
+    async def only_later(driver: Driver, retirement: retiring.Retirement, now: float) -> Any:  # noqa: ANN401
+        monkeypatch.setattr(retiring, late, honest)
+        assert await other.retire(WORK, event="Happened", backlog="discard") == (1 if late == "step" else 0)
+        await other.declare(declared, [])
+        await other.publish([message("new")])
+        return await honest(driver, retirement, now)
+
+    await queue.declare(declared, [])
+    await queue.publish([message("old")])
+    monkeypatch.setattr(retiring, late, only_later)
+    await queue.retire(WORK, event="Happened", backlog="discard")
+    assert await queue.retire(WORK, event="Happened", backlog="dead") == 1
+    assert [it.message_id for it in await queue.dead_letters()] == ["new"]
+
+
 async def test_what_arrives_while_a_backlog_is_counted_makes_the_retirement_fail(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,8 +26,12 @@ COUNTED = 1000
 WHOLE = ""
 """In place of an event: all of the subscription."""
 
-_FIND = "SELECT backlog FROM beneath_retirement WHERE subscription = $1 AND event = $2"
-_BEGIN = "INSERT INTO beneath_retirement (subscription, event, backlog) VALUES ($1, $2, $3)"
+# A row of the same event that was written later is another retirement.
+_FIND = "SELECT backlog, xmin::text FROM beneath_retirement WHERE subscription = $1 AND event = $2"
+_BEGIN = "INSERT INTO beneath_retirement (subscription, event, backlog) VALUES ($1, $2, $3) RETURNING xmin::text"
+_HOLD = """
+SELECT 1 FROM beneath_retirement WHERE subscription = $1 AND event = $2 AND xmin::text = $3 FOR KEY SHARE
+"""
 _END = "DELETE FROM beneath_retirement WHERE subscription = $1 AND ($2 = '' OR event = $2)"
 _STOP = (
     "UPDATE beneath_subscription SET paused = 1 WHERE id = $1",
@@ -105,6 +109,9 @@ class Retirement:
     subscription: int
     event: str
     backlog: str
+    note: str
+    """Names its row in `beneath_retirement`."""
+
     states: list[int] = field(default_factory=lambda: list(_PAGES))
     after: tuple[int, float, str] = (0, float("-inf"), "")
     found: int = 0
@@ -142,30 +149,33 @@ async def begin(
     await registry.lock(driver)
     subscription = (await registry.get(driver, name)).id
     what = WHOLE if event is None else event
-    begun: str | None = await driver.fetchval(_FIND, subscription, what)
+    begun = await driver.fetchrow(_FIND, subscription, what)
     if begun is not None:
-        return Retirement(subscription, what, begun)
+        return Retirement(subscription, what, *begun)
     if event is None:
         await _refuse_if_used(driver, name, subscription, lease)
     elif event not in await registry.events_of(driver, subscription):
         raise SubscriptionNotFound(f"{name} has no event {event}")
     if found is not None:
         await _refuse_backlog(driver, name, subscription, what, found)
-    await driver.execute(_BEGIN, subscription, what, "discard" if backlog == "refuse" else backlog)
+    note: str = await driver.fetchval(_BEGIN, subscription, what, "discard" if backlog == "refuse" else backlog)
     if event is None:
         for statement in _STOP:
             await driver.execute(statement, subscription)
     else:
         await driver.execute(_DROP_ROUTE, subscription, event)
     await registry.mark_changed(driver, now)
-    return Retirement(subscription, what, backlog)
+    return Retirement(subscription, what, backlog, note)
 
 
 async def step(driver: Driver, retirement: Retirement, now: float) -> tuple[int, bool]:
     """Remove what is to go of the next page of deliveries; return how many that were, and whether to go on.
 
-    What other transactions have locked is left for the next pass; the last one finds nothing.
+    What other transactions have locked is left for the next pass; the last one finds nothing. What came after the end
+    of the retirement, which another call may have completed, is left alone.
     """
+    if not await _hold(driver, retirement):
+        return 0, False
     if not retirement.states:
         more = retirement.found > 0
         retirement.states, retirement.found = list(_PAGES), 0
@@ -205,13 +215,20 @@ async def drop_mailboxes(driver: Driver, retirement: Retirement) -> tuple[int, b
 
 
 async def end(driver: Driver, retirement: Retirement, now: float) -> None:
-    """Remove what is left, and the retirement."""
+    """Remove what is left, and the retirement, unless another call did."""
     await registry.lock(driver)
+    if not await _hold(driver, retirement):
+        return
     await driver.execute(_END, retirement.subscription, retirement.event)
     if retirement.event == WHOLE:
         for statement in _DROP_ALL:
             await driver.execute(statement, retirement.subscription)
     await registry.mark_changed(driver, now)
+
+
+async def _hold(driver: Driver, retirement: Retirement) -> bool:
+    """Keep a retirement from ending in this transaction; False if it has ended."""
+    return bool(await driver.fetch(_HOLD, retirement.subscription, retirement.event, retirement.note))
 
 
 def _within_bytes(rows: list[Any]) -> list[Any]:
