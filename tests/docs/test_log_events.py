@@ -13,8 +13,8 @@ LOGGERS = {"log", "_log"}
 LEVELS = {name: name for name in ("debug", "info", "warning", "error", "critical")} | {"exception": "error"}
 """The level of each method of a logger that the source may call."""
 
-IN_CONTEXT = "_say"
-"""The one function that passes an event name on; its arguments are a context, the level and the name."""
+FORWARDING = "log"
+"""The one method that passes events on to a logger, of an attempt; its arguments are the level and the event's name."""
 
 RENDERED = {"exc_info", "exception"}
 """Fields that hold a traceback; the table leaves them out."""
@@ -48,8 +48,8 @@ def calls() -> Iterator[Call]:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method)) if name in LOGGERS:
                     assert method in LEVELS, f"{path}:{node.lineno}: {method}"
                     yield _call(path, node, LEVELS[method], node.args[:1])
-                case ast.Call(func=ast.Name(id=name)) if name == IN_CONTEXT:
-                    yield _call(path, node, str(_literal(node.args[1:2])), node.args[2:3])
+                case ast.Call(func=ast.Attribute(attr=method)) if method == FORWARDING:
+                    yield _call(path, node, str(_literal(node.args[:1])), node.args[1:2])
 
 
 def _call(path: str, node: ast.Call, level: str, event: list[ast.expr]) -> Call:
@@ -105,7 +105,7 @@ def test_loggers_are_called_directly_so_that_no_event_escapes_the_table() -> Non
         inside = {
             id(each)
             for node in ast.walk(tree)
-            if isinstance(node, ast.FunctionDef) and node.name == IN_CONTEXT
+            if isinstance(node, ast.FunctionDef) and node.name == FORWARDING
             for each in ast.walk(node)
         }
         for node in ast.walk(tree):
