@@ -1,7 +1,7 @@
 """What a worker does in threads, done in the loop: its heartbeat, and plain `def` handlers."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import FrameType
 
 from bus import threads
@@ -19,8 +19,13 @@ class NumberedSlot(Slot):
 
     __slots__ = ("number",)
 
-    def __init__(self, listener: Listener, is_worker_ending: Callable[[], bool] = lambda: False) -> None:
-        super().__init__(listener, is_worker_ending)
+    def __init__(
+        self,
+        listener: Listener,
+        is_worker_ending: Callable[[], bool] = lambda: False,
+        neighbours: Collection[Slot] = (),
+    ) -> None:
+        super().__init__(listener, is_worker_ending, neighbours)
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimulatedLoop)
         self.number = loop.number()
