@@ -72,6 +72,21 @@ class RedisServer:
             return False
 
 
+class LogTail:
+    """The end of a durable server's log, from a moment on, which can be lost as in a power cut."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        [self._log] = server.folder.glob("appendonlydir/*.incr.aof")
+        self._kept = self._log.read_bytes()
+
+    def lose(self) -> None:
+        """Kill the server, and start it again without what it wrote since."""
+        self._server.kill()
+        self._log.write_bytes(self._kept)
+        self._server.start()
+
+
 def redis_7() -> Path | None:
     """Return the installed Redis, if it is one."""
     found = shutil.which("redis-server")

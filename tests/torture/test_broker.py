@@ -7,8 +7,8 @@ import pytest
 import redis
 
 from tests.e2e.processes import until
-from tests.servers import RedisServer
-from tests.torture.checker import check, duplicates, repeated
+from tests.servers import LogTail, RedisServer
+from tests.torture.checker import check, duplicates, lost, out_of_order, overlapping, phantoms, repeated
 from tests.torture.events import Chime, Job, Step
 from tests.torture.fleet import Fleet
 from tests.wire import FAULTS, Wire
@@ -136,3 +136,30 @@ def test_a_flushed_broker_is_noticed_and_logged_and_work_goes_on(far: Fleet, bro
     far.stop(*workers)
     check_all(far)
     assert repeated(far.journal.lines(), "flaky") == []
+
+
+def test_broker_that_loses_the_end_of_its_log_goes_on_with_what_it_kept(far: Fleet, broker: RedisServer) -> None:
+    workers = far.pair(*LISTENERS)
+    far.publish(both(1))
+    wait_handled(far, len(KEYS) / 4)
+    tail = LogTail(broker)  # some of the first are settled by then, some are claimed, some wait
+    far.wait_empty()
+    far.publish(both(2))
+    wait_handled(far, len(KEYS) * 2 - 1)
+    far.wait_empty()
+    tail.lose()
+    far.publish(both(3))
+    for each in LISTENERS:
+        until(
+            lambda name=each: len({it.key for it in far.runs(name, "end") if it.n == 3}) == len(KEYS),  # type: ignore[misc]
+            f"{each} handles the later ones",
+            timeout=SECONDS,
+        )
+    far.wait_empty()
+    far.stop(*workers)
+    # What it had lost with its log is lost or comes again; all else goes on in order, and nothing is left behind.
+    kept = [line for line in far.journal.lines() if line.n != 2]
+    for each in LISTENERS:
+        assert [*lost(kept, each), *phantoms(kept, each)] == []
+    assert [*overlapping(kept, "flaky"), *out_of_order(kept, "flaky")] == []
+    assert far.dead_letters() == []

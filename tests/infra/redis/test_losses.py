@@ -23,21 +23,6 @@ def durable() -> Iterator[servers.RedisServer]:
     server.kill()
 
 
-class Tail:
-    """The end of a server's log, from a moment on, which can be lost as in a power cut."""
-
-    def __init__(self, server: servers.RedisServer) -> None:
-        self._server = server
-        [self._log] = server.folder.glob("appendonlydir/*.incr.aof")
-        self._kept = self._log.read_bytes()
-
-    def lose(self) -> None:
-        """Kill the server, and start it again without what it wrote since."""
-        self._server.kill()
-        self._log.write_bytes(self._kept)
-        self._server.start()
-
-
 async def names_of(queue: RedisQueue) -> list[str]:
     return [it.name for it in await queue.stats()]
 
@@ -125,7 +110,7 @@ async def test_dead_letters_outlive_retirement_and_follow_every_name(opened: Ope
 async def test_registry_that_lost_its_last_changes_gets_them_back(opened: Open, durable: servers.RedisServer) -> None:
     queue, elsewhere = await opened(durable.url), await opened(durable.url)
     await queue.declare([subscription("kept")], [])
-    tail = Tail(durable)
+    tail = servers.LogTail(durable)
     await elsewhere.declare([subscription("new"), subscription("kept", events=("Happened", "Else"))], ["News"])
     await elsewhere.publish([message("before")])
     tail.lose()
@@ -144,7 +129,7 @@ async def test_worker_whose_claims_vanished_counts_as_lost(
     await queue.declare([subscription(ordered=ordered)], [])
     worker, other = await consumer(queue), await consumer(elsewhere)
     await queue.publish([message("a", key="a"), message("b", key="b")])
-    tail = Tail(durable)
+    tail = servers.LogTail(durable)
     claims = await fetch(worker)
     assert ids(claims) == ["a", "b"]
     tail.lose()
@@ -188,7 +173,7 @@ async def test_lost_end_of_a_claim_is_settled_again(opened: Open, durable: serve
     worker = await consumer(queue)
     await queue.publish([message("a")])
     [claim] = await fetch(worker)
-    tail = Tail(durable)
+    tail = servers.LogTail(durable)
     await worker.settle([end(claim, Outcome.RETRY, error="no")])
     tail.lose()
     [found] = await eventually(lambda: worker.fetch({WORK: 1}, wait=1))
@@ -223,7 +208,7 @@ async def test_worker_that_leaves_after_a_lost_tail_releases_what_came_back(
     worker = await consumer(queue)
     await queue.publish([message("a", key="k")])
     [claim] = await fetch(worker)
-    tail = Tail(durable)
+    tail = servers.LogTail(durable)
     await worker.settle([end(claim, Outcome.RETRY, error="no")])
     tail.lose()
     await eventually(queue.dead_letters)
@@ -246,7 +231,7 @@ async def test_worker_that_knows_a_later_claim_than_the_server_counts_as_lost(
     worker = await consumer(queue)
     await queue.publish([message("a", key="k")])
     [claim] = await fetch(worker)
-    tail = Tail(durable)
+    tail = servers.LogTail(durable)
     await worker.settle([end(claim, Outcome.RETRY, error="no")])
     await fetch(worker)
     tail.lose()
