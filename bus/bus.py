@@ -243,7 +243,8 @@ class Bus:
             InvalidEvent: the delay is not from 0 seconds to 100 years, or the event has sync or broadcast listeners,
                 which cannot wait; or what `publish` raises.
         """
-        return await self._publish_at(event, due_in(delay, self.mq.time()), id, headers)
+        self._require_started("publish")
+        return await self._publish_at(event, due_in(delay, await self._publisher.time()), id, headers)
 
     async def publish_scheduled(
         self,

@@ -23,6 +23,7 @@ from sqlalchemy import (
     case,
     delete,
     exists,
+    extract,
     func,
     insert,
     literal,
@@ -257,6 +258,11 @@ class Outbox:
             delete(OUTBOX).where(OUTBOX.c.message_id == message_id, OUTBOX.c.kind == Kind.REJECTED.value)
         )
 
+    async def time(self) -> float:
+        """Return the time of the database's clock, in seconds since the epoch."""
+        async with self._db.read() as session:
+            return float(await session.scalar(_TIME[self._db.dialect]))
+
     async def size(self) -> tuple[int, float | None]:
         """Return how many rows wait to be sent, and since when the oldest does (seconds since the epoch)."""
         query = select(func.count(), func.min(OUTBOX.c.created_at)).where(OUTBOX.c.kind != Kind.REJECTED.value)
@@ -299,6 +305,10 @@ def _any(kind: Kind) -> ScalarSelect[int]:
     return select(literal(1)).where(OUTBOX.c.kind == kind.value).limit(1).scalar_subquery()
 
 
+_TIME: dict[str, Select[Any]] = {
+    "postgresql": select(extract("epoch", func.clock_timestamp())),
+    "sqlite": select((func.julianday("now") - 2440587.5) * 86400.0),
+}
 _DIRECT = OUTBOX.c.kind == Kind.DIRECT.value
 _INSERT = insert(OUTBOX)
 _PENDING = select(

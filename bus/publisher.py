@@ -171,7 +171,7 @@ class Publisher:
         """
         patience = self._clock.monotonic() + SENT_WITHIN
         while True:
-            match await outbox.standing(message_id, self._mq.time()):
+            match await outbox.standing(message_id, await self.time()):
                 case None | Standing.DUE:
                     return await self._mq.cancel(message_id)
                 case Standing.CANCELLED:
@@ -206,7 +206,7 @@ class Publisher:
     async def _is_cancellable(self, transaction: Transaction, message_id: str) -> bool:
         if self._outbox is None:
             return await self._mq.scheduled(message_id)
-        match standing := await self._outbox.standing(message_id, self._mq.time()):
+        match standing := await self._outbox.standing(message_id, await self.time()):
             case Standing.SCHEDULED:
                 return True
             case Standing.CANCELLED:
@@ -219,6 +219,19 @@ class Publisher:
         except QueueUnavailable:
             # Nothing leaves a queue that is away: it is told when it is back, and the transaction does not wait for it.
             return standing is None
+
+    async def time(self) -> float:
+        """Return the queue's time; as long as this process has never reached the queue, the database's in its place.
+
+        Raises:
+            QueueUnavailable: the queue was never reached, and there is no outbox.
+        """
+        try:
+            return self._mq.time()
+        except QueueUnavailable:
+            if self._outbox is None:
+                raise
+            return await self._outbox.time()
 
     async def outbox_backlog(self) -> tuple[int, float | None]:
         """Return how many rows wait in the outbox, and since when the oldest does; none where there is no outbox."""

@@ -206,7 +206,11 @@ class MessageQueue(Protocol):
         ...
 
     def time(self) -> float:
-        """Return the time of the queue's clock, in seconds since the epoch; every due time refers to it."""
+        """Return the time of the queue's clock, in seconds since the epoch; every due time refers to it.
+
+        Raises:
+            QueueUnavailable: this process has never reached the queue, so that its time is unknown here.
+        """
         ...
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:

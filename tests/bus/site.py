@@ -31,6 +31,9 @@ class RemoteQueue(MemoryQueue):
     """Behaves like a durable queue on another machine, with the failures that those have."""
 
     down = False
+    unreached = False
+    """Whether this process has never reached it, and so does not know its time."""
+
     lose_replies = 0
     refusal = ""
     """Why it cannot be used, although it is there."""
@@ -42,6 +45,11 @@ class RemoteQueue(MemoryQueue):
     async def open(self) -> None:
         self._answer()
         await super().open()
+
+    def time(self) -> float:
+        if self.unreached:
+            raise QueueUnavailable("never reached")
+        return super().time()
 
     async def publish(self, messages: Sequence[Message]) -> None:
         self._answer()

@@ -1,10 +1,12 @@
 """The outbox and its relay: a transaction's events reach a queue elsewhere if and only if it committed."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
@@ -13,6 +15,9 @@ from infra.db import CommitIndeterminate, DatabaseUnavailable
 from infra.mq import Message, QueueUnavailable, Subscription
 from tests.bus.events import Deposited, Ticked, UserCreated, UserUpdated
 from tests.bus.site import Site, opened_site
+
+CLOSE = 0.01
+"""Seconds by which SQLite's clock may differ from Python's, as it reads it less precisely."""
 
 
 @pytest.fixture
@@ -234,6 +239,24 @@ async def test_a_bus_starts_while_the_queue_is_away_and_catches_up(site: Site) -
     site.mq.down = False
     await site.until(site.empty)
     assert await site.delivered("ticks") == [1]
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["transaction", "no transaction"])
+async def test_due_times_go_by_the_database_until_the_queue_was_reached(site: Site, *, inside: bool) -> None:
+    site.mq.down = site.mq.unreached = True
+    site.clock.time = lambda: 3600.0  # type: ignore[method-assign]  # a wall clock that is wrong by decades
+    bus = await site.process()
+    before = time.time()
+    if inside:
+        async with site.db.transaction():
+            message_id = await bus.publish_delayed(Deposited(account="a", amount=1), 60)
+    else:
+        message_id = await bus.publish_delayed(Deposited(account="a", amount=1), 60)
+    async with site.db.read() as session:
+        due_at = float(await session.scalar(text("SELECT due_at FROM beneath_outbox")))
+    assert before + 60 - CLOSE <= due_at <= time.time() + 60 + CLOSE
+    assert await bus.cancel(message_id) is True
+    assert "Deposited" not in await site.rows()
 
 
 async def test_events_never_pass_the_listeners_of_a_process_that_is_not_known_yet(site: Site) -> None:

@@ -43,3 +43,11 @@ async def test_a_row_that_a_transaction_is_cancelling_keeps_no_other_row_waiting
     async with db.read() as session:
         rows = (await session.execute(text("SELECT message_id, sending FROM beneath_outbox"))).all()
     assert [tuple(row) for row in rows] == [("b", "relay")]
+
+
+async def test_the_time_of_the_database_is_its_servers(db: Database) -> None:
+    query = text("SELECT extract(epoch FROM clock_timestamp())")
+    async with db.read() as session:
+        before = float(await session.scalar(query))
+        now = await Outbox(db, FakeClock()).time()
+        assert before <= now <= float(await session.scalar(query))

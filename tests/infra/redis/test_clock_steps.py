@@ -6,7 +6,9 @@ import time
 import pytest
 
 from infra.clock import FakeClock, SystemClock
-from infra.mq import Outcome
+from infra.mq import Outcome, QueueUnavailable
+from infra.mq.drivers.redis import RedisQueue
+from tests import servers
 from tests.contract.acting import WORK, consumer, end, fetch, ids, message, stats, subscription
 from tests.infra.redis.conftest import Open
 
@@ -50,6 +52,24 @@ async def test_clock_of_a_publisher_that_is_set_changes_no_due_time(opened: Open
         while len(came) < 1:
             came += ids(await worker.fetch({WORK: 5}, wait=5))
     assert elsewhere.time() >= due_at
+
+
+@STEPS
+async def test_the_time_of_a_server_that_was_never_reached_is_unknown(namespace: str, step: float) -> None:
+    clock = SetClock()
+    clock.step = step
+    server = servers.new_server(servers.any_kind())
+    queue = RedisQueue(server.url, clock=clock, namespace=namespace)
+    server.kill()
+    with pytest.raises(QueueUnavailable):
+        await queue.open()
+    with pytest.raises(QueueUnavailable, match="has not been reached, so its time is unknown"):
+        queue.time()
+    server.start()
+    await queue.open()
+    assert queue.time() == pytest.approx(time.time(), abs=60)
+    await queue.close()
+    server.kill()
 
 
 @STEPS

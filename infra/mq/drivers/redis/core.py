@@ -11,7 +11,7 @@ from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.registry import Catalog, Route
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.drivers.redis.wire import Serials, microseconds
-from infra.mq.errors import QueueClosed
+from infra.mq.errors import QueueClosed, QueueUnavailable
 from infra.ownership import LoopOwner
 
 OUTDATED = -1
@@ -113,9 +113,15 @@ class Core:
         return "" if self.options.broker_time else str(microseconds(self.clock.time()))
 
     def time(self) -> float:
-        """Return the queue's clock, as far as it can be known here; a step of this machine's clock does not move it."""
+        """Return the time of the server's clock as estimated here; a step of this machine's clock does not move it.
+
+        Raises:
+            QueueUnavailable: this process has never read the server's clock.
+        """
         if not self.options.broker_time:
             return self.clock.time()
+        if self._measured_at is None:
+            raise QueueUnavailable(f"Redis at {self.address.where} has not been reached, so its time is unknown")
         return self._steady() + self._offset.seconds
 
     async def measure(self, link: Link) -> None:
