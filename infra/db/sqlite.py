@@ -71,6 +71,7 @@ class SQLite:
         except sqlite3.Error as error:
             raise self.explain(error) or DatabaseError(f"cannot use the database {self.path}: {error}") from error
         self.file.remember()
+        self.file.use()
         self._writer = self._engine(self._connect_writer, size=1, extra=0)
         self._reader = self._engine(self._connect_reader, size=READERS, extra=READERS)
         event.listen(self._writer.sync_engine, "begin", self._begin_writing)
@@ -81,6 +82,8 @@ class SQLite:
         for engine in (self._writer, self._reader):
             if engine is not None:
                 await engine.dispose()
+        if self._writer is not None:
+            self.file.release()
         self._writer = self._reader = None
 
     @property

@@ -4,6 +4,7 @@ import os
 import re
 import sqlite3
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,9 +15,18 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 """How a blank in a path is written there."""
 
 LOOK_EVERY = 0.1
-"""After how many seconds a connection looks again whether its write-ahead log is there."""
+"""After how many seconds a connection checks again whether its write-ahead log is there."""
+
+_BESIDE = {"-wal": "its write-ahead log", "-shm": "the index of its write-ahead log"}
 
 Identity = tuple[int, int]
+
+_used: Counter[Identity] = Counter()
+"""The files that this process has open, and how often."""
+
+_inherited: set[Identity] = set()
+"""The files that were open when this process was forked. SQLite, which was copied with its list of locks, takes the
+parent's for its own: a child would wait for some of them for ever, and read without others."""
 
 
 class FileReplaced(sqlite3.OperationalError):
@@ -32,6 +42,7 @@ class DatabaseFile:
 
     def __init__(self, path: Path) -> None:
         self._named = path
+        self._name = str(path)  # for each transaction: a Path is slower to look up
         self.path = path
         """Where it really is, once `locate` has been called."""
         self._identity: Identity | None = None
@@ -53,6 +64,11 @@ class DatabaseFile:
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DatabaseError(f"db.url: cannot find out where {self._named} is: {reason}") from error
+        if _identity(self.path) in _inherited:
+            raise DatabaseError(
+                f"db.url: {self.path} was open in the process that this one was forked from, and SQLite's locks do not "
+                "outlive a fork; fork before it is opened, or start the process anew (as multiprocessing's spawn does)"
+            )
         if links > 1:
             raise DatabaseError(
                 f"db.url: {self.path} has {links} names (hard links); SQLite loses data when processes use different "
@@ -67,6 +83,16 @@ class DatabaseFile:
         """Take the file that is there now for the one that `check` expects."""
         self._identity = _identity(self._named)
 
+    def use(self) -> None:
+        """Note that this process has the file open until `release`: until then a forked child must not open it."""
+        if self._identity is not None:
+            _used[self._identity] += 1
+
+    def release(self) -> None:
+        """Note that what `use` noted is over."""
+        if self._identity is not None:
+            _used[self._identity] -= 1
+
     def check(self) -> None:
         """Return if the path still leads to the file that was opened.
 
@@ -74,19 +100,24 @@ class DatabaseFile:
             FileReplaced: it does not.
         """
         if self._identity is not None:
-            _expect(self._identity, _identity(self._named), "it")
+            _expect(self._identity, _identity(self._name), "it")
 
 
 class LogCheck:
-    """Whether the write-ahead log of an open connection is still the one beside the database."""
+    """Whether the write-ahead log of an open connection, and its index, are still those beside the database."""
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
-        self._identity: Identity | None = None
+        self._identities: dict[str, Identity | None] = {}
+        self._looked_at = -LOOK_EVERY
+
+    def begin_anew(self) -> None:
+        """Take those that are there next for the right ones: a connection is opened, and there was none."""
+        self._identities.clear()
         self._looked_at = -LOOK_EVERY
 
     def __call__(self) -> None:
-        """Return if it is, and if the database is; to be called inside a transaction.
+        """Return if they are, and if the database is; to be called inside a transaction.
 
         Raises:
             FileReplaced: one of them is not.
@@ -94,12 +125,23 @@ class LogCheck:
         self._file.check()
         now = time.monotonic()
         if now - self._looked_at >= LOOK_EVERY:
+            # Of the index depend the locks: two processes with two of them would both write.
+            for ending, what in _BESIDE.items():
+                found = _identity(f"{self._file.path}{ending}")
+                identity = self._identities.get(ending)
+                if identity is None:
+                    self._identities[ending] = found
+                else:
+                    _expect(identity, found, what)
             self._looked_at = now
-            found = _identity(self._file.log_path)
-            if self._identity is None:
-                self._identity = found
-            else:
-                _expect(self._identity, found, "its write-ahead log")
+
+
+def _inherit() -> None:
+    _inherited.update(+_used)
+    _used.clear()
+
+
+os.register_at_fork(after_in_child=_inherit)
 
 
 def _expect(identity: Identity, found: Identity | None, what: str) -> None:
@@ -109,7 +151,7 @@ def _expect(identity: Identity, found: Identity | None, what: str) -> None:
         raise FileReplaced(f"{what} was replaced by another file: restart this process")
 
 
-def _identity(path: Path) -> Identity | None:
+def _identity(path: Path | str) -> Identity | None:
     try:
         found = os.stat(path)  # noqa: PTH116  # for each transaction: a third faster
     except OSError:

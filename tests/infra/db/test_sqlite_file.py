@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from infra.db import Database, DatabaseError, DatabaseUnavailable, sqlite_file
+from tests.elsewhere import in_fork
 
 
 @pytest.fixture
@@ -135,6 +136,35 @@ async def test_removed_write_ahead_log_is_noticed(db: Database, path: Path, monk
     path.with_name("test.db-wal").unlink()
     with pytest.raises(DatabaseUnavailable, match="its write-ahead log was removed"):
         await insert(db)
+
+
+async def test_removed_index_of_the_write_ahead_log_is_noticed(
+    db: Database, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The locks are in it: a process that makes a new one would write at the same time."""
+    monkeypatch.setattr(sqlite_file, "LOOK_EVERY", 0.0)
+    await insert(db)
+    path.with_name("test.db-shm").unlink()
+    with pytest.raises(DatabaseUnavailable, match="the index of its write-ahead log was removed"):
+        await insert(db)
+    assert count(path) == 1
+
+
+async def test_forked_child_opens_no_file_that_its_parent_has_open(db: Database, path: Path) -> None:
+    async def in_child() -> None:
+        own = Database(f"sqlite:///{path}", busy_timeout=0.3)
+        await own.open()
+        await insert(own)
+        await own.close()
+
+    async with db.transaction() as tx:
+        await tx.session.execute(text("INSERT INTO note VALUES (2)"))
+        said = in_fork(in_child)
+    assert said.startswith(f"DatabaseError: db.url: {path} was open in the process that this one was forked from"), said
+    await db.close()
+    assert in_fork(in_child) == "", "nothing is left of the parent's locks"
+    await db.open()
+    assert count(path) == 2
 
 
 async def test_link_that_leads_elsewhere_now_is_noticed(path: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from infra.clock import Clock
+from infra.db.cancellation import finish
 from infra.mq.drivers.sql.backend import Backend, Membership
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
 from infra.mq.types import Claim, Settlement, WorkerInfo
@@ -100,12 +101,16 @@ class SqlConsumer:
         self.wake()
         if self.lost:
             return
-        try:
-            await self._backend.leave(self._member, self._kept, self._clock.time())
-        except BaseException:
-            # Nothing was given back: as a dead worker's, its claims are taken over.
+        left = await finish(self._backend.leave(self._member, self._kept, self._clock.time()))
+        if left.task.cancelled():
+            # With all tasks of the event loop; this one is there still, and once more is enough.
+            left = await finish(self._backend.leave(self._member, self._kept, self._clock.time()))
+        if left.failure is not None:
+            # Not all was released: as a dead worker's, its claims are taken over.
             self._member.abandon()
-            raise
+            raise left.failure
+        if left.cancelled is not None:
+            raise left.cancelled
 
     def keep(self, claim: Claim) -> None:
         self._kept.append(claim)

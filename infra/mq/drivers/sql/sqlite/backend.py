@@ -88,12 +88,13 @@ class SqliteBackend:
         self.clock = QueueClock(clock)
         self._options = options
         opener = partial(connect, self._path, synchronous=options.synchronous)
+        self._log_check = LogCheck(self._file.file)
         self._writer = Writer(
             self._path,
             opener,
             db.write_lock,
             options.patience,
-            check=LogCheck(self._file.file),
+            check=self._log_check,
             committed=self._file.log_limit.committed,
         )
         self._watcher = Watcher(self._path, self._file.file.check, options.longest_silence)
@@ -117,12 +118,14 @@ class SqliteBackend:
         self._watcher.open()
         try:
             self._watcher.read(registry.tables_exist)
+            self._log_check.begin_anew()
             await self._writer.open()
             if not self._watcher.read(self.clock.resume):
                 await self._writer.run(self.clock.start)
         except BaseException:
             self._watcher.close()
             raise
+        self._file.file.use()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="beneath-queue-reader")
 
     async def close(self) -> None:
@@ -142,6 +145,7 @@ class SqliteBackend:
         if self._reader is not None:
             self._reader.shutdown(wait=False)
             self._reader = None
+            self._file.file.release()
 
     def watch(self, event: asyncio.Event) -> None:
         self._watcher.add(event)
@@ -171,7 +175,7 @@ class SqliteBackend:
         await self._join_or_write(self._at(now, operation), Weight(len(frames), size))
 
     async def last_broadcast(self) -> int:
-        if self._probe is None:
+        if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._probe_writing())
         return self._watcher.read(broadcasting.last_broadcast)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
@@ -43,6 +44,37 @@ class Member:
         self.lock.release()
 
 
+class _Holding:
+    """The lock of a worker that joins; its thread goes on when the task that waits for it is cancelled."""
+
+    def __init__(self, locks: LockFolder, worker: str) -> None:
+        self._locks = locks
+        self._worker = worker
+        self._guard = threading.Lock()
+        self._lock: LockFile | None = None
+        self._given_up = False
+
+    def hold(self) -> LockFile:
+        """Take the lock, and remove it at once if it is not wanted any more. Called in a thread.
+
+        Raises:
+            QueueUnavailable: it cannot be had.
+        """
+        lock = self._locks.hold(self._worker)
+        with self._guard:
+            self._lock = lock
+            if self._given_up:
+                lock.remove()
+        return lock
+
+    def give_up(self) -> None:
+        """Remove the lock, now or as soon as the thread has it."""
+        with self._guard:
+            self._given_up = True
+            if self._lock is not None:
+                self._lock.remove()
+
+
 class Presence:
     """Registers this process's workers, and finds the dead ones of all processes."""
 
@@ -54,11 +86,12 @@ class Presence:
 
     async def join(self, info: WorkerInfo, register: Callable[[], Awaitable[int]]) -> Member:
         """Register a live worker: first its lock, so that nobody ever finds it without."""
-        lock = await asyncio.to_thread(self._locks.hold, info.id)
+        holding = _Holding(self._locks, info.id)
         try:
+            lock = await asyncio.to_thread(holding.hold)
             return Member(await register(), lock)
         except BaseException:
-            lock.remove()
+            holding.give_up()
             raise
 
     async def leave(self, member: Member, keep: Collection[Claim], clock: Callable[[], float]) -> None:
