@@ -547,4 +547,12 @@ MUTANTS: tuple[Mutant, ...] = (
         new="owner ~= ARGV[1]",
         tests=("tests/infra/redis/test_losses.py", "-k", "later_claim"),
     ),
+    Mutant(
+        name="many-large-messages-are-read-at-once",
+        kind=8,
+        file="infra/mq/drivers/redis/publisher.py",
+        old="        if largest > LARGE:\n",
+        new="        if largest > limit:\n",
+        tests=("tests/infra/redis/test_bounded_work.py", "-k", "large_messages_than"),
+    ),
 )

@@ -7,6 +7,7 @@ import pytest
 
 from infra.mq import Consumer, ListenerInUse, Message, Outcome
 from infra.mq.drivers.redis import RedisQueue
+from infra.mq.queue import FETCH_BYTES
 from tests import servers
 from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
 from tests.infra.redis.conftest import Open
@@ -17,6 +18,8 @@ FEW, MANY = 1_000, 4_000
 
 BOUND = 12_000
 """How many arguments the commands of one script may have: some for each of 1,000 items."""
+
+EVENTS = ("Happened", "Else")
 
 BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 
@@ -291,6 +294,24 @@ async def test_a_fetch_of_large_messages_is_bounded_in_bytes(opened: Open, own: 
         came += ids(claims)
         claims = await worker.fetch({WORK: 100, "line": 100}, wait=0)
     assert sorted(came) == sorted([it.id for it in messages] * 2)
+
+
+async def test_no_script_reads_more_large_messages_than_it_needs(opened: Open, own: servers.RedisServer) -> None:
+    queue = await opened(own.url)
+    names = ["one", "two", "three"]
+    await queue.declare([subscription(it, events=EVENTS) for it in names], [])
+    body, count = b"x" * 600_000, 20
+    await queue.publish([Message(id=f"{it}", event="Else", body=body, published_at=1.0) for it in range(count)])
+    worker = await consumer(queue, *names)
+    async with counted(own) as done:
+        assert sum(it.ready for it in await queue.stats()) == count * len(names)
+        claims = await worker.fetch({"one": 100}, wait=0)
+        await worker.settle([end(it, Outcome.RELEASE) for it in claims])
+        await worker.fetch({"one": 100}, wait=0)
+        for name in names[1:]:
+            assert await queue.retire(name, event="Else", backlog="discard") == count
+    # As many as a fetch may have, and for each the next in line, which may be due before it.
+    assert max(done.messages) <= 2 * FETCH_BYTES // len(body)
 
 
 async def test_a_mailbox_with_very_many_holes_holds_nobody_up(opened: Open, own: servers.RedisServer) -> None:

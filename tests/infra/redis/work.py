@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from tests import servers
 
 _LINE = re.compile(rb'^\+\d+\.\d+ \[\d+ (\S+)\] "(\w+)"')
+_RANGE = re.compile(rb'"LRANGE" "[^"]+:(?:line|old)" "(-?\d+)" "(-?\d+)"')
+_POP = re.compile(rb'"[LR]POP" "[^"]+:(?:line|old)" "(\d+)"')
+_FIELDS = re.compile(rb'"HM?GET" "[^"]+:body" (.*)')
 END = b"end of the work"
 
 
@@ -18,6 +21,9 @@ class Work:
 
     scripts: list[int] = field(default_factory=list)
     """For each script that ran, how many arguments its commands had: all the keys, fields, members and values."""
+
+    messages: list[int] = field(default_factory=list)
+    """For each script, how many messages its commands may have read."""
 
     @property
     def largest(self) -> int:
@@ -37,8 +43,21 @@ class Work:
         client, command = found.groups()
         if client == b"lua":
             self.scripts[-1] += line.count(b'" "')
+            self.messages[-1] += _messages_of(line)
         elif command.upper() in {b"EVALSHA", b"EVAL"}:
             self.scripts.append(0)
+            self.messages.append(0)
+
+
+def _messages_of(line: bytes) -> int:
+    """Return how many messages a command may read."""
+    if found := _RANGE.search(line):
+        first, last = map(int, found.groups())
+        return last - first + 1
+    if found := _POP.search(line):
+        return int(found[1])
+    found = _FIELDS.search(line)
+    return found[1].count(b'" "') + 1 if found else 0
 
 
 @asynccontextmanager

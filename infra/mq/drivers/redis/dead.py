@@ -14,8 +14,11 @@ from infra.mq.types import DeadLetter
 PAGE = 500
 """How many entries are looked through at a time."""
 
-AT_ONCE = 10
-"""How many dead letters, which may be large, are read at a time."""
+AT_ONCE = 100
+"""How many dead letters are read at a time where those before them were small, else one."""
+
+SMALL = 10_000
+"""Up to what size, in bytes, a dead letter is small."""
 
 _LENGTH = 8
 """How many digits tell how long the record before the message is."""
@@ -104,9 +107,12 @@ async def _sid_of(core: Core, dead_id: str) -> str | None:
 
 async def _read(core: Core, snapshot: Snapshot, numbers: Sequence[tuple[str, str]]) -> list[DeadLetter]:
     found: list[DeadLetter] = []
-    for first in range(0, len(numbers), AT_ONCE):
-        page = numbers[first : first + AT_ONCE]
+    at, at_once = 0, 1
+    while at < len(numbers):
+        page = numbers[at : at + at_once]
+        at += len(page)
         kept = await core.link("admin").ask("HMGET", core.keys.of("dead"), *(number for number, _ in page))
+        at_once = AT_ONCE if sum(len(it or b"") for it in kept) < len(page) * SMALL else 1
         found += [
             _letter_of(number, snapshot.name_of(sid), packed)
             for (number, sid), packed in zip(page, kept, strict=True)

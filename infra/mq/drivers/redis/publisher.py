@@ -22,6 +22,9 @@ BATCH_BYTES = 4 * 1024 * 1024
 CALL_BYTES = 256 * 1024 * 1024
 """How large, in bytes, the messages of one call may be together: they are accepted in one step."""
 
+LARGE = 256 * 1024
+"""Over what size, in bytes, a message is large: of these, scripts read one at a time."""
+
 TIDY_EVERY = 1.0
 """How often, in seconds, a process deletes ids that count no more."""
 
@@ -37,6 +40,12 @@ class Publisher:
         self._busy = False
         self._task: asyncio.Task[None] | None = None
         self._tidied_at: float | None = None
+        self._sends_large = False
+        """Whether a message came that is so large that scripts are to read few at a time."""
+
+        self._said_to: tuple[Snapshot, int] | None = None
+        """The registry and the connection by which the server was last told so."""
+
         window = core.options.dedupe_window
         self._window = microseconds(window)
         # Longer than they count: until then somebody publishes, and says it again, or nobody does.
@@ -65,12 +74,13 @@ class Publisher:
                 done.set_exception(QueueClosed("the queue was closed before this was sent"))
 
     def _size_of(self, messages: Sequence[Message]) -> int:
-        limit, total = self._core.max_body, 0
-        for message in messages:
-            size = len(message.body)
-            total += size
-            if size > limit:
-                raise MessageTooLarge(f"message {message.id} has {size} bytes; Redis takes at most {limit} here")
+        limit, sizes = self._core.max_body, [len(it.body) for it in messages]
+        total, largest = sum(sizes), max(sizes)
+        if largest > limit:
+            message = messages[sizes.index(largest)]
+            raise MessageTooLarge(f"message {message.id} has {largest} bytes; Redis takes at most {limit} here")
+        if largest > LARGE:
+            self._sends_large = True
         if total > CALL_BYTES:
             raise QueueRejected(
                 f"{len(messages)} messages of {total} bytes together are too many: publish fewer at once"
@@ -125,6 +135,9 @@ class Publisher:
         batch = Batch(messages, core.serials.take(microseconds(now), len(messages)), now)
         while True:
             snapshot = core.catalog.snapshot
+            if self._sends_large and self._said_to != (snapshot, link.connections):
+                await link.ask("HSET", core.keys.of("meta"), "large", 1)
+                self._said_to = (snapshot, link.connections)
             if await self._send_by(link, snapshot, batch) != OUTDATED:
                 return
             # It may have been emptied: then nobody has said how long it is to keep ids.

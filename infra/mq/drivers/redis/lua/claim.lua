@@ -12,16 +12,17 @@ if (tonumber(call('ZSCORE', leases, worker)) or 0) <= 0 then return -2 end
 -- A request that its worker gave up for lost, and that comes late, must claim nothing: nobody would know of it.
 if tonumber(ARGV[7]) <= (tonumber(call('HGET', numbers, worker)) or 0) then return -3 end
 local now = clock(ARGV[2], meta)
+expect_large(meta)
 forget_due_plans(plans, planned, now)
 
 local SUSPECT, BATCH = 2, 10
-local room = {claims = 1000, bytes = tonumber(ARGV[8]), first = true}
-local BYTES = room.bytes
+local room = {claims = 1000, bytes = tonumber(ARGV[8]), first = true, read = 0}
 
 -- How many of these messages, from one on, may go into the answer; the first of all may always.
 local function fitting(messages, first, last)
   local bytes, count = room.bytes, 0
   for index = first, last do
+    room.read = room.read + #messages[index]
     if room.first then
       room.first = false
     else
@@ -105,7 +106,7 @@ local function claim_deliveries(group, limit)
     many('HSET', group.own, own)
     many('ZREM', group.later, returned)
     if count == 0 and #lost == 0 then break end
-    page = next_page(LARGE, BYTES - room.bytes, #messages)
+    page = next_page(LARGE, room.read, #messages)
   end
   return {messages, pasts}
 end
@@ -127,7 +128,14 @@ local function letters_of(set, key, box, remembers)
       if t >= SUSPECT then break end
     end
   end
+  -- Large ones are not read only to be left.
+  local bytes = room.bytes
+  for index = 2, LARGE > 1 and 0 or #places do
+    bytes = bytes - call('HSTRLEN', set.group.body, places[index])
+    if bytes < 0 then places[index] = nil end
+  end
   while #sequences > #places do sequences[#sequences] = nil end
+  while #pasts > 0 and pasts[#pasts][1] > #places do pasts[#pasts] = nil end
   return sequences, places, pasts
 end
 
@@ -193,13 +201,13 @@ local function open_mailboxes(group, most, remembers)
 end
 
 local function claim_mailboxes(group, limit)
-  local claims, page = {}, LARGE / 5 * 2
+  local claims, page = {}, math.max(1, LARGE / 5 * 2)
   local remembers = has_past(group)
   while #claims < limit and room.bytes > 0 and left.holes > 0 do
     local used, opened = open_mailboxes(group, math.min(limit - #claims, page), remembers)
     for _, claim in ipairs(opened) do claims[#claims + 1] = claim end
     if used == 0 then break end
-    page = next_page(page, BYTES - room.bytes, #claims * BATCH)
+    page = next_page(page, room.read, #claims * BATCH)
   end
   return claims
 end

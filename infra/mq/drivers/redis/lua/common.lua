@@ -53,7 +53,7 @@ local function values(key, fields)
 end
 
 -- What one run of a script works on at most, of all subscriptions together: it is called again for what is left.
-local LARGE = 25 -- how many messages, which may be large, are read at a time
+local LARGE = 25 -- how many messages, which may be large, are read at a time: one, if a publisher said that some are large
 local left = {items = 1000, bytes = 4 * 1024 * 1024, holes = 2000}
 
 -- These are the first elements of a message.
@@ -61,4 +61,8 @@ local PLANNED_FROM = 17 -- where the serial begins in a plan
 local function parts_of(message)
   local _, serial, id, event, key, published_at = cmsgpack.unpack_limit(message, 5, 1)
   return id, event, key, published_at
+end
+
+local function expect_large(meta)
+  if call('HEXISTS', meta, 'large') == 1 then LARGE = 1 end
 end

@@ -11,6 +11,7 @@ local FIRST = 6
 if is_outdated(meta, ARGV[1]) then return -1 end
 local now = clock(ARGV[2], meta)
 local since = now - ARGV[3]
+expect_large(meta)
 -- Which messages have an id that is accepted once: their numbers, or true for all.
 local count, targets, identified, delayed = unpack(cmsgpack.unpack(ARGV[5]))
 local LAST = FIRST + count - 1

@@ -14,6 +14,7 @@ for index = 6 + GROUP + 3, #KEYS do parks[#parks + 1] = KEYS[index] end
 if ARGV[6] ~= 'count' and call('HGET', retiring, ARGV[2]) ~= ARGV[8] then return {'', '0', 0} end
 local now, sid, ordered, event = clock(ARGV[1], KEYS[1]), ARGV[2], ARGV[3] == '1', ARGV[4]
 local buries, phase, cursor, PAGE = ARGV[5] == '1', ARGV[6], ARGV[7], 200
+expect_large(KEYS[1])
 local RETIRED = {otherwise = 'its subscription was retired'}
 
 local function is_doomed(message)
@@ -62,19 +63,24 @@ local function unplan(member, message)
 end
 
 local function clear_plan()
-  local page, count = call('ZSCAN', group.plan, cursor, 'COUNT', LARGE), 0
-  cursor = page[1]
-  for index = 1, #page[2], 2 do
-    local member = page[2][index]
-    local serial = member:sub(PLANNED_FROM)
-    local message = call('HGET', group.body, serial)
-    if not message or is_doomed(message) then
-      unplan(member, message)
-      if message and buries then bury_message(keys, group, sid, serial, message, now, RETIRED) end
-      call('ZREM', group.plan, member)
-      count = count + call('HDEL', group.body, serial)
+  local count, seen = 0, 0
+  repeat
+    local page = call('ZSCAN', group.plan, cursor, 'COUNT', LARGE)
+    cursor = page[1]
+    for index = 1, #page[2], 2 do
+      local member = page[2][index]
+      local serial = member:sub(PLANNED_FROM)
+      local message = call('HGET', group.body, serial)
+      seen = seen + 1
+      if message then size(message) end
+      if not message or is_doomed(message) then
+        unplan(member, message)
+        if message and buries then bury_message(keys, group, sid, serial, message, now, RETIRED) end
+        call('ZREM', group.plan, member)
+        count = count + call('HDEL', group.body, serial)
+      end
     end
-  end
+  until cursor == '0' or seen >= PAGE or left.bytes <= 0
   return count
 end
 
@@ -174,12 +180,17 @@ end
 -- Counts from the end of the line, which may grow shorter at its beginning, and then all that is kept by name.
 local function count_page()
   if not ordered and cursor:sub(1, 1) == 'l' then
-    local at, count = tonumber(cursor:sub(2)), 0
-    local page = call('LRANGE', group.line, -at - LARGE, -at - 1)
-    for _, message in ipairs(page) do
-      if is_doomed(message) then count = count + 1 end
-    end
-    cursor = #page > 0 and 'l' .. digits(at + LARGE) or '0'
+    local at, count, page = tonumber(cursor:sub(2)), 0, nil
+    local stop = at + PAGE
+    repeat
+      page = call('LRANGE', group.line, -at - LARGE, -at - 1)
+      at = at + LARGE
+      for _, message in ipairs(page) do
+        size(message)
+        if is_doomed(message) then count = count + 1 end
+      end
+    until #page == 0 or at >= stop or left.bytes <= 0
+    cursor = #page > 0 and 'l' .. digits(at) or '0'
     return count
   end
   if ordered and cursor:sub(1, 1) == 'l' then cursor = '0' end

@@ -11,6 +11,7 @@ local old = letter:sub(9 + tonumber(letter:sub(1, 8)))
 local serial = digits(next_numbers(meta, 1)) .. string.rep('-', 15)
 local message = old:sub(1, SERIAL_FROM - 1) .. serial .. old:sub(SERIAL_TO + 1)
 if ARGV[5] == '1' then
+  expect_large(meta)
   promote_plan(group, true, clock(ARGV[2], meta), 500)
   local _, _, key = parts_of(message)
   local set = mailboxes_of(group)

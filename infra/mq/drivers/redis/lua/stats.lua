@@ -1,5 +1,5 @@
--- Counts what subscriptions hold, in time that does not grow with their backlogs. What has to be added up over more
--- mailboxes than a few is left to sum_boxes.lua: then the answer says so.
+-- Counts what subscriptions hold, in time that does not grow with their backlogs: of as many of them as the messages that
+-- are read allow. What has to be added up over more mailboxes than a few is left to sum_boxes.lua: then the answer says so.
 -- KEYS: meta, then a group for every subscription, then for each the index of its parking places and those of its events.
 -- ARGV: registry version, time, per subscription its sid, whether it is ordered, how many parking places it has, and sids
 --       of its name that were retired.
@@ -40,31 +40,34 @@ end
 
 local function oldest_of(group, ordered, places)
   local oldest, bytes = false, LOOK_BYTES
-  local function look_at(messages)
-    for _, message in ipairs(messages) do
-      if message then
-        local _, _, _, at = parts_of(message)
-        if not oldest or at < oldest then oldest = at end
-        bytes = bytes - #message
+  -- As many at a time as fit, judged by those before them.
+  local function look_through(total, read)
+    local at, page = 1, 1
+    while at <= total and bytes > 0 do
+      local before = bytes
+      for _, message in ipairs(read(at, math.min(at + page, total + 1) - 1)) do
+        if message then
+          local _, _, _, published_at = parts_of(message)
+          if not oldest or published_at < oldest then oldest = published_at end
+          bytes = bytes - #message
+        end
       end
+      at = at + page
+      page = math.max(1, math.min(LOOK, math.floor(bytes * page / math.max(1, before - bytes))))
     end
+    left.bytes = left.bytes - (LOOK_BYTES - bytes)
   end
   local ids = first_elsewhere(group, places)
   if ordered then
     for _, key in ipairs(call('LRANGE', group.line, 0, LOOK - 1)) do ids[#ids + 1] = key end
     ids = heads_of(group, ids)
   else
-    for first = 0, LOOK - 1, LARGE do
-      local page = bytes > 0 and call('LRANGE', group.line, first, first + LARGE - 1) or {}
-      look_at(page)
-      if #page < LARGE then break end
-    end
+    look_through(math.min(LOOK, call('LLEN', group.line)), function(first, last)
+      return call('LRANGE', group.line, first - 1, last - 1)
+    end)
     bytes = LOOK_BYTES
   end
-  for first = 1, #ids, LARGE do
-    if bytes <= 0 then break end
-    look_at(call('HMGET', group.body, unpack(ids, first, math.min(first + LARGE - 1, #ids))))
-  end
+  look_through(#ids, function(first, last) return call('HMGET', group.body, unpack(ids, first, last)) end)
   return oldest and string.format('%.17g', oldest) or ''
 end
 
@@ -109,6 +112,7 @@ end
 
 local answer = {}
 for number, it in ipairs(wanted) do
+  if left.bytes <= 0 then break end
   local group, parks = group_at(1 + (number - 1) * GROUP), {index = KEYS[parking + 1]}
   for index = 1, it[3] do parks[index] = KEYS[parking + 1 + index] end
   parking = parking + 1 + it[3]

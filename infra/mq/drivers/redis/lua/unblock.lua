@@ -5,6 +5,7 @@
 local keys, group = {meta = KEYS[1], dead = KEYS[2], deads = KEYS[3]}, group_at(3)
 if is_outdated(keys.meta, ARGV[1]) then return -1 end
 local now, key = clock(ARGV[2], keys.meta), ARGV[4]
+expect_large(keys.meta)
 promote_plan(group, true, now, 500)
 promote_waiting(group, now, 500)
 local set = mailboxes_of(group)
