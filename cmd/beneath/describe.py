@@ -1,4 +1,4 @@
-"""Events and listeners in words: for `beneath bus listeners`, `explain` and `publish`."""
+"""Descriptions of events and listeners, for `beneath bus listeners`, `explain` and `publish`."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +24,12 @@ def find_event(bus: Bus, name: str) -> EventType:
     """Return the event type of that wire name.
 
     Raises:
-        UsageError: nothing in this code listens to it; names the nearest that something does.
+        UsageError: no listener in this code has the event; names the nearest one.
     """
     found = bus.event_types.get(name)
     if found is None:
         known = sorted(bus.event_types)
-        raise UsageError(f"no listener knows an event {name!r}{nearest(name, known)} (there are: {', '.join(known)})")
+        raise UsageError(f"no listener has an event {name!r}{nearest(name, known)} (there are: {', '.join(known)})")
     return found
 
 
@@ -44,7 +44,7 @@ def read_event(event_type: EventType, text: str) -> object:
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise UsageError(f"the fields of {event_type.name} are not valid JSON: {error}") from None
     if not isinstance(given, dict):
-        raise UsageError(f"the fields of {event_type.name} come as a JSON object, like {_example(event_type)}")
+        raise UsageError(f"the fields of {event_type.name} must be a JSON object, like {_example(event_type)}")
     known = field_names(event_type)
     for name in given:
         if name not in known:
@@ -82,7 +82,7 @@ def listener_row(each: Listener) -> dict[str, object]:
 
 
 def event_description(event_type: EventType, listeners: Sequence[Listener]) -> dict[str, Any]:
-    """Return everything that a publish of the event sets off, as plain data."""
+    """Return an event and its listeners as plain data."""
     return {
         "event": event_type.name,
         "class": f"{event_type.cls.__module__}.{event_type.cls.__qualname__}",
@@ -101,13 +101,13 @@ def explanation(description: Mapping[str, Any]) -> Iterator[str]:
     yield f"{description['event']} version {description['version']}, {ordered}: {description['class']}"
     yield f"fields: {', '.join(description['fields']) or 'none'}"
     if not description["listeners"]:
-        yield "nothing listens to it"
+        yield "no listener"
     for each in description["listeners"]:
         yield ""
         yield f"{each['listener']}: {each['kind']}, {each['runs']}"
         if each["attempts"] is not None:
             timeout = "no timeout" if each["timeout"] is None else f"timeout {each['timeout']:g} s"
-            once = ", its database effects once" if each["once"] else ""
+            once = ", database effects once per event" if each["once"] else ""
             yield f"  {each['concurrency']} at a time per process, {timeout}{once}"
             yield f"  {each['attempts']} attempts{_pauses(each['delays'])}; then {_end(each['on_exhausted'])}"
 

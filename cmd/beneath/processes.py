@@ -139,7 +139,7 @@ class Supervised:
             else:
                 code = await self._live(child)
                 if first and code == REFUSED:
-                    raise StartError(f"{self.name} refused to start; its reason stands above")
+                    raise StartError(f"{self.name} did not start; its error is in the line above")
                 first = False
                 if self._clock.monotonic() - born >= STEADY:
                     backoff = BACKOFF_FIRST

@@ -115,7 +115,7 @@ def bind(section: str, host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError):
-        raise StartError(f"{section}.host: {host!r} is not a host that can be listened at") from None
+        raise StartError(f"{section}.host: cannot listen at {host!r}; use an address of this machine") from None
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -48,7 +48,8 @@ def _pool(request: Request) -> WorkerPool:
     application, launch = request.application, request.launch
     settings = application.settings.worker
     if settings.port and settings.port + settings.processes - 1 > MAX_PORT:
-        raise StartError(f"worker.port: {settings.processes} processes from {settings.port} on pass port {MAX_PORT}")
+        needed = f"{settings.processes} processes from {settings.port} on need ports above {MAX_PORT}"
+        raise StartError(f"worker.port: {needed}; lower worker.port or worker.processes")
     options = launch.options if launch else ()
     children = [
         Supervised(

@@ -47,7 +47,7 @@ def refused(result: Result, *parts: str, code: int = 2) -> None:
         ),
         (["bus", "dead", "lst"], ["No such command 'lst'"]),
         (["bus", "retire", "x", "--backlog", "keep"], ["--backlog", "'refuse', 'discard', 'dead'"]),
-        (["bus", "explain", "UserCrated"], ["no listener knows an event 'UserCrated'; did you mean UserCreated?"]),
+        (["bus", "explain", "UserCrated"], ["no listener has an event 'UserCrated'; did you mean UserCreated?"]),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
@@ -168,7 +168,7 @@ def test_explain_tells_what_a_publish_sets_off(beneath: Beneath) -> None:
     ("fields", "part"),
     [
         ("{", "are not valid JSON"),
-        ("[]", 'come as a JSON object, like {"user_id": ..., "email": ..., "name": ...}'),
+        ("[]", 'must be a JSON object, like {"user_id": ..., "email": ..., "name": ...}'),
         ('{"user": 1}', "UserCreated has no field 'user'"),
         ('{"user_id": "x", "email": "a@b.co", "name": "A"}', "UserCreated: Invalid UUID"),
         ("{}", "UserCreated: Object missing required field `user_id`"),

@@ -120,7 +120,7 @@ async def test_a_first_fork_that_fails_is_retried_and_its_child_may_still_refuse
     await clock.settle()
     await clock.advance(1.1)
     starved.children[0].end(REFUSED)
-    with pytest.raises(StartError, match="worker refused to start"):
+    with pytest.raises(StartError, match="worker did not start"):
         await running
 
 
@@ -167,7 +167,7 @@ async def test_a_first_start_that_is_refused_is_an_error_a_later_one_is_not() ->
     running = asyncio.create_task(Supervised("worker 1 of 2", (), grace=5, spawn=nursery.spawn, clock=clock).run())
     await clock.settle()
     nursery.children[0].end(REFUSED)
-    with pytest.raises(StartError, match="worker 1 of 2 refused to start"):
+    with pytest.raises(StartError, match="worker 1 of 2 did not start"):
         await running
 
     running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())

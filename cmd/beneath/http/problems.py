@@ -59,24 +59,24 @@ MALFORMED_JSON = Kind("malformed-json", 400, "The body is not JSON")
 UNAUTHENTICATED = Kind("unauthenticated", 401, "A valid secret is needed")
 INSUFFICIENT_SCOPE = Kind("insufficient-scope", 403, "The secret lacks a scope")
 NOT_ALLOWED = Kind("not-allowed", 403, "Your role does not allow this")
-NOT_FOUND = Kind("not-found", 404, "There is no such thing")
-METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "This cannot be done here")
+NOT_FOUND = Kind("not-found", 404, "The resource does not exist")
+METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The resource does not support this method")
 REQUEST_TIMEOUT = Kind("request-timeout", 408, "The request took too long to arrive")
 EMAIL_TAKEN = Kind("email-taken", 409, "Another user has this email")
-ALREADY_MEMBER = Kind("already-member", 409, "They are a member already")
+ALREADY_MEMBER = Kind("already-member", 409, "The user is a member already")
 ALREADY_INVITED = Kind("already-invited", 409, "An invite is open already")
-ALREADY_DONE = Kind("already-done", 409, "This was done before")
+ALREADY_DONE = Kind("already-done", 409, "The request was carried out before")
 LAST_OWNER = Kind("last-owner", 409, "An organization needs an owner")
-CHANGED = Kind("changed", 412, "It was changed since you saw it")
+CHANGED = Kind("changed", 412, "The resource was changed since you read it")
 TOO_LARGE = Kind("too-large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = Kind("unsupported-media-type", 415, "The body must be JSON")
-INVALID = Kind("invalid", 422, "The request does not fit")
+INVALID = Kind("invalid", 422, "The request has invalid values")
 KEY_REUSED = Kind("idempotency-key-reused", 409, "The idempotency key belongs to another request")
 TOO_MANY_FAILURES = Kind("too-many-failures", 429, "Too many wrong secrets")
-TOO_MANY_REQUESTS = Kind("too-many-requests", 429, "This was done too often")
-INTERNAL = Kind("internal", 500, "Something went wrong here")
-INDETERMINATE = Kind("indeterminate", 503, "It is not known whether this was done")
-UNAVAILABLE = Kind("unavailable", 503, "This cannot be done right now")
+TOO_MANY_REQUESTS = Kind("too-many-requests", 429, "The limit of requests is reached")
+INTERNAL = Kind("internal", 500, "Internal error")
+INDETERMINATE = Kind("indeterminate", 503, "The outcome of the request is unknown")
+UNAVAILABLE = Kind("unavailable", 503, "The service is temporarily unavailable")
 
 DOMAIN_PROBLEMS: Final[Mapping[type[Exception], Kind]] = {
     InvalidEmail: INVALID,
@@ -214,7 +214,9 @@ async def _unavailable(request: Request, error: Exception) -> Response:
 
 async def _indeterminate(request: Request, error: Exception) -> Response:
     log.error("request outcome lost", error=str(error))
-    return _answer(request, INDETERMINATE, "the connection broke while it was being done: look before you try again")
+    return _answer(
+        request, INDETERMINATE, "an answer was lost: check whether the change is stored before you try again"
+    )
 
 
 def allowed_methods(request: Request) -> list[str]:
