@@ -16,9 +16,12 @@ from bus.errors import BusError
 from bus.events import EventType
 from bus.listeners import Kind, Listener, OnGap
 from bus.metrics import BusMetrics
+from bus.outcomes import exit_in
 from bus.outgoing import Outgoing
 from bus.registry import ListenerRegistry
-from bus.supervisor import SupervisedTask, Supervisor
+from bus.slot import FOREVER
+from bus.stopping import StopSequence
+from bus.supervisor import SupervisedTask, Supervisor, ends_task
 from infra.clock import Clock
 from infra.failures import describe, render_traceback
 from infra.mq import BroadcastReceiver, MessageQueue, QueueError
@@ -31,7 +34,8 @@ WAIT = 300.0
 MAX_BACKOFF = 0.5
 """The longest pause, in seconds, before the queue is asked again for broadcasts."""
 
-CALLER_ENDS = "the task that runs the listener was cancelled"
+STUBBORN = 2.0
+"""How long, in seconds, a cancelled listener is waited for."""
 
 
 class Broadcasts:
@@ -57,6 +61,7 @@ class Broadcasts:
         self._supervisor = supervisor
         self._receiver: BroadcastReceiver | None = None
         self._task: SupervisedTask | None = None
+        self._given_up: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begin to receive, if anybody listens; on return nothing broadcast from now on is missed unnoticed."""
@@ -76,7 +81,7 @@ class Broadcasts:
     async def deliver(self, outgoing: Outgoing) -> None:
         """Run this process's listeners on an event that it broadcast itself."""
         for listener in outgoing.routes.broadcast:
-            await self._call(listener, outgoing.event, outgoing.delivery(listener.name))
+            await self._run_alone(listener, _call_here(listener, outgoing), "broadcast listener failed")
 
     async def _receive(self, receiver: BroadcastReceiver) -> None:
         while True:
@@ -112,42 +117,53 @@ class Broadcasts:
         for listener in self._listeners.routes(event_type.cls).broadcast:
             await self._run_alone(listener, _decode_and_call(listener, event_type, frame), "handler")
 
-    async def _call(self, listener: Listener, event: Any, delivery: Delivery) -> None:  # noqa: ANN401 - any event class
-        await self._run_alone(listener, _call_listener(listener, event, delivery), "handler")
-
-    async def _run_alone(self, listener: Listener, work: Coroutine[Any, Any, None], callback: str) -> None:
-        """Run a listener's code in a task of its own; a cancellation of the caller reaches it, and nothing comes back.
+    async def _run_alone(self, listener: Listener, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Run a listener's code in a task of its own, at most as long as its timeout; nothing of it comes back.
 
         Raises:
-            asyncio.CancelledError: the calling task was cancelled.
+            asyncio.CancelledError: the calling task was cancelled; so was the listener's.
         """
-        task = asyncio.create_task(self._contain(listener, work, callback), name=f"broadcast to {listener.name}")
+        task = asyncio.create_task(self._contain(listener, work, what), name=f"broadcast to {listener.name}")
+        ended = asyncio.Event()
+        task.add_done_callback(lambda _: ended.set())
         try:
-            await asyncio.wait((task,))
+            if await self._clock.wait(ended, listener.timeout or FOREVER):
+                return
+            self._metrics.broadcast_failures += 1
+            log.error("broadcast listener timed out", listener=listener.name, seconds=listener.timeout)
+            await self._give_up(listener, task, ended)
         except asyncio.CancelledError:
-            task.cancel(CALLER_ENDS)
-            await asyncio.wait((task,))
+            await self._give_up(listener, task, ended)
             raise
 
-    async def _contain(self, listener: Listener, work: Coroutine[Any, Any, None], callback: str) -> None:
+    async def _give_up(self, listener: Listener, task: asyncio.Task[None], ended: asyncio.Event) -> None:
+        """Cancel a listener, and leave it behind if it goes on all the same."""
+        self._given_up.add(task)
+        task.add_done_callback(self._given_up.discard)
+        task.cancel()
+        if not await StopSequence(self._clock).wait(ended, STUBBORN):
+            log.error("broadcast listener left behind", listener=listener.name)
+
+    async def _contain(self, listener: Listener, work: Coroutine[Any, Any, None], what: str) -> None:
+        task = asyncio.current_task()
         try:
             await work
         except BaseException as error:
-            if isinstance(error, GeneratorExit) or (
-                isinstance(error, asyncio.CancelledError) and error.args == (CALLER_ENDS,)
-            ):
+            if task in self._given_up and type(error) is asyncio.CancelledError:
+                raise
+            if issubclass(type(error), GeneratorExit) and ends_task(task, error):
                 raise
             self._metrics.broadcast_failures += 1
             with contextlib.suppress(Exception):  # a processor may choke on what the listener bound to the log
                 log.error(  # noqa: TRY400 - the error is hostile at worst, so its traceback is rendered here
-                    "broadcast listener failed",
-                    listener=listener.name,
-                    callback=callback,
-                    error=describe(error),
-                    exception=render_traceback(error),
+                    what, listener=listener.name, error=describe(error), exception=render_traceback(error)
                 )
-            if isinstance(error, SystemExit | KeyboardInterrupt):
-                self._supervisor.end(error)
+            if (leaving := exit_in(error)) is not None:
+                self._supervisor.end(leaving)
+
+
+async def _call_here(listener: Listener, outgoing: Outgoing) -> None:
+    await _call_listener(listener, outgoing.event, outgoing.delivery(listener.name))
 
 
 async def _call_listener(listener: Listener, event: object, delivery: Delivery) -> None:

@@ -18,6 +18,20 @@ async def finish_call(result: object) -> None:
     """Await what a handler returned, as long as that can be awaited: a wrapper may return what it did not await."""
     while result is not None and isawaitable(result):
         result = await result
+    if result is not None:
+        refuse_generator(result)
+
+
+def refuse_generator(result: object) -> None:
+    """Refuse what a wrapper returned of a generator function: its body has not run.
+
+    Raises:
+        TypeError: it is a generator.
+    """
+    if type(result) in {types.GeneratorType, types.AsyncGeneratorType}:
+        raise TypeError(
+            "the handler returned a generator, whose body never runs: a handler is `async def` without yield"
+        )
 
 
 class Caller:
@@ -41,6 +55,8 @@ class Caller:
         ended = await self._run_in_thread(slot, functools.partial(listener.call, event, delivery))
         if ended.error is not None:
             raise ended.error
+        if ended.result is not None:
+            refuse_generator(ended.result)
         if isawaitable(ended.result):
             # A wrapper that does not look like `async def` around one that is: from now on it is called in the loop.
             self._found_async.add(listener)

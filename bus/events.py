@@ -84,6 +84,8 @@ class EventType:
             raise UndecodablePayload(f"{self.name} version {version}: {error}") from error
 
     def _upcast(self, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        if version < 1:
+            raise ValueError("versions begin at 1")
         for old in range(version, self.version):
             if upcaster := self.upcasters.get(old):
                 fields = upcaster(fields)

@@ -13,7 +13,7 @@ import structlog
 from msgspec.structs import replace
 
 from bus.broadcasts import delivery_of
-from bus.calling import Caller, run_in_context
+from bus.calling import Caller, refuse_generator, run_in_context
 from bus.codec import Frame, unpack
 from bus.delivery import Delivery as HandlerDelivery
 from bus.delivery import enter_cause
@@ -154,6 +154,8 @@ class Handling:
             result: object = listener.call(event, context)
             while result is not None and (type(result) is CoroutineType or isawaitable(result)):
                 result = await result
+            if result is not None:
+                refuse_generator(result)
         else:
             await self._caller.call(slot, event, context)
 

@@ -64,7 +64,7 @@ class Heartbeat:
         while True:
             try:
                 self._beat()
-            except Exception as error:
+            except BaseException as error:
                 self._metrics.heartbeat_failures += 1
                 with contextlib.suppress(Exception):
                     log.exception("heartbeat failed", error=describe(error))

@@ -137,7 +137,7 @@ class Outgoing(msgspec.Struct):
             published_at=self.published_at,
             correlation_id=self.correlation_id,
             causation_id=self.cause.id if self.cause else None,
-            ordering_key=self.routes.event_type.ordering_key(self.event),
+            ordering_key=self.made.ordering_key if self.made else self.routes.event_type.ordering_key(self.event),
             headers=self.headers,
         )
 

@@ -31,7 +31,8 @@ class Registration:
         self._refuse_unfit(where, options, is_async=signature.is_async)
         timeout = options.timeout
         if isinstance(timeout, Default):
-            timeout = self._options.timeout if signature.is_async else None
+            stoppable = signature.is_async or kind is Kind.BROADCAST  # which runs in the loop
+            timeout = self._options.timeout if stoppable else None
         durable = kind in {Kind.ASYNC, Kind.ORDERED}
         name = options.name or (_default_name(handler, where) if durable else where)
         aliases = tuple(options.aliases)

@@ -5,9 +5,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from infra.clock import Clock
 from infra.db import DatabaseError
 from infra.mq import QueueError
-from infra.supervision import BackgroundTaskFailed, SupervisedTask, Supervisor, TaskState
+from infra.supervision import BackgroundTaskFailed, SupervisedTask, Supervisor, TaskState, ends_task
 
-__all__ = ["TRANSIENT", "BackgroundTaskFailed", "SupervisedTask", "Supervisor", "TaskState", "bus_supervisor"]
+__all__ = [
+    "TRANSIENT",
+    "BackgroundTaskFailed",
+    "SupervisedTask",
+    "Supervisor",
+    "TaskState",
+    "bus_supervisor",
+    "ends_task",
+]
 
 TRANSIENT = (QueueError, DatabaseError, SQLAlchemyError, OSError)
 """Failures that pass once a server, a disk or a network is back, so that no process ends because of them.

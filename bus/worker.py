@@ -16,7 +16,7 @@ from bus.metrics import BusMetrics, ListenerMetrics
 from bus.options import BusOptions
 from bus.registry import ListenerRegistry
 from bus.session import Session
-from bus.supervisor import Supervisor
+from bus.supervisor import Supervisor, ends_task
 from bus.threads import ThreadPool
 from infra.clock import Clock
 from infra.mq import Consumer, MessageQueue, QueueError, WorkerInfo
@@ -62,12 +62,18 @@ class Worker:
 
     async def run(self) -> None:
         """Work until cancelled; the cancellation stops it gracefully."""
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task is not None else 0
         pruning = self._supervisor.start("prune inbox", self._prune)
         try:
             while True:
                 try:
                     await self._run_session(await self._join_or_leave())
-                except Exception as error:  # noqa: BLE001 - the supervisor decides how often it may fail
+                except BaseException as error:
+                    if ends_task(task, error, cancelled_before):
+                        raise
+                    if task is not None and task.cancelling() > cancelled_before:
+                        raise asyncio.CancelledError from error  # it failed while it was being stopped
                     self._metrics.queue_errors += isinstance(error, QueueError)
                     await self._clock.sleep(self._health.failed(error))
         finally:
@@ -107,13 +113,14 @@ class Worker:
     async def _join_or_leave(self) -> Consumer:
         joining = asyncio.ensure_future(self._mq.consumer(self.info()))
         try:
-            return await asyncio.shield(joining)
+            await asyncio.wait((joining,))
         except asyncio.CancelledError:
             # The queue may know of it by now: others would take it for alive until its lease ends.
             left = asyncio.ensure_future(_leave_when_joined(joining))
             if not await self._clock.wait(_done(left), LEAVE_PATIENCE):
                 left.cancel()
             raise
+        return joining.result()
 
     async def _prune(self) -> None:
         if self._inbox is None or not any(each.once for each in self._durable.values()):

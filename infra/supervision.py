@@ -7,7 +7,7 @@ restarted after a growing pause. After `max_failures` failures in a row that are
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,22 @@ INTERRUPT_AGAIN = 0.1
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 """Runs a background task once, until it has nothing more to do; called again after it raised."""
+
+
+def ends_task(task: asyncio.Task[Any] | None, error: BaseException, cancelled_before: int = 0) -> bool:
+    """Whether an error ends `task`, whose code raised it: an exit, its cancellation, or the end of its coroutine.
+
+    All others are failures of what the task did: a cancellation of something that it awaited, or a GeneratorExit that
+    its code raised. `cancelled_before` is what `task.cancelling()` said when the work began.
+    """
+    kind = type(error)
+    if issubclass(kind, GeneratorExit):
+        with suppress(RuntimeError):  # no event loop runs
+            return asyncio.current_task() is not task
+        return True
+    if issubclass(kind, asyncio.CancelledError):
+        return task is None or task.cancelling() > cancelled_before
+    return issubclass(kind, SystemExit | KeyboardInterrupt)
 
 
 class BackgroundTaskFailed(Exception):
@@ -85,7 +101,8 @@ class Health:
             self.failures = self._counted = 0
             self.error = ""
             self.transient = False
-            log.info("background task recovered", task=self.name)
+            with suppress(Exception):
+                log.info("background task recovered", task=self.name)
 
     def failed(self, error: BaseException) -> float:
         """Note and log a failure, and return the pause in seconds before the next attempt."""
@@ -93,20 +110,25 @@ class Health:
         self.error = describe(error)
         self.transient = self._supervisor.is_transient(error)
         retry_in = min(MIN_BACKOFF * 2.0 ** min(self.failures - 1, 32), self._max_backoff)
-        if self.transient:
-            log.warning("background task failed", task=self.name, error=self.error, retry_in=retry_in, transient=True)
-        else:
+        if not self.transient:
             self._counted += 1
-            log.error(
-                "background task failed",
-                task=self.name,
-                error=self.error,
-                retry_in=retry_in,
-                failures=self._counted,
-                exception=render_traceback(error),
-            )
+        with suppress(Exception):  # a log that cannot be written, as on a full disk, must not end the task
+            self._log(error, retry_in)
         self._supervisor.count(self, given_up=self._counted >= self._supervisor.max_failures, cause=error)
         return retry_in
+
+    def _log(self, error: BaseException, retry_in: float) -> None:
+        if self.transient:
+            log.warning("background task failed", task=self.name, error=self.error, retry_in=retry_in, transient=True)
+            return
+        log.error(
+            "background task failed",
+            task=self.name,
+            error=self.error,
+            retry_in=retry_in,
+            failures=self._counted,
+            exception=render_traceback(error),
+        )
 
 
 class SupervisedTask(Health):
@@ -166,13 +188,9 @@ class SupervisedTask(Health):
             self._began = self._clock.monotonic()
             try:
                 await self._work()
-            except (SystemExit, KeyboardInterrupt, GeneratorExit):
-                raise
-            except asyncio.CancelledError as error:
-                if task is None or task.cancelling():
+            except BaseException as error:
+                if ends_task(task, error):
                     raise
-                failure: BaseException = error  # something that the work awaited was cancelled, not the work
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the task is restarted, and it is logged
                 failure = error
             else:
                 self.succeeded()

@@ -2,10 +2,12 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
-from bus import Bus, EventType
+from bus import Bus, Delivery, EventType
 from bus.testing import BusKit
 from infra.clock import FakeClock
 from infra.mq import QueueUnavailable, Registry
@@ -224,7 +226,18 @@ async def raise_group() -> None:
         group.create_task(raise_wordless())
 
 
-HOSTILE = [cancel_the_own_task, await_what_was_cancelled, raise_panic, raise_wordless, raise_group]
+async def raise_the_end_of_a_generator() -> None:
+    raise GeneratorExit
+
+
+HOSTILE = [
+    cancel_the_own_task,
+    await_what_was_cancelled,
+    raise_panic,
+    raise_wordless,
+    raise_group,
+    raise_the_end_of_a_generator,
+]
 
 
 @pytest.mark.parametrize("act", HOSTILE)
@@ -270,6 +283,102 @@ async def test_broadcast_listener_can_neither_cancel_its_publisher_nor_end_recep
     await mq.close()
 
 
+class Stubborn:
+    """A listener that swallows its cancellations until it is released."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+        self.cancelled = 0
+
+    async def listen(self, event: Ticked) -> None:
+        while not self.released.is_set():
+            try:
+                await self.released.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+
+
+async def started(mq: MemoryQueue, clock: FakeClock, *listeners: Callable[[Ticked], Awaitable[None]]) -> Bus:
+    bus = Bus(mq, clock=clock)
+    for each in listeners:
+        bus.add_broadcast_listener(each)
+    starting = asyncio.create_task(bus.start())
+    await clock.advance(2)
+    await starting
+    return bus
+
+
+async def test_broadcast_listener_that_hangs_is_cancelled_and_reception_goes_on() -> None:
+    clock = FakeClock()
+    mq = MemoryQueue(clock=clock)
+    await mq.open()
+    stubborn, heard = Stubborn(), list[int]()
+
+    async def hang(event: Ticked) -> None:
+        await asyncio.Event().wait()
+
+    async def sound(event: Ticked) -> None:
+        heard.append(event.n)
+
+    publisher, listener = await started(mq, clock), await started(mq, clock, hang, stubborn.listen, sound)
+    await publisher.publish_many([Ticked(1), Ticked(2)])
+    await clock.advance(2 * (60 + 60 + 2) + 1)
+    assert heard == [1, 2]
+    assert stubborn.cancelled == 2
+    assert listener.metrics.broadcast_failures == 4
+    stubborn.released.set()
+    for bus in (publisher, listener):
+        await bus.close()
+    await mq.close()
+
+
+async def test_broadcast_listener_that_ignores_its_cancellation_holds_up_neither_publisher_nor_stop() -> None:
+    clock = FakeClock()
+    mq = MemoryQueue(clock=clock)
+    await mq.open()
+    stubborn = Stubborn()
+    publisher, listener = await started(mq, clock, stubborn.listen), await started(mq, clock, stubborn.listen)
+    publishing = asyncio.create_task(publisher.publish(Ticked(1)))
+    await clock.settle()
+    publishing.cancel()
+    closing = asyncio.create_task(listener.close())
+    await clock.advance(2)
+    assert (publishing.cancelled(), closing.done()) == (True, True)
+    stubborn.released.set()
+    await clock.settle()
+    await publisher.close()
+    await mq.close()
+
+
+@dataclass(frozen=True)
+class Unsure:
+    """Its key can be told once."""
+
+    asked: ClassVar[int] = 0
+
+    def ordering_key(self) -> str:
+        Unsure.asked += 1
+        if Unsure.asked > 1:
+            raise ValueError("asked again")
+        return "key"
+
+
+async def test_ordering_key_that_fails_later_fails_no_publish_that_was_accepted() -> None:
+    async with BusKit() as kit:
+        heard: list[str | None] = []
+
+        async def project(event: Unsure) -> None: ...
+
+        async def hear(event: Unsure, delivery: Delivery) -> None:
+            heard.append(delivery.ordering_key)
+
+        kit.bus.add_async_ordered_listener(project, name="l")
+        kit.bus.add_broadcast_listener(hear)
+        await kit.start()
+        await kit.bus.publish(Unsure())
+        assert heard == ["key"]
+
+
 async def test_event_that_cannot_be_made_ends_no_reception(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, mq, one, two, _, other = await two_processes()
     error: BaseException
@@ -291,11 +400,16 @@ async def test_event_that_cannot_be_made_ends_no_reception(monkeypatch: pytest.M
     await mq.close()
 
 
-async def test_exit_of_a_broadcast_listener_ends_the_process_and_not_its_publisher() -> None:
+def exit_in_a_group() -> None:
+    raise BaseExceptionGroup("g", [ValueError(), SystemExit(3)])
+
+
+@pytest.mark.parametrize("end", [lambda: sys.exit(3), exit_in_a_group], ids=["alone", "in a group"])
+async def test_exit_of_a_broadcast_listener_ends_the_process_and_not_its_publisher(end: Callable[[], None]) -> None:
     async with BusKit() as kit:
 
         async def leave(event: Ticked) -> None:
-            sys.exit(3)
+            end()
 
         kit.bus.add_broadcast_listener(leave)
         await kit.start()

@@ -186,6 +186,18 @@ def test_bytes_that_are_no_frame_are_undecodable(body: bytes) -> None:
         unpack(body)
 
 
+@pytest.mark.parametrize("version", [0, -1, -(2**63)])
+def test_version_before_the_first_is_undecodable_at_once(version: int) -> None:
+    @dataclass(frozen=True)
+    class Later:
+        event_version: ClassVar[int] = 3
+        event_upcasters: ClassVar[Mapping[int, Upcaster]] = {1: dict, 2: dict}
+        n: int
+
+    with pytest.raises(UndecodablePayload, match="versions begin at 1"):
+        EventType(Later).decode(b"\x81\xa1n\x01", version)
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_else(body: bytes) -> None:
     with contextlib.suppress(UndecodablePayload, UnknownEvent):

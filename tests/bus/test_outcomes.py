@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from random import Random
@@ -416,6 +416,32 @@ async def test_wrapped_sync_and_broadcast_listeners_are_awaited(handler: Any) ->
         await kit.start()
         await kit.bus.publish(Ticked(1))
     assert SEEN == [1, 1]
+
+
+async def yielding(event: Ticked) -> AsyncIterator[int]:
+    SEEN.append(event.n)
+    yield event.n
+
+
+def returning_a_generator(event: Ticked) -> Any:  # noqa: ANN401 - a decorator's
+    return yielding(event)
+
+
+async def returning_a_generator_later(event: Ticked) -> Any:  # noqa: ANN401 - a decorator's
+    return yielding(event)
+
+
+@pytest.mark.parametrize("handler", [returning_a_generator, returning_a_generator_later])
+async def test_handler_that_returns_a_generator_has_failed(handler: Any) -> None:  # noqa: ANN401 - all kinds
+    house = House()
+    house.bus.add_async_listener(handler, name="l", retry=ONCE)
+    async with house.working():
+        await house.bus.publish(Ticked(1))
+        await house.until(lambda: house.bus.metrics.listeners["l"].dead)
+        await house.clock.settle()
+        [dead] = await house.mq.dead_letters()
+    assert dead.error.startswith("TypeError: the handler returned a generator, whose body never runs")
+    assert house.bus.metrics.listeners["l"].handled == 0
 
 
 async def test_value_that_a_handler_returns_is_ignored() -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -55,6 +56,29 @@ async def test_failed_task_is_logged_and_restarted_with_growing_pauses(
         await clock.advance(10)
     assert work.runs == 4
     assert [it["retry_in"] for it in logs] == [0.1, 0.2, 0.4]
+
+
+async def test_task_whose_code_raises_the_end_of_a_generator_is_restarted(
+    clock: FakeClock, supervisor: Supervisor
+) -> None:
+    work = Failing(GeneratorExit(), GeneratorExit())
+    task = supervisor.start("relay", work.run)
+    await clock.advance(10)
+    assert (work.runs, task.running) == (3, True)
+    assert supervisor.states()[0].failures_total == 2
+
+
+async def test_log_that_cannot_be_written_ends_no_task(clock: FakeClock, supervisor: Supervisor) -> None:
+    def disk_is_full(*_: object) -> MutableMapping[str, Any]:
+        raise OSError("no space left on device")
+
+    work = Failing(ValueError("a"), Unreachable("b"))
+    with capture_logs(processors=[disk_is_full]):
+        task = supervisor.start("relay", work.run)
+        await clock.advance(10)
+        task.succeeded()
+    assert (work.runs, task.running) == (3, True)
+    assert supervisor.states()[0].failures_total == 2
 
 
 async def test_state_shows_failures_until_progress(clock: FakeClock, supervisor: Supervisor) -> None:

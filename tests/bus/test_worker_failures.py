@@ -1,0 +1,96 @@
+"""A worker goes on after whatever its queue raises, and a failure never hides that it is being stopped."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bus import Retry
+from infra.mq import WorkerInfo
+from tests.bus.events import Ticked
+from tests.bus.house import House
+
+
+class PanicException(BaseException):
+    """What a native library raises when it panics."""
+
+
+ERRORS: list[Callable[[], BaseException]] = [
+    KeyError,
+    RecursionError,
+    PanicException,
+    asyncio.CancelledError,
+    GeneratorExit,
+    lambda: BaseExceptionGroup("g", [asyncio.CancelledError()]),
+]
+NAMES = ["error", "recursion", "panic", "cancelled elsewhere", "generator exit", "group"]
+
+
+def failing(call: Any, make: Callable[[], BaseException], times: int) -> Any:  # noqa: ANN401 - stands in for any call
+    left = times
+
+    async def called(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - as above
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise make()
+        return await call(*args, **options)
+
+    return called
+
+
+@pytest.mark.parametrize("make", ERRORS, ids=NAMES)
+@pytest.mark.parametrize("name", ["consumer", "fetch", "settle", "recover", "unpark"])
+async def test_worker_goes_on_after_whatever_its_queue_raises(name: str, make: Callable[[], BaseException]) -> None:
+    house = House()
+    join = house.mq.consumer
+    done: list[int] = []
+
+    async def consumer(info: WorkerInfo) -> Any:  # noqa: ANN401 - stands in for any
+        joined = await join(info)
+        setattr(joined, name, failing(getattr(joined, name), make, 3))
+        return joined
+
+    house.mq.consumer = failing(join, make, 3) if name == "consumer" else consumer  # type: ignore[method-assign]
+
+    async def handler(event: Ticked) -> None:
+        done.append(event.n)
+
+    house.bus.add_async_listener(handler, name="l", retry=Retry(max_attempts=1))
+    async with house.working() as worker:
+        await house.bus.publish_many([Ticked(n) for n in range(3)])
+        await house.clock.advance(60)
+        assert not worker.done()
+        [stats] = await house.mq.stats()
+        assert (stats.ready, stats.in_flight, stats.retrying, stats.dead) == (0, 0, 0, 0)
+    assert sorted(done) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_stop_counts_also_while_the_worker_fails(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House()
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "bus heartbeat":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def handler(event: Ticked) -> None: ...
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    house.bus.add_async_listener(handler, name="l")
+    await house.mq.open()
+    starting = asyncio.create_task(house.bus.start())
+    await house.clock.advance(2)
+    await starting
+    worker = asyncio.create_task(house.bus.run())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    worker.cancel()
+    await house.clock.advance(5)
+    assert worker.cancelled()
+    await house.bus.close()
+    await house.mq.close()
