@@ -81,7 +81,7 @@ class Broadcasts:
     async def deliver(self, outgoing: Outgoing) -> None:
         """Run this process's listeners on an event that it broadcast itself."""
         for listener in outgoing.routes.broadcast:
-            await self._run_alone(listener, _call_here(listener, outgoing), "broadcast listener failed")
+            await self._run_alone(listener, _call_here(listener, outgoing), "handler")
 
     async def _receive(self, receiver: BroadcastReceiver) -> None:
         while True:
@@ -117,20 +117,22 @@ class Broadcasts:
         for listener in self._listeners.routes(event_type.cls).broadcast:
             await self._run_alone(listener, _decode_and_call(listener, event_type, frame), "handler")
 
-    async def _run_alone(self, listener: Listener, work: Coroutine[Any, Any, None], what: str) -> None:
+    async def _run_alone(self, listener: Listener, work: Coroutine[Any, Any, None], callback: str) -> None:
         """Run a listener's code in a task of its own, at most as long as its timeout; nothing of it comes back.
 
         Raises:
             asyncio.CancelledError: the calling task was cancelled; so was the listener's.
         """
-        task = asyncio.create_task(self._contain(listener, work, what), name=f"broadcast to {listener.name}")
+        task = asyncio.create_task(self._contain(listener, work, callback), name=f"broadcast to {listener.name}")
         ended = asyncio.Event()
         task.add_done_callback(lambda _: ended.set())
         try:
             if await self._clock.wait(ended, listener.timeout or FOREVER):
                 return
             self._metrics.broadcast_failures += 1
-            log.error("broadcast listener timed out", listener=listener.name, seconds=listener.timeout)
+            log.error(
+                "broadcast listener cancelled", listener=listener.name, callback=callback, seconds=listener.timeout
+            )
             await self._give_up(listener, task, ended)
         except asyncio.CancelledError:
             await self._give_up(listener, task, ended)
@@ -144,7 +146,7 @@ class Broadcasts:
         if not await StopSequence(self._clock).wait(ended, STUBBORN):
             log.error("broadcast listener left behind", listener=listener.name)
 
-    async def _contain(self, listener: Listener, work: Coroutine[Any, Any, None], what: str) -> None:
+    async def _contain(self, listener: Listener, work: Coroutine[Any, Any, None], callback: str) -> None:
         task = asyncio.current_task()
         try:
             await work
@@ -156,7 +158,11 @@ class Broadcasts:
             self._metrics.broadcast_failures += 1
             with contextlib.suppress(Exception):  # a processor may choke on what the listener bound to the log
                 log.error(  # noqa: TRY400 - the error is hostile at worst, so its traceback is rendered here
-                    what, listener=listener.name, error=describe(error), exception=render_traceback(error)
+                    "broadcast listener failed",
+                    listener=listener.name,
+                    callback=callback,
+                    error=describe(error),
+                    exception=render_traceback(error),
                 )
             if (leaving := exit_in(error)) is not None:
                 self._supervisor.end(leaving)
