@@ -157,7 +157,7 @@ class ControlSettings(Section):
     """Wrong secrets that one address may send in 60 seconds."""
 
     max_sign_ups: Annotated[int, Field(ge=1)] = 30
-    """Sign-ups from one address in an hour, by each process; see `control.trusted_proxies`."""
+    """Sign-ups and changes of email from one address in an hour, by each process; see `control.trusted_proxies`."""
 
     max_invites: Annotated[int, Field(ge=1)] = 100
     """Invites from one address in an hour, by each process, over all users."""

@@ -1,6 +1,7 @@
 """What the executable refuses, and how any error is told to people."""
 
 import errno
+import os
 import resource
 
 from dependencies.errors import SetupError
@@ -15,8 +16,10 @@ class StartError(SetupError):
 
 
 def shortage(error: OSError) -> str | None:
-    """Return one line about what this machine or process is short of; None if the error is about something else."""
+    """Return one line about what this machine or process lacks; None if the error is about something else."""
     match error.errno:
+        case errno.ENOENT if not _has_working_directory():
+            return "the working directory was removed; change to one that is there"
         case errno.EMFILE:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             return (
@@ -30,3 +33,11 @@ def shortage(error: OSError) -> str | None:
         case errno.ENOSPC | errno.EDQUOT:
             return f"no space left{f' for {error.filename}' if error.filename else ''}; make room, then try again"
     return None
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 - the same
+    except FileNotFoundError:
+        return False
+    return True

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 import threading
 import time
@@ -18,6 +19,9 @@ from infra.clock import Clock, SystemClock
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PARENT_FD = "--parent-fd"
+STARTED = b"r"
+"""What a child says to its parent once it has started."""
+
 REFUSED = 2
 """A child's exit code when it cannot start as it was told to; starting it again would not help."""
 
@@ -39,6 +43,11 @@ class Child(Protocol):
         """Its id."""
         ...
 
+    @property
+    def started(self) -> bool:
+        """Whether it said that it had started; complete once `wait` has returned."""
+        ...
+
     async def wait(self) -> int:
         """Return its exit code once it has ended."""
         ...
@@ -56,28 +65,30 @@ Spawn = Callable[[Sequence[str]], Awaitable[Child]]
 
 
 async def spawn_beneath(arguments: Sequence[str]) -> Child:
-    """Start `beneath` with `arguments` and a pipe by which it notices that this process stops, or is no more."""
-    read_end, write_end = os.pipe()
+    """Start `beneath` with `arguments`, connected so that each of the two notices when the other stops or ends."""
+    ours, its = socket.socketpair()
     try:
         # A session of its own, so that Ctrl-C in a terminal reaches it once: through us.
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "beneath", *arguments, PARENT_FD, str(read_end)),
+            *(sys.executable, "-P", "-m", "beneath", *arguments, PARENT_FD, str(its.fileno())),
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(read_end,),
+            pass_fds=(its.fileno(),),
             start_new_session=True,
         )
     except BaseException:
-        os.close(write_end)
+        ours.close()
         raise
     finally:
-        os.close(read_end)
-    return _Process(process, write_end)
+        its.close()
+    return _Process(process, ours)
 
 
 class _Process:
-    def __init__(self, process: asyncio.subprocess.Process, pipe: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
         self._process = process
-        self._pipe = pipe
+        self._connection = connection
+        self._connection.setblocking(False)
+        self.started = False
 
     @property
     def pid(self) -> int:
@@ -85,22 +96,18 @@ class _Process:
 
     async def wait(self) -> int:
         code = await self._process.wait()
-        self._close()
+        with contextlib.suppress(OSError):  # there is nothing to read, or it is closed already
+            self.started = self.started or self._connection.recv(1) == STARTED
+        self._connection.close()
         return code
 
     def stop(self) -> None:
-        if self._pipe >= 0:
-            with contextlib.suppress(BrokenPipeError):
-                os.write(self._pipe, b"s")
+        with contextlib.suppress(OSError):
+            self._connection.send(b"s")
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-
-    def _close(self) -> None:
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1
 
 
 class Supervised:
@@ -126,7 +133,7 @@ class Supervised:
         """Start the process again, after a growing pause, whenever it ends or could not be created.
 
         Raises:
-            StartError: the process refused its very first start.
+            StartError: the process refused its very first start. One that has started may exit with any code.
         """
         backoff, first = BACKOFF_FIRST, True
         while True:
@@ -138,7 +145,7 @@ class Supervised:
                 log.warning("process not started", process=self.name, error=reason(error), retry_in=backoff)
             else:
                 code = await self._live(child)
-                if first and code == REFUSED:
+                if first and code == REFUSED and not child.started:
                     raise StartError(f"{self.name} did not start; its error is in the line above")
                 first = False
                 if self._clock.monotonic() - born >= STEADY:
@@ -196,13 +203,26 @@ def watch_parent(
     loop = asyncio.get_running_loop()
 
     def wait() -> None:
-        asked = os.read(parent_fd, 1)
+        asked = _read(parent_fd)
         with contextlib.suppress(RuntimeError):  # the loop is closed: this process is ending anyway
             loop.call_soon_threadsafe(stop)
         if asked:
-            os.read(parent_fd, 1)
+            _read(parent_fd)
         else:
             time.sleep(limit)
         exit_now(1)
 
     threading.Thread(target=wait, name="watch-parent", daemon=True).start()
+
+
+def tell_parent(parent_fd: int) -> None:
+    """In a child: say that it has started, so that its exit code is taken for a handler's from now on."""
+    with contextlib.suppress(OSError):  # the parent is no more, as `watch_parent` notices
+        os.write(parent_fd, STARTED)
+
+
+def _read(parent_fd: int) -> bytes:
+    try:
+        return os.read(parent_fd, 1)
+    except OSError:  # the parent has died without reading what this process said
+        return b""

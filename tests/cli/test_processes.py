@@ -2,14 +2,15 @@
 
 import asyncio
 import errno
-import os
+import socket
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from beneath.errors import StartError
-from beneath.processes import REFUSED, Supervised, WorkerPool, spawn_beneath, watch_parent
+from beneath.processes import REFUSED, Supervised, WorkerPool, spawn_beneath, tell_parent, watch_parent
 from infra.clock import FakeClock
 
 
@@ -19,6 +20,7 @@ class FakeChild:
     def __init__(self, *, obeys: bool = True) -> None:
         self.obeys = obeys
         self.asked = self.killed = False
+        self.started = False
         self.pid = id(self)
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -128,22 +130,12 @@ async def test_a_process_that_cannot_be_created_leaves_no_file_descriptor(monkey
     async def starved(*_: object, **__: object) -> None:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    pipes: list[int] = []
-
-    def pipe() -> tuple[int, int]:
-        ends = make_pipe()
-        pipes.extend(ends)
-        return ends
-
-    make_pipe = os.pipe
-    monkeypatch.setattr(os, "pipe", pipe)
+    pair = socket.socketpair()
+    monkeypatch.setattr(socket, "socketpair", lambda: pair)
     monkeypatch.setattr(asyncio, "create_subprocess_exec", starved)
     with pytest.raises(BlockingIOError):
         await spawn_beneath(())
-    assert len(pipes) == 2
-    for end in pipes:
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(end)
+    assert [end.fileno() for end in pair] == [-1, -1]
 
 
 async def test_a_steady_life_makes_the_pause_short_again() -> None:
@@ -179,6 +171,38 @@ async def test_a_first_start_that_is_refused_is_an_error_a_later_one_is_not() ->
     assert not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_handlers_exit_code_is_no_refusal() -> None:
+    clock, nursery = FakeClock(), Nursery()
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    await clock.settle()
+    nursery.children[0].started = True
+    nursery.children[0].end(REFUSED)
+    await clock.advance(1.1)
+    assert len(nursery.children) == 2
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+SAYS_AND_EXITS = """
+import os, sys
+fd = int(sys.argv[sys.argv.index("--parent-fd") + 1])
+if "starts" in sys.argv:
+    os.write(fd, b"r")
+sys.exit(2 if os.read(fd, 1) == b"s" else 3)
+"""
+
+
+@pytest.mark.parametrize("word", ["starts", "refuses"])
+async def test_a_process_says_when_it_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    (tmp_path / "beneath.py").write_text(SAYS_AND_EXITS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    child = await spawn_beneath((word,))
+    child.stop()
+    assert await child.wait() == REFUSED
+    assert child.started == (word == "starts")
+    child.stop()  # too late, which is no error
 
 
 async def test_a_stop_is_passed_on_and_waited_for() -> None:
@@ -218,10 +242,11 @@ async def test_one_refused_child_stops_the_whole_pool() -> None:
 
 
 class Parent:
-    """The parent's end of the pipe, and what its child did."""
+    """The parent's end of the connection, and what its child did."""
 
     def __init__(self) -> None:
-        self.child_end, self._end = os.pipe()
+        self._child, self._end = socket.socketpair()
+        self.child_end = self._child.fileno()
         self.stopped = asyncio.Event()
         self.exited = threading.Event()
 
@@ -229,10 +254,13 @@ class Parent:
         watch_parent(self.child_end, self.stopped.set, limit=limit, exit_now=lambda _: self.exited.set())
 
     def ask(self) -> None:
-        os.write(self._end, b"s")
+        self._end.send(b"s")
 
     def die(self) -> None:
-        os.close(self._end)
+        self._end.close()
+
+    def close(self) -> None:
+        self._child.close()
 
 
 async def until_stopped(parent: Parent) -> None:
@@ -248,7 +276,7 @@ async def test_a_child_stops_when_asked_and_exits_when_its_parent_dies_meanwhile
     assert not parent.exited.is_set()
     parent.die()
     assert await asyncio.to_thread(parent.exited.wait, 10)
-    os.close(parent.child_end)
+    parent.close()
 
 
 async def test_a_child_stops_when_its_parent_dies_and_exits_if_that_takes_too_long() -> None:
@@ -257,4 +285,15 @@ async def test_a_child_stops_when_its_parent_dies_and_exits_if_that_takes_too_lo
     parent.die()
     await until_stopped(parent)
     assert await asyncio.to_thread(parent.exited.wait, 10)
-    os.close(parent.child_end)
+    parent.close()
+
+
+async def test_a_child_stops_when_its_parent_dies_without_having_listened() -> None:
+    parent = Parent()
+    parent.watch(limit=0)
+    tell_parent(parent.child_end)
+    parent.die()
+    await until_stopped(parent)
+    assert await asyncio.to_thread(parent.exited.wait, 10)
+    tell_parent(parent.child_end)
+    parent.close()

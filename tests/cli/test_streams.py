@@ -142,6 +142,15 @@ def test_json_is_valid_and_harmless_whatever_is_printed(capsys: pytest.CaptureFi
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("command", ["bus stats", "config generate x.yaml", "user create ada@example.com"])
+def test_a_removed_working_directory_is_one_line(folder: Path, command: str) -> None:
+    done = run(folder, f'mkdir gone && cd gone && rmdir "$PWD" && $BENEATH {command}')
+    assert done.returncode in {1, 2}
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("beneath: ")
+
+
+@pytest.mark.e2e
 def test_json_is_valid_in_every_encoding(folder: Path) -> None:
     environ = {"PYTHONIOENCODING": "ascii", "BENEATH_MAIL_SENDER": "Zoë 😀 <zoe@example.com>"}
     done = run(folder, "$BENEATH config show --json", environ=environ)

@@ -70,6 +70,14 @@ class TestSignUps:
         await api.domain.kit.advance(seconds=1800)
         await api.sign_up("ada2@example.com")
 
+    async def test_changes_of_email_tell_no_more_of_other_users_than_sign_ups(self, api: Api) -> None:
+        eve = await api.sign_up("eve@example.com", "Eve")
+        assert (await eve("PATCH", "/v1/me", json={"email": "eve@example.com", "name": "E"})).status_code == 200
+        problem(await eve("PATCH", "/v1/me", json={"email": "nobody"}), 422, "invalid")
+        assert (await eve("PATCH", "/v1/me", json={"email": "eve2@example.com"})).status_code == 200
+        problem(await eve("PATCH", "/v1/me", json={"email": "ada@example.com"}), 429, "too-many-requests")
+        assert (await eve("PATCH", "/v1/me", json={"name": "Eve"})).status_code == 200
+
     async def test_forwarded_address_alone_is_no_other_client(self, api: Api) -> None:
         for number in range(3):
             headers = {"X-Forwarded-For": f"192.0.2.{number}", "Forwarded": f"for=192.0.2.{number}"}

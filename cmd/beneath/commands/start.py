@@ -81,4 +81,4 @@ async def _leave_after(work: Awaitable[None]) -> NoReturn:
     with contextlib.suppress(OSError):
         flush_standard_streams()
     # All is closed. What is left, such as a handler's thread that will not end, must not keep the process.
-    os._exit(code)
+    os._exit(code & 0xFF)  # a handler's may be any number; only this much of it reaches the parent

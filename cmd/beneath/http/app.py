@@ -35,7 +35,7 @@ class HttpOptions:
     """Wrong secrets that one address may send in 60 seconds."""
 
     max_sign_ups: int = 30
-    """Sign-ups from one address in an hour."""
+    """Sign-ups and changes of email from one address in an hour."""
 
     max_invites: int = 100
     """Invites from one address in an hour."""
@@ -68,7 +68,7 @@ def create_app(
     app.state.services = services
     clock = clock or SystemClock()
     app.state.failure_limit = AddressLimit(clock, "wrong secrets", options.max_auth_failures, 60)
-    app.state.sign_up_limit = AddressLimit(clock, "sign-ups", options.max_sign_ups, HOUR)
+    app.state.sign_up_limit = AddressLimit(clock, "sign-ups and changes of email", options.max_sign_ups, HOUR)
     app.state.invite_limit = AddressLimit(clock, "invites", options.max_invites, HOUR)
     for routes in (users, secrets, organizations, members, invites, projects, audit):
         app.include_router(routes.router, prefix="/v1")

@@ -1,5 +1,6 @@
 """HTTP/1.1 parsing that leaves no two readings of one request."""
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,6 +23,8 @@ CHUNK_SIZE: Final = 256
 """Bytes that a body must have on average for each chunk beyond `FREE_CHUNKS`."""
 
 _CRLF: Final = b"\r\n"
+_LINE_END: Final = re.compile(rb"[\r\n\0]")
+_VERSIONS: Final = frozenset({b"1.0", b"1.1"})
 _FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
@@ -29,7 +32,8 @@ class StrictConnection(h11.Connection):
     """A server's side of one connection. A request that a proxy could frame in another way is a protocol error.
 
     Refused, beyond what h11 refuses: `Content-Length` together with `Transfer-Encoding`, either of them twice or as a
-    list, `Transfer-Encoding` before HTTP/1.1, header lines that are folded or end without CR, and many tiny chunks.
+    list, `Transfer-Encoding` before HTTP/1.1, header lines that are folded or end without CR, chunk headers with a line
+    end inside, many tiny chunks, and versions that are neither HTTP/1.0 nor HTTP/1.1.
     """
 
     def __init__(self, max_head: int) -> None:
@@ -85,6 +89,8 @@ class _StrictBuffer(ReceiveBuffer):
         if line is not None:
             if len(line) > MAX_CHUNK_HEADER:
                 raise h11.LocalProtocolError("the header of a chunk is too large")
+            if _LINE_END.search(line, 0, len(line) - len(_CRLF)):
+                raise h11.LocalProtocolError("a line end stands inside the header of a chunk")
             self._chunks += 1
             if self._chunks > FREE_CHUNKS + self._body // CHUNK_SIZE:
                 raise h11.LocalProtocolError("the body has too many small chunks")
@@ -114,6 +120,8 @@ def _require_plain_lines(lines: Sequence[bytearray]) -> None:
 
 
 def _require_one_framing(request: h11.Request) -> None:
+    if request.http_version not in _VERSIONS:
+        raise h11.RemoteProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here")
     framing = [name for name, _ in request.headers if name in _FRAMING]
     if len(framing) > 1:
         raise h11.RemoteProtocolError("Content-Length and Transfer-Encoding exclude each other")

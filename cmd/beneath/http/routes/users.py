@@ -30,10 +30,18 @@ async def show_me(caller: Reader, using: Using, response: Response) -> UserOut:
     return UserOut.model_validate(user)
 
 
-@router.patch("/me", responses=versioned(200) | problems(EMAIL_TAKEN, CHANGED, *AUTHENTICATED, *WITH_BODY))
-async def change_me(body: UserChange, caller: Writer, using: Using, expected: Expected, response: Response) -> UserOut:
+@router.patch(
+    "/me", responses=versioned(200) | problems(EMAIL_TAKEN, CHANGED, TOO_MANY_REQUESTS, *AUTHENTICATED, *WITH_BODY)
+)
+async def change_me(
+    body: UserChange, caller: Writer, using: Using, expected: Expected, request: Request, response: Response
+) -> UserOut:
     """Change your name or email."""
     changes = body.model_dump(exclude_unset=True)
+    if "email" in changes and changes["email"] != caller.email:
+        # It tells whether another user has the email, as a sign-up does.
+        limit: AddressLimit = request.app.state.sign_up_limit
+        limit.spend(request)
     user = await using.user.update(caller.user_id, **changes, expected_version=expected)
     tag(response, user)
     return UserOut.model_validate(user)
