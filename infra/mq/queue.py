@@ -148,12 +148,16 @@ class Consumer(Protocol):
     async def close(self) -> None:
         """Release every claim still owned, unchanged and due at once, and unregister. A second call does nothing.
 
-        Claims passed to `keep` stay owned until this process ends. The claims of a lost consumer are left to `recover`.
+        Claims passed to `keep` stay owned until the queue is closed or this process ends. The claims of a lost consumer
+        are left to `recover`.
         """
         ...
 
     def keep(self, claim: Claim) -> None:
-        """Exempt `claim` from `close()`: its handler does not stop. It is taken over once the process has ended."""
+        """Exempt `claim` from `close()`: its handler does not stop.
+
+        It is taken over once the queue is closed or the process has ended.
+        """
         ...
 
 
@@ -199,7 +203,9 @@ class MessageQueue(Protocol):
         ...
 
     async def close(self) -> None:
-        """Release all resources; consumers and receivers still open are abandoned. A second call does nothing.
+        """Release all resources. A second call does nothing.
+
+        Consumers and receivers still open are abandoned, and so are closed consumers that keep a claim.
 
         From then on every call that needs the queue raises `QueueClosed`, also a call that is waiting.
         """

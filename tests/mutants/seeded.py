@@ -579,4 +579,12 @@ MUTANTS: tuple[Mutant, ...] = (
         new="        if largest > limit:\n",
         tests=("tests/infra/redis/test_bounded_work.py", "-k", "large_messages_than"),
     ),
+    Mutant(
+        name="kept-claim-outlives-its-queue",
+        kind=6,
+        file="infra/mq/drivers/sql/consumer.py",
+        old="        if not self._kept:\n",
+        new="        if True:\n",
+        tests=("tests/contract/suite/test_closing.py", "-k", "kept_claim and sqlite"),
+    ),
 )

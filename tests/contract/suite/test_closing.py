@@ -58,6 +58,23 @@ async def test_closing_ends_the_waiting_of_consumers_and_receivers(
 
 
 @requires("multi_process")
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+async def test_kept_claim_is_recovered_elsewhere_as_soon_as_its_queue_is_closed(
+    harness: Harness, ordered: bool
+) -> None:
+    queue, elsewhere = await harness.queue(), await harness.queue()
+    worker, other = await start(harness, queue, ordered=ordered), await consumer(elsewhere)
+    await queue.publish([message("a", key="k")])
+    [claim] = await fetch(worker)
+    worker.keep(claim)
+    await worker.close()
+    assert await other.recover() == 0
+    await queue.close()
+    assert await other.recover() == 1
+    assert await drain(other) == ["a"]
+
+
+@requires("multi_process")
 async def test_what_the_consumers_of_a_closed_queue_held_is_recovered_elsewhere(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue)

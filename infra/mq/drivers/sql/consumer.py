@@ -97,7 +97,9 @@ class SqlConsumer:
         if self._closed:
             return
         self._closed = True
-        self._forget(self)
+        if not self._kept:
+            # Else the queue abandons this consumer when it is closed, and with it the claims that are kept.
+            self._forget(self)
         self.wake()
         if self.lost:
             return
