@@ -12,6 +12,9 @@ def divided(
 
     A step has at most `most` settlements and, by `size_of`, `most_bytes` bytes, unless a single claim has more.
     """
+    if len(settlements) <= most and sum(map(size_of, settlements)) <= most_bytes:
+        yield list(settlements)
+        return
     by_claim: dict[int, list[Settlement]] = {}
     for it in settlements:
         by_claim.setdefault(id(it.claim), []).append(it)

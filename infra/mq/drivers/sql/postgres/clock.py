@@ -37,9 +37,10 @@ class ServerClock:
     def time(self) -> float:
         if not self._adjustable:
             return self._clock.time()
-        local = self._local()
-        lag = (local - self._compared_at) * SLOWER if self._slower else 0.0
-        return local + self._offset.seconds - lag
+        local = self._start + self._clock.monotonic()
+        if self._slower:
+            local -= (local - self._compared_at) * SLOWER
+        return local + self._offset.seconds
 
     def monotonic(self) -> float:
         return self._clock.monotonic()

@@ -44,9 +44,14 @@ class Holdings:
 
     def claimed(self, claims: Iterable[Claim]) -> None:
         """Note claims that were answered."""
+        # Unordered claims of one answer have one fence, and come one after the other.
+        fence, held = -1, set[int | str]()
         for it in claims:
-            self.latest = max(self.latest, it.fence)
-            self._open.setdefault(it.fence, set()).add("" if it.ordered else it.deliveries[0].id)
+            if it.fence != fence:
+                fence = it.fence
+                held = self._open.setdefault(fence, set())
+                self.latest = max(self.latest, fence)
+            held.add("" if it.ordered else it.deliveries[0].id)
 
     def settled(self, settlements: Iterable[Settlement]) -> None:
         """Note settlements that were carried out, or fenced."""

@@ -62,7 +62,7 @@ class Publisher:
             QueueError: what was wrong with them, or with the queue.
         """
         request = Request(messages, asyncio.get_running_loop().create_future())
-        if self._apart.concerns(request):
+        if self._apart and self._apart.concerns(request):
             self._wait_apart(request, request.names & self._apart.names)
         else:
             self._queued.append(request)
@@ -113,9 +113,10 @@ class Publisher:
 
     async def _send_group(self, group: list[Request], patience: float) -> None:
         """Send and answer a group, by halves where that is needed to find what is refused or has to wait."""
-        for request in [it for it in group if self._apart.concerns(it)]:
-            group.remove(request)
-            self._wait_apart(request, request.names & self._apart.names)
+        if self._apart:
+            for request in [it for it in group if self._apart.concerns(it)]:
+                group.remove(request)
+                self._wait_apart(request, request.names & self._apart.names)
         if not group:
             return
         try:

@@ -128,6 +128,9 @@ async def forget_former_ids(driver: Driver, before: float, after: float = -math.
 
 def parts_of(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     """Divide messages among statements, of which each is bounded in messages and bytes."""
+    if len(messages) <= PUBLISHED_AT_ONCE and sum([len(it.body) for it in messages]) <= BYTES_AT_ONCE:
+        yield messages
+        return
     first = size = 0
     for nth, it in enumerate(messages):
         if nth > first and (nth - first >= PUBLISHED_AT_ONCE or size + len(it.body) > BYTES_AT_ONCE):

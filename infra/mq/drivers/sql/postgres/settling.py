@@ -86,7 +86,7 @@ def steps_of(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
 
 def _size(settlement: Settlement) -> int:
     failure = settlement.failure
-    return len(failure.error) + len(failure.traceback) if failure else 0
+    return 0 if failure is None else len(failure.error) + len(failure.traceback)
 
 
 async def settle(driver: Driver, worker: int, settlements: Sequence[Settlement], now: float) -> list[Settlement]:

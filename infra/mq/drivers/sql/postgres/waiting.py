@@ -19,11 +19,8 @@ class Request:
     def __init__(self, messages: Sequence[Message], answer: "asyncio.Future[None]") -> None:
         self.messages = messages
         self.answer = answer
-
-    @cached_property
-    def size(self) -> int:
+        self.size = len(messages[0].body) if len(messages) == 1 else sum([len(it.body) for it in messages])
         """The bytes of the bodies."""
-        return sum(len(it.body) for it in self.messages)
 
     @cached_property
     def names(self) -> frozenset[str]:
