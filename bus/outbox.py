@@ -10,6 +10,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Double,
+    FromClause,
     Identity,
     Integer,
     LargeBinary,
@@ -214,7 +215,7 @@ class Outbox:
 
     async def set_aside(self, entry: Entry, error: str) -> None:
         """Keep a row that the queue refuses out of the way of the others, with the reason."""
-        direct = OUTBOX.c.message_id == entry.message_id, OUTBOX.c.kind == Kind.DIRECT.value
+        direct = OUTBOX.c.message_id == entry.message_id, _IS_DIRECT
         where = direct if entry.kind is Kind.DIRECT else (OUTBOX.c.id == entry.id,)
         values = {"kind": Kind.REJECTED.value, "error": storable_text(error, MAX_ERROR_BYTES)}
         async with self._db.transaction() as transaction:
@@ -255,7 +256,7 @@ class Outbox:
     async def withdraw(self, transaction: Transaction, message_id: str) -> None:
         """Delete, in the transaction, what the queue refused under an id."""
         await transaction.session.execute(
-            delete(OUTBOX).where(OUTBOX.c.message_id == message_id, OUTBOX.c.kind == Kind.REJECTED.value)
+            delete(OUTBOX).where(OUTBOX.c.message_id == message_id, _is_of(OUTBOX, Kind.REJECTED))
         )
 
     async def time(self) -> float:
@@ -265,7 +266,7 @@ class Outbox:
 
     async def size(self) -> tuple[int, float | None]:
         """Return how many rows wait to be sent, and since when the oldest does (seconds since the epoch)."""
-        query = select(func.count(), func.min(OUTBOX.c.created_at)).where(OUTBOX.c.kind != Kind.REJECTED.value)
+        query = select(_COUNT.scalar_subquery(), _OLDEST.scalar_subquery())
         async with self._db.read() as session:
             count, oldest = (await session.execute(query)).one()
         return int(count), None if oldest is None else float(oldest)
@@ -298,7 +299,15 @@ def _earlier(*kinds: Kind) -> ColumnElement[bool]:
     """Return whether an earlier row of the same message id has one of `kinds`."""
     earlier = OUTBOX.alias("earlier")
     same = earlier.c.message_id == OUTBOX.c.message_id
-    return exists(select(literal(1)).where(same, earlier.c.kind.in_(kinds), earlier.c.id < OUTBOX.c.id))
+    return exists(select(literal(1)).where(same, _is_of(earlier, *kinds), earlier.c.id < OUTBOX.c.id))
+
+
+def _is_of(rows: FromClause, *kinds: Kind) -> ColumnElement[bool]:
+    """Return whether a row that is found by an id is of one of `kinds`.
+
+    The expression keeps SQLite from looking in the index of kinds instead, where all that wait may be of one kind.
+    """
+    return (rows.c.kind + "").in_(kinds)
 
 
 def _any(kind: Kind) -> ScalarSelect[int]:
@@ -310,6 +319,7 @@ _TIME: dict[str, Select[Any]] = {
     "sqlite": select((func.julianday("now") - 2440587.5) * 86400.0),
 }
 _DIRECT = OUTBOX.c.kind == Kind.DIRECT.value
+_IS_DIRECT = _is_of(OUTBOX, Kind.DIRECT)
 _INSERT = insert(OUTBOX)
 _PENDING = select(
     _any(Kind.CANCEL),
@@ -317,6 +327,12 @@ _PENDING = select(
     select(func.min(OUTBOX.c.id)).where(_DIRECT).scalar_subquery(),
     select(func.max(OUTBOX.c.id)).where(_DIRECT).scalar_subquery(),
 )
+_WAITING = (Kind.CANCEL.value, Kind.PUBLISH.value, Kind.DIRECT.value)
+_COUNT = select(func.count()).where(OUTBOX.c.kind.in_(_WAITING))
+"""Counts in an index: however many rows wait, none of them is read."""
+
+_FIRST = [select(func.min(OUTBOX.c.id)).where(OUTBOX.c.kind == kind).scalar_subquery() for kind in _WAITING]
+_OLDEST = select(func.min(OUTBOX.c.created_at)).where(OUTBOX.c.id.in_(_FIRST))
 _CANCELLATIONS = (
     select(OUTBOX)
     .where(OUTBOX.c.kind == Kind.CANCEL.value, ~_earlier(Kind.PUBLISH, Kind.DIRECT))
@@ -328,10 +344,10 @@ _CARRIED = _bounded(select(OUTBOX.c.id).where(OUTBOX.c.kind == Kind.PUBLISH.valu
 )
 _LEFT = _bounded(select(OUTBOX.c.id).where(_DIRECT, OUTBOX.c.id <= bindparam("last")))
 _REMOVE = delete(OUTBOX).where(OUTBOX.c.id.in_(bindparam("ids", expanding=True)), OUTBOX.c.kind != Kind.REJECTED.value)
-_REMOVE_DIRECT = delete(OUTBOX).where(OUTBOX.c.message_id.in_(bindparam("ids", expanding=True)), _DIRECT)
+_REMOVE_DIRECT = delete(OUTBOX).where(OUTBOX.c.message_id.in_(bindparam("ids", expanding=True)), _IS_DIRECT)
 
 
-_DELAYED = (OUTBOX.c.kind.in_((Kind.PUBLISH.value, Kind.DIRECT.value)), OUTBOX.c.due_at.is_not(None))
+_DELAYED = (_is_of(OUTBOX, Kind.PUBLISH, Kind.DIRECT), OUTBOX.c.due_at.is_not(None))
 _WITHDRAW = delete(OUTBOX).where(*_DELAYED, OUTBOX.c.sending.is_(None))
 _KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
 _SENDER = bindparam("sender", type_=Text())
@@ -346,10 +362,10 @@ def _claim(key: ColumnElement[Any], *where: ColumnElement[bool]) -> ReturningUpd
 
 
 _CLAIM = _claim(OUTBOX.c.id)
-_CLAIM_DIRECT = _claim(OUTBOX.c.message_id, _DIRECT)
+_CLAIM_DIRECT = _claim(OUTBOX.c.message_id, _IS_DIRECT)
 _UNCLAIM = update(OUTBOX).where(OUTBOX.c.id.in_(_KEYS), OUTBOX.c.sending == _SENDER).values(sending=None)
 _UNCLAIM_DIRECT = (
-    update(OUTBOX).where(OUTBOX.c.message_id.in_(_KEYS), _DIRECT, OUTBOX.c.sending == _SENDER).values(sending=None)
+    update(OUTBOX).where(OUTBOX.c.message_id.in_(_KEYS), _IS_DIRECT, OUTBOX.c.sending == _SENDER).values(sending=None)
 )
 
 

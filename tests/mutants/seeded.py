@@ -436,6 +436,14 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/bus/test_outbox.py",),
     ),
     Mutant(
+        name="outbox-rows-are-looked-up-by-their-kind",
+        kind=8,
+        file="bus/outbox.py",
+        old='    return (rows.c.kind + "").in_(kinds)\n',
+        new="    return rows.c.kind.in_(kinds)\n",
+        tests=("tests/bus/test_outbox_growth.py",),
+    ),
+    Mutant(
         name="registry-without-its-own-listeners-is-trusted",
         kind=9,
         file="bus/registry_copy.py",
