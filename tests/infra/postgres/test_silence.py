@@ -196,6 +196,27 @@ async def test_a_queue_that_is_opened_says_that_it_cannot_listen(
                 await distant(store, wire).open()
 
 
+async def test_error_that_nothing_maps_does_not_end_listening(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bell, "CHECK_INTERVAL", 0.05)
+    honest, failures = ServerClock.compare, [RuntimeError(), RuntimeError()]
+
+    async def fail(clock: ServerClock, driver: Driver) -> None:
+        if failures:
+            raise failures.pop()
+        await honest(clock, driver)
+
+    async with new_store(server) as store:
+        queue, _ = await store.open()
+        before = backend(queue).interruptions
+        monkeypatch.setattr(ServerClock, "compare", fail)
+        async with asyncio.timeout(PATIENCE):
+            while backend(queue).interruptions < before + 2:  # noqa: ASYNC110  # the loss, and the new connection
+                await asyncio.sleep(0.02)
+    assert not failures
+
+
 async def test_both_ends_ask_the_network_whether_the_other_one_is_there(server: PostgresServer, db: Database) -> None:
     assert isinstance(db.backend, PostgreSQL)
     connection = await db.backend.connect()

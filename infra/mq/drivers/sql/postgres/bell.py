@@ -150,8 +150,8 @@ class Bell:
             pause = min(pause * 2, _LONGEST_PAUSE)
             try:
                 driver = await self._listen()
-            except DatabaseError as error:
-                _log.debug("notification connection failed", error=str(error))
+            except Exception as error:  # noqa: BLE001  # whatever it was, the next attempt may succeed
+                _log.debug("notification connection failed", error=repr(error))
             else:
                 self._interrupt()
 
@@ -177,7 +177,8 @@ class Bell:
             try:
                 async with asyncio.timeout(CHECK_TIMEOUT):
                     await self._clock.compare(driver)
-            except CONNECTING:
+            except Exception as error:  # noqa: BLE001  # whatever it was, another connection may do better
+                _log.debug("notification connection failed", error=repr(error))
                 return
 
     async def _compare_clocks(self) -> None:
