@@ -1,4 +1,4 @@
-"""Files and folders for their owner alone, and a check for file descriptors running out."""
+"""Files and folders for their owner alone, and what to say when file descriptors or threads run out."""
 
 import errno
 import os
@@ -6,6 +6,9 @@ from pathlib import Path
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
+
+THREADS_SHORT = "no thread could be started; raise the limit of processes (`ulimit -u`, TasksMax= in a systemd unit)"
+"""What to say when starting a thread raised RuntimeError."""
 
 _NEEDED = 4
 """How many files one step of a library may open at once."""

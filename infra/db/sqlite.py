@@ -15,11 +15,11 @@ from sqlalchemy.util.concurrency import await_
 
 from infra.db import sqlite_errors
 from infra.db.cancellation import finish
-from infra.db.errors import DatabaseError
+from infra.db.errors import DatabaseError, DatabaseUnavailable
 from infra.db.sqlite_driver import BUSY_SLICE, SQLiteConnection, is_busy
 from infra.db.sqlite_file import DatabaseFile, LogCheck
 from infra.db.sqlite_log import LogLimit
-from infra.files import private_file, private_folder
+from infra.files import THREADS_SHORT, private_file, private_folder
 
 SYNC = "PRAGMA synchronous = FULL"
 
@@ -245,7 +245,10 @@ class SQLite:
 
 
 async def _open(connection: SQLiteConnection) -> SQLiteConnection:
-    await connection
+    try:
+        await connection
+    except RuntimeError as error:
+        raise DatabaseUnavailable(f"cannot use the database: {THREADS_SHORT}") from error
     return connection
 
 

@@ -2,11 +2,15 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from infra.db import Database
+from infra.clock import SystemClock
+from infra.db import Database, DatabaseUnavailable
+from infra.mq import QueueUnavailable
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.sqlite.lockfiles import LockFile, LockFolder
 from tests.infra.db.everywhere import cancel_this, cancelling_all, count_awaits, interrupted
@@ -71,3 +75,27 @@ async def test_queue_that_was_closed_can_be_opened_again(queue: SqlQueue, db: Da
     await queue.open()
     await queue.publish(messages(1))
     assert len(await handle_all(await consumer(queue), WANTS)) == 4
+
+
+async def test_thread_that_cannot_start_is_unavailable_and_passes(
+    queue: SqlQueue, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    fresh = Database(db.url)
+    other = SqlQueue(db, clock=SystemClock())
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for call in (other.open, queue.stats, partial(consumer, queue, "late")):
+            with pytest.raises(QueueUnavailable, match="no thread could be started"):
+                await call()
+        with pytest.raises(DatabaseUnavailable, match="no thread could be started"):
+            await fresh.open()
+    await fresh.open()
+    await fresh.close()
+    await other.open()
+    await other.close()
+    assert len(await queue.stats()) == 2
+    await (await consumer(queue, "late")).close()

@@ -33,7 +33,7 @@ from infra.mq.drivers.sql.sqlite import (
 )
 from infra.mq.drivers.sql.sqlite.ambient import Announcement, run_in
 from infra.mq.drivers.sql.sqlite.clock import QueueClock
-from infra.mq.drivers.sql.sqlite.connection import Operation, connect, queue_error
+from infra.mq.drivers.sql.sqlite.connection import Operation, connect, queue_error, starting_a_thread
 from infra.mq.drivers.sql.sqlite.late_claims import LateClaims
 from infra.mq.drivers.sql.sqlite.presence import Member, Presence
 from infra.mq.drivers.sql.sqlite.watcher import Watcher
@@ -333,7 +333,9 @@ class SqliteBackend:
         return result
 
     async def _read(self, operation: Operation[T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read_apart, operation)
+        with starting_a_thread(self._path):
+            reading = asyncio.get_running_loop().run_in_executor(self._reader, self._read_apart, operation)
+        return await reading
 
     def _read_apart(self, operation: Operation[T]) -> T:
         try:

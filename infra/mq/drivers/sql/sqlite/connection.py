@@ -1,12 +1,13 @@
 """Raw connections to the queue's file, and what SQLite's errors mean to a queue."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import quote
 
-from infra.files import descriptors_short
+from infra.files import THREADS_SHORT, descriptors_short
 from infra.mq.errors import MessageTooLarge, QueueError, QueueRejected, QueueUnavailable
 
 T = TypeVar("T")
@@ -57,6 +58,19 @@ def connect(path: Path, *, synchronous: Synchronous = "FULL", read_only: bool = 
         db.close()
         raise
     return db
+
+
+@contextmanager
+def starting_a_thread(path: Path) -> Iterator[None]:
+    """Surround what starts a thread, and nothing else.
+
+    Raises:
+        QueueUnavailable: the system has no more threads now.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise QueueUnavailable(f"{path}: {THREADS_SHORT}") from error
 
 
 def is_busy(error: sqlite3.Error) -> bool:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from infra.mq.drivers.sql.sqlite import inspection, membership
+from infra.mq.drivers.sql.sqlite.connection import starting_a_thread
 from infra.mq.drivers.sql.sqlite.lockfiles import LockFile, LockFolder
 from infra.mq.drivers.sql.sqlite.watcher import Watcher
 from infra.mq.types import Claim, WorkerInfo
@@ -79,6 +80,7 @@ class Presence:
     """Registers this process's workers, and finds the dead ones of all processes."""
 
     def __init__(self, path: Path, watcher: Watcher, steps: Steps) -> None:
+        self._path = path
         self._locks = LockFolder(path)
         self._watcher = watcher
         self._steps = steps
@@ -88,7 +90,9 @@ class Presence:
         """Register a live worker: first its lock, so that nobody ever finds it without."""
         holding = _Holding(self._locks, info.id)
         try:
-            lock = await asyncio.to_thread(holding.hold)
+            with starting_a_thread(self._path):
+                locking = asyncio.get_running_loop().run_in_executor(None, holding.hold)
+            lock = await locking
             return Member(await register(), lock)
         except BaseException:
             holding.give_up()

@@ -17,7 +17,13 @@ import structlog
 
 from infra.db import DatabaseUnavailable
 from infra.db.cancellation import begin, finish
-from infra.mq.drivers.sql.sqlite.connection import Operation, is_busy, is_disk_error, queue_error
+from infra.mq.drivers.sql.sqlite.connection import (
+    Operation,
+    is_busy,
+    is_disk_error,
+    queue_error,
+    starting_a_thread,
+)
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -114,10 +120,12 @@ class Writer:
         """Start the thread and connect.
 
         Raises:
-            QueueUnavailable: the file cannot be opened.
+            QueueUnavailable: the file cannot be opened, or no thread can be started.
         """
-        self._thread = threading.Thread(target=self._work, name="beneath-queue-writer", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._work, name="beneath-queue-writer", daemon=True)
+        with starting_a_thread(self._path):
+            thread.start()
+        self._thread = thread
         try:
             self._db = await self._in_thread(self._connect)
         except sqlite3.Error as error:
