@@ -123,7 +123,20 @@ class LogCheck:
             FileReplaced: one of them is not.
         """
         self._file.check()
+        self._check_log(time.monotonic())
+
+    def now_and_then(self) -> None:
+        """Check the same, but only if the last time is a while ago: it takes a system call.
+
+        Raises:
+            FileReplaced: as above.
+        """
         now = time.monotonic()
+        if now - self._looked_at >= LOOK_EVERY:
+            self._file.check()
+            self._check_log(now)
+
+    def _check_log(self, now: float) -> None:
         if now - self._looked_at >= LOOK_EVERY:
             # Of the index depend the locks: two processes with two of them would both write.
             for ending, what in _BESIDE.items():

@@ -412,6 +412,14 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/infra/mq/test_joining.py",),
     ),
     Mutant(
+        name="publish-goes-into-an-exchanged-file",
+        kind=12,
+        file="infra/mq/drivers/sql/sqlite/writer.py",
+        old="        check = self._check if any(it.accepts for it in group) else self._check_now_and_then\n",
+        new="        check = self._check_now_and_then\n",
+        tests=("tests/infra/mq/test_writer.py",),
+    ),
+    Mutant(
         name="queue-time-on-sqlite-is-the-wall-clock",
         kind=7,
         file="infra/mq/drivers/sql/sqlite/clock.py",

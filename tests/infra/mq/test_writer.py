@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from infra.db import sqlite_file
 from infra.mq import QueueClosed, QueueIndeterminate, QueueRejected, QueueUnavailable
+from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.sqlite.connection import connect
 from infra.mq.drivers.sql.sqlite.writer import GROUP_BYTES, GROUP_ITEMS, GROUP_LIMIT, Weight, Writer
+from tests.infra.mq.acting import consumer, done, messages
 
 INSERT = "INSERT INTO beneath_broadcast_event (event) VALUES (?)"
 
@@ -50,6 +53,10 @@ class Bench:
     def events(self) -> set[str]:
         with closing(connect(self.path)) as db:
             return {event for (event,) in db.execute("SELECT event FROM beneath_broadcast_event")}
+
+
+def move_away(path: Path) -> None:
+    path.rename(path.with_name("elsewhere.db"))
 
 
 def insert(db: sqlite3.Connection, event: str) -> str:
@@ -312,3 +319,35 @@ async def test_unknown_error_around_a_group_is_told_to_each_caller(
     assert [type(it) for it in results] == [QueueUnavailable, QueueUnavailable]
     assert bench.events() == set()
     assert await bench.writer.run(partial(insert, event="c")) == "c"
+
+
+async def test_file_is_checked_before_each_commit_that_accepts_something(path: Path) -> None:
+    checks: list[str] = []
+    writer = Writer(
+        path,
+        partial(connect, path),
+        asyncio.Lock,
+        patience=0.1,
+        check=lambda: checks.append("always"),
+        check_now_and_then=lambda: checks.append("now and then"),
+    )
+    await writer.open()
+    await writer.run(partial(insert, event="settled"), accepts=False)
+    await writer.run(partial(insert, event="published"))
+    await asyncio.gather(
+        writer.run(partial(insert, event="both"), accepts=False), writer.run(partial(insert, event="together"))
+    )
+    await writer.close()
+    assert checks == ["now and then", "always", "always"]
+
+
+async def test_settlements_go_into_no_exchanged_file_for_long(
+    queue: SqlQueue, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "LOOK_EVERY", 0.0)
+    worker = await consumer(queue)
+    await queue.publish(messages(1))
+    claims = await worker.fetch({"work": 1}, wait=0)
+    move_away(path)
+    with pytest.raises(QueueUnavailable, match="was removed or moved away"):
+        await worker.settle(done(claims))

@@ -95,6 +95,7 @@ class SqliteBackend:
             db.write_lock,
             options.patience,
             check=self._log_check,
+            check_now_and_then=self._log_check.now_and_then,
             committed=self._file.log_limit.committed,
         )
         self._watcher = Watcher(self._path, self._file.file.check, options.longest_silence)
@@ -220,13 +221,13 @@ class SqliteBackend:
             return claiming.claim(db, own.number, wants, now=now)
 
         late = partial(self._late_claims.add, own)
-        return await self._writer.run(self._at(now, operation), CLAIM_WEIGHT, late=late)
+        return await self._writer.run(self._at(now, operation), CLAIM_WEIGHT, late=late, accepts=False)
 
     async def settle(self, member: Membership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
         fenced: list[Settlement] = []
         for step in settling.in_steps(settlements):
             operation = partial(settling.settle, worker=_own(member).number, settlements=step)
-            fenced += await self._writer.run(self._at(now, operation), Weight(len(step)))
+            fenced += await self._writer.run(self._at(now, operation), Weight(len(step)), accepts=False)
             if any(it.claim.ordered or it.outcome is not Outcome.DONE for it in step):
                 self._watcher.notify()
         return fenced

@@ -11,19 +11,13 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
 from infra.db import DatabaseUnavailable
 from infra.db.cancellation import begin, finish
-from infra.mq.drivers.sql.sqlite.connection import (
-    Operation,
-    is_busy,
-    is_disk_error,
-    queue_error,
-    starting_a_thread,
-)
+from infra.mq.drivers.sql.sqlite.connection import Operation, is_busy, is_disk_error, queue_error, starting_a_thread
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -43,8 +37,7 @@ GROUP_BYTES = 8 * 1024 * 1024
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.005
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
+class Weight(NamedTuple):
     """What an operation counts for in a group."""
 
     items: int
@@ -60,6 +53,7 @@ class _Request:
     weight: Weight
     answer: asyncio.Future[Any]
     late: Callable[[Any], object]
+    accepts: bool
 
 
 @dataclass(slots=True)
@@ -88,7 +82,8 @@ class Writer:
         lock: Enters this process's line for the database, so that nobody polls SQLite's lock against a colleague.
         patience: How many seconds a group waits for other processes.
         check: Raises sqlite3.OperationalError when the path leads to another file than the one that is open; called
-            before each COMMIT.
+            before each COMMIT of an operation that accepts something.
+        check_now_and_then: Does the same, but not each time; called before each other COMMIT.
         committed: Called in the thread after each COMMIT.
     """
 
@@ -100,6 +95,7 @@ class Writer:
         patience: float,
         *,
         check: Callable[[], None] = _nothing,
+        check_now_and_then: Callable[[], None] = _nothing,
         committed: Callable[[sqlite3.Connection], None] = _nothing,
     ) -> None:
         self._path = path
@@ -107,6 +103,7 @@ class Writer:
         self._lock = lock
         self._patience = patience
         self._check = check
+        self._check_now_and_then = check_now_and_then
         self._committed = committed
         self._requests: list[_Request] = []
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -142,11 +139,17 @@ class Writer:
         closed.task.result()
 
     async def run(
-        self, operation: Operation[T], weight: Weight = LIGHT, *, late: Callable[[T | Exception], object] = _nothing
+        self,
+        operation: Operation[T],
+        weight: Weight = LIGHT,
+        *,
+        late: Callable[[T | Exception], object] = _nothing,
+        accepts: bool = True,
     ) -> T:
         """Run `operation` in a transaction that may be shared, and return its result after COMMIT.
 
         `late` is called with the result, or the error, of an operation that had begun when its caller was cancelled.
+        `accepts` says that its caller relies on what it stores: it never goes into a file that no path leads to.
 
         Raises:
             QueueUnavailable: nothing of it happened.
@@ -156,7 +159,7 @@ class Writer:
         if self._db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._requests.append(_Request(operation, weight, answer, late))
+        self._requests.append(_Request(operation, weight, answer, late, accepts))
         if self._pump is None:
             # In a context of its own: the first caller's transaction is not that of the other callers in its group.
             self._pump = begin(self._work_off(), context=contextvars.Context())
@@ -220,8 +223,9 @@ class Writer:
         if db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         operations = [it.operation for it in group]
+        check = self._check if any(it.accepts for it in group) else self._check_now_and_then
         # What has begun goes on in its thread: its callers are told how it ended, whoever is cancelled meanwhile.
-        done = self._post(lambda: self._run_in_thread(db, operations))
+        done = self._post(lambda: self._run_in_thread(db, operations, check))
         cancelled: asyncio.CancelledError | None = None
         try:
             await done
@@ -245,12 +249,14 @@ class Writer:
             if not request.answer.done():
                 request.answer.set_exception(error)
 
-    def _run_in_thread(self, db: sqlite3.Connection, operations: list[Operation[Any]]) -> list[Any]:
+    def _run_in_thread(
+        self, db: sqlite3.Connection, operations: list[Operation[Any]], check: Callable[[], None]
+    ) -> list[Any]:
         """Run a group in one transaction; if one of its operations fails, again, so that this one fails alone."""
         try:
             self._begin(db)
             try:
-                return self._commit(db, [operation(db) for operation in operations])
+                return self._commit(db, [operation(db) for operation in operations], check)
             except Exception as error:  # handed to the caller whose operation it was
                 _roll_back(db)
                 meaning = self._meaning(error)
@@ -259,7 +265,7 @@ class Writer:
                 if isinstance(meaning, QueueUnavailable):
                     raise _GroupFailed(str(meaning)) from error
             self._begin(db)
-            return self._commit(db, [self._run_alone(db, operation) for operation in operations])
+            return self._commit(db, [self._run_alone(db, operation) for operation in operations], check)
         except _GroupFailed as error:
             failed: QueueError = QueueUnavailable(str(error))
         except Exception as error:  # noqa: BLE001  # whatever it is, each caller is answered
@@ -282,9 +288,9 @@ class Writer:
         db.execute("RELEASE beneath_queue")
         return result
 
-    def _commit(self, db: sqlite3.Connection, results: list[Any]) -> list[Any]:
+    def _commit(self, db: sqlite3.Connection, results: list[Any], check: Callable[[], None]) -> list[Any]:
         try:
-            self._check()
+            check()
             db.execute("COMMIT")
         except Exception as error:  # noqa: BLE001  # nothing is kept, but for a disk error
             _roll_back(db)
