@@ -272,7 +272,10 @@ class LinkedConsumer:
         self._inner.wake()
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        return await self._ask(lambda: self._inner.settle(settlements))
+        fenced = await self._ask(lambda: self._inner.settle(settlements))
+        if fenced and self._inner.lost:
+            self._lose()
+        return fenced
 
     async def isolate(self, claim: Claim) -> bool:
         return await self._ask(lambda: self._inner.isolate(claim))

@@ -244,8 +244,8 @@ class Publisher:
             return False
         if self._random.random() < 0.2:
             await self._alarm(Alarm(key=step.key, n=step.n))
-        if self._random.random() < 0.4:
-            await self._note(step)
+        if self._random.random() < 0.4 and not await self._note(step):
+            return False
         if self._random.random() < 0.1:
             await self._attempt(partial(self._bus.publish, Chime(key=step.key, n=step.n)))
         return True
@@ -266,14 +266,15 @@ class Publisher:
                 await self._bus.publish(Step(key=f"rolled back {step.key}", n=step.n))
                 raise RolledBack
 
-    async def _note(self, step: Step) -> None:
+    async def _note(self, step: Step) -> bool:
         if self._program.version == 1:
             event: Event = Note(key=step.key, n=step.n)
         elif self._random.random() < 0.5:
             event = RevisedNote(key=step.key, n=step.n, author=self._name)
         else:
             event = Postscript(key=step.key, n=step.n)
-        await self._until_accepted(event, partial(self._bus.publish, event, id=_id(event)), note=type(event).__name__)
+        publish = partial(self._bus.publish, event, id=_id(event))
+        return await self._until_accepted(event, publish, note=type(event).__name__)
 
     async def _alarm(self, alarm: Alarm) -> None:
         delay = self._random.uniform(0, 3)
