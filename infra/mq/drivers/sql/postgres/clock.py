@@ -1,11 +1,11 @@
 """The queue's time on PostgreSQL, as this process reckons it."""
 
-import asyncio
 import math
 
 from infra.clock import Clock, SystemClock
 from infra.db.postgresql_driver import Driver
 from infra.mq.clock_offset import ClockOffset
+from infra.mq.drivers.sql.waiting import Waiting
 
 SLOWER = 0.1
 """By how much slower than this machine's clock the queue's runs while it is ahead of the server's, as in `0010`."""
@@ -16,7 +16,7 @@ DRIFT = 0.001
 _TIME = "SELECT reached, slower FROM beneath_time_1($1, $2)"
 
 
-class ServerClock:
+class ServerClock(Waiting):
     """This machine's monotonic clock, corrected by the server's: all processes have one time.
 
     A step of this machine's wall clock moves nothing: it is read once. When the server's clock is set forward, every
@@ -27,7 +27,7 @@ class ServerClock:
     """
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        super().__init__(clock)
         self._adjustable = isinstance(clock, SystemClock)
         self._offset = ClockOffset()
         self._start = clock.time() - clock.monotonic()
@@ -41,15 +41,6 @@ class ServerClock:
         if self._slower:
             local -= (local - self._compared_at) * SLOWER
         return local + self._offset.seconds
-
-    def monotonic(self) -> float:
-        return self._clock.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        await self._clock.sleep(seconds)
-
-    async def wait(self, event: asyncio.Event, timeout: float) -> bool:
-        return await self._clock.wait(event, timeout)
 
     async def compare(self, driver: Driver) -> None:
         """Ask the server for the queue's time once."""

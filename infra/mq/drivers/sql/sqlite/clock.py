@@ -5,7 +5,6 @@ start notes by how much the wall clock is ahead of that; from then on the queue'
 the same in all processes. After the next start of the machine it goes on by the wall clock, or from where it was.
 """
 
-import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from infra.clock import Clock, SystemClock
+from infra.mq.drivers.sql.waiting import Waiting
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_NAMESPACE = Path("/proc/self/ns/time")
@@ -36,11 +36,11 @@ DELETE FROM beneath_clock WHERE boot NOT IN (SELECT boot FROM beneath_clock ORDE
 _NOTE = "UPDATE beneath_clock SET seen = ? WHERE boot = ? AND seen < ?"
 
 
-class QueueClock:
+class QueueClock(Waiting):
     """A `Clock` whose `time` is the queue's, once `start` has been called."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        super().__init__(clock)
         self._elapsed = _elapsed(clock)
         self._boot = boot()
         self._ahead: float | None = None
@@ -50,15 +50,6 @@ class QueueClock:
         if self._ahead is None:
             return self._clock.time()
         return self._elapsed() + self._ahead
-
-    def monotonic(self) -> float:
-        return self._clock.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        await self._clock.sleep(seconds)
-
-    async def wait(self, event: asyncio.Event, timeout: float) -> bool:
-        return await self._clock.wait(event, timeout)
 
     def resume(self, db: sqlite3.Connection) -> bool:
         """Go by what another process of this start of the machine has noted; False if none has. Only reads."""
