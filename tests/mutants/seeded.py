@@ -284,6 +284,14 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/bus/test_worker.py",),
     ),
     Mutant(
+        name="notification-task-ends-unseen",
+        kind=5,
+        file="infra/mq/drivers/redis/bells.py",
+        old="            self._ready.clear()\n            self._wake_all()\n            self._idle.set()\n",
+        new="            self._closing.set()\n            self._idle.set()\n",
+        tests=("tests/infra/redis/test_notifications.py",),
+    ),
+    Mutant(
         name="cancelled-background-task-stays-away",
         kind=5,
         file="infra/supervision.py",

@@ -10,6 +10,7 @@ from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.core import Core
 from infra.mq.drivers.redis.exchange import bounded, connect, read
+from infra.supervision import SupervisedTask, Supervisor
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -48,7 +49,12 @@ class Bells:
         self._connection = core.address.connection(
             f"{core.keys.namespace}-bells", connect_timeout=core.options.connect_timeout
         )
-        self._tasks: list[asyncio.Task[None]] = []
+        self._supervisor = Supervisor(core.clock, transient=(redis_errors.RedisError, OSError, EOFError))
+        self._tasks: list[SupervisedTask] = []
+        self._idle = asyncio.Event()
+        """Set while the connection is not being read."""
+
+        self._idle.set()
         self._ready = asyncio.Event()
         self._numbers = 0
         self._heard = 0.0
@@ -59,8 +65,8 @@ class Bells:
         """Begin to listen, and wait for that, but not for ever: without it everything only takes longer."""
         if not self._tasks and not self._closing.is_set():
             self._tasks = [
-                asyncio.create_task(self._listen(), name="redis bells"),
-                asyncio.create_task(self._ping(), name="redis bells ping"),
+                self._supervisor.start("redis bells", self._listen, max_backoff=MAX_BACKOFF),
+                self._supervisor.start("redis bells ping", self._ping, max_backoff=MAX_BACKOFF),
             ]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._core.options.connect_timeout):
@@ -92,9 +98,23 @@ class Bells:
         listening, pinging = self._tasks
         pinging.cancel()
         self._abort()
-        await asyncio.wait([listening, pinging])
+        await self._idle.wait()
+        await listening.stop()
+        await pinging.stop()
 
     async def _listen(self) -> None:
+        """Listen until this is closed. A failure that is not the connection's is the supervisor's to log and retry."""
+        self._idle.clear()
+        try:
+            await self._listen_until_closed()
+        finally:
+            # Whatever ended it: what is said from now on goes unheard, and a connection that was being read is spent.
+            self._ready.clear()
+            self._wake_all()
+            self._idle.set()
+            await self._disconnect()
+
+    async def _listen_until_closed(self) -> None:
         backoff = 0.05
         while not self._closing.is_set():
             try:

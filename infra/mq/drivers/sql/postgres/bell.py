@@ -14,6 +14,7 @@ from infra.db.postgresql_errors import CONNECTING
 from infra.mq.drivers.sql.postgres.clock import ServerClock
 from infra.mq.drivers.sql.postgres.connections import Connections
 from infra.mq.errors import QueueError
+from infra.supervision import SupervisedTask, Supervisor
 
 CHANNEL = "beneath_queue"
 
@@ -54,7 +55,9 @@ class Bell:
         self._longest_silence = longest_silence
         self._me = secrets.token_hex(6)
         self._listeners: set[asyncio.Event] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._supervisor = Supervisor(SystemClock(), transient=(DatabaseError, QueueError, OSError))
+        self._tasks: list[SupervisedTask] = []
+        self._first: Driver | None = None
         self._ringing: asyncio.Task[None] | None = None
         self._again = False
         self.interruptions = 0
@@ -66,19 +69,28 @@ class Bell:
         Raises:
             DatabaseError: the server cannot be reached.
         """
-        driver = None if self._db.style.pooled else await self._listen()
-        loop = asyncio.get_running_loop()
-        for work in (self._poll(), self._keep_listening(driver)):
-            self._tasks.add(loop.create_task(work, context=contextvars.Context()))
+        self._first = None if self._db.style.pooled else await self._listen()
+        start = self._supervisor.start
+        for name, work in (("queue poll", self._poll), ("queue notifications", self._keep_listening)):
+            self._tasks.append(contextvars.Context().run(start, name, work, max_backoff=_LONGEST_PAUSE))
 
     async def close(self) -> None:
         """Neither listen nor ring any more."""
-        tasks = [*self._tasks, *([self._ringing] if self._ringing else [])]
+        tasks, self._tasks = self._tasks, []  # from now on nothing rings
+        ringing = self._ringing
+        # All at once: this may itself be cancelled while it waits for them.
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        self._tasks.clear()
+        if ringing is not None:
+            ringing.cancel()
+        try:
+            if ringing is not None:
+                await asyncio.wait((ringing,))
+            await self._supervisor.close()
+        finally:
+            if (driver := self._first) is not None:
+                self._first = None
+                await close(driver)  # its task was ended before it began
         self._listeners.clear()
 
     def add(self, event: asyncio.Event) -> None:
@@ -131,10 +143,11 @@ class Bell:
             looked_at = loop.time()
             self.wake()
 
-    async def _keep_listening(self, driver: Driver | None) -> None:
-        if driver is None:
+    async def _keep_listening(self) -> None:
+        if self._db.style.pooled:
             await self._compare_clocks()
             return
+        driver, self._first = self._first, None
         pause = _FIRST_PAUSE
         while True:
             if driver is not None:

@@ -1,0 +1,32 @@
+"""Notifications and polling come back after their tasks were cancelled, as a handler may that cancels all tasks."""
+
+import asyncio
+
+from tests.infra.postgres.queues import backend, new_store
+from tests.postgres_servers import PostgresServer
+
+NAMES = {"queue poll", "queue notifications"}
+
+
+def running() -> set[str]:
+    return {it.get_name() for it in asyncio.all_tasks() if it.get_name() in NAMES and not it.cancelling()}
+
+
+async def test_notifications_and_polling_come_again_after_their_tasks_were_cancelled(server: PostgresServer) -> None:
+    async with new_store(server) as store:
+        queue, _ = await store.open()
+        bell = backend(queue)._bell
+        await asyncio.sleep(0)  # they begin
+        assert running() == NAMES
+        before = bell.interruptions
+        for task in asyncio.all_tasks():
+            if task.get_name() in NAMES:
+                task.cancel()
+        async with asyncio.timeout(20):
+            while running() != NAMES or bell.interruptions == before:  # noqa: ASYNC110 - a count, which no event tells
+                await asyncio.sleep(0.01)
+            woken = asyncio.Event()
+            bell.add(woken)
+            await woken.wait()
+        await queue.close()
+        assert running() == set()
