@@ -65,6 +65,9 @@ GROUP = 200
 GROUP_BYTES = 1024 * 1024
 """How many bytes of bodies such a group has at most; a larger row goes alone."""
 
+CLOCK_MARGIN = 1.0
+"""Seconds by which a process may be wrong about the queue's clock."""
+
 SEVERAL = "several"
 """What `sending` says of a delayed message that more than one sender may have sent."""
 
@@ -384,7 +387,9 @@ def _row(kind: Kind, message_id: str, now: float, message: Message | None) -> di
         "ordering_key": message.ordering_key if message else None,
         "due_at": message.due_at if message else None,
         "published_at": message.published_at if message else now,
-        "created_at": now,
+        "created_at": now
+        if message is None or message.accepted_since is None
+        else message.accepted_since + CLOCK_MARGIN,
         "body": message.body if message else b"",
     }
 
@@ -400,5 +405,6 @@ def _entry(row: Row[*tuple[object, ...]]) -> Entry:
         ordering_key=row.ordering_key,
         due_at=row.due_at,
         dedupe=True,
+        accepted_since=row.created_at - CLOCK_MARGIN,
     )
     return Entry(row.id, Kind(row.kind), row.message_id, message)

@@ -13,7 +13,7 @@ from bus.calling import finish_call
 from bus.delivery import current_cause, enter_cause, leave_cause
 from bus.errors import BusError, CancelFailed, InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
 from bus.metrics import BusMetrics
-from bus.outbox import Entry, Kind, Outbox, Standing
+from bus.outbox import CLOCK_MARGIN, Entry, Kind, Outbox, Standing
 from bus.outgoing import Outgoing, Root, chain, valid_headers, valid_id
 from bus.registry import ListenerRegistry, Routes
 from bus.registry_copy import RegistryCopy
@@ -247,8 +247,12 @@ class Publisher:
         if self._outbox is None:
             await self.send(batch)
             return []
-        # They may be sent again, and by another relay: the queue is to look whether they were.
-        rows = [(_kind(each), replace(each, dedupe=True, fresh=False)) for each in self._messages(batch)]
+        # They may be sent again, and by another relay, however much later: the queue is to check whether they were.
+        since = self._mq.time() - CLOCK_MARGIN
+        rows = [
+            (_kind(each), replace(each, dedupe=True, fresh=False, accepted_since=since))
+            for each in self._messages(batch)
+        ]
         return await self._outbox.put(transaction, rows, cancelled) if rows or cancelled else []
 
     async def committed(self, batch: Sequence[Outgoing], entries: Sequence[Entry], cancelled: Sequence[str]) -> None:

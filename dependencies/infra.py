@@ -84,7 +84,7 @@ def build_telemetry(bus: Bus, mq: MessageQueue, clock: Clock) -> Telemetry:
     telemetry.add(partial(bus_samples, bus))
     telemetry.add(partial(task_samples, bus))
     telemetry.add_async("queue", partial(queue_samples, mq))
-    telemetry.add_async("outbox", partial(outbox_samples, bus, clock))
+    telemetry.add_async("outbox", partial(outbox_samples, bus))
     return telemetry
 
 

@@ -6,7 +6,6 @@ from typing import Literal
 
 from bus import Bus
 from bus.metrics import BusMetrics, ListenerMetrics
-from infra.clock import Clock
 from infra.mq import MessageQueue, SubscriptionStats
 from infra.telemetry import Sample
 
@@ -66,10 +65,10 @@ async def queue_samples(mq: MessageQueue) -> list[Sample]:
     return [sample for each in await mq.stats() for sample in _subscription(each, mq.time())]
 
 
-async def outbox_samples(bus: Bus, clock: Clock) -> list[Sample]:
+async def outbox_samples(bus: Bus) -> list[Sample]:
     """Return the number and age of the outbox's rows; always 0 where the queue is in the application's database."""
     waiting, oldest = await bus.outbox_backlog()
-    age = 0.0 if oldest is None else max(0.0, clock.time() - oldest)
+    age = 0.0 if oldest is None else max(0.0, bus.mq.time() - oldest)
     rejected = await bus.outbox_rejected()
     return [
         Sample("outbox_rows", "Events that wait in the outbox for the queue.", "gauge", waiting, {}),

@@ -22,6 +22,12 @@ MAX_NAME_BYTES = 200
 MAX_BODY = 256 * 1024 * 1024
 """The largest body of a message, in bytes, of drivers whose store would take more."""
 
+RESENT_IDS = 20_000
+"""How many ids of messages that may be sent again after the dedupe window a queue remembers."""
+
+RESENT_FOR = 7 * 24 * 3600.0
+"""For how long, in seconds, it does so."""
+
 MAX_NAMES = 1000
 """The most former names that an event or a listener has."""
 

@@ -245,7 +245,8 @@ class MessageQueue(Protocol):
         published, no earlier than that time, and joins its mailbox when it is due. A message without an ordering key
         joins the mailbox of the empty key. A message with `dedupe` is dropped if a message with the same event and id
         was accepted with `dedupe` within the dedupe window and has not been cancelled. An id counts as accepted only
-        if its transaction commits.
+        if its transaction commits. `Message.accepted_since` lets a queue that is not transactional also drop a message
+        that is sent again after the window.
 
         Raises:
             QueueRejected: nothing was stored, and repeating the call does not help.

@@ -81,6 +81,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     dedupe: bool = False
     """Accept this id of this event once within the dedupe window; drop duplicates without an error."""
 
+    accepted_since: float | None = None
+    """Since when the message exists, if its sender may send it again after the dedupe window; needs `dedupe`.
+
+    Seconds since the epoch by `MessageQueue.time()`. The message is a duplicate if its event and id were accepted at or
+    after this time, in a message with `accepted_since` too. The latest `RESENT_IDS` such ids are remembered for
+    `RESENT_FOR` seconds. A transactional driver ignores it: nothing is sent to such a queue again.
+    """
+
     fresh: bool = False
     """The id was generated for this call and is new: the driver must store it, but need not check for a duplicate."""
 

@@ -500,6 +500,22 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/bus/test_relay.py", "-k", "several_senders"),
     ),
     Mutant(
+        name="outbox-row-is-accepted-again-after-the-window",
+        kind=10,
+        file="bus/outbox.py",
+        old="        accepted_since=row.created_at - CLOCK_MARGIN,",
+        new="",
+        tests=("tests/bus/test_outbox.py", "-k", "cleanup"),
+    ),
+    Mutant(
+        name="redis-forgets-what-is-sent-again-after-the-window",
+        kind=10,
+        file="infra/mq/drivers/redis/lua/publish.lua",
+        old="if carried then find_resent(resent, LAST, carried, repetitions) end",
+        new="",
+        tests=("tests/contract/suite/test_publish.py", "-k", "sent_again and valkey"),
+    ),
+    Mutant(
         name="relay-does-not-note-what-it-is-about-to-send",
         kind=10,
         file="bus/outbox.py",

@@ -168,6 +168,34 @@ async def test_an_id_is_forgotten_after_the_dedupe_window(harness: Harness, queu
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+async def test_what_is_sent_again_after_the_window_is_told_from_a_new_publish(
+    harness: Harness, queue: MessageQueue, *, ordered: bool
+) -> None:
+    await start(harness, queue, ordered=ordered)
+    sent = [structs.replace(message(it, dedupe=True, key=it), accepted_since=queue.time()) for it in "abc"]
+    await queue.publish(sent[:2])
+    await harness.clock.advance(harness.dedupe_window * 10)
+    await queue.publish([message(f"other {n}", dedupe=True) for n in range(3)])  # so that ids are forgotten
+    await queue.publish(sent)
+    again = ["a", "b"] if queue.features.transactional else []  # nothing is sent to such a queue again
+    drained = await drain(await consumer(queue))
+    assert sorted(drained) == sorted(["a", "b", *again, "c", "other 0", "other 1", "other 2"])
+    await harness.clock.advance(harness.dedupe_window * 10)
+    await queue.publish([structs.replace(sent[0], accepted_since=queue.time()), message("b", dedupe=True)])
+    assert sorted(await drain(await consumer(queue))) == ["a", "b"]
+
+
+async def test_a_cancelled_id_is_new_again_to_what_is_sent_again(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue)
+    sent = structs.replace(message("a", dedupe=True, due_at=queue.time() + 5), accepted_since=queue.time())
+    await queue.publish([sent])
+    assert await queue.cancel("a")
+    await queue.publish([sent])
+    await harness.clock.advance(5)
+    assert await drain(worker) == ["a"]
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 async def test_a_fresh_id_is_remembered_like_any_other(harness: Harness, queue: MessageQueue, *, ordered: bool) -> None:
     worker = await start(harness, queue, ordered=ordered)
     await queue.publish([message("a", dedupe=True, fresh=True)])

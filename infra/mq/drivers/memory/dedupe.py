@@ -3,6 +3,7 @@
 from collections import deque
 
 from infra.clock import Clock
+from infra.mq.limits import RESENT_IDS
 
 
 class RecentIds:
@@ -13,9 +14,24 @@ class RecentIds:
         self._window = window
         self._accepted: dict[tuple[str, str], float] = {}
         self._ages: deque[tuple[float, tuple[str, str]]] = deque()
+        self._resent: dict[tuple[str, str], float] = {}
+        """When ids with `since` were accepted, by the queue's clock; the latest ones last."""
 
-    def add(self, event: str, message_id: str) -> bool:
-        """Add an id; False if it is a duplicate."""
+    def add(self, event: str, message_id: str, since: float | None = None) -> bool:
+        """Add an id; False if it is a duplicate, within the window or, with `since`, since then."""
+        if since is None:
+            return self._add(event, message_id)
+        key = (event, message_id)
+        accepted_at = self._resent.get(key)
+        if not self._add(event, message_id) or (accepted_at is not None and accepted_at >= since):
+            return False
+        self._resent.pop(key, None)  # it becomes the latest one
+        self._resent[key] = self._clock.time()
+        if len(self._resent) > RESENT_IDS:
+            del self._resent[next(iter(self._resent))]
+        return True
+
+    def _add(self, event: str, message_id: str) -> bool:
         now = self._clock.monotonic()
         while self._ages and self._ages[0][0] <= now - self._window:
             accepted_at, key = self._ages.popleft()
@@ -31,3 +47,4 @@ class RecentIds:
     def forget(self, event: str, message_id: str) -> None:
         """Remove an id, so that it is accepted again."""
         self._accepted.pop((event, message_id), None)
+        self._resent.pop((event, message_id), None)

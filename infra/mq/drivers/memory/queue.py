@@ -88,7 +88,7 @@ class MemoryQueue:
         self._store.agenda.promote(now)
         routes = self._subscriptions.routes
         for message in messages:
-            if message.dedupe and not self._recent.add(message.event, message.id):
+            if message.dedupe and not self._recent.add(message.event, message.id, message.accepted_since):
                 continue
             backlogs = routes.get(message.event, ())
             if message.due_at is None or message.due_at <= now:

@@ -12,7 +12,7 @@ _PLAN, _BODY = GROUP.index("plan"), GROUP.index("body")
 async def withdraw(core: Core, message_id: str, *, do: bool) -> bool:
     """Cancel a scheduled message for all its subscriptions, or, without `do`, say whether that would work now."""
     link = core.link("admin")
-    names = ("meta", "plans", "planned", "accepted")
+    names = ("meta", "plans", "planned", "accepted", "resent")
     while True:
         entries = await link.ask("HGET", core.keys.of("planned"), message_id)
         if entries is None:

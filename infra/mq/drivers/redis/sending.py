@@ -10,6 +10,7 @@ from infra.mq.drivers.redis.link import Argument
 from infra.mq.drivers.redis.registry import Route, Snapshot
 from infra.mq.drivers.redis.scripts import Script, scripts
 from infra.mq.drivers.redis.wire import keep, microseconds
+from infra.mq.limits import RESENT_FOR, RESENT_IDS
 from infra.mq.types import Message
 
 Receivers = tuple[list[list[int]], list[dict[str, list[int]]]]
@@ -34,6 +35,9 @@ class Batch:
         self.ids: list[Argument] = []
         """Events and ids of messages that are accepted only once."""
 
+        self._since: list[tuple[int, int]] = []
+        """The number of an id, and since when its message exists, for each that may be sent again."""
+
         self._event: str | None = messages[0].event
         """What all of them are, if they are the same, and none is delayed."""
 
@@ -45,21 +49,24 @@ class Batch:
             tell(keep(message, serial))
             if message.dedupe:
                 tell_id(f"{message.event}\0{message.id}")
+                if message.accepted_since is not None:
+                    self._since.append((len(self.ids), microseconds(message.accepted_since)))
             if message.event != event or message.due_at is not None:
                 self._event = None
 
     def request(self, snapshot: Snapshot, keys: Keys) -> Request:
         """Return how it is accepted, as far as this copy of the registry knows."""
         count = len(self._messages)
-        if self._event is not None and len(self.ids) in {0, count}:
+        if self._event is not None and len(self.ids) in {0, count} and not self._since:
             straight = snapshot.straight(self._event)
             if straight is not None:
                 arguments = [count, *straight.targets, *self._contents, *self.ids]
                 return Request(scripts().send_one if count == 1 else scripts().send, straight.keys, arguments)
         plan = _Plan(snapshot, self._messages, self._now)
-        names = [keys.of(it) for it in ("meta", "accepted", "dedupe", "sleepers", "plans", "planned")]
+        names = [keys.of(it) for it in ("meta", "accepted", "dedupe", "sleepers", "plans", "planned", "resent")]
         names += [key for route in plan.routes for key in route.keys]
-        return Request(scripts().publish, names, [plan.packed(), *self._contents, *self.ids])
+        since = msgspec.msgpack.encode((RESENT_IDS, RESENT_FOR, self._since)) if self._since else b""
+        return Request(scripts().publish, names, [plan.packed(), since, *self._contents, *self.ids])
 
 
 class _Plan:

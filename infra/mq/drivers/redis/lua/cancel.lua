@@ -1,15 +1,16 @@
 -- Withdraws a scheduled message from all its subscriptions, or only tells whether that could be done.
--- KEYS: meta, plans, planned, accepted, then plan and messages of every subscription in the entries.
+-- KEYS: meta, plans, planned, accepted, resent, then plan and messages of every subscription in the entries.
 -- ARGV: time, id, the entries that this was decided on, whether to do it.
 
 local plans, planned = KEYS[2], KEYS[3]
 if call('HGET', planned, ARGV[2]) ~= ARGV[3] then return -1 end
-local now, done, number, rest = clock(ARGV[1], KEYS[1]), 0, 4, {}
+local now, done, number, rest = clock(ARGV[1], KEYS[1]), 0, 5, {}
 
 -- The id of a message that is cancelled may be used anew.
 local function forget_id(message)
   local _, event = parts_of(message)
   call('ZREM', KEYS[4], event .. '\0' .. ARGV[2])
+  call('ZREM', KEYS[5], event .. '\0' .. ARGV[2])
 end
 
 for _, it in ipairs(cmsgpack.unpack(ARGV[3])) do

@@ -61,6 +61,31 @@ local function mark_ids(accepted, older, first, last, now, since)
   return find_repeated(accepted, older, first, last, at, since)
 end
 
+-- Messages that may be sent again after the window, because a process died or lost an answer: the latest of their ids are
+-- kept in a ZSET of their own, too. One is a duplicate if its id was accepted since the message exists. `carried` says how
+-- many ids to keep, for how many seconds, and pairs of the number of an id, counted from ARGV[last], and that time.
+local function find_resent(resent, last, carried, repetitions)
+  if call('EXISTS', resent) == 0 then return end
+  for _, pair in ipairs(carried[3]) do
+    local at = call('ZSCORE', resent, ARGV[last + pair[1]])
+    if at and tonumber(at) >= pair[2] then repetitions[last + pair[1]] = true end
+  end
+end
+
+local function mark_resent(resent, last, carried, repetitions, now)
+  local scored = {}
+  for _, pair in ipairs(carried[3]) do
+    local place = last + pair[1]
+    if not repetitions[place] then
+      scored[#scored + 1] = digits(now)
+      scored[#scored + 1] = ARGV[place]
+    end
+  end
+  many('ZADD', resent, scored)
+  call('ZREMRANGEBYRANK', resent, 0, -carried[1] - 1)
+  call('EXPIRE', resent, digits(carried[2]))
+end
+
 -- Does `work`; if that fails, marks that were set for it are taken back, so that the next try does not look like a
 -- repetition.
 local function marked(accepted, first, last, dropped, work)

@@ -1,12 +1,14 @@
 -- Accepts a batch of messages, all or none: one delivery for every subscription that the registry has.
--- KEYS: meta, accepted, dedupe, sleepers, plans, planned, then a group for every target.
+-- KEYS: meta, accepted, dedupe, sleepers, plans, planned, resent, then a group for every target.
 -- ARGV: registry version, time, dedupe window, for how many milliseconds ids are kept ('' to leave that to a later
---       publish, which will come in time), plan of the batch, then the messages, then events with ids.
+--       publish, which will come in time), plan of the batch, which messages may be sent again after the window ('' for
+--       none), then the messages, then events with ids.
 -- Answers how many ids are still to be forgotten, or -1.
 
 local meta, marks, older, sleepers, plans, planned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local KEPT = 6
-local FIRST = 6
+local resent = KEYS[7]
+local KEPT = 7
+local FIRST = 7
 -- The publisher found the targets in its copy of the registry: it must be the present one.
 if is_outdated(meta, ARGV[1]) then return -1 end
 local now = clock(ARGV[2], meta)
@@ -20,6 +22,8 @@ local function message_at(index) return ARGV[FIRST + index - 1] end
 
 local dropped = {}
 local repetitions = mark_ids(marks, older, LAST + 1, #ARGV, now, since) or {}
+local carried = ARGV[6] ~= '' and cmsgpack.unpack(ARGV[6])
+if carried then find_resent(resent, LAST, carried, repetitions) end
 for place = LAST + 1, #ARGV do
   if repetitions[place] then
     dropped[identified == true and place - LAST or identified[place - LAST]] = true
@@ -115,6 +119,7 @@ marked(marks, LAST + 1, #ARGV, repetitions, function()
     end
   end
   for _, it in ipairs(delayed) do schedule(it) end
+  if carried then mark_resent(resent, LAST, carried, repetitions, now) end
 end)
 
 return tidy_ids(marks, since, ARGV[4], count)
