@@ -46,6 +46,19 @@ async def test_a_compressed_body_is_an_unsupported_media_type(api: Api) -> None:
     assert "Content-Encoding" in problem(answer, 415, "unsupported-media-type")["detail"]
 
 
+@pytest.mark.parametrize(
+    "twice",
+    [
+        [("Content-Type", "application/json"), ("Content-Type", "text/plain")],
+        [("Content-Type", "application/json"), ("Content-Type", "application/json")],
+        [("Content-Type", "application/json"), ("Content-Encoding", "identity"), ("Content-Encoding", "gzip")],
+    ],
+)
+async def test_a_body_of_two_types_or_encodings_is_refused(api: Api, twice: list[tuple[str, str]]) -> None:
+    body = json.dumps({"email": "ada@example.com", "name": "Ada"}).encode()
+    problem(await api.client.post("/v1/users", content=body, headers=twice), 415, "unsupported-media-type")
+
+
 async def test_every_operation_with_a_secret_asks_for_it_before_it_looks_at_the_rest(api: Api) -> None:
     paths = api.app.openapi()["paths"]
     secured = [(path, method) for path, each in paths.items() for method in each if "security" in each[method]]

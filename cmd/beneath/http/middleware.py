@@ -107,7 +107,9 @@ class BodyGuard:
         elif length != "0" and not _is_json(headers.get("content-type", "")):
             detail = "send the body with Content-Type: application/json"
             await self._refuse(UNSUPPORTED_MEDIA_TYPE, detail, scope, receive, send)
-        elif headers.get("content-encoding", "identity").lower() != "identity":
+        elif len(headers.getlist("content-type")) > 1:
+            await self._refuse(UNSUPPORTED_MEDIA_TYPE, "send one header Content-Type", scope, receive, send)
+        elif any(each.lower() != "identity" for each in headers.getlist("content-encoding")):
             detail = "send the body as it is, without Content-Encoding"
             await self._refuse(UNSUPPORTED_MEDIA_TYPE, detail, scope, receive, send)
         else:
