@@ -68,11 +68,11 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/infra/test_failures.py",),
     ),
     Mutant(
-        name="traceback-shows-every-member-of-a-group",
+        name="traceback-shows-every-error-of-a-chain",
         kind=8,
         file="infra/failures.py",
-        old="        for number, each in enumerate(errors[:MAX_MEMBERS], start=1):\n            if self._left <= 0:",
-        new="        for number, each in enumerate(errors, start=1):\n            if not errors:",
+        old="        while each is not None and id(each) not in seen and self._left > 0:",
+        new="        while each is not None and id(each) not in seen:",
         tests=("tests/infra/test_failures.py",),
     ),
     Mutant(
