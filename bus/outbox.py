@@ -289,11 +289,11 @@ class Outbox:
 
 def _bounded(ids: Select[int]) -> Select[*tuple[object, ...]]:
     """Return the query of the first rows of `ids`, bounded in number and bytes; of the first one whatever its size."""
-    first = ids.order_by(OUTBOX.c.id).limit(bindparam("limit", type_=Integer())).subquery()
-    size = func.length(OUTBOX.c.body)
-    upto = func.sum(size).over(order_by=OUTBOX.c.id)
-    columns = OUTBOX.c.id, upto.label("upto"), (upto - size).label("before")
-    sized = select(*columns).join(first, first.c.id == OUTBOX.c.id).subquery()
+    # Sizes come out of the limited query: a window over `length(body)` makes SQLite copy every body.
+    limited = ids.add_columns(func.length(OUTBOX.c.body).label("size")).order_by(OUTBOX.c.id)
+    first = limited.limit(bindparam("limit", type_=Integer())).subquery()
+    upto = func.sum(first.c.size).over(order_by=first.c.id)
+    sized = select(first.c.id, upto.label("upto"), (upto - first.c.size).label("before")).subquery()
     fits = or_(sized.c.before == 0, sized.c.upto <= GROUP_BYTES)
     return select(OUTBOX).join(sized, sized.c.id == OUTBOX.c.id).where(fits).order_by(OUTBOX.c.id)
 
