@@ -248,7 +248,7 @@ class Publisher:
             await self.send(batch)
             return []
         # They may be sent again, and by another relay, however much later: the queue is to check whether they were.
-        since = self._mq.time() - CLOCK_MARGIN
+        since = await self.time() - CLOCK_MARGIN
         rows = [
             (_kind(each), replace(each, dedupe=True, fresh=False, accepted_since=since))
             for each in self._messages(batch)
