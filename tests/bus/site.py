@@ -114,6 +114,12 @@ class Site:
             await asyncio.sleep(0.001)  # the database's own thread needs a moment, not a time
         raise AssertionError("it never came to pass")
 
+    async def cancel(self, bus: Bus, message_id: str) -> bool:
+        """Return what `bus.cancel` answers outside of a transaction; it may have to wait for a sender."""
+        cancelling = asyncio.create_task(bus.cancel(message_id))
+        await self.until(cancelling.done)
+        return await cancelling
+
     async def subscribed(self, name: str) -> bool:
         return name in {each.name for each in await self.mq.stats()}
 

@@ -214,7 +214,7 @@ async def test_a_delayed_event_can_be_cancelled_wherever_it_is_on_its_way(site: 
     async with site.db.transaction():
         waiting = await bus.publish_delayed(Ticked(2), 3600)
         kept = await bus.publish_delayed(Ticked(3), 3600)
-    assert await bus.cancel(waiting) is True
+    assert await site.cancel(bus, waiting) is True
     assert await bus.cancel(waiting) is False
     async with site.db.transaction():
         assert await bus.cancel(arrived) is True
@@ -261,7 +261,7 @@ async def test_due_times_go_by_the_database_until_the_queue_was_reached(site: Si
     async with site.db.read() as session:
         due_at = float(await session.scalar(text("SELECT due_at FROM beneath_outbox")))
     assert before + 60 - CLOSE <= due_at <= time.time() + 60 + CLOSE
-    assert await bus.cancel(message_id) is True
+    assert await site.cancel(bus, message_id) is True
     assert "Deposited" not in await site.rows()
 
 
