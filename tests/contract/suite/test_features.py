@@ -26,6 +26,7 @@ DURABLE = {
 }
 MULTI_PROCESS = {
     "test_a_consumer_in_another_event_loop_or_a_forked_child_is_refused_at_once",
+    "test_kept_claim_is_recovered_elsewhere_as_soon_as_its_queue_is_closed",
     "test_what_the_consumers_of_a_closed_queue_held_is_recovered_elsewhere",
 }
 SKIPPED = {

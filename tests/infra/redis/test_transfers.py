@@ -91,7 +91,7 @@ async def test_request_that_stands_still_times_out(opened: Open, server: servers
     async with slow_way(server.port) as way:
         queue = await opened(way.url, timeout=TIMEOUT)
         await queue.declare([subscription()], [])
-        await queue.publish([message("warm up")])
+        await queue.publish([large("warm up", size)])  # of the same size: a first large one costs another request
         way.moves.clear()
         async with asyncio.timeout(10):
             with pytest.raises(QueueIndeterminate, match=r"no answer within 0\.4 s"):
