@@ -11,7 +11,7 @@ from tests.contract.unsteady_machine import unsteady_machine_of
 from tests.contract.wired import WIRED
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(8, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", chosen_drivers())
 @pytest.mark.timeout(1200)
 def test_a_driver_does_what_the_model_does_whatever_becomes_of_requests(name: str, times: int, tmp_path: Path) -> None:

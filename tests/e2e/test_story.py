@@ -105,7 +105,7 @@ def test_people_sign_up_invite_join_or_do_not_and_lose_their_secrets(cast: Cast)
         f"{here.url}/v1/users", json={"email": EVE, "name": "Eve"}, headers={"X-Request-ID": "eve"}, timeout=30
     )
     assert answer.status_code == 201
-    [given_up] = until(lambda: cast.lines("discarded by its listener", "eve"), "a worker tells of the refusal")
+    [given_up] = until(lambda: cast.lines("delivery discarded", "eve"), "a worker tells of the refusal")
     assert given_up["listener"] == "notification.send_welcome_email"
     assert "550 5.1.1 nobody of that name" in given_up["reason"]
 

@@ -412,14 +412,6 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/infra/mq/test_cancelled_fetch.py",),
     ),
     Mutant(
-        name="writer-task-cancelled-before-its-first-step-stays",
-        kind=6,
-        file="infra/mq/drivers/sql/sqlite/writer.py",
-        old="self._pump = begin(self._work_off(), context=contextvars.Context())",
-        new="self._pump = asyncio.get_running_loop().create_task(self._work_off())",
-        tests=("tests/infra/mq/test_writer.py", "--timeout=30"),
-    ),
-    Mutant(
         name="forked-child-opens-its-parents-file",
         kind=12,
         file="infra/db/sqlite_file.py",
