@@ -31,6 +31,8 @@ class WholeMachine(QueueMachine):
         if name in self.model.paused:
             self.resume(name)
         self.fetch(which, name, 100)  # what is due by now would be claimed at once
+        if self.model.claimable(name):
+            return  # that fetch was given up, and what it may have claimed is due again
         claims = self.run(self._wait(which, name, limit, end))
         possible = self.model.claimable(name)
         enough = bool(claims) or not possible or end == "wake" or not self.notified
