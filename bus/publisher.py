@@ -5,36 +5,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 from msgspec.structs import replace
-from sqlalchemy.exc import SQLAlchemyError
 
 from bus.broadcasts import Broadcasts
 from bus.buffer import Gathering, PublishBuffer
 from bus.calling import finish_call
+from bus.cancelling import Canceller
 from bus.delivery import current_cause, enter_cause, leave_cause
-from bus.errors import BusError, CancelFailed, InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
+from bus.errors import BusError, InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
 from bus.metrics import BusMetrics
-from bus.outbox import CLOCK_MARGIN, Entry, Kind, Outbox, Standing
+from bus.outbox import CLOCK_MARGIN, Entry, Kind, Outbox
 from bus.outgoing import Outgoing, Root, chain, valid_headers, valid_id
 from bus.registry import ListenerRegistry, Routes
 from bus.registry_copy import RegistryCopy
 from bus.relay import Relay
+from bus.store_errors import STORE_ERRORS, reason_of
 from bus.supervisor import Supervisor
 from infra.clock import Clock
-from infra.db import CommitIndeterminate, Database, DatabaseError, Transaction, TransactionRolledBack
-from infra.failures import describe
+from infra.db import CommitIndeterminate, Database, Transaction, TransactionRolledBack
 from infra.mq import Message, MessageQueue, QueueError, QueueIndeterminate, QueueUnavailable
 from infra.mq.limits import shown
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-STORE_ERRORS = (QueueError, DatabaseError, SQLAlchemyError)
-"""What a queue or a database raises that does not store an event."""
-
-SENT_WITHIN = 5.0
-"""Seconds that a cancellation waits for a message that is just being sent to the queue."""
-
-LOOK_AGAIN = 0.1
-"""Seconds between two polls for that."""
 
 MAX_DEPTH = 32
 """How many sync listeners may stand inside each other."""
@@ -74,6 +65,7 @@ class Publisher:
         self._metrics = metrics
         self._max_payload = max_payload
         self._max_body = max_payload
+        self.cancel = Canceller(mq, db, self._outbox, clock, self.time, self._buffer).cancel
         self.learn_limits()
 
     def learn_limits(self) -> None:
@@ -145,81 +137,6 @@ class Publisher:
                 return
         self._count((outgoing,))
 
-    async def cancel(self, message_id: str) -> bool:
-        """Cancel a delayed publish; inside a transaction, if and only if it commits.
-
-        Raises:
-            CancelFailed: the queue did not say that it is cancelled.
-        """
-        transaction = self._db.current() if self._db is not None else None
-        try:
-            if transaction is not None:
-                return await self._cancel_inside(transaction, message_id)
-            if self._outbox is not None and self._db is not None:
-                return await self._cancel_on_its_way(self._outbox, self._db, message_id)
-            return await self._mq.cancel(message_id)
-        except (QueueIndeterminate, CommitIndeterminate) as error:
-            raise CancelFailed(f"event {message_id} may or may not have been cancelled: {error}") from error
-        except STORE_ERRORS as error:
-            raise CancelFailed(f"event {message_id} was not cancelled: {_reason(error)}") from error
-
-    async def _cancel_on_its_way(self, outbox: Outbox, db: Database, message_id: str) -> bool:
-        """Cancel what is in the outbox, while no process has begun to send it, or else in the queue.
-
-        Raises:
-            CancelFailed: it is just being sent, and that takes longer than `SENT_WITHIN`.
-        """
-        patience = self._clock.monotonic() + SENT_WITHIN
-        while True:
-            match await outbox.standing(message_id, await self.time()):
-                case None | Standing.DUE:
-                    return await self._mq.cancel(message_id)
-                case Standing.CANCELLED:
-                    return False
-                case Standing.REJECTED:
-                    async with db.transaction() as transaction:
-                        return await self._cancel_inside(transaction, message_id)
-                case Standing.SCHEDULED:
-                    async with db.transaction() as transaction:
-                        if await outbox.take_back(transaction, message_id):
-                            # The queue may have an earlier one of that id.
-                            self._buffer(transaction).cancel_at_commit(message_id)
-                            return True
-            if self._clock.monotonic() >= patience:
-                raise CancelFailed(
-                    f"event {message_id} was not cancelled: it is just being sent to the queue; try again"
-                )
-            await self._clock.sleep(LOOK_AGAIN)
-
-    async def _cancel_inside(self, transaction: Transaction, message_id: str) -> bool:
-        buffer = self._buffer(transaction)
-        withdrawn = buffer.withdraw(message_id)
-        if withdrawn and all(each.explicit_id is None for each in withdrawn):
-            return True  # the id was made for it, so that nothing else can have it
-        if self.transactional:
-            return await self._mq.cancel(message_id) or bool(withdrawn)
-        if buffer.cancels(message_id) or not await self._is_cancellable(transaction, message_id):
-            return bool(withdrawn)
-        buffer.cancel_at_commit(message_id)
-        return True
-
-    async def _is_cancellable(self, transaction: Transaction, message_id: str) -> bool:
-        if self._outbox is None:
-            return await self._mq.scheduled(message_id)
-        match standing := await self._outbox.standing(message_id, await self.time()):
-            case Standing.SCHEDULED:
-                return True
-            case Standing.CANCELLED:
-                return False
-            case Standing.REJECTED:
-                await self._outbox.withdraw(transaction, message_id)
-                return True
-        try:
-            return await self._mq.scheduled(message_id)
-        except QueueUnavailable:
-            # Nothing leaves a queue that is away: it is told when it is back, and the transaction does not wait for it.
-            return standing is None
-
     async def time(self) -> float:
         """Return the queue's time; as long as this process has never reached the queue, the database's in its place.
 
@@ -247,13 +164,13 @@ class Publisher:
         if self._outbox is None:
             await self.send(batch)
             return []
+        messages = self._messages(batch)
+        if not messages and not cancelled:
+            return []
         # They may be sent again, and by another relay, however much later: the queue is to check whether they were.
         since = await self.time() - CLOCK_MARGIN
-        rows = [
-            (_kind(each), replace(each, dedupe=True, fresh=False, accepted_since=since))
-            for each in self._messages(batch)
-        ]
-        return await self._outbox.put(transaction, rows, cancelled) if rows or cancelled else []
+        rows = [(_kind(each), replace(each, dedupe=True, fresh=False, accepted_since=since)) for each in messages]
+        return await self._outbox.put(transaction, rows, cancelled)
 
     async def committed(self, batch: Sequence[Outgoing], entries: Sequence[Entry], cancelled: Sequence[str]) -> None:
         """See what a transaction published on its way, now that it has committed."""
@@ -355,9 +272,9 @@ class Publisher:
         self._metrics.publish_failures += len(batch)
         if isinstance(error, QueueIndeterminate | CommitIndeterminate):
             return PublishIndeterminate(
-                f"{batch[0].name} may or may not have been published: {_reason(error)}", batch[0].id
+                f"{batch[0].name} may or may not have been published: {reason_of(error)}", batch[0].id
             )
-        return PublishRejected(f"{batch[0].name} was not published: {_reason(error)}")
+        return PublishRejected(f"{batch[0].name} was not published: {reason_of(error)}")
 
     async def _publish_gathering(self, batch: Sequence[Outgoing]) -> None:
         root = batch[0].root
@@ -451,11 +368,6 @@ async def _run_listeners(outgoing: Outgoing) -> None:
             await finish_call(listener.call(outgoing.event, delivery))
     finally:
         leave_cause(token)
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's text in one line, with its class if it is not one of ours."""
-    return str(error) if isinstance(error, QueueError | DatabaseError) else describe(error)
 
 
 def _kind(message: Message) -> Kind:

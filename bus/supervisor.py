@@ -1,10 +1,7 @@
 """The supervisor of the bus's background tasks: relay, settler, broadcasts, recovery and all others."""
 
-from sqlalchemy.exc import SQLAlchemyError
-
+from bus.store_errors import STORE_ERRORS
 from infra.clock import Clock
-from infra.db import DatabaseError
-from infra.mq import QueueError
 from infra.supervision import BackgroundTaskFailed, SupervisedTask, Supervisor, TaskState, ends_task
 
 __all__ = [
@@ -17,7 +14,7 @@ __all__ = [
     "ends_task",
 ]
 
-TRANSIENT = (QueueError, DatabaseError, SQLAlchemyError, OSError)
+TRANSIENT = (*STORE_ERRORS, OSError)
 """Failures that pass once a server, a disk or a network is back, so that no process ends because of them.
 
 Database errors that `infra.db` does not map are among them: an unknown one is retried, visibly, and not final.
