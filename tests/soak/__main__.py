@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from types import FrameType
 from typing import Any
 
 from tests import postgres_servers, servers
@@ -50,6 +52,22 @@ def main(words: Sequence[str] | None = None) -> int:
             return _soak(fleet, own, folder / "clock", arguments)
 
 
+def end_on_signals() -> None:
+    """On SIGINT or SIGTERM end all processes and servers of the soak, then exit with 128 and the signal's number.
+
+    The signal raises `SystemExit`, which leaves the contexts that own them. Further signals are ignored meanwhile.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for each in signals:
+        signal.signal(each, end)
+
+
 @contextmanager
 def _servers(stack: Stack) -> Iterator[list[RedisServer | PostgresServer]]:
     """Inside the block the stack's servers run, the one that keeps the queue first; each is durable."""
@@ -74,8 +92,10 @@ def fleet_on(stack: Stack, folder: Path, own: list[RedisServer | PostgresServer]
     place = stack.place(folder, template=template, broker=broker, postgres=postgres)
     with place as where, Processes() as processes, Nursery() as nursery:
         fleet = Fleet(processes, nursery, folder, where)
-        yield fleet
-        fleet.close()
+        try:
+            yield fleet
+        finally:
+            fleet.close()
 
 
 def _soak(fleet: Fleet, own: list[RedisServer | PostgresServer], clock: Path, arguments: argparse.Namespace) -> int:
@@ -86,6 +106,7 @@ def _soak(fleet: Fleet, own: list[RedisServer | PostgresServer], clock: Path, ar
     fleet.rows.disconnect()
     crew = Crew(fleet, lambda: wire_to(own, random.randrange(1000)))
     _hire(crew, clock, arguments.pause)
+    print(f"{len(crew.workers)} workers and {len(crew.publishers)} publishers started", flush=True)  # noqa: T201
     kinds = [each for each in FAULTS if each not in arguments.without]
     faults = Faults(crew, random, own, clock, LEASE, kinds)
     started = time.monotonic()
@@ -121,4 +142,5 @@ def _hire(crew: Crew, clock: Path, pause: float) -> None:
 
 
 if __name__ == "__main__":
+    end_on_signals()
     sys.exit(main())

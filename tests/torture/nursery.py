@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -112,5 +114,14 @@ def live(program: str, plan: Plan, log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     configure_logging(level=plan.log_level, log_format="json", context=[log_context])
     asyncio.run(importlib.import_module(f"tests.torture.{program}").run(plan))
+
+
+def _end_with_parent() -> None:
+    # A test run that is killed cannot end its children.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
