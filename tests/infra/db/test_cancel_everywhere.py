@@ -143,7 +143,7 @@ async def check_free(db: Database) -> None:
 @pytest.mark.parametrize("scenario", KEPT, ids=lambda it: it.__name__)
 @pytest.mark.parametrize("everybody", [False, True], ids=["one task", "all tasks"])
 @pytest.mark.timeout(180)
-async def test_a_transaction_cancelled_at_any_await_is_whole_or_absent(
+async def test_transaction_cancelled_at_any_await_is_committed_whole_or_not_at_all(
     db: Database, scenario: Scenario, everybody: bool
 ) -> None:
     await scenario(db, ["warm", "up"], Recorder())
@@ -169,7 +169,7 @@ async def test_a_transaction_cancelled_at_any_await_is_whole_or_absent(
 
 
 @pytest.mark.parametrize("everybody", [False, True], ids=["one task", "all tasks"])
-async def test_a_rollback_cancelled_at_any_await_leaves_nothing(db: Database, everybody: bool) -> None:
+async def test_rollback_cancelled_at_any_await_leaves_no_rows(db: Database, everybody: bool) -> None:
     async def fail() -> None:
         async with db.transaction() as tx:
             await insert(tx, "dropped")
@@ -210,7 +210,7 @@ async def test_a_read_cancelled_at_any_await_leaves_its_connection_free(db: Data
 
 
 @pytest.mark.parametrize("everybody", [False, True], ids=["one task", "all tasks"])
-async def test_opening_cancelled_at_any_await_leaves_nothing_in_the_way(db: Database, everybody: bool) -> None:
+async def test_database_can_be_opened_after_open_was_cancelled_at_any_await(db: Database, everybody: bool) -> None:
     async def open_and_close() -> None:
         other = Database(db.url, busy_timeout=5.0)
         await other.open()

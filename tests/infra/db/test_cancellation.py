@@ -54,7 +54,7 @@ async def _busy(db: Database, name: str, recorder: Recorder) -> None:
         await result.fetchmany(10)
 
 
-async def test_many_tasks_cancelled_at_random_leave_nothing_behind(db: Database) -> None:
+async def test_many_tasks_cancelled_at_random_leave_no_lock_or_connection(db: Database) -> None:
     rng = random.Random(7)
     recorders = [Recorder() for _ in range(60)]
     tasks = [asyncio.create_task(_busy(db, f"item {n}", recorder)) for n, recorder in enumerate(recorders)]
@@ -161,7 +161,7 @@ async def test_a_timeout_during_commit_is_still_a_timeout(db: Database, monkeypa
     assert await names(db) == ["a"]
 
 
-async def test_a_commit_that_was_torn_down_with_its_loop_is_indeterminate(
+async def test_commit_interrupted_by_the_end_of_its_loop_is_indeterminate(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = _hold_commit(monkeypatch)
@@ -185,7 +185,9 @@ async def test_a_commit_that_was_torn_down_with_its_loop_is_indeterminate(
     write_from_outside(db.path)
 
 
-async def test_a_cancellation_while_rolling_back_goes_on(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancellation_during_rollback_is_raised_after_the_rollback(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = _Gate()
     original = SQLiteConnection._roll_back
 
@@ -211,7 +213,7 @@ async def test_a_cancellation_while_rolling_back_goes_on(db: Database, monkeypat
     write_from_outside(db.path)
 
 
-async def test_a_cancellation_while_waiting_for_the_lock_to_be_free_goes_on(
+async def test_cancellation_while_the_connection_settles_is_raised_afterwards(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settling = asyncio.Event()
@@ -238,7 +240,7 @@ async def test_a_cancellation_while_waiting_for_the_lock_to_be_free_goes_on(
     assert await names(db) == ["a"]
 
 
-async def test_a_cancelled_begin_does_not_hold_the_lock_once_it_gets_it(db: Database) -> None:
+async def test_cancelled_begin_does_not_keep_the_lock(db: Database) -> None:
     other = sqlite3.connect(str(db.path), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
 

@@ -24,7 +24,7 @@ def _raising(error: Exception) -> Callable[[SQLiteConnection], None]:
     return commit
 
 
-async def test_a_begin_that_another_process_blocks_is_unavailable(tmp_path: object) -> None:
+async def test_begin_blocked_by_another_process_is_unavailable(tmp_path: object) -> None:
     db = Database(f"sqlite:///{tmp_path}/test.db", busy_timeout=0.15)
     await db.open()
     other = sqlite3.connect(str(db.path), isolation_level=None)
@@ -48,7 +48,7 @@ async def test_a_begin_that_another_process_blocks_is_unavailable(tmp_path: obje
         (sqlite3.SQLITE_IOERR | (4 << 8), CommitIndeterminate, "may be kept, or not"),
     ],
 )
-async def test_an_error_of_commit(
+async def test_error_of_commit_is_unavailable_rejected_or_indeterminate(
     db: Database,
     monkeypatch: pytest.MonkeyPatch,
     code: int,
@@ -71,16 +71,14 @@ async def test_an_error_of_commit(
     assert await names(db) == ["b"]
 
 
-async def test_a_connection_that_is_gone_at_commit_is_indeterminate(
-    db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_connection_lost_at_commit_is_indeterminate(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(CommitIndeterminate):
         patch.setattr(SQLiteConnection, "_commit", _raising(ValueError("Connection closed")))
         async with db.transaction() as tx:
             await insert(tx, "a")
 
 
-async def test_a_disk_that_is_full_rolls_back_and_nothing_slips_through(db: Database) -> None:
+async def test_full_disk_rolls_back_the_whole_transaction(db: Database) -> None:
     with pytest.raises(TransactionRolledBack, match="full"):
         async with db.transaction() as tx:
             await insert(tx, "a")
@@ -93,7 +91,7 @@ async def test_a_disk_that_is_full_rolls_back_and_nothing_slips_through(db: Data
     assert await names(db) == []
 
 
-async def test_a_rollback_by_the_statement_itself_does_not_let_the_rest_commit_alone(db: Database) -> None:
+async def test_statement_that_rolls_back_the_transaction_prevents_its_commit(db: Database) -> None:
     async with db.transaction() as tx:
         await insert(tx, "a")
     with pytest.raises(TransactionRolledBack, match="UNIQUE"):
@@ -134,7 +132,7 @@ async def test_rowcount_lastrowid_and_returning(db: Database) -> None:
     assert await names(db) == ["a", "b"]
 
 
-async def test_a_rollback_that_fails_costs_the_connection_and_not_the_lock(
+async def test_failed_rollback_closes_the_connection_and_releases_the_lock(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: SQLiteConnection) -> None:
@@ -152,7 +150,7 @@ async def test_a_rollback_that_fails_costs_the_connection_and_not_the_lock(
     assert await names(db) == ["b"]
 
 
-async def test_a_begin_that_fails_costs_the_connection(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_begin_closes_the_connection(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     async with db.transaction() as tx:
         await insert(tx, "a")
     with monkeypatch.context() as patch, pytest.raises(DatabaseUnavailable, match="fails"):

@@ -16,7 +16,7 @@ async def hold(lock: WriteLock, log: list[str], name: str, leave: asyncio.Event 
     lock.give_back()
 
 
-async def test_first_come_first_served() -> None:
+async def test_lock_is_granted_in_the_order_of_requests() -> None:
     lock = WriteLock(FakeClock(), 10.0)
     log: list[str] = []
     leave = asyncio.Event()
@@ -32,7 +32,7 @@ async def test_first_come_first_served() -> None:
     assert not lock.locked
 
 
-async def test_waiting_too_long_is_one_clear_line() -> None:
+async def test_timeout_of_the_lock_is_an_error_of_one_line() -> None:
     clock = FakeClock()
     lock = WriteLock(clock, 10.0)
     leave = asyncio.Event()
@@ -53,7 +53,7 @@ async def test_waiting_too_long_is_one_clear_line() -> None:
 
 
 @pytest.mark.parametrize("handed_over", [True, False])
-async def test_a_cancelled_waiter_passes_it_on(handed_over: bool) -> None:
+async def test_cancelled_waiter_passes_the_lock_to_the_next_waiter(handed_over: bool) -> None:
     lock = WriteLock(FakeClock(), 10.0)
     leave = asyncio.Event()
     log: list[str] = []
@@ -72,7 +72,7 @@ async def test_a_cancelled_waiter_passes_it_on(handed_over: bool) -> None:
     assert not lock.locked
 
 
-async def test_its_task_may_take_it_again() -> None:
+async def test_task_that_holds_the_lock_may_take_the_lock_again() -> None:
     lock = WriteLock(FakeClock(), 10.0)
     await lock.take()
     await lock.take()
@@ -107,7 +107,7 @@ async def test_transactions_wait_for_the_lock_and_not_inside_sqlite(db: Database
     assert await names(db) == ["a", "b", "c"]
 
 
-async def test_a_transaction_that_waits_too_long_raises_and_nothing_is_left(tmp_path: object) -> None:
+async def test_transaction_that_waits_too_long_raises_and_leaves_nothing_open(tmp_path: object) -> None:
     clock = FakeClock()
     db = Database(f"sqlite:///{tmp_path}/test.db", busy_timeout=3.0, clock=clock)
     await db.open()

@@ -77,7 +77,7 @@ async def tables(db: Database) -> set[str]:
         return set(found.scalars()) - {"sqlite_sequence"}
 
 
-async def test_two_histories_with_version_tables_of_their_own(empty: Database, package: Package) -> None:
+async def test_two_histories_have_separate_version_tables(empty: Database, package: Package) -> None:
     histories = [BUS, SHOP]
     missing = await pending(empty, histories)
     assert missing[:2] == ["bus/0001_queue", "bus/0002_inbox"]
@@ -90,7 +90,7 @@ async def test_two_histories_with_version_tables_of_their_own(empty: Database, p
     write_from_outside(empty.path)
 
 
-async def test_the_inbox(empty: Database) -> None:
+async def test_migrations_create_the_inbox(empty: Database) -> None:
     await upgrade(empty, [BUS])
     async with empty.transaction() as tx:
         insert = text("INSERT INTO beneath_inbox (listener, message_id, handled_at) VALUES ('l', 'm', 1.5)")
@@ -180,12 +180,12 @@ async def test_a_migration_that_breaks_a_reference_is_refused(empty: Database, p
     assert await pending(empty, [SHOP]) == ["shop/0002_parts", "shop/0003_orphan"][1:]
 
 
-async def test_a_history_that_is_not_there(empty: Database) -> None:
+async def test_missing_history_is_refused(empty: Database) -> None:
     with pytest.raises(DatabaseError, match="the migrations of no_such_package cannot be read"):
         await pending(empty, [History("x", "no_such_package", "x_version")])
 
 
-async def test_an_upgrade_waits_for_a_locked_database_and_gives_up(tmp_path: Path) -> None:
+async def test_upgrade_waits_for_a_locked_database_until_its_timeout(tmp_path: Path) -> None:
     db = Database(f"sqlite:///{tmp_path}/test.db", busy_timeout=0.1)
     await db.open()
     with closing(sqlite3.connect(str(db.path), isolation_level=None)) as other:
@@ -196,7 +196,7 @@ async def test_an_upgrade_waits_for_a_locked_database_and_gives_up(tmp_path: Pat
     await db.close()
 
 
-async def test_several_upgrades_in_one_process(tmp_path: Path, package: Package) -> None:
+async def test_concurrent_upgrades_in_one_process_succeed(tmp_path: Path, package: Package) -> None:
     databases = [Database(f"sqlite:///{tmp_path}/{n}.db") for n in range(2)]
     for db in databases:
         await db.open()
@@ -242,7 +242,7 @@ async def test_several_processes_run_each_migration_once(tmp_path: Path, package
         assert connection.execute("SELECT count(*) FROM goods").fetchone() == (2,)
 
 
-async def test_logging_is_left_as_it_was(empty: Database) -> None:
+async def test_migrations_do_not_change_the_logging_configuration(empty: Database) -> None:
     import logging
 
     before = (logging.getLogger().level, list(logging.getLogger().handlers), logging.getLogger("alembic").level)

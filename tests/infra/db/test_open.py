@@ -15,7 +15,7 @@ from infra.db import Database, DatabaseError, DatabaseUnavailable
 from infra.db.sqlite_errors import explain, version_warning
 
 
-def test_making_one_does_no_io(tmp_path: Path) -> None:
+def test_constructing_a_database_does_no_io(tmp_path: Path) -> None:
     db = Database(f"sqlite:///{tmp_path}/data/test.db")
     assert not (tmp_path / "data").exists()
     assert db.dialect == "sqlite"
@@ -31,7 +31,7 @@ async def test_open_creates_the_folder_and_the_file(tmp_path: Path) -> None:
     await db.close()
 
 
-async def test_open_twice_is_open_once(db: Database) -> None:
+async def test_second_open_does_nothing(db: Database) -> None:
     engine = db._backend.writer
     await db.open()
     assert db._backend.writer is engine
@@ -89,14 +89,14 @@ async def _open_error(path: Path, busy_timeout: float = 0.05) -> DatabaseError:
     return raised.value
 
 
-async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+async def test_file_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "test.db"
     path.write_text("something else entirely\n" * 100)
     assert "is not a SQLite database" in str(await _open_error(path))
     assert path.read_text().startswith("something else")
 
 
-async def test_a_damaged_file(tmp_path: Path) -> None:
+async def test_damaged_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "test.db"
     connection = sqlite3.connect(path)
     connection.executescript("CREATE TABLE t (x); CREATE INDEX i ON t (x)")
@@ -107,16 +107,16 @@ async def test_a_damaged_file(tmp_path: Path) -> None:
     assert "is damaged" in str(await _open_error(path))
 
 
-async def test_a_folder(tmp_path: Path) -> None:
+async def test_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     assert "is a folder; name a file in it" in str(await _open_error(tmp_path))
 
 
-async def test_a_file_in_place_of_its_folder(tmp_path: Path) -> None:
+async def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     assert "cannot create the folder" in str(await _open_error(tmp_path / "data" / "test.db"))
 
 
-async def test_a_locked_database(tmp_path: Path) -> None:
+async def test_locked_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "test.db"
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("PRAGMA journal_mode = WAL")
@@ -127,7 +127,7 @@ async def test_a_locked_database(tmp_path: Path) -> None:
     other.close()
 
 
-async def test_a_database_that_is_locked_for_a_moment_opens(tmp_path: Path) -> None:
+async def test_briefly_locked_database_opens(tmp_path: Path) -> None:
     path = tmp_path / "test.db"
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -182,7 +182,9 @@ def _make(path: Path, mode: str) -> None:
     ],
     ids=["file", "file in WAL mode", "folder"],
 )
-def test_what_cannot_be_written(public_folder: Path, prepare: Callable[[Path], None], message: str) -> None:
+def test_unwritable_file_or_folder_is_refused(
+    public_folder: Path, prepare: Callable[[Path], None], message: str
+) -> None:
     path = public_folder / "test.db"
     prepare(path)
     if path.exists():
@@ -203,7 +205,7 @@ def test_what_cannot_be_written(public_folder: Path, prepare: Callable[[Path], N
     assert done.stdout.count("\n") == 1
 
 
-async def test_using_it_before_open_says_so(tmp_path: Path) -> None:
+async def test_use_before_open_is_an_error(tmp_path: Path) -> None:
     db = Database(f"sqlite:///{tmp_path}/test.db")
     with pytest.raises(DatabaseError, match="not open"):
         async with db.transaction() as tx:
@@ -214,7 +216,7 @@ async def test_using_it_before_open_says_so(tmp_path: Path) -> None:
     assert not db._lock.locked
 
 
-async def test_close_is_final_until_opened_again(db: Database) -> None:
+async def test_closed_database_is_unusable_until_opened_again(db: Database) -> None:
     await db.close()
     await db.close()
     with pytest.raises(DatabaseError, match="not open"):
@@ -225,7 +227,7 @@ async def test_close_is_final_until_opened_again(db: Database) -> None:
         assert (await session.execute(text("SELECT 1"))).scalar_one() == 1
 
 
-async def test_the_settings_of_the_connections(db: Database) -> None:
+async def test_connections_have_the_expected_settings(db: Database) -> None:
     async def pragmas(*names: str) -> list[object]:
         session = tx.session if (tx := db.current()) else reader
         return [(await session.execute(text(f"PRAGMA {name}"))).scalar_one() for name in names]
@@ -236,7 +238,7 @@ async def test_the_settings_of_the_connections(db: Database) -> None:
             assert await pragmas("journal_mode", "synchronous", "foreign_keys") == ["wal", 2, 1]
 
 
-async def test_a_file_that_vanished_does_not_come_back_empty(db: Database) -> None:
+async def test_deleted_file_is_not_created_again_empty(db: Database) -> None:
     assert db.path is not None
     await db.close()
     await db.open()
@@ -265,7 +267,7 @@ async def test_a_file_that_vanished_does_not_come_back_empty(db: Database) -> No
         ((4, 0, 0), False),
     ],
 )
-def test_versions_that_can_corrupt_are_warned_of(version: tuple[int, int, int], warned: bool) -> None:
+def test_sqlite_versions_that_can_corrupt_files_cause_a_warning(version: tuple[int, int, int], warned: bool) -> None:
     warning = version_warning(version)
     assert (warning is not None) is warned
     if warning is not None:
@@ -278,7 +280,7 @@ async def test_the_warning_is_about_the_library_in_use(tmp_path: Path) -> None:
     assert db.sqlite_warning() == version_warning(sqlite3.sqlite_version_info)
 
 
-def test_errors_of_statements_are_left_alone(tmp_path: Path) -> None:
+def test_errors_of_statements_are_raised_unchanged(tmp_path: Path) -> None:
     connection = sqlite3.connect(":memory:")
     with pytest.raises(sqlite3.OperationalError) as raised:
         connection.execute("SELECT * FROM nowhere")

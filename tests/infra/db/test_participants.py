@@ -8,7 +8,7 @@ from infra.db import Database, DatabaseError, TransactionRolledBack
 from tests.infra.db.tables import Item, Recorder, insert, names
 
 
-async def test_one_per_key_and_transaction(db: Database) -> None:
+async def test_participant_is_created_once_per_key_and_transaction(db: Database) -> None:
     async with db.transaction() as tx:
         first = tx.participant("a", Recorder)
         assert tx.participant("a", Recorder) is first
@@ -17,7 +17,7 @@ async def test_one_per_key_and_transaction(db: Database) -> None:
         assert tx.participant("a", Recorder) is not first
 
 
-async def test_the_order_of_a_commit(db: Database) -> None:
+async def test_steps_of_a_commit_run_in_order(db: Database) -> None:
     log: list[str] = []
 
     class Watching(Recorder):
@@ -44,7 +44,7 @@ async def test_the_order_of_a_commit(db: Database) -> None:
     assert log == ["p sees 1, ambient", "q sees 2, ambient", "p after, sees 3", "q after, sees 3", "left"]
 
 
-async def test_an_unused_transaction_still_tells_its_participants(db: Database) -> None:
+async def test_unused_transaction_calls_its_participants(db: Database) -> None:
     await db.close()
     async with db.transaction() as tx:
         recorder = tx.participant("p", Recorder)
@@ -71,7 +71,7 @@ async def test_work_added_while_preparing_is_prepared_too(db: Database) -> None:
     assert await names(db) == ["round 1", "round 2", "round 3"]
 
 
-async def test_endless_work_is_refused(db: Database) -> None:
+async def test_endless_preparation_is_refused(db: Database) -> None:
     class Endless(Recorder):
         async def before_commit(self) -> None:
             tx = db.current()
@@ -86,7 +86,7 @@ async def test_endless_work_is_refused(db: Database) -> None:
     assert await names(db) == []
 
 
-async def test_an_error_in_before_commit_rolls_back_and_is_the_error(db: Database) -> None:
+async def test_error_in_before_commit_rolls_back_and_is_raised(db: Database) -> None:
     class Failing(Recorder):
         async def before_commit(self) -> None:
             raise LookupError("the queue failed")
@@ -100,7 +100,7 @@ async def test_an_error_in_before_commit_rolls_back_and_is_the_error(db: Databas
     assert await names(db) == []
 
 
-async def test_a_mark_made_in_before_commit_counts(db: Database) -> None:
+async def test_rollback_mark_set_in_before_commit_prevents_the_commit(db: Database) -> None:
     class Marking(Recorder):
         async def before_commit(self) -> None:
             tx = db.current()
@@ -114,7 +114,7 @@ async def test_a_mark_made_in_before_commit_counts(db: Database) -> None:
     assert await names(db) == []
 
 
-async def test_a_marked_transaction_does_not_prepare(db: Database) -> None:
+async def test_transaction_marked_for_rollback_skips_before_commit(db: Database) -> None:
     with pytest.raises(TransactionRolledBack):
         async with db.transaction() as tx:
             recorder = tx.participant("p", Recorder)
@@ -122,7 +122,7 @@ async def test_a_marked_transaction_does_not_prepare(db: Database) -> None:
     assert recorder.log == ["p after_rollback"]
 
 
-async def test_rollback_tells_everyone(db: Database) -> None:
+async def test_rollback_calls_every_participant(db: Database) -> None:
     with pytest.raises(KeyError):
         async with db.transaction() as tx:
             await insert(tx, "a")
@@ -138,7 +138,7 @@ class Failing(Recorder):
     after_rollback = after_commit
 
 
-async def test_errors_after_commit_are_logged_and_stop_nobody(db: Database) -> None:
+async def test_errors_after_commit_are_logged_and_other_participants_run(db: Database) -> None:
     with capture_logs() as logs:
         async with db.transaction() as tx:
             await insert(tx, "a")
@@ -149,7 +149,7 @@ async def test_errors_after_commit_are_logged_and_stop_nobody(db: Database) -> N
     assert await names(db) == ["a"]
 
 
-async def test_errors_after_rollback_are_logged_and_stop_nobody(db: Database) -> None:
+async def test_errors_after_rollback_are_logged_and_other_participants_run(db: Database) -> None:
     with capture_logs() as logs, pytest.raises(KeyError):
         async with db.transaction() as tx:
             tx.participant("f", Failing)
@@ -159,7 +159,7 @@ async def test_errors_after_rollback_are_logged_and_stop_nobody(db: Database) ->
     assert [(entry["log_level"], entry["committed"]) for entry in logs] == [("error", False)]
 
 
-async def test_a_cancellation_in_after_commit_stops_nobody_and_goes_on(db: Database) -> None:
+async def test_cancellation_in_after_commit_is_raised_after_all_participants_ran(db: Database) -> None:
     class Waiting(Recorder):
         async def after_commit(self) -> None:
             entered.set()
@@ -183,7 +183,7 @@ async def test_a_cancellation_in_after_commit_stops_nobody_and_goes_on(db: Datab
     assert await names(db) == ["a"]
 
 
-async def test_a_transaction_of_its_own_may_be_opened_in_after_commit(db: Database) -> None:
+async def test_after_commit_may_open_a_new_transaction(db: Database) -> None:
     class Following(Recorder):
         async def after_commit(self) -> None:
             async with db.transaction() as tx:

@@ -8,13 +8,13 @@ from infra.db import Database, NoTransaction, TransactionRolledBack
 from tests.infra.db.tables import Item, Recorder, insert, names
 
 
-async def test_needs_a_transaction(db: Database) -> None:
+async def test_savepoint_needs_a_transaction(db: Database) -> None:
     with pytest.raises(NoTransaction, match=r"db\.transaction\(\)"):
         async with db.savepoint():
             pass
 
 
-async def test_keeps_what_ends_normally(db: Database) -> None:
+async def test_savepoint_that_ends_normally_is_kept(db: Database) -> None:
     async with db.transaction() as tx:
         await insert(tx, "a")
         async with db.savepoint() as same:
@@ -24,7 +24,7 @@ async def test_keeps_what_ends_normally(db: Database) -> None:
 
 
 @pytest.mark.parametrize("used_before", [True, False])
-async def test_an_exception_undoes_rows_objects_and_participants_together(db: Database, used_before: bool) -> None:
+async def test_exception_rolls_back_rows_objects_and_participants_together(db: Database, used_before: bool) -> None:
     async with db.transaction() as tx:
         early = tx.participant("early", Recorder)
         early.kept.append("before")
@@ -46,7 +46,7 @@ async def test_an_exception_undoes_rows_objects_and_participants_together(db: Da
     assert await names(db) == (["a", "c"] if used_before else ["c"])
 
 
-async def test_a_connection_handed_out_before_is_under_it_too(db: Database) -> None:
+async def test_savepoint_covers_connections_obtained_before(db: Database) -> None:
     async with db.transaction() as tx:
         connection = await tx.connection()
         with pytest.raises(KeyError):
@@ -56,7 +56,7 @@ async def test_a_connection_handed_out_before_is_under_it_too(db: Database) -> N
     assert await names(db) == []
 
 
-async def test_nests(db: Database) -> None:
+async def test_savepoints_nest(db: Database) -> None:
     async with db.transaction() as tx:
         kept = tx.participant("k", Recorder).kept
         async with db.savepoint():
@@ -82,7 +82,7 @@ async def test_nests(db: Database) -> None:
     assert await names(db) == ["a", "d"]
 
 
-async def test_a_participant_that_joined_inside_is_empty_after_every_rollback(db: Database) -> None:
+async def test_participant_that_joined_inside_is_empty_after_each_rollback(db: Database) -> None:
     async with db.transaction() as tx:
         with pytest.raises(KeyError):
             async with db.savepoint():
@@ -112,7 +112,7 @@ async def test_a_failed_joined_block_inside_marks_only_the_savepoint(db: Databas
     assert await names(db) == ["a", "d"]
 
 
-async def test_a_joined_block_around_it_is_not_marked_by_what_it_contained(db: Database) -> None:
+async def test_surrounding_joined_block_is_not_marked_by_a_contained_error(db: Database) -> None:
     async with db.transaction() as tx:
         async with db.transaction():
             with pytest.raises(KeyError):
@@ -122,7 +122,7 @@ async def test_a_joined_block_around_it_is_not_marked_by_what_it_contained(db: D
     assert await names(db) == ["a"]
 
 
-async def test_marks_made_inside_belong_to_it(db: Database) -> None:
+async def test_rollback_mark_set_inside_applies_to_the_savepoint(db: Database) -> None:
     async with db.transaction() as tx:
         with pytest.raises(TransactionRolledBack):
             async with db.savepoint():
@@ -131,7 +131,7 @@ async def test_marks_made_inside_belong_to_it(db: Database) -> None:
     assert await names(db) == ["a"]
 
 
-async def test_a_joined_block_entered_outside_marks_outside(db: Database) -> None:
+async def test_joined_block_entered_outside_marks_the_outer_transaction(db: Database) -> None:
     with pytest.raises(TransactionRolledBack, match="LookupError"):
         async with db.transaction():
             with pytest.raises(LookupError):
@@ -139,7 +139,7 @@ async def test_a_joined_block_entered_outside_marks_outside(db: Database) -> Non
                     raise LookupError("passes both")
 
 
-async def test_contains_a_failed_flush(db: Database) -> None:
+async def test_savepoint_contains_a_failed_flush(db: Database) -> None:
     async with db.transaction() as tx:
         await insert(tx, "a")
         with pytest.raises(IntegrityError):
@@ -150,7 +150,7 @@ async def test_contains_a_failed_flush(db: Database) -> None:
     assert await names(db) == ["a", "b"]
 
 
-async def test_a_flush_that_fails_as_it_ends_undoes_it(db: Database) -> None:
+async def test_flush_that_fails_at_the_end_rolls_back_the_savepoint(db: Database) -> None:
     async with db.transaction() as tx:
         await insert(tx, "a")
         kept = tx.participant("k", Recorder).kept
@@ -164,7 +164,7 @@ async def test_a_flush_that_fails_as_it_ends_undoes_it(db: Database) -> None:
     assert await names(db) == ["a"]
 
 
-async def test_a_caught_failed_flush_inside_ends_it_in_rollback(db: Database) -> None:
+async def test_caught_flush_error_inside_rolls_back_the_savepoint(db: Database) -> None:
     async with db.transaction() as tx:
         await insert(tx, "a")
         with pytest.raises(TransactionRolledBack, match=r"(?i)unique"):
@@ -176,7 +176,7 @@ async def test_a_caught_failed_flush_inside_ends_it_in_rollback(db: Database) ->
     assert await names(db) == ["a", "b"]
 
 
-async def test_what_the_session_held_before_survives_its_rollback(db: Database) -> None:
+async def test_earlier_session_objects_survive_the_rollback_of_a_savepoint(db: Database) -> None:
     async with db.transaction() as tx:
         tx.session.add(Item(name="a"))
         with pytest.raises(KeyError):
@@ -186,7 +186,7 @@ async def test_what_the_session_held_before_survives_its_rollback(db: Database) 
     assert await names(db) == ["a"]
 
 
-async def test_a_cancelled_statement_inside_loses_the_whole_transaction(db: Database) -> None:
+async def test_cancelled_statement_inside_rolls_back_the_whole_transaction(db: Database) -> None:
     endless = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n")
     with pytest.raises(TransactionRolledBack, match="CancelledError"):
         async with db.transaction() as tx:

@@ -52,7 +52,7 @@ def move(path: Path, to: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["link to the file", "link to its folder", "relative path", "way round"])
-async def test_every_way_to_the_file_leads_to_one_name(
+async def test_every_path_to_the_file_resolves_to_one_name(
     path: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -76,7 +76,7 @@ async def test_file_with_two_names_is_refused(path: Path) -> None:
         await Database(f"sqlite:///{path}").open()
 
 
-async def test_file_that_is_mounted_alone_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_separately_mounted_file_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = path.with_name("mount points")
     blank = path.with_name("with blank.db")
     shutil.copy(path, blank)
@@ -90,7 +90,7 @@ async def test_file_that_is_mounted_alone_is_refused(path: Path, monkeypatch: py
     await db.close()
 
 
-async def test_links_in_a_circle_are_refused_by_name(tmp_path: Path) -> None:
+async def test_circular_links_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.db").symlink_to(tmp_path / "b.db")
     (tmp_path / "b.db").symlink_to(tmp_path / "a.db")
     with pytest.raises(DatabaseError, match=r"cannot find out where .*a\.db is"):
@@ -121,7 +121,7 @@ async def test_read_of_an_exchanged_file_is_refused(db: Database, path: Path) ->
             await session.execute(text("SELECT * FROM note"))
 
 
-async def test_file_that_is_put_back_is_used_again(db: Database, path: Path) -> None:
+async def test_restored_file_is_used_again(db: Database, path: Path) -> None:
     await insert(db)
     away = move(path, path.with_name("away.db"))
     with pytest.raises(DatabaseUnavailable, match="removed or moved away"):
@@ -150,7 +150,7 @@ async def test_removed_index_of_the_write_ahead_log_is_noticed(
     assert count(path) == 1
 
 
-async def test_forked_child_opens_no_file_that_its_parent_has_open(db: Database, path: Path) -> None:
+async def test_forked_child_cannot_open_a_file_that_its_parent_has_open(db: Database, path: Path) -> None:
     async def in_child() -> None:
         own = Database(f"sqlite:///{path}", busy_timeout=0.3)
         await own.open()
@@ -167,7 +167,7 @@ async def test_forked_child_opens_no_file_that_its_parent_has_open(db: Database,
     assert count(path) == 2
 
 
-async def test_link_that_leads_elsewhere_now_is_noticed(path: Path, tmp_path: Path) -> None:
+async def test_changed_link_is_noticed(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "current.db"
     link.symlink_to(path)
     db = Database(f"sqlite:///{link}")

@@ -60,7 +60,9 @@ def overlapping_readers(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("overlapping_readers")
-async def test_log_does_not_grow_with_all_that_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_write_ahead_log_does_not_grow_with_the_amount_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite_log, "LIMIT", LIMIT)
     monkeypatch.setattr(sqlite_log, "PATIENCE", 2.0)
     monkeypatch.setattr(sqlite_log, "LONGEST_PATIENCE", 2.0)
@@ -86,7 +88,9 @@ class Counted(sqlite3.Connection):
         return super().execute(sql, parameters)
 
 
-def test_reader_that_stays_costs_writers_one_attempt_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_reader_costs_writers_one_checkpoint_attempt_at_a_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite_log, "LIMIT", LIMIT)
     monkeypatch.setattr(sqlite_log, "PATIENCE", 0.001)
     monkeypatch.setattr(sqlite_log, "AGAIN", 3600.0)

@@ -24,7 +24,7 @@ async def test_commits_at_the_end_of_the_block(db: Database) -> None:
     assert await names(db) == ["a"]
 
 
-async def test_rolls_back_and_lets_the_original_exception_through(db: Database) -> None:
+async def test_rolls_back_and_raises_the_original_exception(db: Database) -> None:
     with pytest.raises(LookupError, match="mine"):
         async with db.transaction() as tx:
             await insert(tx, "a")
@@ -103,7 +103,7 @@ async def test_an_exception_that_leaves_a_joined_block_makes_commit_raise_from_i
     assert await names(db) == []
 
 
-async def test_an_exception_of_the_outermost_block_wins_over_the_mark(db: Database) -> None:
+async def test_exception_of_the_outermost_block_takes_precedence_over_the_mark(db: Database) -> None:
     with pytest.raises(KeyError):
         async with db.transaction() as tx:
             tx.mark_rollback_only(ValueError("first"))
@@ -165,7 +165,7 @@ async def test_the_session_cannot_end_the_transaction(db: Database, call: str) -
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
-async def test_a_connection_that_was_committed_by_hand_is_an_error(db: Database, goes_on: bool) -> None:
+async def test_commit_on_the_connection_itself_is_an_error(db: Database, goes_on: bool) -> None:
     with pytest.raises(DatabaseError, match=r"inside db\.transaction"):
         async with db.transaction() as tx:
             connection = await tx.connection()
@@ -245,7 +245,7 @@ async def test_a_thread_cannot_use_the_transaction(db: Database) -> None:
             await asyncio.to_thread(db.current)
 
 
-async def test_hidden_hides_it_from_threads_and_tasks(db: Database) -> None:
+async def test_hidden_transaction_is_invisible_to_threads_and_tasks(db: Database) -> None:
     async with db.transaction() as tx:
         with db.hidden():
             assert db.current() is None
@@ -261,7 +261,7 @@ async def self_contained(db: Database) -> None:
         await insert(tx, "child")
 
 
-async def test_a_task_that_outlives_the_transaction_may_have_its_own(db: Database) -> None:
+async def test_task_that_outlives_the_transaction_may_open_another(db: Database) -> None:
     over = asyncio.Event()
 
     async def later() -> None:
@@ -285,7 +285,7 @@ async def test_a_hidden_transaction_in_the_same_task_is_refused_at_once(db: Data
     assert await names(db) == ["outer"]
 
 
-async def test_nothing_works_after_the_end(db: Database) -> None:
+async def test_transaction_is_unusable_after_its_end(db: Database) -> None:
     async with db.transaction() as tx:
         session = tx.session
         await insert(tx, "a")
@@ -327,7 +327,7 @@ async def test_writers_of_one_process_take_turns_without_losing_updates(db: Data
         assert (await session.execute(text("SELECT n FROM counter"))).scalar_one() == 50
 
 
-async def test_reads_are_read_only_see_one_state_and_wait_for_no_writer(db: Database) -> None:
+async def test_reads_are_read_only_and_use_one_snapshot_without_waiting_for_writers(db: Database) -> None:
     async with db.transaction() as tx:
         await insert(tx, "a")
     async with db.read() as session:
@@ -342,7 +342,7 @@ async def test_reads_are_read_only_see_one_state_and_wait_for_no_writer(db: Data
     assert await names(db) == ["a", "b"]
 
 
-async def test_too_many_reads_wait_and_then_say_so(tmp_path: object) -> None:
+async def test_too_many_reads_wait_until_an_error_names_the_limit(tmp_path: object) -> None:
     db = Database(f"sqlite:///{tmp_path}/test.db", busy_timeout=0.05)
     await db.open()
     leave = asyncio.Event()
@@ -370,7 +370,7 @@ async def test_read_inside_a_transaction_is_its_session(db: Database) -> None:
             assert (await session.execute(select(Item.name))).scalars().all() == ["a"]
 
 
-async def test_a_deferred_constraint_that_commit_refuses_is_the_users_error(db: Database) -> None:
+async def test_deferred_constraint_refused_at_commit_raises_the_database_error(db: Database) -> None:
     async with db.transaction() as tx:
         await tx.session.execute(
             text("CREATE TABLE part (item INTEGER REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED)")
@@ -406,7 +406,7 @@ async def names_seen_from_outside(db: Database) -> list[str]:
         return await names(db)
 
 
-async def test_an_error_of_a_statement_tells_no_values(db: Database) -> None:
+async def test_error_of_a_statement_shows_no_values(db: Database) -> None:
     value = "".join(("hunter", "2"))  # tracebacks show the source
 
     async def twice() -> None:

@@ -31,7 +31,7 @@ class Gate:
         patch.setattr(claiming, "claim", held)
 
 
-async def test_what_a_cancelled_fetch_claims_later_is_released(
+async def test_claims_that_arrive_after_a_cancelled_fetch_are_released(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = await consumer(queue)
@@ -50,9 +50,7 @@ async def test_what_a_cancelled_fetch_claims_later_is_released(
             await asyncio.sleep(0)
 
 
-async def test_release_that_fails_is_tried_again_by_the_next_fetch(
-    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failed_release_is_repeated_by_the_next_fetch(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = await consumer(queue)
     await queue.publish(messages(5))
     with monkeypatch.context() as patch:
@@ -80,7 +78,7 @@ async def test_release_that_fails_is_tried_again_by_the_next_fetch(
     assert len(await handle_all(worker, WANTS)) == 10
 
 
-async def test_closing_while_a_cancelled_fetch_claims_releases_it(
+async def test_close_releases_claims_of_a_cancelled_fetch_in_progress(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = await consumer(queue)
@@ -98,9 +96,7 @@ async def test_closing_while_a_cancelled_fetch_claims_releases_it(
     assert len(await handle_all(await consumer(queue), WANTS)) == 10
 
 
-async def test_recovery_releases_what_a_cancelled_fetch_claimed(
-    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_recovery_releases_claims_of_a_cancelled_fetch(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its worker may fetch nothing more for long, when it has enough to do."""
     worker, other = await consumer(queue), await consumer(queue)
     await queue.publish(messages(5))
@@ -130,7 +126,7 @@ async def test_recovery_releases_what_a_cancelled_fetch_claimed(
 
 
 @pytest.mark.parametrize("steps", range(12))
-async def test_fetch_cancelled_at_any_step_strands_nothing(queue: SqlQueue, steps: int) -> None:
+async def test_fetch_cancelled_at_any_step_leaves_no_lost_claim(queue: SqlQueue, steps: int) -> None:
     """Also when its result is there but its task has not run yet."""
     worker, other = await consumer(queue), await consumer(queue)
     await queue.publish(messages(3, keys=3))
@@ -154,7 +150,7 @@ async def test_fetch_cancelled_at_any_step_strands_nothing(queue: SqlQueue, step
             await asyncio.sleep(0)
 
 
-async def test_result_that_comes_just_before_the_cancellation_is_released(
+async def test_claims_returned_just_before_the_cancellation_are_released(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, other = await consumer(queue), await consumer(queue)

@@ -55,7 +55,7 @@ async def start(path: Path) -> AsyncIterator[Start]:
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
-async def test_step_of_the_clock_makes_nothing_early_and_nothing_stand_still(start: Start, step: float) -> None:
+async def test_clock_step_neither_advances_nor_stalls_deliveries(start: Start, step: float) -> None:
     clock = Stepped()
     queue = await start(clock)
     before = queue.time()
@@ -68,7 +68,7 @@ async def test_step_of_the_clock_makes_nothing_early_and_nothing_stand_still(sta
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
-async def test_process_whose_clock_is_wrong_has_the_time_of_the_others(start: Start, step: float) -> None:
+async def test_process_with_a_wrong_clock_uses_the_shared_queue_time(start: Start, step: float) -> None:
     right, wrong = Stepped(), Stepped()
     wrong.step = step
     first, second = await start(right), await start(wrong)
@@ -78,7 +78,7 @@ async def test_process_whose_clock_is_wrong_has_the_time_of_the_others(start: St
     assert await first.scheduled("later")
 
 
-async def test_ids_are_remembered_for_their_window_through_a_step(start: Start) -> None:
+async def test_clock_step_does_not_change_the_dedupe_window(start: Start) -> None:
     clock = Stepped()
     queue = await start(clock)
     once = Message(id="once", event="Happened", body=b"", published_at=1.0, dedupe=True)
@@ -89,7 +89,7 @@ async def test_ids_are_remembered_for_their_window_through_a_step(start: Start) 
 
 
 @pytest.mark.parametrize(("step", "expected"), [(-HOUR, 0.0), (HOUR, HOUR)])
-async def test_time_goes_on_after_the_machine_was_started_anew(
+async def test_queue_time_continues_after_a_restart_of_the_machine(
     start: Start, step: float, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = await start(Stepped())
@@ -110,7 +110,7 @@ async def test_time_goes_on_after_the_machine_was_started_anew(
     assert handled == ["before", "before"]
 
 
-async def test_monotonic_clock_that_went_back_is_another_one(start: Start) -> None:
+async def test_monotonic_clock_that_went_back_counts_as_a_restart(start: Start) -> None:
     first = await start(Stepped())
     await first.publish([message("before")])
     reached = first.time()
@@ -119,7 +119,7 @@ async def test_monotonic_clock_that_went_back_is_another_one(start: Start) -> No
     assert (await start(reset)).time() > reached - 2
 
 
-async def test_starts_that_are_remembered_are_few(start: Start, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stored_machine_starts_are_bounded(start: Start, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for each in range(queue_clock.STARTS_KEPT + 3):
         monkeypatch.setattr(queue_clock, "boot", lambda each=each: f"start {each}")
         await start(Stepped())

@@ -44,17 +44,17 @@ def readers_kept_out(path: Path, seconds: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_it_waits_a_moment_for_a_process_that_is_closing_its_own(path: Path, read_only: bool) -> None:
+def test_open_waits_briefly_for_a_process_closing_its_connection(path: Path, read_only: bool) -> None:
     with readers_kept_out(path, 0.2), closing(connect(path, read_only=read_only)) as db:
         assert db.execute("SELECT count(*) FROM thing").fetchone() == (0,)
 
 
-def test_it_does_not_wait_for_long(path: Path) -> None:
+def test_open_fails_if_the_file_stays_locked(path: Path) -> None:
     with readers_kept_out(path, 60), pytest.raises(sqlite3.OperationalError, match="locked"):
         connect(path)
 
 
-def test_once_open_it_waits_for_no_lock(path: Path) -> None:
+def test_open_connection_waits_for_no_lock(path: Path) -> None:
     with closing(connect(path)) as db, closing(connect(path)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert db.execute("PRAGMA busy_timeout").fetchone() == (0,)

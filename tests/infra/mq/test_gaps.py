@@ -18,9 +18,7 @@ def move(path: Path, to: Path) -> Path:
     return path.rename(to)
 
 
-async def test_a_database_that_was_moved_away_for_a_while_is_a_gap(
-    queue: SqlQueue, open_queue: OpenQueue, path: Path
-) -> None:
+async def test_temporarily_moved_database_is_a_gap(queue: SqlQueue, open_queue: OpenQueue, path: Path) -> None:
     receiver = await queue.receiver(origin="me")
     away = move(path, path.with_name("away.db"))
     with pytest.raises(QueueUnavailable, match="removed or moved away"):
@@ -39,7 +37,7 @@ async def test_a_database_that_was_moved_away_for_a_while_is_a_gap(
     assert await receiver.receive(5) == ([b"hello"], False)
 
 
-async def test_a_database_that_nobody_could_write_for_a_while_is_a_gap(queue: SqlQueue, path: Path) -> None:
+async def test_temporarily_locked_database_is_a_gap(queue: SqlQueue, path: Path) -> None:
     receiver = await queue.receiver(origin="me")
     with closing(connect(path)) as hog:
         hog.execute("BEGIN EXCLUSIVE")
@@ -47,7 +45,7 @@ async def test_a_database_that_nobody_could_write_for_a_while_is_a_gap(queue: Sq
     assert await receiver.receive(0) == ([], False)
 
 
-async def test_frames_that_were_removed_before_they_were_seen_are_a_gap(path: Path) -> None:
+async def test_broadcasts_removed_before_they_were_read_are_a_gap(path: Path) -> None:
     clock = FakeClock()
     db = Database(f"sqlite:///{path}")
     await db.open()
@@ -67,7 +65,7 @@ async def test_frames_that_were_removed_before_they_were_seen_are_a_gap(path: Pa
     await db.close()
 
 
-async def test_a_loop_that_stood_still_is_a_gap(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_blocked_event_loop_is_a_gap(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     receiver = await queue.receiver(origin="me")
     loop = asyncio.get_running_loop()
     true_time = loop.time

@@ -19,7 +19,7 @@ from tests.infra.mq.acting import consumer, handle_all, messages
 WANTS = {"work": 100, "mail": 100}
 
 
-async def test_joining_that_is_cancelled_releases_its_lock(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_join_releases_its_lock(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
     honest = LockFolder.hold
 
@@ -40,7 +40,7 @@ async def test_joining_that_is_cancelled_releases_its_lock(queue: SqlQueue, monk
 
 
 @pytest.mark.parametrize("everybody", [False, True], ids=["one task", "all tasks"])
-async def test_closing_that_is_cancelled_anywhere_releases_all_and_charges_nothing(
+async def test_close_cancelled_at_any_await_releases_all_claims_and_counts_nothing(
     queue: SqlQueue, everybody: bool
 ) -> None:
     await queue.publish(messages(3, keys=3))
@@ -65,7 +65,7 @@ async def test_closing_that_is_cancelled_anywhere_releases_all_and_charges_nothi
     assert len(await handle_all(await consumer(queue), WANTS)) == 6
 
 
-async def test_queue_that_was_closed_can_be_opened_again(queue: SqlQueue, db: Database, path: Path) -> None:
+async def test_closed_queue_can_be_opened_again(queue: SqlQueue, db: Database, path: Path) -> None:
     """SQLite makes a new log when nobody had the file open."""
     await queue.publish(messages(1))
     await queue.close()
@@ -77,7 +77,7 @@ async def test_queue_that_was_closed_can_be_opened_again(queue: SqlQueue, db: Da
     assert len(await handle_all(await consumer(queue), WANTS)) == 4
 
 
-async def test_thread_that_cannot_start_is_unavailable_and_passes(
+async def test_failure_to_start_a_thread_is_unavailable_and_transient(
     queue: SqlQueue, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: threading.Thread) -> None:

@@ -28,7 +28,7 @@ def test_storable_text_leaves_storable_text_alone(text: str) -> None:
     assert limits.storable_text(text, 4 * 60) == text
 
 
-def test_storable_text_keeps_the_asked_end_whole_characters_only() -> None:
+def test_storable_text_is_cut_at_the_requested_end_between_characters() -> None:
     assert limits.storable_text("äöü", 5) == "äö"
     assert limits.storable_text("äöü", 5, keep="end") == "öü"
     assert limits.storable_text("a\ud800\0b", 99) == "a\\ud800\\x00b"
@@ -47,7 +47,7 @@ def test_texts_are_measured_in_bytes_not_characters() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "a\0", "\ud800", b"bytes", None, 7, ["k"], _Unprintable()])
-def test_what_is_no_storable_text_is_refused_and_shown(value: object) -> None:
+def test_unstorable_text_is_refused_and_quoted_in_the_error(value: object) -> None:
     for check in (limits.check_key, limits.check_id):
         with pytest.raises(ValueError, match="must be a str of 1 to") as caught:
             check(value)
@@ -94,7 +94,7 @@ def test_counts_are_whole_numbers_in_range() -> None:
             limits.check_count(value, "x", least=1, most=3)
 
 
-def test_a_number_above_its_bound_is_not_the_bound() -> None:
+def test_exclusive_bound_itself_is_refused() -> None:
     assert limits.check_number(0.5, "x", least=0, most=1, above=True) == 0.5
     with pytest.raises(ValueError, match="more than 0"):
         limits.check_number(0, "x", least=0, most=1, above=True)

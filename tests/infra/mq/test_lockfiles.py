@@ -33,7 +33,7 @@ def test_a_worker_without_a_file_is_dead(folder: LockFolder) -> None:
     seized.remove()
 
 
-def test_a_seized_lock_keeps_others_from_seizing_it(folder: LockFolder) -> None:
+def test_seized_lock_cannot_be_seized_again(folder: LockFolder) -> None:
     folder.hold("w").release()
     seized = folder.seize("w")
     assert seized is not None
@@ -42,14 +42,14 @@ def test_a_seized_lock_keeps_others_from_seizing_it(folder: LockFolder) -> None:
     assert folder.workers() == set()
 
 
-def test_any_id_makes_a_file_in_the_folder(folder: LockFolder, tmp_path: Path) -> None:
+def test_lock_file_of_any_worker_id_is_in_the_folder(folder: LockFolder, tmp_path: Path) -> None:
     lock = folder.hold("../a b/ü")
     assert folder.workers() == {"../a b/ü"}
     assert [it.name for it in tmp_path.iterdir()] == ["queue.db.workers"]
     lock.remove()
 
 
-def test_a_lock_on_a_file_that_was_removed_meanwhile_is_taken_anew(
+def test_lock_on_a_concurrently_removed_file_is_taken_again(
     folder: LockFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "queue.db.workers" / "w.lock"
@@ -75,7 +75,7 @@ def test_two_live_workers_cannot_have_one_id(folder: LockFolder, monkeypatch: py
     lock.remove()
 
 
-def test_a_folder_that_cannot_be_made_is_unavailable_in_one_line(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_unavailable_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "queue.db.workers").write_text("in the way")
     with pytest.raises(QueueUnavailable, match=r"queue\.db\.workers.*: make this folder writable"):
         LockFolder(tmp_path / "queue.db").hold("w")
@@ -100,7 +100,9 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.parametrize("how", ["fork", "exec"])
-def test_a_child_that_outlives_a_worker_does_not_keep_its_lock(folder: LockFolder, tmp_path: Path, how: str) -> None:
+def test_child_process_that_outlives_its_worker_does_not_keep_the_lock(
+    folder: LockFolder, tmp_path: Path, how: str
+) -> None:
     parent = subprocess.Popen(  # noqa: S603  # our own interpreter
         [sys.executable, "-c", _WITH_CHILD, str(tmp_path / "queue.db"), how],
         stdin=subprocess.PIPE,

@@ -47,7 +47,7 @@ async def tell(process: Process, text: str = "go") -> None:
     await process.stdin.drain()
 
 
-async def test_a_killed_process_loses_its_claims_and_only_they_are_charged(
+async def test_claims_of_a_killed_process_alone_are_taken_over_and_counted(
     queue: SqlQueue, path: Path, spawn: Spawn
 ) -> None:
     await queue.publish([message(f"m{each}", key="k") for each in range(12)])
@@ -70,7 +70,7 @@ async def test_a_killed_process_loses_its_claims_and_only_they_are_charged(
     assert len(files) == 1, "only the living one's file is left"
 
 
-async def test_two_recoverers_take_a_dead_worker_over_once(
+async def test_concurrent_recoveries_take_over_a_dead_worker_once(
     queue: SqlQueue, open_queue: Callable[[], Awaitable[tuple[SqlQueue, object]]], spawn: Spawn
 ) -> None:
     await queue.publish([message(f"m{each}", key="k") for each in range(3)])
@@ -84,9 +84,7 @@ async def test_two_recoverers_take_a_dead_worker_over_once(
     assert {it.takeovers + it.crashes for claim in claims for it in claim.deliveries} == {1}
 
 
-async def test_processes_that_claim_at_the_same_time_share_nothing_and_keep_each_key_in_order(
-    queue: SqlQueue, spawn: Spawn
-) -> None:
+async def test_concurrent_claims_do_not_overlap_and_keep_each_key_in_order(queue: SqlQueue, spawn: Spawn) -> None:
     sent = messages(600, keys=20)
     await queue.publish(sent)
     processes = [await spawn("drain") for _ in range(2)]
@@ -106,7 +104,7 @@ async def test_processes_that_claim_at_the_same_time_share_nothing_and_keep_each
     assert by_key == {key: [it.id for it in sent if it.ordering_key == key] for key in set(keys.values())}
 
 
-async def test_a_waiting_process_hears_of_a_publish(queue: SqlQueue, spawn: Spawn) -> None:
+async def test_waiting_process_is_notified_of_a_publish(queue: SqlQueue, spawn: Spawn) -> None:
     waiter = await spawn("wait")
     assert await line(waiter) == ["ready"]
     began = asyncio.get_running_loop().time()
@@ -115,7 +113,7 @@ async def test_a_waiting_process_hears_of_a_publish(queue: SqlQueue, spawn: Spaw
     assert asyncio.get_running_loop().time() - began < 5
 
 
-async def test_a_process_killed_in_the_middle_of_a_group_has_done_nothing(queue: SqlQueue, spawn: Spawn) -> None:
+async def test_process_killed_within_a_group_has_stored_nothing(queue: SqlQueue, spawn: Spawn) -> None:
     dying = await spawn("die")
     assert await line(dying) == ["dying"]
     await dying.wait()
@@ -140,7 +138,7 @@ async def test_a_broadcast_reaches_another_process_in_order(queue: SqlQueue, spa
     await receiver.close()
 
 
-async def test_a_worker_that_was_taken_for_dead_notices_it(
+async def test_worker_considered_dead_notices_the_loss_of_its_lease(
     queue: SqlQueue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(presence, "MISSING_PATIENCE", 0.0)
@@ -156,7 +154,7 @@ async def test_a_worker_that_was_taken_for_dead_notices_it(
     assert not victim.renew()
 
 
-async def test_files_of_workers_that_never_were_registered_are_removed(queue: SqlQueue, path: Path) -> None:
+async def test_lock_files_of_unregistered_workers_are_removed(queue: SqlQueue, path: Path) -> None:
     folder = path.parent / f"{path.name}.workers"
     worker = await consumer(queue, "me")
     (folder / "leftover.lock").touch()
@@ -166,7 +164,7 @@ async def test_files_of_workers_that_never_were_registered_are_removed(queue: Sq
     assert list(folder.iterdir()) == []
 
 
-async def test_an_event_new_to_the_registry_is_declared_once_by_many_processes(
+async def test_new_event_is_declared_once_by_concurrent_processes(
     queue: SqlQueue, open_queue: Callable[[], Awaitable[tuple[SqlQueue, object]]]
 ) -> None:
     queues = [queue, *[(await open_queue())[0] for _ in range(3)]]

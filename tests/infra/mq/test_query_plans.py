@@ -87,7 +87,7 @@ every_statement = pytest.mark.parametrize(
 
 
 @every_statement
-def test_it_scans_no_table_and_sorts_nothing(db: sqlite3.Connection, name: str, statement: str) -> None:
+def test_statement_scans_no_table_and_sorts_nothing(db: sqlite3.Connection, name: str, statement: str) -> None:
     lines = plan(db, statement)
     scans = [it for it in lines if it.startswith("SCAN") and not HARMLESS.match(it)]
     scans = [it for it in scans if " ".join(it.split()[:2]) not in SMALL]
@@ -112,12 +112,12 @@ def test_dead_letters_are_listed_by_an_index(db: sqlite3.Connection, condition: 
     assert all("SEARCH beneath_dead_letter" in it for it in lines)
 
 
-def test_the_statements_are_found() -> None:
+def test_statements_of_every_module_are_found() -> None:
     assert len(dict(all_statements())) > 50
 
 
 @every_statement
-def test_parameters_are_question_marks_or_have_names(name: str, statement: str) -> None:
+def test_parameters_are_question_marks_or_names(name: str, statement: str) -> None:
     """Python 3.14 takes a sequence for the first and a mapping for the second; and numbers, as in ?1, for neither."""
     assert not re.search(r"\?\d", statement), name
     assert "?" not in statement or not re.search(r":[a-z]", statement), name

@@ -20,7 +20,7 @@ async def has_ended(clock: FakeClock, task: "asyncio.Future[None]") -> bool:
     return task.done()
 
 
-async def test_a_declaration_returns_once_no_publisher_can_trust_an_older_registry(path: Path) -> None:
+async def test_declare_returns_after_all_subscription_caches_have_expired(path: Path) -> None:
     clock = FakeClock()
     harness = SqliteHarness(f"sqlite:///{path}", clock)
     first, second = await harness.queue(), await harness.queue()
@@ -38,7 +38,7 @@ async def test_a_declaration_returns_once_no_publisher_can_trust_an_older_regist
     await harness.close()
 
 
-async def test_a_database_without_the_tables_says_what_to_run(tmp_path: Path) -> None:
+async def test_missing_tables_are_refused_with_the_migrate_command(tmp_path: Path) -> None:
     db = Database(f"sqlite:///{tmp_path / 'empty.db'}")
     await db.open()
     queue = SqlQueue(db, clock=FakeClock())
@@ -48,7 +48,7 @@ async def test_a_database_without_the_tables_says_what_to_run(tmp_path: Path) ->
     await db.close()
 
 
-def test_a_kind_of_database_without_a_backend_is_refused_by_name() -> None:
+def test_unsupported_dialect_is_refused_by_name() -> None:
     class Elsewhere(Database):
         dialect = "oracle"  # type: ignore[assignment]  # no kind that there is
 

@@ -79,7 +79,7 @@ async def test_interrupted_retirement_is_completed_by_the_same_call(
 
 
 @pytest.mark.parametrize("name", ALL)
-async def test_nothing_arrives_or_is_handed_out_once_retirement_has_begun(
+async def test_nothing_is_routed_or_claimed_after_retirement_has_begun(
     queue: SqlQueue, path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     worker = await consumer(queue)
@@ -97,7 +97,7 @@ async def test_nothing_arrives_or_is_handed_out_once_retirement_has_begun(
     assert await handle_all(worker, {name: 100}) == ["other again"]
 
 
-async def test_what_is_being_retired_can_be_neither_declared_nor_resumed(
+async def test_subscription_being_retired_can_be_neither_declared_nor_resumed(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await queue.publish(messages(30))
@@ -115,7 +115,7 @@ async def test_what_is_being_retired_can_be_neither_declared_nor_resumed(
     assert await handle_all(await consumer(queue), {"work": 100}) == ["new"]
 
 
-async def test_message_that_arrives_while_a_backlog_is_counted_is_not_removed(
+async def test_message_accepted_while_a_backlog_is_counted_is_not_removed(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = retirement.waiting
@@ -132,7 +132,9 @@ async def test_message_that_arrives_while_a_backlog_is_counted_is_not_removed(
     assert await handle_all(await consumer(queue), {"work": 100}) == ["late"]
 
 
-async def test_step_is_bounded_in_bytes(queue: SqlQueue, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retirement_step_is_bounded_in_bytes(
+    queue: SqlQueue, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(retirement, "REMOVED_BYTES", 1)
     await queue.publish(messages(5))
     before = queue._backend._writer.groups  # type: ignore[attr-defined]  # what it counts

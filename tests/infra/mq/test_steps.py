@@ -56,7 +56,7 @@ async def test_dead_workers_claims_are_taken_over_in_steps(queue: SqlQueue, monk
     assert {it.takeovers for claim in claims for it in claim.deliveries} == {1}
 
 
-async def test_interrupted_takeover_is_completed_and_charges_each_delivery_once(
+async def test_interrupted_takeover_is_completed_and_counts_once_per_delivery(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(membership, "RELEASED_AT_ONCE", 20)
@@ -98,7 +98,7 @@ async def test_closing_worker_releases_in_steps(queue: SqlQueue, monkeypatch: py
     assert len(await handle_all(await consumer(queue), WANTS)) == 100
 
 
-async def test_claim_that_comes_after_leaving_takes_nothing(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_claim_that_arrives_after_close_takes_nothing(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its row stays when it keeps a claim; what it took then would be found only when the process has ended."""
     worker = await consumer(queue)
     await queue.publish([message("kept")])
@@ -112,7 +112,7 @@ async def test_claim_that_comes_after_leaving_takes_nothing(queue: SqlQueue, mon
     assert await handle_all(await consumer(queue), {"work": 10}) == ["other"]
 
 
-async def test_deleted_lock_file_is_put_back_before_anybody_takes_over(queue: SqlQueue, path: Path) -> None:
+async def test_deleted_lock_file_is_restored_before_a_takeover(queue: SqlQueue, path: Path) -> None:
     worker, other = await consumer(queue, "alive"), await consumer(queue)
     await queue.publish([message("m")])
     await worker.fetch({"work": 1}, wait=0)
@@ -126,7 +126,7 @@ async def test_deleted_lock_file_is_put_back_before_anybody_takes_over(queue: Sq
     assert await other.recover() == 1
 
 
-async def test_worker_whose_lock_file_stays_away_is_dead_after_a_while(
+async def test_worker_with_missing_lock_file_is_considered_dead_after_a_time(
     queue: SqlQueue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await all_claimed(queue, 1)
@@ -154,7 +154,7 @@ async def test_unparking_is_done_in_steps_and_once(queue: SqlQueue, monkeypatch:
     assert len(await handle_all(worker, WANTS)) == 50
 
 
-async def test_settlements_are_carried_out_in_steps_that_keep_claims_whole(
+async def test_settlements_run_in_steps_that_keep_claims_whole(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settling, "SETTLED_AT_ONCE", 25)
@@ -201,7 +201,7 @@ async def test_delivery_larger_than_a_fetch_comes_alone(queue: SqlQueue) -> None
     assert ids(claims) == ["big"]
 
 
-async def test_what_is_published_takes_its_place_behind_what_was_due(
+async def test_published_message_is_placed_behind_due_messages(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when more was due than one claim lets take its place."""
@@ -216,7 +216,7 @@ async def test_what_is_published_takes_its_place_behind_what_was_due(
     assert handled == [*(f"due{each}" for each in range(7)), "published"]
 
 
-async def test_retried_dead_letter_takes_its_place_behind_what_was_due(queue: SqlQueue) -> None:
+async def test_retried_dead_letter_is_placed_behind_due_messages(queue: SqlQueue) -> None:
     worker = await consumer(queue)
     await queue.publish([message("died", key="k")])
     [claim] = await worker.fetch({"mail": 1}, wait=0)
@@ -230,7 +230,7 @@ async def test_retried_dead_letter_takes_its_place_behind_what_was_due(queue: Sq
     assert await handle_all(worker, {"mail": 10}) == ["due", "died"]
 
 
-async def test_another_listeners_overdue_deliveries_take_no_place_in_a_claim(
+async def test_overdue_deliveries_of_another_listener_do_not_reduce_a_claim(
     queue: SqlQueue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduling, "PROMOTED_AT_ONCE", 1)
@@ -242,7 +242,7 @@ async def test_another_listeners_overdue_deliveries_take_no_place_in_a_claim(
     assert ids(await (await consumer(queue)).fetch({"work": 10}, wait=0)) == ["mine"]
 
 
-async def test_cancellation_is_decided_by_the_time_at_which_it_has_the_lock(queue: SqlQueue, db: Database) -> None:
+async def test_cancellation_is_judged_by_the_time_at_which_the_lock_is_held(queue: SqlQueue, db: Database) -> None:
     """It waits for its turn past the due time, while one of two subscriptions gets its delivery."""
     due = queue.time() + 0.2
     await queue.publish([message("m", due_at=due)])
@@ -284,7 +284,7 @@ async def test_declaring_waits_from_the_end_of_its_commit(
     await db.close()
 
 
-async def test_process_that_finds_a_declaration_waits_like_the_one_that_made_it(queue: SqlQueue, path: Path) -> None:
+async def test_process_that_finds_a_declaration_waits_like_its_author(queue: SqlQueue, path: Path) -> None:
     execute(path, "UPDATE beneath_registry SET version = version + 1, changed_at = 0")
     backend = queue._backend
     before = queue.time()

@@ -17,7 +17,7 @@ from tests.infra.mq.conftest import OpenQueue
 
 
 @pytest.mark.parametrize("count", [1, 500])
-async def test_a_publish_takes_one_switch_to_the_transactions_thread_whatever_its_size(
+async def test_publish_of_any_size_takes_one_switch_to_the_transaction_thread(
     queue: SqlQueue, db: Database, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     switches = 0
@@ -35,7 +35,7 @@ async def test_a_publish_takes_one_switch_to_the_transactions_thread_whatever_it
         assert switches == 1
 
 
-async def test_a_publish_that_fails_half_way_leaves_nothing_in_a_transaction_that_goes_on(
+async def test_failed_publish_leaves_nothing_in_a_continued_transaction(
     queue: SqlQueue, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -51,7 +51,7 @@ async def test_a_publish_that_fails_half_way_leaves_nothing_in_a_transaction_tha
     assert await handle_all(await consumer(queue), {"work": 10}) == ["before", "after"]
 
 
-async def test_a_rolled_back_savepoint_takes_its_publishes_along(queue: SqlQueue, db: Database) -> None:
+async def test_rolled_back_savepoint_discards_its_publishes(queue: SqlQueue, db: Database) -> None:
     async with db.transaction():
         await queue.publish([message("kept")])
         with pytest.raises(ValueError, match="inner"):
@@ -61,7 +61,7 @@ async def test_a_rolled_back_savepoint_takes_its_publishes_along(queue: SqlQueue
     assert await handle_all(await consumer(queue), {"work": 10, "mail": 10}) == ["kept", "kept"]
 
 
-async def test_rows_and_deliveries_are_seen_by_others_together(
+async def test_rows_and_deliveries_become_visible_together(
     queue: SqlQueue, db: Database, open_queue: OpenQueue
 ) -> None:
     other, other_db = await open_queue()
@@ -75,7 +75,7 @@ async def test_rows_and_deliveries_are_seen_by_others_together(
         assert (await session.execute(text("SELECT count(*) FROM thing"))).scalar() == 0
 
 
-async def test_a_commit_wakes_a_waiting_consumer_of_this_process_at_once(queue: SqlQueue, db: Database) -> None:
+async def test_commit_wakes_up_a_waiting_consumer_of_this_process_at_once(queue: SqlQueue, db: Database) -> None:
     worker = await consumer(queue)
     waiting = asyncio.ensure_future(worker.fetch({"work": 1}, wait=20))
     await asyncio.sleep(0)
@@ -94,16 +94,14 @@ async def test_another_task_cannot_publish_into_a_transaction(queue: SqlQueue, d
     assert await handle_all(await consumer(queue), {"work": 10}) == ["own"]
 
 
-async def test_what_needs_the_writer_fails_in_a_transaction_of_its_own_task_instead_of_hanging(
-    queue: SqlQueue, db: Database
-) -> None:
+async def test_operation_of_the_writer_fails_inside_a_transaction_of_its_task(queue: SqlQueue, db: Database) -> None:
     async with db.transaction() as tx:
         await tx.connection()
         with pytest.raises(QueueUnavailable, match="held the write lock"):
             await queue.pause("work")
 
 
-async def test_a_transaction_that_cannot_begin_makes_publish_unavailable(
+async def test_publish_is_unavailable_if_the_transaction_cannot_begin(
     queue: SqlQueue,
     db: Database,
     path: Any,  # noqa: ANN401

@@ -83,7 +83,7 @@ async def queue(before: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     await db.close()
 
 
-async def test_all_that_an_upgraded_queue_holds_is_handled(queue: SqlQueue) -> None:
+async def test_all_contents_of_an_upgraded_queue_are_handled(queue: SqlQueue) -> None:
     await queue.declare([subscription("work"), subscription("mail", ordered=True)], [])
     worker = await consumer(queue)
     assert await worker.recover() == 2
@@ -108,14 +108,14 @@ async def test_all_that_an_upgraded_queue_holds_is_handled(queue: SqlQueue) -> N
     assert await queue.cancel("later")
 
 
-async def test_ids_accepted_before_an_upgrade_are_still_known(queue: SqlQueue) -> None:
+async def test_ids_accepted_before_an_upgrade_are_still_deduplicated(queue: SqlQueue) -> None:
     await queue.publish([repeatable("accepted"), repeatable("new")])
     worker = await consumer(queue)
     assert (await handle_all(worker, {"work": 100})).count("new") == 1
     assert "accepted" not in await handle_all(worker, {"work": 100, "mail": 100})
 
 
-async def test_release_before_goes_on_with_an_upgraded_file(queue: SqlQueue, before: Path) -> None:
+async def test_previous_release_works_on_an_upgraded_file(queue: SqlQueue, before: Path) -> None:
     """Its statements, as it writes them, until its processes are replaced."""
     with closing(sqlite3.connect(before, isolation_level=None)) as raw:
         raw.execute("INSERT INTO beneath_dedupe (id, at) VALUES ('x', 1.0) ON CONFLICT (id) DO UPDATE SET at = 1.0")
@@ -137,7 +137,7 @@ def repeatable(name: str) -> Message:
     )
 
 
-async def test_file_that_is_not_upgraded_is_refused_with_what_to_do(before: Path) -> None:
+async def test_file_without_the_upgrade_is_refused_with_the_migrate_command(before: Path) -> None:
     db = Database(f"sqlite:///{before}")
     await db.open()
     with pytest.raises(QueueUnavailable, match="tables are of another release: run `beneath migrate up`"):

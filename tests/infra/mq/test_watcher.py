@@ -37,7 +37,7 @@ def move(path: Path, to: Path) -> Path:
     return path.rename(to)
 
 
-async def test_a_look_sees_what_others_wrote_and_nothing_else(watcher: Watcher, path: Path) -> None:
+async def test_poll_notices_commits_of_other_connections_only(watcher: Watcher, path: Path) -> None:
     event = asyncio.Event()
     watcher.add(event)
     watcher.look()
@@ -47,7 +47,7 @@ async def test_a_look_sees_what_others_wrote_and_nothing_else(watcher: Watcher, 
     assert event.is_set()
 
 
-async def test_looks_come_by_themselves_while_somebody_waits(watcher: Watcher, path: Path) -> None:
+async def test_watcher_polls_while_a_waiter_exists(watcher: Watcher, path: Path) -> None:
     event = asyncio.Event()
     watcher.add(event)
     write(path)
@@ -55,7 +55,7 @@ async def test_looks_come_by_themselves_while_somebody_waits(watcher: Watcher, p
         await event.wait()
 
 
-async def test_what_was_written_while_nobody_waited_is_told_to_the_next_who_waits(watcher: Watcher, path: Path) -> None:
+async def test_commit_without_a_waiter_notifies_the_next_waiter(watcher: Watcher, path: Path) -> None:
     write(path)
     event = asyncio.Event()
     watcher.add(event)
@@ -63,7 +63,7 @@ async def test_what_was_written_while_nobody_waited_is_told_to_the_next_who_wait
     assert event.is_set()
 
 
-async def test_looks_become_rarer_while_nothing_happens(watcher: Watcher) -> None:
+async def test_poll_interval_grows_while_nothing_changes(watcher: Watcher) -> None:
     watcher.add(asyncio.Event())
     for _ in range(50):
         watcher._tick()
@@ -72,7 +72,7 @@ async def test_looks_become_rarer_while_nothing_happens(watcher: Watcher) -> Non
     assert watcher._interval < IDLE_INTERVAL
 
 
-async def test_looks_that_are_far_apart_are_an_interruption(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_delayed_poll_is_an_interruption(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
     event = asyncio.Event()
     watcher.add(event)
     loop = asyncio.get_running_loop()
@@ -84,7 +84,7 @@ async def test_looks_that_are_far_apart_are_an_interruption(watcher: Watcher, mo
     assert event.is_set()
 
 
-async def test_a_file_that_is_gone_is_an_interruption_until_it_is_back(watcher: Watcher, path: Path) -> None:
+async def test_missing_file_is_an_interruption_until_the_file_returns(watcher: Watcher, path: Path) -> None:
     event = asyncio.Event()
     watcher.add(event)
     away = move(path, path.with_name("away.db"))
@@ -100,7 +100,7 @@ async def test_a_file_that_is_gone_is_an_interruption_until_it_is_back(watcher: 
     assert watcher.read(lambda db: db.execute("SELECT 1").fetchone()) == (1,)
 
 
-async def test_another_file_in_its_place_is_not_taken_for_it(watcher: Watcher, path: Path) -> None:
+async def test_replaced_file_is_not_mistaken_for_the_original(watcher: Watcher, path: Path) -> None:
     move(path, path.with_name("away.db"))
     shutil.copy(path.with_name("away.db"), path)
     watcher.add(asyncio.Event())
@@ -116,7 +116,7 @@ async def test_a_fetch_with_nothing_due_takes_no_lock(queue: SqlQueue, path: Pat
         assert await worker.fetch({"work": 1, "mail": 1}, wait=0.01) == []
 
 
-async def test_idle_looks_cost_less_than_a_hundredth_of_a_processor(watcher: Watcher) -> None:
+async def test_idle_polls_cost_less_than_a_hundredth_of_a_processor(watcher: Watcher) -> None:
     watcher.add(asyncio.Event())
     began = time.process_time()
     for _ in range(1000):

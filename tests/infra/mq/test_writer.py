@@ -78,7 +78,7 @@ async def test_each_caller_gets_the_result_of_its_own_operation(bench: Bench) ->
     assert bench.events() == set(wanted)
 
 
-async def test_operations_that_come_while_a_group_is_under_way_form_the_next_group(bench: Bench) -> None:
+async def test_operations_added_during_a_group_form_the_next_group(bench: Bench) -> None:
     async with bench.lock:
         calls = [asyncio.ensure_future(bench.writer.run(partial(insert, event=f"e{each}"))) for each in range(50)]
         await asyncio.sleep(0)
@@ -95,12 +95,12 @@ async def test_a_group_has_a_limit(bench: Bench) -> None:
     assert bench.writer.groups == 2
 
 
-async def test_a_lone_operation_waits_for_nobody(bench: Bench) -> None:
+async def test_single_operation_does_not_wait_for_a_group(bench: Bench) -> None:
     await bench.writer.run(partial(insert, event="one"))
     assert bench.db.commits == 1
 
 
-async def test_an_operation_that_fails_takes_nobody_of_its_group_along(bench: Bench) -> None:
+async def test_failed_operation_does_not_fail_its_group(bench: Bench) -> None:
     def fail(db: sqlite3.Connection) -> None:
         insert(db, "half of it")
         raise ValueError("mine alone")
@@ -117,13 +117,13 @@ async def test_an_operation_that_fails_takes_nobody_of_its_group_along(bench: Be
     assert bench.events() == {"before", "after"}
 
 
-async def test_what_the_database_refuses_is_rejected(bench: Bench) -> None:
+async def test_operation_refused_by_the_database_is_rejected(bench: Bench) -> None:
     await bench.writer.run(partial(insert, event="one"))
     with pytest.raises(QueueRejected, match=r"queue\.db: UNIQUE"):
         await bench.writer.run(partial(insert, event="one"))
 
 
-async def test_a_locked_database_is_unavailable_in_one_line_and_nothing_happened(bench: Bench) -> None:
+async def test_locked_database_is_unavailable_in_one_line_and_unchanged(bench: Bench) -> None:
     with closing(connect(bench.path)) as hog:
         hog.execute("BEGIN IMMEDIATE")
         with pytest.raises(QueueUnavailable, match="database is locked") as caught:
@@ -134,7 +134,7 @@ async def test_a_locked_database_is_unavailable_in_one_line_and_nothing_happened
     assert bench.events() == {"two"}
 
 
-async def test_a_disk_error_at_commit_is_indeterminate_and_not_tried_again(bench: Bench) -> None:
+async def test_disk_error_at_commit_is_indeterminate_and_not_retried(bench: Bench) -> None:
     bench.db.fail_commit = "disk I/O error"
     with pytest.raises(QueueIndeterminate, match="disk I/O error"):
         await bench.writer.run(partial(insert, event="one"))
@@ -166,7 +166,7 @@ async def test_a_cancelled_caller_leaves_its_group_whole(bench: Bench) -> None:
     assert bench.events() == {"slow", "last"}
 
 
-async def test_closing_finishes_what_was_asked_for(bench: Bench) -> None:
+async def test_close_completes_the_accepted_operations(bench: Bench) -> None:
     calls = [asyncio.ensure_future(bench.writer.run(partial(insert, event=f"e{each}"))) for each in range(3)]
     await asyncio.sleep(0)
     await bench.writer.close()
@@ -176,7 +176,7 @@ async def test_closing_finishes_what_was_asked_for(bench: Bench) -> None:
         await bench.writer.run(partial(insert, event="late"))
 
 
-async def test_a_file_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+async def test_missing_file_is_unavailable(tmp_path: Path) -> None:
     path = tmp_path / "missing.db"
     writer = Writer(path, partial(connect, path), asyncio.Lock, patience=0.1)
     with pytest.raises(QueueUnavailable, match=r"missing\.db: unable to open database file: check that"):
@@ -194,7 +194,7 @@ async def test_a_group_is_bounded_in_deliveries_and_in_bytes(bench: Bench) -> No
         assert bench.writer.groups - before == 4 // per_group
 
 
-async def test_many_operations_that_fail_cost_one_more_transaction(bench: Bench) -> None:
+async def test_many_failed_operations_cost_one_more_transaction(bench: Bench) -> None:
     def fail(db: sqlite3.Connection, event: str) -> None:
         insert(db, event)
         raise ValueError(event)
@@ -214,7 +214,7 @@ async def test_many_operations_that_fail_cost_one_more_transaction(bench: Bench)
 @pytest.mark.parametrize(
     "code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_ERROR]
 )
-async def test_trouble_of_the_database_fails_a_group_at_once_as_unavailable(bench: Bench, code: int) -> None:
+async def test_database_failure_makes_the_whole_group_unavailable_at_once(bench: Bench, code: int) -> None:
     runs = 0
 
     def troubled(db: sqlite3.Connection) -> None:
@@ -235,7 +235,7 @@ async def test_trouble_of_the_database_fails_a_group_at_once_as_unavailable(benc
 
 
 @pytest.mark.parametrize("cancelled", ["the pump", "all tasks"])
-async def test_cancelled_pump_completes_what_has_begun_and_refuses_the_rest(bench: Bench, cancelled: str) -> None:
+async def test_cancelled_pump_completes_the_current_group_and_refuses_the_rest(bench: Bench, cancelled: str) -> None:
     running, go_on = threading.Event(), threading.Event()
 
     def slow(db: sqlite3.Connection) -> str:
@@ -268,7 +268,7 @@ async def test_cancelled_pump_completes_what_has_begun_and_refuses_the_rest(benc
         assert late == []
 
 
-async def test_closing_goes_on_when_it_is_cancelled(path: Path) -> None:
+async def test_cancelled_close_continues(path: Path) -> None:
     writer = Writer(path, partial(connect, path), asyncio.Lock, patience=0.1)
     await writer.open()
     writing = asyncio.ensure_future(writer.run(partial(insert, event="last")))
@@ -299,7 +299,7 @@ async def test_pump_cancelled_before_its_first_step_leaves_no_caller_waiting(ben
 
 @pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "COMMIT"])
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("surprise")])
-async def test_unknown_error_around_a_group_is_told_to_each_caller(
+async def test_unknown_error_around_a_group_is_raised_to_each_caller(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, statement: str, error: Exception
 ) -> None:
     honest = CommitCounter.execute
@@ -321,7 +321,7 @@ async def test_unknown_error_around_a_group_is_told_to_each_caller(
     assert await bench.writer.run(partial(insert, event="c")) == "c"
 
 
-async def test_file_is_checked_before_each_commit_that_accepts_something(path: Path) -> None:
+async def test_file_is_checked_before_each_commit_that_accepts_messages(path: Path) -> None:
     checks: list[str] = []
     writer = Writer(
         path,
@@ -341,7 +341,7 @@ async def test_file_is_checked_before_each_commit_that_accepts_something(path: P
     assert checks == ["now and then", "always", "always"]
 
 
-async def test_settlements_go_into_no_exchanged_file_for_long(
+async def test_settlements_detect_an_exchanged_file_within_a_bounded_time(
     queue: SqlQueue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_file, "LOOK_EVERY", 0.0)
