@@ -1,4 +1,4 @@
-"""How large a message's body may be."""
+"""The check of the size of message bodies."""
 
 from collections.abc import Iterable
 
@@ -7,10 +7,10 @@ from infra.mq.types import Message
 
 
 def refuse_larger(messages: Iterable[Message], most: int) -> None:
-    """Refuse the messages as a whole if one of them is too large.
+    """Refuse all the messages if the body of one has more than `most` bytes.
 
     Raises:
-        MessageTooLarge: the message names the one whose body has more than `most` bytes.
+        MessageTooLarge: names the first such message, and its size.
     """
     for each in messages:
         if len(each.body) > most:

@@ -2,7 +2,7 @@
 
 
 class ClockOffset:
-    """The offset, estimated from a server's answers to requests for its time.
+    """An estimate of the offset, from a server's answers to requests for its time.
 
     An answer proves only that the server read its clock between the request and the reply. An offset within that
     uncertainty counts as 0: processes on one machine, or with synchronized clocks, then use exactly the same time
@@ -16,7 +16,7 @@ class ClockOffset:
         self._range = float("inf")
 
     def learn(self, asked_at: float, server: float, answered_at: float) -> None:
-        """Take over an answer that contradicts the estimate or is more accurate. All in seconds since the epoch."""
+        """Replace the estimate if an answer contradicts it or is more accurate. All in seconds since the epoch."""
         if answered_at < asked_at:  # this machine's clock was set back just then
             return
         least, most = server - answered_at, server - asked_at

@@ -1,4 +1,4 @@
-"""How drivers divide one call of `Consumer.settle` into bounded steps."""
+"""The division of one call of `Consumer.settle` into bounded steps."""
 
 from collections.abc import Callable, Iterator, Sequence
 

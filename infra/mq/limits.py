@@ -1,8 +1,7 @@
-"""Limits of what a queue stores, the same for every driver, and the checks that hold callers to them.
+"""Limits of what a queue stores, the same for every driver, and the checks that enforce them.
 
-The bus checks values where its callers give them, so that drivers may rely on these limits. Each check returns the
-value in the form in which it is used, or raises ValueError with one line that names the value by `what`.
-Names of constants say their unit.
+The bus checks its callers' arguments, so that drivers may rely on these limits. Each check returns the value in the
+form in which it is used, or raises ValueError with one line that names the value by `what`.
 """
 
 import math
@@ -23,13 +22,13 @@ MAX_BODY = 256 * 1024 * 1024
 """The largest body of a message, in bytes, of drivers whose store would take more."""
 
 RESENT_IDS = 20_000
-"""How many ids of messages that may be sent again after the dedupe window a queue remembers."""
+"""Number of ids that a queue remembers of messages with `Message.accepted_since`."""
 
 RESENT_FOR = 7 * 24 * 3600.0
-"""For how long, in seconds, it does so."""
+"""Time, in seconds, for which a queue remembers them."""
 
 MAX_NAMES = 1000
-"""The most former names that an event or a listener has."""
+"""The largest number of aliases of an event or a listener."""
 
 MAX_DUE_AT = 253_402_300_799.0
 """The latest due time, in seconds since the epoch: the last second of the year 9999."""
@@ -60,7 +59,7 @@ def shown(value: object) -> str:
     """Return a short form of a refused value for an error message; never raises an Exception."""
     try:
         text = repr(value)
-    except Exception as error:  # noqa: BLE001 - the value is the caller's, and wrong in a way that nobody knows yet
+    except Exception as error:  # noqa: BLE001 - `repr` is the caller's code and may raise anything
         text = f"<{type(value).__name__} whose repr() raises {type(error).__name__}>"
     short = storable_text(text, MAX_SHOWN_BYTES)
     return short if short == text else f"{short}..."
@@ -99,7 +98,7 @@ def check_choice(value: object, what: str, choices: tuple[str, ...]) -> str:
 
 
 def check_printable(value: object, what: str, max_bytes: int) -> str:
-    """Return `value` if it is text as `check_text` wants it, and all of it printable.
+    """Return `value` if it is printable text that `check_text` accepts.
 
     Raises:
         ValueError: it is not.
@@ -131,8 +130,8 @@ def check_names(names: object, what: str, each: str) -> tuple[str, ...]:
     """Return several names as a tuple.
 
     Raises:
-        ValueError: it is a str, which would be a name for every character, or holds what is no name, one twice, or more
-            than `MAX_NAMES`.
+        ValueError: it is a str, which would be a name for every character, or not iterable, or holds an invalid name, a
+            name twice, or more than `MAX_NAMES` names.
     """
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
         raise ValueError(  # noqa: TRY004 - every check here raises the same
@@ -161,7 +160,7 @@ def check_number(value: object, what: str, *, least: float, most: float, above: 
     """Return `value` as a finite float from `least` (with `above`: from more than `least`) to `most`.
 
     Raises:
-        ValueError: it is not a number (bool is none), not finite, or out of range.
+        ValueError: it is not a number (a bool is not), not finite, or out of range.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
@@ -178,7 +177,7 @@ def check_count(value: object, what: str, *, least: int, most: int) -> int:
     """Return `value` if it is a whole number from `least` to `most`.
 
     Raises:
-        ValueError: it is not an int (bool is none), or out of range.
+        ValueError: it is not an int (a bool is not), or out of range.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         count = value if type(value) is int else int.__int__(value)
@@ -191,7 +190,7 @@ def check_delay(value: object, what: str = "a delay") -> float:
     """Return a delay in seconds, from a number of seconds or a timedelta: 0 to `MAX_DELAY`.
 
     Raises:
-        ValueError: it is none, negative, not finite, or longer.
+        ValueError: it is neither, or negative, not finite, or longer.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     return check_number(seconds, f"{what} (in seconds)", least=0, most=MAX_DELAY)
@@ -201,6 +200,6 @@ def check_due_at(value: object, what: str = "a due time") -> float:
     """Return a due time in seconds since the epoch: 0 to `MAX_DUE_AT`.
 
     Raises:
-        ValueError: it is none, not finite, or out of range.
+        ValueError: it is not a number, not finite, or out of range.
     """
     return check_number(value, f"{what} (in seconds since the epoch)", least=0, most=MAX_DUE_AT)

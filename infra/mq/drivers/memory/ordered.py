@@ -7,8 +7,8 @@ from itertools import islice
 from infra.mq.drivers.memory.backlog import SUSPECT, Backlog, Counts, Room, State, count_outcome, delivery_of
 from infra.mq.drivers.memory.store import Entry, Store
 from infra.mq.drivers.memory.worker import Worker
-from infra.mq.errors import MailboxNotBlocked
 from infra.mq.queue import MAILBOX_BATCH
+from infra.mq.refusals import not_blocked
 from infra.mq.types import Claim, Message, Outcome, Settlement
 
 _STAYING = {Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK}
@@ -119,7 +119,7 @@ class OrderedBacklog(Backlog):
         """
         mailbox = self._mailboxes.get(key)
         if mailbox is None or mailbox.state is not State.BLOCKED:
-            raise MailboxNotBlocked(f"{self.name}: the key {key!r} is not blocked")
+            raise not_blocked(self.name, key)
         if skip:
             self.store.bury(mailbox.entries.popleft(), self.name)
         else:

@@ -14,8 +14,9 @@ from infra.mq.drivers.memory.scheduled import Plan
 from infra.mq.drivers.memory.store import Store, dead_number
 from infra.mq.drivers.memory.subscriptions import Subscriptions
 from infra.mq.drivers.memory.worker import Worker
-from infra.mq.errors import DeadLetterNotFound, ListenerInUse, MailboxNotBlocked, QueueClosed
+from infra.mq.errors import QueueClosed
 from infra.mq.limits import MAX_BODY
+from infra.mq.refusals import has_backlog, in_use, no_dead_letter, not_ordered
 from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
 from infra.ownership import LoopOwner
 
@@ -159,7 +160,7 @@ class MemoryQueue:
         self._check()
         letter = self._store.find_dead(dead_id)
         if letter is None:
-            raise DeadLetterNotFound(f"no dead letter has the id {dead_id}")
+            raise no_dead_letter(dead_id)
         return letter
 
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:
@@ -196,7 +197,7 @@ class MemoryQueue:
         self._check()
         backlog = self._subscriptions.get(name)
         if not isinstance(backlog, OrderedBacklog):
-            raise MailboxNotBlocked(f"{name} is not ordered: it has no blocked keys")
+            raise not_ordered(name)
         backlog.unblock(ordering_key, skip=skip)
 
     async def retire(
@@ -207,11 +208,11 @@ class MemoryQueue:
         self._store.agenda.promote(self._clock.time())
         workers = self._subscriptions.workers_of(retiring)
         if event is None and workers:
-            raise ListenerInUse(f"{name} is in use by worker {workers[0].info.id}: stop that worker first")
+            raise in_use(name, workers[0].info.id)
         scheduled = [it for it in self._plan.of(retiring) if event in {None, it.message.event}]
         waiting = sum(event in {None, it.message.event} for it in retiring.entries())
         if backlog == "refuse" and (scheduled or waiting):
-            raise ListenerInUse(f"{name} still has {waiting + len(scheduled)} deliveries: discard them, or wait")
+            raise has_backlog(name, waiting + len(scheduled))
         self._subscriptions.remove(retiring, event)
         removed = retiring.remove(lambda message: event in {None, message.event})
         for it in scheduled:

@@ -9,7 +9,7 @@ from infra.mq.drivers.memory.scheduled import Plan
 from infra.mq.drivers.memory.store import Store
 from infra.mq.drivers.memory.unordered import UnorderedBacklog
 from infra.mq.drivers.memory.worker import Worker
-from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
+from infra.mq.refusals import alias_conflict, no_event, no_subscription, order_conflict
 from infra.mq.types import Registry, Subscription, SubscriptionStats
 
 
@@ -32,9 +32,9 @@ class Subscriptions:
         """
         backlog = self.by_name.get(name)
         if backlog is None:
-            raise SubscriptionNotFound(f"no subscription is called {name}")
+            raise no_subscription(name)
         if event is not None and event not in backlog.events:
-            raise SubscriptionNotFound(f"{name} has no event {event}")
+            raise no_event(name, event)
         return backlog
 
     def canonical(self, name: str) -> str:
@@ -104,13 +104,10 @@ class Subscriptions:
             same = {id(kept[name][0]): name for name in names if name in kept}
             if len(same) > 1:
                 first, second, *_ = same.values()
-                raise SubscriptionConflict(
-                    f"{second} is said to be a former name of {first}, but both are kept: retire {second} first"
-                )
+                raise alias_conflict(first, second)
             identity, ordered = kept[next(iter(same.values()))] if same else (wanted, wanted.ordered)
             if ordered != wanted.ordered:
-                kind = "ordered" if ordered else "unordered"
-                raise SubscriptionConflict(f"{wanted.name} is kept as {kind}: give the listener another name")
+                raise order_conflict(wanted.name, ordered=ordered)
             kept.update(dict.fromkeys(names, (identity, ordered)))
 
     def _add(self, wanted: Subscription) -> None:

@@ -9,7 +9,7 @@ from infra.mq.drivers.redis.core import OUTDATED, Core
 from infra.mq.drivers.redis.registry import Content, Route, Snapshot
 from infra.mq.drivers.redis.retiring import RETIRING, Going, count, finish, finish_retiring
 from infra.mq.drivers.redis.scripts import scripts
-from infra.mq.errors import ListenerInUse, MailboxNotBlocked
+from infra.mq.refusals import has_backlog, in_use, not_blocked, not_ordered
 
 FENCE = 5
 """Where a packed mailbox has the fence of its last claim."""
@@ -23,13 +23,13 @@ async def unblock(core: Core, name: str, ordering_key: str, *, skip: bool) -> No
     while True:
         route = snapshot.get(name)
         if not route.kept.ordered:
-            raise MailboxNotBlocked(f"{name} is not ordered: it has no blocked keys")
+            raise not_ordered(name)
         keys = [*(core.keys.of(it) for it in ("meta", "dead", "deads")), *route.keys]
         fence = await _fence_of(core, route, ordering_key)
         arguments = (snapshot.version, core.now(), route.kept.sid, ordering_key, int(skip), fence)
         answer = await core.link("admin").safely(scripts().unblock, keys, *arguments)
         if answer == 0:
-            raise MailboxNotBlocked(f"{name}: the key {ordering_key!r} is not blocked")
+            raise not_blocked(name, ordering_key)
         if answer != OUTDATED:
             return
         snapshot = await core.catalog.load(snapshot)
@@ -51,15 +51,15 @@ async def retire(core: Core, name: str, event: str | None, backlog: Backlog) -> 
         route = snapshot.get(name, event)
         going = Going.of(route, event, backlog)
         if event is not None and backlog == "refuse" and (waiting := await count(core.link("admin"), core.keys, going)):
-            raise ListenerInUse(f"{name} still has {waiting} deliveries: discard them, or wait")
+            raise has_backlog(name, waiting)
         answer = await _begin(core, snapshot, route, going)
         if isinstance(answer, list) or answer not in {OUTDATED, RETIRING}:
             break
     if isinstance(answer, list):
         reason, detail = (it.decode().rstrip(".") for it in answer)
         if reason == "worker":
-            raise ListenerInUse(f"{name} is in use by worker {detail}: stop that worker first")
-        raise ListenerInUse(f"{name} still has {detail} deliveries: discard them, or wait")
+            raise in_use(name, detail)
+        raise has_backlog(name, detail)
     if event is None:
         core.catalog.forget(route.kept.names)
     else:

@@ -8,7 +8,7 @@ from infra.mq.drivers.redis.core import OUTDATED, Core
 from infra.mq.drivers.redis.registry import Snapshot
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.drivers.redis.wire import decode, seconds
-from infra.mq.errors import DeadLetterNotFound
+from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter
 
 PAGE = 500
@@ -54,7 +54,7 @@ async def letter(core: Core, dead_id: str) -> DeadLetter:
     sid = await _sid_of(core, dead_id)
     found = await _read(core, await core.catalog.load(), [(dead_id, sid)]) if sid else []
     if not found:
-        raise DeadLetterNotFound(f"no dead letter has the id {dead_id}")
+        raise no_dead_letter(dead_id)
     return found[0]
 
 

@@ -12,7 +12,8 @@ from infra.mq.drivers.redis.keys import GROUP, LINE, Keys
 from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.retiring import RETIRING, finish_retiring
 from infra.mq.drivers.redis.scripts import scripts
-from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
+from infra.mq.errors import SubscriptionConflict
+from infra.mq.refusals import alias_conflict, no_event, no_subscription, order_conflict
 from infra.mq.types import Registry, Subscription
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -104,9 +105,9 @@ class Snapshot:
         """
         route = self.by_name.get(name)
         if route is None:
-            raise SubscriptionNotFound(f"no subscription is called {name}")
+            raise no_subscription(name)
         if event is not None and event not in route.kept.events:
-            raise SubscriptionNotFound(f"{name} has no event {event}")
+            raise no_event(name, event)
         return route
 
     def straight(self, event: str) -> Straight | None:
@@ -300,9 +301,7 @@ def _add_one(content: Content, wanted: Subscription) -> None:
     same = [*{by_name[name].sid: by_name[name] for name in names if name in by_name}.values()]
     if len(same) > 1:
         first, second = (next(name for name in names if name in it.names) for it in same[:2])
-        raise SubscriptionConflict(
-            f"{second} is said to be a former name of {first}, but both are kept: retire {second} first"
-        )
+        raise alias_conflict(first, second)
     if not same:
         content.subscriptions.append(
             Kept(secrets.token_urlsafe(6), wanted.name, wanted.ordered, sorted(wanted.events), list(wanted.aliases))
@@ -310,8 +309,7 @@ def _add_one(content: Content, wanted: Subscription) -> None:
         return
     kept = same[0]
     if kept.ordered != wanted.ordered:
-        kind = "ordered" if kept.ordered else "unordered"
-        raise SubscriptionConflict(f"{wanted.name} is kept as {kind}: give the listener another name")
+        raise order_conflict(wanted.name, ordered=kept.ordered)
     if wanted.name not in kept.names:
         # The dead letters of those that were retired under the old name go along.
         content.retired = {sid: wanted.name if name in kept.names else name for sid, name in content.retired.items()}

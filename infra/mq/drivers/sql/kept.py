@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from infra.mq.errors import SubscriptionConflict
+from infra.mq.refusals import alias_conflict, order_conflict
 from infra.mq.types import DeadLetter, Subscription
 
 
@@ -25,12 +25,9 @@ def refuse_conflict(wanted: Subscription, kept: dict[str, Kept]) -> None:
     by_number = {it.id: name for name, it in kept.items()}
     if len(by_number) > 1:
         second, first = sorted(by_number.values(), key=lambda name: name == wanted.name)[-2:]
-        raise SubscriptionConflict(
-            f"{second} is said to be a former name of {first}, but both are kept: retire {second} first"
-        )
+        raise alias_conflict(first, second)
     if kept and (ordered := next(iter(kept.values())).ordered) != wanted.ordered:
-        kind = "ordered" if ordered else "unordered"
-        raise SubscriptionConflict(f"{wanted.name} is kept as {kind}: give the listener a new name, or retire it")
+        raise order_conflict(wanted.name, ordered=ordered)
 
 
 def letter_of(row: Iterable[Any]) -> DeadLetter:

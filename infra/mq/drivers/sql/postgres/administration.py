@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.kept import number_of
 from infra.mq.drivers.sql.postgres import registry
-from infra.mq.errors import MailboxNotBlocked
+from infra.mq.refusals import not_blocked
 
 _LOCK_KEYS = "SELECT beneath_lock_keys_1($1)"
 CLOSE = "SELECT beneath_close_1($1, $2, NULL, $3)"
@@ -106,7 +106,7 @@ async def unblock(driver: Driver, name: str, key: str, now: float, *, skip: bool
     """
     subscription = (await registry.get(driver, name)).id
     if not await driver.fetch(_BLOCKED, subscription, key):
-        raise MailboxNotBlocked(f"{name}: the key {key!r} is not blocked")
+        raise not_blocked(name, key)
     head: int | None = await driver.fetchval(_HEAD, subscription, key)
     if skip:
         await driver.execute(BURY, [] if head is None else [head], now, "")

@@ -36,6 +36,7 @@ from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, Member
 from infra.mq.drivers.sql.postgres.publisher import Publisher
 from infra.mq.drivers.sql.postgres.workers import Workers
 from infra.mq.errors import QueueError, QueueUnavailable
+from infra.mq.refusals import in_use
 from infra.mq.types import (
     Claim,
     DeadLetter,
@@ -244,7 +245,7 @@ class PostgresBackend:
         if event is None:
             names = await self._read(partial(registry.names_of, name=name), several=True)
             if (user := await self._workers.user_of(names)) is not None:
-                raise retiring.in_use(name, user)
+                raise in_use(name, user)
         found = await self._count_backlog(name, event) if backlog == "refuse" else None
         begin = partial(
             retiring.begin, name=name, event=event, backlog=backlog, found=found, now=now, lease=self._options.lease

@@ -7,7 +7,7 @@ from typing import Any
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.kept import letter_of, number_of
 from infra.mq.drivers.sql.postgres import registry
-from infra.mq.errors import DeadLetterNotFound
+from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter, SubscriptionStats
 
 _SUBSCRIPTIONS = "SELECT id, name, ordered, paused FROM beneath_subscription ORDER BY name"
@@ -125,7 +125,7 @@ async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
     """
     row = await driver.fetchrow(f"{_LETTER} WHERE id = $1", number_of(dead_id))
     if row is None:
-        raise DeadLetterNotFound(f"no dead letter has the id {dead_id}")
+        raise no_dead_letter(dead_id)
     return letter_of(row)
 
 

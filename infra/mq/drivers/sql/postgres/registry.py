@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.kept import Kept, refuse_conflict
-from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
+from infra.mq.errors import SubscriptionConflict
+from infra.mq.refusals import no_subscription
 from infra.mq.types import Registry, Subscription
 
 _LOCK = "SELECT set_config('lock_timeout', '40ms', true), pg_advisory_xact_lock(1650812527, 0)"
@@ -176,7 +177,7 @@ async def get(driver: Driver, name: str) -> Kept:
     """
     kept = (await find(driver, [name])).get(name)
     if kept is None:
-        raise SubscriptionNotFound(f"no subscription is called {name}")
+        raise no_subscription(name)
     return kept
 
 

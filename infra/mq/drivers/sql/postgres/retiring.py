@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.postgres import inspection, membership, registry
 from infra.mq.drivers.sql.postgres.administration import BURY, CLOSE
-from infra.mq.errors import ListenerInUse, SubscriptionNotFound
+from infra.mq.refusals import has_backlog, in_use, no_event
 
 Backlog = Literal["refuse", "discard", "dead"]
 
@@ -155,7 +155,7 @@ async def begin(
     if event is None:
         await _refuse_if_used(driver, name, subscription, lease)
     elif event not in await registry.events_of(driver, subscription):
-        raise SubscriptionNotFound(f"{name} has no event {event}")
+        raise no_event(name, event)
     if found is not None:
         await _refuse_backlog(driver, name, subscription, what, found)
     note: str = await driver.fetchval(_BEGIN, subscription, what, "discard" if backlog == "refuse" else backlog)
@@ -250,10 +250,4 @@ async def _refuse_if_used(driver: Driver, name: str, subscription: int, lease: f
 async def _refuse_backlog(driver: Driver, name: str, subscription: int, event: str, found: Found) -> None:
     count = found.number or int(await driver.fetchval(_ARRIVED, subscription, event, found.since))
     if count:
-        at_least = "at least " if count >= COUNTED else ""
-        raise ListenerInUse(f"{name} still has {at_least}{count} deliveries: discard or bury them, or wait")
-
-
-def in_use(name: str, worker: str) -> ListenerInUse:
-    """Return the error that says who uses a subscription."""
-    return ListenerInUse(f"{name} is in use by worker {worker}: stop it, or remove the listener first")
+        raise has_backlog(name, count, at_least=count >= COUNTED)

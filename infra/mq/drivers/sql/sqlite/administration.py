@@ -9,7 +9,7 @@ from infra.mq.drivers.sql.sqlite.mailboxes import close_mailbox, heads, open_mai
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.drivers.sql.sqlite.scheduling import Overdue
 from infra.mq.drivers.sql.sqlite.settling import bury
-from infra.mq.errors import MailboxNotBlocked
+from infra.mq.refusals import not_blocked
 
 LETTERS_AT_ONCE = 200
 """How many dead letters a step retries or discards."""
@@ -60,7 +60,7 @@ def unblock(db: sqlite3.Connection, name: str, key: str, *, skip: bool, now: flo
     """
     subscription = registry.get(db, name).id
     if not db.execute(_IS_BLOCKED, (subscription, key)).fetchone()[0]:
-        raise MailboxNotBlocked(f"{name}: the key {key!r} is not blocked")
+        raise not_blocked(name, key)
     for head in heads(db, subscription, key):
         if skip:
             bury(db, head, now)

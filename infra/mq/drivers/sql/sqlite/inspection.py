@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from infra.mq.drivers.sql.kept import letter_of, number_of
 from infra.mq.drivers.sql.sqlite import registry
-from infra.mq.errors import DeadLetterNotFound
+from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter, SubscriptionStats
 
 _SUBSCRIPTIONS = "SELECT id, name, ordered, paused FROM beneath_subscription ORDER BY name"
@@ -103,7 +103,7 @@ def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
     """
     row = db.execute(f"{_LETTER} WHERE id = ?", (number_of(dead_id),)).fetchone()
     if row is None:
-        raise DeadLetterNotFound(f"no dead letter has the id {dead_id}")
+        raise no_dead_letter(dead_id)
     return letter_of(row)
 
 

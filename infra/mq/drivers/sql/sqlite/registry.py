@@ -7,6 +7,7 @@ from json import dumps
 from infra.mq.drivers.sql.kept import Kept, refuse_conflict
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
+from infra.mq.refusals import no_subscription
 from infra.mq.types import Registry, Subscription
 
 _KEPT = """
@@ -106,7 +107,7 @@ def get(db: sqlite3.Connection, name: str) -> Kept:
     """
     kept = find(db, [name]).get(name)
     if kept is None:
-        raise SubscriptionNotFound(f"no subscription is called {name}")
+        raise no_subscription(name)
     return kept
 
 

@@ -14,7 +14,7 @@ from infra.mq.drivers.sql.sqlite import inspection, registry
 from infra.mq.drivers.sql.sqlite.mailboxes import CLAIMED, close_mailbox, drop, heads, state_of
 from infra.mq.drivers.sql.sqlite.numbers import last_number, reserve
 from infra.mq.drivers.sql.sqlite.settling import bury, delete
-from infra.mq.errors import ListenerInUse, SubscriptionNotFound
+from infra.mq.refusals import has_backlog, in_use, no_event
 
 Backlog = Literal["refuse", "discard", "dead"]
 Live = Collection[tuple[str, frozenset[str]]]
@@ -129,7 +129,7 @@ def begin(
     if event is None:
         _refuse_if_used(db, name, subscription, live)
     elif event not in registry.events_of(db, subscription) and event not in noted:
-        raise SubscriptionNotFound(f"{name} has no event {event}")
+        raise no_event(name, event)
     if found is not None:
         _refuse_backlog(db, name, subscription, event, found)
     db.execute(_NOTE, (subscription, event or "", "discard" if backlog == "refuse" else backlog))
@@ -196,7 +196,7 @@ def _refuse_if_used(db: sqlite3.Connection, name: str, subscription: int, live: 
     names = inspection.names_of(db, subscription)
     users = [worker for worker, subscriptions in live if not names.isdisjoint(subscriptions)]
     if users:
-        raise ListenerInUse(f"{name} is in use by worker {users[0]}: stop it, or remove the listener first")
+        raise in_use(name, users[0])
 
 
 def _refuse_backlog(
@@ -207,8 +207,7 @@ def _refuse_backlog(
     if not count and db.execute(_ARRIVED, values).fetchone()[0]:
         count = 1
     if count:
-        many = f"{count} deliveries or more" if count >= COUNTED else f"{count} deliveries"
-        raise ListenerInUse(f"{name} still has {many}: discard or bury them, or wait")
+        raise has_backlog(name, count, at_least=count >= COUNTED)
 
 
 def _next_page(db: sqlite3.Connection, walk: Walk) -> tuple[list[tuple[int, str | None]], Walk]:
