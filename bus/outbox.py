@@ -265,7 +265,7 @@ class Outbox:
     async def time(self) -> float:
         """Return the time of the database's clock, in seconds since the epoch."""
         async with self._db.read() as session:
-            return float(await session.scalar(_TIME[self._db.dialect]))
+            return float(await session.scalar(_TIME[self._db.dialect.name]))
 
     async def size(self) -> tuple[int, float | None]:
         """Return how many rows wait to be sent, and since when the oldest does (seconds since the epoch)."""

@@ -138,7 +138,7 @@ async def open_database(container: Container) -> AsyncIterator[Database]:
     db: Database = container.infra.db()
     await db.open()
     try:
-        if settings.env == "development" and db.dialect == "sqlite":
+        if settings.env == "development" and db.dialect.name == "sqlite":
             for migration in await upgrade(db, HISTORIES):
                 log.info("migration applied", migration=migration)
         else:

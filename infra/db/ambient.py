@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util.concurrency import greenlet_spawn
 
-from infra.db.backend import Backend
+from infra.db.dialect import DatabaseDialect
 from infra.db.errors import DatabaseUnavailable, NoTransaction
 from infra.db.lock import WriteLock
 from infra.db.savepoint import Scope
@@ -21,7 +21,7 @@ from infra.ownership import LoopOwner
 class _Frame(NamedTuple):
     """What surrounds the running code: a transaction of a database, or None where that is hidden."""
 
-    backend: Backend
+    dialect: DatabaseDialect
     transaction: Transaction | None
     outer: "_Frame | None"
 
@@ -29,14 +29,14 @@ class _Frame(NamedTuple):
 _frames: ContextVar[_Frame | None] = ContextVar("infra.db.transaction", default=None)
 
 
-def surrounding(backend: Backend) -> Transaction | None:
-    """Return the transaction on `backend` around the running code; one that ended counts as none.
+def surrounding(dialect: DatabaseDialect) -> Transaction | None:
+    """Return the transaction on `dialect` around the running code; one that ended counts as none.
 
     Raises:
         TransactionNotOwned: it belongs to another task.
     """
     frame = _frames.get()
-    while frame is not None and frame.backend is not backend:
+    while frame is not None and frame.dialect is not dialect:
         frame = frame.outer
     if frame is None or frame.transaction is None or frame.transaction.ended:
         return None
@@ -45,15 +45,15 @@ def surrounding(backend: Backend) -> Transaction | None:
 
 
 class Hidden:
-    """A block in which no transaction on `backend` is ambient."""
+    """A block in which no transaction on `dialect` is ambient."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, dialect: DatabaseDialect) -> None:
+        self._dialect = dialect
         self._outer: _Frame | None = None
 
     def __enter__(self) -> None:
         self._outer = _frames.get()
-        _frames.set(_Frame(self._backend, None, self._outer))
+        _frames.set(_Frame(self._dialect, None, self._outer))
 
     def __exit__(self, *_: object) -> None:
         _frames.set(self._outer)
@@ -62,21 +62,21 @@ class Hidden:
 class TransactionBlock:
     """A block inside a transaction: a new one, or the one that is around it already."""
 
-    def __init__(self, backend: Backend, lock: WriteLock) -> None:
-        self._backend = backend
+    def __init__(self, dialect: DatabaseDialect, lock: WriteLock) -> None:
+        self._dialect = dialect
         self._lock = lock
         self._mine: Transaction | None = None
         self._joined: Scope | None = None
         self._outer: _Frame | None = None
 
     async def __aenter__(self) -> Transaction:
-        transaction = surrounding(self._backend)
+        transaction = surrounding(self._dialect)
         if transaction is not None:
             self._joined = transaction.scope
             return transaction
         self._outer = _frames.get()
-        self._mine = Transaction(self._backend, self._lock)
-        _frames.set(_Frame(self._backend, self._mine, self._outer))
+        self._mine = Transaction(self._dialect, self._lock)
+        _frames.set(_Frame(self._dialect, self._mine, self._outer))
         return self._mine
 
     async def __aexit__(
@@ -108,13 +108,13 @@ class TransactionBlock:
 class SavepointBlock:
     """A block inside a savepoint of the transaction around it."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, dialect: DatabaseDialect) -> None:
+        self._dialect = dialect
         self._transaction: Transaction | None = None
         self._scope: Scope | None = None
 
     async def __aenter__(self) -> Transaction:
-        transaction = surrounding(self._backend)
+        transaction = surrounding(self._dialect)
         if transaction is None:
             raise NoTransaction("db.savepoint() needs a transaction; put `async with db.transaction():` around it")
         self._scope = await transaction.enter_savepoint()
@@ -131,18 +131,18 @@ class SavepointBlock:
 class ReadBlock:
     """A block with a session that only reads."""
 
-    def __init__(self, backend: Backend, owner: LoopOwner, slots: asyncio.Semaphore, timeout: float) -> None:
-        self._backend = backend
+    def __init__(self, dialect: DatabaseDialect, owner: LoopOwner, slots: asyncio.Semaphore, timeout: float) -> None:
+        self._dialect = dialect
         self._owner = owner
         self._slots = slots
         self._timeout = timeout
         self._session: ReadSession | None = None
 
     async def __aenter__(self) -> AsyncSession:
-        transaction = surrounding(self._backend)
+        transaction = surrounding(self._dialect)
         if transaction is not None:
             return transaction.session
-        engine = self._backend.reader.sync_engine
+        engine = self._dialect.reader.sync_engine
         if self._slots.locked():
             await self._wait()
         else:
@@ -163,7 +163,7 @@ class ReadBlock:
             await greenlet_spawn(self._session.end)
         except Exception as error:
             # What was read was read, even if the connection did not live to hear that it is over.
-            if self._backend.explain(error) is None:
+            if self._dialect.explain(error) is None:
                 raise
         finally:
             self._slots.release()
@@ -174,7 +174,7 @@ class ReadBlock:
                 await self._slots.acquire()
         except TimeoutError:
             raise DatabaseUnavailable(
-                f"all {self._backend.max_reads} read connections were in use for more than {self._timeout:g} s; "
+                f"all {self._dialect.max_reads} read connections were in use for more than {self._timeout:g} s; "
                 "keep slow work, such as network calls, out of db.read()"
             ) from None
 

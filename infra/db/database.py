@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from infra.clock import Clock, SystemClock
 from infra.db.ambient import Hidden, LockBlock, ReadBlock, SavepointBlock, TransactionBlock, surrounding
-from infra.db.backend import Backend, Dialect, backend_for
+from infra.db.dialect import DatabaseDialect, database_dialect_for
 from infra.db.lock import WriteLock
 from infra.db.transaction import Transaction
 from infra.ownership import LoopOwner
@@ -28,26 +28,21 @@ class Database:
 
     def __init__(self, url: str, *, busy_timeout: float = 10.0, clock: Clock | None = None) -> None:
         self.url = url
-        self._backend = backend_for(url, busy_timeout)
+        self._dialect = database_dialect_for(url, busy_timeout)
         self._busy_timeout = busy_timeout
         self._owner = LoopOwner("the database")
-        self._reads = asyncio.Semaphore(self._backend.max_reads)
+        self._reads = asyncio.Semaphore(self._dialect.max_reads)
         self._lock = WriteLock(clock or SystemClock(), busy_timeout)
 
     @property
-    def dialect(self) -> Dialect:
-        """The kind of database, by SQLAlchemy's name."""
-        return self._backend.dialect
-
-    @property
-    def backend(self) -> Backend:
-        """What is behind it, for a queue that lives in the same database."""
-        return self._backend
+    def dialect(self) -> DatabaseDialect:
+        """The kind of this database: its name, engines and errors."""
+        return self._dialect
 
     @property
     def path(self) -> Path | None:
         """The file of a SQLite database, absolute; else None."""
-        return self._backend.path
+        return self._dialect.path
 
     async def open(self) -> None:
         """Connect, creating a SQLite file and its folder if need be, and check that it can be read and written.
@@ -57,13 +52,13 @@ class Database:
             DatabaseError: it is no database, damaged, read-only, or a folder.
         """
         self._owner.is_here()
-        await self._backend.open()
+        await self._dialect.open()
         self._owner.enter()
 
     async def close(self) -> None:
         """Close every connection."""
         self._owner.is_here()
-        await self._backend.close()
+        await self._dialect.close()
         self._owner.leave()
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
@@ -81,7 +76,7 @@ class Database:
             TransactionNotOwned: the surrounding transaction belongs to another task.
         """
         self._owner.is_here()
-        return TransactionBlock(self._backend, self._lock)
+        return TransactionBlock(self._dialect, self._lock)
 
     def savepoint(self) -> AbstractAsyncContextManager[Transaction]:
         """Surround a block by a savepoint: an exception that leaves it undoes the block alone, and goes on.
@@ -93,7 +88,7 @@ class Database:
             TransactionNotOwned: that transaction belongs to another task.
             TransactionRolledBack: the block ended normally, but was rollback-only; it was undone.
         """
-        return SavepointBlock(self._backend)
+        return SavepointBlock(self._dialect)
 
     def read(self) -> AbstractAsyncContextManager[AsyncSession]:
         """Surround a block by a read-only session that sees one state of the database and waits for no writer.
@@ -105,7 +100,7 @@ class Database:
             TransactionNotOwned: the surrounding transaction belongs to another task.
         """
         self._owner.is_here()
-        return ReadBlock(self._backend, self._owner, self._reads, self._busy_timeout)
+        return ReadBlock(self._dialect, self._owner, self._reads, self._busy_timeout)
 
     def current(self) -> Transaction | None:
         """Return the transaction that surrounds the running code, if there is one.
@@ -113,11 +108,11 @@ class Database:
         Raises:
             TransactionNotOwned: it belongs to another task.
         """
-        return surrounding(self._backend)
+        return surrounding(self._dialect)
 
     def hidden(self) -> AbstractContextManager[None]:
         """Surround a block in which no transaction is ambient, and so for the tasks and threads started in it."""
-        return Hidden(self._backend)
+        return Hidden(self._dialect)
 
     def write_lock(self) -> AbstractAsyncContextManager[None]:
         """Surround a block by this process's write lock, first come, first served.
@@ -129,11 +124,11 @@ class Database:
             DatabaseUnavailable: it could not be had within `busy_timeout`.
         """
         self._owner.is_here()
-        return LockBlock(self._lock if self._backend.one_writer else None)
+        return LockBlock(self._lock if self._dialect.one_writer else None)
 
     def sqlite_warning(self) -> str | None:
         """Return one line to log at start if this version of SQLite has a bug that may corrupt the database."""
-        return self._backend.warning()
+        return self._dialect.warning()
 
     def migrating(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """Surround a block by a transaction for migrations, alone among all processes; see `infra.db.migrate`.
@@ -142,4 +137,4 @@ class Database:
             DatabaseUnavailable: it cannot begin now.
         """
         self._owner.is_here()
-        return self._backend.migrating()
+        return self._dialect.migrating()

@@ -57,7 +57,7 @@ class PostgreSQL:
     statement. A statement that fails ends the transaction, unless it stands in a `db.savepoint()`.
     """
 
-    dialect: Literal["postgresql"] = "postgresql"
+    name: Literal["postgresql"] = "postgresql"
     path: Path | None = None
     one_writer = False
     settled = True

@@ -34,7 +34,7 @@ class SQLite:
     an update nor fail halfway. There is one write connection; whoever begins on it has the process's write lock.
     """
 
-    dialect: Literal["sqlite"] = "sqlite"
+    name: Literal["sqlite"] = "sqlite"
     one_writer = True
     rollback_timeout = None
     max_reads = 2 * READERS

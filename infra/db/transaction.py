@@ -9,8 +9,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.util.concurrency import await_, greenlet_spawn
 
-from infra.db.backend import Backend
 from infra.db.cancellation import finish
+from infra.db.dialect import DatabaseDialect
 from infra.db.errors import (
     CommitIndeterminate,
     DatabaseError,
@@ -44,10 +44,10 @@ class Transaction:
     Using it from another task raises `TransactionNotOwned`; after its end, `NoTransaction`.
     """
 
-    def __init__(self, backend: Backend, lock: WriteLock) -> None:
+    def __init__(self, dialect: DatabaseDialect, lock: WriteLock) -> None:
         self.owner = current_task()
         self.ended = False
-        self._backend = backend
+        self._dialect = dialect
         self._lock = lock
         self._locked = False
         self._ending = False
@@ -187,7 +187,7 @@ class Transaction:
             scope.roll_back(self._participants)
             rolled_back = await finish(
                 greenlet_spawn(nested.rollback),
-                patience=self._backend.rollback_timeout,
+                patience=self._dialect.rollback_timeout,
                 hurried=isinstance(error, asyncio.CancelledError),
             )
             lost = rolled_back.failure
@@ -240,8 +240,8 @@ class Transaction:
                 elif ended.failure is not None:
                     _log.warning("rollback failed", exc_info=ended.failure)
         if self._locked:
-            if not self._backend.settled:
-                cancelled = (await finish(self._backend.settle())).cancelled or cancelled
+            if not self._dialect.settled:
+                cancelled = (await finish(self._dialect.settle())).cancelled or cancelled
             self._locked = self._lock.occupied = False
             self._lock.give_back()
         self.ended = True
@@ -284,7 +284,7 @@ class Transaction:
     def _commit_error(self, error: BaseException | None) -> BaseException | None:
         if isinstance(error, asyncio.CancelledError):
             return CommitIndeterminate("the event loop was stopped during COMMIT: the transaction may be kept, or not")
-        explained = None if error is None else self._backend.explain_commit(error)
+        explained = None if error is None else self._dialect.explain_commit(error)
         if explained is None:
             return error
         explained.__cause__ = error
@@ -293,8 +293,8 @@ class Transaction:
     def _gate(self) -> Engine:
         if self.ended or not self._ending:
             self.check_owner()
-        engine = self._backend.writer.sync_engine
-        if not self._locked and self._backend.one_writer:
+        engine = self._dialect.writer.sync_engine
+        if not self._locked and self._dialect.one_writer:
             self._take_lock()
         return engine
 

@@ -707,7 +707,7 @@ async def recorded(db: Database, read: Callable[[], object]) -> list[tuple[str, 
         if statement.lstrip().startswith("SELECT"):
             statements.append((statement, parameters))
 
-    engine = db.backend.reader.sync_engine
+    engine = db.dialect.reader.sync_engine
     event.listen(engine, "before_cursor_execute", note)
     try:
         result = read()

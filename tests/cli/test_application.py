@@ -75,7 +75,7 @@ async def test_a_signal_during_start_stops_at_once_and_cleanly(settings: Setting
     assert running.cancelling() == 0
     assert application.stopping
     with pytest.raises(DatabaseError, match="not open"):
-        assert container.infra.db().backend.writer
+        assert container.infra.db().dialect.writer
 
 
 async def test_a_cancellation_during_start_that_no_signal_caused_goes_on(settings: Settings) -> None:

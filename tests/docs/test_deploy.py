@@ -23,7 +23,7 @@ from dependencies.settings import ControlSettings, DbSettings, MailSettings, MqS
 from dependencies.sources import load_settings
 from infra.clock import FakeClock
 from infra.db import Database
-from infra.db.backend import backend_for
+from infra.db.dialect import database_dialect_for
 from infra.db.migrate import upgrade
 from infra.db.postgresql import BESIDES
 from infra.mq.drivers.redis.address import Address
@@ -104,7 +104,7 @@ def test_units_have_known_keys_call_commands_that_exist_and_leave_time_to_stop(b
 def test_files_of_variables_are_accepted(block: Block) -> None:
     settings = load_settings(environ=environment(block), folder="nowhere")
     assert settings.env == "production"
-    backend_for(settings.db.url.get_secret_value(), 1.0)
+    database_dialect_for(settings.db.url.get_secret_value(), 1.0)
     if settings.mq.driver == "redis":
         Address.parse(settings.mq.redis.url.get_secret_value())
 
@@ -126,7 +126,7 @@ def test_the_compose_file_names_what_is_there_and_sets_what_is_accepted(compose:
         check_command(name, each["command"])
         settings = load_settings(environ=each["environment"], folder="nowhere")
         assert float(each["stop_grace_period"].removesuffix("s")) > slowest_stop(settings)
-        backend_for(settings.db.url.get_secret_value(), 1.0)
+        database_dialect_for(settings.db.url.get_secret_value(), 1.0)
         hosts = {settings.db.url.get_secret_value(), settings.mq.redis.url.get_secret_value()}
         assert {re.split(r"[/:]", url.rpartition("@")[2])[0] for url in hosts} == set(services) - set(ours)
     for each in services.values():

@@ -133,11 +133,11 @@ async def check_free(db: Database) -> None:
             await tx.session.execute(text("SELECT 1"))
         async with db.read() as session:
             await session.execute(text("SELECT 1"))
-    for engine in (db.backend.writer, db.backend.reader):
+    for engine in (db.dialect.writer, db.dialect.reader):
         assert cast("AsyncAdaptedQueuePool", engine.pool).checkedout() == 0
     assert not db._lock.locked
     assert not db._lock.occupied
-    assert db._reads._value == db.backend.max_reads
+    assert db._reads._value == db.dialect.max_reads
 
 
 @pytest.mark.parametrize("scenario", KEPT, ids=lambda it: it.__name__)

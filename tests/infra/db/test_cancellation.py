@@ -223,8 +223,8 @@ async def test_cancellation_while_the_connection_settles_is_raised_afterwards(
         settling.set()
         await leave.wait()
 
-    monkeypatch.setattr(type(db._backend), "settled", property(lambda _: leave.is_set()))
-    monkeypatch.setattr(type(db._backend), "settle", settle)
+    monkeypatch.setattr(type(db._dialect), "settled", property(lambda _: leave.is_set()))
+    monkeypatch.setattr(type(db._dialect), "settle", settle)
 
     async def work() -> None:
         async with db.transaction() as tx:
@@ -287,7 +287,7 @@ def _hold_commit(monkeypatch: pytest.MonkeyPatch) -> _Gate:
 
 
 def _driver(db: Database) -> SQLiteConnection | None:
-    writing = db._backend._writing  # type: ignore[attr-defined]  # SQLite's own
+    writing = db._dialect._writing  # type: ignore[attr-defined]  # SQLite's own
     assert writing is None or isinstance(writing, SQLiteConnection)
     return writing
 

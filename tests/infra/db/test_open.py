@@ -18,7 +18,7 @@ from infra.db.sqlite_errors import explain, version_warning
 def test_constructing_a_database_does_no_io(tmp_path: Path) -> None:
     db = Database(f"sqlite:///{tmp_path}/data/test.db")
     assert not (tmp_path / "data").exists()
-    assert db.dialect == "sqlite"
+    assert db.dialect.name == "sqlite"
     assert db.path == tmp_path / "data" / "test.db"
     assert db.url == f"sqlite:///{tmp_path}/data/test.db"
 
@@ -32,9 +32,9 @@ async def test_open_creates_the_folder_and_the_file(tmp_path: Path) -> None:
 
 
 async def test_second_open_does_nothing(db: Database) -> None:
-    engine = db._backend.writer
+    engine = db._dialect.writer
     await db.open()
-    assert db._backend.writer is engine
+    assert db._dialect.writer is engine
 
 
 async def test_a_path_may_hold_any_character(tmp_path: Path) -> None:

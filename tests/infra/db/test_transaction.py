@@ -352,7 +352,7 @@ async def test_too_many_reads_wait_until_an_error_names_the_limit(tmp_path: obje
             await session.execute(text("SELECT 1"))
             await leave.wait()
 
-    tasks = [asyncio.create_task(read()) for _ in range(db._backend.max_reads)]
+    tasks = [asyncio.create_task(read()) for _ in range(db._dialect.max_reads)]
     await until(db._reads.locked)
     with pytest.raises(DatabaseUnavailable, match="all 32 read connections were in use"):
         await read()
@@ -393,7 +393,7 @@ async def test_ddl_rolls_back(db: Database) -> None:
 
 async def test_one_connection_serves_all_writes(db: Database) -> None:
     connects: list[object] = []
-    pool = db._backend.writer.sync_engine.pool
+    pool = db._dialect.writer.sync_engine.pool
     event.listen(pool, "connect", lambda *_: connects.append(1))
     for n in range(5):
         async with db.transaction() as tx:

@@ -50,9 +50,9 @@ async def test_backlog_is_removed_in_steps(
     queue: SqlQueue, path: Path, name: str, backlog: Literal["discard", "dead"]
 ) -> None:
     await queue.publish(messages(55, keys=7))
-    before = queue._backend._writer.groups  # type: ignore[attr-defined]  # what it counts
+    before = queue._dialect._writer.groups  # type: ignore[attr-defined]  # what it counts
     assert await queue.retire(name, backlog=backlog) == 55
-    assert queue._backend._writer.groups - before > 55 // STEP  # type: ignore[attr-defined]  # as above
+    assert queue._dialect._writer.groups - before > 55 // STEP  # type: ignore[attr-defined]  # as above
     assert len(await queue.dead_letters(limit=100)) == (55 if backlog == "dead" else 0)
     assert (rows(path, "delivery"), rows(path, "retirement"), rows(path, "subscription")) == (55, 0, 1)
     assert rows(path, "mailbox") == (7 if name == "work" else 0)
@@ -123,7 +123,7 @@ async def test_message_accepted_while_a_backlog_is_counted_is_not_removed(
     def counted_before(db: sqlite3.Connection, name: str, event: str | None) -> tuple[int, int]:
         return next(counts)
 
-    with closing(sqlite3.connect(queue._backend._path)) as db:  # type: ignore[attr-defined]  # where it is
+    with closing(sqlite3.connect(queue._dialect._path)) as db:  # type: ignore[attr-defined]  # where it is
         counts = iter([honest(db, "work", None)])
     await queue.publish([message("late")])
     monkeypatch.setattr(retirement, "waiting", counted_before)
@@ -137,6 +137,6 @@ async def test_retirement_step_is_bounded_in_bytes(
 ) -> None:
     monkeypatch.setattr(retirement, "REMOVED_BYTES", 1)
     await queue.publish(messages(5))
-    before = queue._backend._writer.groups  # type: ignore[attr-defined]  # what it counts
+    before = queue._dialect._writer.groups  # type: ignore[attr-defined]  # what it counts
     assert await queue.retire("work", backlog="dead") == 5
-    assert queue._backend._writer.groups - before >= 5  # type: ignore[attr-defined]  # as above
+    assert queue._dialect._writer.groups - before >= 5  # type: ignore[attr-defined]  # as above

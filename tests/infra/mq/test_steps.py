@@ -21,7 +21,7 @@ WANTS = {"work": 1000, "mail": 1000}
 
 
 def writer_of(queue: SqlQueue) -> Writer:
-    found = queue._backend._writer  # type: ignore[attr-defined]  # to count its groups
+    found = queue._dialect._writer  # type: ignore[attr-defined]  # to count its groups
     assert isinstance(found, Writer)
     return found
 
@@ -108,7 +108,7 @@ async def test_claim_that_arrives_after_close_takes_nothing(queue: SqlQueue, mon
     member = worker._member  # type: ignore[attr-defined]  # as the claim has it
     await worker.close()
     with pytest.raises(QueueClosed, match="has left"):
-        await queue._backend.claim(member, {"work": 1}, queue.time())
+        await queue._dialect.claim(member, {"work": 1}, queue.time())
     assert await handle_all(await consumer(queue), {"work": 10}) == ["other"]
 
 
@@ -262,7 +262,7 @@ async def test_declaring_waits_from_the_end_of_its_commit(
     await db.open()
     queue = SqlQueue(db, clock=FakeClock(), registry_ttl=1.0)
     await queue.open()
-    clock = queue._backend.clock._clock  # type: ignore[attr-defined]  # the one that it was given
+    clock = queue._dialect.clock._clock  # type: ignore[attr-defined]  # the one that it was given
     honest = Writer._commit
 
     def slow(self: Writer, *args: object) -> object:
@@ -286,9 +286,9 @@ async def test_declaring_waits_from_the_end_of_its_commit(
 
 async def test_process_that_finds_a_declaration_waits_like_its_author(queue: SqlQueue, path: Path) -> None:
     execute(path, "UPDATE beneath_registry SET version = version + 1, changed_at = 0")
-    backend = queue._backend
+    dialect = queue._dialect
     before = queue.time()
-    assert await backend.declare([subscription("work")], []) >= before, "nobody knows since when it can be read"
-    again = await backend.declare([subscription("work")], [])
+    assert await dialect.declare([subscription("work")], []) >= before, "nobody knows since when it can be read"
+    again = await dialect.declare([subscription("work")], [])
     assert again <= queue.time()
-    assert await backend.declare([subscription("work")], []) == again, "from then on it is noted"
+    assert await dialect.declare([subscription("work")], []) == again, "from then on it is noted"

@@ -10,7 +10,7 @@ from infra.clock import Clock, SystemClock
 from infra.db import Database
 from infra.mq import Consumer, Outcome, QueueError, QueueUnavailable, Settlement, WorkerInfo
 from infra.mq.drivers.sql import SqlQueue
-from infra.mq.drivers.sql.postgres.backend import PostgresBackend
+from infra.mq.drivers.sql.postgres.dialect import PostgresQueueDialect
 from tests.contract.postgres_harness import TEMPLATE, migrate
 from tests.postgres_servers import PostgresServer
 
@@ -73,10 +73,10 @@ async def new_store(server: PostgresServer) -> AsyncIterator[Store]:
         yield Store(server, url, ends)
 
 
-def backend(queue: SqlQueue) -> PostgresBackend:
+def queue_dialect(queue: SqlQueue) -> PostgresQueueDialect:
     """Return what is behind a queue."""
-    assert isinstance(queue._backend, PostgresBackend)
-    return queue._backend
+    assert isinstance(queue._dialect, PostgresQueueDialect)
+    return queue._dialect
 
 
 async def consumer(queue: SqlQueue, *names: str) -> Consumer:

@@ -12,7 +12,7 @@ from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.postgres.clock import ServerClock
 from tests.infra.mq.acting import done, ids, message, messages, subscription
-from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
+from tests.infra.postgres.queues import MAIL, WORK, Store, consumer, new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
 
 HOUR = 3600.0
@@ -78,9 +78,9 @@ async def set_server_clock(store: Store, ahead: float) -> None:
 
 async def compare(queue: SqlQueue) -> None:
     """Compare clocks now, and not only ten seconds after the last time."""
-    clock = backend(queue).clock
+    clock = queue_dialect(queue).clock
     assert isinstance(clock, ServerClock)
-    await backend(queue)._connections.run(clock.compare, writing=False)
+    await queue_dialect(queue)._connections.run(clock.compare, writing=False)
 
 
 async def test_server_clock_that_is_set_back_lets_nothing_stand_still_or_be_early(server: PostgresServer) -> None:

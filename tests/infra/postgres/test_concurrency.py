@@ -13,7 +13,7 @@ from infra.db import Database
 from infra.mq import MAILBOX_BATCH
 from infra.mq.drivers.sql import SqlQueue
 from tests.infra.mq.acting import message, subscription
-from tests.infra.postgres.queues import MAIL, POST, WORK, Handled, Store, backend, new_store, working
+from tests.infra.postgres.queues import MAIL, POST, WORK, Handled, Store, new_store, queue_dialect, working
 from tests.postgres_servers import PostgresServer
 
 KEYS = ("a", "b", "c")
@@ -178,7 +178,7 @@ async def test_a_publisher_that_waited_for_another_to_place_what_is_due_holds_up
     async def nothing(*_: object) -> None: ...
 
     await make_table(db)
-    monkeypatch.setattr(backend(queue), "_promote", nothing)
+    monkeypatch.setattr(queue_dialect(queue), "_promote", nothing)
     await publish(queue, db, Log(), "early", ["a"], LEVELS[1])
     handled, waits = Handled(), "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = $1"
 

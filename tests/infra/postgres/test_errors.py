@@ -18,7 +18,7 @@ from infra.mq import (
 )
 from infra.mq.drivers.sql.postgres.errors import KeyBusy, is_spent, queue_error
 from tests.infra.mq.acting import message, subscription
-from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
+from tests.infra.postgres.queues import MAIL, WORK, Store, consumer, new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
 
 
@@ -57,7 +57,7 @@ async def test_an_error_is_transient_unknown_or_final_by_its_code(
     store: Store, code: str, kind: type[QueueError]
 ) -> None:
     queue, _ = await store.open()
-    server = backend(queue)._server
+    server = queue_dialect(queue)._server
     assert isinstance(server, PostgreSQL)
     meaning = queue_error(raised(code), server, writing=True)
     assert type(meaning) is kind

@@ -22,7 +22,7 @@ from infra.mq.drivers.sql.postgres import (
     settling,
 )
 from tests.infra.mq.acting import message, subscription
-from tests.infra.postgres.queues import MAIL, WORK, backend, new_store
+from tests.infra.postgres.queues import MAIL, WORK, new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
 
 FEW, MANY = 1_000, 100_000
@@ -256,7 +256,7 @@ STEPS = {
 
 async def measured(queue: SqlQueue, statements: list[str], work: Work) -> tuple[int, int]:
     """Return how many rows and pages of the queue's tables `work` reads and writes; nothing of it is kept."""
-    async with backend(queue)._connections._lent() as driver:
+    async with queue_dialect(queue)._connections._lent() as driver:
         await driver.execute("BEGIN")
         try:
             for statement in statements:

@@ -14,7 +14,7 @@ from infra.mq.drivers.sql.postgres import claiming, workers
 from infra.mq.drivers.sql.postgres.holdings import Holdings
 from infra.mq.types import Claim, Delivery, Outcome, Settlement
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
-from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
+from tests.infra.postgres.queues import MAIL, WORK, Store, consumer, new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
 
 WANTS = {WORK: 10, MAIL: 10}
@@ -51,7 +51,7 @@ async def test_a_claim_that_arrives_after_it_was_given_up_is_void(
             await worker.fetch(WANTS, wait=0)
     assert len(await worker.fetch({WORK: 1}, wait=0)) == 1
     with pytest.raises(QueueUnavailable, match="given up before it arrived"):
-        await backend(queue)._connections.run(partial(honest, **under_way[0]))
+        await queue_dialect(queue)._connections.run(partial(honest, **under_way[0]))
     assert await store.count("delivery", "state = 1") == 1
     assert await store.count("mailbox", "state = 1") == 0
     assert len(await worker.fetch(WANTS, wait=0)) == 5
@@ -226,7 +226,7 @@ async def test_recovery_is_not_ended_by_another_worker_of_the_process_that_was_t
     async def remove(driver: Driver) -> None:
         await driver.execute("DELETE FROM beneath_worker WHERE name = $1", lost.info.id)
 
-    await backend(queue)._connections.run(remove)
+    await queue_dialect(queue)._connections.run(remove)
     assert await rescuer.recover() == 0
     with pytest.raises(QueueError):
         await lost.fetch(WANTS, wait=0)

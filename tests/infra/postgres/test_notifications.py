@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tests.infra.postgres.queues import backend, new_store
+from tests.infra.postgres.queues import new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
 
 NAMES = {"queue poll", "queue notifications"}
@@ -15,7 +15,7 @@ def running() -> set[str]:
 async def test_notifications_and_polling_come_again_after_their_tasks_were_cancelled(server: PostgresServer) -> None:
     async with new_store(server) as store:
         queue, _ = await store.open()
-        bell = backend(queue)._bell
+        bell = queue_dialect(queue)._bell
         await asyncio.sleep(0)  # they begin
         assert running() == NAMES
         before = bell.interruptions

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from infra.db import Database, DatabaseError, DatabaseUnavailable
-from infra.db import backend as db_backend
+from infra.db import dialect as db_dialect
 from infra.db.postgresql import PostgreSQL
 from tests import postgres_servers
 from tests.postgres_servers import PASSWORD, PostgresServer
@@ -22,8 +22,8 @@ from tests.servers import free_port
 
 
 def postgresql(db: Database) -> PostgreSQL:
-    assert isinstance(db._backend, PostgreSQL)
-    return db._backend
+    assert isinstance(db._dialect, PostgreSQL)
+    return db._dialect
 
 
 async def refusal(url: str) -> DatabaseError:
@@ -70,7 +70,7 @@ def test_making_one_does_no_io() -> None:
     db = Database(
         "postgresql+asyncpg://user@nowhere.invalid/name?pool_size=3&command_timeout=0&prepared_statements=off"
     )
-    assert db.dialect == "postgresql"
+    assert db.dialect.name == "postgresql"
     assert db.path is None
     assert db.sqlite_warning() is None
     at = postgresql(db).address
@@ -79,7 +79,7 @@ def test_making_one_does_no_io() -> None:
 
 
 def test_a_driver_that_is_not_installed_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db_backend, "find_spec", lambda _: None)
+    monkeypatch.setattr(db_dialect, "find_spec", lambda _: None)
     with pytest.raises(DatabaseError, match=re.escape("pip install 'beneath-backend[postgres]'")):
         Database("postgresql://user@host/name")
 
@@ -95,7 +95,7 @@ def test_sqlite_needs_no_postgresql_driver(monkeypatch: pytest.MonkeyPatch) -> N
     for name in [it for it in sys.modules if it.startswith(("asyncpg", "infra.db.postgresql"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    assert Database("sqlite:///data/x.db").dialect == "sqlite"
+    assert Database("sqlite:///data/x.db").dialect.name == "sqlite"
 
 
 async def test_a_password_may_hold_any_character(server: PostgresServer, url: str) -> None:
@@ -247,9 +247,9 @@ async def test_using_it_before_open_says_so() -> None:
 
 
 async def test_close_is_final_until_opened_again(db: Database) -> None:
-    engine = db._backend.writer
+    engine = db._dialect.writer
     await db.open()
-    assert db._backend.writer is engine
+    assert db._dialect.writer is engine
     await db.close()
     await db.close()
     with pytest.raises(DatabaseError, match="not open"):

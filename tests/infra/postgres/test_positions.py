@@ -12,7 +12,7 @@ from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.postgres import claiming, connections, positions
 from infra.mq.drivers.sql.postgres.positions import Positions
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
-from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
+from tests.infra.postgres.queues import MAIL, WORK, Store, consumer, new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
 
 _TOUCHED = """
@@ -43,7 +43,7 @@ async def touched(store: Store, queue: SqlQueue) -> int:
     async def flush(driver: Driver) -> None:
         await driver.execute("SELECT pg_stat_force_next_flush()")
 
-    await backend(queue)._connections.run(flush)
+    await queue_dialect(queue)._connections.run(flush)
     number: int = (await store.server.fetch(_TOUCHED, database=store.database))[0][0]
     return number
 

@@ -11,7 +11,7 @@ from infra.db.postgresql_driver import Driver, PostgreSQLConnection
 from infra.mq import Failure, Outcome, QueueRejected, QueueUnavailable, Settlement
 from infra.mq.drivers.sql import SqlQueue
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
-from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
+from tests.infra.postgres.queues import MAIL, WORK, Store, consumer, new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
 
 STRICT = pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
@@ -187,7 +187,7 @@ async def test_what_a_strict_transaction_published_stands_before_what_comes_afte
         return
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend(queue), "_promote_these", never)  # as if the process had died right after COMMIT
+        patch.setattr(queue_dialect(queue), "_promote_these", never)  # as if the process had died right after COMMIT
         for name in ("a", "b"):
             async with db.transaction():
                 await be(db, level)
@@ -204,7 +204,7 @@ async def test_the_death_of_a_strict_publisher_right_after_commit_delays_nothing
     async def never(*_: object, **__: object) -> None:
         return
 
-    monkeypatch.setattr(backend(queue), "_promote_these", never)
+    monkeypatch.setattr(queue_dialect(queue), "_promote_these", never)
     other, _ = await store.open()
     worker = await consumer(other)
     waiting = asyncio.ensure_future(worker.fetch({MAIL: 1}, wait=20))
@@ -313,7 +313,7 @@ async def test_a_cancellation_that_is_not_committed_yet_holds_up_nothing_but_its
 
 
 async def test_the_driver_is_what_its_type_says(db: Database) -> None:
-    driver: Driver = await db.backend.connect()  # type: ignore[attr-defined]  # PostgreSQL's own
+    driver: Driver = await db.dialect.connect()  # type: ignore[attr-defined]  # PostgreSQL's own
     assert await driver.fetchval("SELECT $1::int", 7) == 7
     assert await driver.execute("SELECT 1") == "SELECT 1"
     assert not driver.is_in_transaction()

@@ -11,12 +11,12 @@ from infra.db import Database
 from infra.db.postgresql import PostgreSQL
 from infra.db.postgresql_driver import Driver, PostgreSQLConnection
 from infra.mq import QueueIndeterminate, QueueUnavailable
-from infra.mq.drivers.sql.postgres import backend as backend_module
 from infra.mq.drivers.sql.postgres import bell, lease, workers
+from infra.mq.drivers.sql.postgres import dialect as dialect_module
 from infra.mq.drivers.sql.postgres.clock import ServerClock
 from tests.infra.db.tables import insert, names
 from tests.infra.mq.acting import message, subscription
-from tests.infra.postgres.queues import WORK, Store, backend, consumer, new_store
+from tests.infra.postgres.queues import WORK, Store, consumer, new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
 from tests.wire import Wire
 
@@ -28,7 +28,7 @@ PATIENCE = 15.0
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait less than the code does for its users."""
-    monkeypatch.setattr(backend_module, "CLOSE_PATIENCE", 0.2)
+    monkeypatch.setattr(dialect_module, "CLOSE_PATIENCE", 0.2)
     monkeypatch.setattr(workers, "LEAVE_TIMEOUT", 0.2)
     monkeypatch.setattr(lease, "ABANDON_TIMEOUT", 0.2)
 
@@ -88,11 +88,11 @@ async def test_it_holds_up_no_queue_that_closes_and_what_was_being_published_is_
             queue, _ = await distant(store, wire).open()
             await queue.publish([message("a")])
             # A ring takes the connection that there is, and the next publish would have to make another one.
-            if ringing := backend(queue)._bell._ringing:
+            if ringing := queue_dialect(queue)._bell._ringing:
                 await asyncio.wait([ringing])
             wire.black_out()
             publishing = asyncio.create_task(queue.publish([message("b")]))
-            while not backend(queue)._connections._busy_since:  # noqa: ASYNC110  # nobody is told of it
+            while not queue_dialect(queue)._connections._busy_since:  # noqa: ASYNC110  # nobody is told of it
                 await asyncio.sleep(0)
             async with asyncio.timeout(PATIENCE):
                 await queue.close()
@@ -105,7 +105,7 @@ async def test_a_server_that_answers_is_let_finish_what_is_under_way_when_a_queu
 ) -> None:
     async with new_store(server) as store:
         queue, _ = await store.open()
-        connections = backend(queue)._connections
+        connections = queue_dialect(queue)._connections
         begun, gate = asyncio.Event(), asyncio.Event()
 
         async def operation(driver: Driver) -> object:
@@ -209,17 +209,17 @@ async def test_error_that_nothing_maps_does_not_end_listening(
 
     async with new_store(server) as store:
         queue, _ = await store.open()
-        before = backend(queue).interruptions
+        before = queue_dialect(queue).interruptions
         monkeypatch.setattr(ServerClock, "compare", fail)
         async with asyncio.timeout(PATIENCE):
-            while backend(queue).interruptions < before + 2:  # noqa: ASYNC110  # the loss, and the new connection
+            while queue_dialect(queue).interruptions < before + 2:  # noqa: ASYNC110  # the loss, and the new connection
                 await asyncio.sleep(0.02)
     assert not failures
 
 
 async def test_both_ends_ask_the_network_whether_the_other_one_is_there(server: PostgresServer, db: Database) -> None:
-    assert isinstance(db.backend, PostgreSQL)
-    connection = await db.backend.connect()
+    assert isinstance(db.dialect, PostgreSQL)
+    connection = await db.dialect.connect()
     assert isinstance(connection, PostgreSQLConnection)
     here = connection._transport.get_extra_info("socket")
     assert here.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1

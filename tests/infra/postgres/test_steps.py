@@ -25,7 +25,7 @@ from infra.mq.drivers.sql.postgres import (
 from infra.mq.drivers.sql.postgres.forgetting import Forgetter
 from infra.mq.queue import FETCH_BYTES
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
-from tests.infra.postgres.queues import MAIL, WORK, Store, backend, consumer, new_store
+from tests.infra.postgres.queues import MAIL, WORK, Store, consumer, new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
 
 WANTS = {WORK: 100, MAIL: 100}
@@ -54,7 +54,7 @@ class Transactions:
 
     def __init__(self, queue: MessageQueue, monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(queue, SqlQueue)
-        connections = backend(queue)._connections
+        connections = queue_dialect(queue)._connections
         self.count = 0
         self.refuse: int | None = None
         honest = connections._attempt
@@ -147,11 +147,11 @@ async def test_a_worker_that_is_being_recovered_is_dead_for_everybody(
     victim, rescuer = await consumer(queue), await consumer(queue)
     await queue.publish(messages(10, keys=10))
     await victim.fetch(WANTS, wait=0)
-    keeper = backend(queue)._workers._keeper
-    seen = dict(await backend(queue)._read(membership.leases))
+    keeper = queue_dialect(queue)._workers._keeper
+    seen = dict(await queue_dialect(queue)._read(membership.leases))
     number = victim._member.number  # type: ignore[attr-defined]  # of this driver
     monkeypatch.setattr(keeper.observer, "dead", lambda _: [(number, seen[number])])
-    monkeypatch.setattr(backend(queue)._workers, "_is_alive_here", lambda _: False)
+    monkeypatch.setattr(queue_dialect(queue)._workers, "_is_alive_here", lambda _: False)
     transactions = Transactions(queue, monkeypatch)
     transactions.refuse = 3  # the first step after the one that ends its lease
     with pytest.raises(QueueUnavailable):
@@ -165,8 +165,8 @@ async def test_a_lease_that_was_renewed_meanwhile_is_not_taken_over(
     victim, rescuer = await consumer(queue), await consumer(queue)
     await queue.publish(messages(1))
     await victim.fetch(WANTS, wait=0)
-    workers = backend(queue)._workers
-    seen = await backend(queue)._read(membership.leases)
+    workers = queue_dialect(queue)._workers
+    seen = await queue_dialect(queue)._read(membership.leases)
     assert await asyncio.to_thread(victim.renew)
     monkeypatch.setattr(workers._keeper.observer, "dead", lambda _: seen)
     monkeypatch.setattr(workers, "_is_alive_here", lambda number: number != victim._member.number)  # type: ignore[attr-defined]
@@ -401,7 +401,7 @@ async def test_forgetting_goes_on_from_where_it_ended_and_now_and_then_from_the_
         begun.append((before, after))
         return answers.pop(0)
 
-    forgetter = Forgetter(backend(queue)._connections, 100.0, 100.0)
+    forgetter = Forgetter(queue_dialect(queue)._connections, 100.0, 100.0)
     monkeypatch.setattr(forgetter, "_kinds", ((step, 10.0),))
     await forgetter.forget(20.0)
     await forgetter.forget(30.0)
@@ -471,13 +471,13 @@ async def test_a_declaration_counts_from_when_others_can_read_it(
 
     monkeypatch.setattr(registry, "mark_changed", slow)
     before = queue.time()
-    assert await backend(queue).declare([subscription(WORK)], []) >= before
+    assert await queue_dialect(queue).declare([subscription(WORK)], []) >= before
     # Another process sees it before it was noted that all can.
     await server.execute("UPDATE beneath_registry SET visible_version = 0", store.database)
     other, _ = await store.open()
     before = other.time()
-    assert await backend(other).declare([subscription(WORK)], []) >= before - 0.1
-    again = await backend(other).declare([subscription(WORK)], [])
+    assert await queue_dialect(other).declare([subscription(WORK)], []) >= before - 0.1
+    again = await queue_dialect(other).declare([subscription(WORK)], [])
     assert before - 0.1 <= again <= other.time()
 
 

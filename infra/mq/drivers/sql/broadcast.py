@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from infra.clock import Clock
-from infra.mq.drivers.sql.backend import Backend
+from infra.mq.drivers.sql.dialect import QueueDialect
 from infra.mq.errors import QueueClosed
 
 
@@ -12,19 +12,19 @@ class SqlReceiver:
     """A `BroadcastReceiver` of `SqlQueue.receiver`; it hears those after number `last`."""
 
     def __init__(
-        self, backend: Backend, clock: Clock, origin: str, last: int, forget: Callable[["SqlReceiver"], None]
+        self, dialect: QueueDialect, clock: Clock, origin: str, last: int, forget: Callable[["SqlReceiver"], None]
     ) -> None:
-        self._backend = backend
+        self._dialect = dialect
         self._clock = clock
         self._origin = origin
         self._last = last
         self._forget = forget
         self._changed = asyncio.Event()
-        self._interruptions = backend.interruptions
+        self._interruptions = dialect.interruptions
         self._gap = False
         self._woken = False
         self._closed = False
-        backend.watch(self._changed)
+        dialect.watch(self._changed)
 
     async def receive(self, wait: float) -> tuple[list[bytes], bool]:
         deadline = self._clock.monotonic() + wait
@@ -45,14 +45,14 @@ class SqlReceiver:
 
     async def close(self) -> None:
         self._closed = True
-        self._backend.unwatch(self._changed)
+        self._dialect.unwatch(self._changed)
         self._forget(self)
         self._changed.set()
 
     async def _read(self) -> list[bytes]:
-        interruptions = self._backend.interruptions
+        interruptions = self._dialect.interruptions
         try:
-            frames, self._last, missing = await self._backend.broadcasts_after(self._last, self._origin)
+            frames, self._last, missing = await self._dialect.broadcasts_after(self._last, self._origin)
         except BaseException:
             self._gap = True
             raise

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from infra.clock import Clock
 from infra.db.cancellation import finish
-from infra.mq.drivers.sql.backend import Backend, Membership
+from infra.mq.drivers.sql.dialect import Membership, QueueDialect
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
 from infra.mq.types import Claim, Settlement, WorkerInfo
 from infra.ownership import LoopOwner
@@ -16,7 +16,7 @@ class SqlConsumer:
 
     def __init__(
         self,
-        backend: Backend,
+        dialect: QueueDialect,
         clock: Clock,
         info: WorkerInfo,
         member: Membership,
@@ -24,7 +24,7 @@ class SqlConsumer:
         forget: Callable[["SqlConsumer"], None],
     ) -> None:
         self._owner = owner
-        self._backend = backend
+        self._dialect = dialect
         self._clock = clock
         self._info = info
         self._member = member
@@ -69,22 +69,22 @@ class SqlConsumer:
         if not settlements:
             return []
         try:
-            return await self._backend.settle(self._member, settlements, self._clock.time())
+            return await self._dialect.settle(self._member, settlements, self._clock.time())
         except QueueIndeterminate as error:
             # Settling again is safe either way: what has happened already is fenced, or deleted twice.
             raise QueueUnavailable(str(error)) from error
 
     async def isolate(self, claim: Claim) -> bool:
         self._owner.is_here()
-        return await self._backend.isolate(self._member, claim)
+        return await self._dialect.isolate(self._member, claim)
 
     async def recover(self) -> int:
         self._check()
-        return await self._backend.recover(self._clock.time())
+        return await self._dialect.recover(self._clock.time())
 
     async def unpark(self, known: Mapping[str, Collection[str]]) -> int:
         self._check()
-        return await self._backend.unpark(known, self._clock.time())
+        return await self._dialect.unpark(known, self._clock.time())
 
     def renew(self) -> bool:
         return self._member.renew()
@@ -103,10 +103,10 @@ class SqlConsumer:
         self.wake()
         if self.lost:
             return
-        left = await finish(self._backend.leave(self._member, self._kept, self._clock.time()))
+        left = await finish(self._dialect.leave(self._member, self._kept, self._clock.time()))
         if left.task.cancelled():
             # With all tasks of the event loop; this one is there still, and once more is enough.
-            left = await finish(self._backend.leave(self._member, self._kept, self._clock.time()))
+            left = await finish(self._dialect.leave(self._member, self._kept, self._clock.time()))
         if left.failure is not None:
             # Not all was released: as a dead worker's, its claims are taken over.
             self._member.abandon()
@@ -123,7 +123,7 @@ class SqlConsumer:
             raise QueueClosed(f"worker {self._info.id} {'is closed' if self._closed else 'has lost its lease'}")
 
     async def _wait(self, wanted: Mapping[str, int], deadline: float) -> list[Claim]:
-        self._backend.watch(self._changed)
+        self._dialect.watch(self._changed)
         try:
             while (left := deadline - self._clock.monotonic()) > 0:
                 self._changed.clear()
@@ -135,19 +135,19 @@ class SqlConsumer:
                 await self._clock.wait(self._changed, min(left, due_in))
                 self._check()
         finally:
-            self._backend.unwatch(self._changed)
+            self._dialect.unwatch(self._changed)
         return []
 
     async def _claim(self, wanted: Mapping[str, int]) -> list[Claim]:
         now = self._clock.time()
         if not self._expecting:
             # A look takes no lock; with nothing due it is all that happens.
-            self._next_due = await self._backend.next_due(wanted.keys())
+            self._next_due = await self._dialect.next_due(wanted.keys())
             if self._next_due is None or self._next_due > now:
                 return []
         self._expecting = False
         try:
-            claims = await self._backend.claim(self._member, wanted, now)
+            claims = await self._dialect.claim(self._member, wanted, now)
         except QueueIndeterminate as error:
             self._check()
             # The claim reply was lost. Abandon the lease so that the claims are recovered.

@@ -6,9 +6,9 @@ from typing import Literal
 from infra.clock import Clock
 from infra.db import Database
 from infra.mq.bodies import refuse_larger
-from infra.mq.drivers.sql.backend import Backend, Options, backend_for
 from infra.mq.drivers.sql.broadcast import SqlReceiver
 from infra.mq.drivers.sql.consumer import SqlConsumer
+from infra.mq.drivers.sql.dialect import QueueDialect, SqlOptions, queue_dialect_for
 from infra.mq.errors import QueueClosed
 from infra.mq.limits import MAX_BODY
 from infra.mq.queue import REGISTRY_TTL
@@ -52,7 +52,7 @@ class SqlQueue:
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
         max_body: int = MAX_BODY,
     ) -> None:
-        options = Options(
+        options = SqlOptions(
             dedupe_window=dedupe_window,
             broadcast_kept=broadcast_kept,
             longest_silence=longest_silence,
@@ -60,8 +60,8 @@ class SqlQueue:
             lease=lease,
             synchronous=synchronous,
         )
-        self._backend: Backend = backend_for(db, clock, options)
-        self._clock = self._backend.clock
+        self._dialect: QueueDialect = queue_dialect_for(db, clock, options)
+        self._clock = self._dialect.clock
         self._registry_ttl = registry_ttl
         self._known_since = 0.0
         """When the declarations were changed that every publisher is known to have seen; by the queue's clock."""
@@ -77,7 +77,7 @@ class SqlQueue:
 
     async def open(self) -> None:
         if not self._owner.is_here():
-            await self._backend.open()
+            await self._dialect.open()
             self._owner.enter()
 
     async def close(self) -> None:
@@ -89,14 +89,14 @@ class SqlQueue:
             consumer.wake()
         for receiver in list(self._receivers):
             await receiver.close()
-        await self._backend.close()
+        await self._dialect.close()
 
     def time(self) -> float:
         return self._clock.time()
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
         self._check()
-        changed_at = await self._backend.declare(subscriptions, broadcasts)
+        changed_at = await self._dialect.declare(subscriptions, broadcasts)
         if changed_at == self._known_since or self._registry_ttl <= 0:
             return
         # Whoever declared it: others see it from the end of its COMMIT on, which may have been just now, and until the
@@ -107,48 +107,48 @@ class SqlQueue:
 
     async def registry(self) -> Registry:
         self._check()
-        return await self._backend.registry()
+        return await self._dialect.registry()
 
     async def publish(self, messages: Sequence[Message]) -> None:
         self._check()
         if messages:
             refuse_larger(messages, self._max_body)
-            await self._backend.publish(messages, self._clock.time())
+            await self._dialect.publish(messages, self._clock.time())
 
     async def cancel(self, message_id: str) -> bool:
         self._check()
-        return await self._backend.cancel(message_id, self._clock.time())
+        return await self._dialect.cancel(message_id, self._clock.time())
 
     async def scheduled(self, message_id: str) -> bool:
         self._check()
-        return await self._backend.scheduled(message_id, self._clock.time())
+        return await self._dialect.scheduled(message_id, self._clock.time())
 
     async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
         self._check()
         if frames:
-            await self._backend.broadcast(frames, origin, self._clock.time())
+            await self._dialect.broadcast(frames, origin, self._clock.time())
 
     async def receiver(self, *, origin: str) -> SqlReceiver:
         self._check()
-        last = await self._backend.last_broadcast()
-        receiver = SqlReceiver(self._backend, self._clock, origin, last, self._receivers.discard)
+        last = await self._dialect.last_broadcast()
+        receiver = SqlReceiver(self._dialect, self._clock, origin, last, self._receivers.discard)
         self._receivers.add(receiver)
         return receiver
 
     async def consumer(self, info: WorkerInfo) -> SqlConsumer:
         self._check()
-        member = await self._backend.join(info, self._clock.time())
-        consumer = SqlConsumer(self._backend, self._clock, info, member, self._owner, self._consumers.discard)
+        member = await self._dialect.join(info, self._clock.time())
+        consumer = SqlConsumer(self._dialect, self._clock, info, member, self._owner, self._consumers.discard)
         self._consumers.add(consumer)
         return consumer
 
     async def stats(self) -> list[SubscriptionStats]:
         self._check()
-        return await self._backend.stats(self._clock.time())
+        return await self._dialect.stats(self._clock.time())
 
     async def warnings(self) -> list[str]:
         self._check()
-        return await self._backend.warnings()
+        return await self._dialect.warnings()
 
     async def dead_letters(
         self,
@@ -159,37 +159,37 @@ class SqlQueue:
         after: str | None = None,
     ) -> list[DeadLetter]:
         self._check()
-        return await self._backend.dead_letters(subscription, event, limit, after)
+        return await self._dialect.dead_letters(subscription, event, limit, after)
 
     async def dead_letter(self, dead_id: str) -> DeadLetter:
         self._check()
-        return await self._backend.dead_letter(dead_id)
+        return await self._dialect.dead_letter(dead_id)
 
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:
         self._check()
-        return await self._backend.retry_dead(dead_ids, self._clock.time())
+        return await self._dialect.retry_dead(dead_ids, self._clock.time())
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
         self._check()
-        return await self._backend.discard_dead(dead_ids)
+        return await self._dialect.discard_dead(dead_ids)
 
     async def pause(self, name: str) -> None:
         self._check()
-        await self._backend.set_paused(name, paused=True)
+        await self._dialect.set_paused(name, paused=True)
 
     async def resume(self, name: str) -> None:
         self._check()
-        await self._backend.set_paused(name, paused=False)
+        await self._dialect.set_paused(name, paused=False)
 
     async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
         self._check()
-        await self._backend.unblock(name, ordering_key, self._clock.time(), skip=skip)
+        await self._dialect.unblock(name, ordering_key, self._clock.time(), skip=skip)
 
     async def retire(
         self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
     ) -> int:
         self._check()
-        return await self._backend.retire(name, event, backlog, self._clock.time())
+        return await self._dialect.retire(name, event, backlog, self._clock.time())
 
     def _check(self) -> None:
         if not self._owner.is_here():

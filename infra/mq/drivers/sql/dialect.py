@@ -21,8 +21,8 @@ from infra.mq.types import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How a backend works. Times are in seconds."""
+class SqlOptions:
+    """How a dialect works. Times are in seconds."""
 
     dedupe_window: float = 120.0
     """How long the ids of messages with `dedupe` are remembered."""
@@ -65,7 +65,7 @@ class Membership(Protocol):
         ...
 
 
-class Backend(Protocol):
+class QueueDialect(Protocol):
     """The queue's state changes, each one atomic and durable, and ways to learn of those of others.
 
     `publish`, `cancel`, `scheduled` and `broadcast` join the ambient transaction; nothing else does. Whatever cannot
@@ -207,28 +207,29 @@ class Backend(Protocol):
         ...
 
 
-def backend_for(db: Database, clock: Clock, options: Options) -> Backend:
-    """Return the backend for the kind of database that `db` is.
+def queue_dialect_for(db: Database, clock: Clock, options: SqlOptions) -> QueueDialect:
+    """Return the queue dialect for the kind of database that `db` is.
 
     Raises:
-        QueueUnavailable: there is none for it.
+        QueueUnavailable: the queue does not support this kind of database.
     """
-    backends: dict[str, Callable[[], Backend]] = {
+    dialects: dict[str, Callable[[], QueueDialect]] = {
         "sqlite": lambda: _sqlite(db, clock, options),
         "postgresql": lambda: _postgresql(db, clock, options),
     }
-    if db.dialect not in backends:
-        raise QueueUnavailable(f"mq.driver=sql works on {', '.join(backends)}, not on {db.dialect}: change `db.url`")
-    return backends[db.dialect]()
+    name = db.dialect.name
+    if name not in dialects:
+        raise QueueUnavailable(f"mq.driver=sql works on {', '.join(dialects)}, not on {name}: change `db.url`")
+    return dialects[name]()
 
 
-def _sqlite(db: Database, clock: Clock, options: Options) -> Backend:
-    from infra.mq.drivers.sql.sqlite.backend import SqliteBackend
+def _sqlite(db: Database, clock: Clock, options: SqlOptions) -> QueueDialect:
+    from infra.mq.drivers.sql.sqlite.dialect import SqliteQueueDialect
 
-    return SqliteBackend(db, clock, options)
+    return SqliteQueueDialect(db, clock, options)
 
 
-def _postgresql(db: Database, clock: Clock, options: Options) -> Backend:
-    from infra.mq.drivers.sql.postgres.backend import PostgresBackend
+def _postgresql(db: Database, clock: Clock, options: SqlOptions) -> QueueDialect:
+    from infra.mq.drivers.sql.postgres.dialect import PostgresQueueDialect
 
-    return PostgresBackend(db, clock, options)
+    return PostgresQueueDialect(db, clock, options)

@@ -14,7 +14,7 @@ from infra.db import Database, Transaction
 from infra.db.cancellation import finish
 from infra.db.postgresql import PostgreSQL
 from infra.db.postgresql_driver import Driver
-from infra.mq.drivers.sql.backend import Membership, Options
+from infra.mq.drivers.sql.dialect import Membership, SqlOptions
 from infra.mq.drivers.sql.postgres import (
     administration,
     broadcasting,
@@ -60,12 +60,12 @@ REGISTRY_PAUSE = 0.1
 """Seconds between two attempts to change the registry while publishes are under way."""
 
 
-class PostgresBackend:
-    """A `Backend` on one PostgreSQL database."""
+class PostgresQueueDialect:
+    """A `QueueDialect` on one PostgreSQL database."""
 
-    def __init__(self, db: Database, clock: Clock, options: Options) -> None:
+    def __init__(self, db: Database, clock: Clock, options: SqlOptions) -> None:
         self._db = db
-        self._server = cast("PostgreSQL", db.backend)
+        self._server = cast("PostgreSQL", db.dialect)
         self._options = options
         self.clock = ServerClock(clock)
         self._connections = Connections(self._server, options.patience)

@@ -17,7 +17,7 @@ from infra.db import Database
 from infra.db.cancellation import finish
 from infra.db.sqlite import SQLite
 from infra.db.sqlite_file import LogCheck
-from infra.mq.drivers.sql.backend import Membership, Options
+from infra.mq.drivers.sql.dialect import Membership, SqlOptions
 from infra.mq.drivers.sql.sqlite import (
     administration,
     broadcasting,
@@ -71,19 +71,19 @@ OLDEST = (3, 38)
 """The first version of SQLite that always has RETURNING and the JSON functions."""
 
 
-class SqliteBackend:
-    """A `Backend` on one SQLite file.
+class SqliteQueueDialect:
+    """A `QueueDialect` on one SQLite file.
 
     What changes something runs in the writer's thread, or in the ambient transaction; look-ups that take microseconds
     run in the event loop; reads that may be long have a thread of their own.
     """
 
-    def __init__(self, db: Database, clock: Clock, options: Options) -> None:
-        if not isinstance(db.backend, SQLite):
+    def __init__(self, db: Database, clock: Clock, options: SqlOptions) -> None:
+        if not isinstance(db.dialect, SQLite):
             raise QueueUnavailable(f"{db.url}: the queue needs a file")
         # By the name that SQLite itself finds for it: the lock files are beside it, whatever link leads there.
-        self._path: Path = db.backend.path.resolve()
-        self._file = db.backend
+        self._path: Path = db.dialect.path.resolve()
+        self._file = db.dialect
         self._db = db
         self.clock = QueueClock(clock)
         self._options = options

@@ -1,4 +1,4 @@
-"""What `Database` needs of a kind of database, and how `db.url` picks one."""
+"""The interface to one kind of database, and its choice by the setting `db.url`."""
 
 from contextlib import AbstractAsyncContextManager
 from importlib.util import find_spec
@@ -12,15 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from infra.db.errors import DatabaseError
 from infra.db.sqlite import SQLite
 
-Dialect = Literal["sqlite", "postgresql"]
+DialectName = Literal["sqlite", "postgresql"]
 
 
-class Backend(Protocol):
-    """One kind of database. Everything that depends on the dialect lives behind it."""
+class DatabaseDialect(Protocol):
+    """One kind of database: everything that differs between SQLite and PostgreSQL."""
 
     @property
-    def dialect(self) -> Dialect:
-        """Its name, as SQLAlchemy has it."""
+    def name(self) -> DialectName:
+        """The name of the dialect, as in SQLAlchemy."""
         ...
 
     @property
@@ -94,8 +94,8 @@ class Backend(Protocol):
         ...
 
 
-def backend_for(url: str, busy_timeout: float) -> Backend:
-    """Return the backend that `url`, the setting `db.url`, asks for.
+def database_dialect_for(url: str, busy_timeout: float) -> DatabaseDialect:
+    """Return the dialect that `url`, the setting `db.url`, asks for.
 
     Raises:
         DatabaseError: the URL is invalid, or nothing here supports it.
@@ -119,7 +119,7 @@ def backend_for(url: str, busy_timeout: float) -> Backend:
     )
 
 
-def _postgresql(url: URL, busy_timeout: float) -> Backend:
+def _postgresql(url: URL, busy_timeout: float) -> DatabaseDialect:
     if find_spec("asyncpg") is None:
         raise DatabaseError("db.url: PostgreSQL needs its driver: pip install 'beneath-backend[postgres]'")
     from infra.db.postgresql import PostgreSQL
