@@ -83,7 +83,7 @@ async def compare(
 
 
 @BOTH
-async def test_what_falls_due_at_once_is_promoted_in_steps(
+async def test_messages_due_at_the_same_time_are_promoted_in_steps(
     opened: Open, own: servers.RedisServer, ordered: bool
 ) -> None:
     async def prepare(queue: RedisQueue, count: int) -> Consumer:
@@ -109,7 +109,7 @@ async def test_what_falls_due_at_once_is_promoted_in_steps(
 
 
 @BOTH
-async def test_what_is_parked_is_unparked_in_steps(opened: Open, own: servers.RedisServer, ordered: bool) -> None:
+async def test_parked_deliveries_are_unparked_in_steps(opened: Open, own: servers.RedisServer, ordered: bool) -> None:
     async def prepare(queue: RedisQueue, count: int) -> Consumer:
         await queue.declare([subscription(ordered=ordered)], [])
         await fill(queue, count)
@@ -125,7 +125,7 @@ async def test_what_is_parked_is_unparked_in_steps(opened: Open, own: servers.Re
 
 
 @BOTH
-async def test_what_a_dead_worker_owned_is_recovered_in_steps(
+async def test_claims_of_a_dead_worker_are_recovered_in_steps(
     opened: Open, own: servers.RedisServer, ordered: bool
 ) -> None:
     async def prepare(queue: RedisQueue, count: int) -> Consumer:
@@ -144,7 +144,9 @@ async def test_what_a_dead_worker_owned_is_recovered_in_steps(
 
 
 @BOTH
-async def test_a_worker_that_leaves_gives_back_in_steps(opened: Open, own: servers.RedisServer, ordered: bool) -> None:
+async def test_leaving_worker_releases_its_claims_in_steps(
+    opened: Open, own: servers.RedisServer, ordered: bool
+) -> None:
     async def prepare(queue: RedisQueue, count: int) -> Consumer:
         await queue.declare([subscription(ordered=ordered)], [])
         await fill(queue, count)
@@ -187,7 +189,7 @@ async def test_a_backlog_is_retired_in_steps(
 
 
 @BOTH
-async def test_events_that_stay_keep_their_order_when_another_is_retired(
+async def test_remaining_events_keep_their_order_when_another_event_is_retired(
     opened: Open, own: servers.RedisServer, ordered: bool
 ) -> None:
     queue = await opened(own.url)
@@ -244,7 +246,9 @@ async def test_dead_letters_are_discarded_in_steps(opened: Open, own: servers.Re
     await compare(opened, own, prepare, work)
 
 
-async def test_ids_are_forgotten_in_steps_and_as_fast_as_they_come(opened: Open, own: servers.RedisServer) -> None:
+async def test_expired_ids_are_deleted_in_steps_as_fast_as_ids_are_added(
+    opened: Open, own: servers.RedisServer
+) -> None:
     queue = await opened(own.url, dedupe_window=0.4)
     await queue.declare([subscription()], [])
     for first in range(0, MANY, 1_000):
@@ -261,9 +265,7 @@ async def test_ids_are_forgotten_in_steps_and_as_fast_as_they_come(opened: Open,
     await writer.wait_closed()
 
 
-async def test_recovery_without_dead_workers_costs_two_small_scripts_however_much_is_claimed(
-    opened: Open, own: servers.RedisServer
-) -> None:
+async def test_recovery_without_dead_workers_costs_two_small_scripts(opened: Open, own: servers.RedisServer) -> None:
     queue = await opened(own.url, takeover_patience=0.0)
     await queue.declare([subscription(), subscription("line", ordered=True)], [])
     await fill(queue, FEW)
@@ -314,7 +316,7 @@ async def test_no_script_reads_more_large_messages_than_it_needs(opened: Open, o
     assert max(done.messages) <= 2 * FETCH_BYTES // len(body)
 
 
-async def test_a_mailbox_with_very_many_holes_holds_nobody_up(opened: Open, own: servers.RedisServer) -> None:
+async def test_mailbox_with_very_many_holes_delays_no_other_claim(opened: Open, own: servers.RedisServer) -> None:
     queue = await opened(own.url)
     await queue.declare([subscription(ordered=True, events=("Happened", "Else"))], [])
     await queue.publish([message("first", key="k", event="Else")])

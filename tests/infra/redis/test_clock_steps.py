@@ -36,7 +36,7 @@ class ServerClock(FakeClock):
 
 
 @STEPS
-async def test_clock_of_a_publisher_that_is_set_changes_no_due_time(opened: Open, step: float) -> None:
+async def test_step_of_the_publishers_clock_changes_no_due_time(opened: Open, step: float) -> None:
     clock = SetClock()
     queue, elsewhere = await opened(clock=clock), await opened()
     await queue.declare([subscription(), subscription("line", ordered=True)], [])
@@ -55,7 +55,7 @@ async def test_clock_of_a_publisher_that_is_set_changes_no_due_time(opened: Open
 
 
 @STEPS
-async def test_the_time_of_a_server_that_was_never_reached_is_unknown(namespace: str, step: float) -> None:
+async def test_time_of_a_server_never_reached_is_unknown(namespace: str, step: float) -> None:
     clock = SetClock()
     clock.step = step
     server = servers.new_server(servers.any_kind())
@@ -73,7 +73,7 @@ async def test_the_time_of_a_server_that_was_never_reached_is_unknown(namespace:
 
 
 @STEPS
-async def test_clock_of_a_worker_that_is_set_wakes_it_in_time(opened: Open, step: float) -> None:
+async def test_worker_wakes_up_in_time_after_a_step_of_its_clock(opened: Open, step: float) -> None:
     clock = SetClock()
     queue, elsewhere = await opened(clock=clock, poll=30.0), await opened()
     await queue.declare([subscription()], [])
@@ -86,7 +86,7 @@ async def test_clock_of_a_worker_that_is_set_wakes_it_in_time(opened: Open, step
         assert ids(await fetching) == ["later"]
 
 
-async def test_server_clock_that_is_set_back_lets_nothing_stand_still(opened: Open) -> None:
+async def test_server_clock_set_back_stalls_no_delivery(opened: Open) -> None:
     clock = ServerClock()
     queue = await opened(clock=clock, broker_time=False)
     await queue.declare([subscription(), subscription("line", ordered=True)], [])
@@ -107,7 +107,7 @@ async def test_server_clock_that_is_set_back_lets_nothing_stand_still(opened: Op
         assert ids(await fetch(worker, name)) == ["b"]
 
 
-async def test_queue_clock_meets_the_server_clock_again_after_it_was_set_back(opened: Open) -> None:
+async def test_queue_clock_converges_after_the_server_clock_was_set_back(opened: Open) -> None:
     clock = ServerClock()
     queue = await opened(clock=clock, broker_time=False)
     await queue.declare([subscription()], [])
@@ -126,7 +126,7 @@ async def test_queue_clock_meets_the_server_clock_again_after_it_was_set_back(op
     assert ids(await fetch(worker)) == ["later"]
 
 
-async def test_lease_of_a_dead_worker_ends_in_time_after_the_server_clock_was_set_back(opened: Open) -> None:
+async def test_lease_expires_in_time_after_the_server_clock_was_set_back(opened: Open) -> None:
     clock = ServerClock()
     queue = await opened(clock=clock, broker_time=False, lease=10.0)
     await queue.declare([subscription()], [])
@@ -141,7 +141,7 @@ async def test_lease_of_a_dead_worker_ends_in_time_after_the_server_clock_was_se
 
 
 @STEPS
-async def test_nobody_takes_over_from_the_living_when_the_server_clock_is_set(opened: Open, step: float) -> None:
+async def test_step_of_the_server_clock_causes_no_takeover_from_live_workers(opened: Open, step: float) -> None:
     clock = ServerClock()
     queue = await opened(clock=clock, broker_time=False, lease=10.0)
     await queue.declare([subscription()], [])
@@ -165,7 +165,7 @@ async def test_nobody_takes_over_from_the_living_when_the_server_clock_is_set(op
     assert (await stats(queue)).workers == 2
 
 
-async def test_first_worker_back_after_an_outage_takes_over_from_nobody(opened: Open) -> None:
+async def test_first_worker_after_an_outage_takes_over_no_claims(opened: Open) -> None:
     clock = ServerClock()
     queue = await opened(clock=clock, broker_time=False, lease=10.0)
     await queue.declare([subscription()], [])

@@ -71,7 +71,7 @@ async def everything(worker: Consumer, name: str) -> dict[str, tuple[int, int, i
 
 
 @pytest.mark.parametrize("name", ["work", "line"])
-async def test_everything_that_an_earlier_release_stored_comes(queue: RedisQueue, name: str) -> None:
+async def test_messages_stored_by_an_earlier_release_are_delivered(queue: RedisQueue, name: str) -> None:
     now = {it.name: it for it in await queue.stats()}[name]
     assert (now.dead, now.parked, now.scheduled, now.in_flight) == (1, 1, 1, 2)
     worker = await consumer(queue, "work", "line")
@@ -102,7 +102,7 @@ async def test_scheduled_message_of_an_earlier_release_can_be_cancelled(queue: R
     assert [it.scheduled for it in await queue.stats()] == [0, 0]
 
 
-async def test_id_that_an_earlier_release_accepted_is_a_repetition(queue: RedisQueue, clock: FakeClock) -> None:
+async def test_id_accepted_by_an_earlier_release_is_a_duplicate(queue: RedisQueue, clock: FakeClock) -> None:
     worker = await consumer(queue)
     await everything(worker, "work")
     await queue.publish([message("waiting", dedupe=True)])
@@ -114,7 +114,7 @@ async def test_id_that_an_earlier_release_accepted_is_a_repetition(queue: RedisQ
     assert [*await everything(worker, "work")] == ["waiting"]
 
 
-async def test_living_worker_of_an_earlier_release_keeps_what_it_claimed(
+async def test_live_worker_of_an_earlier_release_keeps_its_claims(
     queue: RedisQueue, client: redis.asyncio.Redis, clock: FakeClock
 ) -> None:
     worker = await consumer(queue, "work", "line")

@@ -33,7 +33,7 @@ async def calls_of(server: servers.RedisServer, command: str) -> int:
     return int(line.partition("calls=")[2].partition(",")[0] or 0)
 
 
-async def test_a_queue_in_which_everything_was_handled_has_as_many_keys_as_an_empty_one(opened: Open) -> None:
+async def test_emptied_queue_has_as_many_keys_as_a_new_queue(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     queue = await opened(server.url, dedupe_window=0.05)
     await queue.declare([subscription(), subscription("line", ordered=True)], ["News"])
@@ -65,7 +65,7 @@ async def test_a_queue_in_which_everything_was_handled_has_as_many_keys_as_an_em
 
 
 @pytest.mark.parametrize("end", ["stopped while it goes to sleep", "killed in its sleep"])
-async def test_a_worker_that_is_gone_leaves_no_bell_behind(opened: Open, end: str) -> None:
+async def test_closed_or_dead_worker_leaves_no_notification_keys(opened: Open, end: str) -> None:
     server = servers.new_server(servers.any_kind())
     queue = await opened(server.url, lease=0.2, takeover_patience=0.0)
     await queue.declare([subscription(), subscription("line", ordered=True)], [])
@@ -92,7 +92,7 @@ async def test_a_worker_that_is_gone_leaves_no_bell_behind(opened: Open, end: st
     assert await keys_of(server) == empty
 
 
-async def test_calls_that_come_while_one_is_under_way_share_the_next_round_trip(opened: Open) -> None:
+async def test_calls_made_during_a_round_trip_share_the_next_round_trip(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     queue = await opened(server.url)
     await queue.declare([subscription()], [])
@@ -104,7 +104,7 @@ async def test_calls_that_come_while_one_is_under_way_share_the_next_round_trip(
     assert ids(await fetch(await consumer(queue)))[3:] == [f"{number:03}" for number in range(97)]
 
 
-async def test_a_lone_message_reaches_a_sleeping_worker_without_another_round_trip(opened: Open) -> None:
+async def test_single_message_reaches_a_waiting_worker_without_another_round_trip(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     queue = await opened(server.url)
     await queue.declare([subscription()], [])
@@ -121,7 +121,7 @@ async def test_a_lone_message_reaches_a_sleeping_worker_without_another_round_tr
 
 
 @pytest.mark.parametrize("why", ["paused", "closed", "dead", "awake", "something was due before"])
-async def test_nothing_is_handed_to_a_worker_that_does_not_wait_for_it(opened: Open, why: str) -> None:
+async def test_message_is_not_handed_over_to_a_worker_that_does_not_wait(opened: Open, why: str) -> None:
     queue = await opened()
     await queue.declare([subscription()], [])
     worker = await consumer(queue)
@@ -151,7 +151,7 @@ async def test_nothing_is_handed_to_a_worker_that_does_not_wait_for_it(opened: O
     await asyncio.gather(fetching, return_exceptions=True)
 
 
-async def test_a_worker_never_sleeps_through_a_message_whoever_else_is_woken(opened: Open) -> None:
+async def test_waiting_worker_never_misses_a_message_when_another_is_notified(opened: Open) -> None:
     queues = [await opened(poll=30.0) for _ in range(3)]
     await queues[0].declare([subscription(), subscription("other")], [])
     workers = [await consumer(it, WORK, "other") for it in queues]

@@ -36,7 +36,7 @@ async def eventually(ask: Callable[[], Awaitable[T]]) -> T:
 
 
 @KIND
-async def test_a_killed_and_restarted_server_loses_nothing_and_nobody_loses_its_claims(
+async def test_killed_and_restarted_server_loses_no_messages_and_no_claims(
     opened: Open, durable: servers.RedisServer
 ) -> None:
     queue, elsewhere = await opened(durable.url), await opened(durable.url)
@@ -55,7 +55,7 @@ async def test_a_killed_and_restarted_server_loses_nothing_and_nobody_loses_its_
     assert ids(await eventually(lambda: fetch(worker, "line"))) == ["later"]
 
 
-async def test_a_waiting_worker_hears_what_is_published_after_a_restart(opened: Open) -> None:
+async def test_waiting_worker_is_notified_of_a_publish_after_a_restart(opened: Open) -> None:
     server = servers.new_server(servers.any_kind(), *servers.DURABLE)
     queue, elsewhere = await opened(server.url), await opened(server.url)
     await queue.declare([subscription()], [])
@@ -67,9 +67,7 @@ async def test_a_waiting_worker_hears_what_is_published_after_a_restart(opened: 
     assert ids(await eventually(lambda: worker.fetch({WORK: 1}, wait=5))) == ["a"]
 
 
-async def test_a_server_that_takes_a_connection_and_then_says_nothing_holds_no_publisher_up(
-    opened: Open, proxy: Proxy
-) -> None:
+async def test_silent_server_does_not_block_a_publisher(opened: Open, proxy: Proxy) -> None:
     queue = await opened(proxy.url, connect_timeout=0.2)
     await queue.declare([subscription()], [])
     proxy.silent = True
@@ -81,9 +79,7 @@ async def test_a_server_that_takes_a_connection_and_then_says_nothing_holds_no_p
         await eventually(lambda: queue.publish([message("a")]))
 
 
-async def test_who_listens_to_a_server_that_says_nothing_listens_again_when_it_speaks(
-    opened: Open, proxy: Proxy
-) -> None:
+async def test_subscriber_of_a_silent_server_subscribes_again_after_recovery(opened: Open, proxy: Proxy) -> None:
     queue, elsewhere = await opened(proxy.url, connect_timeout=0.2, poll=60.0), await opened()
     await queue.declare([subscription()], [])
     worker = await consumer(queue)
@@ -101,7 +97,7 @@ async def test_who_listens_to_a_server_that_says_nothing_listens_again_when_it_s
         assert ids(await waiting) == ["a"]
 
 
-async def test_after_a_flush_each_process_declares_anew_what_it_had_declared(opened: Open) -> None:
+async def test_processes_repeat_their_declarations_after_a_flush(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     queue, publisher = await opened(server.url), await opened(server.url)
     await queue.declare([subscription(), subscription("line", ordered=True)], ["News"])
@@ -127,7 +123,7 @@ async def test_a_publisher_that_declared_restores_the_registry_before_its_next_p
     assert ids(await fetch(await consumer(queue))) == ["a"]
 
 
-async def test_what_a_claim_from_before_a_flush_says_changes_nothing(opened: Open) -> None:
+async def test_settlement_of_a_claim_from_before_a_flush_changes_nothing(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     queue = await opened(server.url)
     await queue.declare([subscription()], [])
@@ -140,7 +136,7 @@ async def test_what_a_claim_from_before_a_flush_says_changes_nothing(opened: Ope
     assert ids(await fetch(await consumer(queue))) == ["a"]
 
 
-async def test_scripts_that_the_server_forgot_are_told_again(opened: Open) -> None:
+async def test_scripts_lost_by_the_server_are_loaded_again(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     queue = await opened(server.url)
     await queue.declare([subscription()], [])

@@ -31,7 +31,9 @@ async def test_late_claim_of_a_living_worker_claims_nothing(opened: Open, proxy:
 
 
 @BOTH
-async def test_late_claim_before_the_next_fetch_is_found_by_it(opened: Open, proxy: Proxy, ordered: bool) -> None:
+async def test_late_claim_before_the_next_fetch_is_returned_by_that_fetch(
+    opened: Open, proxy: Proxy, ordered: bool
+) -> None:
     queue = await opened(proxy.url)
     await queue.declare([subscription(ordered=ordered)], [])
     worker = await consumer(queue)
@@ -49,7 +51,7 @@ async def test_late_claim_before_the_next_fetch_is_found_by_it(opened: Open, pro
 
 @BOTH
 @pytest.mark.parametrize("keeps", [False, True])
-async def test_late_claim_of_a_worker_that_left_claims_nothing(
+async def test_late_claim_of_a_closed_worker_claims_nothing(
     opened: Open, proxy: Proxy, ordered: bool, keeps: bool
 ) -> None:
     queue, elsewhere = await opened(proxy.url), await opened()
@@ -74,9 +76,7 @@ async def test_late_claim_of_a_worker_that_left_claims_nothing(
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["id of the caller", "id of the bus"])
 @pytest.mark.parametrize("count", [1, 3])
-async def test_late_publish_after_its_repetition_is_dropped(
-    opened: Open, proxy: Proxy, fresh: bool, count: int
-) -> None:
+async def test_late_publish_after_its_retry_is_dropped(opened: Open, proxy: Proxy, fresh: bool, count: int) -> None:
     queue, elsewhere = await opened(proxy.url), await opened()
     await queue.declare([subscription()], [])
     worker = await consumer(elsewhere)
@@ -139,7 +139,7 @@ async def test_late_isolation_does_not_mark_the_next_claim(opened: Open, proxy: 
 
 
 @pytest.mark.parametrize("skip", [False, True])
-async def test_late_unblocking_leaves_what_was_blocked_since(opened: Open, proxy: Proxy, skip: bool) -> None:
+async def test_late_unblocking_does_not_change_keys_blocked_since(opened: Open, proxy: Proxy, skip: bool) -> None:
     queue, elsewhere = await opened(proxy.url), await opened()
     await queue.declare([subscription(ordered=True)], [])
     worker = await consumer(elsewhere)
@@ -178,7 +178,7 @@ async def test_message_handed_over_to_a_cancelled_fetch_comes_with_the_next(open
     assert found == ["a"]
 
 
-async def test_run_that_ends_at_any_await_strands_nothing(opened: Open) -> None:
+async def test_worker_cancelled_at_any_await_leaves_no_lost_claim(opened: Open) -> None:
     watching = await opened(takeover_patience=0.0)
     await watching.declare([subscription(), subscription("line", ordered=True)], [])
     await watching.publish([message(f"{it}", key=f"{it % 3}") for it in range(40)])

@@ -18,7 +18,7 @@ from tests.infra.redis.test_healing import command
 TESTING = {"broker_time": False, "lease": 10.0}
 
 
-async def test_nobody_takes_over_before_it_has_held_its_own_lease_for_as_long(opened: Open, clock: FakeClock) -> None:
+async def test_worker_takes_over_only_after_holding_its_own_lease_for_as_long(opened: Open, clock: FakeClock) -> None:
     queue = await opened(clock=clock, **TESTING)
     await queue.declare([subscription()], [])
     victim = await consumer(queue)
@@ -33,9 +33,7 @@ async def test_nobody_takes_over_before_it_has_held_its_own_lease_for_as_long(op
     assert await rescuer.recover() == 1
 
 
-async def test_others_take_over_a_fifth_of_a_lease_after_its_worker_must_have_stopped(
-    opened: Open, clock: FakeClock
-) -> None:
+async def test_takeover_waits_a_fifth_of_a_lease_beyond_the_expiry(opened: Open, clock: FakeClock) -> None:
     queue = await opened(clock=clock, **TESTING)
     await queue.declare([subscription("line", ordered=True)], [])
     victim, rescuer = await consumer(queue, "line"), await consumer(queue, "line")
@@ -52,7 +50,7 @@ async def test_others_take_over_a_fifth_of_a_lease_after_its_worker_must_have_st
     assert victim.lost
 
 
-async def test_who_gave_up_its_lease_is_taken_over_from_at_once(opened: Open, clock: FakeClock) -> None:
+async def test_claims_of_an_abandoned_lease_are_taken_over_at_once(opened: Open, clock: FakeClock) -> None:
     queue = await opened(clock=clock, **TESTING)
     await queue.declare([subscription()], [])
     victim = await consumer(queue)
@@ -62,9 +60,7 @@ async def test_who_gave_up_its_lease_is_taken_over_from_at_once(opened: Open, cl
     assert await (await consumer(queue)).recover() == 1
 
 
-async def test_an_outage_longer_than_every_lease_costs_nobody_its_claims(
-    opened: Open, proxy: Proxy, clock: FakeClock
-) -> None:
+async def test_outage_longer_than_every_lease_causes_no_takeover(opened: Open, proxy: Proxy, clock: FakeClock) -> None:
     queue = await opened(proxy.url, clock=clock, **TESTING)
     await queue.declare([subscription()], [])
     workers = [await consumer(queue), await consumer(queue)]
@@ -93,7 +89,7 @@ async def test_an_outage_longer_than_every_lease_costs_nobody_its_claims(
         assert await worker.settle([end(it) for it in claims]) == []
 
 
-async def test_a_worker_that_is_cut_off_alone_may_count_on_nothing_before_others_take_over(
+async def test_disconnected_worker_knows_that_its_lease_expired_before_the_takeover(
     opened: Open, proxy: Proxy, clock: FakeClock
 ) -> None:
     queue, elsewhere = await opened(proxy.url, clock=clock, **TESTING), await opened(clock=clock, **TESTING)
@@ -118,7 +114,7 @@ async def test_a_worker_that_is_cut_off_alone_may_count_on_nothing_before_others
     assert await victim.settle([end(claim)]) == []
 
 
-async def test_whoever_lost_its_connection_even_for_a_moment_leaves_others_the_time_to_renew(
+async def test_reconnected_worker_gives_other_workers_time_to_renew(
     opened: Open, proxy: Proxy, clock: FakeClock
 ) -> None:
     queue, elsewhere = await opened(clock=clock, **TESTING), await opened(proxy.url, clock=clock, **TESTING)
@@ -141,7 +137,7 @@ async def test_whoever_lost_its_connection_even_for_a_moment_leaves_others_the_t
     assert await rescuer.recover() == 1
 
 
-async def test_a_worker_that_may_not_listen_takes_over_all_the_same(opened: Open) -> None:
+async def test_worker_without_permission_to_subscribe_still_takes_over(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     await command(server, "ACL SETUSER deaf on nopass ~* &* +@all -subscribe")
     url = server.url.replace("redis://", "redis://deaf:any@")
@@ -156,9 +152,7 @@ async def test_a_worker_that_may_not_listen_takes_over_all_the_same(opened: Open
             await asyncio.to_thread(rescuer.renew)
 
 
-async def test_a_worker_that_stood_still_longer_than_its_lease_goes_on_if_nobody_took_over(
-    opened: Open, clock: FakeClock
-) -> None:
+async def test_worker_paused_longer_than_its_lease_continues_without_a_takeover(opened: Open, clock: FakeClock) -> None:
     queue = await opened(clock=clock, **TESTING)
     await queue.declare([subscription("line", ordered=True)], [])
     worker = await consumer(queue, "line")
@@ -171,7 +165,7 @@ async def test_a_worker_that_stood_still_longer_than_its_lease_goes_on_if_nobody
     assert await worker.settle([end(claim)]) == []
 
 
-async def test_a_kept_claim_is_held_by_a_thread_after_its_consumer_left(opened: Open) -> None:
+async def test_kept_claim_is_renewed_by_a_thread_after_close(opened: Open) -> None:
     queue = await opened(lease=0.6, takeover_patience=0.0)
     await queue.declare([subscription()], [])
     worker, other = await consumer(queue), await consumer(queue)

@@ -41,7 +41,7 @@ async def is_lost(worker: Consumer) -> bool:
     return worker.lost
 
 
-async def test_every_process_restores_what_it_declared_after_a_flush(opened: Open) -> None:
+async def test_every_process_restores_its_declarations_after_a_flush(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     first, second, third = [await opened(server.url) for _ in range(3)]
     await first.declare([subscription("audit")], ["News"])
@@ -64,7 +64,7 @@ async def test_every_process_restores_what_it_declared_after_a_flush(opened: Ope
     assert [it.workers for it in await first.stats()] == [1, 0, 1]
 
 
-async def test_publisher_restores_what_it_declared_although_another_did_so_first(opened: Open) -> None:
+async def test_publisher_restores_its_declarations_after_another_publisher_restored_its_own(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     first, second = await opened(server.url), await opened(server.url)
     await first.declare([subscription("audit")], [])
@@ -107,7 +107,7 @@ async def test_dead_letters_outlive_retirement_and_follow_every_name(opened: Ope
     assert [(it.ready, it.dead) for it in await queue.stats()] == [(1, 0)]
 
 
-async def test_registry_that_lost_its_last_changes_gets_them_back(opened: Open, durable: servers.RedisServer) -> None:
+async def test_registry_that_lost_its_last_changes_is_restored(opened: Open, durable: servers.RedisServer) -> None:
     queue, elsewhere = await opened(durable.url), await opened(durable.url)
     await queue.declare([subscription("kept")], [])
     tail = servers.LogTail(durable)
@@ -122,7 +122,7 @@ async def test_registry_that_lost_its_last_changes_gets_them_back(opened: Open, 
 
 
 @BOTH
-async def test_worker_whose_claims_vanished_counts_as_lost(
+async def test_worker_whose_claims_vanished_loses_its_lease(
     opened: Open, durable: servers.RedisServer, ordered: bool
 ) -> None:
     queue, elsewhere = await opened(durable.url), await opened(durable.url)
@@ -149,7 +149,7 @@ async def is_lost_soon(worker: Consumer) -> bool:
 
 
 @BOTH
-async def test_worker_that_is_cut_off_for_a_moment_keeps_its_claims(
+async def test_briefly_disconnected_worker_keeps_its_claims(
     opened: Open, durable: servers.RedisServer, ordered: bool
 ) -> None:
     queue = await opened(durable.url)
@@ -167,7 +167,7 @@ async def test_worker_that_is_cut_off_for_a_moment_keeps_its_claims(
     assert await worker.settle([end(it) for it in [*claims[2:], *again]]) == []
 
 
-async def test_lost_end_of_a_claim_is_settled_again(opened: Open, durable: servers.RedisServer) -> None:
+async def test_lost_settlement_of_a_claim_is_repeated(opened: Open, durable: servers.RedisServer) -> None:
     queue = await opened(durable.url)
     await queue.declare([subscription()], [])
     worker = await consumer(queue)
@@ -200,7 +200,7 @@ async def test_claim_without_a_registered_worker_is_recovered(opened: Open, orde
 
 
 @BOTH
-async def test_worker_that_leaves_after_a_lost_tail_releases_what_came_back(
+async def test_worker_that_closes_after_a_lost_tail_releases_the_restored_claims(
     opened: Open, durable: servers.RedisServer, ordered: bool
 ) -> None:
     queue, elsewhere = await opened(durable.url), await opened(durable.url)
@@ -223,7 +223,7 @@ async def fetch_anew(queue: RedisQueue) -> list[Claim]:
 
 
 @BOTH
-async def test_worker_that_knows_a_later_claim_than_the_server_counts_as_lost(
+async def test_worker_that_knows_a_later_claim_than_the_server_loses_its_lease(
     opened: Open, durable: servers.RedisServer, ordered: bool
 ) -> None:
     queue = await opened(durable.url)
@@ -238,7 +238,7 @@ async def test_worker_that_knows_a_later_claim_than_the_server_counts_as_lost(
     assert await is_lost(worker)
 
 
-async def test_declaring_the_same_again_costs_one_round_trip(opened: Open) -> None:
+async def test_repeated_declaration_costs_one_round_trip(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     queue = await opened(server.url)
     wanted = [subscription(f"listener {it}") for it in range(50)]

@@ -26,7 +26,7 @@ async def test_a_publish_without_an_answer_is_indeterminate_and_accepted_once(op
 
 
 @BOTH
-async def test_what_was_claimed_without_an_answer_comes_with_the_next_fetch(
+async def test_claims_without_an_answer_are_returned_by_the_next_fetch(
     opened: Open, proxy: Proxy, ordered: bool
 ) -> None:
     queue = await opened(proxy.url)
@@ -48,7 +48,7 @@ async def test_what_was_claimed_without_an_answer_comes_with_the_next_fetch(
 
 @BOTH
 @pytest.mark.parametrize("outcome", [Outcome.DONE, Outcome.RETRY, Outcome.RELEASE, Outcome.DEAD])
-async def test_settling_again_after_a_lost_answer_does_no_harm(
+async def test_repeated_settlement_after_a_lost_answer_has_no_effect(
     opened: Open, proxy: Proxy, ordered: bool, outcome: Outcome
 ) -> None:
     queue = await opened(proxy.url)
@@ -74,7 +74,7 @@ async def test_settling_again_after_a_lost_answer_does_no_harm(
     assert await fetch(worker) == []
 
 
-async def test_what_was_handed_over_to_a_worker_that_did_not_hear_it_is_found(opened: Open, proxy: Proxy) -> None:
+async def test_message_handed_over_to_a_disconnected_worker_is_recovered(opened: Open, proxy: Proxy) -> None:
     queue, publisher = await opened(proxy.url), await opened()
     await queue.declare([subscription()], [])
     worker = await consumer(queue)
@@ -100,7 +100,7 @@ async def test_what_was_handed_over_to_a_worker_that_did_not_hear_it_is_found(op
     assert await fetch(worker) == []
 
 
-async def test_message_that_nobody_heard_of_when_it_was_handed_over_is_kept_once(opened: Open, proxy: Proxy) -> None:
+async def test_message_handed_over_without_a_recipient_is_stored_once(opened: Open, proxy: Proxy) -> None:
     queue, publisher = await opened(proxy.url), await opened()
     await queue.declare([subscription()], [])
     worker = await consumer(queue)
@@ -119,7 +119,7 @@ async def test_message_that_nobody_heard_of_when_it_was_handed_over_is_kept_once
         await fetching
 
 
-async def test_a_cancelled_call_leaves_no_answer_to_the_next_one(opened: Open) -> None:
+async def test_answer_of_a_cancelled_call_is_not_given_to_the_next_call(opened: Open) -> None:
     queue = await opened()
     await queue.declare([subscription()], ["News"])
     for _ in range(30):
@@ -130,7 +130,7 @@ async def test_a_cancelled_call_leaves_no_answer_to_the_next_one(opened: Open) -
         assert (await queue.registry()).broadcast == {"News"}
 
 
-async def test_a_cancelled_publish_spoils_no_other_one(opened: Open) -> None:
+async def test_cancelled_publish_does_not_affect_concurrent_publishes(opened: Open) -> None:
     queue = await opened()
     await queue.declare([subscription()], [])
     worker = await consumer(queue)
@@ -145,7 +145,7 @@ async def test_a_cancelled_publish_spoils_no_other_one(opened: Open) -> None:
     assert len(came) == len(set(came))
 
 
-async def test_every_caller_of_a_failed_batch_gets_an_error_of_its_own(opened: Open, proxy: Proxy) -> None:
+async def test_every_caller_of_a_failed_batch_gets_a_separate_error(opened: Open, proxy: Proxy) -> None:
     queue = await opened(proxy.url)
     await queue.declare([subscription()], [])
     await queue.publish([message("warm up")])

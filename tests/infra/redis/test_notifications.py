@@ -34,7 +34,7 @@ def raise_unexpectedly(queue: RedisQueue, patches: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("end", [cancel_as_a_handler_may, raise_unexpectedly])
-async def test_notifications_come_again_after_their_task_was_ended(
+async def test_notifications_resume_after_their_task_was_ended(
     opened: Open, monkeypatch: pytest.MonkeyPatch, end: Callable[[RedisQueue, pytest.MonkeyPatch], None]
 ) -> None:
     server = servers.new_server(servers.any_kind())

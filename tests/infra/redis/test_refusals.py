@@ -62,13 +62,13 @@ async def refusal(url: str, kind: type[QueueError] = QueueRejected) -> str:
     return str(refused.value)
 
 
-async def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+async def test_unreachable_server_is_unavailable(tmp_path: Path) -> None:
     port = servers.free_port()
     assert f"127.0.0.1:{port} cannot be reached" in await refusal(f"redis://:secret@127.0.0.1:{port}", QueueUnavailable)
     assert "cannot be reached" in await refusal(f"unix://{tmp_path}/nobody.sock", QueueUnavailable)
 
 
-async def test_a_password_is_missing_or_wrong_and_never_shown() -> None:
+async def test_missing_or_wrong_password_is_refused_and_never_shown() -> None:
     server = servers.new_server(servers.any_kind(), "--requirepass", "right")
     assert "wants a password" in await refusal(server.url)
     wrong = await refusal(f"redis://:wrong@127.0.0.1:{server.port}")
@@ -79,7 +79,7 @@ async def test_a_password_is_missing_or_wrong_and_never_shown() -> None:
     await queue.close()
 
 
-async def test_a_user_without_permission_learns_what_is_needed() -> None:
+async def test_user_without_permission_is_told_the_required_permissions() -> None:
     kind = servers.any_kind()
     server = servers.new_server(
         kind, "--user", *["reader", "on", ">pw", "~*", "&*", "+@read", "+info", "+client", "+select"]
@@ -87,7 +87,7 @@ async def test_a_user_without_permission_learns_what_is_needed() -> None:
     assert "ACL" in await refusal(f"redis://reader:pw@127.0.0.1:{server.port}")
 
 
-async def test_a_user_who_may_do_only_what_is_needed_is_enough(opened: Open, namespace: str) -> None:
+async def test_minimal_permissions_are_sufficient(opened: Open, namespace: str) -> None:
     rights = "+@read +@write +@scripting -@dangerous +publish +subscribe +ping +time +info +client|setname +select"
     user = f"bus on >pw ~{{{namespace}:*}}:* &{{{namespace}:*}}:* {rights}"
     server = servers.new_server(servers.any_kind(), "--user", *user.split())
@@ -117,7 +117,9 @@ async def test_a_server_that_evicts_messages_is_refused(policy: str) -> None:
         (("--appendonly", "yes"), None),
     ],
 )
-async def test_a_server_that_forgets_is_warned_of(opened: Open, options: tuple[str, ...], warned: str | None) -> None:
+async def test_server_without_persistence_causes_a_warning(
+    opened: Open, options: tuple[str, ...], warned: str | None
+) -> None:
     server = servers.new_server(servers.any_kind(), *options)
     with capture_logs() as logs:
         await opened(server.url)
@@ -125,7 +127,7 @@ async def test_a_server_that_forgets_is_warned_of(opened: Open, options: tuple[s
     assert warnings == ([("append-only file disabled", warned, "set appendonly yes")] if warned else [])
 
 
-async def test_a_message_over_the_limit_is_rejected_and_its_neighbours_too(opened: Open) -> None:
+async def test_message_over_the_limit_is_rejected_with_its_whole_call(opened: Open) -> None:
     queue = await opened(max_body=1000)
     await queue.declare([subscription()], [])
     large = Message(id="large", event="Happened", body=bytes(1001), published_at=1.0)
@@ -134,7 +136,7 @@ async def test_a_message_over_the_limit_is_rejected_and_its_neighbours_too(opene
     assert (await queue.stats())[0].ready == 0
 
 
-async def test_a_full_server_takes_no_messages_but_lets_those_it_has_be_handled(opened: Open) -> None:
+async def test_full_server_rejects_publishes_but_delivers_stored_messages(opened: Open) -> None:
     server = servers.new_server(servers.any_kind(), "--maxmemory", "32mb", "--maxmemory-policy", "noeviction")
     queue = await opened(server.url)
     await queue.declare([subscription()], [])
@@ -147,7 +149,7 @@ async def test_a_full_server_takes_no_messages_but_lets_those_it_has_be_handled(
     assert (await queue.stats())[0].ready == accepted
 
 
-async def test_full_server_lets_a_new_worker_start_and_make_room(opened: Open) -> None:
+async def test_new_worker_can_start_on_a_full_server_and_free_memory(opened: Open) -> None:
     server = servers.new_server(servers.any_kind(), "--maxmemory", "24mb", "--maxmemory-policy", "noeviction")
     queue = await opened(server.url)
     wanted = [subscription(), subscription("line", ordered=True)]
@@ -200,9 +202,7 @@ async def test_full_server_lets_a_new_worker_start_and_make_room(opened: Open) -
         ("ERR unknown command 'EVALSHA'", QueueRejected),
     ],
 )
-async def test_answers_of_the_server_are_transient_unless_repeating_is_useless(
-    said: str, kind: type[QueueError]
-) -> None:
+async def test_server_errors_are_transient_unless_a_retry_is_useless(said: str, kind: type[QueueError]) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
             setup = data.count(b"CLIENT") + data.count(b"SELECT") + data.count(b"HELLO")
@@ -223,7 +223,7 @@ async def test_answers_of_the_server_are_transient_unless_repeating_is_useless(
     server.close()
 
 
-async def test_demoted_primary_refuses_and_is_used_again_when_it_is_promoted(opened: Open) -> None:
+async def test_demoted_primary_is_refused_and_used_again_after_promotion(opened: Open) -> None:
     primary, other = servers.new_server(servers.any_kind()), servers.new_server(servers.any_kind())
     queue = await opened(primary.url)
     await queue.declare([subscription()], [])
@@ -239,7 +239,7 @@ async def test_demoted_primary_refuses_and_is_used_again_when_it_is_promoted(ope
     await eventually(lambda: queue.publish([message("a")]))
 
 
-async def test_largest_body_is_what_the_server_takes(opened: Open) -> None:
+async def test_largest_body_is_the_limit_of_the_server(opened: Open) -> None:
     server = servers.new_server(servers.any_kind(), "--proto-max-bulk-len", "2mb")
     queue = await opened(server.url)
     await queue.declare([subscription()], [])
@@ -257,7 +257,7 @@ async def test_largest_body_is_what_the_server_takes(opened: Open) -> None:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-async def test_ids_keys_and_names_of_any_characters_come_back_as_they_were(opened: Open, ordered: bool) -> None:
+async def test_ids_keys_and_names_of_any_characters_are_kept_unchanged(opened: Open, ordered: bool) -> None:
     queue = await opened()
     odd = [
         "{}",
@@ -290,7 +290,7 @@ async def test_ids_keys_and_names_of_any_characters_come_back_as_they_were(opene
     assert found == {(it.id, it.ordering_key, it.event) for it in sent}
 
 
-def test_a_server_that_quotes_the_password_is_not_quoted() -> None:
+def test_server_error_that_contains_the_password_is_not_shown() -> None:
     said = ResponseError("unknown command 'AUTH', with args beginning with: 'ada' 'hunter2'")
     assert str(explain(said, "host:1")) == "Redis at host:1 refuses: unknown command 'AUTH'"
 

@@ -40,7 +40,7 @@ async def interrupt(queue: RedisQueue, patch: pytest.MonkeyPatch, event: str) ->
 
 
 @BOTH
-async def test_declaring_an_event_anew_completes_its_retirement_first(
+async def test_declaring_a_retired_event_completes_its_retirement_first(
     opened: Open, monkeypatch: pytest.MonkeyPatch, ordered: bool
 ) -> None:
     operator, queue = await opened(), await opened()
@@ -59,7 +59,9 @@ async def test_declaring_an_event_anew_completes_its_retirement_first(
     assert await handle_all(queue) == ["a", "b"]
 
 
-async def test_two_retirements_of_one_subscription_take_turns(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_retirements_of_one_subscription_run_in_turn(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = await opened(), await opened()
     await first.declare([subscription(events=("Happened", "Else", "More"))], [])
     await first.publish([message(f"{it} {event}", event=event) for it in range(300) for event in (*EVENTS, "More")])
@@ -80,7 +82,7 @@ async def test_two_retirements_of_one_subscription_take_turns(opened: Open, monk
 
 @BOTH
 @pytest.mark.parametrize("phase", ["plan", "line", "body", "end"])
-async def test_late_step_of_a_retirement_removes_nothing_that_came_after(
+async def test_late_step_of_a_retirement_removes_no_later_message(
     opened: Open, proxy: Proxy, ordered: bool, phase: str
 ) -> None:
     queue, elsewhere = await opened(proxy.url), await opened()
@@ -104,7 +106,7 @@ async def test_late_step_of_a_retirement_removes_nothing_that_came_after(
     assert await handle_all(elsewhere) == ["new", "new, later"]
 
 
-async def test_no_line_is_searched_for_the_mailboxes_that_a_retirement_empties(opened: Open) -> None:
+async def test_retirement_does_not_search_the_queue_of_due_mailboxes(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     queue = await opened(server.url)
     await queue.declare([subscription(ordered=True, events=EVENTS)], [])
@@ -119,7 +121,7 @@ async def test_no_line_is_searched_for_the_mailboxes_that_a_retirement_empties(o
     assert [(it.ready, it.in_flight) for it in await queue.stats()] == [(0, 0)]
 
 
-async def test_fetch_without_waiting_passes_over_any_number_of_emptied_mailboxes(opened: Open) -> None:
+async def test_fetch_without_waiting_skips_any_number_of_emptied_mailboxes(opened: Open) -> None:
     queue = await opened()
     await queue.declare([subscription(ordered=True, events=EVENTS)], [])
     await queue.publish([message(f"old {it}", key=f"k{it}") for it in range(5_000)])

@@ -87,7 +87,7 @@ async def test_large_request_and_answer_may_take_longer_than_the_timeout(
 
 
 @pytest.mark.parametrize("size", [10, SIZE])
-async def test_request_that_stands_still_times_out(opened: Open, server: servers.RedisServer, size: int) -> None:
+async def test_stalled_request_times_out(opened: Open, server: servers.RedisServer, size: int) -> None:
     async with slow_way(server.port) as way:
         queue = await opened(way.url, timeout=TIMEOUT)
         await queue.declare([subscription()], [])
@@ -111,7 +111,7 @@ async def test_broadcasts_are_read_in_bounded_answers(opened: Open) -> None:
     assert await receiver.receive(1) == (frames, False)
 
 
-async def test_large_message_reaches_a_sleeping_worker(opened: Open) -> None:
+async def test_large_message_reaches_a_waiting_worker(opened: Open) -> None:
     queue, elsewhere = await opened(), await opened(poll=30.0)
     await queue.declare([subscription()], [])
     worker = await consumer(elsewhere)
