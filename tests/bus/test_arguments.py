@@ -56,18 +56,18 @@ WRONG_OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", WRONG_OPTIONS, ids=short)
-def test_a_wrong_listener_option_is_refused_with_the_handlers_name(options: dict[str, Any]) -> None:
+def test_invalid_listener_option_is_refused_with_the_handlers_name(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidListener, match=r"test_arguments\.on_deposit") as refused:
         bus().add_async_ordered_listener(on_deposit, **({"name": "deposits"} | options))
     assert next(iter(options)) in str(refused.value) or "a former name" in str(refused.value)
 
 
-def test_a_listeners_own_name_is_no_alias_of_it() -> None:
+def test_listener_name_cannot_be_its_own_alias() -> None:
     with pytest.raises(InvalidListener, match="present name 'deposits'"):
         bus().add_async_listener(on_deposit, name="deposits", aliases=["deposits"])
 
 
-def test_a_default_name_is_as_short_as_a_given_one() -> None:
+def test_default_listener_name_has_the_same_length_limit() -> None:
     async def handle(_self: object, event: Deposited) -> None: ...
 
     method = "m" * 200
@@ -93,12 +93,12 @@ def test_on_gap_must_be_a_function() -> None:
     ],
     ids=short,
 )
-def test_a_wrong_retry_is_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_retry_argument_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"Retry.{next(iter(wrong))}"):
         Retry(**wrong)
 
 
-def test_the_largest_retry_stays_below_its_longest_delay() -> None:
+def test_retry_delay_never_exceeds_max_delay() -> None:
     retry = Retry(max_attempts=1_000_000, factor=100, max_delay=3.0, jitter="none")
     assert retry.delay(999_999, Random(1)) == 3.0
 
@@ -117,7 +117,7 @@ def test_the_largest_retry_stays_below_its_longest_delay() -> None:
     ],
     ids=short,
 )
-def test_a_wrong_bus_option_is_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_bus_option_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"BusOptions.{next(iter(wrong))}"):
         BusOptions(**wrong)
 
@@ -149,7 +149,7 @@ class Count(IntEnum):
     FOUR = 4
 
 
-def test_options_of_derived_types_are_kept_as_plain_values() -> None:
+def test_option_values_of_derived_types_are_stored_as_plain_types() -> None:
     retry = Retry(max_attempts=Count.FOUR, min_delay=Share(1), factor=Share(3), jitter=cast("Any", Name.FULL))
     one, two = bus(), bus()
     one.add_async_ordered_listener(
@@ -173,7 +173,7 @@ def test_options_of_derived_types_are_kept_as_plain_values() -> None:
     assert [type(each) for each in values] == [int, float, float, float, str]
 
 
-def test_names_without_an_end_are_refused() -> None:
+def test_endless_iterable_of_aliases_is_refused() -> None:
     for names in (itertools.repeat("a"), (str(n) for n in itertools.count())):
         with pytest.raises(InvalidListener, match=r"twice|more than 1000"):
             bus().add_async_listener(on_tick, name="ticks", aliases=names)
@@ -209,7 +209,7 @@ def event(fields: dict[str, Any] | None = None, **attributes: Any) -> type:
     ],
     ids=short,
 )
-def test_a_wrong_attribute_of_an_event_class_is_refused_by_name(attributes: dict[str, Any]) -> None:
+def test_invalid_event_class_attribute_is_refused_by_name(attributes: dict[str, Any]) -> None:
     with pytest.raises(InvalidEvent, match="Odd"):
         declare(event(**attributes))
 
@@ -243,7 +243,7 @@ LOSSY = [
 
 
 @pytest.mark.parametrize("hint", LOSSY, ids=short)
-def test_a_field_whose_values_would_come_back_as_others_is_refused(hint: Any) -> None:
+def test_field_type_that_does_not_round_trip_is_refused(hint: Any) -> None:
     with pytest.raises(InvalidEvent, match=r"field \w*data"):
         declare(event({"data": hint}))
 
@@ -272,7 +272,7 @@ class Timed:
     at: datetime
 
 
-async def test_an_aware_time_comes_back_as_the_same_instant_in_utc() -> None:
+async def test_aware_datetime_is_decoded_as_the_same_instant_in_utc() -> None:
     got: list[datetime] = []
 
     async def note(event: Timed) -> None:
@@ -304,7 +304,7 @@ class Tree:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyError, ZeroDivisionError, LookupError])
-async def test_an_event_that_cannot_be_read_back_is_refused_whatever_its_code_raises(
+async def test_event_that_cannot_be_decoded_is_refused_for_any_error(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     async with BusKit() as kit:
@@ -357,7 +357,7 @@ async def test_an_ordering_key_is_storable_text_of_at_most_1024_bytes(which: str
         assert await kit.drain() == 2
 
 
-async def test_an_error_in_ordering_key_is_the_publishers() -> None:
+async def test_error_in_ordering_key_raises_invalid_event() -> None:
     async with BusKit() as kit:
 
         async def on_keyed(event: Keyed) -> None: ...
@@ -410,7 +410,7 @@ async def test_a_delay_is_finite_and_at_most_100_years(kit: BusKit, delay: Any) 
     ],
     ids=short,
 )
-async def test_a_scheduled_time_is_a_datetime_with_a_time_zone_up_to_9999(kit: BusKit, when: Any) -> None:
+async def test_scheduled_time_is_an_aware_datetime_before_the_year_10000(kit: BusKit, when: Any) -> None:
     with pytest.raises(InvalidEvent):
         await kit.bus.publish_scheduled(Ticked(1), when)
     assert await kit.drain() == 0
@@ -449,14 +449,14 @@ class NotATime(datetime):
     ],
     ids=["not a number", "raises", "3 days", "a number"],
 )
-async def test_a_time_whose_own_code_fails_is_refused(kit: BusKit, when: datetime) -> None:
+async def test_datetime_whose_own_code_fails_is_refused(kit: BusKit, when: datetime) -> None:
     with pytest.raises(InvalidEvent, match="cannot be scheduled"):
         await kit.bus.publish_scheduled(Ticked(1), when)
     assert await kit.drain() == 0
 
 
 @pytest.mark.parametrize("when", [datetime.min.replace(tzinfo=UTC), datetime(1960, 1, 1, tzinfo=UTC)], ids=short)
-async def test_any_past_time_is_now(kit: BusKit, when: datetime) -> None:
+async def test_scheduled_time_in_the_past_is_due_at_once(kit: BusKit, when: datetime) -> None:
     await kit.bus.publish_scheduled(Ticked(1), when)
     assert await kit.drain() == 1
 
@@ -526,12 +526,12 @@ async def test_headers_whose_own_code_fails_are_refused_or_copied(kit: BusKit) -
 
 
 @pytest.mark.parametrize("events", [None, 5, Ticked(1)], ids=short)
-async def test_publish_many_takes_several_events(kit: BusKit, events: Any) -> None:
+async def test_publish_many_refuses_values_that_are_not_iterable(kit: BusKit, events: Any) -> None:
     with pytest.raises(InvalidEvent, match="publish_many takes several events"):
         await kit.bus.publish_many(events)
 
 
-async def test_headers_are_those_of_the_call_also_when_changed_later() -> None:
+async def test_headers_are_copied_when_publish_is_called() -> None:
     headers = {"tenant": "acme", "empty": ""}
     got: list[dict[str, str]] = []
 
@@ -550,7 +550,7 @@ async def test_headers_are_those_of_the_call_also_when_changed_later() -> None:
     assert got == [{"tenant": "acme", "empty": ""}]
 
 
-async def test_the_limit_counts_the_whole_frame_before_any_listener_runs() -> None:
+async def test_payload_limit_applies_to_the_whole_frame_before_any_listener_runs() -> None:
     seen: list[object] = []
 
     async def note(event: UserCreated) -> None:
@@ -577,7 +577,7 @@ class SmallQueue(MemoryQueue):
         return replace(super().features, max_body=500)
 
 
-async def test_the_smaller_limit_of_bus_and_queue_holds() -> None:
+async def test_smaller_payload_limit_of_bus_and_queue_applies() -> None:
     clock = FakeClock()
     mq = SmallQueue(clock=clock)
     await mq.open()
@@ -591,14 +591,14 @@ async def test_the_smaller_limit_of_bus_and_queue_holds() -> None:
     await mq.close()
 
 
-async def test_one_id_on_two_event_classes_is_no_repetition(kit: BusKit) -> None:
+async def test_same_id_on_two_event_classes_is_no_duplicate(kit: BusKit) -> None:
     await kit.bus.publish(Ticked(1), id="seven")
     await kit.bus.publish(UserUpdated(), id="seven")
     await kit.bus.publish(UserUpdated(), id="seven")
     assert await kit.drain() == 2
 
 
-async def test_what_is_no_event_is_refused(kit: BusKit) -> None:
+async def test_values_that_are_not_events_are_refused(kit: BusKit) -> None:
     for wrong in ("text", 5, None, {"a": 1}, Ticked, UserCreated):
         with pytest.raises(BusError):
             await kit.bus.publish(wrong)

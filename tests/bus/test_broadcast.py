@@ -43,7 +43,7 @@ async def two_processes() -> tuple[FakeClock, MemoryQueue, Bus, Bus, Cache, Cach
     return clock, mq, one, two, *caches
 
 
-async def test_every_process_hears_it_once_and_the_publishers_own_before_publish_returns() -> None:
+async def test_every_process_receives_a_broadcast_once_and_the_publisher_before_returning() -> None:
     clock, mq, one, two, mine, other = await two_processes()
     await one.publish(Ticked(1))
     assert mine.dropped == [1]
@@ -57,7 +57,7 @@ async def test_every_process_hears_it_once_and_the_publishers_own_before_publish
     await mq.close()
 
 
-async def test_a_process_that_listens_to_nothing_broadcasts_all_the_same() -> None:
+async def test_process_without_listeners_can_broadcast() -> None:
     clock, mq, one, two, mine, other = await two_processes()
     third = Bus(mq, clock=clock)
     await third.start()
@@ -77,7 +77,7 @@ class CopyingQueue(MemoryQueue):
         return Registry(frozenset(registry.routed), frozenset(registry.broadcast))
 
 
-async def test_a_new_broadcast_listener_is_heard_by_a_running_publisher() -> None:
+async def test_running_publisher_reaches_a_new_broadcast_listener() -> None:
     clock = FakeClock()
     mq = CopyingQueue(clock=clock)
     await mq.open()
@@ -100,7 +100,7 @@ async def test_a_new_broadcast_listener_is_heard_by_a_running_publisher() -> Non
     await mq.close()
 
 
-async def test_a_broken_listener_harms_nobody() -> None:
+async def test_failing_broadcast_listener_does_not_affect_other_listeners() -> None:
     async with BusKit() as kit:
         heard: list[int] = []
 
@@ -118,7 +118,7 @@ async def test_a_broken_listener_harms_nobody() -> None:
         assert kit.bus.metrics.broadcast_failures == 1
 
 
-async def test_after_a_gap_on_gap_runs() -> None:
+async def test_on_gap_runs_after_a_gap() -> None:
     clock = FakeClock()
     mq = MemoryQueue(clock=clock)
     await mq.open()
@@ -167,7 +167,7 @@ async def test_after_a_gap_on_gap_runs() -> None:
     await mq.close()
 
 
-async def test_an_unreadable_or_unknown_broadcast_is_passed_over() -> None:
+async def test_undecodable_and_unknown_broadcasts_are_skipped() -> None:
     clock, mq, one, two, mine, other = await two_processes()
     await mq.broadcast([b"garbage"], origin="elsewhere")
     stranger = Bus(mq, clock=clock)
@@ -308,7 +308,7 @@ async def started(mq: MemoryQueue, clock: FakeClock, *listeners: Callable[[Ticke
     return bus
 
 
-async def test_broadcast_listener_that_hangs_is_cancelled_and_reception_goes_on() -> None:
+async def test_hanging_broadcast_listener_is_cancelled_and_reception_continues() -> None:
     clock = FakeClock()
     mq = MemoryQueue(clock=clock)
     await mq.open()
@@ -332,7 +332,7 @@ async def test_broadcast_listener_that_hangs_is_cancelled_and_reception_goes_on(
     await mq.close()
 
 
-async def test_broadcast_listener_that_ignores_its_cancellation_holds_up_neither_publisher_nor_stop() -> None:
+async def test_uncancellable_broadcast_listener_blocks_neither_its_publisher_nor_shutdown() -> None:
     clock = FakeClock()
     mq = MemoryQueue(clock=clock)
     await mq.open()
@@ -363,7 +363,7 @@ class Unsure:
         return "key"
 
 
-async def test_ordering_key_that_fails_later_fails_no_publish_that_was_accepted() -> None:
+async def test_second_call_of_ordering_key_cannot_fail_an_accepted_publish() -> None:
     async with BusKit() as kit:
         heard: list[str | None] = []
 
@@ -379,7 +379,7 @@ async def test_ordering_key_that_fails_later_fails_no_publish_that_was_accepted(
         assert heard == ["key"]
 
 
-async def test_event_that_cannot_be_made_ends_no_reception(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_undecodable_event_does_not_end_reception(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, mq, one, two, _, other = await two_processes()
     error: BaseException
     for n, error in enumerate([AttributeError("no"), PanicException(), Wordless(), asyncio.CancelledError()]):

@@ -104,7 +104,7 @@ class Work:
 
 
 @pytest.mark.parametrize("steps", STEPS)
-async def test_cancelled_worker_leaves_nothing_claimed_or_charged(steps: int) -> None:
+async def test_cancelled_worker_leaves_no_claim_and_counts_no_failure(steps: int) -> None:
     work = Work()
     worker = await work.begin(steps)
     worker.cancel()
@@ -112,7 +112,7 @@ async def test_cancelled_worker_leaves_nothing_claimed_or_charged(steps: int) ->
 
 
 @pytest.mark.parametrize("steps", STEPS)
-async def test_worker_that_is_cancelled_again_and_again_leaves_nothing_claimed_or_charged(steps: int) -> None:
+async def test_repeatedly_cancelled_worker_leaves_no_claim_and_counts_no_failure(steps: int) -> None:
     work = Work()
     worker = await work.begin(steps)
     for _ in range(60):
@@ -122,7 +122,7 @@ async def test_worker_that_is_cancelled_again_and_again_leaves_nothing_claimed_o
 
 
 @pytest.mark.parametrize("steps", STEPS)
-async def test_cancelling_every_task_leaves_nothing_claimed_or_charged(steps: int) -> None:
+async def test_cancelling_every_task_leaves_no_claim_and_counts_no_failure(steps: int) -> None:
     work = Work()
     worker = await work.begin(steps)
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -131,7 +131,7 @@ async def test_cancelling_every_task_leaves_nothing_claimed_or_charged(steps: in
 
 
 @pytest.mark.parametrize("steps", range(1, 12, 2))
-async def test_cancelling_every_task_while_a_worker_stops_leaves_nothing_claimed_or_charged(steps: int) -> None:
+async def test_cancelling_every_task_during_shutdown_leaves_no_claim_and_counts_no_failure(steps: int) -> None:
     work = Work()
     worker = await work.begin(30)
     worker.cancel()

@@ -54,7 +54,9 @@ HOUSES: list[House] = []
     "leave", [cancel_soon, cancel_later, leave_a_watching_task, leave_a_watching_task_inside_a_publish]
 )
 @pytest.mark.parametrize("ordered", [False, True])
-async def test_cancellation_left_behind_reaches_no_later_delivery(leave: Callable[[], None], ordered: bool) -> None:
+async def test_late_cancellation_by_a_handler_does_not_reach_later_deliveries(
+    leave: Callable[[], None], ordered: bool
+) -> None:
     house = House()
     HOUSES.append(house)
     done: list[int] = []
@@ -83,7 +85,7 @@ async def test_cancellation_left_behind_reaches_no_later_delivery(leave: Callabl
     TASKS.clear()
 
 
-async def test_handler_that_cancels_the_tasks_of_others_charges_none_of_them() -> None:
+async def test_handlers_cancelled_by_another_handler_count_no_failure() -> None:
     house = House()
     attempts: list[int] = []
     done: list[int] = []
@@ -113,7 +115,7 @@ async def test_handler_that_cancels_the_tasks_of_others_charges_none_of_them() -
     assert house.bus.metrics.listeners["l"].failed == 0
 
 
-async def test_slot_that_is_cancelled_before_it_begins_leaves_no_claim_waiting() -> None:
+async def test_slot_cancelled_before_its_start_leaves_no_claim_waiting() -> None:
     house = House()
     done: list[int] = []
 
@@ -140,7 +142,7 @@ async def test_slot_that_is_cancelled_before_it_begins_leaves_no_claim_waiting()
     assert sorted(done) == [0, 1, 2]
 
 
-async def test_timeouts_and_stops_reach_handlers_of_a_worker_inside_another_delivery() -> None:
+async def test_timeouts_and_shutdown_reach_workers_started_inside_a_handler() -> None:
     outer, inner = House(), House(BusOptions(grace=1))
     ended: list[str] = []
 

@@ -43,13 +43,13 @@ class Rich:
     raw: bytes = b"\x00\xff"
 
 
-def test_every_common_field_type_comes_back_as_it_was() -> None:
+def test_common_field_types_round_trip() -> None:
     event_type = EventType(Rich)
     assert event_type.decode(event_type.encode(Rich()), 1) == Rich()
 
 
 @given(st.text(max_size=50), st.integers(-(2**63), 2**63 - 1), st.binary(max_size=50))
-def test_any_value_comes_back_as_it_was(text: str, number: int, raw: bytes) -> None:
+def test_any_value_round_trips(text: str, number: int, raw: bytes) -> None:
     @dataclass(frozen=True)
     class Anything:
         text: str
@@ -64,7 +64,7 @@ def test_any_value_comes_back_as_it_was(text: str, number: int, raw: bytes) -> N
         assert not text.isprintable()  # a lone surrogate is no text that any wire could carry
 
 
-def test_unknown_fields_are_ignored_and_missing_ones_take_their_defaults() -> None:
+def test_unknown_fields_are_ignored_and_missing_fields_take_their_defaults() -> None:
     @dataclass(frozen=True)
     class Wide:
         a: int
@@ -75,7 +75,7 @@ def test_unknown_fields_are_ignored_and_missing_ones_take_their_defaults() -> No
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x80", msgspec.msgpack.encode({"a": "x"}), b"\x81\xa1a"])
-def test_what_does_not_make_the_event_is_undecodable(payload: bytes) -> None:
+def test_payload_that_does_not_match_the_event_class_is_undecodable(payload: bytes) -> None:
     @dataclass(frozen=True)
     class Narrow:
         a: int
@@ -84,7 +84,7 @@ def test_what_does_not_make_the_event_is_undecodable(payload: bytes) -> None:
         EventType(Narrow).decode(payload, 1)
 
 
-def test_an_older_version_goes_through_its_upcasters_one_after_the_other() -> None:
+def test_older_version_passes_all_later_upcasters_in_order() -> None:
     def split_name(fields: dict[str, Any]) -> dict[str, Any]:
         first, _, last = fields.pop("name").partition(" ")
         return fields | {"first": first, "last": last}
@@ -107,7 +107,7 @@ def test_an_older_version_goes_through_its_upcasters_one_after_the_other() -> No
         event_type.decode(msgspec.msgpack.encode({"unexpected": 1}), 1)
 
 
-def test_a_struct_is_an_event_too() -> None:
+def test_frozen_msgspec_struct_can_be_an_event() -> None:
     class Fast(msgspec.Struct, frozen=True):
         n: int
 
@@ -122,7 +122,7 @@ def test_a_struct_is_an_event_too() -> None:
 
 
 @pytest.mark.parametrize("version", [0, -1, "1", True, 1.5])
-def test_a_version_is_a_whole_number(version: object) -> None:
+def test_event_version_must_be_a_positive_integer(version: object) -> None:
     cls: type = dataclass(frozen=True)(type("Odd", (), {"event_version": version}))
     with pytest.raises(InvalidEvent, match="event_version"):
         EventType(cls)
@@ -144,7 +144,7 @@ def test_a_subclass_does_not_inherit_its_parents_wire_name() -> None:
 FRAME = Frame("id-1", "UserCreated", 2, "key", 1_700_000_000.5, {"a": "b"}, b"\x80")
 
 
-def test_a_frame_is_one_msgpack_array_that_tools_can_read_without_any_class() -> None:
+def test_frame_is_a_msgpack_array_readable_without_event_classes() -> None:
     assert msgpack.unpackb(pack(FRAME)) == [
         FRAME_VERSION,
         "id-1",
@@ -158,7 +158,7 @@ def test_a_frame_is_one_msgpack_array_that_tools_can_read_without_any_class() ->
     assert unpack(pack(FRAME)) == FRAME
 
 
-def test_a_frame_of_a_newer_version_is_unknown_and_not_broken() -> None:
+def test_frame_of_a_newer_version_raises_unknown_event() -> None:
     body = msgpack.packb([FRAME_VERSION + 1, "whatever", "comes", "then"])
     with pytest.raises(UnknownEvent, match="newer than this code"):
         unpack(body)
@@ -187,7 +187,7 @@ def test_bytes_that_are_no_frame_are_undecodable(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("version", [0, -1, -(2**63)])
-def test_version_before_the_first_is_undecodable_at_once(version: int) -> None:
+def test_event_version_below_one_is_undecodable(version: int) -> None:
     @dataclass(frozen=True)
     class Later:
         event_version: ClassVar[int] = 3
@@ -199,6 +199,6 @@ def test_version_before_the_first_is_undecodable_at_once(version: int) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_raise_anything_else(body: bytes) -> None:
+def test_arbitrary_bytes_raise_only_decoding_errors(body: bytes) -> None:
     with contextlib.suppress(UndecodablePayload, UnknownEvent):
         unpack(body)

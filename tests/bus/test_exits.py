@@ -56,7 +56,7 @@ class Process:
     ],
     ids=["number", "text", "in a group"],
 )
-def test_exit_in_a_handler_ends_the_process_with_its_code_when_its_neighbours_have_finished(
+def test_exit_in_a_handler_ends_the_process_after_running_handlers_finish(
     leave: Callable[[], object], code: object
 ) -> None:
     process = Process()
@@ -78,7 +78,7 @@ def test_exit_in_a_handler_ends_the_process_with_its_code_when_its_neighbours_ha
     assert (process.stats.in_flight, process.stats.ready, process.stats.dead) == (1, 0, 0)
 
 
-def test_exit_in_a_task_of_a_handler_strands_nothing() -> None:
+def test_exit_in_a_handlers_task_loses_no_delivery() -> None:
     process = Process()
 
     async def leave() -> None:
@@ -99,7 +99,7 @@ def test_exit_in_a_task_of_a_handler_strands_nothing() -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=["exit", "interrupt"])
-def test_repeated_exit_is_poison_and_ends_as_a_dead_letter(error: BaseException) -> None:
+def test_delivery_that_exits_repeatedly_becomes_a_dead_letter(error: BaseException) -> None:
     process = Process()
 
     async def handler(event: Ticked) -> None:
@@ -130,7 +130,7 @@ def test_repeated_exit_is_poison_and_ends_as_a_dead_letter(error: BaseException)
     assert sorted(process.handled) == [1, 2]
 
 
-async def test_exit_while_a_worker_stops_is_released() -> None:
+async def test_exit_of_a_handler_during_shutdown_releases_its_delivery() -> None:
     house = House(BusOptions(grace=1))
 
     async def handler(event: Ticked) -> None:
@@ -148,7 +148,7 @@ async def test_exit_while_a_worker_stops_is_released() -> None:
         assert (stats.ready, stats.in_flight) == (1, 0)
 
 
-async def test_exit_while_a_worker_stops_leaves_its_neighbours_their_grace() -> None:
+async def test_exit_of_a_handler_during_shutdown_keeps_the_grace_period() -> None:
     house = House(BusOptions(grace=10))
     finished: list[int] = []
 

@@ -39,7 +39,7 @@ async def until(condition: object) -> None:
     raise AssertionError("it never came to pass")
 
 
-async def test_it_renews_while_the_loop_moves() -> None:
+async def test_heartbeat_renews_the_lease_while_the_event_loop_runs() -> None:
     lease = Lease()
     heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01), BusMetrics(), nobody, lambda: None)  # type: ignore[arg-type]  # all that it uses
     heartbeat.start()
@@ -48,7 +48,7 @@ async def test_it_renews_while_the_loop_moves() -> None:
     assert not lease.abandoned.is_set()
 
 
-async def test_a_loop_that_stands_still_for_too_long_gives_the_lease_up_and_the_log_names_the_culprit() -> None:
+async def test_blocked_event_loop_loses_the_lease_and_the_log_names_the_handler() -> None:
     lease = Lease()
     named: list[str] = []
 
@@ -78,7 +78,7 @@ async def test_a_loop_that_stands_still_for_too_long_gives_the_lease_up_and_the_
     assert metrics.loop_stalls == 1
 
 
-async def test_it_goes_on_after_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_heartbeat_continues_after_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
     lease, metrics = Lease(), BusMetrics()
     heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01), metrics, nobody, lambda: None)  # type: ignore[arg-type]  # all that it uses
     failures = iter([ZeroDivisionError(), MemoryError()])

@@ -10,7 +10,7 @@ from tests.bus.events import UserCreated
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-async def test_every_line_about_a_delivery_names_it_and_the_request_behind_it() -> None:
+async def test_log_lines_of_a_delivery_name_its_event_and_correlation_id() -> None:
     async def handler(event: UserCreated) -> None:
         log.info("handling")
         raise ValueError("not now") if event.email == "retried" else Discard("never")

@@ -70,7 +70,7 @@ async def kit(db: Database) -> AsyncIterator[BusKit]:
         yield kit
 
 
-async def test_what_a_failed_attempt_wrote_and_published_is_gone(kit: BusKit, db: Database) -> None:
+async def test_failed_attempt_leaves_neither_rows_nor_events(kit: BusKit, db: Database) -> None:
     ledger = Ledger(kit, db)
     ledger.fail_after_write = 2
     await kit.start()
@@ -81,7 +81,7 @@ async def test_what_a_failed_attempt_wrote_and_published_is_gone(kit: BusKit, db
     assert (ledger.attempts, await ledger.rows(), ledger.follow_ups) == (3, [7], 1)
 
 
-async def test_a_message_delivered_again_after_its_commit_is_settled_without_running(
+async def test_message_redelivered_after_commit_is_settled_without_running_the_handler(
     kit: BusKit, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = Ledger(kit, db)
@@ -92,7 +92,7 @@ async def test_a_message_delivered_again_after_its_commit_is_settled_without_run
     assert (ledger.attempts, await ledger.rows(), ledger.follow_ups) == (1, [7], 1)
 
 
-async def test_two_messages_are_two(kit: BusKit, db: Database) -> None:
+async def test_two_messages_with_equal_events_are_both_handled(kit: BusKit, db: Database) -> None:
     ledger = Ledger(kit, db)
     await kit.start()
     await kit.bus.publish_many([Ticked(7), Ticked(7)])
@@ -100,7 +100,7 @@ async def test_two_messages_are_two(kit: BusKit, db: Database) -> None:
     assert await ledger.rows() == [7, 7]
 
 
-async def test_of_two_attempts_at_once_only_one_leaves_a_trace(kit: BusKit, db: Database) -> None:
+async def test_only_one_of_two_concurrent_attempts_commits(kit: BusKit, db: Database) -> None:
     both = asyncio.Barrier(2)
     outcomes: list[str] = []
 
@@ -127,7 +127,7 @@ async def test_of_two_attempts_at_once_only_one_leaves_a_trace(kit: BusKit, db: 
         assert (await session.execute(text("SELECT count(*) FROM ledger"))).scalar_one() == 1
 
 
-async def test_a_handler_that_swallows_the_refusal_leaves_no_trace_either(
+async def test_second_attempt_that_suppresses_the_refusal_commits_nothing(
     kit: BusKit, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = asyncio.Barrier(2)
@@ -156,7 +156,7 @@ async def test_a_handler_that_swallows_the_refusal_leaves_no_trace_either(
         assert (await session.execute(text("SELECT count(*) FROM ledger"))).scalar_one() == 1
 
 
-async def test_the_inbox_forgets_after_its_retention(kit: BusKit, db: Database) -> None:
+async def test_inbox_prunes_records_after_the_retention(kit: BusKit, db: Database) -> None:
     ledger = Ledger(kit, db)
     await kit.start()
     await kit.bus.publish(Ticked(7))
@@ -168,7 +168,7 @@ async def test_the_inbox_forgets_after_its_retention(kit: BusKit, db: Database) 
     assert await inbox.prune() == 1
 
 
-async def test_a_former_names_mark_counts(kit: BusKit, db: Database) -> None:
+async def test_inbox_record_under_a_former_listener_name_counts(kit: BusKit, db: Database) -> None:
     inbox = Inbox(db, kit.clock, retention=3600)
     async with inbox.once("old", "m1"), db.transaction() as transaction:
         await transaction.session.execute(text("INSERT INTO ledger VALUES (1)"))
@@ -254,7 +254,7 @@ def answer_to_commit_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Transaction, "end", lose)
 
 
-async def test_committed_handler_whose_last_attempt_failed_is_no_dead_letter(
+async def test_committed_delivery_with_a_failed_last_attempt_is_no_dead_letter(
     kit: BusKit, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def handler(event: Ticked) -> None:
@@ -270,7 +270,7 @@ async def test_committed_handler_whose_last_attempt_failed_is_no_dead_letter(
     assert [(it.ready, it.retrying, it.in_flight) for it in await kit.mq.stats()] == [(0, 0, 0)]
 
 
-async def test_committed_handler_whose_process_died_each_time_is_no_dead_letter(kit: BusKit, db: Database) -> None:
+async def test_committed_delivery_with_repeated_process_deaths_is_no_dead_letter(kit: BusKit, db: Database) -> None:
     ledger = Ledger(kit, db)
     await kit.start()
     await kit.bus.publish(Ticked(7))
@@ -284,7 +284,7 @@ async def test_committed_handler_whose_process_died_each_time_is_no_dead_letter(
     assert ([each.outcome for each in settled], ledger.attempts) == ([Outcome.DONE, Outcome.DONE], 1)
 
 
-async def test_nothing_is_given_up_while_the_inbox_cannot_be_asked(
+async def test_delivery_is_not_dead_lettered_while_the_inbox_is_unreachable(
     kit: BusKit, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = True
@@ -310,7 +310,7 @@ async def test_nothing_is_given_up_while_the_inbox_cannot_be_asked(
     assert kit.bus.metrics.listeners["l"].handled == 1
 
 
-async def test_pruning_forgets_a_bounded_number_and_goes_on_at_once(
+async def test_pruning_deletes_the_oldest_records_in_bounded_batches(
     kit: BusKit, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inbox_module, "PRUNED_AT_ONCE", 10)
@@ -338,7 +338,7 @@ async def marks(db: Database) -> int:
         return int((await session.execute(text("SELECT count(*) FROM beneath_inbox"))).scalar_one())
 
 
-async def test_pruning_reads_no_more_marks_than_it_forgets(db: Database) -> None:
+async def test_pruning_reads_only_the_records_that_it_deletes(db: Database) -> None:
     statement = pruning(1.0).compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
     async with db.read() as session:
         lines = [row[3] for row in await session.execute(text(f"EXPLAIN QUERY PLAN {statement}"))]

@@ -26,7 +26,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield site
 
 
-async def test_what_is_committed_arrives_and_leaves_the_outbox_and_what_is_rolled_back_does_not(site: Site) -> None:
+async def test_relay_sends_committed_events_only_and_empties_the_outbox(site: Site) -> None:
     bus = await site.process()
     async with site.db.transaction():
         await bus.publish_many([Ticked(1), Ticked(2)])
@@ -39,7 +39,7 @@ async def test_what_is_committed_arrives_and_leaves_the_outbox_and_what_is_rolle
     assert await site.delivered("ticks") == [1, 2]
 
 
-async def test_while_the_queue_is_away_transactions_commit_and_their_events_flow_in_order_when_it_is_back(
+async def test_transactions_commit_while_the_queue_is_down_and_events_follow_in_order(
     site: Site,
 ) -> None:
     bus = await site.process()
@@ -58,7 +58,7 @@ async def test_while_the_queue_is_away_transactions_commit_and_their_events_flow
     assert await site.delivered("deposits") == list(range(25))
 
 
-async def test_ordered_events_pass_through_the_outbox_also_outside_a_transaction(site: Site) -> None:
+async def test_ordered_events_use_the_outbox_even_outside_a_transaction(site: Site) -> None:
     bus = await site.process()
     site.mq.down = True
     await bus.publish(Deposited(account="a", amount=1))
@@ -78,7 +78,7 @@ async def test_ordered_events_pass_through_the_outbox_also_outside_a_transaction
     ],
     ids=["unmapped", "unavailable", "indeterminate"],
 )
-async def test_a_database_that_fails_fails_a_publish_or_a_cancellation_with_an_error_of_the_bus(
+async def test_database_failure_in_publish_or_cancel_raises_a_bus_error(
     site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[BusError]
 ) -> None:
     async def fail(*_: object) -> None:
@@ -97,7 +97,7 @@ async def test_a_database_that_fails_fails_a_publish_or_a_cancellation_with_an_e
     assert await site.rows() == []
 
 
-async def test_what_a_dead_process_left_is_swept_by_another(site: Site) -> None:
+async def test_another_process_sends_the_outbox_rows_of_a_dead_process(site: Site) -> None:
     doomed, heir = await site.process(), await site.process()
     assert doomed._publisher.relay is not None
     await doomed._publisher.relay.close()  # killed between COMMIT and push
@@ -109,7 +109,7 @@ async def test_what_a_dead_process_left_is_swept_by_another(site: Site) -> None:
     assert heir.metrics.publish_failures == 0
 
 
-async def test_a_lost_reply_means_sending_again_and_being_accepted_once(site: Site) -> None:
+async def test_message_resent_after_a_lost_reply_is_accepted_once(site: Site) -> None:
     bus = await site.process()
     site.mq.lose_replies = 4
     async with site.db.transaction():
@@ -119,7 +119,7 @@ async def test_a_lost_reply_means_sending_again_and_being_accepted_once(site: Si
     assert (await site.delivered("ticks"), await site.delivered("deposits")) == ([1], [2])
 
 
-async def test_a_direct_publish_whose_reply_was_lost_can_be_repeated_by_the_id_that_the_error_names(site: Site) -> None:
+async def test_direct_publish_with_lost_reply_can_be_retried_by_the_errors_id(site: Site) -> None:
     bus = await site.process()
     site.mq.lose_replies = 1
     with pytest.raises(PublishIndeterminate) as lost:
@@ -128,7 +128,9 @@ async def test_a_direct_publish_whose_reply_was_lost_can_be_repeated_by_the_id_t
     assert await site.delivered("ticks") == [1]
 
 
-async def test_only_what_nobody_else_can_have_sent_is_called_fresh(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_direct_publishes_with_a_generated_id_are_marked_fresh(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bus = await site.process()
     sent: dict[str, tuple[bool, bool]] = {}
 
@@ -153,7 +155,7 @@ async def test_only_what_nobody_else_can_have_sent_is_called_fresh(site: Site, m
 
 @pytest.mark.parametrize("outage", [5, 7200], ids=["within the window", "much later"])
 @pytest.mark.parametrize("event", [Ticked(1), Deposited(account="a", amount=1)], ids=["pushed", "carried"])
-async def test_a_process_that_dies_between_push_and_cleanup_causes_no_second_delivery(
+async def test_process_death_between_push_and_cleanup_causes_no_second_delivery(
     site: Site, monkeypatch: pytest.MonkeyPatch, event: Ticked | Deposited, outage: float
 ) -> None:
     bus = await site.process()
@@ -179,7 +181,7 @@ async def test_a_process_that_dies_between_push_and_cleanup_causes_no_second_del
     assert await site.delivered(listener) == [1]
 
 
-async def test_two_relays_never_mix_the_order_of_a_key(site: Site) -> None:
+async def test_two_relays_keep_the_order_of_each_ordering_key(site: Site) -> None:
     one, two = await site.process(), await site.process()
     for n in range(120):
         bus = (one, two)[n % 2]
@@ -191,7 +193,7 @@ async def test_two_relays_never_mix_the_order_of_a_key(site: Site) -> None:
     assert await site.delivered("deposits") == list(range(120))
 
 
-async def test_what_the_queue_refuses_for_good_stays_visible_and_holds_nobody_up(site: Site) -> None:
+async def test_permanently_rejected_message_stays_visible_and_does_not_block_others(site: Site) -> None:
     bus = await site.process()
     async with site.db.transaction():
         await bus.publish_many([Ticked(1), UserUpdated(), Ticked(2)])
@@ -205,7 +207,7 @@ async def test_what_the_queue_refuses_for_good_stays_visible_and_holds_nobody_up
     assert sorted(await site.delivered("ticks")) == [1, 2, 3]
 
 
-async def test_a_delayed_event_can_be_cancelled_wherever_it_is_on_its_way(site: Site) -> None:
+async def test_delayed_event_can_be_cancelled_in_the_outbox_and_in_the_queue(site: Site) -> None:
     bus = await site.process()
     async with site.db.transaction():
         arrived = await bus.publish_delayed(Ticked(1), 3600)
@@ -223,7 +225,7 @@ async def test_a_delayed_event_can_be_cancelled_wherever_it_is_on_its_way(site: 
     assert [await site.mq.scheduled(each) for each in (arrived, waiting, kept)] == [False, False, True]
 
 
-async def test_a_cancellation_outside_of_a_transaction_fails_while_the_queue_is_away(site: Site) -> None:
+async def test_cancel_outside_a_transaction_fails_while_the_queue_is_down(site: Site) -> None:
     bus = await site.process()
     async with site.db.transaction():
         arrived = await bus.publish_delayed(Ticked(1), 3600)
@@ -235,7 +237,7 @@ async def test_a_cancellation_outside_of_a_transaction_fails_while_the_queue_is_
     assert await bus.cancel(arrived) is True
 
 
-async def test_a_bus_starts_while_the_queue_is_away_and_catches_up(site: Site) -> None:
+async def test_bus_starts_while_the_queue_is_down_and_sends_its_events_later(site: Site) -> None:
     site.mq.down = True
     bus = await site.process()
     async with site.db.transaction():
@@ -248,7 +250,7 @@ async def test_a_bus_starts_while_the_queue_is_away_and_catches_up(site: Site) -
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["transaction", "no transaction"])
-async def test_due_times_go_by_the_database_until_the_queue_was_reached(site: Site, *, inside: bool) -> None:
+async def test_due_times_use_the_database_clock_until_the_queue_is_reached(site: Site, *, inside: bool) -> None:
     site.mq.down = site.mq.unreached = True
     site.clock.time = lambda: 3600.0  # type: ignore[method-assign]  # a wall clock that is wrong by decades
     bus = await site.process()
@@ -265,7 +267,7 @@ async def test_due_times_go_by_the_database_until_the_queue_was_reached(site: Si
     assert "Deposited" not in await site.rows()
 
 
-async def test_events_never_pass_the_listeners_of_a_process_that_is_not_known_yet(site: Site) -> None:
+async def test_outbox_rows_wait_until_the_listeners_of_their_process_are_declared(site: Site) -> None:
     site.mq.down = True  # but for the registry, which the queue can read
     bus = await site.process()
     for n in range(3):
@@ -278,7 +280,7 @@ async def test_events_never_pass_the_listeners_of_a_process_that_is_not_known_ye
     assert sorted(await site.delivered("ticks")) == [0, 1, 2]
 
 
-async def test_a_queue_that_comes_back_unusable_is_an_error_in_the_log_once_and_waited_for(site: Site) -> None:
+async def test_rejected_queue_connection_is_logged_once_and_retried(site: Site) -> None:
     site.mq.down = True
     bus = await site.process()
     async with site.db.transaction():
@@ -295,7 +297,7 @@ async def test_a_queue_that_comes_back_unusable_is_an_error_in_the_log_once_and_
     assert await site.delivered("ticks") == [1]
 
 
-async def test_an_event_that_nobody_wants_leaves_no_row(site: Site) -> None:
+async def test_event_without_subscription_leaves_no_outbox_row(site: Site) -> None:
     bus = await site.process()
     async with site.db.transaction():
         await bus.publish(UserCreated())
@@ -303,9 +305,7 @@ async def test_an_event_that_nobody_wants_leaves_no_row(site: Site) -> None:
     assert await site.rows() == []
 
 
-async def test_a_process_declares_its_listeners_again_as_long_as_it_lives(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_running_process_declares_its_listeners_repeatedly(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     declared: list[list[str]] = []
     failures = 2
 
@@ -323,7 +323,7 @@ async def test_a_process_declares_its_listeners_again_as_long_as_it_lives(
     assert failures == 0
 
 
-async def test_a_listener_that_the_queue_lost_gets_events_again(site: Site) -> None:
+async def test_subscription_that_the_queue_lost_is_declared_again(site: Site) -> None:
     bus = await site.process()
     await site.mq.retire("ticks")
     await site.clock.advance(0.5)

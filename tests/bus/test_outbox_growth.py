@@ -80,7 +80,7 @@ def steps_of(db: sqlite3.Connection, statement: Executable, values: dict[str, An
 
 
 @pytest.mark.parametrize(("statement", "values"), STEPS.values(), ids=STEPS)
-def test_group_costs_the_same_however_many_rows_wait(
+def test_cost_of_a_group_does_not_grow_with_waiting_rows(
     sizes: dict[int, sqlite3.Connection], statement: Executable, values: dict[str, Any]
 ) -> None:
     few, many = (steps_of(db, statement, values) for db in sizes.values())

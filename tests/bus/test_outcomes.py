@@ -62,7 +62,7 @@ FAILURES: dict[str, Callable[[], BaseException]] = {
 
 @pytest.mark.parametrize("make", FAILURES.values(), ids=FAILURES)
 @pytest.mark.parametrize("plain_def", [False, True])
-async def test_anything_raised_is_one_failure_and_neighbours_complete(
+async def test_any_raised_exception_is_one_failure_and_other_deliveries_complete(
     make: Callable[[], BaseException],
     plain_def: bool,
 ) -> None:
@@ -117,7 +117,7 @@ class Picky:
     [AttributeError("no"), RecursionError(), PanicException("no"), Wordless()],
     ids=lambda it: type(it).__name__,
 )
-async def test_event_that_cannot_be_made_is_a_failure(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_that_cannot_be_decoded_is_a_failure(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     house = House()
 
     async def handler(event: Picky) -> None:
@@ -146,7 +146,7 @@ class Unruly(Retry):
     [ValueError("no"), PanicException(), float("nan"), float("inf"), -1.0, "soon", 1e300, SystemExit(3)],
     ids=["error", "panic", "nan", "inf", "negative", "text", "too long", "exit"],
 )
-async def test_retry_policy_that_makes_no_sense_is_replaced_by_the_default(
+async def test_invalid_delay_of_a_retry_policy_is_replaced_by_the_default(
     answer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = House()
@@ -167,7 +167,7 @@ async def test_retry_policy_that_makes_no_sense_is_replaced_by_the_default(
 
 
 @pytest.mark.parametrize("delay", [float("nan"), float("inf"), -1, "soon", None])
-async def test_later_time_that_makes_no_sense_is_a_failure(delay: object) -> None:
+async def test_retry_later_with_an_invalid_delay_is_a_failure(delay: object) -> None:
     house = House()
 
     async def handler(event: Ticked) -> None:
@@ -215,7 +215,9 @@ ANSWERS = [raising_cleanup, raising_group, taking_it_for_an_end, cancelling_itse
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_any_error_in_place_of_a_stops_cancellation_is_released(answer: Callable[[], Awaitable[None]]) -> None:
+async def test_any_error_raised_on_cancellation_by_shutdown_releases_the_delivery(
+    answer: Callable[[], Awaitable[None]],
+) -> None:
     house = House(BusOptions(grace=1))
 
     async def handler(event: Ticked) -> None:
@@ -231,7 +233,7 @@ async def test_any_error_in_place_of_a_stops_cancellation_is_released(answer: Ca
     assert house.bus.metrics.listeners["l"].failed == 0
 
 
-async def test_error_while_a_worker_waits_for_its_handlers_is_released() -> None:
+async def test_handler_error_during_the_grace_period_releases_the_delivery() -> None:
     house = House(BusOptions(grace=30))
     go_on = asyncio.Event()
 
@@ -253,7 +255,7 @@ async def test_error_while_a_worker_waits_for_its_handlers_is_released() -> None
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_any_error_in_place_of_a_timeouts_cancellation_is_one_timeout(
+async def test_any_error_raised_on_cancellation_by_timeout_counts_as_the_timeout(
     answer: Callable[[], Awaitable[None]],
 ) -> None:
     house = House()
@@ -275,7 +277,7 @@ async def test_any_error_in_place_of_a_timeouts_cancellation_is_one_timeout(
     assert (metrics.failed, metrics.timed_out, seen) == (1, 1, [2, 3])
 
 
-async def test_cancellation_that_a_handler_asks_for_never_reaches_the_next_delivery() -> None:
+async def test_handler_cancelling_its_own_task_does_not_affect_the_next_delivery() -> None:
     house = House()
     seen: list[tuple[int, int]] = []
 
@@ -305,7 +307,7 @@ tenant: ContextVar[str | None] = ContextVar("tenant", default=None)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-async def test_context_variables_of_a_delivery_never_reach_the_next(ordered: bool) -> None:
+async def test_context_variables_of_a_delivery_do_not_leak_into_the_next(ordered: bool) -> None:
     house = House()
     seen: list[str | None] = []
 
@@ -330,7 +332,7 @@ async def test_context_variables_of_a_delivery_never_reach_the_next(ordered: boo
     assert tenant.get() is None
 
 
-async def test_bound_value_that_cannot_be_shown_costs_no_delivery() -> None:
+async def test_unprintable_log_value_does_not_affect_the_delivery() -> None:
     house = House()
     rendered: list[str] = []
 
@@ -432,7 +434,7 @@ async def returning_a_generator_later(event: Ticked) -> Any:  # noqa: ANN401 - a
 
 
 @pytest.mark.parametrize("handler", [returning_a_generator, returning_a_generator_later])
-async def test_handler_that_returns_a_generator_has_failed(handler: Any) -> None:  # noqa: ANN401 - all kinds
+async def test_handler_that_returns_a_generator_counts_as_failed(handler: Any) -> None:  # noqa: ANN401 - all kinds
     house = House()
     house.bus.add_async_listener(handler, name="l", retry=ONCE)
     async with house.working():
@@ -457,7 +459,7 @@ async def test_value_that_a_handler_returns_is_ignored() -> None:
     assert house.bus.metrics.listeners["l"].failed == 0
 
 
-async def test_thread_that_cannot_start_charges_nothing_and_runs_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_thread_start_failure_counts_no_failure_and_repeats_no_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House()
     seen: list[int] = []
     start, refusals = threading.Thread.start, 3
@@ -484,7 +486,7 @@ async def test_thread_that_cannot_start_charges_nothing_and_runs_nothing_twice(m
     assert house.bus.metrics.listeners["l"].failed == 0
 
 
-async def test_frame_of_a_newer_version_is_parked_for_code_that_reads_it() -> None:
+async def test_message_with_a_newer_frame_version_is_parked() -> None:
     house = House()
     asked: list[Any] = []
 
@@ -507,7 +509,7 @@ async def test_frame_of_a_newer_version_is_parked_for_code_that_reads_it() -> No
     assert [each.needs for each in asked] == ["frame version 2"]
 
 
-async def test_sync_listener_that_raises_anything_fails_its_publisher_alone() -> None:
+async def test_any_exception_of_a_sync_listener_fails_only_its_publisher() -> None:
     async with BusKit() as kit:
         refused: list[BaseException] = []
 
@@ -530,7 +532,7 @@ async def test_sync_listener_that_raises_anything_fails_its_publisher_alone() ->
     assert (len(refused), dead.error) == (1, "PanicException")
 
 
-async def test_decision_of_a_handler_counts_also_while_it_is_cancelled() -> None:
+async def test_discard_and_retry_later_count_even_when_raised_on_cancellation() -> None:
     house = House()
 
     async def handler(event: Ticked) -> None:

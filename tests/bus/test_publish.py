@@ -62,7 +62,7 @@ async def test_sync_listeners_run_in_order_of_registration_before_publish_return
         assert recorder.seen == [UserCreated(), "plain"]
 
 
-async def test_async_listeners_run_in_the_worker_and_not_before() -> None:
+async def test_async_listeners_run_only_in_the_worker() -> None:
     async with BusKit() as kit:
         recorder = Recorder()
         kit.bus.add_async_listener(recorder.created)
@@ -87,7 +87,7 @@ async def test_publishing_before_start_and_after_close_raises() -> None:
             await kit.bus.publish(UserCreated())
 
 
-async def test_a_sync_listeners_error_fails_the_publisher_and_nothing_is_sent() -> None:
+async def test_error_of_a_sync_listener_fails_publish_and_sends_nothing() -> None:
     async with BusKit() as kit:
         recorder = Recorder()
 
@@ -105,7 +105,7 @@ async def test_a_sync_listeners_error_fails_the_publisher_and_nothing_is_sent() 
         assert kit.all_published == ()
 
 
-async def test_nested_publishes_run_depth_first_and_stand_behind_their_cause() -> None:
+async def test_nested_publishes_run_depth_first_and_follow_their_cause() -> None:
     async with BusKit() as kit:
         order: list[str] = []
         recorder = Recorder()
@@ -132,7 +132,7 @@ async def test_nested_publishes_run_depth_first_and_stand_behind_their_cause() -
         assert [type(each) for each in kit.all_published] == [UserCreated, UserUpdated]
 
 
-async def test_a_circle_of_sync_listeners_is_refused_naming_the_chain() -> None:
+async def test_cycle_of_sync_listeners_is_refused_with_the_chain_of_events() -> None:
     async with BusKit() as kit:
 
         async def again(event: Ticked) -> None:
@@ -195,7 +195,7 @@ async def test_a_subscription_of_another_process_is_seen_within_a_second() -> No
     await mq.close()
 
 
-async def test_a_copy_of_the_registry_that_is_too_old_is_confirmed_by_one_look_and_trusted_again(
+async def test_expired_subscription_cache_is_refreshed_once_and_used_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with BusKit() as kit:
@@ -225,7 +225,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("user_id", ["not a uuid", Broken(), None])
-async def test_an_event_that_its_class_would_refuse_fails_its_publisher_before_any_listener(user_id: Any) -> None:  # noqa: ANN401
+async def test_event_with_invalid_fields_fails_publish_before_any_listener(user_id: Any) -> None:  # noqa: ANN401
     async with BusKit() as kit:
         recorder = Recorder()
         kit.bus.add_sync_listener(recorder.created)
@@ -236,7 +236,7 @@ async def test_an_event_that_its_class_would_refuse_fails_its_publisher_before_a
         assert recorder.seen == []
 
 
-async def test_what_is_no_event_is_refused() -> None:
+async def test_publish_refuses_values_that_are_not_events() -> None:
     async with BusKit() as kit:
         await kit.start()
         for nonsense in ("text", 5, None, {"a": 1}):
@@ -287,7 +287,7 @@ async def test_an_id_is_short_and_printable(bad: str) -> None:
             await kit.bus.publish(UserCreated(), id=bad)
 
 
-async def test_headers_reach_the_handler_and_the_bus_keeps_its_own() -> None:
+async def test_headers_reach_the_handler_and_reserved_headers_are_refused() -> None:
     async with BusKit() as kit:
         recorder = Recorder()
         kit.bus.add_async_listener(recorder.updated)
@@ -302,7 +302,7 @@ async def test_headers_reach_the_handler_and_the_bus_keeps_its_own() -> None:
             await kit.bus.publish(UserUpdated(), headers=headers)
 
 
-async def test_a_correlation_id_goes_from_the_request_to_the_last_listener() -> None:
+async def test_correlation_id_passes_from_the_request_to_the_last_listener() -> None:
     async with BusKit() as kit:
         recorder = Recorder()
 
@@ -326,7 +326,7 @@ async def test_a_correlation_id_goes_from_the_request_to_the_last_listener() -> 
         assert (first.causation_id, second.causation_id, third.causation_id) == (None, first.id, second.id)
 
 
-async def test_without_a_request_the_first_message_names_the_correlation() -> None:
+async def test_correlation_id_without_a_request_is_the_first_message_id() -> None:
     async with BusKit() as kit:
         recorder = Recorder()
         kit.bus.add_async_listener(recorder.updated)
@@ -336,7 +336,7 @@ async def test_without_a_request_the_first_message_names_the_correlation() -> No
         assert recorder.deliveries[0].correlation_id == recorder.deliveries[0].id
 
 
-async def test_a_task_that_outlives_its_sync_listener_publishes_on_its_own() -> None:
+async def test_task_that_outlives_its_sync_listener_publishes_independently() -> None:
     async with BusKit() as kit:
         recorder = Recorder()
         tasks: list[asyncio.Task[None]] = []
@@ -353,7 +353,7 @@ async def test_a_task_that_outlives_its_sync_listener_publishes_on_its_own() -> 
         assert recorder.seen == [7]
 
 
-async def test_a_queue_that_stored_nothing_and_one_that_may_have_are_told_apart(
+async def test_rejected_and_indeterminate_publishes_raise_different_errors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with BusKit() as kit:
@@ -377,7 +377,7 @@ async def test_a_queue_that_stored_nothing_and_one_that_may_have_are_told_apart(
         assert kit.all_published == ()
 
 
-async def test_a_delayed_event_never_fires_early_and_fires_when_due() -> None:
+async def test_delayed_event_is_delivered_when_due_and_never_early() -> None:
     async with BusKit() as kit:
         recorder = Recorder()
         kit.bus.add_async_listener(recorder.ticked)
@@ -394,7 +394,7 @@ async def test_a_delayed_event_never_fires_early_and_fires_when_due() -> None:
         assert recorder.seen == [1, 3, 2]
 
 
-async def test_a_cancelled_event_never_fires_and_a_fired_one_cannot_be_cancelled() -> None:
+async def test_cancelled_event_is_never_delivered_and_delivered_event_cannot_be_cancelled() -> None:
     async with BusKit() as kit:
         recorder = Recorder()
         kit.bus.add_async_listener(recorder.ticked)
@@ -408,7 +408,7 @@ async def test_a_cancelled_event_never_fires_and_a_fired_one_cannot_be_cancelled
         assert await kit.bus.cancel(two) is False
 
 
-async def test_only_events_with_async_listeners_alone_can_be_delayed() -> None:
+async def test_events_with_sync_or_broadcast_listeners_cannot_be_delayed() -> None:
     async with BusKit() as kit:
         recorder = Recorder()
         kit.bus.add_sync_listener(recorder.created)
@@ -424,7 +424,7 @@ async def test_only_events_with_async_listeners_alone_can_be_delayed() -> None:
             await kit.bus.publish_scheduled(UserUpdated(), naive)
 
 
-async def test_start_gives_up_when_the_queue_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_start_fails_when_the_queue_does_not_answer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async with BusKit(options=BusOptions(connect_timeout=0.01)) as kit:
 
         async def hang(*_: object) -> None:
@@ -435,12 +435,12 @@ async def test_start_gives_up_when_the_queue_does_not_answer(monkeypatch: pytest
             await kit.start()
 
 
-def test_an_event_is_data_that_cannot_change() -> None:
+def test_event_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         UserCreated().email = "x"  # type: ignore[misc]  # what the test is about
 
 
-async def test_a_renamed_event_is_read_under_its_former_name() -> None:
+async def test_renamed_event_is_decoded_under_its_former_name() -> None:
     @dataclass(frozen=True)
     class Before:
         event_name = "thing.made"
@@ -470,7 +470,7 @@ async def test_a_renamed_event_is_read_under_its_former_name() -> None:
     assert seen == [After(n=5, colour="red")]
 
 
-async def test_a_failed_nested_publish_that_is_caught_is_not_delivered() -> None:
+async def test_caught_failure_of_a_nested_publish_delivers_none_of_its_events() -> None:
     async with BusKit() as kit:
         recorder = Recorder()
 

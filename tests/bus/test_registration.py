@@ -50,14 +50,14 @@ def test_the_default_name_is_the_service_package_and_the_method(bus: Bus) -> Non
     assert bus.listeners[0].name == "bus.on_created"
 
 
-def test_defaults_are_those_of_the_design(bus: Bus) -> None:
+def test_listener_options_have_documented_defaults(bus: Bus) -> None:
     bus.add_async_listener(Service().on_created)
     listener = bus.listeners[0]
     assert (listener.kind, listener.timeout, listener.concurrency, listener.once) == (Kind.ASYNC, 60.0, 16, False)
     assert listener.retry == Retry(max_attempts=10, min_delay=1.0, max_delay=900.0, factor=2.0, jitter="full")
 
 
-def test_none_switches_the_timeout_off(bus: Bus) -> None:
+def test_timeout_none_disables_the_timeout(bus: Bus) -> None:
     bus.add_async_listener(Service().on_created, timeout=None)
     assert bus.listeners[0].timeout is None
 
@@ -108,7 +108,7 @@ async def star(*events: UserCreated) -> None: ...
         star,
     ],
 )
-def test_a_wrong_signature_is_refused_by_name(bus: Bus, handler: Callable[..., Any]) -> None:
+def test_invalid_handler_signature_is_refused_by_name(bus: Bus, handler: Callable[..., Any]) -> None:
     with pytest.raises(InvalidListener) as refused:
         bus.add_async_listener(handler, name="x")
     assert handler.__qualname__ in str(refused.value)
@@ -116,7 +116,7 @@ def test_a_wrong_signature_is_refused_by_name(bus: Bus, handler: Callable[..., A
 
 
 @pytest.mark.parametrize("handler", [of_str, of_optional, of_any])
-def test_what_is_not_an_event_class_is_refused(bus: Bus, handler: Callable[..., Any]) -> None:
+def test_parameter_that_is_no_event_class_is_refused(bus: Bus, handler: Callable[..., Any]) -> None:
     with pytest.raises(InvalidEvent, match="is not an event"):
         bus.add_async_listener(handler, name="x")
 
@@ -134,7 +134,7 @@ def test_a_sync_listener_needs_no_name(bus: Bus) -> None:
     assert bus.listeners[0].kind is Kind.SYNC
 
 
-def test_a_doubled_listener_is_refused_by_name(bus: Bus) -> None:
+def test_listener_registered_twice_is_refused_by_name(bus: Bus) -> None:
     service = Service()
     bus.add_async_listener(service.on_created)
     with pytest.raises(InvalidListener, match=r"Service\.on_created is registered twice"):
@@ -143,13 +143,13 @@ def test_a_doubled_listener_is_refused_by_name(bus: Bus) -> None:
         bus.add_async_listener(Service().on_created)
 
 
-def test_an_alias_is_a_name_too(bus: Bus) -> None:
+def test_alias_of_another_listener_cannot_be_used_as_a_name(bus: Bus) -> None:
     bus.add_async_listener(Service().on_created, name="new", aliases=["old"])
     with pytest.raises(InvalidListener, match="two listeners are called 'old'"):
         bus.add_async_listener(Service().on_created, name="old")
 
 
-def test_one_handler_may_listen_in_two_ways(bus: Bus) -> None:
+def test_one_handler_may_be_sync_and_async_listener(bus: Bus) -> None:
     service = Service()
     bus.add_sync_listener(service.on_created)
     bus.add_async_listener(service.on_created)
@@ -169,7 +169,7 @@ def test_two_classes_with_one_wire_name_are_refused(bus: Bus) -> None:
         bus.add_async_listener(on_impostor, name="x")
 
 
-def test_an_ordered_listener_wants_an_ordering_key(bus: Bus) -> None:
+def test_ordered_listener_requires_an_ordering_key(bus: Bus) -> None:
     with pytest.raises(InvalidListener, match="UserCreated has no `def ordering_key"):
         bus.add_async_ordered_listener(Service().on_created)
     bus.add_async_ordered_listener(Service().on_money)
@@ -190,7 +190,7 @@ def test_once_needs_a_database(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("terms", [{"concurrency": 0}, {"timeout": 0}, {"timeout": -1.0}])
-def test_nonsense_terms_are_refused(bus: Bus, terms: dict[str, Any]) -> None:
+def test_out_of_range_listener_options_are_refused(bus: Bus, terms: dict[str, Any]) -> None:
     with pytest.raises(InvalidListener, match="must be"):
         bus.add_async_listener(Service().on_created, **terms)
 
@@ -198,7 +198,7 @@ def test_nonsense_terms_are_refused(bus: Bus, terms: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "terms", [{"max_attempts": 0}, {"min_delay": -1}, {"min_delay": 5, "max_delay": 1}, {"factor": 0.5}]
 )
-def test_nonsense_retries_are_refused(terms: dict[str, Any]) -> None:
+def test_out_of_range_retry_arguments_are_refused(terms: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"Retry"):
         Retry(**terms)
 
@@ -212,7 +212,7 @@ async def test_registering_after_start_raises() -> None:
             await kit.bus.start()
 
 
-def test_an_event_that_can_change_is_refused(bus: Bus) -> None:
+def test_mutable_event_class_is_refused(bus: Bus) -> None:
     @dataclass
     class Loose:
         n: int

@@ -135,7 +135,7 @@ async def insert(
 # --- no kind of row starves another -----------------------------------------------------------------------------------
 
 
-async def test_ordered_events_and_broadcasts_pass_a_push_that_hangs(site: Site) -> None:
+async def test_hanging_push_does_not_delay_ordered_events_or_broadcasts(site: Site) -> None:
     bus = await site.process()
     mq = watched(site)
     mq.held["clock.ticked"] = asyncio.Event()
@@ -151,7 +151,7 @@ async def test_ordered_events_and_broadcasts_pass_a_push_that_hangs(site: Site) 
     await site.until(site.empty)
 
 
-async def test_a_push_passes_an_ordered_event_that_hangs(site: Site) -> None:
+async def test_hanging_ordered_event_does_not_delay_a_push(site: Site) -> None:
     bus = await site.process()
     mq = watched(site)
     mq.held["Deposited"] = asyncio.Event()
@@ -163,7 +163,7 @@ async def test_a_push_passes_an_ordered_event_that_hangs(site: Site) -> None:
     await site.until(site.empty)
 
 
-async def test_rows_of_every_kind_leave_in_bounded_groups_and_in_order(site: Site) -> None:
+async def test_rows_of_every_kind_are_sent_in_order_and_in_bounded_groups(site: Site) -> None:
     def fail(_messages: Sequence[Message]) -> None:
         raise QueueUnavailable("busy")
 
@@ -187,7 +187,7 @@ async def test_rows_of_every_kind_leave_in_bounded_groups_and_in_order(site: Sit
 
 @pytest.mark.parametrize("stuck", ["cancel", "Deposited", "clock.ticked"])
 @pytest.mark.parametrize("how", ["hangs", "fails"])
-async def test_rows_of_one_kind_that_get_stuck_hold_up_no_other_kind(site: Site, stuck: str, how: str) -> None:
+async def test_stuck_rows_of_one_kind_do_not_block_other_kinds(site: Site, stuck: str, how: str) -> None:
     def fail(messages: Sequence[Message]) -> None:
         if any(each.event == stuck for each in messages):
             raise QueueUnavailable("busy")
@@ -216,7 +216,7 @@ async def test_rows_of_one_kind_that_get_stuck_hold_up_no_other_kind(site: Site,
 
 
 @pytest.mark.parametrize("key", [None, "a"])
-async def test_a_stuck_cancellation_holds_up_only_its_id_and_ordering_key(site: Site, key: str | None) -> None:
+async def test_stuck_cancellation_blocks_only_its_id_and_ordering_key(site: Site, key: str | None) -> None:
     mq = watched(site)
     mq.cancel_fails = True
     await insert(site, 1, kind="cancel")
@@ -238,7 +238,7 @@ async def test_a_stuck_cancellation_holds_up_only_its_id_and_ordering_key(site: 
     assert ordered == held_up
 
 
-async def test_a_group_is_bounded_in_bytes_and_a_larger_row_goes_alone(site: Site) -> None:
+async def test_group_is_bounded_in_bytes_and_a_larger_row_is_sent_alone(site: Site) -> None:
     await insert(site, 9, kind="publish", key="a", size=GROUP_BYTES // 3)
     await insert(site, 2, kind="direct", size=3 * GROUP_BYTES)
     await site.process()
@@ -248,7 +248,7 @@ async def test_a_group_is_bounded_in_bytes_and_a_larger_row_goes_alone(site: Sit
     assert max(mq.sizes) == 3 * GROUP_BYTES  # a row that is larger goes alone
 
 
-async def test_what_the_relay_reads_does_not_grow_with_other_rows(site: Site) -> None:
+async def test_relay_queries_do_not_scan_the_outbox(site: Site) -> None:
     outbox = Outbox(site.db, site.clock)
     plans = []
     for read in (
@@ -268,7 +268,7 @@ async def test_what_the_relay_reads_does_not_grow_with_other_rows(site: Site) ->
     assert [each for each in plans if each.startswith(("SCAN beneath_outbox", "SCAN earlier"))] == []
 
 
-async def test_ordered_rows_are_sent_once_although_two_processes_carry(site: Site) -> None:
+async def test_two_processes_relay_ordered_rows_once_and_in_order(site: Site) -> None:
     one, two = await site.process(), await site.process()
     for n in range(60):
         await commit(site, (one, two)[n % 2], Deposited(account="a", amount=n))
@@ -279,7 +279,7 @@ async def test_ordered_rows_are_sent_once_although_two_processes_carry(site: Sit
 # --- nothing is sent twice without a failure --------------------------------------------------------------------------
 
 
-async def test_what_waited_too_long_in_memory_is_sent_from_its_row_alone(site: Site) -> None:
+async def test_push_that_waited_too_long_is_sent_from_its_row_only(site: Site) -> None:
     one, two = await site.process(), await site.process()
     mq = watched(site)
     mq.held["clock.ticked"] = stuck = asyncio.Event()
@@ -300,7 +300,7 @@ async def test_what_waited_too_long_in_memory_is_sent_from_its_row_alone(site: S
     assert two.metrics.publish_failures == 0
 
 
-async def test_close_waits_until_what_was_sent_has_no_row(site: Site) -> None:
+async def test_close_waits_until_the_rows_of_sent_messages_are_deleted(site: Site) -> None:
     bus = await site.process()
     mq = watched(site)
     mq.held = {"clock.ticked": asyncio.Event(), "Deposited": asyncio.Event()}
@@ -317,7 +317,7 @@ async def test_close_waits_until_what_was_sent_has_no_row(site: Site) -> None:
 
 
 @pytest.mark.parametrize("event", [Ticked(1), Deposited(account="a", amount=1)], ids=["pushed", "carried"])
-async def test_a_row_that_could_not_be_deleted_is_not_sent_again(
+async def test_failed_row_deletion_does_not_resend_the_message(
     site: Site, monkeypatch: pytest.MonkeyPatch, event: object
 ) -> None:
     bus = await site.process()
@@ -347,7 +347,7 @@ async def test_a_row_that_could_not_be_deleted_is_not_sent_again(
 @pytest.mark.parametrize(
     "error", [QueueRejected("no"), OverflowError("too large"), ValueError("bad"), RuntimeError("bug"), KeyError("x")]
 )
-async def test_a_row_that_cannot_be_sent_is_set_aside_and_the_others_go_on(site: Site, error: Exception) -> None:
+async def test_unsendable_row_is_marked_rejected_and_other_rows_are_sent(site: Site, error: Exception) -> None:
     def refuse(messages: Sequence[Message]) -> None:
         if any(each.id.startswith("poison") for each in messages):
             raise error
@@ -375,7 +375,7 @@ async def test_a_row_that_cannot_be_sent_is_set_aside_and_the_others_go_on(site:
 @pytest.mark.parametrize(
     "error", [QueueUnavailable("busy"), QueueIndeterminate("lost"), OSError("no descriptors"), TimeoutError()]
 )
-async def test_an_error_that_passes_never_sets_a_row_aside(site: Site, error: Exception) -> None:
+async def test_transient_error_never_marks_a_row_as_rejected(site: Site, error: Exception) -> None:
     failing = 8
 
     def fail(_messages: Sequence[Message]) -> None:
@@ -393,7 +393,7 @@ async def test_an_error_that_passes_never_sets_a_row_aside(site: Site, error: Ex
     assert failing == 0
 
 
-async def test_an_unmapped_database_error_neither_ends_the_relay_nor_sets_a_row_aside(
+async def test_unmapped_database_error_neither_ends_the_relay_nor_rejects_a_row(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bus = await site.process()
@@ -421,7 +421,7 @@ async def test_an_unmapped_database_error_neither_ends_the_relay_nor_sets_a_row_
     assert bus.metrics.outbox_rejected == 0
 
 
-async def test_a_group_that_does_not_get_through_is_sent_in_smaller_ones(site: Site) -> None:
+async def test_group_that_fails_to_send_is_retried_in_smaller_groups(site: Site) -> None:
     def narrow(messages: Sequence[Message]) -> None:
         if len(messages) > 3:
             raise QueueUnavailable("no answer within 5 s")
@@ -433,7 +433,7 @@ async def test_a_group_that_does_not_get_through_is_sent_in_smaller_ones(site: S
     assert watched(site).ids == [f"publish-{n}" for n in range(100)]
 
 
-async def test_a_cancellation_that_is_refused_is_set_aside(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_cancellation_is_marked_as_rejected(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(message_id: str) -> bool:
         raise QueueRejected(f"no such id as {message_id}")
 
@@ -461,7 +461,7 @@ class Shifted(FakeClock):
         return super().time() + self.shift
 
 
-async def test_the_right_to_send_goes_by_no_wall_clock(site: Site) -> None:
+async def test_right_to_send_does_not_depend_on_the_wall_clock(site: Site) -> None:
     ahead, behind = Shifted(), Shifted()
     ahead.shift, behind.shift = 3600.0, -3600.0
     dead, heir = Outbox(site.db, ahead), Outbox(site.db, behind)
@@ -480,7 +480,7 @@ async def test_the_right_to_send_goes_by_no_wall_clock(site: Site) -> None:
     assert await dead.acquire("dead", LEASE)
 
 
-async def test_the_right_to_send_is_taken_by_one_of_two(site: Site) -> None:
+async def test_right_to_send_is_acquired_by_one_of_two_processes(site: Site) -> None:
     clocks = [FakeClock(), FakeClock()]
     rivals = [Outbox(site.db, each) for each in clocks]
     dead = Outbox(site.db, FakeClock())
@@ -510,7 +510,7 @@ async def test_a_slow_group_keeps_the_right_to_send(site: Site) -> None:
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
-async def test_waiting_broadcasts_are_bounded_and_counted(site: Site) -> None:
+async def test_waiting_broadcasts_are_bounded_and_drops_are_counted(site: Site) -> None:
     bus = await site.process()
     relay = bus._publisher.relay
     assert relay is not None
@@ -526,7 +526,7 @@ async def test_waiting_broadcasts_are_bounded_and_counted(site: Site) -> None:
 # --- cancellation -----------------------------------------------------------------------------------------------------
 
 
-async def test_cancel_is_false_for_what_can_no_longer_be_cancelled(site: Site) -> None:
+async def test_cancel_returns_false_for_events_that_can_no_longer_be_cancelled(site: Site) -> None:
     bus = await site.process()
     site.mq.down = True
     async with site.db.transaction():
@@ -544,7 +544,7 @@ async def test_cancel_is_false_for_what_can_no_longer_be_cancelled(site: Site) -
     assert sorted(await site.delivered("ticks")) == [1, 2]
 
 
-async def test_a_withdrawn_publish_leaves_no_earlier_one_of_its_id_scheduled(site: Site) -> None:
+async def test_cancel_of_a_repeated_id_also_cancels_the_earlier_publish(site: Site) -> None:
     bus = await site.process()
     await bus.publish_delayed(Ticked(1), 3600, id="seven")
     async with site.db.transaction():
@@ -556,7 +556,7 @@ async def test_a_withdrawn_publish_leaves_no_earlier_one_of_its_id_scheduled(sit
 
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("down", [True, False])
-async def test_an_id_can_be_scheduled_anew_after_its_cancellation(site: Site, *, together: bool, down: bool) -> None:
+async def test_cancelled_id_can_be_scheduled_again(site: Site, *, together: bool, down: bool) -> None:
     bus = await site.process()
     async with site.db.transaction():
         await bus.publish_delayed(Ticked(1), 3600, id="seven")
@@ -580,7 +580,7 @@ async def test_an_id_can_be_scheduled_anew_after_its_cancellation(site: Site, *,
 
 @pytest.mark.parametrize("inside", [True, False], ids=["in a transaction", "outside"])
 @pytest.mark.parametrize("given_id", [None, "seven"])
-async def test_an_event_cancelled_in_the_outbox_never_fires_however_late_the_queue_is_back(
+async def test_event_cancelled_in_the_outbox_is_never_delivered_after_a_long_outage(
     site: Site, given_id: str | None, *, inside: bool
 ) -> None:
     bus = await site.process()
@@ -603,9 +603,7 @@ async def test_an_event_cancelled_in_the_outbox_never_fires_however_late_the_que
 
 
 @pytest.mark.parametrize("in_time", [True, False], ids=["in time", "too late"])
-async def test_cancel_answers_for_an_event_that_is_just_being_sent_when_the_queue_has_it(
-    site: Site, *, in_time: bool
-) -> None:
+async def test_cancel_of_an_event_being_sent_waits_for_the_queues_answer(site: Site, *, in_time: bool) -> None:
     bus = await site.process()
     mq = watched(site)
     mq.held["clock.ticked"] = stuck = asyncio.Event()
@@ -623,7 +621,7 @@ async def test_cancel_answers_for_an_event_that_is_just_being_sent_when_the_queu
     assert await site.delivered("ticks") == ([] if in_time else [1])
 
 
-async def test_cancel_fails_while_it_is_unknown_whether_the_queue_has_the_event(site: Site) -> None:
+async def test_cancel_fails_while_the_outcome_of_the_send_is_unknown(site: Site) -> None:
     bus = await site.process()
     mq = watched(site)
     site.mq.lose_replies = 1_000_000
@@ -641,7 +639,7 @@ async def test_cancel_fails_while_it_is_unknown_whether_the_queue_has_the_event(
     assert await site.delivered("ticks") == []
 
 
-async def test_what_several_senders_may_have_sent_is_taken_back_by_none_of_them(site: Site) -> None:
+async def test_row_claimed_by_several_senders_cannot_be_taken_back(site: Site) -> None:
     bus = await site.process()
     site.mq.down = True
     async with site.db.transaction():
@@ -659,7 +657,7 @@ async def test_what_several_senders_may_have_sent_is_taken_back_by_none_of_them(
         assert not await outbox.take_back(transaction, message_id)
 
 
-async def test_only_delayed_messages_are_claimed_before_they_are_sent(site: Site) -> None:
+async def test_only_delayed_messages_are_claimed_before_sending(site: Site) -> None:
     bus = await site.process()
     entries = [
         Entry(n, kind, f"{n}", Message(id=f"{n}", event="clock.ticked", body=b"x", published_at=1.0, due_at=None))
@@ -687,7 +685,7 @@ async def test_a_rejected_delayed_event_can_be_cancelled(site: Site) -> None:
     await site.until(site.empty)
 
 
-async def test_one_id_on_two_event_classes_leaves_the_outbox_twice(site: Site) -> None:
+async def test_same_id_on_two_event_classes_is_sent_twice(site: Site) -> None:
     bus = await site.process()
     async with site.db.transaction():
         await bus.publish(Ticked(1), id="seven")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from bus import Retry
 
 
-def test_the_default_doubles_from_a_second_to_fifteen_minutes_in_ten_attempts() -> None:
+def test_default_retry_doubles_to_fifteen_minutes_and_ends_after_ten_attempts() -> None:
     retry = Retry()
     assert [retry.ceiling(n) for n in range(1, 12)] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900]
     assert retry.delay(9, Random(1)) is not None
@@ -22,5 +22,5 @@ def test_jitter_stays_in_its_bounds(failures: int, seed: int) -> None:
         assert least * retry.ceiling(failures) <= delay <= retry.ceiling(failures)
 
 
-def test_one_attempt_is_never_repeated() -> None:
+def test_max_attempts_of_one_allows_no_retry() -> None:
     assert Retry(max_attempts=1).delay(1, Random(1)) is None

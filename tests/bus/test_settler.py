@@ -66,7 +66,7 @@ FINAL = [
 
 
 @pytest.mark.parametrize("error", FINAL, ids=lambda it: type(it).__name__)
-async def test_rejected_settlement_is_found_and_stored_without_its_error(error: Exception) -> None:
+async def test_rejected_settlement_in_a_batch_is_stored_without_its_error(error: Exception) -> None:
     bench = Bench()
     bench.queue.refusal = lambda it: error if it.failure == Failure(error="bad") else None
     batch = [settlement(n, outcome=Outcome.DEAD if n == 700 else Outcome.DONE) for n in range(1000)]
@@ -76,7 +76,7 @@ async def test_rejected_settlement_is_found_and_stored_without_its_error(error: 
     assert bench.settler.idle.is_set()
 
 
-async def test_settlement_that_is_rejected_in_any_form_is_released_or_dropped() -> None:
+async def test_settlement_rejected_in_every_form_is_released_or_dropped() -> None:
     bench = Bench()
     bench.queue.refusal = lambda it: (
         QueueRejected("no") if it.delivery.id == 1 and it.outcome is Outcome.RETRY else None
@@ -93,7 +93,7 @@ async def test_settlement_that_is_rejected_in_any_form_is_released_or_dropped() 
     [QueueUnavailable("away"), OperationalError("s", None, ValueError()), OSError(24, "no file descriptors")],
     ids=lambda it: type(it).__name__,
 )
-async def test_transient_refusal_is_tried_again_with_the_whole_batch(error: Exception) -> None:
+async def test_transient_error_retries_the_whole_batch(error: Exception) -> None:
     bench, refusals = Bench(), 5
 
     def refuse(_: Settlement) -> Exception | None:
@@ -106,7 +106,7 @@ async def test_transient_refusal_is_tried_again_with_the_whole_batch(error: Exce
     assert bench.queue.calls == 6
 
 
-async def test_settlement_that_always_meets_an_unknown_error_lets_all_others_pass() -> None:
+async def test_settlement_with_a_persistent_unknown_error_blocks_no_other_settlement() -> None:
     bench = Bench()
     bench.queue.refusal = lambda it: AttributeError("a defect") if it.delivery.id == 3 else None
     assert sorted(await bench.settle(*(settlement(n) for n in range(8)))) == [0, 1, 2, 4, 5, 6, 7]
@@ -115,7 +115,7 @@ async def test_settlement_that_always_meets_an_unknown_error_lets_all_others_pas
     assert sorted(await bench.settle()) == list(range(8))
 
 
-async def test_settlements_of_one_claim_keep_their_order_whatever_is_refused() -> None:
+async def test_settlements_of_one_claim_keep_their_order_despite_errors() -> None:
     bench = Bench()
     mailbox = Claim(subscription="l", deliveries=[], ordered=True)
     batch = [settlement(n, mailbox if n % 3 == 0 else None) for n in range(20)]
@@ -134,7 +134,7 @@ async def test_settlements_of_one_claim_keep_their_order_whatever_is_refused() -
     assert [n for n in settled if isinstance(n, int) and n % 3 == 0] == [0, 3, 6, 9, 12, 15, 18]
 
 
-async def test_what_was_under_way_at_a_cancellation_is_sent_by_the_next_run() -> None:
+async def test_settlements_in_flight_at_cancellation_are_sent_by_the_next_run() -> None:
     bench = Bench()
     bench.queue.refusal = lambda _: asyncio.CancelledError()
     assert await bench.settle(settlement(1), settlement(2), seconds=1) == []
@@ -142,7 +142,7 @@ async def test_what_was_under_way_at_a_cancellation_is_sent_by_the_next_run() ->
     assert await bench.settle() == [1, 2]
 
 
-async def test_with_the_lease_everything_unsettled_is_dropped() -> None:
+async def test_lost_lease_drops_all_unsent_settlements() -> None:
     bench = Bench()
     bench.queue.refusal = lambda _: QueueClosed("lost")
     await bench.settle(settlement(1), settlement(2))

@@ -92,7 +92,7 @@ def subscribe_all(home: Home) -> None:
     home.bus.add_async_listener(remember_tick, name="ticked")
 
 
-async def test_inside_a_transaction_events_exist_once_it_has_committed_and_not_before(home: Home) -> None:
+async def test_events_of_a_transaction_are_queued_only_at_its_commit(home: Home) -> None:
     subscribe_all(home)
     await home.start()
     async with home.db.transaction():
@@ -136,7 +136,7 @@ async def test_a_sync_listener_takes_part_in_the_transaction(home: Home) -> None
     assert (await home.words(), await home.queued()) == (["by the listener"], ["UserCreated", "UserUpdated"])
 
 
-async def test_outside_a_transaction_sync_listeners_share_one(home: Home) -> None:
+async def test_sync_listeners_outside_a_transaction_share_a_new_transaction(home: Home) -> None:
     async def first(event: UserCreated) -> None:
         await home.insert("first")
 
@@ -159,7 +159,7 @@ async def test_outside_a_transaction_sync_listeners_share_one(home: Home) -> Non
     assert sorted(await home.queued()) == ["UserCreated", "UserUpdated"]
 
 
-async def test_the_transaction_around_sync_listeners_begins_only_if_they_use_it(home: Home) -> None:
+async def test_implicit_transaction_begins_only_when_a_sync_listener_uses_it(home: Home) -> None:
     async def listener(event: UserCreated) -> None:
         current = home.db.current()
         assert current is not None
@@ -173,14 +173,14 @@ async def test_the_transaction_around_sync_listeners_begins_only_if_they_use_it(
     assert home.seen == [False]
 
 
-async def test_outside_a_transaction_publish_returns_when_the_event_is_committed(home: Home) -> None:
+async def test_publish_outside_a_transaction_returns_after_the_commit(home: Home) -> None:
     subscribe_all(home)
     await home.start()
     await home.bus.publish(UserCreated())
     assert {each.name: each.ready for each in await home.mq.stats()} == {"created": 1, "updated": 0, "ticked": 0}
 
 
-async def test_a_sync_listeners_error_that_is_caught_still_rolls_the_transaction_back(home: Home) -> None:
+async def test_caught_error_of_a_sync_listener_still_rolls_the_transaction_back(home: Home) -> None:
     async def refuse(event: UserCreated) -> None:
         raise ZeroDivisionError("no")
 
@@ -196,7 +196,7 @@ async def test_a_sync_listeners_error_that_is_caught_still_rolls_the_transaction
     assert (await home.words(), await home.queued()) == ([], [])
 
 
-async def test_a_savepoint_contains_a_failed_publish_and_takes_its_events_back(home: Home) -> None:
+async def test_savepoint_rollback_discards_the_events_of_a_failed_publish(home: Home) -> None:
     async def refuse(event: UserCreated) -> None:
         await home.insert("by the listener")
         await home.bus.publish(Ticked(1))
@@ -228,7 +228,7 @@ async def test_a_released_savepoint_keeps_its_events(home: Home) -> None:
     assert (await home.words(), await home.queued()) == (["deep"], ["UserCreated", "UserCreated"])
 
 
-async def test_events_of_one_transaction_keep_their_order_causes_first(home: Home) -> None:
+async def test_events_of_one_transaction_keep_their_publish_order(home: Home) -> None:
     async def deposit(event: UserCreated) -> None:
         await home.bus.publish(Deposited(account="a", amount=2))
 
@@ -249,7 +249,7 @@ async def test_events_of_one_transaction_keep_their_order_causes_first(home: Hom
     await consumer.close()
 
 
-async def test_a_task_that_does_not_own_the_transaction_gets_an_error_before_any_listener(home: Home) -> None:
+async def test_publish_from_a_task_without_the_transaction_fails_before_any_listener(home: Home) -> None:
     async def listener(event: UserCreated) -> None:
         home.seen.append(event)
 
@@ -266,7 +266,7 @@ async def test_a_task_that_does_not_own_the_transaction_gets_an_error_before_any
     assert (await home.words(), await home.queued()) == (["row"], [])
 
 
-async def test_what_cannot_be_encoded_fails_before_any_listener_and_takes_the_transaction_with_it(home: Home) -> None:
+async def test_unencodable_event_fails_before_any_listener_and_rolls_back_the_transaction(home: Home) -> None:
     async def listener(event: UserCreated) -> None:
         home.seen.append(event)
 
@@ -282,7 +282,7 @@ async def test_what_cannot_be_encoded_fails_before_any_listener_and_takes_the_tr
     assert await home.words() == []
 
 
-async def test_a_cancelled_publisher_leaves_nothing_and_holds_nothing(home: Home) -> None:
+async def test_cancelled_publisher_rolls_back_and_releases_the_write_lock(home: Home) -> None:
     inside = asyncio.Event()
 
     async def hang(event: UserCreated) -> None:
@@ -308,7 +308,7 @@ async def test_a_cancelled_publisher_leaves_nothing_and_holds_nothing(home: Home
     assert (await home.words(), await home.queued()) == (["the lock is free"], [])
 
 
-async def test_a_queue_that_fails_fails_the_transaction_or_is_logged_after_it(
+async def test_queue_failure_fails_the_commit_or_is_counted_after_the_commit(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscribe_all(home)
@@ -334,7 +334,7 @@ async def test_a_queue_that_fails_fails_the_transaction_or_is_logged_after_it(
         await home.bus.publish(UserCreated())
 
 
-async def test_broadcasts_leave_after_commit_and_this_process_has_handled_them_when_the_block_ends(home: Home) -> None:
+async def test_broadcasts_are_sent_after_commit_and_handled_locally_before_the_block_ends(home: Home) -> None:
     async def listener(event: UserUpdated) -> None:
         assert home.db.current() is None
         home.seen.append(event)
@@ -354,7 +354,7 @@ async def test_broadcasts_leave_after_commit_and_this_process_has_handled_them_w
     assert home.seen == [UserUpdated(), UserUpdated()]
 
 
-async def test_a_broadcast_reaches_other_processes_once_it_is_committed(home: Home) -> None:
+async def test_broadcast_reaches_other_processes_after_the_commit(home: Home) -> None:
     other = Bus(home.mq, home.db, clock=home.clock)
     heard = asyncio.Event()
 
@@ -379,7 +379,7 @@ async def test_a_broadcast_reaches_other_processes_once_it_is_committed(home: Ho
     await other.close()
 
 
-async def test_a_cancellation_counts_when_its_transaction_commits_and_not_when_it_does_not(home: Home) -> None:
+async def test_cancellation_takes_effect_only_if_its_transaction_commits(home: Home) -> None:
     subscribe_all(home)
     await home.start()
     message_id = await home.bus.publish_delayed(Ticked(1), 60)
@@ -396,7 +396,7 @@ async def test_a_cancellation_counts_when_its_transaction_commits_and_not_when_i
         assert await home.bus.cancel("unknown") is False
 
 
-async def test_a_delayed_event_can_be_cancelled_in_the_transaction_that_published_it(home: Home) -> None:
+async def test_delayed_event_can_be_cancelled_in_its_own_transaction(home: Home) -> None:
     subscribe_all(home)
     await home.start()
     async with home.db.transaction():
@@ -406,7 +406,7 @@ async def test_a_delayed_event_can_be_cancelled_in_the_transaction_that_publishe
     assert [await home.mq.scheduled(each) for each in (message_id, kept)] == [False, True]
 
 
-async def test_an_explicit_id_of_a_rolled_back_transaction_is_free_again(home: Home) -> None:
+async def test_explicit_id_can_be_used_again_after_a_rollback(home: Home) -> None:
     subscribe_all(home)
     await home.start()
     with pytest.raises(ZeroDivisionError):
@@ -419,7 +419,7 @@ async def test_an_explicit_id_of_a_rolled_back_transaction_is_free_again(home: H
     assert await home.queued() == ["UserCreated"]
 
 
-async def test_many_publishers_at_once_all_arrive(home: Home) -> None:
+async def test_events_of_concurrent_publishers_are_all_queued(home: Home) -> None:
     subscribe_all(home)
     await home.start()
 
@@ -436,7 +436,7 @@ async def test_many_publishers_at_once_all_arrive(home: Home) -> None:
     assert len(await home.words()) == 30
 
 
-async def test_in_its_own_transaction_a_publish_tells_listeners_errors_from_the_stores(
+async def test_publish_distinguishes_listener_errors_from_queue_errors(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raised = DatabaseUnavailable("the listener's own")

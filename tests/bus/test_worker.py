@@ -18,7 +18,7 @@ from tests.bus.house import House
 STEADY = Retry(max_attempts=4, min_delay=10, factor=2, jitter="none")
 
 
-async def test_an_event_is_handled_as_soon_as_it_is_published() -> None:
+async def test_published_event_is_handled_at_once() -> None:
     house = House()
     seen: list[int] = []
 
@@ -34,7 +34,7 @@ async def test_an_event_is_handled_as_soon_as_it_is_published() -> None:
     assert house.bus.metrics.listeners["l"].handled == 300
 
 
-async def test_of_two_listeners_one_fails_three_times_and_the_other_runs_once() -> None:
+async def test_retries_of_one_listener_do_not_repeat_another_listener() -> None:
     house = House()
     ran: list[str] = []
 
@@ -60,7 +60,7 @@ async def test_of_two_listeners_one_fails_three_times_and_the_other_runs_once() 
     assert await house.mq.dead_letters() == []
 
 
-async def test_at_the_limit_a_delivery_is_a_dead_letter_that_can_be_replayed_to_that_listener_alone() -> None:
+async def test_exhausted_delivery_becomes_a_dead_letter_that_retries_for_its_listener_only() -> None:
     house = House()
     ran: list[str] = []
     broken = True
@@ -87,7 +87,7 @@ async def test_at_the_limit_a_delivery_is_a_dead_letter_that_can_be_replayed_to_
     assert ran.count("good") == 1
 
 
-async def test_other_keys_never_wait_for_a_retrying_key_and_its_own_order_holds() -> None:
+async def test_retry_blocks_only_its_own_key() -> None:
     house = House()
     seen: list[tuple[str, int]] = []
 
@@ -107,7 +107,7 @@ async def test_other_keys_never_wait_for_a_retrying_key_and_its_own_order_holds(
     assert [n for key, n in seen if key == "a"] == [1, 2, 3]
 
 
-async def test_a_worker_that_lost_its_lease_begins_nothing_more_of_what_it_held() -> None:
+async def test_worker_with_a_lost_lease_starts_none_of_its_held_deliveries() -> None:
     house = House()
     seen: list[int] = []
 
@@ -134,7 +134,7 @@ class Lease:
         monkeypatch.setattr(MemoryConsumer, "valid_until", property(lambda _: self.valid_until))
 
 
-async def test_when_the_lease_runs_out_ordered_handlers_end_others_finish_and_nothing_begins_until_it_is_renewed(
+async def test_expired_lease_cancels_ordered_handlers_and_starts_nothing_until_renewed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     house, lease = House(), Lease(monkeypatch)
@@ -175,7 +175,7 @@ async def test_when_the_lease_runs_out_ordered_handlers_end_others_finish_and_no
     assert len(house.consumers) == 1
 
 
-async def test_a_thread_that_cannot_be_stopped_when_the_lease_runs_out_is_named_and_keeps_its_result(
+async def test_thread_running_past_the_lease_is_logged_and_its_result_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     house, lease = House(), Lease(monkeypatch)
@@ -202,7 +202,7 @@ async def test_a_thread_that_cannot_be_stopped_when_the_lease_runs_out_is_named_
     assert seen == [1]
 
 
-async def test_a_thread_that_outlasts_a_stop_keeps_its_key_to_itself() -> None:
+async def test_thread_running_past_the_grace_period_keeps_its_ordering_key_claimed() -> None:
     house = House(BusOptions(grace=1))
     begun, finish = threading.Event(), threading.Event()
 
@@ -220,7 +220,7 @@ async def test_a_thread_that_outlasts_a_stop_keeps_its_key_to_itself() -> None:
         finish.set()
 
 
-async def test_a_worker_that_is_stopped_while_it_joins_leaves_at_once() -> None:
+async def test_worker_cancelled_while_opening_its_consumer_closes_the_consumer() -> None:
     house = House()
     joined, answer = asyncio.Event(), asyncio.Event()
 
@@ -243,7 +243,7 @@ async def test_a_worker_that_is_stopped_while_it_joins_leaves_at_once() -> None:
         assert [it.workers for it in await house.mq.stats()] == [0]
 
 
-async def test_an_ordered_listener_over_a_union_keeps_one_order_and_never_overlaps() -> None:
+async def test_ordered_listener_of_a_union_keeps_one_order_without_overlap() -> None:
     house = House()
     seen: list[str] = []
     inside = 0
@@ -264,7 +264,7 @@ async def test_an_ordered_listener_over_a_union_keeps_one_order_and_never_overla
     assert seen == [f"{'Deposited' if n % 2 else 'Withdrawn'} {n}" for n in range(20)]
 
 
-async def test_on_exhausted_skip_goes_on_and_block_waits_for_unblock() -> None:
+async def test_on_exhausted_skip_continues_and_block_waits_for_unblock() -> None:
     house = House()
     seen: dict[str, list[int]] = {"skip": [], "block": []}
     fixed = False
@@ -293,7 +293,7 @@ async def test_on_exhausted_skip_goes_on_and_block_waits_for_unblock() -> None:
     assert seen["block"] == [1, 2, 3]
 
 
-async def test_retry_later_is_no_failure_and_discard_is_the_end() -> None:
+async def test_retry_later_counts_no_failure_and_discard_ends_the_delivery() -> None:
     house = House()
     attempts: list[int] = []
 
@@ -339,7 +339,7 @@ async def test_a_timed_out_handler_is_cancelled_and_retried() -> None:
     assert house.bus.metrics.listeners["l"].timed_out == 1
 
 
-async def test_a_handler_that_ignores_its_timeout_keeps_its_key_and_never_runs_beside_itself() -> None:
+async def test_handler_that_ignores_its_timeout_keeps_its_key_and_never_overlaps() -> None:
     house = House()
     running = 0
     most = 0
@@ -366,7 +366,7 @@ async def test_a_handler_that_ignores_its_timeout_keeps_its_key_and_never_runs_b
     assert (seen, most) == ([1, 2], 1)
 
 
-async def test_a_handler_cancelled_from_inside_has_failed_and_the_worker_goes_on() -> None:
+async def test_handler_that_raises_cancelled_error_fails_and_the_worker_continues() -> None:
     house = House()
     seen: list[int] = []
 
@@ -384,7 +384,7 @@ async def test_a_handler_cancelled_from_inside_has_failed_and_the_worker_goes_on
     assert dead.error.startswith("HandlerCancelled")
 
 
-async def test_a_slow_listener_takes_nothing_from_its_neighbour() -> None:
+async def test_slow_listener_does_not_delay_other_listeners() -> None:
     house = House(BusOptions(prefetch=10, concurrency=2))
     seen: list[int] = []
     never = asyncio.Event()
@@ -407,7 +407,7 @@ async def test_a_slow_listener_takes_nothing_from_its_neighbour() -> None:
 
 
 @pytest.mark.parametrize("running", range(1, 8))
-async def test_handlers_that_hang_leave_the_free_slots_to_other_events(running: int) -> None:
+async def test_hanging_handlers_do_not_block_free_slots(running: int) -> None:
     house = House(BusOptions(concurrency=8))
     begun: list[int] = []
     never = asyncio.Event()
@@ -425,7 +425,7 @@ async def test_handlers_that_hang_leave_the_free_slots_to_other_events(running: 
         never.set()
 
 
-async def test_concurrency_bounds_how_many_run_at_once() -> None:
+async def test_concurrency_limits_simultaneous_handlers() -> None:
     house = House()
     running = most = 0
 
@@ -443,7 +443,7 @@ async def test_concurrency_bounds_how_many_run_at_once() -> None:
     assert most == 3
 
 
-async def test_stopping_finishes_what_runs_releases_the_rest_and_charges_nobody() -> None:
+async def test_shutdown_finishes_or_releases_deliveries_without_counting_attempts() -> None:
     house = House(BusOptions(grace=30))
     finished: list[int] = []
 
@@ -494,7 +494,7 @@ async def test_a_plain_function_runs_in_a_thread() -> None:
     assert seen[0].startswith("bus handler")
 
 
-async def test_an_unknown_event_parks_untouched_until_a_worker_knows_it() -> None:
+async def test_event_unknown_to_a_worker_is_parked_for_newer_workers() -> None:
     house = House()
     seen: list[int] = []
 
@@ -523,7 +523,7 @@ async def test_an_unknown_event_parks_untouched_until_a_worker_knows_it() -> Non
     await house.stop(worker)
 
 
-async def test_bytes_that_are_no_message_are_retried_and_then_kept_as_a_dead_letter() -> None:
+async def test_undecodable_message_is_retried_and_ends_as_a_dead_letter() -> None:
     house = House()
 
     async def on_tick(event: Ticked) -> None:
@@ -538,7 +538,7 @@ async def test_bytes_that_are_no_message_are_retried_and_then_kept_as_a_dead_let
     assert "not a message of this bus" in dead.error
 
 
-async def test_a_message_that_kills_its_process_every_time_ends_as_a_dead_letter_and_its_neighbours_complete() -> None:
+async def test_message_that_kills_its_process_repeatedly_becomes_a_dead_letter() -> None:
     house = House()
     handled: list[int] = []
     alone: list[bool] = []
@@ -599,7 +599,7 @@ async def kill(house: House, worker: asyncio.Task[None]) -> None:
         await worker
 
 
-async def test_a_worker_that_loses_its_lease_drops_its_results_and_comes_back_under_a_new_name() -> None:
+async def test_worker_that_loses_its_lease_drops_results_and_starts_a_new_incarnation() -> None:
     house = House()
     attempts: list[int] = []
     release = asyncio.Event()
@@ -621,7 +621,7 @@ async def test_a_worker_that_loses_its_lease_drops_its_results_and_comes_back_un
         assert second.info.id != first.info.id
 
 
-async def test_settlements_that_cannot_arrive_are_sent_again_and_handlers_are_not(
+async def test_failed_settlements_are_retried_without_running_the_handler_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     house = House()
@@ -651,7 +651,7 @@ async def test_settlements_that_cannot_arrive_are_sent_again_and_handlers_are_no
     assert seen == [1]
 
 
-async def test_the_worker_survives_a_queue_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_survives_an_unreachable_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House()
     seen: list[int] = []
 

@@ -43,7 +43,7 @@ def failing(call: Any, make: Callable[[], BaseException], times: int) -> Any:  #
 
 @pytest.mark.parametrize("make", ERRORS, ids=NAMES)
 @pytest.mark.parametrize("name", ["consumer", "fetch", "settle", "recover", "unpark"])
-async def test_worker_goes_on_after_whatever_its_queue_raises(name: str, make: Callable[[], BaseException]) -> None:
+async def test_worker_continues_after_any_error_of_the_queue(name: str, make: Callable[[], BaseException]) -> None:
     house = House()
     join = house.mq.consumer
     done: list[int] = []
@@ -69,7 +69,7 @@ async def test_worker_goes_on_after_whatever_its_queue_raises(name: str, make: C
 
 
 @pytest.mark.parametrize("steps", range(12))
-async def test_stop_counts_also_while_the_worker_fails(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failing_worker_still_ends_when_cancelled(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     house = House()
     start = threading.Thread.start
 

@@ -99,13 +99,13 @@ CANCELLED_BESIDE_AN_EXIT: Scripts = {
 @search(100)
 @given(scripts=SCRIPTS)
 @example(scripts=CANCELLED_BESIDE_AN_EXIT)
-def test_worker_outlives_whatever_handlers_do(scripts: Scripts) -> None:
+def test_worker_survives_any_sequence_of_hostile_handlers(scripts: Scripts) -> None:
     asyncio.run(on_memory(scripts))
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("driver", [name for name in chosen_drivers() if name != "memory"])
-def test_worker_outlives_whatever_handlers_do_on_every_driver(driver: str) -> None:
+def test_worker_survives_hostile_handlers_on_every_driver(driver: str) -> None:
     @search(6, shrink=False)
     @given(scripts=SCRIPTS)
     def run(scripts: Scripts) -> None:
@@ -115,10 +115,10 @@ def test_worker_outlives_whatever_handlers_do_on_every_driver(driver: str) -> No
 
 
 @pytest.mark.parametrize("name", [*IN_LOOP])
-def test_every_act_alone_costs_what_it_should(name: str) -> None:
+def test_each_hostile_act_has_its_expected_cost(name: str) -> None:
     asyncio.run(on_memory({"loop": [[name], []], "ordered": [[name], []], "thread": [[], []]}))
 
 
 @pytest.mark.parametrize("name", [*IN_THREAD])
-def test_every_act_alone_costs_what_it_should_in_a_thread(name: str) -> None:
+def test_each_hostile_act_in_a_thread_has_its_expected_cost(name: str) -> None:
     asyncio.run(on_memory({"loop": [[]], "ordered": [[]], "thread": [[name], []]}))
