@@ -1,4 +1,4 @@
-"""Every setting, with its default, its unit and its bounds. `dependencies.sources` reads them.
+"""The settings: each with its default, unit and bounds. `dependencies.sources` reads their values.
 
 A key is the path to a leaf, like `mq.redis.url`; its environment variable is `BENEATH_MQ_REDIS_URL`. The docstrings
 below are also what `beneath config generate` writes.
@@ -7,7 +7,7 @@ below are also what `beneath config generate` writes.
 import string
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +17,6 @@ from pydantic import (
     Secret,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -31,7 +30,7 @@ def _network(text: str) -> str:
         network = ip_network(text)
     except ValueError:
         raise ValueError(
-            f"not an address or a network: {text!r}; expected for example 10.0.0.1 or 10.0.0.0/8"
+            f"not an address or a network: {text!r}; expected an IP address or network, such as 10.0.0.1 or 10.0.0.0/8"
         ) from None
     if network.prefixlen == 0:
         raise ValueError(f"{text} covers every address; name the proxies' own addresses")
@@ -52,19 +51,20 @@ class Url(Secret[str]):
 
 
 def clean_text(text: str) -> str:
-    """Return a value without what files, shells and secret stores leave around it: blanks, line ends, a BOM.
+    """Return a value without the blanks, line ends and byte order mark that files and secret stores put around it.
 
     Raises:
-        ValueError: nothing is left, or the rest holds what can only be a mistake; the text does not quote it.
+        ValueError: the value is empty, contains an unprintable character, or is in quotation marks. The error does not
+            quote the value, which may be secret.
     """
     text = text.strip(AROUND)
     if not text:
-        raise ValueError("it is empty; remove the setting to get the default")
+        raise ValueError("value is empty; remove the setting to use its default")
     for each in text:
         if not each.isprintable():
-            raise ValueError(f"it contains the character U+{ord(each):04X}, which is not allowed")
+            raise ValueError(f"value contains the unprintable character U+{ord(each):04X}; remove it")
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`":
-        raise ValueError("it is in quotation marks, which would be part of the value; remove them")
+        raise ValueError("value is in quotation marks, which would be part of it; remove them")
     return text
 
 
@@ -83,7 +83,7 @@ class Section(BaseModel):
         if isinstance(value, Url):
             return Url(clean_text(value.get_secret_value()))
         if isinstance(value, bool):
-            raise ValueError("expected a number or text, not true or false")  # noqa: TRY004 - told like all others
+            raise ValueError("expected a number or text, not true or false")  # noqa: TRY004 - pydantic reports ValueErrors
         if not isinstance(value, str):
             return value
         field = cls.model_fields[info.field_name or ""]
@@ -220,12 +220,15 @@ class WorkerSettings(Section):
     recover_every: Seconds = 2.0
     """Seconds between two checks for dead workers and for parked deliveries that this code can handle."""
 
-    @model_validator(mode="after")
-    def _renewed_in_time(self) -> Self:
-        if self.renew * 2 > self.lease:
-            msg = f"renew ({self.renew:g} s) must be at most half of lease ({self.lease:g} s)"
-            raise ValueError(msg)
-        return self
+    @field_validator("renew")
+    @classmethod
+    def _renewed_in_time(cls, renew: float, info: ValidationInfo) -> float:
+        lease: float | None = info.data.get("lease")  # None: invalid itself
+        if lease is not None and renew * 2 > lease:
+            raise ValueError(
+                f"{renew:g} s is more than half of worker.lease, {lease:g} s; lower worker.renew or raise worker.lease"
+            )
+        return renew
 
 
 class LogSettings(Section):
@@ -267,7 +270,7 @@ class MailSettings(Section):
         try:
             return folder.expanduser()
         except RuntimeError:
-            raise ValueError("it contains ~, but the home folder is unknown; write the whole path") from None
+            raise ValueError("value contains ~, but the home folder is unknown; write the absolute path") from None
 
     @field_validator("sender")
     @classmethod
@@ -323,13 +326,13 @@ class Settings(BaseSettings):
 
     @property
     def secrets(self) -> frozenset[str]:
-        """The texts in these settings that must not be shown anywhere."""
+        """The secret texts of these settings: passwords, secret options, and URLs that contain them."""
         urls = (self.db.url, self.mq.redis.url, self.mail.smtp_url)
         return frozenset(text for url in urls if url is not None for text in url_secrets(url.get_secret_value()))
 
     @property
     def log_format(self) -> Literal["json", "console"]:
-        """The format in force, where `log.format` leaves it to `env`."""
+        """The format in force: `log.format`, or with `auto` the one for `env`."""
         if self.log.format != "auto":
             return self.log.format
         return "json" if self.env == "production" else "console"

@@ -1,4 +1,4 @@
-"""Where settings come from: YAML files, the environment, the command line; each value remembers its origin."""
+"""The sources of settings: YAML files, environment variables and `--set`. Errors name the setting and its source."""
 
 import difflib
 import os
@@ -35,7 +35,7 @@ def load_settings(
     texts. `environ` is the process's environment unless given.
 
     Raises:
-        SettingsError: with one line that names the key and where its value came from.
+        SettingsError: in one line: the setting, what is wrong, the source of its value, and what to do.
     """
     environ = os.environ if environ is None else environ
     leaves = dict(walk_leaves(Settings))
@@ -68,14 +68,14 @@ def variable(path: Key) -> str:
     return PREFIX + "_".join(path).upper()
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Return `; did you mean X?` for the known name closest to `name`, or nothing when none is close."""
+def nearest(name: str, known: Sequence[str], *, prefix: str = "") -> str:
+    """Return `; did you mean X?` for the known name closest to `name`, with `prefix` before X; "" if none is close."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 class _Source(PydanticBaseSettingsSource):
-    """Values already read, and where each came from."""
+    """The values of one source, each with the text that names its place there."""
 
     def __init__(self, values: Values) -> None:
         super().__init__(Settings)
@@ -94,8 +94,8 @@ class _Source(PydanticBaseSettingsSource):
         return None, field_name, False
 
     def origin(self, key: Key) -> str | None:
-        """Say where the value of `key`, or of the first setting in that section, came from."""
-        return next((origin for each, (_, origin) in self._values.items() if each[: len(key)] == key), None)
+        """Return the place of the value of `key`; None if this source does not set it."""
+        return self._values[key][1] if key in self._values else None
 
 
 def _read_environment(environ: Mapping[str, str], leaves: Leaves) -> Values:
@@ -103,15 +103,20 @@ def _read_environment(environ: Mapping[str, str], leaves: Leaves) -> Values:
     for key in leaves:
         other = keys.setdefault(variable(key), key)
         if other != key:
-            raise SettingsError(f"settings {'.'.join(other)} and {'.'.join(key)} share the variable {variable(key)}")
+            both = f"{'.'.join(other)} and {'.'.join(key)}"
+            raise SettingsError(f"settings {both} have the same variable {variable(key)}; rename one of them")
     values: Values = {}
     for name in sorted(environ):
         if not name.upper().startswith(PREFIX):
             continue
         if name not in keys:
-            raise SettingsError(f"unknown environment variable {name}{nearest(name.upper().strip(), list(keys))}")
+            # Compared without the prefix, by which every variable would resemble every other.
+            known = [each.removeprefix(PREFIX) for each in keys]
+            guess = nearest(name.upper().strip().removeprefix(PREFIX), known, prefix=PREFIX)
+            guess = guess or f"; remove it, or find its name with {_LIST_ALL}"
+            raise SettingsError(f"unknown environment variable {name}{guess}")
         origin = f"environment variable {name}"
-        values[keys[name]] = (_parse(environ[name], leaves[keys[name]], origin), origin)
+        values[keys[name]] = (_parse(environ[name], keys[name], leaves, origin), origin)
     return values
 
 
@@ -121,17 +126,16 @@ def _read_overrides(overrides: Sequence[str], leaves: Leaves) -> Values:
         name, equals, value = text.partition("=")
         key = tuple(name.strip().split("."))
         if not equals:
-            raise SettingsError(f"--set wants KEY=VALUE, as in --set log.level=debug, not {text!r}")
+            raise SettingsError(f"--set expects KEY=VALUE, such as --set log.level=debug, not {text!r}")
         if key not in leaves:
-            known = [".".join(leaf) for leaf in leaves]
-            raise SettingsError(f"unknown setting {name.strip()} (--set){nearest(name.strip(), known)}")
-        values[key] = (_parse(value, leaves[key], "--set"), "--set")
+            raise SettingsError(_unknown(key, leaves, "--set"))
+        values[key] = (_parse(value, key, leaves, "--set"), "--set")
     return values
 
 
-def _parse(text: str, field: FieldInfo, origin: str) -> object:
-    """Read a value from text: plain ones are left to validation, lists and mappings are YAML."""
-    annotation = field.annotation
+def _parse(text: str, key: Key, leaves: Leaves, origin: str) -> object:
+    """Return the value that `text` stands for: a list or mapping is YAML; anything else is left to validation."""
+    annotation = leaves[key].annotation
     members = get_args(annotation)
     if type(None) in members and text.strip(AROUND) in {"", "null"}:
         return None
@@ -140,9 +144,10 @@ def _parse(text: str, field: FieldInfo, origin: str) -> object:
     try:
         return yaml.safe_load(text.strip(AROUND))
     except yaml.YAMLError as error:
-        raise SettingsError(f"{origin} is not valid YAML: {_problem(error)}") from None
+        reason = _problem(error)
     except _UNREADABLE as error:
-        raise SettingsError(f"{origin} cannot be read: {_unreadable(error)}") from None
+        reason = _unreadable(error)
+    raise SettingsError(f"{'.'.join(key)}: not valid YAML: {reason}; write a list as [first, second] ({origin})")
 
 
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
@@ -156,16 +161,17 @@ def _read_yaml(path: Path, leaves: Leaves, *, optional: bool = False) -> Values:
     except OSError as error:
         if optional and isinstance(error, FileNotFoundError | NotADirectoryError):
             return {}
-        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from None
+        remedy = "give the path of a file that this user can read"
+        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}; {remedy}") from None
     except UnicodeDecodeError:
-        raise SettingsError(f"cannot read the settings file {path}: it is not UTF-8 text") from None
+        raise SettingsError(f"cannot read the settings file {path}: not UTF-8 text; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise SettingsError(f"{path}{line}: not valid YAML: {_problem(error)}") from None
+        raise SettingsError(f"{path}{line}: not valid YAML: {_problem(error)}; compare it with {_LIST_ALL}") from None
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not valid YAML: {_problem(error)}") from None
+        raise SettingsError(f"{path}: not valid YAML: {_problem(error)}; compare it with {_LIST_ALL}") from None
     except _UNREADABLE as error:
-        raise SettingsError(f"cannot read the settings file {path}: {_unreadable(error)}") from None
+        raise SettingsError(f"{path}: not valid YAML: {_unreadable(error)}; compare it with {_LIST_ALL}") from None
 
 
 def _walk_yaml(
@@ -175,23 +181,24 @@ def _walk_yaml(
     if not isinstance(node, yaml.MappingNode):
         if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
             return
-        raise SettingsError(f"{where}: {'.'.join(above) or 'the file'} holds settings, `name: value` each, not a value")
+        section = f"{'.'.join(above)} is a section" if above else "the file is a mapping"
+        raise SettingsError(f"{where}: {section} of settings, not a value; write each setting as `name: value`")
     seen = set()
     loader.flatten_mapping(node)
     for name, value in node.value:
         key = (*above, str(loader.construct_object(name)))
         where = f"{path}, line {name.start_mark.line + 1}"
         if key in seen:
-            raise SettingsError(f"{where}: {'.'.join(key)} is set twice")
+            raise SettingsError(f"{where}: {'.'.join(key)} is set twice in this file; remove one of the two")
         seen.add(key)
         if key == ("env",):
-            raise SettingsError(f"{where}: env picks the settings file, so no file can set it; use {variable(key)}")
+            raise SettingsError(f"{where}: env selects the settings file, so no file can set it; use {variable(key)}")
         if key in leaves:
             yield key, (_construct(loader, value, f"{where}: {'.'.join(key)}", secret=_is_secret(leaves[key])), where)
         elif any(leaf[: len(key)] == key for leaf in leaves):
             yield from _walk_yaml(loader, value, key, path, leaves)
         else:
-            raise SettingsError(f"{where}: unknown setting {'.'.join(key)}{_nearest_key(key, leaves)}")
+            raise SettingsError(f"{where}: {_unknown(key, leaves)}")
 
 
 def _construct(loader: yaml.SafeLoader, node: yaml.Node, what: str, *, secret: bool) -> object:
@@ -201,22 +208,29 @@ def _construct(loader: yaml.SafeLoader, node: yaml.Node, what: str, *, secret: b
         raise
     except ValueError as error:
         reason = "" if secret else f": {error}"
-        raise SettingsError(
-            f"{what} reads like a date or a number but is none; put text in quotation marks{reason}"
-        ) from None
+        raise SettingsError(f"{what} is not a valid date or number; put text in quotation marks{reason}") from None
 
 
-def _nearest_key(key: Key, leaves: Leaves) -> str:
+def _unknown(key: Key, leaves: Leaves, origin: str | None = None) -> str:
+    """Return the error for a key that is not a setting: its place, and the nearest setting or the section's first."""
+    name, place = ".".join(key), f" ({origin})" if origin else ""
+    below = [".".join(leaf) for leaf in leaves if leaf[: len(key)] == key]
+    if below:
+        return f"{name} is a section, not a setting{place}; set one of its settings, such as {below[0]}"
     known = {".".join(leaf[:depth]) for leaf in leaves for depth in range(1, len(leaf) + 1)}
-    return nearest(".".join(key), sorted(known))
+    guess = nearest(name, sorted(known)) or f"; remove it, or find its name with {_LIST_ALL}"
+    return f"unknown setting {name}{place}{guess}"
 
+
+_LIST_ALL = "`beneath config generate -`"
+"""The command that prints every setting with its variable."""
 
 _UNREADABLE = (ValueError, RecursionError)
-"""What the YAML library raises, beside its own errors, for a date or number that is none and for deep nesting."""
+"""What the YAML library raises, besides its own errors, for an invalid date or number and for deep nesting."""
 
 
 def _unreadable(error: Exception) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -228,13 +242,19 @@ def _explain(error: ValidationError, leaves: Leaves, sources: Sequence[_Source])
     first = error.errors(include_url=False)[0]
     key = tuple(str(part) for part in first["loc"])
     leaf = next((each for each in leaves if key[: len(each)] == each), None)
-    origin = next((found for source in sources if (found := source.origin(leaf or key))), None)
     message = first["msg"].removeprefix("Value error, ")
     secret = leaf is not None and _is_secret(leaves[leaf])
-    ours = first["type"] == "value_error"  # it says itself what is wrong, and quotes what may be quoted
+    ours = first["type"] == "value_error"  # our own messages quote the value where it is no secret
     got = f", not {first['input']!r}" if leaf and not secret and not ours else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{'.'.join(key)}: {message[:1].lower()}{message[1:]}{got}{f' ({origin})' if origin else ''}{more}"
+    named = [leaf or key, *(each for each in leaves if ".".join(each) in message)]
+    origins = dict.fromkeys(found for each in named if (found := _origin(each, sources)) is not None)
+    place = f" ({', '.join(origins)})" if origins else ""
+    return f"{'.'.join(key)}: {message[:1].lower()}{message[1:]}{got}{place}{more}"
+
+
+def _origin(key: Key, sources: Sequence[_Source]) -> str | None:
+    return next((found for source in sources if (found := source.origin(key)) is not None), None)
 
 
 def _is_secret(field: FieldInfo) -> bool:

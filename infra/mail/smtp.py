@@ -18,7 +18,7 @@ from infra.mail.errors import MailError, MailRejected, MailUnavailable
 from infra.mail.message import Message, compose, sender_address
 
 EXPECTED: Final = (
-    "expected smtp://user:password@host:port, smtp+starttls://... to insist on encryption, or smtps://...; user and "
+    "expected smtp://user:password@host:587, smtp+starttls://... to insist on encryption, or smtps://...; user and "
     "password can be left out, and what is special in them is percent-encoded"
 )
 _LOGGED_IN: Final = 235

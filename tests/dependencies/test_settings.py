@@ -154,31 +154,43 @@ def test_no_two_settings_share_a_variable() -> None:
     ("environ", "message"),
     [
         ({"BENEATH_MQ_DRIVR": "sql"}, "unknown environment variable BENEATH_MQ_DRIVR; did you mean BENEATH_MQ_DRIVER?"),
-        ({"BENEATH_XYZZY": "1"}, "unknown environment variable BENEATH_XYZZY"),
+        (
+            {"BENEATH_XYZZY": "1"},
+            "unknown environment variable BENEATH_XYZZY; remove it, or find its name ",
+        ),
         ({"beneath_db_url": "x"}, "unknown environment variable beneath_db_url; did you mean BENEATH_DB_URL?"),
         ({"BENEATH_DB_URL ": "x"}, "unknown environment variable BENEATH_DB_URL ; did you mean BENEATH_DB_URL?"),
-        ({"BENEATH_MAIL_FOLDER": " "}, "mail.folder: it is empty; remove the setting to get the default (environment"),
+        (
+            {"BENEATH_MAIL_FOLDER": " "},
+            "mail.folder: value is empty; remove the setting to use its default (environment",
+        ),
         (
             {"BENEATH_MAIL_FOLDER": "~nobody-of-that-name/mail"},
-            "mail.folder: it contains ~, but the home folder is unknown; write the whole path",
+            "mail.folder: value contains ~, but the home folder is unknown; write the absolute path",
         ),
-        ({"BENEATH_CONTROL_HOST": "a\nb"}, "control.host: it contains the character U+000A, which is not allowed ("),
-        ({"BENEATH_DB_URL": "sqlite:///a\0b"}, "db.url: it contains the character U+0000, which is not allowed ("),
+        (
+            {"BENEATH_CONTROL_HOST": "a\nb"},
+            "control.host: value contains the unprintable character U+000A; remove it (",
+        ),
+        ({"BENEATH_DB_URL": "sqlite:///a\0b"}, "db.url: value contains the unprintable character U+0000; remove it ("),
         (
             {"BENEATH_DB_URL": "sqlite:///a\udcff"},
-            "db.url: it contains the character U+DCFF, which is not allowed (",
+            "db.url: value contains the unprintable character U+DCFF; remove it (",
         ),
         (
             {"BENEATH_DB_URL": "'sqlite:///a'"},
-            "db.url: it is in quotation marks, which would be part of the value; remove them",
+            "db.url: value is in quotation marks, which would be part of it; remove them",
         ),
-        ({"BENEATH_LOG_LEVEL": '"info"'}, "log.level: it is in quotation marks"),
+        ({"BENEATH_LOG_LEVEL": '"info"'}, "log.level: value is in quotation marks"),
         (
             {"BENEATH_MQ_DRIVER": "kafka"},
             "mq.driver: input should be 'sql', 'memory' or 'redis', not 'kafka' (environment variable BENEATH_MQ_",
         ),
         ({"BENEATH_ENV": "prod"}, "env: input should be 'development', 'test' or 'production', not 'prod' "),
-        ({"BENEATH_CONTROL_PORT": ""}, "control.port: it is empty; remove the setting to get the default (environment"),
+        (
+            {"BENEATH_CONTROL_PORT": ""},
+            "control.port: value is empty; remove the setting to use its default (environment",
+        ),
         ({"BENEATH_CONTROL_PORT": "70000"}, "control.port: input should be less than or equal to 65535, not '70000' "),
         ({"BENEATH_WORKER_GRACE": "inf"}, "worker.grace: "),
         ({"BENEATH_MAIL_SENDER": "nobody"}, "mail.sender: "),
@@ -189,13 +201,16 @@ def test_no_two_settings_share_a_variable() -> None:
         ),
         (
             {"BENEATH_CONTROL_TRUSTED_PROXIES": "[2026-13-45]"},
-            "environment variable BENEATH_CONTROL_TRUSTED_PROXIES cannot be read: month must be in 1..12",
+            "control.trusted_proxies: not valid YAML: month must be in 1..12; write a list as [first, second] (",
         ),
         (
             {"BENEATH_CONTROL_TRUSTED_PROXIES": "[" * 5000},
-            "environment variable BENEATH_CONTROL_TRUSTED_PROXIES cannot be read: it is nested too deeply",
+            "control.trusted_proxies: not valid YAML: nested too deeply; write a list as [first, second] (",
         ),
-        ({"BENEATH_WORKER_RENEW": "9"}, "worker: renew (9 s) must be at most half of lease (10 s) "),
+        (
+            {"BENEATH_WORKER_RENEW": "9"},
+            "worker.renew: 9 s is more than half of worker.lease, 10 s; lower worker.renew or raise worker.lease (",
+        ),
     ],
 )
 def test_a_wrong_variable_is_named_in_one_line(folder: Path, environ: dict[str, str], message: str) -> None:
@@ -208,20 +223,32 @@ def test_a_wrong_variable_is_named_in_one_line(folder: Path, environ: dict[str, 
     ("text", "message"),
     [
         ("mq:\n  drivr: sql\n", ", line 2: unknown setting mq.drivr; did you mean mq.driver?"),
-        ("queue:\n  driver: sql\n", ", line 1: unknown setting queue"),
-        ("mq: sql\n", ", line 1: mq holds settings, `name: value` each, not a value"),
-        ("- mq\n", ", line 1: the file holds settings, `name: value` each, not a value"),
+        (
+            "queue:\n  driver: sql\n",
+            ", line 1: unknown setting queue; remove it, or find its name with `beneath config generate -`",
+        ),
+        ("mq: sql\n", ", line 1: mq is a section of settings, not a value; write each setting as `name: value`"),
+        ("- mq\n", ", line 1: the file is a mapping of settings, not a value; write each setting as `name: value`"),
         ("control:\n  port: abc\n", "control.port: input should be a valid integer"),
         ("mq: [\n", ": not valid YAML: "),
         ("mq: \x00\n", ": not valid YAML: "),
-        ("log:\n  level: info\n  level: debug\n", ", line 3: log.level is set twice"),
-        ("env: test\n", ", line 1: env picks the settings file, so no file can set it; use BENEATH_ENV"),
+        (
+            "log:\n  level: info\n  level: debug\n",
+            ", line 3: log.level is set twice in this file; remove one of the two",
+        ),
+        ("env: test\n", ", line 1: env selects the settings file, so no file can set it; use BENEATH_ENV"),
         ("? [a]\n: b\n", ", line 1: unknown setting []"),
-        ("log: !!python/name:os.system\n", ", line 1: log holds settings"),
-        ("mail:\n  sender: 2026-13-45\n", ", line 2: mail.sender reads like a date or a number but is none"),
-        ("log: {level: !!int abc}\n", ", line 1: log.level reads like a date or a number but is none"),
-        (f"control: {{port: {'9' * 6000}}}\n", ", line 1: control.port reads like a date or a number but is none"),
-        ("control: " + "{a: " * 3000, ": it is nested too deeply"),
+        ("log: !!python/name:os.system\n", ", line 1: log is a section of settings"),
+        (
+            "mail:\n  sender: 2026-13-45\n",
+            ", line 2: mail.sender is not a valid date or number; put text in quotation marks",
+        ),
+        ("log: {level: !!int abc}\n", ", line 1: log.level is not a valid date or number"),
+        (f"control: {{port: {'9' * 6000}}}\n", ", line 1: control.port is not a valid date or number"),
+        (
+            "control: " + "{a: " * 3000,
+            ": not valid YAML: nested too deeply; compare it with `beneath config generate -`",
+        ),
         ("control: {port: true}\n", "control.port: expected a number or text, not true or false"),
     ],
 )
@@ -237,14 +264,27 @@ def test_a_wrong_file_is_named_with_its_line(folder: Path, text: str, message: s
     ("override", "message"),
     [
         ("control.prt=1", "unknown setting control.prt (--set); did you mean control.port?"),
-        ("control=1", "unknown setting control (--set)"),
-        ("control.port", "--set wants KEY=VALUE, as in --set log.level=debug, not 'control.port'"),
+        ("control=1", "control is a section, not a setting (--set); set one of its settings, such as control.host"),
+        ("control.port", "--set expects KEY=VALUE, such as --set log.level=debug, not 'control.port'"),
         ("control.port=x", "control.port: input should be a valid integer"),
     ],
 )
 def test_a_wrong_override_is_named(folder: Path, override: str, message: str) -> None:
     with pytest.raises(SettingsError, match="^" + re.escape(message)):
         load_settings(environ={}, folder=folder, overrides=[override])
+
+
+def test_error_of_two_settings_names_both_sources_and_no_other(folder: Path) -> None:
+    write(folder, ".default.yaml", "worker:\n  concurrency: 4\n  lease: 5\n")
+    with pytest.raises(SettingsError, match=r"^worker\.renew: 4 s is more than half of worker\.lease, 5 s; ") as caught:
+        load_settings(environ={"BENEATH_WORKER_RENEW": "4", "BENEATH_WORKER_PREFETCH": "1"}, folder=folder)
+    place = f"(environment variable BENEATH_WORKER_RENEW, {folder / '.default.yaml'}, line 3)"
+    assert str(caught.value).endswith(place)
+
+
+def test_default_that_contradicts_a_setting_names_its_source(folder: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^worker\.renew: 3 s is more than half of .*\(--set\)$"):
+        load_settings(environ={}, folder=folder, overrides=["worker.lease=5"])
 
 
 def test_a_file_that_is_asked_for_must_be_there(folder: Path, tmp_path: Path) -> None:
@@ -331,6 +371,6 @@ def test_blanks_around_a_list_are_left_out(folder: Path) -> None:
 
 def test_a_secret_that_reads_like_a_number_is_not_told(folder: Path) -> None:
     write(folder, ".default.yaml", "db: {url: !!int hunter2}\n")
-    with pytest.raises(SettingsError, match=r"line 1: db\.url reads like a date or a number") as caught:
+    with pytest.raises(SettingsError, match=r"line 1: db\.url is not a valid date or number") as caught:
         load_settings(environ={}, folder=folder)
     assert "hunter2" not in str(caught.value)
