@@ -6,7 +6,7 @@ from tests import stacks
 from tests.e2e.processes import ROOT
 
 
-def test_a_stack_is_chosen_by_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stack_is_chosen_by_one_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(stacks.VARIABLE, raising=False)
     assert stacks.chosen() == stacks.Stack("sqlite")
     monkeypatch.setenv(stacks.VARIABLE, "sqlite+valkey")
@@ -18,7 +18,7 @@ def test_a_stack_is_chosen_by_one_variable(monkeypatch: pytest.MonkeyPatch) -> N
         stacks.chosen()
 
 
-def test_make_runs_every_stack_but_two() -> None:
+def test_make_runs_every_stack_except_two() -> None:
     [line] = [it for it in (ROOT / "Makefile").read_text().splitlines() if it.startswith("STACKS")]
     # In what Redis 7 and 8 differ from Valkey shows on SQLite as well.
     but = {"postgres+redis7", "postgres+redis8"}

@@ -16,7 +16,7 @@ from tests.contract.whole_machine import machine_of
 @pytest.mark.parametrize("times", [1, pytest.param(8, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", chosen_drivers())
 @pytest.mark.timeout(1200)
-def test_a_driver_does_what_the_model_does(name: str, times: int, tmp_path: Path) -> None:
+def test_driver_matches_the_model(name: str, times: int, tmp_path: Path) -> None:
     driver = DRIVERS[name]
     examples = times * (5 if driver.features.durable else 40)
     run_state_machine_as_test(machine_of(driver, tmp_path), settings=search(examples))

@@ -14,7 +14,7 @@ from tests.contract.wired import WIRED
 @pytest.mark.parametrize("times", [1, pytest.param(8, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", chosen_drivers())
 @pytest.mark.timeout(1200)
-def test_a_driver_does_what_the_model_does_whatever_becomes_of_requests(name: str, times: int, tmp_path: Path) -> None:
+def test_driver_matches_the_model_despite_failing_requests(name: str, times: int, tmp_path: Path) -> None:
     driver = DRIVERS[name]
     machine = unsteady_machine_of(name, driver, tmp_path)
     # Broken connections cost real time: eight times as many would take a quarter of an hour.

@@ -223,7 +223,7 @@ def suspects_are_not_claimed_alone(patch: Patch) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("break_it", BUGS.values(), ids=BUGS)
-def test_the_model_catches_that(break_it: Break, monkeypatch: Patch, tmp_path: Path) -> None:
+def test_model_detects_a_bug_of_the_memory_driver(break_it: Break, monkeypatch: Patch, tmp_path: Path) -> None:
     break_it(monkeypatch)
     with pytest.raises(Mismatch):
         run_state_machine_as_test(machine_of(DRIVERS["memory"], tmp_path), settings=search(150, shrink=False))

@@ -14,7 +14,7 @@ def test_ids_sort_by_age() -> None:
     assert [each.hex for each in ids] == sorted(each.hex for each in ids)
 
 
-def test_a_time_comes_back_in_utc() -> None:
+def test_stored_time_is_read_in_utc() -> None:
     east = datetime(2026, 5, 1, 12, tzinfo=timezone(timedelta(hours=2)))
     stored = UtcDateTime().process_bind_param(east, SQLITE)
     assert UtcDateTime().process_result_value(stored, SQLITE) == datetime(2026, 5, 1, 10, tzinfo=UTC)

@@ -14,7 +14,7 @@ from models.email import MAX_LENGTH, PATTERN, InvalidEmail, normalise_email
         ("root@localhost", "root@localhost"),
     ],
 )
-def test_one_mailbox_is_one_text(raw: str, normal: str) -> None:
+def test_equivalent_emails_have_one_normal_form(raw: str, normal: str) -> None:
     assert normalise_email(raw) == normal
     assert normalise_email(normal) == normal
 
@@ -25,11 +25,11 @@ def test_one_mailbox_is_one_text(raw: str, normal: str) -> None:
      "a@b\r\nBcc: c@d", '"a"@b', "é@b", "a@é", "a\x00@b", "x" * 250 + "@b.de",
      "x" * 65 + "@b.de", "\u212a@b", "a@\u212a", "\u00a0a@b"],
 )  # fmt: skip
-def test_what_is_no_address_is_refused(raw: str) -> None:
+def test_invalid_email_address_is_refused(raw: str) -> None:
     with pytest.raises(InvalidEmail, match="name@domain"):
         normalise_email(raw)
 
 
-def test_the_pattern_accepts_the_longest_address_quickly() -> None:
+def test_email_pattern_does_not_backtrack_on_long_text() -> None:
     assert re.match(PATTERN, "a@" + "b." * ((MAX_LENGTH - 3) // 2) + "c")
     assert not re.match(PATTERN, "a" * 100_000)

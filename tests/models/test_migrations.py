@@ -28,14 +28,14 @@ def of_the_application(name: str | None, kind: str, _parents: object) -> bool:
     return not (kind == "table" and str(name).startswith("beneath_"))
 
 
-def test_the_migrations_make_the_tables_of_the_models(migrated: Path) -> None:
+def test_migrations_create_the_tables_of_the_models(migrated: Path) -> None:
     engine = sa.create_engine(f"sqlite:///{migrated}")
     with engine.connect() as connection:
         assert differences(connection) == []
     engine.dispose()
 
 
-def test_every_constraint_has_the_name_of_the_convention(migrated: Path) -> None:
+def test_every_constraint_name_follows_the_convention(migrated: Path) -> None:
     engine = sa.create_engine(f"sqlite:///{migrated}")
     inspector = sa.inspect(engine)
     for table in Base.metadata.sorted_tables:

@@ -14,7 +14,7 @@ def test_names_of_every_script_are_kept(name: str) -> None:
     assert normalise_name(name) == name
 
 
-def test_one_name_is_one_text() -> None:
+def test_equivalent_names_have_one_normal_form() -> None:
     assert normalise_name("A\u030asa") == normalise_name("\u00c5sa") == normalise_name("\u212bsa") == "Åsa"
 
 
@@ -48,6 +48,6 @@ def with_each(characters: str, form: str) -> list[object]:
         pytest.param("\U0001d160" * 100, id="too long once normalised"),
     ],
 )
-def test_what_is_invisible_or_misleading_is_no_name(name: str) -> None:
+def test_invisible_or_misleading_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidName, match=r"^expected "):
         normalise_name(name)

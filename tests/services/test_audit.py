@@ -3,7 +3,7 @@ from tests.services.people import invite, join, sign_up
 from tests.world import INVITE_LIFETIME, World
 
 
-async def test_a_journal_tells_a_whole_story_in_order(domain: World) -> None:
+async def test_journal_lists_all_events_of_an_organization_in_order(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     await join(domain, ada, made.id, bob, Role.MEMBER)
@@ -35,7 +35,7 @@ async def test_a_journal_tells_a_whole_story_in_order(domain: World) -> None:
     assert domain.kit.failures == []
 
 
-async def test_organizations_count_for_themselves(domain: World) -> None:
+async def test_journal_sequence_starts_at_one_for_each_organization(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = [await domain.organization.create(ada, name) for name in ("Engines", "Looms")]
     await domain.kit.drain()
@@ -44,7 +44,7 @@ async def test_organizations_count_for_themselves(domain: World) -> None:
         assert [entry.sequence for entry in entries] == [1, 2]
 
 
-async def test_a_journal_comes_in_pages(domain: World) -> None:
+async def test_journal_is_paginated(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     await domain.kit.drain()
     organization = (await domain.organization.list_organizations(ada))[0]

@@ -70,7 +70,7 @@ async def test_demotion_withdraws_invites_beyond_the_remaining_role(domain: Worl
     assert {name for name, status in found.items() if status is InviteStatus.PENDING} == left
 
 
-async def test_invites_of_others_and_elsewhere_stay_open(domain: World) -> None:
+async def test_invites_by_other_members_and_in_other_organizations_stay_open(domain: World) -> None:
     made, ada, bob = await owners(domain)
     elsewhere = await domain.organization.create(bob, "Looms")
     await invite(domain, ada, made, "hers", Role.OWNER)
@@ -80,7 +80,7 @@ async def test_invites_of_others_and_elsewhere_stay_open(domain: World) -> None:
     assert (await statuses(domain, bob, elsewhere.id))["his"] is InviteStatus.PENDING
 
 
-async def test_withdrawal_with_a_removal_is_journaled_and_never_expires(domain: World) -> None:
+async def test_invite_withdrawn_by_a_removal_is_journaled_and_never_expires(domain: World) -> None:
     made, ada, bob = await owners(domain)
     await invite(domain, bob, made, "spare", Role.OWNER)
     [invited] = [each for each in await domain.organization.list_invites(ada, made) if each.email == email("spare")]
@@ -124,7 +124,7 @@ async def test_invite_left_open_by_an_earlier_release_is_not_accepted(domain: Wo
     await domain.organization.get(ada, made)
 
 
-async def test_withdrawn_invites_count_and_those_of_others_do_not(domain: World) -> None:
+async def test_invite_limit_counts_withdrawn_invites_of_each_user(domain: World) -> None:
     made, ada, bob = await owners(domain)
     for number in range(MAX_INVITES - 1):
         invited = await domain.organization.invite(ada, made, email=email(f"n{number}"))
@@ -149,7 +149,7 @@ async def test_open_invites_of_one_user_to_one_organization_are_bounded(
 
 
 @pytest.mark.parametrize("_round", range(5))
-async def test_acceptance_beside_the_removal_of_the_inviter_leaves_no_owner_behind(domain: World, _round: int) -> None:
+async def test_concurrent_acceptance_cannot_restore_a_removed_owner(domain: World, _round: int) -> None:
     made, ada, bob = await owners(domain)
     spare = await sign_up(domain, "spare")
     token = await invite(domain, bob, made, "spare", Role.OWNER)

@@ -21,7 +21,7 @@ async def lose_deadline(domain: World, actor: UUID, organization: UUID) -> None:
     assert await domain.kit.mq.cancel(invited.expiry_id)
 
 
-async def test_the_mail_has_what_accepts_it(domain: World) -> None:
+async def test_invite_can_be_accepted_with_the_mailed_token(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     token = await invite(domain, ada, made.id, "bob", Role.ADMIN)
@@ -56,7 +56,7 @@ async def test_an_unanswered_invite_expires_in_time(domain: World) -> None:
     assert len(domain.kit.published(InviteExpired)) == 1
 
 
-async def test_an_invite_whose_time_is_up_is_not_accepted_even_before_anyone_noticed(domain: World) -> None:
+async def test_expired_invite_is_refused_before_its_deadline_is_delivered(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     token = await invite(domain, ada, made.id, "bob")
@@ -65,7 +65,7 @@ async def test_an_invite_whose_time_is_up_is_not_accepted_even_before_anyone_not
         await domain.organization.accept_invite(bob, token)
 
 
-async def test_an_invite_is_accepted_though_the_queue_lost_its_deadline(domain: World) -> None:
+async def test_invite_is_accepted_although_the_queue_lost_its_deadline(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     token = await invite(domain, ada, made.id, "bob")
@@ -74,7 +74,7 @@ async def test_an_invite_is_accepted_though_the_queue_lost_its_deadline(domain: 
     assert await statuses(domain, ada, made.id) == [InviteStatus.ACCEPTED]
 
 
-async def test_an_invite_whose_deadline_the_queue_lost_ends_by_the_clock(domain: World) -> None:
+async def test_invite_expires_although_the_queue_lost_its_deadline(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     token = await invite(domain, ada, made.id, "bob")
@@ -85,7 +85,7 @@ async def test_an_invite_whose_deadline_the_queue_lost_ends_by_the_clock(domain:
     await domain.organization.invite(ada, made.id, email=email("bob"))
 
 
-async def test_a_deadline_after_the_acceptance_tells_nobody_of_an_expiry(domain: World) -> None:
+async def test_deadline_after_the_acceptance_publishes_no_expiry(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     await join(domain, ada, made.id, bob, Role.MEMBER)
@@ -96,7 +96,7 @@ async def test_a_deadline_after_the_acceptance_tells_nobody_of_an_expiry(domain:
     assert domain.kit.published(InviteExpired) == []
 
 
-async def test_a_deadline_that_fires_twice_or_by_a_clock_ahead_of_ours_expires_an_invite_once(domain: World) -> None:
+async def test_repeated_or_early_deadline_expires_an_invite_once(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     token = await invite(domain, ada, made.id, "bob")
@@ -109,7 +109,7 @@ async def test_a_deadline_that_fires_twice_or_by_a_clock_ahead_of_ours_expires_a
         await domain.organization.accept_invite(bob, token)
 
 
-async def test_a_token_is_good_once(domain: World) -> None:
+async def test_token_is_accepted_once(domain: World) -> None:
     ada, bob, eve = await sign_up(domain, "ada"), await sign_up(domain, "bob"), await sign_up(domain, "eve")
     made = await domain.organization.create(ada, "Engines")
     token = await invite(domain, ada, made.id, "bob")
@@ -118,7 +118,7 @@ async def test_a_token_is_good_once(domain: World) -> None:
         await domain.organization.accept_invite(eve, token)
 
 
-async def test_of_simultaneous_acceptances_one_succeeds(domain: World) -> None:
+async def test_only_one_concurrent_acceptance_succeeds(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     others = [await sign_up(domain, f"user{number}") for number in range(4)]
     made = await domain.organization.create(ada, "Engines")
@@ -129,14 +129,14 @@ async def test_of_simultaneous_acceptances_one_succeeds(domain: World) -> None:
     assert len(await domain.organization.list_members(ada, made.id)) == 2
 
 
-async def test_a_wrong_token_finds_nothing(domain: World) -> None:
+async def test_wrong_invite_token_is_refused(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     await invite(domain, ada, (await domain.organization.list_organizations(ada))[0].id, "bob")
     with pytest.raises(InviteNotFound):
         await domain.organization.accept_invite(ada, "x" * 43)
 
 
-async def test_who_is_in_already_needs_no_invite(domain: World) -> None:
+async def test_member_can_neither_be_invited_nor_accept_again(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     token = await invite(domain, ada, made.id, "someone")
@@ -147,7 +147,7 @@ async def test_who_is_in_already_needs_no_invite(domain: World) -> None:
         await domain.organization.invite(ada, made.id, email="BOB@example.com")
 
 
-async def test_one_mailbox_has_one_open_invite(domain: World) -> None:
+async def test_email_address_has_at_most_one_open_invite(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = await domain.organization.create(ada, "Engines")
     tries = [domain.organization.invite(ada, made.id, email=each) for each in ("bob@example.com", "Bob@example.com")]
@@ -159,7 +159,7 @@ async def test_one_mailbox_has_one_open_invite(domain: World) -> None:
         await domain.organization.invite(ada, made.id, email="bob@example.com")
 
 
-async def test_a_withdrawn_invite_is_gone_and_never_expires(domain: World) -> None:
+async def test_withdrawn_invite_cannot_be_accepted_and_never_expires(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     token = await invite(domain, ada, made.id, "bob")
@@ -184,7 +184,7 @@ async def test_an_invite_is_withdrawn_only_from_its_own_organization(domain: Wor
             await domain.organization.withdraw_invite(eve, hers.id, absent)
 
 
-async def test_after_a_retry_the_latest_mail_counts(domain: World) -> None:
+async def test_retried_invite_mail_contains_a_valid_token(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     await domain.kit.drain()
     made = await domain.organization.create(ada, "Engines")
@@ -196,7 +196,7 @@ async def test_after_a_retry_the_latest_mail_counts(domain: World) -> None:
     assert (await domain.organization.accept_invite(bob, token_in(mails[-1].text))).id == made.id
 
 
-async def test_an_invite_that_was_withdrawn_meanwhile_is_not_mailed(domain: World) -> None:
+async def test_withdrawn_invite_is_not_mailed(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     await domain.kit.drain()
     made = await domain.organization.create(ada, "Engines")

@@ -4,7 +4,7 @@ from tests.services.people import email, sign_up
 from tests.world import World
 
 
-async def test_a_temporary_failure_is_tried_again_with_the_same_mail(domain: World) -> None:
+async def test_temporary_mail_failure_is_retried(domain: World) -> None:
     domain.mail.failures += [MailUnavailable("450 later")] * 3
     await sign_up(domain, "ada")
     await domain.kit.advance(minutes=5)
@@ -12,7 +12,7 @@ async def test_a_temporary_failure_is_tried_again_with_the_same_mail(domain: Wor
     assert [each.listener for each in domain.kit.failures] == ["notification.send_welcome_email"] * 3
 
 
-async def test_a_permanent_failure_is_given_up_at_once(domain: World) -> None:
+async def test_permanent_mail_failure_is_discarded_at_once(domain: World) -> None:
     domain.mail.failures.append(MailRejected("550 no such mailbox"))
     await sign_up(domain, "ada")
     await domain.kit.advance(minutes=5)
@@ -20,14 +20,14 @@ async def test_a_permanent_failure_is_given_up_at_once(domain: World) -> None:
     assert await domain.kit.dead_letters() == []
 
 
-async def test_what_never_works_ends_as_a_dead_letter(domain: World) -> None:
+async def test_mail_that_always_fails_becomes_a_dead_letter(domain: World) -> None:
     domain.mail.failures += [MailUnavailable("450 later")] * 8
     await sign_up(domain, "ada")
     await domain.kit.advance(minutes=10)
     assert [letter.subscription for letter in await domain.kit.dead_letters()] == ["notification.send_welcome_email"]
 
 
-async def test_a_name_with_a_line_break_in_a_subject_is_flattened(domain: World) -> None:
+async def test_line_break_in_an_organization_name_is_removed_from_the_subject(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = await domain.organization.create(ada, "Engines")
     async with domain.db.transaction() as tx:

@@ -22,7 +22,7 @@ async def roles(domain: World, actor: UUID, organization: UUID) -> dict[str, Rol
     return {member.name: member.role for member in members}
 
 
-async def test_its_creator_owns_it_and_finds_a_project_in_it(domain: World) -> None:
+async def test_creator_owns_the_new_organization_with_a_starter_project(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = await domain.organization.create(ada, "Engines")
     assert await roles(domain, ada, made.id) == {"ada": Role.OWNER}
@@ -31,19 +31,19 @@ async def test_its_creator_owns_it_and_finds_a_project_in_it(domain: World) -> N
     assert len(domain.kit.published(ProjectCreated)) == 2
 
 
-async def test_a_list_has_ones_own_only(domain: World) -> None:
+async def test_list_has_only_the_users_own_organizations(domain: World) -> None:
     ada, eve = await sign_up(domain, "ada"), await sign_up(domain, "eve")
     made = await domain.organization.create(ada, "Engines")
     assert [each.name for each in await domain.organization.list_organizations(eve)] == ["eve's organization"]
     assert [each.id for each in await domain.organization.list_organizations(ada, limit=1, after=None)] != [made.id]
 
 
-async def test_a_long_name_makes_an_organization_all_the_same(domain: World) -> None:
+async def test_user_with_a_long_name_gets_an_organization(domain: World) -> None:
     ada = (await domain.user.create("ada@example.com", "A" * 200)).id
     assert len((await domain.organization.list_organizations(ada))[0].name) == 200
 
 
-async def test_renaming_counts_versions(domain: World) -> None:
+async def test_rename_increments_the_version(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = await domain.organization.create(ada, "Engines")
     renamed = await domain.organization.rename(ada, made.id, "Looms", expected_version=1)
@@ -54,14 +54,14 @@ async def test_renaming_counts_versions(domain: World) -> None:
     assert [event.name for event in domain.kit.published(OrganizationUpdated)] == ["Looms"]
 
 
-async def test_the_same_name_again_is_no_event(domain: World) -> None:
+async def test_rename_to_the_same_name_publishes_no_event(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = await domain.organization.create(ada, "Engines")
     assert (await domain.organization.rename(ada, made.id, "Engines")).version == 1
     assert domain.kit.published(OrganizationUpdated) == []
 
 
-async def test_a_stranger_finds_nothing(domain: World) -> None:
+async def test_non_member_finds_no_organization(domain: World) -> None:
     ada, eve = await sign_up(domain, "ada"), await sign_up(domain, "eve")
     made = await domain.organization.create(ada, "Engines")
     calls = [
@@ -83,7 +83,7 @@ async def test_a_stranger_finds_nothing(domain: World) -> None:
             await call
 
 
-async def test_a_member_may_not_do_what_takes_an_admin(domain: World) -> None:
+async def test_member_cannot_perform_admin_operations(domain: World) -> None:
     ada, bob, cyd = await sign_up(domain, "ada"), await sign_up(domain, "bob"), await sign_up(domain, "cyd")
     made = await domain.organization.create(ada, "Engines")
     for other in (bob, cyd):
@@ -102,7 +102,7 @@ async def test_a_member_may_not_do_what_takes_an_admin(domain: World) -> None:
             await call
 
 
-async def test_an_admin_reaches_no_higher_than_an_admin(domain: World) -> None:
+async def test_admin_can_neither_grant_the_owner_role_nor_remove_owners(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     await join(domain, ada, made.id, bob, Role.ADMIN)
@@ -126,7 +126,7 @@ async def test_roles_change_and_members_leave(domain: World) -> None:
     assert [event.user_id for event in domain.kit.published(MemberLeft)] == [ada]
 
 
-async def test_the_last_owner_stays_one(domain: World) -> None:
+async def test_last_owner_can_neither_leave_nor_step_down(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = await domain.organization.create(ada, "Engines")
     with pytest.raises(LastOwner):
@@ -136,7 +136,7 @@ async def test_the_last_owner_stays_one(domain: World) -> None:
     assert await roles(domain, ada, made.id) == {"ada": Role.OWNER}
 
 
-async def test_of_two_owners_who_leave_at_once_one_stays(domain: World) -> None:
+async def test_one_owner_remains_when_two_owners_leave_at_once(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     await join(domain, ada, made.id, bob, Role.OWNER)
@@ -145,7 +145,7 @@ async def test_of_two_owners_who_leave_at_once_one_stays(domain: World) -> None:
     assert sorted(type(each).__name__ for each in outcomes) == ["LastOwner", "NoneType"]
 
 
-async def test_who_is_no_member_cannot_be_changed(domain: World) -> None:
+async def test_non_member_can_be_neither_changed_nor_removed(domain: World) -> None:
     ada, eve = await sign_up(domain, "ada"), await sign_up(domain, "eve")
     made = await domain.organization.create(ada, "Engines")
     with pytest.raises(MemberNotFound):

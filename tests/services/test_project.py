@@ -10,7 +10,7 @@ from tests.services.people import join, sign_up
 from tests.world import World
 
 
-async def test_a_member_creates_and_changes_an_admin_deletes(domain: World) -> None:
+async def test_member_can_create_and_update_and_admin_can_delete(domain: World) -> None:
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     await join(domain, ada, made.id, bob, Role.MEMBER)
@@ -24,7 +24,7 @@ async def test_a_member_creates_and_changes_an_admin_deletes(domain: World) -> N
     assert [type(event) for event in mine] == [ProjectCreated, ProjectUpdated, ProjectDeleted]
 
 
-async def test_a_change_of_nothing_is_no_event(domain: World) -> None:
+async def test_update_without_changes_publishes_no_event(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = await domain.organization.create(ada, "Engines")
     project = await domain.project.create(ada, made.id, name="Engine")
@@ -32,7 +32,7 @@ async def test_a_change_of_nothing_is_no_event(domain: World) -> None:
     assert domain.kit.published(ProjectUpdated) == []
 
 
-async def test_of_simultaneous_changes_to_one_version_one_succeeds(domain: World) -> None:
+async def test_only_one_concurrent_update_of_a_version_succeeds(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = await domain.organization.create(ada, "Engines")
     project = await domain.project.create(ada, made.id, name="Engine")
@@ -59,7 +59,7 @@ async def test_a_project_is_found_only_in_its_own_organization(domain: World) ->
                 await call
 
 
-async def test_a_stale_version_deletes_nothing(domain: World) -> None:
+async def test_delete_with_a_stale_version_is_refused(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = await domain.organization.create(ada, "Engines")
     project = await domain.project.create(ada, made.id, name="Engine")

@@ -47,7 +47,7 @@ async def members(domain: World, actor: UUID, organization: UUID) -> dict[UUID, 
     return {each.user_id: each.role for each in await domain.organization.list_members(actor, organization)}
 
 
-async def test_acceptance_beside_the_removal_of_the_inviter_happens_before_it_or_not_at_all(domain: World) -> None:
+async def test_acceptance_concurrent_with_inviter_removal_precedes_the_removal_or_fails(domain: World) -> None:
     accepted = 0
     for number in ROUNDS:
         made, ada, bob = await owners(domain)
@@ -69,7 +69,7 @@ async def test_acceptance_beside_the_removal_of_the_inviter_happens_before_it_or
     assert accepted < len(ROUNDS), "some came after the removal"
 
 
-async def test_two_owners_who_remove_each_other_leave_one(domain: World) -> None:
+async def test_one_owner_remains_when_two_owners_remove_each_other(domain: World) -> None:
     for _ in ROUNDS:
         made, ada, bob = await owners(domain)
         outcomes = await asyncio.gather(
@@ -82,7 +82,7 @@ async def test_two_owners_who_remove_each_other_leave_one(domain: World) -> None
         assert await members(domain, left, made) == {left: Role.OWNER}
 
 
-async def test_two_owners_who_step_down_at_once_leave_one(domain: World) -> None:
+async def test_one_owner_remains_when_two_owners_step_down_at_once(domain: World) -> None:
     for _ in ROUNDS:
         made, ada, bob = await owners(domain)
         outcomes = await asyncio.gather(
@@ -93,7 +93,7 @@ async def test_two_owners_who_step_down_at_once_leave_one(domain: World) -> None
         assert sorted((await members(domain, ada, made)).values()) == [Role.MEMBER, Role.OWNER]
 
 
-async def test_invite_beside_the_demotion_of_its_maker_is_not_open_afterwards(domain: World) -> None:
+async def test_invite_concurrent_with_demotion_of_its_inviter_does_not_stay_open(domain: World) -> None:
     for number in ROUNDS:
         made, ada, bob = await owners(domain)
         calls = [
@@ -107,7 +107,7 @@ async def test_invite_beside_the_demotion_of_its_maker_is_not_open_afterwards(do
         assert not [each for each in invites if each.status is InviteStatus.PENDING]
 
 
-async def test_one_user_joins_once_by_two_invites_at_once(domain: World) -> None:
+async def test_user_accepting_two_invites_at_once_joins_once(domain: World) -> None:
     for number in ROUNDS:
         made, ada, _ = await owners(domain)
         cyd = await sign_up(domain, f"cyd{number}")
@@ -118,7 +118,7 @@ async def test_one_user_joins_once_by_two_invites_at_once(domain: World) -> None
         assert [type(each) for each in outcomes if isinstance(each, BaseException)] == [AlreadyMember]
 
 
-async def test_invites_to_several_organizations_at_once_keep_to_one_limit(domain: World) -> None:
+async def test_concurrent_invites_to_several_organizations_share_one_limit(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = [await domain.organization.create(ada, f"Engines {number}") for number in range(4)]
     calls = [
@@ -131,7 +131,7 @@ async def test_invites_to_several_organizations_at_once_keep_to_one_limit(domain
     assert all(isinstance(each, TooManyInvites) for each in refused)
 
 
-async def test_largest_number_in_a_cursor_is_compared(domain: World) -> None:
+async def test_journal_accepts_the_largest_cursor(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     made = await domain.organization.create(ada, "Engines")
     assert await domain.audit.list_entries(ada, made.id, after=2**31 - 1) == []

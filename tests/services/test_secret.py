@@ -16,7 +16,7 @@ async def issue(domain: World, user: UUID) -> IssuedSecret:
     return await domain.secret.issue(user, name="ci", scopes=[Scope.READ])
 
 
-async def test_a_secret_stands_for_its_user_and_scopes(domain: World) -> None:
+async def test_secret_authenticates_its_user_with_its_scopes(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     issued = await issue(domain, ada)
     principal = await domain.secret.authenticate(issued.token)
@@ -25,7 +25,7 @@ async def test_a_secret_stands_for_its_user_and_scopes(domain: World) -> None:
     assert issued.token.startswith(issued.secret.hint)
 
 
-async def test_every_secret_is_another(domain: World) -> None:
+async def test_issued_secrets_are_unique(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     assert len({(await issue(domain, ada)).token for _ in range(10)}) == 10
 
@@ -33,12 +33,12 @@ async def test_every_secret_is_another(domain: World) -> None:
 @pytest.mark.parametrize(
     "token", ["", "bnth_", "bnth_" + "x" * 43, "x" * 48, "bnth_" + "é" * 43, "a\x00b", "x" * 10**6]
 )
-async def test_what_was_never_issued_is_refused(domain: World, token: str) -> None:
+async def test_token_that_was_never_issued_is_refused(domain: World, token: str) -> None:
     with pytest.raises(InvalidSecret):
         await domain.secret.authenticate(token)
 
 
-async def test_a_revoked_secret_is_refused_at_once_where_it_was_cached(domain: World) -> None:
+async def test_revoked_secret_is_refused_at_once_despite_the_cache(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     issued = await issue(domain, ada)
     await domain.secret.authenticate(issued.token)
@@ -48,7 +48,7 @@ async def test_a_revoked_secret_is_refused_at_once_where_it_was_cached(domain: W
     assert await domain.secret.list_secrets(ada) == []
 
 
-async def test_revoking_again_is_no_second_event(domain: World) -> None:
+async def test_second_revocation_publishes_no_event(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     issued = await issue(domain, ada)
     for _ in range(2):
@@ -56,7 +56,7 @@ async def test_revoking_again_is_no_second_event(domain: World) -> None:
     assert len(domain.kit.published(SecretRevoked)) == 1
 
 
-async def test_only_ones_own_can_be_revoked(domain: World) -> None:
+async def test_user_can_revoke_only_own_secrets(domain: World) -> None:
     ada, eve = await sign_up(domain, "ada"), await sign_up(domain, "eve")
     issued = await issue(domain, ada)
     for secret_id in (issued.secret.id, uuid7()):
@@ -65,7 +65,7 @@ async def test_only_ones_own_can_be_revoked(domain: World) -> None:
     assert (await domain.secret.authenticate(issued.token)).user_id == ada
 
 
-async def test_a_change_of_the_user_shows_at_once(domain: World) -> None:
+async def test_user_update_is_visible_at_once_despite_the_cache(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     issued = await issue(domain, ada)
     await domain.secret.authenticate(issued.token)
@@ -73,7 +73,7 @@ async def test_a_change_of_the_user_shows_at_once(domain: World) -> None:
     assert (await domain.secret.authenticate(issued.token)).name == "Ada L."
 
 
-async def test_nobody_gets_more_scopes_than_they_hand_on(domain: World) -> None:
+async def test_secret_cannot_have_scopes_that_its_issuer_lacks(domain: World) -> None:
     ada = await sign_up(domain, "ada")
     with pytest.raises(ScopeNotGranted, match="write"):
         await domain.secret.issue(ada, name="x", scopes=[Scope.READ, Scope.WRITE], within=[Scope.READ])
@@ -84,7 +84,7 @@ def principal(name: str) -> Principal:
 
 
 class TestCache:
-    async def test_an_entry_lives_30_seconds(self) -> None:
+    async def test_cache_entry_expires_after_30_seconds(self) -> None:
         clock = FakeClock()
         cache = PrincipalCache(clock, 30)
         cache.put("a", principal("Ada"), cache.generation)
@@ -93,7 +93,7 @@ class TestCache:
         await clock.advance(0.1)
         assert cache.get("a") is None
 
-    def test_what_was_read_before_a_drop_is_not_kept(self) -> None:
+    def test_principal_read_before_a_drop_is_not_cached(self) -> None:
         cache = PrincipalCache(FakeClock(), 30)
         ada = principal("Ada")
         generation = cache.generation
@@ -101,7 +101,7 @@ class TestCache:
         cache.put("a", ada, generation)
         assert cache.get("a") is None
 
-    def test_a_drop_takes_only_what_is_stale(self) -> None:
+    def test_drop_removes_only_matching_entries(self) -> None:
         cache = PrincipalCache(FakeClock(), 30)
         ada, eve = principal("Ada"), principal("Eve")
         cache.put("a", ada, cache.generation)
@@ -109,7 +109,7 @@ class TestCache:
         cache.drop(lambda each: each.secret_id == eve.secret_id)
         assert (cache.get("a"), cache.get("e")) == (ada, None)
 
-    def test_a_gap_clears_everything(self) -> None:
+    def test_clear_removes_all_entries_and_refuses_earlier_reads(self) -> None:
         cache = PrincipalCache(FakeClock(), 30)
         generation = cache.generation
         cache.put("a", principal("Ada"), generation)
@@ -118,7 +118,7 @@ class TestCache:
         cache.put("a", principal("Ada"), generation)
         assert cache.get("a") is None
 
-    def test_it_stays_small(self) -> None:
+    def test_cache_evicts_entries_beyond_its_capacity(self) -> None:
         cache = PrincipalCache(FakeClock(), 30, capacity=2)
         for name in "abc":
             cache.put(name, principal(name), cache.generation)

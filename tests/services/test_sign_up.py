@@ -26,7 +26,7 @@ async def rows(db: Database) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-async def test_a_sign_up_makes_user_organization_project_and_secret(domain: World) -> None:
+async def test_sign_up_creates_user_organization_project_and_secret(domain: World) -> None:
     made = await domain.user.sign_up("ada@example.com", "Ada")
     organizations = await domain.organization.list_organizations(made.user.id)
     projects = await domain.project.list_projects(made.user.id, organizations[0].id)
@@ -42,12 +42,12 @@ async def test_the_first_secret_has_every_scope(domain: World) -> None:
     assert (await domain.secret.authenticate(made.secret)).scopes == frozenset(Scope)
 
 
-async def test_it_publishes_cause_before_effect(domain: World) -> None:
+async def test_sign_up_publishes_events_in_causal_order(domain: World) -> None:
     await domain.user.sign_up("ada@example.com", "Ada")
     assert [type(event) for event in domain.kit.all_published] == [UserCreated, OrganizationCreated, ProjectCreated]
 
 
-async def test_nothing_is_left_when_a_part_of_it_fails(domain: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_sign_up_leaves_neither_rows_nor_events(domain: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(_user_id: object) -> str:
         raise RuntimeError("no secret today")
 
@@ -59,7 +59,7 @@ async def test_nothing_is_left_when_a_part_of_it_fails(domain: World, monkeypatc
     assert await domain.kit.drain() == 0
 
 
-async def test_a_taken_email_is_refused_and_leaves_nothing(domain: World) -> None:
+async def test_sign_up_with_a_taken_email_stores_nothing(domain: World) -> None:
     await domain.user.sign_up("ada@example.com", "Ada")
     before = await rows(domain.db)
     with pytest.raises(EmailTaken):
@@ -67,7 +67,7 @@ async def test_a_taken_email_is_refused_and_leaves_nothing(domain: World) -> Non
     assert await rows(domain.db) == before
 
 
-async def test_of_simultaneous_sign_ups_with_one_email_one_succeeds(domain: World) -> None:
+async def test_only_one_concurrent_sign_up_with_an_email_succeeds(domain: World) -> None:
     tries = [domain.user.sign_up("ada@example.com", f"Ada {number}") for number in range(5)]
     outcomes = await asyncio.gather(*tries, return_exceptions=True)
     assert sorted(type(each).__name__ for each in outcomes) == ["EmailTaken"] * 4 + ["SignUp"]
@@ -77,7 +77,7 @@ async def test_of_simultaneous_sign_ups_with_one_email_one_succeeds(domain: Worl
 @pytest.mark.parametrize(
     "email", ["", "ada", "ada@", "@example.com", "a b@example.com", "ada@exa mple.com", "a@b\n.de", "ä@example.com"]
 )
-async def test_what_is_no_email_is_refused(domain: World, email: str) -> None:
+async def test_sign_up_refuses_an_invalid_email(domain: World, email: str) -> None:
     with pytest.raises(InvalidEmail):
         await domain.user.sign_up(email, "Ada")
 
@@ -93,7 +93,7 @@ async def test_secrets_are_stored_hashed(domain: World) -> None:
         await domain.secret.authenticate(made.secret[:-1] + "~")
 
 
-async def test_a_welcome_mail_follows(domain: World) -> None:
+async def test_sign_up_sends_a_welcome_mail(domain: World) -> None:
     await domain.user.sign_up("ada@example.com", "Ada")
     assert domain.mail.sent == []
     await domain.kit.drain()
@@ -101,7 +101,7 @@ async def test_a_welcome_mail_follows(domain: World) -> None:
     assert "Ada" in domain.mail.sent[0].text
 
 
-async def test_the_journal_reads_organization_then_project(domain: World) -> None:
+async def test_sign_up_is_journaled_as_organization_then_project(domain: World) -> None:
     made = await domain.user.sign_up("ada@example.com", "Ada")
     await domain.kit.drain()
     organization = (await domain.organization.list_organizations(made.user.id))[0]
@@ -113,7 +113,7 @@ async def test_the_journal_reads_organization_then_project(domain: World) -> Non
 
 
 @pytest.mark.parametrize("length", range(180, 201))
-async def test_organization_of_a_long_name_has_a_valid_name(domain: World, length: int) -> None:
+async def test_organization_of_a_user_with_a_long_name_has_a_valid_name(domain: World, length: int) -> None:
     user = await domain.user.create("ada@example.com", "x" * length)
     [personal] = await domain.organization.list_organizations(user.id)
     assert normalise_name(personal.name) == personal.name
