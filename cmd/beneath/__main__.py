@@ -1,10 +1,10 @@
-"""The process's entry point: `beneath`, also as `python -m beneath`."""
+"""The entry point of the command `beneath` and of `python -m beneath`."""
 
 import signal
 
 
 def main() -> None:
-    """Run the command line of this process. Ctrl-C before that, while modules are imported, ends it without a word."""
+    """Run this process's command line. Ctrl-C during the imports before it ends the process without a traceback."""
     interactive = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if interactive:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

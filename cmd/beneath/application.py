@@ -1,4 +1,4 @@
-"""The whole application: put together, opened, run, and closed again."""
+"""The application: opens, runs and closes everything in a container."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from beneath.lifecycle import Lifecycle, stop_signals
-from beneath.processes import watch_parent
+from beneath.processes import notify_parent, watch_parent
 from beneath.startables import STARTABLES, Launch, Startable, built, select
 from bus import Bus
 from dependencies import AllServices, Container, Settings
@@ -21,16 +21,16 @@ from infra.mq import MessageQueue, QueueUnavailable
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MARGIN = 5.0
-"""Seconds that a runnable gets at a stop beyond its own grace period."""
+"""Seconds that a runnable gets at shutdown beyond its own grace period."""
 
 CLOSE_TIMEOUT = 10.0
-"""Seconds that each thing gets to close."""
+"""Seconds after which closing the bus, the queue or the database is given up."""
 
 
 class Application:
-    """Everything in a container, as one thing that opens, runs and closes. Use it once.
+    """Opens, runs and closes everything in a container. Use each instance once.
 
-    Its errors for people, one line each, are `SetupError`, `DatabaseError`, `QueueError` and `BusError`.
+    Expected errors, each with a text of one line, are `SetupError`, `DatabaseError`, `QueueError` and `BusError`.
     """
 
     def __init__(self, container: Container) -> None:
@@ -38,11 +38,11 @@ class Application:
         self.settings: Settings = container.settings()
         self._lifecycle = Lifecycle(grace=max(self.settings.control.grace, self.settings.worker.grace) + MARGIN)
         self.urls: dict[str, str] = {}
-        """Where each startable that runs answers HTTP."""
+        """The HTTP URL of each running startable that has one, by name."""
 
     @property
     def services(self) -> AllServices:
-        """Every service."""
+        """All services, constructed at the first use."""
         services: AllServices = self.container.services.all()
         return services
 
@@ -54,17 +54,17 @@ class Application:
 
     @property
     def grace(self) -> float:
-        """How long, in seconds, everything that runs gets to stop."""
+        """Seconds that the runnables get at shutdown."""
         return self._lifecycle.grace
 
     @property
     def stopping(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a shutdown was requested."""
         return self._lifecycle.stopping
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Application"]:
-        """Inside the block everything is constructed and connected, and events are accepted; nothing handles them."""
+        """Construct and connect everything for the block. Events can be published; no worker handles them."""
         check_completeness(self.container)
         async with open_queue(self.container, or_later=self.bus.has_outbox):
             self.container.services.all()
@@ -76,10 +76,10 @@ class Application:
 
     @asynccontextmanager
     async def running(self, *names: str) -> AsyncIterator["Application"]:
-        """Inside the block the startables called `names` run, in this process.
+        """Run the startables `names` in this process for the block.
 
-        If one fails the block is cancelled, and leaving it raises the cause. For tests, and for embedding: signals
-        are left alone, and `worker.processes` counts for nothing.
+        If one fails, the block is cancelled and its error is raised. For tests and for embedding: signal handlers stay
+        unchanged, and `worker.processes` is ignored.
         """
         startables = select(names)
         async with self.opened():
@@ -91,7 +91,7 @@ class Application:
                         self._lifecycle.stop()
 
     async def run(self, names: Sequence[str], launch: Launch) -> None:
-        """Run the startables called `names` until a signal comes or the parent process ends; for the command line."""
+        """Run the startables `names` for the command line, until a signal arrives or the parent process ends."""
         startables = select(names)
         task, is_open, interrupted = asyncio.current_task(), False, False
 
@@ -99,7 +99,7 @@ class Application:
             nonlocal interrupted
             self._lifecycle.stop()
             if task is not None and not is_open and not interrupted:
-                interrupted = task.cancel()  # what is not there yet, such as the queue, need not be waited for any more
+                interrupted = task.cancel()  # opening may wait for an unavailable queue
 
         with stop_signals(stop):
             if launch.parent_fd is not None:
@@ -110,6 +110,8 @@ class Application:
                     self._warn_of_sqlite(startables)
                     with built(startables, self, launch) as runnables:
                         names = [each.name for each in startables]
+                        if launch.parent_fd is not None:
+                            notify_parent(launch.parent_fd)
                         log.info("application started", startables=names, queue=self.settings.mq.driver)
                         await self._lifecycle.run(runnables)
             except asyncio.CancelledError:
@@ -119,7 +121,7 @@ class Application:
             log.info("application stopped")
 
     def _warn_of_sqlite(self, startables: Sequence[Startable]) -> None:
-        # Inside one process writers take turns; the bug needs two at the same instant.
+        # The bug needs two processes that write at the same moment; in one process writers take turns.
         alone = len(startables) == len(STARTABLES) and self.settings.worker.processes == 1
         if not alone and (warning := self.container.infra.db().sqlite_warning()) is not None:
             log.warning("sqlite version outdated", detail=warning)
@@ -127,12 +129,12 @@ class Application:
 
 @asynccontextmanager
 async def open_database(container: Container) -> AsyncIterator[Database]:
-    """Inside the block the database is open and its tables are those that this code expects.
+    """Open the database for the block, with the tables that this code expects.
 
-    In development, on SQLite, pending migrations are applied; elsewhere they are refused.
+    In development on SQLite pending migrations are applied; otherwise they are an error.
 
     Raises:
-        DatabaseError: with one line for people.
+        DatabaseError: the database is unavailable, or migrations are pending. The text is one line.
     """
     settings: Settings = container.settings()
     db: Database = container.infra.db()
@@ -150,10 +152,10 @@ async def open_database(container: Container) -> AsyncIterator[Database]:
 
 @asynccontextmanager
 async def open_queue(container: Container, *, or_later: bool = False) -> AsyncIterator[MessageQueue]:
-    """Inside the block the database and the queue are open; with `or_later` the bus opens a queue that is away now.
+    """Open the database and the queue for the block; with `or_later` the bus opens an unavailable queue later.
 
     Raises:
-        DatabaseError, QueueError: with one line for people.
+        DatabaseError, QueueError: one of them cannot be opened. The text is one line.
     """
     async with open_database(container):
         mq: MessageQueue = container.infra.mq()
@@ -170,7 +172,7 @@ async def open_queue(container: Container, *, or_later: bool = False) -> AsyncIt
 
 @asynccontextmanager
 async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do `work` beside the block; its error cancels the block and is raised in its place."""
+    """Run `work` concurrently with the block; its error cancels the block and is raised instead."""
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(work)
@@ -181,7 +183,7 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 async def _bounded(name: str, close: Callable[[], Awaitable[None]]) -> None:
-    # What hangs while it closes must keep neither the rest from closing nor the process.
+    # A part that hangs while it closes must not keep the other parts open or the process alive.
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await close()

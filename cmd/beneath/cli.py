@@ -1,4 +1,4 @@
-"""The command line: its commands, and how errors are reported."""
+"""The command line: parses and runs one command, and reports errors."""
 
 import contextlib
 import signal
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from beneath.commands import bus, config, migrate, user
-from beneath.commands.context import ConfigOption, Options, SetOption, fail, tell
+from beneath.commands.context import ConfigOption, SetOption, SettingsOptions, fail, print_error
 from beneath.commands.start import start
 from beneath.errors import UsageError, shortage
 from beneath.lifecycle import ExitRequested
@@ -39,7 +39,7 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Run and operate a modular monolith and its event bus."""
-    context.obj = Options(config, tuple(overrides or ()))
+    context.obj = SettingsOptions(config, tuple(overrides or ()))
     if version:
         from dependencies.version import application_version
 
@@ -48,7 +48,7 @@ def root(
 
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
+"""The exit code after Ctrl-C: 128 and the number of SIGINT, as in shells."""
 
 
 def main() -> None:
@@ -61,19 +61,21 @@ def main() -> None:
         log_uncaught_errors()
         code = execute(sys.argv[1:])
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the interpreter would print a traceback at its end
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # otherwise Ctrl-C during the interpreter's exit prints a traceback
     sys.exit(code)
 
 
 def execute(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; errors are told on standard error."""
+    """Run one command line and return its exit code; print errors on standard error."""
     try:
         _require_text(arguments)
         code = app(list(arguments), prog_name="beneath", standalone_mode=False)
         flush_standard_streams()
-    except Exception as error:  # noqa: BLE001 - report() tells it, whatever it is
+    except Exception as error:  # noqa: BLE001 - report() prints every error
         if isinstance(error.__cause__, KeyboardInterrupt):
-            return INTERRUPTED  # Python 3.11 wraps one that comes while a class is made, as by an import
+            return INTERRUPTED  # Python 3.11 wraps one that is raised while a class is created
         return report(error)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -81,16 +83,16 @@ def execute(arguments: Sequence[str]) -> int:
 
 
 def report(error: BaseException) -> int:
-    """Tell an error on standard error, and return the exit code: 2 for an invalid request, 1 for what went wrong.
+    """Print an error on standard error and return the exit code: 2 for invalid usage or settings, otherwise 1.
 
-    One line for what can happen to anyone; a traceback is for bugs. Secrets are masked in both.
+    An expected error is printed as one line, a bug with its traceback. Secrets are masked in both.
     """
     if isinstance(error, typer.TyperException):
         fail(error.format_message())
         return error.exit_code
     if isinstance(error, typer.Abort):
         return INTERRUPTED
-    if isinstance(error, BrokenPipeError) and _nobody_reads():
+    if isinstance(error, BrokenPipeError) and _output_is_closed():
         return 1
     if isinstance(error, OSError) and (reason := shortage(error)) is not None:
         fail(reason)
@@ -100,25 +102,26 @@ def report(error: BaseException) -> int:
         return error.code
     code = _expected(error)
     if code is None and (missing := _missing(error)) is not None:
-        fail(f"the database lacks a part of its tables: {missing}; see `beneath migrate status`, or restore a backup")
+        fail(f"the database lacks a table or column: {missing}; see `beneath migrate status`, or restore a backup")
         return 1
     if code is None:
         from infra.logging import mask_output
 
-        tell(mask_output("".join(traceback.format_exception(error)).rstrip()))
+        print_error(mask_output("".join(traceback.format_exception(error)).rstrip()))
         return 1
     fail(str(error))
     return code
 
 
 def _require_text(arguments: Sequence[str]) -> None:
-    """Raise `UsageError` for an argument that cannot be stored, or searched for, by any database."""
+    """Raise `UsageError` for an argument with surrogates, which no database can store or search."""
     for number, argument in enumerate(arguments, 1):
         if any("\ud800" <= each <= "\udfff" for each in argument):
-            raise UsageError(f"argument {number} is not text in this locale's encoding, such as UTF-8: {argument!r}")
+            encoding = "this locale's encoding, such as UTF-8"
+            raise UsageError(f"argument {number} is not valid text in {encoding}; correct it: {argument!r}")
 
 
-def _nobody_reads() -> bool:
+def _output_is_closed() -> bool:
     """Return whether the reader of standard output, such as `head`, has ended."""
     try:
         flush_standard_streams()
@@ -130,7 +133,7 @@ def _nobody_reads() -> bool:
 def _missing(error: BaseException) -> str | None:
     try:
         from infra.db.migrate import missing_object
-    except Exception:  # noqa: BLE001 - as below
+    except Exception:  # noqa: BLE001 - see _expected
         return None
     return missing_object(error)
 
@@ -141,7 +144,7 @@ def _expected(error: BaseException) -> int | None:
         from dependencies.errors import SetupError
         from infra.db import DatabaseError
         from infra.mq import QueueError
-    except Exception:  # noqa: BLE001 - code that cannot be imported: `error` says so, and is a bug
+    except Exception:  # noqa: BLE001 - the imports fail if `error` comes from them; it is a bug then
         return None
     if isinstance(error, SetupError):
         return 2

@@ -1,4 +1,4 @@
-"""The control server, and what it and the worker answer about health."""
+"""The HTTP servers of the control server and of a worker, and their readiness probes."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -8,40 +8,39 @@ from sqlalchemy import text
 from beneath.http import HttpOptions, Probe, create_app, create_health_app
 from beneath.http.connections import ConnectionLimits
 from beneath.server import HttpServer
-from beneath.startables import Request
+from beneath.startables import BuildContext
 from dependencies.version import application_version
 
 if TYPE_CHECKING:
     from beneath.application import Application
 
 HEALTH_GRACE = 1.0
-"""Seconds that a scrape under way gets when a worker stops."""
-
+"""Seconds that a shutdown of a worker waits for open requests to its health server."""
 
 HEALTH_TIMEOUT = 5.0
-"""Seconds in which a request to a worker's port must be complete: it has no body."""
+"""Seconds within which a request to a worker's port must have arrived; such requests have no body."""
 
 
 class BackgroundTaskFailing(Exception):
-    """A background task of the bus fails for a reason that will not pass by itself."""
+    """A background task of the bus fails repeatedly, for a reason that does not look temporary."""
 
 
-class Stopping(Exception):
-    """The process is about to end: send it nothing new."""
+class ProcessStopping(Exception):
+    """The process is shutting down and should get no new requests."""
 
 
-def build_server(request: Request, name: str) -> HttpServer:
-    """Return the HTTP server of the API, listening.
+def build_server(context: BuildContext, name: str) -> HttpServer:
+    """Return the HTTP server of the API, which listens already.
 
     Raises:
-        StartError: the port cannot be had.
+        StartError: the port is in use or not permitted.
     """
-    application = request.application
+    application = context.application
     infra, settings = application.container.infra, application.settings.control
     app = create_app(
         application.services,
         correlate=application.bus.correlation,
-        # With an outbox, requests succeed while the queue is away; `/metrics` tells of it.
+        # With an outbox, requests succeed while the queue is unavailable; `/metrics` shows the backlog.
         ready=probes(application, queue_needed=not application.bus.has_outbox),
         metrics=infra.telemetry().scrape,
         clock=infra.clock(),
@@ -67,16 +66,16 @@ def build_server(request: Request, name: str) -> HttpServer:
         ),
         proxies=settings.trusted_proxies,
     )
-    return _announced(request, name, server)
+    return _announced(context, name, server)
 
 
-def build_health_server(request: Request, name: str) -> HttpServer:
-    """Return the HTTP server of a worker: health and metrics, listening.
+def build_health_server(context: BuildContext, name: str) -> HttpServer:
+    """Return the HTTP server for health and metrics of a worker, which listens already.
 
     Raises:
-        StartError: the port cannot be had.
+        StartError: the port is in use or not permitted.
     """
-    application = request.application
+    application = context.application
     settings = application.settings.worker
     scrape = application.container.infra.telemetry().scrape
     app = create_health_app(ready=probes(application, queue_needed=True), metrics=scrape)
@@ -89,18 +88,18 @@ def build_health_server(request: Request, name: str) -> HttpServer:
         grace=HEALTH_GRACE,
         limits=ConnectionLimits(max_connections=settings.max_connections, request_timeout=HEALTH_TIMEOUT),
     )
-    return _announced(request, name, server)
+    return _announced(context, name, server)
 
 
-def _announced(request: Request, name: str, server: HttpServer) -> HttpServer:
-    request.cleanup.callback(server.close)
-    request.application.urls[name] = server.url
-    request.application.container.infra.telemetry().add(server.samples)
+def _announced(context: BuildContext, name: str, server: HttpServer) -> HttpServer:
+    context.cleanup.callback(server.close)
+    context.application.urls[name] = server.url
+    context.application.container.infra.telemetry().add(server.samples)
     return server
 
 
 def probes(application: "Application", *, queue_needed: bool) -> Mapping[str, Probe]:
-    """Return what must work for this process to do its own."""
+    """Return the readiness probes of this process: database, lifecycle, background tasks and, if needed, the queue."""
     infra = application.container.infra
 
     async def database() -> None:
@@ -112,7 +111,7 @@ def probes(application: "Application", *, queue_needed: bool) -> Mapping[str, Pr
 
     async def lifecycle() -> None:
         if application.stopping:
-            raise Stopping("the process is stopping")
+            raise ProcessStopping("the process is shutting down")
 
     async def tasks() -> None:
         for each in application.bus.background_tasks:

@@ -21,10 +21,10 @@ PLACES = {
 
 
 def find_event(bus: Bus, name: str) -> EventType:
-    """Return the event type of that wire name.
+    """Return the event type with this name.
 
     Raises:
-        UsageError: no listener in this code has the event; names the nearest one.
+        UsageError: no listener in this code has the event. The text suggests the nearest name.
     """
     found = bus.event_types.get(name)
     if found is None:
@@ -34,10 +34,10 @@ def find_event(bus: Bus, name: str) -> EventType:
 
 
 def read_event(event_type: EventType, text: str) -> object:
-    """Return the event whose fields `text` holds as a JSON object.
+    """Decode an event from the JSON object of its fields.
 
     Raises:
-        UsageError: it is no JSON object, or not the event's fields.
+        UsageError: `text` is not a JSON object, or a field is unknown, missing or invalid.
     """
     try:
         given = msgspec.json.decode(text)
@@ -58,14 +58,14 @@ def read_event(event_type: EventType, text: str) -> object:
 
 
 def field_names(event_type: EventType) -> list[str]:
-    """Return the names of the event's fields as they stand in a message."""
+    """Return the names of the event's fields as they are encoded in a message."""
     if issubclass(event_type.cls, msgspec.Struct):
         return list(event_type.cls.__struct_encode_fields__)
     return [each.name for each in dataclasses.fields(event_type.cls)]  # type: ignore[arg-type]  # it is a dataclass
 
 
 def listener_row(each: Listener) -> dict[str, object]:
-    """Return a listener as plain data; what does not apply to its kind is None."""
+    """Return a listener as plain data; options that do not apply to its kind are None."""
     durable = each.durable
     return {
         "listener": each.name,
@@ -96,7 +96,7 @@ def event_description(event_type: EventType, listeners: Sequence[Listener]) -> d
 
 
 def explanation(description: Mapping[str, Any]) -> Iterator[str]:
-    """Yield an event's description as lines for people."""
+    """Yield the lines of text that show an event's description."""
     ordered = "ordered by its key" if description["ordered"] else "unordered"
     yield f"{description['event']} version {description['version']}, {ordered}: {description['class']}"
     yield f"fields: {', '.join(description['fields']) or 'none'}"

@@ -1,4 +1,4 @@
-"""What the executable refuses, and how any error is told to people."""
+"""Errors of the executable, and explanations of errors of the operating system."""
 
 import errno
 import os
@@ -8,18 +8,18 @@ from dependencies.errors import SetupError
 
 
 class UsageError(SetupError):
-    """A command was given something that does not exist or does not fit."""
+    """An argument or option of a command is invalid or names something that does not exist."""
 
 
 class StartError(SetupError):
-    """A part cannot start here and now."""
+    """A part cannot start with these settings on this machine."""
 
 
 def shortage(error: OSError) -> str | None:
-    """Return one line about what this machine or process lacks; None if the error is about something else."""
+    """Return one line about the resource that has run out and its remedy; None if the error has another reason."""
     match error.errno:
         case errno.ENOENT if not _has_working_directory():
-            return "the working directory was removed; change to one that is there"
+            return "the working directory was removed; change to one that exists"
         case errno.EMFILE:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             return (
@@ -27,11 +27,11 @@ def shortage(error: OSError) -> str | None:
                 "(`ulimit -n`, LimitNOFILE= in a systemd unit)"
             )
         case errno.ENFILE:
-            return "this machine has as many files open as it allows; raise fs.file-max, or run less on it"
+            return "this machine has reached its limit of open files; raise fs.file-max, or stop other processes"
         case errno.ENOMEM | errno.EAGAIN:
-            return f"this machine or container has no memory or processes left: {error.strerror}"
+            return f"this machine or container has run out of memory or processes: {error.strerror}; raise its limits"
         case errno.ENOSPC | errno.EDQUOT:
-            return f"no space left{f' for {error.filename}' if error.filename else ''}; make room, then try again"
+            return f"no disk space left{f' for {error.filename}' if error.filename else ''}; free some, then try again"
     return None
 
 

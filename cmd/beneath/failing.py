@@ -1,4 +1,4 @@
-"""Which background tasks fail in the processes of these settings that run on this machine."""
+"""Finds failing background tasks in the running processes of this machine, by their metrics."""
 
 import re
 from collections.abc import Iterator
@@ -8,21 +8,21 @@ from http.client import HTTPConnection, HTTPException
 from dependencies import Settings
 
 PATIENCE = 1.0
-"""Seconds that a process gets to answer."""
+"""Seconds to wait for a process's response."""
 
 MAX_METRICS = 4 * 1024 * 1024
-"""How many bytes of an answer are read."""
+"""Bytes of a response that are read at most."""
 
 FAILING = re.compile(r'^beneath_bus_task_failing\{task="([^"]+)"\} ([1-9]\d*)', re.MULTILINE)
 
 
 def failing_tasks(settings: Settings) -> list[str]:
-    """Return a line for each background task that fails; a process that does not answer has none."""
+    """Return a line for each failing background task; processes that do not respond are skipped."""
     places = list(dict.fromkeys(_places(settings)))
     with ThreadPoolExecutor(len(places)) as threads:
         answers = list(threads.map(_metrics, places))
     return [
-        f"the process at {host}:{port}: its background task {task!r} failed {count} times in a row; its log says why"
+        f"the process at {host}:{port}: its background task {task!r} failed {count} times in a row; see its log"
         for (host, port), answer in zip(places, answers, strict=True)
         for task, count in FAILING.findall(answer)
     ]

@@ -1,4 +1,4 @@
-"""Running several things together, and stopping them together."""
+"""The lifecycle: runs several runnables together, and stops them together, also on signals."""
 
 import asyncio
 import os
@@ -18,24 +18,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Runnable(Protocol):
-    """Something that works until it is cancelled."""
+    """A named task that runs until cancelled."""
 
     @property
     def name(self) -> str:
-        """What to call it in logs."""
+        """Its name in logs."""
         ...
 
     async def run(self) -> None:
-        """Work until cancelled, then finish or give back what is under way and let the cancellation pass."""
+        """Run until cancelled; then complete or release all in-flight work and raise the CancelledError."""
         ...
 
 
 class RunnableEnded(Exception):
-    """A runnable returned although nobody had asked it to stop."""
+    """A runnable ended although no shutdown was requested."""
 
 
 class ExitRequested(Exception):
-    """A handler raised SystemExit or KeyboardInterrupt: everything stops, and the process ends with its code."""
+    """A handler raised SystemExit or KeyboardInterrupt: the process shuts down and ends with that exit code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -46,23 +46,22 @@ class ExitRequested(Exception):
 def exit_requests() -> Iterator[None]:
     """Turn a SystemExit or KeyboardInterrupt that leaves the block into `ExitRequested`.
 
-    Raised in a task as they are, they would stop the event loop before anything else could stop.
+    If a task raised them unchanged, they would stop the event loop before the other runnables could end.
     """
     try:
         yield
     except KeyboardInterrupt as error:
         raise ExitRequested(128 + signal.SIGINT, "a handler raised KeyboardInterrupt") from error
     except SystemExit as error:
-        # As `sys.exit()` has it: nothing is 0, a number is the code, all else is an error's text.
+        # The meaning of the argument of `sys.exit()`: None is code 0, a number is the code, a text is an error: code 1.
         code = 0 if error.code is None else error.code if isinstance(error.code, int) else 1
         raise ExitRequested(code, f"a handler ended the process with exit code {code}") from error
 
 
 class Lifecycle:
-    """Runs runnables together: the first failure, or `stop()`, stops all of them.
+    """Runs runnables together; the first failure, or `stop()`, cancels all of them.
 
-    Each gets `grace` seconds to end. One that takes longer is left behind and named in the log: it keeps neither the
-    others nor the process.
+    Each has `grace` seconds to end. One that takes longer is logged and no longer waited for.
     """
 
     def __init__(self, *, grace: float, clock: Clock | None = None) -> None:
@@ -76,14 +75,16 @@ class Lifecycle:
         return self._stopping.is_set()
 
     def stop(self) -> None:
-        """Ask everything to stop; again does nothing. In the event loop's thread only."""
+        """Request the shutdown of all runnables; repeated calls do nothing. Call it in the event loop's thread only."""
         self._stopping.set()
 
     async def run(self, runnables: Sequence[Runnable]) -> None:
-        """Run until stopped (not at all if that was asked before), then return, or raise what the first to fail raised.
+        """Run until stopped, then return, or raise the error of the first runnable that failed.
+
+        Returns at once if `stop` was called before.
 
         Raises:
-            RunnableEnded: one returned without being asked to.
+            RunnableEnded: a runnable returned or was cancelled before a shutdown was requested.
         """
         if self.stopping:
             return
@@ -123,20 +124,20 @@ def _failure(task: asyncio.Task[None], *, asked: bool) -> BaseException | None:
     if not task.done():
         return None
     if task.cancelled():
-        return None if asked else RunnableEnded(f"{task.get_name()} was cancelled from inside")
+        return None if asked else RunnableEnded(f"{task.get_name()} was cancelled by itself")
     if (error := task.exception()) is not None:
         return error
-    return None if asked else RunnableEnded(f"{task.get_name()} ended although nobody stopped it")
+    return None if asked else RunnableEnded(f"{task.get_name()} ended before a shutdown was requested")
 
 
 @contextmanager
 def stop_signals(
     stop: Callable[[], None], *, exit_now: Callable[[int], object] = os._exit, signals: Sequence[int] = SIGNALS
 ) -> Iterator[None]:
-    """Inside the block the first of `signals` calls `stop` in the event loop, the second ends the process at once.
+    """Handle `signals` inside the block: the first calls `stop` in the event loop, the second ends the process at once.
 
-    Needs the main thread and a running loop. The second works also while the loop is stuck. SIGHUP is never the second,
-    because a terminal that is closed may send several; it is left alone if the process ignores it (`nohup`).
+    Needs the main thread and a running loop. The second also works while the loop is blocked. SIGHUP never counts as
+    the second, because a closed terminal may send several; it stays ignored if the process ignores it (`nohup`).
     """
     loop = asyncio.get_running_loop()
     received: list[int] = []

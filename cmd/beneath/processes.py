@@ -1,4 +1,4 @@
-"""Child processes: started, watched, stopped; and a child's side of it."""
+"""Child processes: the supervisor that starts, restarts and stops them, and the child's connection to its parent."""
 
 import asyncio
 import contextlib
@@ -20,19 +20,19 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PARENT_FD = "--parent-fd"
 STARTED = b"r"
-"""What a child says to its parent once it has started."""
+"""The byte that a child sends to its parent once it has started."""
 
 REFUSED = 2
-"""A child's exit code when it cannot start as it was told to; starting it again would not help."""
+"""A child's exit code for invalid settings or arguments, with which a restart would fail again."""
 
 BACKOFF_FIRST, BACKOFF_MOST = 1.0, 30.0
-"""Seconds before a crashed child is started again: the first time, and at most."""
+"""Seconds before a crashed child is restarted: after the first crash, and at most."""
 
 SPAWN_ERRORS = (OSError, RuntimeError, MemoryError)
-"""What creating a process raises when the system has no memory, process ids, file descriptors or threads left."""
+"""Errors of creating a process when memory, process ids, file descriptors or threads have run out."""
 
 STEADY = 60.0
-"""Seconds of life after which a child's next crash counts as its first."""
+"""Seconds of running after which the backoff of a child starts anew."""
 
 
 class Child(Protocol):
@@ -40,12 +40,12 @@ class Child(Protocol):
 
     @property
     def pid(self) -> int:
-        """Its id."""
+        """Its process id."""
         ...
 
     @property
     def started(self) -> bool:
-        """Whether it said that it had started; complete once `wait` has returned."""
+        """Whether it reported that it had started; final once `wait` has returned."""
         ...
 
     async def wait(self) -> int:
@@ -53,11 +53,11 @@ class Child(Protocol):
         ...
 
     def stop(self) -> None:
-        """Ask it to stop; when this process dies before it has, it exits at once."""
+        """Request its shutdown. If this process dies before the child has ended, the child exits at once."""
         ...
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it with SIGKILL."""
         ...
 
 
@@ -65,10 +65,10 @@ Spawn = Callable[[Sequence[str]], Awaitable[Child]]
 
 
 async def spawn_beneath(arguments: Sequence[str]) -> Child:
-    """Start `beneath` with `arguments`, connected so that each of the two notices when the other stops or ends."""
+    """Start `beneath` with `arguments` as a child, connected by a socket on which each notices the end of the other."""
     ours, its = socket.socketpair()
     try:
-        # A session of its own, so that Ctrl-C in a terminal reaches it once: through us.
+        # In a session of its own, Ctrl-C in a terminal does not reach the child as well.
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "beneath", *arguments, PARENT_FD, str(its.fileno())),
             stdin=asyncio.subprocess.DEVNULL,
@@ -96,7 +96,7 @@ class _Process:
 
     async def wait(self) -> int:
         code = await self._process.wait()
-        with contextlib.suppress(OSError):  # there is nothing to read, or it is closed already
+        with contextlib.suppress(OSError):  # no byte to read, or already closed
             self.started = self.started or self._connection.recv(1) == STARTED
         self._connection.close()
         return code
@@ -111,7 +111,7 @@ class _Process:
 
 
 class Supervised:
-    """Keeps one child process running: a runnable."""
+    """The supervisor of one child process: a runnable that restarts it whenever it ends."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Supervised:
         spawn: Spawn = spawn_beneath,
         clock: Clock | None = None,
     ) -> None:
-        """Run `beneath` with `arguments`; at a stop it gets `grace` seconds before it is killed."""
+        """Run `beneath` with `arguments`; at shutdown it has `grace` seconds before it is killed."""
         self.name = name
         self._arguments = arguments
         self._grace = grace
@@ -130,10 +130,10 @@ class Supervised:
         self._clock = clock or SystemClock()
 
     async def run(self) -> None:
-        """Start the process again, after a growing pause, whenever it ends or could not be created.
+        """Restart the process, after a growing backoff, whenever it ends or could not be created.
 
         Raises:
-            StartError: the process refused its very first start. One that has started may exit with any code.
+            StartError: its first start failed with the exit code for invalid settings or arguments.
         """
         backoff, first = BACKOFF_FIRST, True
         while True:
@@ -141,12 +141,12 @@ class Supervised:
             try:
                 child = await self._spawn(self._arguments)
             except SPAWN_ERRORS as error:
-                # Memory, process ids or file descriptors are short: reason to wait, not to stop the other processes.
+                # A shortage on this machine may pass; the other processes go on.
                 log.warning("process not started", process=self.name, error=reason(error), retry_in=backoff)
             else:
                 code = await self._live(child)
                 if first and code == REFUSED and not child.started:
-                    raise StartError(f"{self.name} did not start; its error is in the line above")
+                    raise StartError(f"{self.name} did not start; see its error in the line above")
                 first = False
                 if self._clock.monotonic() - born >= STEADY:
                     backoff = BACKOFF_FIRST
@@ -165,7 +165,7 @@ class Supervised:
 
 
 async def stop_child(child: Child, ended: asyncio.Future[int], *, grace: float, clock: Clock) -> None:
-    """Ask a child to stop, and kill it when it has not within `grace` seconds."""
+    """Request a child's shutdown, and kill it if it has not ended within `grace` seconds."""
     child.stop()
     over = asyncio.Event()
     ended.add_done_callback(lambda _: over.set())
@@ -195,16 +195,16 @@ class WorkerPool:
 def watch_parent(
     parent_fd: int, stop: Callable[[], None], *, limit: float, exit_now: Callable[[int], object] = os._exit
 ) -> None:
-    """In a child: call `stop` in the running loop when the parent says so or is no more.
+    """In a child: call `stop` in the running loop when the parent requests it or has ended.
 
-    When the parent dies while this process stops, or this process has not ended `limit` seconds after the parent's
-    death, it exits at once. A thread waits for it, so that a stuck event loop changes nothing.
+    The process exits at once if the parent ends while it shuts down, or `limit` seconds after the parent's end. A
+    thread waits for both, so that a blocked event loop does not matter.
     """
     loop = asyncio.get_running_loop()
 
     def wait() -> None:
         asked = _read(parent_fd)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: this process is ending anyway
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so this process is about to end
             loop.call_soon_threadsafe(stop)
         if asked:
             _read(parent_fd)
@@ -215,14 +215,14 @@ def watch_parent(
     threading.Thread(target=wait, name="watch-parent", daemon=True).start()
 
 
-def tell_parent(parent_fd: int) -> None:
-    """In a child: say that it has started, so that its exit code is taken for a handler's from now on."""
-    with contextlib.suppress(OSError):  # the parent is no more, as `watch_parent` notices
+def notify_parent(parent_fd: int) -> None:
+    """In a child: report that it has started, after which no exit code counts as a failed start."""
+    with contextlib.suppress(OSError):  # the parent has ended; `watch_parent` handles that
         os.write(parent_fd, STARTED)
 
 
 def _read(parent_fd: int) -> bytes:
     try:
         return os.read(parent_fd, 1)
-    except OSError:  # the parent has died without reading what this process said
+    except OSError:  # the parent ended without reading what this process sent
         return b""

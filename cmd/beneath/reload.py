@@ -1,4 +1,4 @@
-"""Development: the application as a child process that is started again when its source changes."""
+"""`beneath start --reload`: runs the application as a child process, and restarts it when a source file changes."""
 
 import asyncio
 import importlib
@@ -16,15 +16,15 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 PACKAGES = ("bus", "models", "services", "infra", "dependencies", "beneath")
 SUFFIXES = frozenset({".py", ".yaml"})
 RETRY = 1.0
-"""Seconds before the application is started again when its process could not be created."""
+"""Seconds before the next try if the child process could not be created."""
 
 
 class Reloader:
-    """Runs `beneath` with `arguments`, anew whenever a watched file changes: a runnable."""
+    """A runnable that runs `beneath` with `arguments`, and restarts it whenever a watched file changes."""
 
     name = "reload"
     grace = 10.0
-    """Seconds that the application gets to stop before it is killed: whoever edits code does not want to wait."""
+    """Seconds that the application has to end before it is killed: short, because a developer waits for the restart."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Reloader:
         spawn: Spawn = spawn_beneath,
         clock: Clock | None = None,
     ) -> None:
-        """Look at the files under `roots`, by default the project's packages and settings, every `every` seconds."""
+        """Check the files under `roots`, by default the project's packages and settings, every `every` seconds."""
         self._arguments = arguments
         self._roots = [*(roots if roots is not None else source_roots()), *([config] if config else [])]
         self._every = every
@@ -60,12 +60,12 @@ class Reloader:
             log.info("process restarting", changed=changed)
 
     async def _change(self, before: Mapping[Path, int], ended: asyncio.Future[int]) -> str:
-        told = False
+        is_logged = False
         while True:
             await self._clock.sleep(self._every)
-            if ended.done() and not told:
+            if ended.done() and not is_logged:
                 log.warning("process ended", code=ended.result())
-                told = True
+                is_logged = True
             if changed := difference(before, snapshot(self._roots)):
                 return changed
 
@@ -75,17 +75,17 @@ class Reloader:
 
 
 def source_roots() -> list[Path]:
-    """Return the folders of the project's packages, and of its settings."""
+    """Return the folders of the project's packages and settings."""
     return [Path(path) for name in PACKAGES for path in importlib.import_module(name).__path__] + [Path(FOLDER)]
 
 
 def snapshot(roots: Sequence[Path]) -> dict[Path, int]:
-    """Return when each watched file was last changed."""
+    """Return the modification time of each watched file, in nanoseconds."""
     return dict(_times(roots))
 
 
 def difference(before: Mapping[Path, int], after: Mapping[Path, int]) -> str:
-    """Return the name of a file that is new, gone or changed; nothing when all is as it was."""
+    """Return the name of one file that was added, removed or changed; "" if there is none."""
     return next((path.name for path in {**before, **after} if before.get(path) != after.get(path)), "")
 
 
@@ -96,4 +96,4 @@ def _times(roots: Sequence[Path]) -> Iterator[tuple[Path, int]]:
                 try:
                     yield path, path.stat().st_mtime_ns
                 except FileNotFoundError:
-                    continue  # an editor replaces files: it was there a moment ago
+                    continue  # an editor replaces files, so one may vanish after it was listed

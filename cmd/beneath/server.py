@@ -1,4 +1,4 @@
-"""HTTP servers as runnables."""
+"""The HTTP server: a runnable around uvicorn, with its listening socket."""
 
 import asyncio
 import contextlib
@@ -20,18 +20,18 @@ from infra.telemetry import Sample
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 BACKLOG: Final = 2048
-"""Connections that the kernel queues until they are accepted."""
+"""Connections that wait in the kernel to be accepted, at most."""
 
 _AT_ONCE: Final = 32
-"""Connections accepted in one turn of the event loop, before the first of them can be refused."""
+"""Connections that one turn of the event loop accepts at most, so that those over the limit are refused soon."""
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the lifecycle, and accepts connections a few at a time."""
+    """A uvicorn server that leaves signals to the lifecycle and accepts `_AT_ONCE` connections at a time."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # asyncio takes one number for how many wait in the kernel and for how many it accepts without a pause.
+        # asyncio uses one number for the kernel's backlog and for the connections that it accepts without a pause.
         for each in sockets or ():
             each.listen(BACKLOG)
 
@@ -41,7 +41,10 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves an ASGI application. It listens from its construction to `close()`; connections wait until `run()`."""
+    """A runnable that serves an ASGI application.
+
+    It listens from its construction until `close()`. Connections wait until `run()` is called.
+    """
 
     def __init__(
         self,
@@ -55,12 +58,12 @@ class HttpServer:
         limits: ConnectionLimits | None = None,
         proxies: Sequence[str] = (),
     ) -> None:
-        """Listen at `host`:`port` (0: any free one); open requests get `grace` seconds at a stop.
+        """Listen at `host`:`port` (0: any free port). A shutdown waits `grace` seconds for open requests.
 
-        `X-Forwarded-For` and `X-Forwarded-Proto` count only from `proxies`: addresses or networks.
+        `X-Forwarded-For` and `X-Forwarded-Proto` are trusted only from `proxies`, which are addresses or networks.
 
         Raises:
-            StartError: the address cannot be had; names the settings under `section`.
+            StartError: the address is invalid, in use or not permitted. The text names the settings of `section`.
         """
         self.name = name
         self._socket = bind(section, host, port)
@@ -83,7 +86,7 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The URL at which it listens."""
         host, port = self._socket.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -101,7 +104,7 @@ class HttpServer:
                 await sweeping
 
     def samples(self) -> Iterator[Sample]:
-        """Yield what telemetry shows of this server."""
+        """Yield the metrics of this server's connections."""
         return self.connections.samples()
 
     def close(self) -> None:
@@ -110,12 +113,18 @@ class HttpServer:
 
 
 def bind(section: str, host: str, port: int) -> socket.socket:
-    """Return a socket that listens; raise `StartError` naming `section`'s settings."""
+    """Return a listening socket.
+
+    Raises:
+        StartError: the address is invalid, in use or not permitted. The text names the settings of `section`.
+    """
     variable = f"BENEATH_{section.upper()}_PORT"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError):
-        raise StartError(f"{section}.host: cannot listen at {host!r}; use an address of this machine") from None
+        raise StartError(
+            f"{section}.host: cannot listen at {host!r}; use an address of this machine, such as 127.0.0.1"
+        ) from None
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -124,8 +133,10 @@ def bind(section: str, host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            free = f"stop what listens there, or set {variable} to a free port"
+            free = f"stop the process that listens there, or set {variable} to a free port"
             raise StartError(f"{section}.port: {host}:{port} is already in use; {free}") from None
-        raise StartError(f"{section}.host, {section}.port: cannot listen at {host}:{port}: {error.strerror}") from None
+        remedy = "use another address or port"
+        text = f"{section}.host, {section}.port: cannot listen at {host}:{port}: {error.strerror}; {remedy}"
+        raise StartError(text) from None
     listener.setblocking(False)
     return listener

@@ -1,4 +1,4 @@
-"""The parts of the application that can be started, each by its name."""
+"""The startables: parts of the application that `beneath start` starts by name."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """How this process was started from the command line."""
+    """The command line that started this process."""
 
     options: Sequence[str] = ()
-    """With these, a child process comes to the same settings."""
+    """Arguments that give a child process the same settings."""
 
     parent_fd: int | None = None
-    """The pipe from the process that started this one as its child."""
+    """File descriptor of the socket to the parent process; None if this is not a child."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What a startable may look at when it makes its runnables."""
+class BuildContext:
+    """The arguments from which a startable builds its runnables."""
 
     application: Application
     cleanup: ExitStack
-    """Closed when everything has ended: also what never ran, because another part could not be made."""
+    """Closed when all runnables have ended, or if building one of them failed."""
 
     started: Collection[str]
-    """Everything that starts in this process."""
+    """Names of all startables that start in this process."""
 
     launch: Launch | None
-    """None: not from the command line, so everything stays in this process."""
+    """None if not started from the command line; then no child processes are started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +49,21 @@ class Startable:
 
     name: str
     summary: str
-    build: Callable[[Request], Sequence[Runnable]]
+    build: Callable[[BuildContext], Sequence[Runnable]]
 
 
-def control_server(request: Request) -> Sequence[Runnable]:
+def control_server(context: BuildContext) -> Sequence[Runnable]:
     """Serve HTTP at `control.host`:`control.port`."""
     from beneath.control import build_server
 
-    return [build_server(request, CONTROL_SERVER.name)]
+    return [build_server(context, CONTROL_SERVER.name)]
 
 
-def control_worker(request: Request) -> Sequence[Runnable]:
+def control_worker(context: BuildContext) -> Sequence[Runnable]:
     """Handle events; without the control server in this process, health and metrics are at `worker.port`."""
     from beneath.worker import build_worker
 
-    return build_worker(request)
+    return build_worker(context)
 
 
 CONTROL_SERVER = Startable("control-server", "HTTP: the API, health and metrics.", control_server)
@@ -72,10 +72,10 @@ STARTABLES = (CONTROL_SERVER, CONTROL_WORKER)
 
 
 def select(names: Sequence[str]) -> list[Startable]:
-    """Return the startables called `names`, each once; `all` stands for every one.
+    """Return the startables with these names, each once; `all` selects every one.
 
     Raises:
-        UsageError: there is none of that name; names the nearest, and all.
+        UsageError: a name is unknown. The text suggests the nearest name and lists all.
     """
     known = {each.name: each for each in STARTABLES}
     for name in names:
@@ -89,15 +89,15 @@ def select(names: Sequence[str]) -> list[Startable]:
 def built(
     startables: Sequence[Startable], application: Application, launch: Launch | None = None
 ) -> Iterator[list[Runnable]]:
-    """Make the runnables of `startables`, in an opened application, and the watches over event loop and bus."""
+    """Build the runnables of `startables` in an opened application, and those that watch the event loop and the bus."""
     with ExitStack() as cleanup:
-        request = Request(application, cleanup, [each.name for each in startables], launch)
-        runnables = [runnable for each in startables for runnable in each.build(request)]
+        context = BuildContext(application, cleanup, [each.name for each in startables], launch)
+        runnables = [runnable for each in startables for runnable in each.build(context)]
         yield [*runnables, LoopWatch(application), BusWatch(application)]
 
 
 class LoopWatch:
-    """Measures how late the event loop is, for the metrics."""
+    """A runnable that measures the delay of the event loop for the metrics."""
 
     name = "loop-watch"
 
@@ -109,7 +109,7 @@ class LoopWatch:
 
 
 class BusWatch:
-    """Ends the process when a background task of the bus failed too often, or a broadcast listener asked for it."""
+    """A runnable that fails when a background task of the bus fails for good, or a broadcast listener exits."""
 
     name = "bus-watch"
 

@@ -1,4 +1,4 @@
-"""The process's standard streams, which its parent may have closed or given a narrow encoding."""
+"""The standard streams: opened if the parent process closed them, and written without encoding errors."""
 
 import contextlib
 import io
@@ -9,10 +9,10 @@ _STANDARD = (0, 1, 2)
 
 
 def open_standard_streams() -> None:
-    """Open the null device in place of each closed standard stream, and let none of them fail for a character.
+    """Open the null device for each closed standard stream, and escape characters that their encoding lacks.
 
-    Otherwise the next file to be opened, such as the database, would get the number of standard output or standard
-    error, and be written to by whatever prints.
+    Without that, the next opened file, such as the database, would get the file descriptor of a standard stream, and
+    printed text would be written into it.
     """
     for number in _STANDARD:
         try:
@@ -28,18 +28,18 @@ def open_standard_streams() -> None:
 
 
 def flush_standard_streams() -> None:
-    """Write out what was printed.
+    """Flush standard output and standard error.
 
     Raises:
-        BrokenPipeError: standard output has no reader any more; what is printed from now on is dropped.
-        OSError: it cannot be written, for example because a disk is full; the same holds.
+        BrokenPipeError: standard output has no reader any more. Later output is dropped.
+        OSError: standard output cannot be written, for example on a full disk. Later output is dropped.
     """
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     try:
         sys.stdout.flush()
     except OSError:
-        # The interpreter would try again at its end, and print that it failed.
+        # The interpreter would flush again at its exit, and print the error.
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, sys.stdout.fileno())
@@ -49,7 +49,7 @@ def flush_standard_streams() -> None:
 
 def _open_null(number: int) -> None:
     opened = os.open(os.devnull, os.O_RDWR)
-    if opened != number:  # a lower one was closed, too, and cannot be any more
+    if opened != number:  # it got a lower number that was free too
         os.dup2(opened, number)
         os.close(opened)
     os.set_inheritable(number, True)

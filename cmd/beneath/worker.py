@@ -1,4 +1,4 @@
-"""The control worker: one process that handles events, or the parent of several."""
+"""The control worker: runs the bus's worker in this process, or supervises several worker processes."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ from beneath.control import build_health_server
 from beneath.errors import StartError
 from beneath.lifecycle import Runnable, exit_requests
 from beneath.processes import Supervised, WorkerPool
-from beneath.startables import CONTROL_SERVER, CONTROL_WORKER, Request
+from beneath.startables import CONTROL_SERVER, CONTROL_WORKER, BuildContext
 from bus import Bus
 
 MAX_PORT = 65_535
 NAME = CONTROL_WORKER.name
 KILL_AFTER = 3.0
-"""Seconds beyond `worker.grace` after which a worker process that has not stopped is killed."""
+"""Seconds beyond `worker.grace` after which a worker process that has not ended is killed."""
 
 
 class BusWorker:
-    """Handles deliveries until cancelled, then stops gracefully: a runnable."""
+    """A runnable that handles deliveries until cancelled, then shuts down gracefully."""
 
     name = NAME
 
@@ -28,24 +28,24 @@ class BusWorker:
             await self._bus.run()
 
 
-def build_worker(request: Request) -> Sequence[Runnable]:
-    """Return the worker, with its health and metrics unless the control server's in this process serve them.
+def build_worker(context: BuildContext) -> Sequence[Runnable]:
+    """Return the worker, and its health server unless this process runs the control server.
 
     Raises:
-        StartError: the port cannot be had.
+        StartError: the port is in use or not permitted.
     """
-    application = request.application
+    application = context.application
     settings = application.settings.worker
-    if request.launch is not None and settings.processes > 1:
-        return [_pool(request)]
+    if context.launch is not None and settings.processes > 1:
+        return [_pool(context)]
     worker = BusWorker(application.bus)
-    if CONTROL_SERVER.name in request.started:
+    if CONTROL_SERVER.name in context.started:
         return [worker]
-    return [worker, build_health_server(request, NAME)]
+    return [worker, build_health_server(context, NAME)]
 
 
-def _pool(request: Request) -> WorkerPool:
-    application, launch = request.application, request.launch
+def _pool(context: BuildContext) -> WorkerPool:
+    application, launch = context.application, context.launch
     settings = application.settings.worker
     if settings.port and settings.port + settings.processes - 1 > MAX_PORT:
         needed = f"{settings.processes} processes from {settings.port} on need ports above {MAX_PORT}"

@@ -289,7 +289,7 @@ def test_rejected_outbox_rows_are_listed_retried_and_discarded(beneath: Beneath,
     ],
 )
 def test_an_argument_that_is_no_text_is_refused(beneath: Beneath, arguments: list[str]) -> None:
-    refused(beneath(*arguments), "is not text in this locale's encoding")
+    refused(beneath(*arguments), "is not valid text in this locale's encoding")
 
 
 @pytest.mark.parametrize("fields", ["[" * 100_000, '{"a":' * 50_000])
@@ -307,7 +307,7 @@ def test_a_database_that_lacks_a_table_is_one_line(beneath: Beneath, folder: Pat
     assert beneath("migrate", "up").code == 0
     with closing(sqlite3.connect(folder / "data" / "beneath.db")) as connection:
         connection.executescript("DROP TABLE users; DROP TABLE beneath_outbox")
-    refused(beneath("user", "create", "ada@example.com"), "lacks a part of its tables: no such table: users", code=1)
+    refused(beneath("user", "create", "ada@example.com"), "lacks a table or column: no such table: users", code=1)
     refused(beneath("bus", "outbox", "list"), "no such table: beneath_outbox; see `beneath migrate status`", code=1)
 
 

@@ -69,7 +69,7 @@ async def test_the_first_failure_stops_all_and_is_raised() -> None:
 
 async def test_a_runnable_that_returns_unasked_stops_all_with_an_error() -> None:
     other = Worker("other")
-    with pytest.raises(RunnableEnded, match="worker ended although nobody stopped it"):
+    with pytest.raises(RunnableEnded, match="worker ended before a shutdown was requested"):
         await Lifecycle(grace=5, clock=FakeClock()).run([other, Worker(ends=True)])
     assert other.stopped
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from beneath.processes import STARTED
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
@@ -35,12 +37,18 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start `beneath` in an empty folder, and leave none behind."""
     processes: list[subprocess.Popen[str]] = []
 
-    def beneath(*arguments: str, source: Path = ROOT) -> subprocess.Popen[str]:
+    def beneath(*arguments: str, source: Path = ROOT, pass_fds: Sequence[int] = ()) -> subprocess.Popen[str]:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("BENEATH_")}
         environ["PYTHONPATH"] = f"{source}{os.pathsep}{source / 'cmd'}"
         command = [sys.executable, "-P", "-m", "beneath", *arguments]
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
-            command, cwd=tmp_path, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            cwd=tmp_path,
+            env=environ,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=pass_fds,
         )
         processes.append(process)
         return process
@@ -127,6 +135,17 @@ def test_worker_processes_are_supervised_and_end_with_their_parent(start: Start)
     while any(map(alive, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, children))
+
+
+def test_child_reports_its_start_to_its_parent_and_stops_at_its_request(start: Start) -> None:
+    parent, child = socket.socketpair()
+    with parent, child:
+        number = child.fileno()
+        process = start(*ANY_PORT, "start", "control-worker", "--parent-fd", str(number), pass_fds=[number])
+        parent.settimeout(40)
+        assert parent.recv(1) == STARTED
+        parent.send(b"s")
+        assert finished(process)[0] == 0
 
 
 def alive(pid: int) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from beneath.errors import StartError
-from beneath.processes import REFUSED, Supervised, WorkerPool, spawn_beneath, tell_parent, watch_parent
+from beneath.processes import REFUSED, Supervised, WorkerPool, notify_parent, spawn_beneath, watch_parent
 from infra.clock import FakeClock
 
 
@@ -291,9 +291,9 @@ async def test_a_child_stops_when_its_parent_dies_and_exits_if_that_takes_too_lo
 async def test_a_child_stops_when_its_parent_dies_without_having_listened() -> None:
     parent = Parent()
     parent.watch(limit=0)
-    tell_parent(parent.child_end)
+    notify_parent(parent.child_end)
     parent.die()
     await until_stopped(parent)
     assert await asyncio.to_thread(parent.exited.wait, 10)
-    tell_parent(parent.child_end)
+    notify_parent(parent.child_end)
     parent.close()

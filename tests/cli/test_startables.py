@@ -7,7 +7,7 @@ import pytest
 from beneath.application import Application
 from beneath.errors import StartError, UsageError
 from beneath.processes import WorkerPool
-from beneath.startables import Launch, Request, built, control_worker, select
+from beneath.startables import BuildContext, Launch, built, control_worker, select
 from dependencies import Container, Settings
 from dependencies.settings import WorkerSettings
 
@@ -49,6 +49,6 @@ def test_several_processes_get_ports_in_a_row_and_the_parents_settings(settings:
 
 def test_ports_that_do_not_exist_are_refused(settings: Settings) -> None:
     with ExitStack() as cleanup:
-        request = Request(processes(settings, 3, 65_534), cleanup, ["control-worker"], Launch())
+        request = BuildContext(processes(settings, 3, 65_534), cleanup, ["control-worker"], Launch())
         with pytest.raises(StartError, match=r"^worker\.port: 3 processes from 65534 on need ports above 65535; lower"):
             control_worker(request)

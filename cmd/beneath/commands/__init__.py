@@ -1,1 +1,1 @@
-"""What `beneath` can be told to do. Modules here import the application inside functions: `--help` stays quick."""
+"""The commands of `beneath`. Modules import the application inside functions, so that `--help` stays fast."""

@@ -159,7 +159,7 @@ def retire(
 
 
 def _registered(container: "Container") -> "Bus":
-    """Return the bus with every service's listeners, without connecting to anything."""
+    """Return the bus with the listeners of all services, without a connection to the database or the queue."""
     from dependencies.completeness import check_completeness
 
     check_completeness(container)
@@ -211,7 +211,7 @@ async def _inspect(mq: "MessageQueue") -> "tuple[list[SubscriptionStats], list[s
 
 
 def _stats_row(each: "SubscriptionStats", now: float) -> dict[str, object]:
-    """Return a row for one listener; `now` is by the queue's clock, as are the times that it tells."""
+    """Return the table row of one listener; `now` is the queue's time."""
     from infra.logging import mask_output
 
     return {

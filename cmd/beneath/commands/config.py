@@ -1,4 +1,4 @@
-"""`beneath config`: write and show settings. Needs no database and no complete container."""
+"""`beneath config`: write and show settings. Works without a database and with an incomplete container."""
 
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +32,7 @@ def generate(
     except FileExistsError:
         raise UsageError(f"{file} exists already; replace it with --force") from None
     except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}") from None
+        raise UsageError(f"cannot write {file}: {error.strerror}; give the path of a writable file") from None
 
 
 @app.command()

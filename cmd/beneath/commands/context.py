@@ -1,4 +1,4 @@
-"""What every command starts from: the settings it was given, the container, and one way to run and to print."""
+"""What all commands share: options, settings, container, the opened queue, and output."""
 
 import asyncio
 import contextlib
@@ -29,29 +29,29 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How the command line changes the settings."""
+class SettingsOptions:
+    """The options `--config` and `--set` of a command line."""
 
     file: Path | None = None
     overrides: tuple[str, ...] = ()
 
-    def joined(self, file: Path | None, overrides: Sequence[str] | None) -> "Options":
-        """Return these options with a command's own put over them."""
-        return Options(file or self.file, (*self.overrides, *(overrides or ())))
+    def joined(self, file: Path | None, overrides: Sequence[str] | None) -> "SettingsOptions":
+        """Return these options, overridden by those of a subcommand."""
+        return SettingsOptions(file or self.file, (*self.overrides, *(overrides or ())))
 
     def arguments(self) -> tuple[str, ...]:
-        """Return the arguments with which another process comes to the same settings."""
+        """Return the arguments that give another process the same settings."""
         file = ("--config", str(self.file)) if self.file else ()
         return (*file, *(part for each in self.overrides for part in ("--set", each)))
 
 
-def options_of(context: typer.Context) -> Options:
-    """Return what was given before the command's name."""
-    return context.obj if isinstance(context.obj, Options) else Options()
+def options_of(context: typer.Context) -> SettingsOptions:
+    """Return the options that stand before the command's name."""
+    return context.obj if isinstance(context.obj, SettingsOptions) else SettingsOptions()
 
 
-def settings_of(options: Options) -> "Settings":
-    """Read the settings, and set up logging as they say."""
+def settings_of(options: SettingsOptions) -> "Settings":
+    """Load the settings and configure logging by them."""
     from bus.delivery import log_context
     from dependencies import load_settings
     from infra.logging import configure_logging
@@ -64,7 +64,7 @@ def settings_of(options: Options) -> "Settings":
 
 
 def container_of(context: typer.Context) -> "Container":
-    """Return the container for a command that does one thing and ends: of its logs, only warnings are shown."""
+    """Return the container for a short command; log level `info` is raised to `warning`."""
     from dependencies import Container
 
     options = options_of(context)
@@ -75,10 +75,10 @@ def container_of(context: typer.Context) -> "Container":
 
 
 def shared_queue(container: "Container") -> None:
-    """Refuse a queue that exists inside one process alone: a command would open an empty one of its own.
+    """Require a queue that several processes can open; with another, a command would open an empty queue of its own.
 
     Raises:
-        UsageError: it does.
+        UsageError: the queue exists in one process only.
     """
     from beneath.errors import UsageError
 
@@ -90,12 +90,12 @@ def shared_queue(container: "Container") -> None:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine to its end."""
+    """Run a command's coroutine in a new event loop."""
     return asyncio.run(coroutine)
 
 
 def in_queue(context: typer.Context, work: "Callable[[MessageQueue], Awaitable[T]]") -> T:
-    """Run `work` with the open queue; no service is constructed for it."""
+    """Run `work` with the opened queue, without constructing services."""
     container = container_of(context)
     shared_queue(container)
 
@@ -109,7 +109,7 @@ def in_queue(context: typer.Context, work: "Callable[[MessageQueue], Awaitable[T
 
 
 def print_json(value: object) -> None:
-    """Print `value` as JSON, what JSON does not know as text, and what a terminal or its encoding lacks as escapes."""
+    """Print `value` as JSON; values of other types become text, and unprintable characters escapes."""
     value = _plain(value)
     text = json.dumps(value, indent=2, ensure_ascii=False)
     try:
@@ -120,7 +120,7 @@ def print_json(value: object) -> None:
 
 
 DEEPEST = 200
-"""Levels of a value that are printed; what is below is left out."""
+"""Levels of a nested value that are printed; deeper ones become `...`."""
 
 
 def _plain(value: object, depth: int = 0) -> object:
@@ -140,7 +140,7 @@ def _plain(value: object, depth: int = 0) -> object:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, empty: str) -> None:
-    """Print rows under their headings, numbers to the right; without rows, print `empty`, on standard error."""
+    """Print rows under headings, numbers aligned right; without rows print `empty` on standard error."""
     table = [[row.get(column) for column in columns] for row in rows]
     if not table:
         typer.echo(empty, err=True)
@@ -169,7 +169,7 @@ def _cell(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` with what a terminal would take for a command, such as an escape sequence, written out."""
+    """Return `text` with control characters escaped, which a terminal would execute."""
     if text.isprintable():
         return text
     return "".join(
@@ -178,13 +178,13 @@ def printable(text: str) -> str:
 
 
 def fail(message: str) -> None:
-    """Print one line of error, secrets masked."""
+    """Print an error as one line on standard error, with secrets masked."""
     from infra.logging import mask_output
 
-    tell(f"beneath: {printable(' '.join(mask_output(message).split()))}")
+    print_error(f"beneath: {printable(' '.join(mask_output(message).split()))}")
 
 
-def tell(text: str) -> None:
-    """Print `text` on standard error, or drop it where that has no reader, such as a terminal that was closed."""
+def print_error(text: str) -> None:
+    """Print `text` on standard error; drop it if standard error has no reader, such as a closed terminal."""
     with contextlib.suppress(OSError, ValueError):
         typer.echo(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`beneath bus dead`: show, retry and discard dead letters, also of listeners that this code does not have."""
+"""`beneath bus dead`: show, retry and discard dead letters, including those of listeners that the code lacks."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -115,7 +115,7 @@ async def _one(mq: "MessageQueue", dead_id: str) -> "DeadLetter":
 async def _chosen(
     mq: "MessageQueue", ids: list[str] | None, listener: str | None, event: str | None, everything: bool
 ) -> list[str]:
-    """Return the ids meant, after making sure that each exists."""
+    """Return the selected ids; raise `UsageError` if one does not exist."""
     from beneath.errors import UsageError
 
     by_filter = everything or listener is not None or event is not None
@@ -150,7 +150,7 @@ def _row(each: "DeadLetter") -> dict[str, object]:
 
 
 def _contents(body: bytes) -> dict[str, object]:
-    """Read as much of a message as can be read without its class."""
+    """Return the parts of a message that can be decoded without its event class."""
     import msgpack
 
     from bus import BusError
@@ -166,7 +166,7 @@ def _contents(body: bytes) -> dict[str, object]:
 
 
 def _with_text_keys(pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
-    """Return an object of a payload; its keys may be of any type, also one that no dictionary takes."""
+    """Return an object of a payload with its keys as text; keys may be of any type, even unhashable."""
     return {key if isinstance(key, str) else str(key): value for key, value in pairs}
 
 

@@ -1,4 +1,4 @@
-"""`beneath migrate`: apply and show migrations. Needs no complete container."""
+"""`beneath migrate`: apply and show migrations. Works with an incomplete container."""
 
 from typing import TYPE_CHECKING
 

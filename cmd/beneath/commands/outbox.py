@@ -1,4 +1,4 @@
-"""`beneath bus outbox`: show, retry and discard rejected rows; works while the queue is unavailable, too."""
+"""`beneath bus outbox`: show, retry and discard rejected rows. Works while the queue is unavailable."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -77,7 +77,7 @@ def discard(context: typer.Context, rows: Rows = None, everything: AllOption = F
 
 
 async def _chosen(rejected: "RejectedRows", rows: list[int] | None, everything: bool) -> list[int] | None:
-    """Return the rows meant, None for all, after making sure that each exists."""
+    """Return the selected rows, None for all; raise `UsageError` if one does not exist."""
     from beneath.errors import UsageError
 
     if bool(rows) == everything:

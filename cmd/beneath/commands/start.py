@@ -1,4 +1,4 @@
-"""`beneath start`."""
+"""`beneath start`: run startables until a signal shuts them down."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from beneath.commands.context import ConfigOption, Options, SetOption, options_of, settings_of
+from beneath.commands.context import ConfigOption, SetOption, SettingsOptions, options_of, settings_of
 
 if TYPE_CHECKING:
     from dependencies import Container
@@ -37,14 +37,14 @@ def start(
     asyncio.run(_leave_after(_serve(container, names, options, parent_fd)))
 
 
-async def _serve(container: "Container", names: list[str], options: Options, parent_fd: int | None) -> None:
+async def _serve(container: "Container", names: list[str], options: SettingsOptions, parent_fd: int | None) -> None:
     from beneath.application import Application
     from beneath.startables import Launch
 
     await Application(container).run(names, Launch(options=options.arguments(), parent_fd=parent_fd))
 
 
-async def _reload(options: Options, names: list[str]) -> None:
+async def _reload(options: SettingsOptions, names: list[str]) -> None:
     from beneath.lifecycle import Lifecycle, stop_signals
     from beneath.reload import Reloader
 
@@ -75,10 +75,10 @@ async def _leave_after(work: Awaitable[None]) -> NoReturn:
     code = 0
     try:
         await work
-    except Exception as error:  # noqa: BLE001 - report() tells it, whatever it is
+    except Exception as error:  # noqa: BLE001 - report() prints every error
         code = report(error)
     logging.shutdown()
     with contextlib.suppress(OSError):
         flush_standard_streams()
-    # All is closed. What is left, such as a handler's thread that will not end, must not keep the process.
-    os._exit(code & 0xFF)  # a handler's may be any number; only this much of it reaches the parent
+    # Everything is closed. A thread that does not end, such as a handler's, must not keep the process alive.
+    os._exit(code & 0xFF)  # a handler may exit with any number; the parent gets its lowest 8 bits

@@ -1,4 +1,4 @@
-"""`beneath user`."""
+"""`beneath user`: create users."""
 
 from typing import TYPE_CHECKING, Annotated
 
