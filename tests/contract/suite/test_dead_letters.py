@@ -168,3 +168,19 @@ async def test_a_rename_takes_the_dead_letters_along(harness: Harness, queue: Me
     assert (await stats(queue, "new")).dead == 1
     assert await queue.retry_dead([letter.id]) == 1
     assert await drain(await consumer(queue, "new"), "new") == ["a"]
+
+
+async def test_dead_letters_outlive_retirement_and_follow_every_name(harness: Harness, queue: MessageQueue) -> None:
+    await declare(harness, queue, subscription("first"))
+    await queue.publish([message("a")])
+    assert await queue.retire("first", backlog="dead") == 1
+    await declare(harness, queue, subscription("first"))
+    assert [it.dead for it in await queue.stats()] == [1]
+    await declare(harness, queue, subscription("second", aliases=("first",)))
+    assert [(it.name, it.dead) for it in await queue.stats()] == [("second", 1)]
+    await queue.retire("second")
+    await declare(harness, queue, subscription("second"))
+    [letter] = await queue.dead_letters(subscription="second")
+    assert [it.dead for it in await queue.stats()] == [1]
+    assert await queue.retry_dead([letter.id]) == 1
+    assert [(it.ready, it.dead) for it in await queue.stats()] == [(1, 0)]

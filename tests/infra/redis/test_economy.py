@@ -8,29 +8,12 @@ import pytest
 from infra.mq import Outcome, QueueClosed
 from tests import servers
 from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
+from tests.infra.redis.commands import calls_of, command
 from tests.infra.redis.conftest import Open
 
 
-async def ask(server: servers.RedisServer, *words: str) -> bytes:
-    """Return the server's answer of one line, or of one text."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write((" ".join(words) + "\r\n").encode())
-    answer = await reader.readline()
-    if answer.startswith(b"$"):
-        answer = await reader.readexactly(int(answer[1:]) + 2)
-    writer.close()
-    await writer.wait_closed()
-    return answer
-
-
 async def keys_of(server: servers.RedisServer) -> int:
-    return int((await ask(server, "DBSIZE"))[1:])
-
-
-async def calls_of(server: servers.RedisServer, command: str) -> int:
-    stats = (await ask(server, "INFO", "commandstats")).decode()
-    line = next((it for it in stats.splitlines() if it.startswith(f"cmdstat_{command}:")), "")
-    return int(line.partition("calls=")[2].partition(",")[0] or 0)
+    return int((await command(server, "DBSIZE"))[1:])
 
 
 async def test_emptied_queue_has_as_many_keys_as_a_new_queue(opened: Open) -> None:
@@ -175,3 +158,13 @@ async def test_waiting_worker_never_misses_a_message_when_another_is_notified(op
     async with asyncio.timeout(15):
         await asyncio.gather(*working)
     assert sorted(came) == sorted([str(number) for number in range(200)] * 2)
+
+
+async def test_repeated_declaration_costs_one_round_trip(opened: Open) -> None:
+    server = servers.new_server(servers.any_kind())
+    queue = await opened(server.url)
+    wanted = [subscription(f"listener {it}") for it in range(50)]
+    await queue.declare(wanted, ["News"])
+    await command(server, "CONFIG RESETSTAT")
+    await queue.declare(wanted, ["News"])
+    assert (await calls_of(server, "hmget"), await calls_of(server, "evalsha")) == (1, 0)

@@ -1,18 +1,17 @@
 """The queue goes on by itself after whatever happened to the server."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 import pytest
 
 from infra.mq import QueueClosed, QueueError, QueueUnavailable
 from tests import servers
 from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
+from tests.infra.redis.commands import command, eventually, flush
 from tests.infra.redis.conftest import Open
 from tests.infra.redis.proxy import Proxy
 
-T = TypeVar("T")
 KIND = pytest.mark.parametrize("kind", servers.KINDS)
 
 
@@ -21,18 +20,6 @@ def durable(kind: str) -> Iterator[servers.RedisServer]:
     server = servers.new_server(kind, *servers.DURABLE)
     yield server
     server.kill()
-
-
-async def eventually(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask again until there is an answer."""
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                return await ask()
-            except QueueClosed:
-                raise
-            except QueueError:
-                await asyncio.sleep(0.02)
 
 
 @KIND
@@ -97,7 +84,7 @@ async def test_subscriber_of_a_silent_server_subscribes_again_after_recovery(ope
         assert ids(await waiting) == ["a"]
 
 
-async def test_processes_repeat_their_declarations_after_a_flush(opened: Open) -> None:
+async def test_fetch_after_a_flush_restores_the_declarations_of_its_process(opened: Open) -> None:
     server = servers.new_server(servers.any_kind())
     queue, publisher = await opened(server.url), await opened(server.url)
     await queue.declare([subscription(), subscription("line", ordered=True)], ["News"])
@@ -111,16 +98,6 @@ async def test_processes_repeat_their_declarations_after_a_flush(opened: Open) -
     later = await consumer(queue, WORK, "line")
     assert ids(await fetch(later)) == ["a"]
     assert ids(await fetch(later, "line")) == ["a"]
-
-
-async def test_a_publisher_that_declared_restores_the_registry_before_its_next_publish(opened: Open) -> None:
-    server = servers.new_server(servers.any_kind())
-    queue = await opened(server.url)
-    await queue.declare([subscription()], [])
-    await queue.publish([message("lost")])
-    await flush(server)
-    await queue.publish([message("a")])
-    assert ids(await fetch(await consumer(queue))) == ["a"]
 
 
 async def test_settlement_of_a_claim_from_before_a_flush_changes_nothing(opened: Open) -> None:
@@ -175,20 +152,3 @@ async def test_a_receiver_reports_a_gap_when_broadcasts_were_dropped_or_flushed(
     await command(server, "DEL {" + there._core.keys.namespace + ":0}:news")
     await here.broadcast([b"three"], origin="here")
     assert await receiver.receive(1) == ([b"three"], True)
-
-
-async def flush(server: servers.RedisServer) -> None:
-    """Empty the server."""
-    await command(server, "FLUSHALL")
-
-
-async def command(server: servers.RedisServer, text: str) -> str:
-    """Send a command to the server, and return a simple or a bulk reply."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(text.encode() + b"\r\n")
-    reply = (await reader.readline()).strip()
-    if reply.startswith(b"$"):
-        reply = await reader.readexactly(int(reply[1:]))
-    writer.close()
-    await writer.wait_closed()
-    return reply.decode()

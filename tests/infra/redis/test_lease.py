@@ -11,9 +11,9 @@ from infra.clock import FakeClock
 from infra.mq import QueueUnavailable
 from tests import servers
 from tests.contract.acting import consumer, end, fetch, ids, message, subscription
+from tests.infra.redis.commands import command
 from tests.infra.redis.conftest import Open
 from tests.infra.redis.proxy import Proxy
-from tests.infra.redis.test_healing import command
 
 TESTING = {"broker_time": False, "lease": 10.0}
 

@@ -10,8 +10,8 @@ from infra.mq.drivers.redis import RedisQueue
 from infra.mq.drivers.redis.keys import owner_name
 from tests import servers
 from tests.contract.acting import WORK, consumer, counters, end, fetch, ids, message, subscription
+from tests.infra.redis.commands import command, eventually, flush
 from tests.infra.redis.conftest import Open
-from tests.infra.redis.test_healing import command, eventually, flush
 
 BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 
@@ -69,6 +69,7 @@ async def test_publisher_restores_its_declarations_after_another_publisher_resto
     first, second = await opened(server.url), await opened(server.url)
     await first.declare([subscription("audit")], [])
     await second.declare([subscription("mail")], [])
+    await first.publish([message("lost")])
     await flush(server)
     await first.publish([message("first")])
     await second.publish([message("second")])
@@ -88,23 +89,6 @@ async def test_retired_subscription_or_event_is_not_restored(opened: Open) -> No
     assert set((await queue.registry()).routed) == {"Happened"}
     await queue.declare([subscription("stays", events=("Happened", "Else"))], [])
     assert set((await queue.registry()).routed) == {"Happened", "Else"}
-
-
-async def test_dead_letters_outlive_retirement_and_follow_every_name(opened: Open) -> None:
-    queue = await opened()
-    await queue.declare([subscription("first")], [])
-    await queue.publish([message("a")])
-    assert await queue.retire("first", backlog="dead") == 1
-    await queue.declare([subscription("first")], [])
-    assert [it.dead for it in await queue.stats()] == [1]
-    await queue.declare([subscription("second", aliases=("first",))], [])
-    assert [(it.name, it.dead) for it in await queue.stats()] == [("second", 1)]
-    await queue.retire("second")
-    await queue.declare([subscription("second")], [])
-    [letter] = await queue.dead_letters(subscription="second")
-    assert [it.dead for it in await queue.stats()] == [1]
-    assert await queue.retry_dead([letter.id]) == 1
-    assert [(it.ready, it.dead) for it in await queue.stats()] == [(1, 0)]
 
 
 async def test_registry_that_lost_its_last_changes_is_restored(opened: Open, durable: servers.RedisServer) -> None:
@@ -236,16 +220,3 @@ async def test_worker_that_knows_a_later_claim_than_the_server_loses_its_lease(
     await fetch(worker)
     tail.lose()
     assert await is_lost(worker)
-
-
-async def test_repeated_declaration_costs_one_round_trip(opened: Open) -> None:
-    server = servers.new_server(servers.any_kind())
-    queue = await opened(server.url)
-    wanted = [subscription(f"listener {it}") for it in range(50)]
-    await queue.declare(wanted, ["News"])
-    await command(server, "CONFIG RESETSTAT")
-    await queue.declare(wanted, ["News"])
-    said = await command(server, "INFO commandstats")
-    calls = {line.partition(":")[0]: line for line in said.splitlines() if "calls" in line}
-    assert "calls=1," in calls["cmdstat_hmget"]
-    assert "cmdstat_evalsha" not in calls

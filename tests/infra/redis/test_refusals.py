@@ -17,8 +17,8 @@ from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.scripts import scripts
 from tests import servers
 from tests.contract.acting import WORK, consumer, end, fetch, message, subscription
+from tests.infra.redis.commands import command, eventually
 from tests.infra.redis.conftest import Open
-from tests.infra.redis.test_healing import command, eventually
 
 
 @pytest.mark.parametrize(

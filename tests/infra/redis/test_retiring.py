@@ -9,9 +9,9 @@ from infra.mq.drivers.redis import RedisQueue, administration
 from infra.mq.drivers.redis.retiring import finish_retiring
 from tests import servers
 from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
+from tests.infra.redis.commands import command
 from tests.infra.redis.conftest import Open
 from tests.infra.redis.proxy import Proxy
-from tests.infra.redis.test_healing import command
 
 BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 EVENTS = ("Happened", "Else")
