@@ -52,7 +52,7 @@ def names(package: ModuleType) -> list[str]:
         "def __init__(self, events: 'Bus', other: 'OnlyForTypeCheckers'): ...",
     ],
 )
-def test_whoever_takes_a_bus_is_found(plant: Plant, constructor: str) -> None:
+def test_classes_whose_constructor_takes_a_bus_are_found(plant: Plant, constructor: str) -> None:
     source = f"from typing import Annotated\nfrom bus import Bus\nclass BillingService:\n    {constructor}\n"
     assert names(plant(billing__service=source)) == ["billing.service.BillingService"]
 
@@ -70,12 +70,12 @@ class Derived(Base): ...
     assert names(plant(billing__service=source)) == ["billing.service.Base", "billing.service.Derived"]
 
 
-def test_a_folder_without_init_and_a_deep_module_are_looked_into(plant: Plant) -> None:
+def test_namespace_packages_and_nested_modules_are_searched(plant: Plant) -> None:
     source = "from bus import Bus\nclass S:\n    def __init__(self, bus: Bus): ...\n"
     assert names(plant(billing__deep__er=source, flat=source)) == ["billing.deep.er.S", "flat.S"]
 
 
-def test_who_takes_none_is_left_alone(plant: Plant) -> None:
+def test_classes_without_a_bus_are_ignored(plant: Plant) -> None:
     source = """
 from abc import ABC, abstractmethod
 from typing import Protocol
@@ -94,17 +94,17 @@ class Error(Exception): ...
     assert names(plant(billing__service=source)) == []
 
 
-def test_the_projects_own_container_is_complete() -> None:
+def test_container_of_the_project_is_complete() -> None:
     check_completeness(Container(settings=Settings()))
 
 
-def test_overrides_leave_it_complete() -> None:
+def test_overridden_container_stays_complete() -> None:
     container = Container(settings=Settings())
     with container.services.notification.override(providers.Object(object())):
         check_completeness(container)
 
 
-def test_a_service_without_a_provider_is_named_with_the_lines_to_add(
+def test_service_without_a_provider_is_named_with_the_missing_lines(
     plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = "from bus import Bus\nclass BillingService:\n    def __init__(self, bus: Bus): ...\n"

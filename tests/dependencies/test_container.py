@@ -22,7 +22,7 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(db=DbSettings(url=Url(f"sqlite:///{tmp_path}/test.db")), mq=MqSettings(driver="memory"))
 
 
-def test_building_everything_touches_nothing(settings: Settings, tmp_path: Path) -> None:
+def test_constructing_everything_does_no_io(settings: Settings, tmp_path: Path) -> None:
     container = Container(settings=settings)
     services = container.services.all()
     assert isinstance(services, AllServices)
@@ -38,25 +38,25 @@ def test_the_providers_are_the_fields_of_all_services(settings: Settings) -> Non
 
 
 @pytest.mark.parametrize(("driver", "cls"), [("sql", SqlQueue), ("memory", MemoryQueue), ("redis", RedisQueue)])
-def test_the_setting_picks_the_queue(settings: Settings, driver: str, cls: type) -> None:
+def test_queue_driver_follows_the_setting(settings: Settings, driver: str, cls: type) -> None:
     chosen = settings.model_copy(update={"mq": MqSettings.model_validate({"driver": driver})})
     assert isinstance(Container(settings=chosen).infra.mq(), cls)
 
 
 @pytest.mark.parametrize(("url", "cls"), [("smtps://mail.example.com", SmtpMailer), ("null", FolderMailer)])
-def test_the_setting_picks_the_mailer(settings: Settings, url: str, cls: type) -> None:
+def test_mailer_follows_the_setting(settings: Settings, url: str, cls: type) -> None:
     mail = load_settings(environ={"BENEATH_MAIL_SMTP_URL": url}, folder="nowhere").mail
     assert isinstance(Container(settings=settings.model_copy(update={"mail": mail})).infra.mailer(), cls)
 
 
-def test_the_setting_decides_how_long_an_invite_is_open(settings: Settings) -> None:
+def test_lifetime_of_an_invite_follows_the_setting(settings: Settings) -> None:
     assert Container(settings=settings).services.organization()._invite_lifetime == 7 * 86_400
     given = load_settings(environ={"BENEATH_ORGANIZATION_INVITE_LIFETIME": "0.5"}, folder="nowhere").organization
     container = Container(settings=settings.model_copy(update={"organization": given}))
     assert container.services.organization()._invite_lifetime == 0.5
 
 
-def test_every_container_has_its_own_objects(settings: Settings) -> None:
+def test_each_container_has_separate_objects(settings: Settings) -> None:
     first, second = Container(settings=settings), Container(settings=settings)
     assert first.infra.bus() is not second.infra.bus()
     assert first.infra.telemetry().registry is not second.infra.telemetry().registry
@@ -75,7 +75,7 @@ def test_threads_share_one_object(settings: Settings) -> None:
     assert len({id(each) for each in built}) == 1
 
 
-def test_what_is_overridden_reaches_whoever_depends_on_it(settings: Settings) -> None:
+def test_override_reaches_every_dependent_object(settings: Settings) -> None:
     container = Container(settings=settings)
     clock, queue = FakeClock(), MemoryQueue(clock=FakeClock())
     container.infra.clock.override(providers.Object(clock))
@@ -93,7 +93,7 @@ def test_a_whole_service_can_be_replaced(settings: Settings) -> None:
     assert not any(each.name.startswith("notification.") for each in container.infra.bus().listeners)
 
 
-def test_without_settings_it_reads_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_container_without_settings_reads_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BENEATH_CONTROL_PORT", "4567")
     assert Container().settings().control.port == 4567

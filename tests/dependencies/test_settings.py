@@ -41,7 +41,7 @@ def test_without_any_source_the_defaults_hold(folder: Path) -> None:
     assert (settings.env, settings.mq.driver) == ("development", "sql")
 
 
-def test_later_sources_win_leaf_by_leaf(folder: Path, tmp_path: Path) -> None:
+def test_later_sources_override_single_values(folder: Path, tmp_path: Path) -> None:
     write(folder, ".default.yaml", "control: {host: a, port: 1}\nworker: {port: 10, concurrency: 1, prefetch: 1}\n")
     write(folder, ".test.yaml", "control: {port: 2}\nworker: {concurrency: 2}\n")
     write(folder, ".production.yaml", "control: {port: 9}\n")
@@ -53,7 +53,7 @@ def test_later_sources_win_leaf_by_leaf(folder: Path, tmp_path: Path) -> None:
     assert (settings.env, settings.log.level) == ("test", "error")
 
 
-def test_the_folder_is_looked_up_in_the_working_directory(
+def test_settings_folder_is_searched_in_the_working_directory(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(folder, ".default.yaml", "control: {port: 7}\n")
@@ -77,7 +77,9 @@ AROUND = ["\n", "\r", "\r\n", " ", "\t", "\v", "\f", "\ufeff", "\u00a0", "\u200b
 
 
 @pytest.mark.parametrize("around", AROUND, ids=ascii)
-def test_line_ends_blanks_and_marks_around_a_value_are_left_out(folder: Path, tmp_path: Path, around: str) -> None:
+def test_line_ends_blanks_and_byte_order_marks_around_a_value_are_removed(
+    folder: Path, tmp_path: Path, around: str
+) -> None:
     wanted = {
         "db.url": "sqlite:///a.db",
         "mq.redis.url": "redis://elsewhere",
@@ -127,13 +129,13 @@ def test_an_empty_value_of_an_optional_setting_is_none(folder: Path, value: str)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
-def test_a_file_with_a_mark_and_carriage_returns_is_read(folder: Path, encoding: str) -> None:
+def test_file_with_byte_order_mark_and_carriage_returns_is_read(folder: Path, encoding: str) -> None:
     folder.mkdir()
     (folder / ".default.yaml").write_bytes("db:\r\n  url: sqlite:///a.db\r\n".encode(encoding))
     assert load_settings(environ={}, folder=folder).db.url.get_secret_value() == "sqlite:///a.db"
 
 
-def test_a_home_folder_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_in_a_path_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     settings = load_settings(environ={"BENEATH_MAIL_FOLDER": "~/mail"}, folder=folder)
     assert settings.mail.folder == Path("/home/ada/mail")
@@ -213,7 +215,7 @@ def test_no_two_settings_share_a_variable() -> None:
         ),
     ],
 )
-def test_a_wrong_variable_is_named_in_one_line(folder: Path, environ: dict[str, str], message: str) -> None:
+def test_invalid_variable_is_named_in_one_line(folder: Path, environ: dict[str, str], message: str) -> None:
     with pytest.raises(SettingsError, match="^" + re.escape(message)) as caught:
         load_settings(environ=environ, folder=folder)
     assert "\n" not in str(caught.value)
@@ -252,7 +254,7 @@ def test_a_wrong_variable_is_named_in_one_line(folder: Path, environ: dict[str, 
         ("control: {port: true}\n", "control.port: expected a number or text, not true or false"),
     ],
 )
-def test_a_wrong_file_is_named_with_its_line(folder: Path, text: str, message: str) -> None:
+def test_invalid_file_is_named_with_its_line(folder: Path, text: str, message: str) -> None:
     path = write(folder, ".default.yaml", text)
     with pytest.raises(SettingsError, match=re.escape(message)) as caught:
         load_settings(environ={}, folder=folder)
@@ -269,7 +271,7 @@ def test_a_wrong_file_is_named_with_its_line(folder: Path, text: str, message: s
         ("control.port=x", "control.port: input should be a valid integer"),
     ],
 )
-def test_a_wrong_override_is_named(folder: Path, override: str, message: str) -> None:
+def test_invalid_override_is_named(folder: Path, override: str, message: str) -> None:
     with pytest.raises(SettingsError, match="^" + re.escape(message)):
         load_settings(environ={}, folder=folder, overrides=[override])
 
@@ -287,7 +289,7 @@ def test_default_that_contradicts_a_setting_names_its_source(folder: Path) -> No
         load_settings(environ={}, folder=folder, overrides=["worker.lease=5"])
 
 
-def test_a_file_that_is_asked_for_must_be_there(folder: Path, tmp_path: Path) -> None:
+def test_explicitly_named_file_must_exist(folder: Path, tmp_path: Path) -> None:
     missing = tmp_path / "nope.yaml"
     with pytest.raises(SettingsError, match=f"cannot read the settings file {missing}: No such file or directory"):
         load_settings(environ={}, folder=folder, file=missing)
@@ -301,7 +303,7 @@ def test_an_empty_file_and_an_empty_section_change_nothing(folder: Path) -> None
     assert load_settings(environ={}, folder=folder) == Settings()
 
 
-def test_a_wrong_secret_is_not_told(folder: Path) -> None:
+def test_invalid_secret_is_not_shown(folder: Path) -> None:
     write(folder, ".default.yaml", "db:\n  url: [hunter2]\n")
     with pytest.raises(SettingsError, match=r"db\.url") as caught:
         load_settings(environ={}, folder=folder)
@@ -342,12 +344,12 @@ def test_logs_are_json_in_production_unless_told_otherwise() -> None:
     assert Settings(env="production", log=LogSettings(format="console")).log_format == "console"
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().control.port = 1  # type: ignore[misc]
 
 
-def test_the_projects_own_default_file_holds_the_defaults() -> None:
+def test_default_file_of_the_project_holds_the_defaults() -> None:
     folder = Path(__file__).parents[2] / "config"
     assert (folder / ".default.yaml").is_file()
     assert load_settings(environ={}, folder=folder) == Settings()
@@ -359,17 +361,17 @@ def test_trusted_proxies_are_addresses_and_networks() -> None:
 
 
 @pytest.mark.parametrize("value", ["[proxy.example.com]", "['*']", "[0.0.0.0/0]", "['::/0']", "[10.0.0.1/8]"])
-def test_trusted_proxies_refuse_names_and_everyone(value: str) -> None:
+def test_trusted_proxies_refuse_host_names_and_all_addresses(value: str) -> None:
     with pytest.raises(SettingsError, match=r"control\.trusted_proxies\.0: "):
         load_settings(environ={"BENEATH_CONTROL_TRUSTED_PROXIES": value})
 
 
-def test_blanks_around_a_list_are_left_out(folder: Path) -> None:
+def test_blanks_around_a_list_are_removed(folder: Path) -> None:
     environ = {"BENEATH_CONTROL_TRUSTED_PROXIES": "\ufeff\t[10.0.0.1]\r\n"}
     assert load_settings(environ=environ, folder=folder).control.trusted_proxies == ["10.0.0.1/32"]
 
 
-def test_a_secret_that_reads_like_a_number_is_not_told(folder: Path) -> None:
+def test_secret_that_parses_as_a_number_is_not_shown(folder: Path) -> None:
     write(folder, ".default.yaml", "db: {url: !!int hunter2}\n")
     with pytest.raises(SettingsError, match=r"line 1: db\.url is not a valid date or number") as caught:
         load_settings(environ={}, folder=folder)

@@ -102,13 +102,13 @@ def test_groups_inside_each_other_are_rendered_in_a_bounded_number_of_steps(rend
     [lambda: Circular("c", [ValueError("in")]), Endless, nameless, Failing],
     ids=["group", "cause", "name", "str"],
 )
-def test_class_that_answers_for_the_interpreter_is_not_asked(make: Any) -> None:  # noqa: ANN401 - a class or a function
+def test_errors_that_override_special_attributes_are_rendered(make: Any) -> None:  # noqa: ANN401 - a class or a function
     error = raised(make())
     assert describe(error)
     assert "Traceback (most recent call last)" in render_traceback(error)
 
 
-def test_members_of_a_group_are_those_that_it_was_made_of() -> None:
+def test_members_of_a_group_are_those_of_its_construction() -> None:
     inner = ValueError("in")
     assert members(Circular("c", [inner])) == (inner,)
 

@@ -57,7 +57,7 @@ async def test_mails_and_their_folder_are_private(tmp_path: Path) -> None:
     assert modes(tmp_path) == {"data": 0o700, "data/mail": 0o700, "data/mail/1.eml": 0o600}
 
 
-def test_what_is_there_keeps_its_permissions(tmp_path: Path) -> None:
+def test_existing_files_keep_their_permissions(tmp_path: Path) -> None:
     folder, file = tmp_path / "shared", tmp_path / "shared" / "file"
     folder.mkdir()
     folder.chmod(0o750)
@@ -68,7 +68,7 @@ def test_what_is_there_keeps_its_permissions(tmp_path: Path) -> None:
     assert modes(tmp_path) == {"shared": 0o750, "shared/file": 0o640}
 
 
-def test_a_file_in_a_folders_place_is_refused(tmp_path: Path) -> None:
+def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"Not a directory|File exists"):
         private_folder(tmp_path / "file" / "folder")
@@ -116,7 +116,7 @@ async def test_too_few_file_descriptors_are_named_and_end_with_their_cause(tmp_p
     await db.close()
 
 
-async def test_too_few_file_descriptors_are_told_from_a_server_that_is_away(tmp_path: Path) -> None:
+async def test_too_few_file_descriptors_are_distinguished_from_an_unreachable_server(tmp_path: Path) -> None:
     db = Database("postgresql://ada@127.0.0.1:1/app")
     with (
         no_more_files(),

@@ -31,7 +31,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_our_lines_and_those_of_libraries_look_the_same(stream: io.StringIO) -> None:
+def test_log_lines_of_libraries_have_the_same_format(stream: io.StringIO) -> None:
     configure_logging(log_format="json", stream=stream)
     structlog.get_logger("bus.worker").info("worker started", listeners=3)
     logging.getLogger("some.library").warning("took %s s", 5)
@@ -47,7 +47,7 @@ def test_our_lines_and_those_of_libraries_look_the_same(stream: io.StringIO) -> 
     assert theirs["timestamp"].endswith("Z")
 
 
-def test_the_level_holds_for_both(stream: io.StringIO) -> None:
+def test_level_applies_to_own_and_library_log_lines(stream: io.StringIO) -> None:
     configure_logging(level="warning", log_format="json", stream=stream)
     structlog.get_logger("x").info("quiet")
     logging.getLogger("y").info("quiet")
@@ -55,7 +55,7 @@ def test_the_level_holds_for_both(stream: io.StringIO) -> None:
     assert [line["event"] for line in lines(stream)] == ["loud"]
 
 
-def test_libraries_tell_only_what_somebody_should_act_on(stream: io.StringIO) -> None:
+def test_libraries_log_warnings_and_errors_only(stream: io.StringIO) -> None:
     configure_logging(level="info", log_format="json", stream=stream)
     for name in ("sqlalchemy.engine.Engine", "alembic.runtime.migration", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).info("chatter")
@@ -77,7 +77,7 @@ def test_lines_carry_the_context(stream: io.StringIO) -> None:
         assert (line["request_id"], line["listener"], line["attempt"]) == ("r1", "audit.record", 2)
 
 
-def test_configuring_again_replaces(stream: io.StringIO) -> None:
+def test_second_configuration_replaces_the_first(stream: io.StringIO) -> None:
     configure_logging(log_format="json", stream=io.StringIO())
     configure_logging(log_format="json", stream=stream)
     logging.getLogger("x").warning("once")
@@ -89,7 +89,7 @@ def refuse(url: str) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_secret_is_written(stream: io.StringIO, log_format: LogFormat) -> None:
+def test_secrets_in_log_fields_are_masked(stream: io.StringIO, log_format: LogFormat) -> None:
     configure_logging(log_format=log_format, stream=stream)
     log = structlog.get_logger("x")
     url = "postgresql://ada:hunter2@db/app"
@@ -140,7 +140,7 @@ class Spoken:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_secret_is_written_of_any_kind_of_value(stream: io.StringIO, log_format: LogFormat) -> None:
+def test_secrets_in_values_of_any_type_are_masked(stream: io.StringIO, log_format: LogFormat) -> None:
     configure_logging(log_format=log_format, stream=stream)
     log = structlog.get_logger("x")
     endless: dict[str, Any] = {}
@@ -171,7 +171,7 @@ def test_a_line_that_cannot_be_formatted_shows_no_value(stream: io.StringIO) -> 
     assert stream.getvalue() == "log line lost: logger=y error=TypeError\n"
 
 
-def test_a_closed_or_missing_stream_drops_lines(
+def test_lines_to_a_closed_or_missing_stream_are_dropped(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stream.close()
@@ -183,9 +183,7 @@ def test_a_closed_or_missing_stream_drops_lines(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_error_that_a_thread_does_not_catch_is_logged_and_masked(
-    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uncaught_error_of_a_thread_is_logged_and_masked(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     configure_logging(log_format="json", stream=stream)

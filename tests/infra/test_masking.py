@@ -61,7 +61,7 @@ def test_a_password_in_text_of_unknown_origin_is_not_shown(scheme: str, before: 
         ("see http://host/x, mail ada@example.com, pass: 3", None),
     ],
 )
-def test_what_is_masked_and_what_is_shown(text: str, shown: str | None) -> None:
+def test_text_is_masked_exactly_where_secrets_are(text: str, shown: str | None) -> None:
     assert mask_text(text) == (text if shown is None else shown)
 
 
@@ -89,7 +89,7 @@ def test_what_is_masked_and_what_is_shown(text: str, shown: str | None) -> None:
         ("", ""),
     ],
 )
-def test_a_url_shows_only_what_is_known_to_be_harmless(url: str, shown: str) -> None:
+def test_url_shows_only_parts_known_to_be_harmless(url: str, shown: str) -> None:
     assert mask_url(url) == shown
 
 
@@ -113,7 +113,7 @@ def test_an_option_of_any_characters_is_a_known_secret(option: str) -> None:
         assert "correct" not in masker("refused: 'x correct x'")
 
 
-def test_a_password_that_its_url_shows_anyway_is_no_known_secret() -> None:
+def test_password_visible_elsewhere_in_its_url_is_no_known_secret() -> None:
     assert url_secrets("postgresql://beneath:beneath@host/beneath") == {"postgresql://beneath:beneath@host/beneath"}
     assert url_secrets("postgresql://beneath@host/app") == {"postgresql://beneath@host/app"}
 

@@ -30,7 +30,7 @@ async def test_nothing_is_due_next_in_an_empty_queue(queue: MemoryQueue) -> None
     assert queue.next_due() is None
 
 
-async def test_next_due_is_the_earliest_of_what_is_not_due_yet(queue: MemoryQueue, clock: FakeClock) -> None:
+async def test_next_due_is_the_earliest_future_due_time(queue: MemoryQueue, clock: FakeClock) -> None:
     worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"work"})))
     now = clock.time()
     await queue.publish([message(1), message(2, now + 30), message(3, now + 10)])
@@ -47,7 +47,7 @@ async def test_next_due_is_the_earliest_of_what_is_not_due_yet(queue: MemoryQueu
     assert queue.next_due() is None
 
 
-async def test_cancelled_messages_do_not_pile_up(queue: MemoryQueue, clock: FakeClock) -> None:
+async def test_cancelled_messages_do_not_accumulate(queue: MemoryQueue, clock: FakeClock) -> None:
     far = clock.time() + 1_000_000
     await queue.publish([message(number, far) for number in range(1000)])
     for number in range(999):
@@ -56,23 +56,21 @@ async def test_cancelled_messages_do_not_pile_up(queue: MemoryQueue, clock: Fake
     assert queue.next_due() == far
 
 
-async def test_old_ids_do_not_pile_up(queue: MemoryQueue, clock: FakeClock) -> None:
+async def test_expired_ids_do_not_accumulate(queue: MemoryQueue, clock: FakeClock) -> None:
     for number in range(100):
         await queue.publish([Message(id=str(number), event="Happened", body=b"", published_at=0.0, dedupe=True)])
         await clock.advance(10)
     assert len(queue._recent._accepted) == len(queue._recent._ages) <= 13
 
 
-async def test_a_worker_with_an_endless_lease_lives_on_while_the_clock_leaps(
-    queue: MemoryQueue, clock: FakeClock
-) -> None:
+async def test_worker_with_an_infinite_lease_survives_clock_jumps(queue: MemoryQueue, clock: FakeClock) -> None:
     worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"work"})))
     await clock.advance(365 * 86400)
     assert not worker.lost
     assert await worker.fetch({"work": 1}, wait=0) == []
 
 
-async def test_the_registry_follows_what_is_declared_later(queue: MemoryQueue) -> None:
+async def test_registry_includes_later_declarations(queue: MemoryQueue) -> None:
     registry = await queue.registry()
     await queue.declare([Subscription(name="more", events=frozenset({"Other"}))], ["News"])
     assert set(registry.routed) == {"Happened", "Other"}
@@ -81,7 +79,7 @@ async def test_the_registry_follows_what_is_declared_later(queue: MemoryQueue) -
     assert "Other" not in registry.routed
 
 
-async def test_a_receiver_that_nobody_reads_drops_the_oldest_and_reports_the_gap_once(queue: MemoryQueue) -> None:
+async def test_unread_receiver_drops_the_oldest_broadcasts_and_reports_one_gap(queue: MemoryQueue) -> None:
     receiver = await queue.receiver(origin="here")
     await queue.broadcast([str(number).encode() for number in range(RECEIVER_LIMIT + 5)], origin="there")
     frames, gap = await receiver.receive(0)
@@ -90,12 +88,12 @@ async def test_a_receiver_that_nobody_reads_drops_the_oldest_and_reports_the_gap
     assert await receiver.receive(0) == ([b"next"], False)
 
 
-async def test_it_must_be_opened_first(clock: FakeClock) -> None:
+async def test_use_before_open_is_an_error(clock: FakeClock) -> None:
     with pytest.raises(QueueClosed):
         await MemoryQueue(clock=clock).publish([message(1)])
 
 
-async def test_what_it_holds_outlives_closing_and_opening_it_again(queue: MemoryQueue) -> None:
+async def test_contents_survive_close_and_reopen(queue: MemoryQueue) -> None:
     worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"work"})))
     await queue.publish([message(1), message(2)])
     await worker.fetch({"work": 1}, wait=0)
@@ -106,7 +104,7 @@ async def test_what_it_holds_outlives_closing_and_opening_it_again(queue: Memory
     assert len(await worker.fetch({"work": 9}, wait=0)) == 2
 
 
-async def test_a_subscription_that_is_declared_while_a_worker_waits_for_it_is_noticed(
+async def test_waiting_worker_notices_a_later_declaration_of_its_subscription(
     queue: MemoryQueue, clock: FakeClock
 ) -> None:
     worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"late"})))
@@ -118,7 +116,7 @@ async def test_a_subscription_that_is_declared_while_a_worker_waits_for_it_is_no
     assert len(await fetching) == 1
 
 
-async def test_text_that_was_never_an_id_of_a_dead_letter_is_not_found(queue: MemoryQueue) -> None:
+async def test_text_that_is_no_dead_letter_id_is_not_found(queue: MemoryQueue) -> None:
     for nonsense in ("x", "-1", "1.5", "²", ""):
         with pytest.raises(DeadLetterNotFound):
             await queue.dead_letter(nonsense)

@@ -92,7 +92,7 @@ async def test_a_session_handed_to_another_event_loop_is_refused_at_once(db: Dat
         await writing.execute(text("SELECT 1"))
 
 
-def test_a_database_whose_event_loop_has_ended_says_so(tmp_path: Path) -> None:
+def test_database_of_an_ended_event_loop_is_refused(tmp_path: Path) -> None:
     db = Database(f"sqlite:///{tmp_path}/a.db")
     assert outcome(db.open) == ""
     assert "an event loop that has ended without closing it; make a new one" in outcome(uses(db)[0])
@@ -114,7 +114,7 @@ async def noted(bus: Bus, heard: list[str]) -> None:
     await bus.start()
 
 
-async def test_a_bus_in_another_event_loop_is_refused_and_threads_hand_it_coroutines() -> None:
+async def test_bus_refuses_another_event_loop_but_accepts_coroutines_from_threads() -> None:
     mq, heard = MemoryQueue(clock=SystemClock()), list[str]()
     await mq.open()
     bus = Bus(mq)
@@ -163,7 +163,7 @@ async def opened(ends: AsyncExitStack, path: Path) -> tuple[Bus, Database]:
     return bus, db
 
 
-async def test_two_buses_in_one_process_take_nothing_of_each_others_transactions(tmp_path: Path) -> None:
+async def test_two_buses_in_one_process_do_not_share_transactions(tmp_path: Path) -> None:
     async with AsyncExitStack() as ends:
         (one, db_one), (two, db_two) = await opened(ends, tmp_path / "1.db"), await opened(ends, tmp_path / "2.db")
         await noted(one, [])
@@ -184,7 +184,7 @@ async def test_two_buses_in_one_process_take_nothing_of_each_others_transactions
         assert [it.ready for it in await two.mq.stats()] == [2]
 
 
-async def test_two_buses_in_one_process_tell_a_common_cause_apart_from_a_listener(tmp_path: Path) -> None:
+async def test_two_buses_in_one_process_share_the_correlation_but_not_the_listener(tmp_path: Path) -> None:
     async with AsyncExitStack() as ends:
         (one, _), (two, _) = await opened(ends, tmp_path / "1.db"), await opened(ends, tmp_path / "2.db")
         heard: list[tuple[str, Delivery]] = []
@@ -216,7 +216,7 @@ async def test_two_buses_in_one_process_tell_a_common_cause_apart_from_a_listene
         await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def test_what_is_closed_belongs_to_no_event_loop() -> None:
+async def test_closed_database_and_bus_belong_to_no_event_loop() -> None:
     owner = LoopOwner("the thing")
     assert not owner.is_here()
     owner.enter()

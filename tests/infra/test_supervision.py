@@ -58,9 +58,7 @@ async def test_failed_task_is_logged_and_restarted_with_growing_pauses(
     assert [it["retry_in"] for it in logs] == [0.1, 0.2, 0.4]
 
 
-async def test_task_whose_code_raises_the_end_of_a_generator_is_restarted(
-    clock: FakeClock, supervisor: Supervisor
-) -> None:
+async def test_task_that_raises_generator_exit_is_restarted(clock: FakeClock, supervisor: Supervisor) -> None:
     work = Failing(GeneratorExit(), GeneratorExit())
     task = supervisor.start("relay", work.run)
     await clock.advance(10)
@@ -68,7 +66,7 @@ async def test_task_whose_code_raises_the_end_of_a_generator_is_restarted(
     assert supervisor.states()[0].failures_total == 2
 
 
-async def test_log_that_cannot_be_written_ends_no_task(clock: FakeClock, supervisor: Supervisor) -> None:
+async def test_failure_to_write_the_log_ends_no_task(clock: FakeClock, supervisor: Supervisor) -> None:
     def disk_is_full(*_: object) -> MutableMapping[str, Any]:
         raise OSError("no space left on device")
 
@@ -184,7 +182,7 @@ async def test_guarded_block_that_outlives_a_cancellation_is_still_interrupted(s
         await asyncio.wait_for(process(), 10)
 
 
-async def test_transient_failures_never_give_up(clock: FakeClock, supervisor: Supervisor) -> None:
+async def test_transient_failures_never_cancel_the_guarded_block(clock: FakeClock, supervisor: Supervisor) -> None:
     work = Failing(*(Unreachable() for _ in range(50)), ExceptionGroup("both", [Unreachable(), Unreachable()]))
     supervisor.start("relay", work.run)
     async with supervisor.guard():
@@ -193,7 +191,9 @@ async def test_transient_failures_never_give_up(clock: FakeClock, supervisor: Su
     assert [it.failures_total for it in supervisor.states()] == [51]
 
 
-async def test_failures_with_progress_between_them_never_give_up(clock: FakeClock, supervisor: Supervisor) -> None:
+async def test_failures_with_progress_in_between_never_cancel_the_guarded_block(
+    clock: FakeClock, supervisor: Supervisor
+) -> None:
     runs = 0
 
     async def work() -> None:
@@ -208,7 +208,7 @@ async def test_failures_with_progress_between_them_never_give_up(clock: FakeCloc
     assert runs > 90
 
 
-async def test_task_cancelled_by_somebody_else_is_started_again(supervisor: Supervisor) -> None:
+async def test_task_cancelled_by_foreign_code_is_restarted(supervisor: Supervisor) -> None:
     runs = 0
     again = asyncio.Event()
 
@@ -227,9 +227,7 @@ async def test_task_cancelled_by_somebody_else_is_started_again(supervisor: Supe
     assert (task.done(), runs) == (True, 2)
 
 
-async def test_error_whose_text_cannot_be_shown_is_a_failure_like_any_other(
-    clock: FakeClock, supervisor: Supervisor
-) -> None:
+async def test_error_without_printable_text_counts_as_a_failure(clock: FakeClock, supervisor: Supervisor) -> None:
     class Hostile(BaseException):
         def __str__(self) -> str:
             raise asyncio.CancelledError  # one that pytest can show
@@ -244,7 +242,7 @@ async def test_error_whose_text_cannot_be_shown_is_a_failure_like_any_other(
     assert logs[0]["error"].startswith("Hostile: (its text cannot be shown")
 
 
-async def test_closing_waits_for_every_task(clock: FakeClock, supervisor: Supervisor) -> None:
+async def test_close_waits_for_every_task(clock: FakeClock, supervisor: Supervisor) -> None:
     ended = []
 
     async def slow() -> None:

@@ -26,12 +26,12 @@ async def test_counters_and_gauges_come_in_the_format_of_prometheus() -> None:
     assert 'version="1.2"' in text
 
 
-async def test_every_telemetry_has_its_own_registry() -> None:
+async def test_each_telemetry_has_a_separate_registry() -> None:
     for _ in range(2):
         Telemetry(clock=FakeClock()).add(handled)
 
 
-async def test_async_readings_are_kept_a_few_seconds() -> None:
+async def test_async_readings_are_cached_for_a_few_seconds() -> None:
     clock, calls = FakeClock(), list[int]()
 
     async def read() -> list[Sample]:
@@ -49,7 +49,7 @@ async def test_async_readings_are_kept_a_few_seconds() -> None:
     assert b"beneath_queue_up 1.0" in text
 
 
-async def test_a_scrape_answers_while_the_queue_is_down() -> None:
+async def test_scrape_succeeds_while_the_queue_is_unavailable() -> None:
     clock = FakeClock()
     answers: list[list[Sample] | Exception] = [[Sample("queue_ready", "Waiting.", "gauge", 7, {})], OSError("down")]
 
@@ -70,7 +70,7 @@ async def test_a_scrape_answers_while_the_queue_is_down() -> None:
     assert b"beneath_listener_handled_total" in text
 
 
-async def test_the_event_loops_lag_is_measured() -> None:
+async def test_event_loop_lag_is_measured() -> None:
     class LateClock(FakeClock):
         async def sleep(self, seconds: float) -> None:
             await super().sleep(seconds + 0.25)

@@ -17,7 +17,9 @@ async def test_a_broadcast_reaches_every_other_receiver_once_and_in_order(harnes
     assert await sender.receive(0) == ([], False)
 
 
-async def test_a_receiver_hears_others_of_its_own_process_too(harness: Harness, queue: MessageQueue) -> None:
+async def test_receiver_gets_broadcasts_of_other_origins_in_its_own_process(
+    harness: Harness, queue: MessageQueue
+) -> None:
     receiver = await queue.receiver(origin="web")
     await queue.broadcast([b"one"], origin="worker")
     await queue.broadcast([b"own"], origin="web")
@@ -25,7 +27,7 @@ async def test_a_receiver_hears_others_of_its_own_process_too(harness: Harness, 
     assert await until_done(harness, receiver.receive(2)) == ([b"one", b"two"], False)
 
 
-async def test_a_receiver_hears_nothing_from_before_it_was_opened(harness: Harness) -> None:
+async def test_receiver_gets_no_broadcast_from_before_its_opening(harness: Harness) -> None:
     here, there = await harness.queue(), await harness.queue()
     await here.broadcast([b"before"], origin="here")
     receiver = await there.receiver(origin="there")
@@ -42,7 +44,7 @@ async def test_any_bytes_can_be_broadcast(harness: Harness) -> None:
     assert await until_done(harness, receiver.receive(2)) == (frames, False)
 
 
-async def test_a_waiting_receiver_returns_as_soon_as_something_arrives(harness: Harness) -> None:
+async def test_waiting_receiver_returns_as_soon_as_a_broadcast_arrives(harness: Harness) -> None:
     here, there = await harness.queue(), await harness.queue()
     receiver = await there.receiver(origin="there")
     receiving = asyncio.ensure_future(receiver.receive(60))
@@ -57,14 +59,14 @@ async def test_a_waiting_receiver_returns_as_soon_as_something_arrives(harness: 
     assert harness.clock.time() - before < 2
 
 
-async def test_receiving_ends_after_the_wait(harness: Harness, queue: MessageQueue) -> None:
+async def test_receive_returns_after_the_wait(harness: Harness, queue: MessageQueue) -> None:
     receiver = await queue.receiver(origin="here")
     before = harness.clock.time()
     assert await until_done(harness, receiver.receive(3), step=0.5, answer=ANSWER) == ([], False)
     assert 3 <= harness.clock.time() - before <= 4
 
 
-async def test_a_wake_ends_receiving(harness: Harness, queue: MessageQueue) -> None:
+async def test_wake_ends_receive(harness: Harness, queue: MessageQueue) -> None:
     receiver = await queue.receiver(origin="here")
     receiving = asyncio.ensure_future(receiver.receive(60))
     await harness.clock.settle()
@@ -73,7 +75,7 @@ async def test_a_wake_ends_receiving(harness: Harness, queue: MessageQueue) -> N
         assert await receiving == ([], False)
 
 
-async def test_a_closed_receiver_keeps_nobody_else_from_hearing(harness: Harness) -> None:
+async def test_closed_receiver_does_not_affect_other_receivers(harness: Harness) -> None:
     here, there = await harness.queue(), await harness.queue()
     closed, receiver = await there.receiver(origin="closed"), await there.receiver(origin="there")
     await closed.close()
@@ -83,7 +85,7 @@ async def test_a_closed_receiver_keeps_nobody_else_from_hearing(harness: Harness
 
 
 @requires("transactional")
-async def test_a_broadcast_of_a_transaction_is_heard_if_and_only_if_it_commits(harness: Harness) -> None:
+async def test_broadcast_of_a_transaction_is_received_if_and_only_if_it_commits(harness: Harness) -> None:
     here, there = await harness.queue(), await harness.queue()
     receiver = await there.receiver(origin="there")
     async with rolled_back(harness, here):

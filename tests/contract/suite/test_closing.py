@@ -7,7 +7,7 @@ from tests.contract.acting import ANSWER, consumer, drain, fetch, message, start
 from tests.contract.harness import Harness, requires
 
 
-async def test_the_queue_goes_by_its_own_clock(harness: Harness) -> None:
+async def test_queue_time_follows_its_clock_and_agrees_between_queues(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     before = queue.time()
     await harness.clock.advance(2.5)
@@ -20,7 +20,7 @@ async def test_closing_twice_does_nothing(queue: MessageQueue) -> None:
     await queue.close()
 
 
-async def test_a_closed_queue_does_nothing_more(harness: Harness, queue: MessageQueue) -> None:
+async def test_closed_queue_refuses_all_calls(harness: Harness, queue: MessageQueue) -> None:
     await start(harness, queue)
     await queue.close()
     for refused in (queue.publish([message("a")]), queue.cancel("a"), queue.stats(), queue.warnings(), consumer(queue)):
@@ -38,7 +38,7 @@ async def test_consumers_of_a_closed_queue_are_abandoned(harness: Harness, queue
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3, 5, 8, 50])
-async def test_closing_ends_the_waiting_of_consumers_and_receivers(
+async def test_close_ends_the_wait_of_consumers_and_receivers(
     harness: Harness, queue: MessageQueue, turns: int
 ) -> None:
     """However far they are: after a few turns of the loop they may still be asking for the first time."""
@@ -59,9 +59,7 @@ async def test_closing_ends_the_waiting_of_consumers_and_receivers(
 
 @requires("multi_process")
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
-async def test_kept_claim_is_recovered_elsewhere_as_soon_as_its_queue_is_closed(
-    harness: Harness, ordered: bool
-) -> None:
+async def test_kept_claim_can_be_recovered_once_its_queue_is_closed(harness: Harness, ordered: bool) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker, other = await start(harness, queue, ordered=ordered), await consumer(elsewhere)
     await queue.publish([message("a", key="k")])
@@ -75,7 +73,7 @@ async def test_kept_claim_is_recovered_elsewhere_as_soon_as_its_queue_is_closed(
 
 
 @requires("multi_process")
-async def test_what_the_consumers_of_a_closed_queue_held_is_recovered_elsewhere(harness: Harness) -> None:
+async def test_claims_of_a_closed_queue_are_recovered_by_another_queue(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue)
     await queue.publish([message("a"), message("b")])

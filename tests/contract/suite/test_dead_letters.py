@@ -31,7 +31,7 @@ async def bury(harness: Harness, queue: MessageQueue, *message_ids: str, name: s
     return await queue.dead_letters(subscription=name)
 
 
-async def test_a_dead_letter_keeps_all_that_is_known(harness: Harness, queue: MessageQueue) -> None:
+async def test_dead_letter_keeps_the_message_counters_and_error(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a", key="k", published_at=1_699_999_999.5)])
     await worker.settle([end(await fetch_one(worker), Outcome.RETRY, delay=2, error="first")])
@@ -45,7 +45,7 @@ async def test_a_dead_letter_keeps_all_that_is_known(harness: Harness, queue: Me
     assert await queue.dead_letter(letter.id) == letter
 
 
-async def test_an_end_that_is_not_charged_is_no_failure(harness: Harness, queue: MessageQueue) -> None:
+async def test_dead_outcome_without_a_failure_counts_no_failure(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a")])
     await worker.isolate(await fetch_one(worker))
@@ -106,7 +106,7 @@ async def test_a_retried_dead_letter_reaches_its_own_subscription_alone(harness:
     assert (delivery.event, delivery.published_at) == ("Happened", 1.25)
 
 
-async def test_a_retried_dead_letter_starts_anew(harness: Harness, queue: MessageQueue) -> None:
+async def test_retried_dead_letter_has_reset_counters(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a")])
     await kill(harness, queue)
@@ -152,7 +152,7 @@ async def test_a_dead_letter_of_a_retired_subscription_stays_and_is_not_retried(
     assert await queue.dead_letters(subscription="work") == [letter]
 
 
-async def test_discarding_deletes_for_good_and_skips_unknown_ones(harness: Harness, queue: MessageQueue) -> None:
+async def test_discard_deletes_dead_letters_and_skips_unknown_ids(harness: Harness, queue: MessageQueue) -> None:
     first, second, third = await bury(harness, queue, "a", "b", "c")
     assert await queue.discard_dead([]) == 0
     assert await queue.discard_dead([first.id, "999999999", "no-such-id", third.id, first.id]) == 2
@@ -160,7 +160,7 @@ async def test_discarding_deletes_for_good_and_skips_unknown_ones(harness: Harne
     assert await queue.retry_dead([first.id]) == 0
 
 
-async def test_a_rename_takes_the_dead_letters_along(harness: Harness, queue: MessageQueue) -> None:
+async def test_renamed_subscription_keeps_its_dead_letters(harness: Harness, queue: MessageQueue) -> None:
     [letter] = await bury(harness, queue, "a", name="old")
     await declare(harness, queue, subscription("new", aliases=("old",)))
     for name in ("old", "new"):

@@ -9,25 +9,25 @@ import tests.contract.suite
 from tests.contract.harness import DRIVERS, Harness
 
 TRANSACTIONAL = {
-    "test_a_broadcast_of_a_transaction_is_heard_if_and_only_if_it_commits",
+    "test_broadcast_of_a_transaction_is_received_if_and_only_if_it_commits",
     "test_a_cancellation_counts_only_if_its_transaction_commits",
-    "test_a_publish_that_is_refused_leaves_its_transaction_usable",
+    "test_refused_publish_leaves_its_transaction_usable",
     "test_a_transaction_can_cancel_what_it_published",
     "test_an_id_counts_as_accepted_only_if_its_transaction_commits",
     "test_transaction_can_reschedule_under_the_same_id",
-    "test_what_a_rolled_back_transaction_published_never_exists",
-    "test_what_a_transaction_published_exists_when_it_has_committed",
+    "test_messages_of_a_rolled_back_transaction_never_exist",
+    "test_messages_of_a_committed_transaction_exist",
 }
 DURABLE = {
     "test_a_pause_survives_a_restart",
-    "test_claims_survive_as_claims_of_a_dead_worker_when_the_process_ends",
-    "test_what_is_parked_stays_so_after_a_restart",
-    "test_what_was_published_survives_the_end_of_the_process",
+    "test_claims_of_an_ended_process_remain_claims_of_a_dead_worker",
+    "test_parked_delivery_stays_parked_after_a_restart",
+    "test_published_message_survives_the_end_of_the_process",
 }
 MULTI_PROCESS = {
     "test_a_consumer_in_another_event_loop_or_a_forked_child_is_refused_at_once",
-    "test_kept_claim_is_recovered_elsewhere_as_soon_as_its_queue_is_closed",
-    "test_what_the_consumers_of_a_closed_queue_held_is_recovered_elsewhere",
+    "test_kept_claim_can_be_recovered_once_its_queue_is_closed",
+    "test_claims_of_a_closed_queue_are_recovered_by_another_queue",
 }
 SKIPPED = {
     "memory": TRANSACTIONAL | DURABLE | MULTI_PROCESS,
@@ -39,14 +39,14 @@ SKIPPED = {
 }
 
 
-async def test_a_driver_says_what_it_can_do(harness: Harness, driver: str) -> None:
+async def test_driver_declares_its_features(harness: Harness, driver: str) -> None:
     features = (await harness.queue()).features
     assert features == replace(DRIVERS[driver].features, max_body=features.max_body)
     assert 64 * 1024 * 1024 <= features.max_body <= 1024 * 1024 * 1024
 
 
 @pytest.mark.parametrize("name", DRIVERS)
-def test_a_driver_skips_exactly_these_tests(name: str) -> None:
+def test_driver_skips_exactly_the_listed_tests(name: str) -> None:
     features = DRIVERS[name].features
     skipped = {test for test, needs in _requirements().items() if not all(getattr(features, it) for it in needs)}
     assert skipped == SKIPPED[name]

@@ -30,7 +30,9 @@ async def test_an_unordered_claim_holds_one_delivery(harness: Harness, queue: Me
     assert [ids([it]) for it in claims] == [["a1"], ["a2"], ["b1"]]
 
 
-async def test_at_most_as_many_claims_as_wanted_come_per_subscription(harness: Harness, queue: MessageQueue) -> None:
+async def test_fetch_returns_at_most_the_requested_claims_per_subscription(
+    harness: Harness, queue: MessageQueue
+) -> None:
     worker = await start(harness, queue, names=("first", "second"))
     await queue.publish([message(str(number)) for number in range(5)])
     claims = await worker.fetch({"first": 2, "second": 3}, wait=0)
@@ -46,7 +48,7 @@ async def test_the_limit_of_an_ordered_subscription_counts_mailboxes(harness: Ha
     assert ids(await fetch(worker, limit=2)) == ["c1"]
 
 
-async def test_what_became_due_first_comes_first(harness: Harness, queue: MessageQueue) -> None:
+async def test_delivery_due_first_is_claimed_first(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("retried at 3"), message("retried at 1")])
     first, second = await fetch(worker)
@@ -59,7 +61,7 @@ async def test_what_became_due_first_comes_first(harness: Harness, queue: Messag
     assert [ids(await fetch(worker, limit=1)) for _ in expected] == [[each] for each in expected]
 
 
-async def test_what_is_claimed_is_not_claimed_again(harness: Harness) -> None:
+async def test_claimed_delivery_is_not_claimed_again(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue)
     other = await consumer(elsewhere)
@@ -69,7 +71,7 @@ async def test_what_is_claimed_is_not_claimed_again(harness: Harness) -> None:
     assert await fetch(worker) == []
 
 
-async def test_workers_that_fetch_at_once_share_without_overlap(harness: Harness) -> None:
+async def test_concurrent_fetches_do_not_overlap(harness: Harness) -> None:
     queues = [await harness.queue(), await harness.queue()]
     workers = [await start(harness, queues[number % 2]) for number in range(4)]
     await queues[0].publish([message(f"{number:02}") for number in range(60)])
@@ -77,7 +79,9 @@ async def test_workers_that_fetch_at_once_share_without_overlap(harness: Harness
     assert sorted(each for claims in fetched for each in ids(claims)) == [f"{number:02}" for number in range(60)]
 
 
-async def test_paused_parked_blocked_unknown_and_unwanted_give_nothing(harness: Harness, queue: MessageQueue) -> None:
+async def test_paused_parked_blocked_unknown_and_unrequested_are_not_claimed(
+    harness: Harness, queue: MessageQueue
+) -> None:
     names = ("paused", "parked", "blocked", "unwanted")
     worker = await start(harness, queue, ordered=True, names=names)
     await queue.publish(keyed("a1", "a2"))
@@ -103,7 +107,7 @@ async def test_an_ordered_claim_holds_the_first_deliveries_of_one_mailbox(
     assert ids([await fetch_one(worker)]) == expected[MAILBOX_BATCH:]
 
 
-async def test_a_claimed_mailbox_is_nobody_elses_until_it_is_given_back(harness: Harness) -> None:
+async def test_claimed_mailbox_is_not_claimed_again_until_released(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue, ordered=True)
     other = await consumer(elsewhere)
@@ -117,7 +121,7 @@ async def test_a_claimed_mailbox_is_nobody_elses_until_it_is_given_back(harness:
     assert ids(await fetch(other)) == ["a3"]
 
 
-async def test_a_delivery_with_two_takeovers_comes_alone(harness: Harness, queue: MessageQueue) -> None:
+async def test_delivery_with_two_takeovers_is_claimed_alone(harness: Harness, queue: MessageQueue) -> None:
     await start(harness, queue, ordered=True)
     await queue.publish(keyed("a1", "a2"))
     await kill(harness, queue)
@@ -149,21 +153,21 @@ async def test_a_claim_ends_before_a_delivery_with_two_takeovers(harness: Harnes
     assert counters(second.deliveries[0]) == (0, 0, 2, 0)
 
 
-async def test_without_waiting_it_returns_at_once(harness: Harness, queue: MessageQueue) -> None:
+async def test_fetch_without_waiting_returns_at_once(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     before = harness.clock.time()
     assert await worker.fetch({WORK: 1}, wait=0) == []
     assert harness.clock.time() == before
 
 
-async def test_it_returns_nothing_at_the_latest_after_the_wait(harness: Harness, queue: MessageQueue) -> None:
+async def test_fetch_returns_no_claims_after_the_wait(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     before = harness.clock.time()
     assert await until_done(harness, worker.fetch({WORK: 1}, wait=3), step=0.5, answer=ANSWER) == []
     assert 3 <= harness.clock.time() - before <= 4
 
 
-async def test_it_returns_as_soon_as_something_is_published_by_any_process(harness: Harness) -> None:
+async def test_fetch_returns_as_soon_as_any_process_publishes(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue)
     fetching = asyncio.ensure_future(worker.fetch({WORK: 1}, wait=8))
@@ -174,7 +178,7 @@ async def test_it_returns_as_soon_as_something_is_published_by_any_process(harne
     assert harness.clock.time() - before < 1
 
 
-async def test_it_returns_as_soon_as_something_is_due(harness: Harness, queue: MessageQueue) -> None:
+async def test_fetch_returns_as_soon_as_a_delivery_is_due(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a")])
     await worker.settle([end(await fetch_one(worker), Outcome.RETRY, delay=2)])
@@ -184,7 +188,7 @@ async def test_it_returns_as_soon_as_something_is_due(harness: Harness, queue: M
     assert 2 <= harness.clock.time() - before < 3
 
 
-async def test_it_returns_when_a_mailbox_is_given_back_by_another_process(harness: Harness) -> None:
+async def test_fetch_returns_when_another_process_releases_a_mailbox(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue, ordered=True)
     other = await consumer(elsewhere)
@@ -196,7 +200,7 @@ async def test_it_returns_when_a_mailbox_is_given_back_by_another_process(harnes
     assert ids(await until_done(harness, _result(fetching), step=0.05)) == ["a1", "a2"]
 
 
-async def test_it_returns_when_a_delay_is_published_that_ends_before_its_wait(harness: Harness) -> None:
+async def test_fetch_returns_when_a_message_published_meanwhile_becomes_due(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue)
     before = harness.clock.time()
@@ -208,7 +212,7 @@ async def test_it_returns_when_a_delay_is_published_that_ends_before_its_wait(ha
     assert 3 <= harness.clock.time() - before < 8
 
 
-async def test_a_wake_ends_the_wait(harness: Harness, queue: MessageQueue) -> None:
+async def test_wake_ends_the_wait_of_fetch(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     fetching = asyncio.ensure_future(worker.fetch({WORK: 1}, wait=60))
     await harness.clock.settle()
@@ -218,7 +222,7 @@ async def test_a_wake_ends_the_wait(harness: Harness, queue: MessageQueue) -> No
         assert await fetching == []
 
 
-async def test_a_wake_before_the_wait_ends_the_next_one_and_only_that(harness: Harness, queue: MessageQueue) -> None:
+async def test_wake_before_the_wait_ends_only_the_next_wait(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     worker.wake()
     before = harness.clock.time()
@@ -229,14 +233,14 @@ async def test_a_wake_before_the_wait_ends_the_next_one_and_only_that(harness: H
     assert harness.clock.time() - before >= 2
 
 
-async def test_a_woken_fetch_still_returns_what_is_due(harness: Harness, queue: MessageQueue) -> None:
+async def test_woken_fetch_returns_due_deliveries(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a")])
     worker.wake()
     assert ids(await worker.fetch({WORK: 1}, wait=60)) == ["a"]
 
 
-async def test_a_closed_consumer_fetches_no_more(harness: Harness, queue: MessageQueue) -> None:
+async def test_closed_consumer_cannot_fetch(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a")])
     await worker.close()
@@ -244,7 +248,7 @@ async def test_a_closed_consumer_fetches_no_more(harness: Harness, queue: Messag
         await fetch(worker)
 
 
-async def test_a_consumer_that_lost_its_lease_fetches_no_more(harness: Harness, queue: MessageQueue) -> None:
+async def test_consumer_that_lost_its_lease_cannot_fetch(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a")])
     worker.abandon()
@@ -270,9 +274,7 @@ async def test_fetch_returns_a_bounded_number_of_bytes(harness: Harness, queue: 
     assert drained == [f"{number:02}" for number in range(25)]
 
 
-async def test_message_larger_than_the_bound_of_a_fetch_is_still_handed_out(
-    harness: Harness, queue: MessageQueue
-) -> None:
+async def test_message_larger_than_the_bound_of_a_fetch_is_still_claimed(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([structs.replace(message(each), body=bytes(FETCH_BYTES + 1)) for each in "ab"])
     assert ids(await fetch(worker)) == ["a"]

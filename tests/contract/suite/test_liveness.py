@@ -26,7 +26,7 @@ BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "orde
 
 
 @BOTH
-async def test_a_claim_is_never_taken_from_a_live_worker_however_long_it_takes(harness: Harness, ordered: bool) -> None:
+async def test_claim_of_a_live_worker_is_never_taken_over(harness: Harness, ordered: bool) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue, ordered=ordered)
     other = await consumer(elsewhere)
@@ -57,9 +57,7 @@ async def test_the_claims_of_a_dead_worker_are_due_after_recovery(harness: Harne
     assert sorted(await drain(rescuer)) == ["a1", "b1", "c1"]
 
 
-async def test_a_worker_that_renews_no_more_is_dead_where_leases_are_by_time(
-    harness: Harness, queue: MessageQueue
-) -> None:
+async def test_worker_that_stops_renewing_is_considered_dead(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a")])
     await fetch_one(worker)
@@ -73,7 +71,7 @@ async def test_a_worker_that_renews_no_more_is_dead_where_leases_are_by_time(
     assert worker.lost == by_time
 
 
-async def test_nobody_takes_over_before_the_time_that_a_worker_knows_and_renewing_moves_it_on(
+async def test_takeover_happens_only_after_valid_until_which_renewal_extends(
     harness: Harness, queue: MessageQueue
 ) -> None:
     worker = await start(harness, queue)
@@ -89,7 +87,7 @@ async def test_nobody_takes_over_before_the_time_that_a_worker_knows_and_renewin
     assert worker.valid_until > until or until == math.inf
 
 
-async def test_a_taken_over_delivery_counts_the_takeover_and_no_failure(harness: Harness, queue: MessageQueue) -> None:
+async def test_takeover_of_a_delivery_is_counted_but_not_as_a_failure(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a")])
     await worker.settle([end(await fetch_one(worker), Outcome.RETRY)])
@@ -97,7 +95,7 @@ async def test_a_taken_over_delivery_counts_the_takeover_and_no_failure(harness:
     assert counters((await fetch_one(await consumer(queue))).deliveries[0]) == (1, 0, 1, 0)
 
 
-async def test_all_deliveries_of_a_claimed_mailbox_count_the_takeover_and_the_others_do_not(
+async def test_takeover_is_counted_for_claimed_deliveries_of_a_mailbox_only(
     harness: Harness, queue: MessageQueue
 ) -> None:
     victim = await start(harness, queue, ordered=True)
@@ -114,7 +112,7 @@ async def test_all_deliveries_of_a_claimed_mailbox_count_the_takeover_and_the_ot
 
 
 @BOTH
-async def test_the_death_of_a_worker_is_the_crash_of_its_isolated_delivery(
+async def test_death_of_a_worker_counts_a_crash_of_its_isolated_delivery(
     harness: Harness, queue: MessageQueue, ordered: bool
 ) -> None:
     victim = await start(harness, queue, ordered=ordered)
@@ -130,7 +128,7 @@ async def test_the_death_of_a_worker_is_the_crash_of_its_isolated_delivery(
 
 @BOTH
 @pytest.mark.parametrize("outcome", [Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK])
-async def test_any_settlement_takes_the_mark_of_isolation_away(
+async def test_any_settlement_removes_the_isolation_mark(
     harness: Harness, queue: MessageQueue, outcome: Outcome, ordered: bool
 ) -> None:
     worker = await start(harness, queue, ordered=ordered)
@@ -159,9 +157,7 @@ async def test_isolation_marks_the_first_unsettled_delivery_of_a_mailbox(harness
 
 
 @BOTH
-async def test_isolating_a_claim_that_is_no_longer_owned_is_fenced(
-    harness: Harness, queue: MessageQueue, ordered: bool
-) -> None:
+async def test_isolation_of_a_lost_claim_is_fenced(harness: Harness, queue: MessageQueue, ordered: bool) -> None:
     stale = await start(harness, queue, ordered=ordered)
     await queue.publish([message("a", key="k")])
     old = await fetch_one(stale)
@@ -186,7 +182,7 @@ async def test_several_dead_workers_are_recovered_at_once(harness: Harness, queu
     assert await (await consumer(queue)).recover() == 2
 
 
-async def test_rescuers_at_the_same_time_take_each_delivery_once(harness: Harness) -> None:
+async def test_concurrent_recoveries_take_over_each_delivery_once(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     victim = await start(harness, queue)
     await queue.publish([message(str(number)) for number in range(10)])
@@ -197,7 +193,7 @@ async def test_rescuers_at_the_same_time_take_each_delivery_once(harness: Harnes
     assert [it.takeovers for claim in await fetch(rescuers[0]) for it in claim.deliveries] == [1] * 10
 
 
-async def test_a_dead_worker_that_held_nothing_leaves_nothing(harness: Harness, queue: MessageQueue) -> None:
+async def test_dead_worker_without_claims_leaves_nothing(harness: Harness, queue: MessageQueue) -> None:
     victim = await start(harness, queue)
     await harness.crash(victim)
     rescuer = await consumer(queue)
@@ -206,7 +202,7 @@ async def test_a_dead_worker_that_held_nothing_leaves_nothing(harness: Harness, 
     assert (await stats(queue)).workers == 0
 
 
-async def test_an_abandoned_consumer_is_lost_for_good(harness: Harness, queue: MessageQueue) -> None:
+async def test_abandoned_consumer_never_regains_its_lease(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     before = (worker.renew(), worker.lost)
     worker.abandon()
@@ -238,7 +234,7 @@ async def test_abandoning_and_renewing_work_from_another_thread(harness: Harness
 
 
 @BOTH
-async def test_closing_gives_back_unchanged_and_at_once_what_is_still_owned(harness: Harness, ordered: bool) -> None:
+async def test_close_releases_owned_claims_unchanged_and_at_once(harness: Harness, ordered: bool) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue, ordered=ordered)
     await queue.publish([message("a", key="a"), message("b", key="b")])
@@ -254,7 +250,7 @@ async def test_closing_gives_back_unchanged_and_at_once_what_is_still_owned(harn
     assert {it.message_id: counters(it) for it in deliveries} == {"a": (1, 0, 0, 0), "b": (0, 0, 0, 0)}
 
 
-async def test_a_closed_worker_is_gone(harness: Harness, queue: MessageQueue) -> None:
+async def test_closed_worker_is_no_longer_counted(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     assert (await stats(queue)).workers == 1
     await worker.close()
@@ -276,7 +272,7 @@ async def test_a_kept_claim_stays_owned_until_its_process_ends(harness: Harness)
     assert ids(await fetch(other)) == ["a1", "a2"]
 
 
-async def test_what_a_lost_consumer_held_is_left_to_recovery(harness: Harness, queue: MessageQueue) -> None:
+async def test_claims_of_a_lost_consumer_are_left_to_recovery(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a")])
     await fetch_one(worker)
@@ -288,7 +284,7 @@ async def test_what_a_lost_consumer_held_is_left_to_recovery(harness: Harness, q
     assert counters((await fetch_one(other)).deliveries[0]) == (0, 0, 1, 0)
 
 
-async def test_a_consumer_says_who_it_is(harness: Harness, queue: MessageQueue) -> None:
+async def test_consumer_shows_its_worker_info(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     assert worker.info.subscriptions == {"work"}
     assert (worker.info.host, worker.info.pid) == ("host", 1)
@@ -296,7 +292,7 @@ async def test_a_consumer_says_who_it_is(harness: Harness, queue: MessageQueue) 
 
 @requires("durable")
 @BOTH
-async def test_claims_survive_as_claims_of_a_dead_worker_when_the_process_ends(
+async def test_claims_of_an_ended_process_remain_claims_of_a_dead_worker(
     harness: Harness, queue: MessageQueue, ordered: bool
 ) -> None:
     worker = await start(harness, queue, ordered=ordered)

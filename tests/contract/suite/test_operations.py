@@ -27,9 +27,7 @@ BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "orde
 
 
 @BOTH
-async def test_a_paused_subscription_hands_out_nothing_in_any_process_until_resumed(
-    harness: Harness, ordered: bool
-) -> None:
+async def test_paused_subscription_is_not_claimed_in_any_process_until_resumed(harness: Harness, ordered: bool) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue, ordered=ordered)
     other = await consumer(elsewhere)
@@ -42,7 +40,7 @@ async def test_a_paused_subscription_hands_out_nothing_in_any_process_until_resu
     assert await drain(other) == ["a", "b"]
 
 
-async def test_what_was_fetched_before_a_pause_goes_on(harness: Harness, queue: MessageQueue) -> None:
+async def test_claims_fetched_before_a_pause_can_be_settled(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a"), message("b")])
     first, second = await fetch(worker)
@@ -53,7 +51,7 @@ async def test_what_was_fetched_before_a_pause_goes_on(harness: Harness, queue: 
     assert counters((await fetch_one(worker)).deliveries[0]) == (1, 0, 0, 0)
 
 
-async def test_pausing_one_subscription_leaves_the_others(harness: Harness, queue: MessageQueue) -> None:
+async def test_pause_of_one_subscription_does_not_affect_the_others(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, names=("paused", "other"))
     await queue.pause("paused")
     await queue.pause("paused")
@@ -88,7 +86,7 @@ async def test_a_pause_survives_a_restart(harness: Harness, queue: MessageQueue)
     assert (await stats(reopened)).paused
 
 
-async def test_operations_on_an_unknown_subscription_are_refused(harness: Harness, queue: MessageQueue) -> None:
+async def test_operation_on_an_unknown_subscription_is_refused(harness: Harness, queue: MessageQueue) -> None:
     await start(harness, queue)
     for refused in (
         queue.pause("unknown"),
@@ -124,7 +122,9 @@ async def test_a_subscription_without_backlog_and_workers_is_retired(harness: Ha
     assert await fetch(await consumer(queue), "retired") == []
 
 
-async def test_an_event_without_any_subscription_left_is_routed_no_more(harness: Harness, queue: MessageQueue) -> None:
+async def test_event_without_a_remaining_subscription_is_no_longer_routed(
+    harness: Harness, queue: MessageQueue
+) -> None:
     await declare(harness, queue, subscription("first", events=("One", "Two")), subscription("second", events=("Two",)))
     await queue.retire("first")
     assert set((await queue.registry()).routed) == {"Two"}
@@ -140,7 +140,7 @@ async def test_a_listener_of_a_live_worker_is_not_retired(harness: Harness, queu
 
 
 @BOTH
-async def test_a_backlog_makes_retiring_fail_or_is_discarded_or_buried(
+async def test_backlog_fails_a_retirement_or_is_discarded_or_becomes_dead_letters(
     harness: Harness, queue: MessageQueue, ordered: bool
 ) -> None:
     worker = await start(harness, queue, ordered=ordered, names=("first", "second"))
@@ -157,9 +157,7 @@ async def test_a_backlog_makes_retiring_fail_or_is_discarded_or_buried(
     assert await queue.stats() == []
 
 
-async def test_a_scheduled_message_reaches_the_subscriptions_that_are_left(
-    harness: Harness, queue: MessageQueue
-) -> None:
+async def test_scheduled_message_reaches_the_remaining_subscriptions(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription("retired"), subscription("left"))
     await queue.publish([message("a", due_at=queue.time() + 5)])
     with pytest.raises(ListenerInUse):
@@ -170,7 +168,7 @@ async def test_a_scheduled_message_reaches_the_subscriptions_that_are_left(
 
 
 @BOTH
-async def test_one_event_is_retired_with_what_waits_for_it_also_under_a_live_worker(
+async def test_event_is_retired_with_its_backlog_under_a_live_worker(
     harness: Harness, queue: MessageQueue, ordered: bool
 ) -> None:
     await declare(harness, queue, subscription(events=("Old", "Kept"), ordered=ordered))
@@ -193,7 +191,7 @@ async def test_one_event_is_retired_with_what_waits_for_it_also_under_a_live_wor
 
 
 @pytest.mark.parametrize("backlog", ["discard", "dead"])
-async def test_retiring_one_event_leaves_the_others_where_they_are_in_a_long_backlog(
+async def test_retirement_of_an_event_keeps_the_order_of_a_long_backlog(
     harness: Harness, queue: MessageQueue, backlog: Literal["discard", "dead"]
 ) -> None:
     await declare(harness, queue, subscription(events=("Old", "Kept")))
@@ -213,7 +211,7 @@ async def test_retiring_one_event_leaves_the_others_where_they_are_in_a_long_bac
 
 
 @pytest.mark.parametrize("outcome", [Outcome.RETRY, Outcome.PARK, Outcome.BLOCK])
-async def test_a_mailbox_goes_on_when_the_event_of_its_held_head_is_retired(
+async def test_mailbox_continues_when_the_event_of_its_waiting_head_is_retired(
     harness: Harness, queue: MessageQueue, outcome: Outcome
 ) -> None:
     await declare(harness, queue, subscription(events=("Old", "Kept"), ordered=True))
@@ -224,9 +222,7 @@ async def test_a_mailbox_goes_on_when_the_event_of_its_held_head_is_retired(
     assert ids(await fetch(worker)) == ["kept"]
 
 
-async def test_what_is_claimed_is_retired_too_and_its_settlement_is_fenced(
-    harness: Harness, queue: MessageQueue
-) -> None:
+async def test_claimed_delivery_is_retired_and_its_settlement_is_fenced(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription(events=("Old", "Kept")))
     worker = await consumer(queue)
     await queue.publish([message("old", event="Old"), message("kept", event="Kept")])
@@ -237,7 +233,9 @@ async def test_what_is_claimed_is_retired_too_and_its_settlement_is_fenced(
     assert await drain(worker) == ["kept"]
 
 
-async def test_a_claimed_mailbox_goes_on_when_an_event_in_it_is_retired(harness: Harness, queue: MessageQueue) -> None:
+async def test_claimed_mailbox_continues_when_one_of_its_events_is_retired(
+    harness: Harness, queue: MessageQueue
+) -> None:
     await declare(harness, queue, subscription(events=("Old", "Kept"), ordered=True))
     worker = await consumer(queue)
     await queue.publish([message("old", event="Old", key="k"), message("kept", event="Kept", key="k")])
@@ -258,7 +256,7 @@ async def test_dead_letters_outlive_their_subscription(harness: Harness, queue: 
     assert [it.error for it in await queue.dead_letters()] == ["no"]
 
 
-async def test_a_retired_name_can_be_declared_anew_even_in_the_other_mode(
+async def test_retired_name_can_be_declared_again_in_the_other_ordering_mode(
     harness: Harness, queue: MessageQueue
 ) -> None:
     await declare(harness, queue, subscription("new", aliases=("old",)))

@@ -44,7 +44,7 @@ async def test_mailboxes_come_in_the_order_in_which_they_became_due(harness: Har
     assert ids(await fetch(worker)) == ["b1", "c1", "a1", "a2"]
 
 
-async def test_what_was_done_before_a_retry_in_the_same_claim_does_not_come_again(
+async def test_deliveries_done_before_a_retry_in_one_claim_are_not_repeated(
     harness: Harness, queue: MessageQueue
 ) -> None:
     worker = await start(harness, queue, ordered=True)
@@ -56,7 +56,7 @@ async def test_what_was_done_before_a_retry_in_the_same_claim_does_not_come_agai
     assert [counters(it) for it in again.deliveries] == [(1, 0, 0, 0), (0, 0, 0, 0)]
 
 
-async def test_the_settlements_of_one_claim_may_come_in_several_calls(harness: Harness, queue: MessageQueue) -> None:
+async def test_claim_may_be_settled_in_several_calls(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True)
     await queue.publish(keyed("a1", "a2", "a3"))
     claim = await fetch_one(worker)
@@ -68,7 +68,7 @@ async def test_the_settlements_of_one_claim_may_come_in_several_calls(harness: H
     assert ids([await fetch_one(worker)]) == ["a3"]
 
 
-async def test_a_dead_head_lets_its_key_go_on(harness: Harness, queue: MessageQueue) -> None:
+async def test_key_continues_after_its_head_became_a_dead_letter(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True)
     await queue.publish(keyed("a1", "a2"))
     claim = await fetch_one(worker)
@@ -78,7 +78,7 @@ async def test_a_dead_head_lets_its_key_go_on(harness: Harness, queue: MessageQu
     assert [it.message_id for it in await queue.dead_letters()] == ["a1"]
 
 
-async def test_fences_grow_with_every_claim_also_after_the_mailbox_was_empty(
+async def test_fence_grows_with_every_claim_even_after_the_mailbox_was_empty(
     harness: Harness, queue: MessageQueue
 ) -> None:
     worker = await start(harness, queue, ordered=True)
@@ -106,9 +106,7 @@ async def test_an_old_claim_of_the_same_worker_is_fenced(harness: Harness, queue
     assert counters((await fetch_one(worker)).deliveries[0]) == (1, 0, 0, 0)
 
 
-async def test_an_old_claim_is_fenced_also_when_its_key_was_emptied_and_used_again(
-    harness: Harness, queue: MessageQueue
-) -> None:
+async def test_old_claim_is_fenced_after_its_key_was_emptied_and_reused(harness: Harness, queue: MessageQueue) -> None:
     stale = await start(harness, queue, ordered=True)
     await queue.publish(keyed("a1"))
     old = await fetch_one(stale)
@@ -123,7 +121,7 @@ async def test_an_old_claim_is_fenced_also_when_its_key_was_emptied_and_used_aga
     assert await fetch(worker) == []
 
 
-async def test_a_closed_mailbox_goes_behind_those_that_wait(harness: Harness, queue: MessageQueue) -> None:
+async def test_released_mailbox_is_placed_behind_waiting_mailboxes(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True)
     await queue.publish(keyed("a1", "b1", "c1", "a2"))
     [first] = await fetch(worker, limit=1)
@@ -135,7 +133,7 @@ async def test_a_closed_mailbox_goes_behind_those_that_wait(harness: Harness, qu
     assert [it.ordering_key for it in order] == ["b", "c", "a"]
 
 
-async def test_keys_are_apart_also_between_subscriptions(harness: Harness, queue: MessageQueue) -> None:
+async def test_same_key_is_independent_in_each_subscription(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True, names=("first", "second"))
     await queue.publish(keyed("a1", "a2"))
     first = await fetch_one(worker, "first")
@@ -151,7 +149,7 @@ async def test_one_mailbox_holds_all_events_of_its_subscription(harness: Harness
 
 
 @pytest.mark.parametrize("outcome", [Outcome.DONE, Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.DEAD])
-async def test_what_is_published_while_a_mailbox_is_claimed_is_never_forgotten(
+async def test_message_published_to_a_claimed_mailbox_is_not_lost(
     harness: Harness, queue: MessageQueue, outcome: Outcome
 ) -> None:
     worker = await start(harness, queue, ordered=True)
@@ -175,7 +173,7 @@ async def test_a_blocked_key_stays_blocked_until_it_is_unblocked(harness: Harnes
     assert dict(now.blocked_keys) == {"a": "KeyError: 'x'"}
 
 
-async def test_an_unblocked_head_is_tried_anew_with_no_failures(harness: Harness, queue: MessageQueue) -> None:
+async def test_unblocked_head_is_attempted_again_with_no_failures(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True)
     await queue.publish(keyed("a1", "a2"))
     await worker.settle([end(await fetch_one(worker), Outcome.RETRY)])
@@ -186,7 +184,7 @@ async def test_an_unblocked_head_is_tried_anew_with_no_failures(harness: Harness
     assert claim.deliveries[0].failures == 0
 
 
-async def test_an_unblocked_head_is_due_at_once_whatever_its_settlement_said_about_a_delay(
+async def test_unblocked_head_is_due_at_once_despite_the_delay_of_its_settlement(
     harness: Harness, queue: MessageQueue
 ) -> None:
     worker = await start(harness, queue, ordered=True)

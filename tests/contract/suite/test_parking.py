@@ -20,7 +20,7 @@ BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "orde
 
 
 @BOTH
-async def test_what_is_parked_is_not_handed_out_until_its_event_is_known(
+async def test_parked_delivery_is_not_claimed_until_its_event_is_known(
     harness: Harness, queue: MessageQueue, ordered: bool
 ) -> None:
     worker = await start(harness, queue, ordered=ordered)
@@ -36,7 +36,7 @@ async def test_what_is_parked_is_not_handed_out_until_its_event_is_known(
 
 
 @BOTH
-async def test_what_is_unparked_is_due_at_once_whatever_its_settlement_said_about_a_delay(
+async def test_unparked_delivery_is_due_at_once_despite_the_delay_of_its_settlement(
     harness: Harness, queue: MessageQueue, ordered: bool
 ) -> None:
     worker = await start(harness, queue, ordered=ordered)
@@ -46,7 +46,7 @@ async def test_what_is_unparked_is_due_at_once_whatever_its_settlement_said_abou
     assert await drain(worker) == ["a"]
 
 
-async def test_unparking_takes_only_the_known_events(harness: Harness, queue: MessageQueue) -> None:
+async def test_unpark_releases_known_events_only(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription(events=("One", "Two")))
     worker = await consumer(queue)
     await queue.publish([message(str(number), event=("One", "Two")[number % 2]) for number in range(6)])
@@ -56,7 +56,7 @@ async def test_unparking_takes_only_the_known_events(harness: Harness, queue: Me
     assert (await stats(queue)).parked == 3
 
 
-async def test_what_was_parked_comes_back_with_its_attempts(harness: Harness, queue: MessageQueue) -> None:
+async def test_unparked_delivery_keeps_its_counters(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a")])
     for outcome in (Outcome.RETRY, Outcome.DEFER, Outcome.PARK):
@@ -65,7 +65,7 @@ async def test_what_was_parked_comes_back_with_its_attempts(harness: Harness, qu
     assert counters((await fetch_one(worker)).deliveries[0]) == (1, 1, 0, 0)
 
 
-async def test_a_parked_head_holds_its_key_and_only_that_in_order(harness: Harness, queue: MessageQueue) -> None:
+async def test_parked_head_blocks_only_its_own_key(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription(events=("One", "Two"), ordered=True))
     worker = await consumer(queue)
     await queue.publish([message("a1", event="Two", key="a"), message("a2", event="One", key="a")])
@@ -78,7 +78,7 @@ async def test_a_parked_head_holds_its_key_and_only_that_in_order(harness: Harne
     assert await drain(worker) == ["a1", "a2", "a3"]
 
 
-async def test_done_before_the_parked_one_stays_done(harness: Harness, queue: MessageQueue) -> None:
+async def test_deliveries_done_before_the_parked_delivery_stay_done(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True)
     await queue.publish([message("a1", key="a"), message("a2", key="a"), message("a3", key="a")])
     claim = await fetch_one(worker)
@@ -87,7 +87,7 @@ async def test_done_before_the_parked_one_stays_done(harness: Harness, queue: Me
     assert await drain(worker) == ["a2", "a3"]
 
 
-async def test_unparking_goes_by_any_name_of_the_subscription(harness: Harness, queue: MessageQueue) -> None:
+async def test_unpark_accepts_any_name_of_the_subscription(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription("new", aliases=("old",)))
     worker = await consumer(queue, "old")
     await queue.publish([message("a")])
@@ -97,7 +97,7 @@ async def test_unparking_goes_by_any_name_of_the_subscription(harness: Harness, 
 
 
 @BOTH
-async def test_delivery_parked_for_a_version_waits_until_that_is_known(
+async def test_delivery_parked_for_a_version_waits_until_the_version_is_known(
     harness: Harness, queue: MessageQueue, ordered: bool
 ) -> None:
     worker = await start(harness, queue, ordered=ordered)
@@ -113,7 +113,7 @@ async def test_delivery_parked_for_a_version_waits_until_that_is_known(
 
 
 @requires("durable")
-async def test_what_is_parked_stays_so_after_a_restart(harness: Harness, queue: MessageQueue) -> None:
+async def test_parked_delivery_stays_parked_after_a_restart(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a")])
     await worker.settle([end(await fetch_one(worker), Outcome.PARK)])

@@ -48,7 +48,7 @@ async def test_names_and_keys_may_be_any_text(harness: Harness, queue: MessageQu
     assert (claim.subscription, claim.ordering_key, claim.deliveries[0].message_id) == (name, key, "ein id")
 
 
-async def test_messages_of_one_call_and_of_calls_in_a_row_keep_their_order(
+async def test_messages_of_one_call_and_of_successive_calls_keep_their_order(
     harness: Harness, queue: MessageQueue
 ) -> None:
     worker = await start(harness, queue, ordered=True)
@@ -77,9 +77,7 @@ async def test_concurrent_publishes_are_all_accepted(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 3], ids=["first", "middle", "last"])
-async def test_a_publish_that_is_refused_stores_nothing_of_it(
-    harness: Harness, queue: MessageQueue, place: int
-) -> None:
+async def test_refused_publish_stores_nothing(harness: Harness, queue: MessageQueue, place: int) -> None:
     await declare(harness, queue, subscription(), subscription("ordered", ordered=True))
     worker = await consumer(queue, "work", "ordered")
     batch = [
@@ -108,7 +106,7 @@ async def test_a_publish_that_is_refused_stores_nothing_of_it(
 
 
 @requires("transactional")
-async def test_a_publish_that_is_refused_leaves_its_transaction_usable(harness: Harness, queue: MessageQueue) -> None:
+async def test_refused_publish_leaves_its_transaction_usable(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     too_large = structs.replace(message("b"), body=bytes(queue.features.max_body + 1))
     async with harness.transaction(queue):
@@ -118,7 +116,7 @@ async def test_a_publish_that_is_refused_leaves_its_transaction_usable(harness: 
     assert await drain(worker) == ["a"]
 
 
-async def test_without_an_ordering_key_a_message_takes_the_mailbox_of_the_empty_key(
+async def test_message_without_an_ordering_key_uses_the_mailbox_of_the_empty_key(
     harness: Harness, queue: MessageQueue
 ) -> None:
     worker = await start(harness, queue, ordered=True)
@@ -151,7 +149,7 @@ async def test_a_message_with_dedupe_is_accepted_once_within_the_window(harness:
     assert await drain(await consumer(queue)) == []
 
 
-async def test_one_id_of_two_events_is_no_repetition(harness: Harness, queue: MessageQueue) -> None:
+async def test_one_id_of_two_events_is_no_duplicate(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription(events=("One", "Two")))
     await queue.publish([message("a", event="One", dedupe=True)])
     await queue.publish([message("a", event="Two", dedupe=True), message("a", event="One", dedupe=True)])
@@ -159,7 +157,7 @@ async def test_one_id_of_two_events_is_no_repetition(harness: Harness, queue: Me
     assert await drain(await consumer(queue)) == ["a", "a", "b", "b"]
 
 
-async def test_an_id_is_forgotten_after_the_dedupe_window(harness: Harness, queue: MessageQueue) -> None:
+async def test_id_is_accepted_again_after_the_dedupe_window(harness: Harness, queue: MessageQueue) -> None:
     await start(harness, queue)
     await queue.publish([message("a", dedupe=True)])
     await harness.clock.advance(harness.dedupe_window + 1)
@@ -168,7 +166,7 @@ async def test_an_id_is_forgotten_after_the_dedupe_window(harness: Harness, queu
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
-async def test_what_is_sent_again_after_the_window_is_told_from_a_new_publish(
+async def test_message_sent_again_after_the_window_is_distinguished_from_a_new_publish(
     harness: Harness, queue: MessageQueue, *, ordered: bool
 ) -> None:
     await start(harness, queue, ordered=ordered)
@@ -185,7 +183,7 @@ async def test_what_is_sent_again_after_the_window_is_told_from_a_new_publish(
     assert sorted(await drain(await consumer(queue))) == ["a", "b"]
 
 
-async def test_a_cancelled_id_is_new_again_to_what_is_sent_again(harness: Harness, queue: MessageQueue) -> None:
+async def test_cancelled_id_is_accepted_when_sent_again(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     sent = structs.replace(message("a", dedupe=True, due_at=queue.time() + 5), accepted_since=queue.time())
     await queue.publish([sent])
@@ -196,7 +194,9 @@ async def test_a_cancelled_id_is_new_again_to_what_is_sent_again(harness: Harnes
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
-async def test_a_fresh_id_is_remembered_like_any_other(harness: Harness, queue: MessageQueue, *, ordered: bool) -> None:
+async def test_id_published_as_fresh_is_remembered_like_any_other(
+    harness: Harness, queue: MessageQueue, *, ordered: bool
+) -> None:
     worker = await start(harness, queue, ordered=ordered)
     await queue.publish([message("a", dedupe=True, fresh=True)])
     await queue.publish([message("b", dedupe=True, fresh=True), message("c", dedupe=True, fresh=True)])
@@ -209,7 +209,7 @@ async def test_a_fresh_id_is_remembered_like_any_other(harness: Harness, queue: 
     assert await drain(await consumer(queue)) == ["a"]
 
 
-async def test_of_one_call_only_what_was_accepted_before_is_dropped(harness: Harness, queue: MessageQueue) -> None:
+async def test_only_messages_accepted_before_are_dropped_from_a_call(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription("first"), subscription("second", events=("Happened", "Other")))
     worker = await consumer(queue, "first", "second")
     await queue.publish([message("b", dedupe=True), message("d", dedupe=True, event="Other")])
@@ -219,7 +219,7 @@ async def test_of_one_call_only_what_was_accepted_before_is_dropped(harness: Har
     assert await drain(worker, "second") == ["b", "d", "a", "c", "e", "f"]
 
 
-async def test_a_call_may_have_thousands_of_messages(harness: Harness, queue: MessageQueue) -> None:
+async def test_publish_accepts_thousands_of_messages_in_one_call(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription())
     expected = [f"{number:04}" for number in range(4_500)]
     await queue.publish([message(it, dedupe=True, fresh=True) for it in expected])
@@ -228,7 +228,7 @@ async def test_a_call_may_have_thousands_of_messages(harness: Harness, queue: Me
     assert await drain(await consumer(queue)) == [*expected, "another"]
 
 
-async def test_without_dedupe_the_same_id_is_accepted_again(harness: Harness, queue: MessageQueue) -> None:
+async def test_id_without_dedupe_is_accepted_again(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a"), message("a")])
     assert await drain(worker) == ["a", "a"]
@@ -244,7 +244,7 @@ async def test_dedupe_works_across_processes_and_for_scheduled_messages(harness:
 
 
 @requires("transactional")
-async def test_what_a_transaction_published_exists_when_it_has_committed(harness: Harness) -> None:
+async def test_messages_of_a_committed_transaction_exist(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue)
     async with harness.transaction(queue):
@@ -255,7 +255,7 @@ async def test_what_a_transaction_published_exists_when_it_has_committed(harness
 
 
 @requires("transactional")
-async def test_what_a_rolled_back_transaction_published_never_exists(harness: Harness, queue: MessageQueue) -> None:
+async def test_messages_of_a_rolled_back_transaction_never_exist(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     async with rolled_back(harness, queue):
         await queue.publish([message("a"), message("b", due_at=queue.time() + 1)])
@@ -276,7 +276,7 @@ async def test_an_id_counts_as_accepted_only_if_its_transaction_commits(harness:
 
 
 @requires("durable")
-async def test_what_was_published_survives_the_end_of_the_process(harness: Harness, queue: MessageQueue) -> None:
+async def test_published_message_survives_the_end_of_the_process(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription("plain"), subscription("ordered", ordered=True, aliases=("old",)))
     await queue.publish([message("a", key="k"), message("b", key="k", due_at=queue.time() + 5)])
     reopened = await harness.reopen()

@@ -17,7 +17,7 @@ from tests.contract.acting import (
 from tests.contract.harness import Harness, requires
 
 
-async def test_a_delayed_message_never_comes_early(harness: Harness, queue: MessageQueue) -> None:
+async def test_delayed_message_is_never_claimed_early(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a", due_at=queue.time() + 5)])
     assert await fetch(worker) == []
@@ -27,13 +27,15 @@ async def test_a_delayed_message_never_comes_early(harness: Harness, queue: Mess
     assert await drain(worker) == ["a"]
 
 
-async def test_a_message_that_is_due_already_comes_at_once(harness: Harness, queue: MessageQueue) -> None:
+async def test_message_already_due_is_claimable_at_once(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a", due_at=queue.time()), message("b", due_at=queue.time() - 100)])
     assert sorted(await drain(worker)) == ["a", "b"]
 
 
-async def test_delayed_messages_come_in_the_order_of_their_times(harness: Harness, queue: MessageQueue) -> None:
+async def test_delayed_messages_are_claimed_in_the_order_of_their_due_times(
+    harness: Harness, queue: MessageQueue
+) -> None:
     worker = await start(harness, queue)
     now = queue.time()
     await queue.publish([message(str(delay), due_at=now + delay) for delay in (3, 1, 4, 2)])
@@ -52,7 +54,7 @@ async def test_a_delayed_message_takes_its_place_in_a_mailbox_when_due(harness: 
     assert await drain(worker) == ["now", "at 2", "at 2.5", "at 3"]
 
 
-async def test_a_delayed_message_joins_a_mailbox_that_is_owned_or_waits(harness: Harness, queue: MessageQueue) -> None:
+async def test_delayed_message_joins_a_claimed_or_waiting_mailbox(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True)
     await queue.publish([message("a", key="k"), message("b", key="k", due_at=queue.time() + 1)])
     claim = await fetch_one(worker)
@@ -62,7 +64,7 @@ async def test_a_delayed_message_joins_a_mailbox_that_is_owned_or_waits(harness:
     assert ids([await fetch_one(worker)]) == ["b"]
 
 
-async def test_a_delayed_message_reaches_the_subscriptions_of_the_moment_it_was_accepted(
+async def test_delayed_message_reaches_the_subscriptions_declared_at_its_acceptance(
     harness: Harness, queue: MessageQueue
 ) -> None:
     worker = await start(harness, queue, names=("before",))
@@ -73,7 +75,7 @@ async def test_a_delayed_message_reaches_the_subscriptions_of_the_moment_it_was_
     assert await drain(await consumer(queue, "after"), "after") == []
 
 
-async def test_a_cancelled_message_never_reaches_anyone(harness: Harness) -> None:
+async def test_cancelled_message_is_never_delivered(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue, names=("first", "second"))
     await queue.publish([message("a", due_at=queue.time() + 5), message("b", due_at=queue.time() + 5)])
@@ -83,7 +85,7 @@ async def test_a_cancelled_message_never_reaches_anyone(harness: Harness) -> Non
     assert await drain(worker, "second") == ["b"]
 
 
-async def test_cancelling_tells_whether_it_was_in_time(harness: Harness, queue: MessageQueue) -> None:
+async def test_cancel_returns_whether_the_message_was_still_scheduled(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a", due_at=queue.time() + 5), message("due", due_at=queue.time() + 1)])
     await queue.publish([message("now")])
@@ -96,7 +98,7 @@ async def test_cancelling_tells_whether_it_was_in_time(harness: Harness, queue: 
     assert sorted(await drain(worker)) == ["due", "now"]
 
 
-async def test_asking_whether_a_message_is_scheduled_changes_nothing(harness: Harness, queue: MessageQueue) -> None:
+async def test_check_for_a_scheduled_message_changes_nothing(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a", due_at=queue.time() + 5), message("b", due_at=queue.time() + 5)])
     assert await queue.scheduled("a")
@@ -109,7 +111,7 @@ async def test_asking_whether_a_message_is_scheduled_changes_nothing(harness: Ha
     assert await drain(worker) == ["b"]
 
 
-async def test_a_scheduled_message_can_not_be_cancelled_after_a_retry(harness: Harness, queue: MessageQueue) -> None:
+async def test_scheduled_message_cannot_be_cancelled_after_a_retry(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a", due_at=queue.time() + 1)])
     await harness.clock.advance(1)

@@ -39,7 +39,7 @@ async def test_done_deletes_the_delivery_and_leaves_its_siblings(harness: Harnes
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 @pytest.mark.parametrize("outcome", LATER)
-async def test_what_is_given_back_comes_again_after_its_delay_and_never_earlier(
+async def test_requeued_delivery_is_claimable_after_its_delay_and_never_earlier(
     harness: Harness, queue: MessageQueue, outcome: Outcome, ordered: bool
 ) -> None:
     worker = await start(harness, queue, ordered=ordered)
@@ -54,7 +54,7 @@ async def test_what_is_given_back_comes_again_after_its_delay_and_never_earlier(
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 @pytest.mark.parametrize("outcome", LATER)
-async def test_what_is_given_back_without_a_delay_is_due_at_once(
+async def test_delivery_requeued_without_a_delay_is_due_at_once(
     harness: Harness, queue: MessageQueue, outcome: Outcome, ordered: bool
 ) -> None:
     worker = await start(harness, queue, ordered=ordered)
@@ -64,9 +64,7 @@ async def test_what_is_given_back_without_a_delay_is_due_at_once(
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
-async def test_each_outcome_counts_what_it_says_and_nothing_else(
-    harness: Harness, queue: MessageQueue, ordered: bool
-) -> None:
+async def test_each_outcome_changes_only_its_own_counters(harness: Harness, queue: MessageQueue, ordered: bool) -> None:
     worker = await start(harness, queue, ordered=ordered)
     await queue.publish([message("a", key="k")])
     seen = []
@@ -144,7 +142,7 @@ async def test_a_stale_owner_changes_nothing_while_the_new_owner_works(
 
 
 @pytest.mark.parametrize("outcome", ENDS)
-async def test_a_stale_owner_changes_nothing_when_nobody_owns_the_delivery(
+async def test_stale_owner_changes_nothing_when_the_delivery_is_unclaimed(
     harness: Harness, queue: MessageQueue, outcome: Outcome
 ) -> None:
     stale = await start(harness, queue, ordered=True)
@@ -173,7 +171,7 @@ async def test_done_of_an_unordered_delivery_is_never_fenced(harness: Harness, q
     assert await fetch(worker) == []
 
 
-async def test_done_of_an_unordered_delivery_that_is_gone_does_nothing(harness: Harness, queue: MessageQueue) -> None:
+async def test_done_of_a_deleted_unordered_delivery_does_nothing(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message("a"), message("b")])
     first, second = await fetch(worker)
@@ -182,7 +180,7 @@ async def test_done_of_an_unordered_delivery_that_is_gone_does_nothing(harness: 
     assert await fetch(worker) == []
 
 
-async def test_done_of_an_ordered_delivery_is_fenced_like_all_else(harness: Harness, queue: MessageQueue) -> None:
+async def test_done_of_an_ordered_delivery_is_fenced_like_other_outcomes(harness: Harness, queue: MessageQueue) -> None:
     stale = await start(harness, queue, ordered=True)
     await queue.publish([message("a", key="k"), message("b", key="k")])
     old = await fetch_one(stale)
@@ -193,7 +191,7 @@ async def test_done_of_an_ordered_delivery_is_fenced_like_all_else(harness: Harn
     assert await drain(worker) == ["a", "b"]
 
 
-async def test_the_fenced_ones_of_many_settlements_do_not_keep_the_others_back(
+async def test_fenced_settlements_do_not_prevent_other_settlements_of_the_call(
     harness: Harness, queue: MessageQueue
 ) -> None:
     worker = await start(harness, queue)
@@ -205,9 +203,7 @@ async def test_the_fenced_ones_of_many_settlements_do_not_keep_the_others_back(
     assert await drain(worker) == ["a", "c"]
 
 
-async def test_a_settlement_reaches_the_queue_through_the_name_of_its_claim(
-    harness: Harness, queue: MessageQueue
-) -> None:
+async def test_settlement_of_a_claim_under_a_former_name_takes_effect(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, names=("old",))
     await queue.publish([message("a"), message("b")])
     first, second = await fetch(worker, "old")
@@ -264,7 +260,7 @@ async def test_stale_claim_of_the_same_worker_cannot_be_isolated(
 
 
 @BOTH
-async def test_more_than_a_thousand_claims_are_settled_in_one_call(
+async def test_more_than_a_thousand_claims_can_be_settled_in_one_call(
     harness: Harness, queue: MessageQueue, ordered: bool
 ) -> None:
     worker = await start(harness, queue, ordered=ordered)

@@ -8,17 +8,17 @@ def unfinished(now: SubscriptionStats) -> int:
     return now.ready + now.retrying + now.scheduled + now.in_flight + now.parked + now.blocked
 
 
-async def test_an_empty_queue_has_no_stats(queue: MessageQueue) -> None:
+async def test_queue_without_subscriptions_has_no_stats(queue: MessageQueue) -> None:
     assert await queue.stats() == []
 
 
-async def test_a_queue_that_does_well_has_no_warnings(harness: Harness, queue: MessageQueue) -> None:
+async def test_healthy_queue_has_no_warnings(harness: Harness, queue: MessageQueue) -> None:
     await start(harness, queue)
     await queue.publish([message("a")])
     assert await queue.warnings() == []
 
 
-async def test_stats_tell_what_was_declared_by_name(harness: Harness, queue: MessageQueue) -> None:
+async def test_stats_list_declared_subscriptions_by_name(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription("b", events=("One", "Two"), ordered=True), subscription("a"))
     first, second = await queue.stats()
     assert (first.name, set(first.events), first.ordered, first.paused) == ("a", {"Happened"}, False, False)
@@ -27,7 +27,7 @@ async def test_stats_tell_what_was_declared_by_name(harness: Harness, queue: Mes
     assert dict(first.blocked_keys) == {}
 
 
-async def test_every_unordered_delivery_is_counted_once_where_it_stands(harness: Harness, queue: MessageQueue) -> None:
+async def test_every_unordered_delivery_is_counted_once_under_its_state(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     await queue.publish([message(str(number)) for number in range(10)])
     await queue.publish([message("later", due_at=queue.time() + 60)])
@@ -42,7 +42,7 @@ async def test_every_unordered_delivery_is_counted_once_where_it_stands(harness:
     assert (later.ready, later.retrying) == (6, 0)
 
 
-async def test_every_ordered_delivery_is_counted_once_where_it_stands(harness: Harness, queue: MessageQueue) -> None:
+async def test_every_ordered_delivery_is_counted_once_under_its_state(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True)
     await queue.publish(keyed("a1", "b1", "c1", "d1", "e1", "e2"))
     await queue.publish([message("later", key="a", due_at=queue.time() + 60)])
@@ -69,7 +69,7 @@ async def test_a_dead_workers_claims_are_in_flight_until_they_are_recovered(
     assert ((await stats(queue)).in_flight, (await stats(queue)).ready) == (0, 1)
 
 
-async def test_only_live_workers_that_have_the_listener_are_counted(harness: Harness) -> None:
+async def test_only_live_workers_with_the_listener_are_counted(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     await start(harness, queue)
     await consumer(elsewhere, "work", "other")
@@ -82,7 +82,7 @@ async def test_only_live_workers_that_have_the_listener_are_counted(harness: Har
     assert (await stats(queue)).workers == 2
 
 
-async def test_oldest_is_when_the_oldest_unfinished_delivery_was_published(
+async def test_oldest_is_the_publish_time_of_the_oldest_unfinished_delivery(
     harness: Harness, queue: MessageQueue
 ) -> None:
     worker = await start(harness, queue)
@@ -101,7 +101,7 @@ async def test_oldest_is_when_the_oldest_unfinished_delivery_was_published(
     assert (await stats(queue)).oldest is None
 
 
-async def test_all_processes_see_the_same(harness: Harness) -> None:
+async def test_all_processes_get_the_same_stats(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     await start(harness, queue, names=("first", "second"))
     await queue.publish([message("a")])

@@ -7,7 +7,7 @@ from tests.contract.acting import consumer, declare, drain, fetch, ids, message,
 from tests.contract.harness import Harness
 
 
-async def test_an_event_reaches_every_subscription_of_it_once(harness: Harness, queue: MessageQueue) -> None:
+async def test_event_reaches_each_of_its_subscriptions_once(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, names=("first", "second"))
     await queue.publish([message("a")])
     assert ids(await fetch(worker, "first")) == ["a"]
@@ -21,7 +21,7 @@ async def test_a_subscription_gets_only_its_own_events(harness: Harness, queue: 
     assert await drain(await consumer(queue)) == ["a", "c"]
 
 
-async def test_an_event_that_nobody_subscribed_to_is_accepted_and_reaches_nobody_later(
+async def test_event_without_subscriptions_is_accepted_and_never_delivered_later(
     harness: Harness, queue: MessageQueue
 ) -> None:
     await queue.publish([message("a")])
@@ -29,7 +29,7 @@ async def test_an_event_that_nobody_subscribed_to_is_accepted_and_reaches_nobody
     assert await fetch(worker) == []
 
 
-async def test_a_publisher_elsewhere_reaches_a_subscription_as_soon_as_it_is_declared(harness: Harness) -> None:
+async def test_publisher_in_another_process_reaches_a_subscription_once_declared(harness: Harness) -> None:
     here, elsewhere = await harness.queue(), await harness.queue()
     await elsewhere.publish([message("warm up")])
     worker = await start(harness, here)
@@ -37,7 +37,7 @@ async def test_a_publisher_elsewhere_reaches_a_subscription_as_soon_as_it_is_dec
     assert await drain(worker) == ["a"]
 
 
-async def test_no_copy_of_the_registry_outlives_a_declaration(harness: Harness) -> None:
+async def test_no_outdated_subscription_cache_is_used_after_a_declaration(harness: Harness) -> None:
     here, elsewhere = await harness.queue(), await harness.queue()
     copy, taken_at = await elsewhere.registry(), elsewhere.time()
     await declare(harness, here, subscription(), broadcasts=["News"])
@@ -45,16 +45,14 @@ async def test_no_copy_of_the_registry_outlives_a_declaration(harness: Harness) 
     assert outdated or (copy.routed == {"Happened"} and copy.broadcast == {"News"})
 
 
-async def test_the_registry_tells_which_events_are_routed_and_which_are_broadcast(
-    harness: Harness, queue: MessageQueue
-) -> None:
+async def test_registry_lists_routed_and_broadcast_events(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription(events=("One", "Two")), broadcasts=["News"])
     registry = await queue.registry()
     assert set(registry.routed) == {"One", "Two"}
     assert set(registry.broadcast) == {"News"}
 
 
-async def test_declaring_adds_events_and_never_removes_what_is_absent(harness: Harness, queue: MessageQueue) -> None:
+async def test_declare_adds_events_and_never_removes_absent_ones(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription(events=("One",)), subscription("other"), broadcasts=["News"])
     await declare(harness, queue, subscription(events=("Two",)), broadcasts=["Weather"])
     assert (await stats(queue)).events == {"One", "Two"}
@@ -62,7 +60,7 @@ async def test_declaring_adds_events_and_never_removes_what_is_absent(harness: H
     assert set((await queue.registry()).broadcast) == {"News", "Weather"}
 
 
-async def test_declaring_the_same_again_takes_no_time(harness: Harness, queue: MessageQueue) -> None:
+async def test_repeated_declaration_returns_without_waiting(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription(aliases=("old",)), broadcasts=["News"])
     await harness.clock.advance(10)
     before = harness.clock.time()
@@ -79,7 +77,7 @@ async def test_a_change_of_the_ordering_mode_is_refused_and_adds_nothing(harness
     assert [it.name for it in await queue.stats()] == ["ordered", "plain"]
 
 
-async def test_two_declarations_at_once_of_one_subscription_make_one(harness: Harness) -> None:
+async def test_concurrent_declarations_of_a_subscription_create_one_subscription(harness: Harness) -> None:
     queues = [await harness.queue() for _ in range(3)]
 
     async def together() -> None:
@@ -104,7 +102,7 @@ async def test_a_renamed_subscription_keeps_its_backlog(harness: Harness, queue:
     assert await drain(await consumer(queue, "new"), "new") == ["later"]
 
 
-async def test_old_and_new_names_work_side_by_side_on_one_subscription(harness: Harness) -> None:
+async def test_old_and_new_names_share_one_subscription(harness: Harness) -> None:
     old_code, new_code = await harness.queue(), await harness.queue()
     await declare(harness, old_code, subscription("old", events=("One",), ordered=True))
     await declare(harness, new_code, subscription("new", events=("Two",), ordered=True, aliases=("old",)))
@@ -117,7 +115,7 @@ async def test_old_and_new_names_work_side_by_side_on_one_subscription(harness: 
     assert [it.name for it in await new_code.stats()] == ["new"]
 
 
-async def test_a_claim_answers_under_the_name_that_was_asked_for(harness: Harness, queue: MessageQueue) -> None:
+async def test_claim_carries_the_requested_subscription_name(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription("new", aliases=("old", "older")))
     await queue.publish([message("a"), message("b")])
     worker = await consumer(queue, "old")
@@ -127,7 +125,7 @@ async def test_a_claim_answers_under_the_name_that_was_asked_for(harness: Harnes
     assert (second.subscription, second.deliveries[0].subscription) == ("new", "new")
 
 
-async def test_every_call_that_takes_a_name_takes_an_alias(harness: Harness, queue: MessageQueue) -> None:
+async def test_every_call_with_a_subscription_name_accepts_an_alias(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription("new", ordered=True, aliases=("old",)))
     worker = await consumer(queue, "old")
     assert (await stats(queue, "new")).workers == 1
@@ -140,14 +138,14 @@ async def test_every_call_that_takes_a_name_takes_an_alias(harness: Harness, que
     assert await queue.stats() == []
 
 
-async def test_a_name_and_its_alias_that_are_both_kept_are_refused(harness: Harness, queue: MessageQueue) -> None:
+async def test_name_and_alias_with_separate_subscriptions_are_refused(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription("old"), subscription("new"))
     with pytest.raises(SubscriptionConflict, match="old"):
         await declare(harness, queue, subscription("another"), subscription("new", aliases=("old",)))
     assert [it.name for it in await queue.stats()] == ["new", "old"]
 
 
-async def test_rolling_back_a_rename_keeps_the_subscription_one(harness: Harness, queue: MessageQueue) -> None:
+async def test_rolled_back_rename_keeps_one_subscription(harness: Harness, queue: MessageQueue) -> None:
     await declare(harness, queue, subscription("old"))
     await declare(harness, queue, subscription("new", aliases=("old",)))
     await declare(harness, queue, subscription("old", aliases=("new",)))

@@ -25,7 +25,7 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-async def test_a_mail_is_a_file_that_mail_programs_read(tmp_path: Path) -> None:
+async def test_mail_is_written_as_a_standard_message_file(tmp_path: Path) -> None:
     mailer = FolderMailer(tmp_path / "data" / "mail", SENDER, FakeClock())
     await mailer.send(Message(id="one", to="ada@example.com", subject="Grüße", text="Hallo Ada,\n\nschön!\n"))
     mail = read(tmp_path / "data" / "mail" / "one.eml")
@@ -57,33 +57,33 @@ async def test_the_same_mail_again_replaces_its_file(tmp_path: Path) -> None:
         Message(to="ada@example.com", subject="Hello\u2028Bcc: eve@example.com", text=""),
     ],
 )
-async def test_nobody_can_smuggle_in_a_header(tmp_path: Path, message: Message) -> None:
+async def test_header_injection_is_prevented(tmp_path: Path, message: Message) -> None:
     with pytest.raises(MailRejected):
         await FolderMailer(tmp_path, SENDER).send(message)
     assert names(tmp_path) == []
 
 
-async def test_an_id_cannot_leave_the_folder(tmp_path: Path) -> None:
+async def test_id_cannot_write_outside_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "mail"
     await FolderMailer(folder, SENDER).send(Message(id="../../evil", to="a@b.example", subject="Hello", text=""))
     assert names(tmp_path) == ["mail"]
     assert names(folder) == ["-evil.eml"]
 
 
-async def test_a_line_of_one_dot_and_long_lines_survive(tmp_path: Path) -> None:
+async def test_line_of_one_dot_and_long_lines_are_kept(tmp_path: Path) -> None:
     text = "before\n.\nafter\n" + "x" * 5_000 + "\nFrom here\n"
     await FolderMailer(tmp_path, SENDER).send(Message(id="one", to="a@b.example", subject="Hello", text=text))
     assert text_of(read(tmp_path / "one.eml")) == text
     assert max(len(line) for line in (tmp_path / "one.eml").read_bytes().splitlines()) <= 998
 
 
-async def test_a_folder_that_cannot_be_written_is_a_temporary_failure(tmp_path: Path) -> None:
+async def test_unwritable_folder_is_a_temporary_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(MailUnavailable, match="cannot write mail"):
         await FolderMailer(tmp_path / "file", SENDER).send(Message(to="a@b.example", subject="Hello", text=""))
 
 
 @pytest.mark.parametrize("sender", ["", "nobody", "a@b\nBcc: c@d", "Ada <ada>"])
-def test_a_sender_that_is_none_is_refused_at_once(tmp_path: Path, sender: str) -> None:
+def test_invalid_sender_is_refused_at_once(tmp_path: Path, sender: str) -> None:
     with pytest.raises(ValueError, match="not a sender"):
         FolderMailer(tmp_path, sender)

@@ -76,7 +76,7 @@ def client_tls(certificate: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(certificate))
 
 
-async def test_a_mail_arrives_whole() -> None:
+async def test_mail_arrives_unchanged() -> None:
     box = Postbox()
     async with serving(lambda: SMTP(box)) as port:
         await SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER).send(MAIL)
@@ -97,7 +97,9 @@ async def test_a_mail_arrives_whole() -> None:
         ("554 looks like spam", MailRejected),
     ],
 )
-async def test_temporary_and_permanent_refusals_are_told_apart(step: str, answer: str, error: type[Exception]) -> None:
+async def test_temporary_and_permanent_refusals_are_distinguished(
+    step: str, answer: str, error: type[Exception]
+) -> None:
     box = Postbox()
     getattr(box, step).append(answer)
     async with serving(lambda: SMTP(box)) as port:
@@ -108,7 +110,7 @@ async def test_temporary_and_permanent_refusals_are_told_apart(step: str, answer
     assert len(box.taken) == 1
 
 
-async def test_a_server_that_is_not_there_is_a_temporary_failure() -> None:
+async def test_unreachable_server_is_a_temporary_failure() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -116,7 +118,9 @@ async def test_a_server_that_is_not_there_is_a_temporary_failure() -> None:
         await SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER).send(MAIL)
 
 
-async def test_encryption_is_used_where_it_is_offered(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+async def test_encryption_is_used_if_the_server_offers_it(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
     box = Postbox()
     async with serving(lambda: SMTP(box, tls_context=server_tls, require_starttls=True)) as port:
         for scheme in ("smtp", "smtp+starttls"):
@@ -124,14 +128,16 @@ async def test_encryption_is_used_where_it_is_offered(server_tls: ssl.SSLContext
     assert len(box.taken) == 2
 
 
-async def test_encryption_from_the_start(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+async def test_connection_is_encrypted_from_the_start_with_smtps(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
     box = Postbox()
     async with serving(lambda: SMTP(box), server_tls) as port:
         await SmtpMailer(f"smtps://localhost:{port}", SENDER, tls=client_tls).send(MAIL)
     assert len(box.taken) == 1
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(server_tls: ssl.SSLContext) -> None:
+async def test_untrusted_certificate_is_refused(server_tls: ssl.SSLContext) -> None:
     box = Postbox()
     async with serving(lambda: SMTP(box, tls_context=server_tls)) as port:
         with pytest.raises(MailUnavailable, match="certificate"):
@@ -139,13 +145,15 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(server_tls: ssl.
     assert box.taken == []
 
 
-async def test_encryption_that_is_insisted_on_and_not_offered_fails() -> None:
+async def test_required_encryption_that_is_not_offered_fails() -> None:
     async with serving(lambda: SMTP(Postbox())) as port:
         with pytest.raises(MailUnavailable, match="STARTTLS"):
             await SmtpMailer(f"smtp+starttls://127.0.0.1:{port}", SENDER).send(MAIL)
 
 
-async def test_a_password_goes_through_encryption_only(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+async def test_password_is_sent_over_encrypted_connections_only(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
     box, seen = Postbox(), list[LoginPassword]()
 
     def authenticate(
@@ -188,7 +196,7 @@ async def test_a_user_and_a_password_of_any_characters_log_in(
     assert len(box.taken) == 1
 
 
-def test_an_smtp_server_is_shown_without_its_password() -> None:
+def test_smtp_url_is_shown_without_its_password() -> None:
     server = SmtpServer.parse("smtp://ada:hunter2@mail")
     assert server.password == "hunter2"
     assert "hunter2" not in repr(server)
@@ -219,7 +227,7 @@ def silent_server() -> Iterator[tuple[int, threading.Event]]:
             connection.close()
 
 
-async def test_a_server_that_falls_silent_is_given_up() -> None:
+async def test_silent_server_is_abandoned_after_the_timeout() -> None:
     with silent_server() as (port, _), pytest.raises(MailUnavailable, match="timed out"):
         await SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER, timeout=0.05).send(MAIL)
 
@@ -238,7 +246,7 @@ async def test_a_cancelled_sender_leaves_no_thread_sending() -> None:
     ["", "localhost", "http://localhost", "smtp://", "smtp://:25", "smtp://host:x", "smtp://host/path", "smtp://ada@host",
      "smtp://host?starttls=1"],
 )  # fmt: skip
-def test_a_url_that_is_none_is_refused_without_its_password(url: str) -> None:
+def test_invalid_url_is_refused_without_showing_its_password(url: str) -> None:
     with pytest.raises(ValueError, match="expected smtp://") as caught:
         SmtpMailer(url.replace("://", "://u:hunter2@") if "ada" not in url else url, SENDER)
     assert "hunter2" not in str(caught.value)

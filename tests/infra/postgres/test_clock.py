@@ -42,7 +42,7 @@ async def compared(clock: ServerClock, server: Server) -> float:
 
 
 @pytest.mark.parametrize("step", [3600.0, -3600.0])
-async def test_a_step_of_this_machines_clock_moves_no_due_time(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+async def test_step_of_the_local_clock_changes_no_due_time(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
     clock, server = ServerClock(SystemClock()), Server(ahead=25.0)
     assert abs(await compared(clock, server)) < 1
     honest = time.time
@@ -59,7 +59,7 @@ async def test_every_process_follows_the_servers_clock(step: float) -> None:
     assert abs(await compared(clock, server)) < 1
 
 
-async def test_a_clock_of_a_test_is_the_time_itself() -> None:
+async def test_fake_clock_is_used_as_the_queue_time() -> None:
     fake = FakeClock()
     clock = ServerClock(fake)
     server: Any = Server(ahead=25.0)
@@ -83,7 +83,7 @@ async def compare(queue: SqlQueue) -> None:
     await queue_dialect(queue)._connections.run(clock.compare, writing=False)
 
 
-async def test_server_clock_that_is_set_back_lets_nothing_stand_still_or_be_early(server: PostgresServer) -> None:
+async def test_server_clock_set_back_neither_stalls_nor_advances_deliveries(server: PostgresServer) -> None:
     async with new_store(server) as store:
         old, _ = await store.open()
         await old.declare([subscription(WORK), subscription(MAIL, ordered=True)], [])
@@ -107,7 +107,7 @@ async def test_server_clock_that_is_set_back_lets_nothing_stand_still_or_be_earl
         assert sorted(handled) == sorted(["m0", "m1", "m2", "later", "new"] * 2)
 
 
-async def test_server_clock_that_is_set_back_and_forward_again_makes_nothing_early(server: PostgresServer) -> None:
+async def test_server_clock_set_back_and_forward_again_advances_no_delivery(server: PostgresServer) -> None:
     async with new_store(server) as store:
         first, _ = await store.open()
         for ahead in (0, -HOUR, 0, -HOUR, -2 * HOUR, -HOUR, 0):
@@ -134,7 +134,7 @@ async def test_queue_time_runs_a_tenth_slower_until_it_agrees_with_the_server(se
         assert await reached(9000) == (pytest.approx(9000, abs=NEAR), False)
 
 
-async def test_a_process_goes_by_the_slower_time_between_two_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_process_uses_the_slower_time_between_two_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     clock, server = ServerClock(SystemClock()), Server(ahead=0.0)

@@ -79,7 +79,7 @@ async def make_table(db: Database) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("level", [LEVELS[0], *(pytest.param(it, marks=pytest.mark.thorough) for it in LEVELS[1:])])
-async def test_a_thousand_transactions_at_once_on_the_same_keys(
+async def test_thousand_concurrent_transactions_on_the_same_keys_keep_one_order(
     opened: list[tuple[SqlQueue, Database]], level: str
 ) -> None:
     await make_table(opened[0][1])
@@ -96,7 +96,7 @@ async def test_a_thousand_transactions_at_once_on_the_same_keys(
 
 
 @pytest.mark.timeout(240)
-async def test_no_wake_up_is_lost_between_publishers_and_workers_on_few_keys(
+async def test_no_notification_is_lost_between_publishers_and_workers_on_few_keys(
     store: Store, opened: list[tuple[SqlQueue, Database]]
 ) -> None:
     """Every mailbox is emptied and filled again all the time, from transactions of every kind and from without."""
@@ -136,7 +136,7 @@ async def retrying(queue: SqlQueue, db: Database, log: Log, name: str, keys: lis
     raise AssertionError("it never commits")
 
 
-async def test_a_transaction_that_stands_still_before_its_commit_holds_up_no_worker(
+async def test_transaction_stalled_before_its_commit_blocks_no_worker(
     opened: list[tuple[SqlQueue, Database]],
 ) -> None:
     (queue, db), (other, _) = opened
@@ -153,7 +153,7 @@ async def test_a_transaction_that_stands_still_before_its_commit_holds_up_no_wor
     assert handled.of(MAIL, "a") == [*(f"m{n}" for n in range(MAILBOX_BATCH)), "late"]
 
 
-async def test_publishers_to_one_key_wait_for_each_other_and_others_do_not(
+async def test_publishers_wait_only_for_publishers_to_the_same_key(
     opened: list[tuple[SqlQueue, Database]],
 ) -> None:
     (queue, db), (other, _) = opened
@@ -170,7 +170,7 @@ async def test_publishers_to_one_key_wait_for_each_other_and_others_do_not(
     assert handled.of(MAIL, "a") == ["first", "second"]
 
 
-async def test_a_publisher_that_waited_for_another_to_place_what_is_due_holds_up_no_worker(
+async def test_publisher_that_waited_for_due_messages_to_be_placed_blocks_no_worker(
     store: Store, opened: list[tuple[SqlQueue, Database]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (queue, db), (other, other_db) = opened

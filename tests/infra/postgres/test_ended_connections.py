@@ -33,7 +33,7 @@ async def end_all(server: PostgresServer, url: str, wire: Wire) -> None:
     wire.keep_ends(keep=False)
 
 
-async def test_a_transaction_on_one_is_lost_in_plain_words_and_the_next_one_gets_another(
+async def test_transaction_on_an_ended_connection_is_unavailable_and_the_next_one_succeeds(
     server: PostgresServer, url: str, db: Database
 ) -> None:
     with Wire(server.port) as wire:
@@ -50,7 +50,7 @@ async def test_a_transaction_on_one_is_lost_in_plain_words_and_the_next_one_gets
         await far.close()
 
 
-async def test_a_transaction_that_is_under_way_on_one_changed_nothing(
+async def test_transaction_whose_connection_ends_meanwhile_changes_nothing(
     server: PostgresServer, url: str, db: Database
 ) -> None:
     with Wire(server.port) as wire:
@@ -67,7 +67,7 @@ async def test_a_transaction_that_is_under_way_on_one_changed_nothing(
         await far.close()
 
 
-async def test_what_was_read_on_one_was_read_and_its_place_in_the_pool_is_free(
+async def test_ended_connection_keeps_rows_already_read_and_frees_its_pool_slot(
     server: PostgresServer, url: str, db: Database
 ) -> None:
     async with db.transaction() as tx:
@@ -83,7 +83,7 @@ async def test_what_was_read_on_one_was_read_and_its_place_in_the_pool_is_free(
         await far.close()
 
 
-async def test_one_that_ends_while_it_is_set_up_is_told_in_plain_words(
+async def test_connection_that_ends_during_its_setup_is_unavailable(
     url: str, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ended(self: PostgreSQLConnection, *_: object, **__: object) -> None:
@@ -99,7 +99,7 @@ async def test_one_that_ends_while_it_is_set_up_is_told_in_plain_words(
     await other.close()
 
 
-async def test_a_publish_on_one_is_refused_and_the_next_one_gets_another(server: PostgresServer) -> None:
+async def test_publish_on_an_ended_connection_is_unavailable_and_the_next_one_succeeds(server: PostgresServer) -> None:
     with Wire(server.port) as wire:
         async with new_store(server) as store:
             far = Database(wire.instead_of(store.url))

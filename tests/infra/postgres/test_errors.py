@@ -53,7 +53,7 @@ def raised(code: str) -> BaseException:
         ("BN001", QueueClosed),
     ],
 )
-async def test_an_error_is_transient_unknown_or_final_by_its_code(
+async def test_error_code_decides_between_unavailable_indeterminate_and_rejected(
     store: Store, code: str, kind: type[QueueError]
 ) -> None:
     queue, _ = await store.open()
@@ -65,17 +65,21 @@ async def test_an_error_is_transient_unknown_or_final_by_its_code(
 
 
 @pytest.mark.parametrize("code", ["25006", "0A000", "26000", "57P01", "25P03"])
-def test_a_connection_that_can_no_longer_be_used_is_given_up(code: str) -> None:
+def test_unusable_connection_is_closed(code: str) -> None:
     assert is_spent(raised(code))
     assert not is_spent(raised("55P03"))
 
 
-async def test_a_demoted_server_is_named_and_left_for_the_primary(server: PostgresServer, store: Store) -> None:
+async def test_demoted_server_is_named_in_the_error_and_its_connections_are_replaced(
+    server: PostgresServer, store: Store
+) -> None:
     queue, db = await store.open()
     await queue.declare([subscription(WORK)], [])
     insert = text("INSERT INTO beneath_broadcast_event VALUES ('x')")
     await server.execute(f"ALTER DATABASE {store.database} SET default_transaction_read_only = on")
-    await server.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", store.database)
+    await server.fetch(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1", store.database
+    )
     for _ in range(2):  # the first may still meet an ended connection
         with pytest.raises(QueueUnavailable) as refused:
             await queue.publish([message("a")])

@@ -280,7 +280,7 @@ SELECT (
 
 
 @pytest.mark.parametrize("name", STEPS)
-async def test_a_step_touches_no_more_where_more_is_kept(server: PostgresServer, name: str) -> None:
+async def test_step_touches_the_same_number_of_rows_at_any_size(server: PostgresServer, name: str) -> None:
     step = STEPS[name]
     async with new_store(server) as store:
         queue, _ = await store.open(options="command_timeout=0")

@@ -35,12 +35,12 @@ async def left_open(store: Store, level: str) -> AsyncIterator[int]:
         await connection.close()
 
 
-async def test_a_young_transaction_and_few_dead_rows_are_nothing_to_speak_of(store: Store, queue: SqlQueue) -> None:
+async def test_young_transaction_and_few_dead_rows_cause_no_warning(store: Store, queue: SqlQueue) -> None:
     async with left_open(store, "REPEATABLE READ"):
         assert await queue.warnings() == []
 
 
-async def test_a_transaction_that_keeps_dead_rows_is_named_with_what_ends_it(
+async def test_transaction_that_keeps_dead_rows_is_named_with_its_remedy(
     store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(horizon, "LONG", 0.0)
@@ -52,13 +52,15 @@ async def test_a_transaction_that_keeps_dead_rows_is_named_with_what_ends_it(
     assert "\n" not in line
 
 
-async def test_one_that_keeps_none_is_not(store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_transaction_that_keeps_no_dead_rows_causes_no_warning(
+    store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(horizon, "LONG", 0.0)
     async with left_open(store, "READ COMMITTED"):
         assert await queue.warnings() == []
 
 
-async def test_where_the_role_may_not_see_its_age_that_is_counted_in_transactions(
+async def test_invisible_age_of_a_transaction_is_counted_in_transactions(
     store: Store, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for what in ("TABLES", "SEQUENCES"):
@@ -73,14 +75,14 @@ async def test_where_the_role_may_not_see_its_age_that_is_counted_in_transaction
     assert "transactions" in line
 
 
-async def test_a_prepared_transaction_is_named_too(queue: SqlQueue) -> None:
+async def test_prepared_transaction_is_named_with_its_remedy(queue: SqlQueue) -> None:
     holder = {"what": "prepared transaction", "pid": None, "name": "x1", "state": None, "seconds": 90.0, "xids": 3}
     assert horizon._is_old(holder)
     assert horizon._described(holder) == "the prepared transaction of 'x1' has been open for 90 s"
     assert horizon._remedy(holder) == "COMMIT PREPARED or ROLLBACK PREPARED 'x1'"
 
 
-async def test_many_dead_rows_that_nobody_keeps_are_autovacuums_to_remove(
+async def test_many_removable_dead_rows_cause_a_warning_about_autovacuum(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(horizon, "MANY_DEAD", 0)

@@ -33,7 +33,7 @@ async def queue(store: Store) -> SqlQueue:
     return queue
 
 
-async def test_a_claim_that_arrives_after_it_was_given_up_is_void(
+async def test_claim_that_arrives_after_its_caller_gave_up_is_void(
     store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under_way: list[dict[str, Any]] = []
@@ -57,7 +57,7 @@ async def test_a_claim_that_arrives_after_it_was_given_up_is_void(
     assert len(await worker.fetch(WANTS, wait=0)) == 5
 
 
-async def test_what_a_lost_answer_claimed_is_found_again_by_its_living_worker(
+async def test_claims_of_a_lost_answer_are_found_by_their_live_worker(
     store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = claiming.claim
@@ -82,7 +82,7 @@ async def test_what_a_lost_answer_claimed_is_found_again_by_its_living_worker(
 
 
 @pytest.mark.parametrize("steps", range(1, 14, 2))
-async def test_a_fetch_that_is_cancelled_anywhere_strands_nothing(store: Store, queue: SqlQueue, steps: int) -> None:
+async def test_fetch_cancelled_at_any_await_leaves_no_lost_claim(store: Store, queue: SqlQueue, steps: int) -> None:
     worker = await consumer(queue)
     await queue.publish(messages(4, keys=4))
     for _ in range(10):
@@ -105,7 +105,7 @@ async def test_a_fetch_that_is_cancelled_anywhere_strands_nothing(store: Store, 
     assert await store.count("delivery") == 0
 
 
-async def test_a_worker_that_leaves_during_its_claim_leaves_nothing_behind(store: Store, queue: SqlQueue) -> None:
+async def test_worker_closed_during_a_claim_leaves_no_lost_claim(store: Store, queue: SqlQueue) -> None:
     handled: list[str] = []
     for n in range(30):
         worker = await consumer(queue)
@@ -120,7 +120,7 @@ async def test_a_worker_that_leaves_during_its_claim_leaves_nothing_behind(store
     assert len(handled) == 600
 
 
-async def test_a_claim_of_an_owner_without_a_worker_is_recovered(
+async def test_claim_of_an_unregistered_worker_is_recovered(
     server: PostgresServer, store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "ORPHANS_SLOW", float("inf"))
@@ -136,7 +136,7 @@ async def test_a_claim_of_an_owner_without_a_worker_is_recovered(
     assert not await asyncio.to_thread(victim.renew)
 
 
-async def test_a_worker_that_was_taken_over_can_neither_claim_nor_renew(queue: SqlQueue) -> None:
+async def test_worker_taken_over_can_neither_claim_nor_renew(queue: SqlQueue) -> None:
     victim, rescuer = await consumer(queue), await consumer(queue)
     await queue.publish(messages(1))
     await victim.fetch(WANTS, wait=0)
@@ -176,7 +176,7 @@ def claim_of(fence: int, *numbers: int, ordered: bool = False) -> list[Claim]:
     ]
 
 
-def test_what_is_unknown_lies_behind_what_was_known_when_the_doubt_began() -> None:
+def test_unknown_claims_are_later_than_those_known_when_the_doubt_began() -> None:
     holdings = Holdings(5)
     early = claim_of(10, 1, 2)
     holdings.claimed(early)
@@ -210,7 +210,7 @@ def test_a_claim_is_known_until_all_its_deliveries_are_settled() -> None:
     assert holdings.unknown() == (5, [])
 
 
-async def test_recovery_is_not_ended_by_another_worker_of_the_process_that_was_taken_over(
+async def test_another_worker_of_the_process_does_not_end_a_recovery(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never_answered(_: Driver, **__: object) -> claiming.Claimed:

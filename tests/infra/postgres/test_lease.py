@@ -17,7 +17,7 @@ from tests.postgres_servers import PostgresServer
 LEASE = 0.5
 
 
-async def test_others_take_over_a_fifth_of_a_lease_after_a_worker_that_reaches_nobody_must_have_stopped(
+async def test_takeover_from_a_disconnected_worker_waits_a_fifth_of_a_lease(
     server: PostgresServer,
 ) -> None:
     async with new_store(server) as store:
@@ -36,7 +36,7 @@ async def test_others_take_over_a_fifth_of_a_lease_after_a_worker_that_reaches_n
         assert victim.lost
 
 
-async def test_a_worker_whose_lease_ran_out_goes_on_if_nobody_took_over(server: PostgresServer) -> None:
+async def test_worker_with_expired_lease_continues_without_a_takeover(server: PostgresServer) -> None:
     async with new_store(server) as store:
         queue, _ = await store.open(lease=LEASE)
         worker = await consumer(queue)
@@ -46,7 +46,7 @@ async def test_a_worker_whose_lease_ran_out_goes_on_if_nobody_took_over(server: 
         assert worker.valid_until > until
 
 
-async def test_a_claim_is_kept_however_soon_the_thread_that_renews_leases_hears_of_it(
+async def test_kept_claim_is_renewed_when_the_lease_thread_is_notified_immediately(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease_until = "SELECT lease_until FROM beneath_worker"
@@ -72,7 +72,7 @@ async def test_a_claim_is_kept_however_soon_the_thread_that_renews_leases_hears_
                 await asyncio.sleep(0.05)
 
 
-async def test_a_thread_that_cannot_start_is_started_by_the_next_worker(
+async def test_failed_start_of_the_lease_thread_is_retried_by_the_next_worker(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = threading.Thread.start
@@ -95,7 +95,7 @@ async def test_a_thread_that_cannot_start_is_started_by_the_next_worker(
 
 @pytest.mark.parametrize("steps", range(1, 13, 3))
 @pytest.mark.parametrize("every", [False, True], ids=["once", "every task"])
-async def test_a_close_that_is_cancelled_anywhere_leaves_no_connection_and_no_thread(
+async def test_close_cancelled_at_any_await_leaves_no_connection_or_thread(
     server: PostgresServer, steps: int, every: bool
 ) -> None:
     async with new_store(server) as store:

@@ -60,7 +60,7 @@ async def test_a_newer_database_is_refused_and_unchanged(empty: Database, packag
     await empty.close()
 
 
-async def test_a_role_that_may_create_nothing(server: PostgresServer, url: str) -> None:
+async def test_role_without_permission_to_create_is_refused(server: PostgresServer, url: str) -> None:
     db = await opened(server.url(url.rpartition("/")[2], user="plain"))
     with pytest.raises(DatabaseError, match="failed: InsufficientPrivilegeError: permission denied for schema") as said:
         await upgrade(db, [BUS])
@@ -69,7 +69,7 @@ async def test_a_role_that_may_create_nothing(server: PostgresServer, url: str) 
 
 
 @pytest.mark.usefixtures("package")
-async def test_a_role_that_may_not_read_the_versions(server: PostgresServer, url: str) -> None:
+async def test_role_without_permission_to_read_versions_is_refused(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     await server.execute("CREATE TABLE shop_version (version_num text)", name)
     db = await opened(server.url(name, user="plain"))
@@ -98,7 +98,7 @@ def upgrade_apart(url: str) -> list[str]:
     return asyncio.run(work())
 
 
-async def test_an_upgrade_waits_for_another_and_gives_up(url: str) -> None:
+async def test_upgrade_waits_for_another_upgrade_until_its_timeout(url: str) -> None:
     db, other = await opened(url, 0.1), await opened(url)
     async with other.transaction() as tx:
         await tx.session.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATING})"))

@@ -12,7 +12,7 @@ def running() -> set[str]:
     return {it.get_name() for it in asyncio.all_tasks() if it.get_name() in NAMES and not it.cancelling()}
 
 
-async def test_notifications_and_polling_come_again_after_their_tasks_were_cancelled(server: PostgresServer) -> None:
+async def test_notifications_and_polling_resume_after_their_tasks_were_cancelled(server: PostgresServer) -> None:
     async with new_store(server) as store:
         queue, _ = await store.open()
         bell = queue_dialect(queue)._bell

@@ -31,27 +31,27 @@ class Watch:
         return dead
 
 
-def test_a_lease_that_is_unchanged_for_a_fifth_longer_than_it_lasts_is_over() -> None:
+def test_unchanged_lease_expires_after_its_duration_and_a_fifth() -> None:
     watch = Watch()
     assert watch.pass_time(11.9, OTHER) == []
     assert watch.pass_time(0.1, OTHER) == [VICTIM]
 
 
-def test_a_clock_that_is_set_forward_or_back_ends_no_lease() -> None:
+def test_clock_step_expires_no_lease() -> None:
     watch = Watch()
     for step in (3600.0, -7200.0, 3600.0):
         watch.leases = {number: until + step for number, until in watch.leases.items()}
         assert watch.pass_time(60.0, VICTIM, OTHER) == []
 
 
-def test_a_lease_far_in_the_future_is_over_when_nobody_renews_it() -> None:
+def test_lease_far_in_the_future_expires_without_renewals() -> None:
     watch = Watch()
     watch.leases[VICTIM] = 1e9
     watch.observe()
     assert watch.pass_time(12.0, OTHER) == [VICTIM]
 
 
-def test_after_a_time_without_observations_the_living_have_a_whole_lease_to_renew() -> None:
+def test_pause_of_the_observer_gives_workers_a_whole_lease_to_renew() -> None:
     watch = Watch()
     assert watch.pass_time(11.0, OTHER) == []
     watch.now += LEASE
@@ -60,20 +60,20 @@ def test_after_a_time_without_observations_the_living_have_a_whole_lease_to_rene
     assert watch.pass_time(0.1, OTHER) == [VICTIM]
 
 
-def test_a_process_that_has_just_started_takes_nobody_for_dead() -> None:
+def test_newly_started_process_considers_no_worker_dead() -> None:
     watch = Watch()
     watch.leases = {VICTIM: 1.0}
     assert watch.observe() == []
     assert watch.pass_time(11.9) == []
 
 
-def test_an_abandoned_lease_is_over_at_once() -> None:
+def test_abandoned_lease_expires_at_once() -> None:
     watch = Watch()
     watch.leases[VICTIM] = ABANDONED
     assert watch.observe() == [VICTIM]
 
 
-def test_a_worker_that_was_taken_over_is_forgotten() -> None:
+def test_worker_taken_over_is_no_longer_observed() -> None:
     watch = Watch()
     watch.pass_time(20.0, OTHER)
     del watch.leases[VICTIM]

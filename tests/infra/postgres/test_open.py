@@ -66,7 +66,7 @@ def test_a_bad_url_is_one_line_that_names_the_setting(url: str, message: str) ->
     assert "hush" not in str(raised.value)
 
 
-def test_making_one_does_no_io() -> None:
+def test_constructing_a_database_does_no_io() -> None:
     db = Database(
         "postgresql+asyncpg://user@nowhere.invalid/name?pool_size=3&command_timeout=0&prepared_statements=off"
     )
@@ -78,7 +78,7 @@ def test_making_one_does_no_io() -> None:
     assert (at.pool_size, at.command_timeout, at.prepared_statements) == (3, 0, "off")
 
 
-def test_a_driver_that_is_not_installed_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_client_library_is_named_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db_dialect, "find_spec", lambda _: None)
     with pytest.raises(DatabaseError, match=re.escape("pip install 'beneath-backend[postgres]'")):
         Database("postgresql://user@host/name")
@@ -106,28 +106,28 @@ async def test_a_password_may_hold_any_character(server: PostgresServer, url: st
     await db.close()
 
 
-async def test_a_wrong_password(server: PostgresServer) -> None:
+async def test_wrong_password_is_refused(server: PostgresServer) -> None:
     error = await refusal(server.url(user="guarded", password="wrong"))
     assert "refuses the password of the role 'guarded'" in str(error)
     assert f"127.0.0.1:{server.port}" in str(error)
 
 
-async def test_a_role_that_is_not_let_in(server: PostgresServer) -> None:
+async def test_role_without_access_is_refused(server: PostgresServer) -> None:
     assert "does not let us in" in str(await refusal(server.url(user="forbidden")))
     assert 'role "stranger" does not exist' in str(await refusal(server.url(user="stranger")))
 
 
-async def test_a_missing_database(server: PostgresServer) -> None:
+async def test_missing_database_is_refused(server: PostgresServer) -> None:
     assert "has no database 'nowhere'; create it" in str(await refusal(server.url("nowhere")))
 
 
-async def test_a_database_without_permission(server: PostgresServer, url: str) -> None:
+async def test_database_without_connect_permission_is_refused(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     await server.execute(f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
     assert "no permission for the database" in str(await refusal(server.url(name, user="plain")))
 
 
-async def test_a_role_without_a_schema(server: PostgresServer, url: str) -> None:
+async def test_role_without_a_schema_is_refused(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     await server.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC", name)
     error = await refusal(server.url(name, user="plain"))
@@ -135,7 +135,7 @@ async def test_a_role_without_a_schema(server: PostgresServer, url: str) -> None
     assert 'GRANT USAGE, CREATE ON SCHEMA public TO "plain"' in str(error)
 
 
-async def test_tables_of_somebody_else(server: PostgresServer, url: str) -> None:
+async def test_tables_of_another_role_are_refused(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     await server.execute("CREATE TABLE beneath_delivery (id integer)", name)
     error = await refusal(server.url(name, user="plain"))
@@ -146,7 +146,7 @@ async def test_tables_of_somebody_else(server: PostgresServer, url: str) -> None
     await db.close()
 
 
-async def test_a_database_that_is_read_only(server: PostgresServer, url: str) -> None:
+async def test_read_only_database_is_refused(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     await server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     assert "default_transaction_read_only is on" in str(await refusal(url))
@@ -162,13 +162,13 @@ async def test_a_database_that_is_not_utf8_is_refused(server: PostgresServer) ->
         await server.drop_database("latin")
 
 
-async def test_fewer_connections_than_a_process_may_need(server: PostgresServer, url: str) -> None:
+async def test_too_small_connection_limit_is_refused(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     error = await refusal(server.url(name, user="few"))
     assert "allows 5 connections, and each of our processes may need 17" in str(error)
 
 
-async def test_no_connection_left(server: PostgresServer, url: str) -> None:
+async def test_exhausted_connection_limit_is_unavailable(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     db = Database(server.url(name) + "?pool_size=1")
     await db.open()
@@ -181,7 +181,7 @@ async def test_no_connection_left(server: PostgresServer, url: str) -> None:
         await db.close()
 
 
-async def test_a_server_that_is_not_there(server: PostgresServer) -> None:
+async def test_unreachable_server_is_unavailable(server: PostgresServer) -> None:
     error = await refusal(f"postgresql://postgres@127.0.0.1:{free_port()}/name")
     assert isinstance(error, DatabaseUnavailable)
     assert "is it running, and is db.url right?" in str(error)
@@ -189,7 +189,7 @@ async def test_a_server_that_is_not_there(server: PostgresServer) -> None:
 
 
 @pytest.mark.parametrize("said", ["the database system is in recovery mode", "the database system is starting up"])
-async def test_a_server_that_recovers(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+async def test_recovering_server_is_unavailable(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     async def connect(*_: object, **__: object) -> None:
         raise asyncpg.CannotConnectNowError(said)
 
@@ -205,12 +205,12 @@ def silent_port() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
-async def test_a_server_that_does_not_answer(silent_port: int) -> None:
+async def test_silent_server_is_unavailable(silent_port: int) -> None:
     url = f"postgresql://postgres@127.0.0.1:{silent_port}/name?connect_timeout=0.2&sslmode=disable"
     assert "it does not answer" in str(await refusal(url))
 
 
-async def test_something_that_is_no_postgresql(server: PostgresServer) -> None:
+async def test_server_of_another_protocol_is_unavailable(server: PostgresServer) -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
@@ -221,13 +221,13 @@ async def test_something_that_is_no_postgresql(server: PostgresServer) -> None:
     assert "cannot connect" in str(error)
 
 
-async def test_a_version_that_is_too_old(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unsupported_server_version_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infra.db.postgresql.OLDEST", 99)
     assert "this needs 99 or newer" in str(await refusal(url))
 
 
 @pytest.mark.timeout(120)
-async def test_a_read_only_replica(server: PostgresServer) -> None:
+async def test_read_only_replica_is_refused(server: PostgresServer) -> None:
     replica = await asyncio.to_thread(postgres_servers.new_replica, server)
     try:
         error = await refusal(replica.url())
@@ -236,7 +236,7 @@ async def test_a_read_only_replica(server: PostgresServer) -> None:
         await asyncio.to_thread(replica.stop)
 
 
-async def test_using_it_before_open_says_so() -> None:
+async def test_use_before_open_is_an_error() -> None:
     db = Database("postgresql://user@host/name")
     with pytest.raises(DatabaseError, match="not open"):
         async with db.transaction() as tx:
@@ -246,7 +246,7 @@ async def test_using_it_before_open_says_so() -> None:
             pass
 
 
-async def test_close_is_final_until_opened_again(db: Database) -> None:
+async def test_closed_database_is_unusable_until_opened_again(db: Database) -> None:
     engine = db._dialect.writer
     await db.open()
     assert db._dialect.writer is engine
@@ -260,7 +260,7 @@ async def test_close_is_final_until_opened_again(db: Database) -> None:
         assert (await session.execute(text("SELECT 1"))).scalar_one() == 1
 
 
-async def test_a_connection_has_its_limits(db: Database) -> None:
+async def test_connection_has_a_statement_timeout_and_an_application_name(db: Database) -> None:
     async with db.read() as session:
         settings = "SELECT current_setting('statement_timeout'), current_setting('application_name')"
         assert (await session.execute(text(settings))).one() == ("1min", "beneath")

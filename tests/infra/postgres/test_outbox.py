@@ -28,7 +28,7 @@ def delayed(message_id: str) -> Message:
     return Message(id=message_id, event="ticked", body=b"x", published_at=1.0, due_at=1e10)
 
 
-async def test_a_row_that_a_transaction_is_cancelling_keeps_no_other_row_waiting(db: Database) -> None:
+async def test_row_being_cancelled_in_a_transaction_delays_no_other_row(db: Database) -> None:
     outbox = Outbox(db, FakeClock())
     async with db.transaction() as transaction:
         await outbox.put(transaction, [(Kind.PUBLISH, delayed("a")), (Kind.PUBLISH, delayed("b"))], [])
@@ -45,7 +45,7 @@ async def test_a_row_that_a_transaction_is_cancelling_keeps_no_other_row_waiting
     assert [tuple(row) for row in rows] == [("b", "relay")]
 
 
-async def test_the_time_of_the_database_is_its_servers(db: Database) -> None:
+async def test_time_of_the_database_is_the_time_of_its_server(db: Database) -> None:
     query = text("SELECT extract(epoch FROM clock_timestamp())")
     async with db.read() as session:
         before = float(await session.scalar(query))

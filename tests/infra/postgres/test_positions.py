@@ -56,7 +56,7 @@ async def cost_of_a_hundred(store: Store, queue: SqlQueue, worker: Consumer) -> 
 
 
 @pytest.mark.timeout(120)
-async def test_what_was_handled_costs_nothing_though_it_cannot_be_removed(
+async def test_handled_deliveries_cost_nothing_while_vacuum_cannot_remove_them(
     store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(positions, "SLOW", -1.0)
@@ -70,7 +70,7 @@ async def test_what_was_handled_costs_nothing_though_it_cannot_be_removed(
     assert max(costs[-5:]) < 2 * min(costs[:5]), costs
 
 
-async def test_what_became_due_earlier_than_the_latest_claim_is_found_by_the_next_look(
+async def test_delivery_due_before_the_latest_claim_is_found_by_the_next_poll(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(positions, "SLOW", -1.0)
@@ -88,7 +88,7 @@ async def test_what_became_due_earlier_than_the_latest_claim_is_found_by_the_nex
     assert await worker.settle(done(again)) == []
 
 
-async def test_a_look_that_takes_long_holds_up_no_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_poll_delays_no_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     queue, _ = await store.open()
     await queue.declare([subscription(WORK)], [])
     began = asyncio.Event()
@@ -107,7 +107,7 @@ async def test_a_look_that_takes_long_holds_up_no_claim(store: Store, monkeypatc
         assert await worker.fetch({WORK: 1}, wait=0.01) == []
 
 
-def test_as_long_as_looks_are_quick_all_of_them_are_from_the_start() -> None:
+def test_fast_polls_search_from_the_start() -> None:
     assert Positions().outdated
     kept = Positions()
     kept.claimed({"a": 50.0})
@@ -117,7 +117,7 @@ def test_as_long_as_looks_are_quick_all_of_them_are_from_the_start() -> None:
     assert kept.starts(["a", "b"]) == [float("-inf"), float("-inf")]
 
 
-def test_once_they_are_slow_they_begin_where_the_latest_claim_ended_unless_something_is_due_before() -> None:
+def test_slow_polls_search_from_the_latest_claim_or_the_earliest_due_delivery() -> None:
     kept = Positions()
     kept.claimed({"a": 50.0, "b": 60.0})
     kept.claimed({"a": 40.0})
@@ -128,9 +128,7 @@ def test_once_they_are_slow_they_begin_where_the_latest_claim_ended_unless_somet
 
 
 @pytest.mark.timeout(120)
-async def test_a_plan_from_when_the_tables_were_empty_does_not_read_the_backlog_for_every_claim(
-    store: Store, queue: SqlQueue
-) -> None:
+async def test_plan_made_on_empty_tables_does_not_read_the_whole_backlog(store: Store, queue: SqlQueue) -> None:
     worker = await consumer(queue, WORK, MAIL)
     await store.server.execute("VACUUM ANALYZE", store.database)
     await queue.publish([message("the first")])

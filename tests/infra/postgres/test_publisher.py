@@ -48,13 +48,13 @@ def repetition(name: str) -> Message:
     return msgspec.structs.replace(message(name), dedupe=True)
 
 
-async def test_a_lone_publish_leaves_at_once() -> None:
+async def test_single_publish_is_sent_at_once() -> None:
     wire = Wire()
     await Publisher(wire.send, 10.0).publish([message("a"), message("b")])
     assert wire.groups == [["a", "b"]]
 
 
-async def test_those_that_come_while_others_are_under_way_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_publishes_made_during_a_group_are_sent_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "LANES", 1)
     wire = Wire()
     wire.gate.clear()
@@ -70,7 +70,9 @@ async def test_those_that_come_while_others_are_under_way_leave_together(monkeyp
 
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 @pytest.mark.parametrize("steps", range(4))
-async def test_none_is_forgotten_whenever_it_comes(monkeypatch: pytest.MonkeyPatch, lanes: int, steps: int) -> None:
+async def test_every_publish_is_sent_at_any_interleaving(
+    monkeypatch: pytest.MonkeyPatch, lanes: int, steps: int
+) -> None:
     monkeypatch.setattr(publisher, "LANES", lanes)
     wire = Wire()
     sender = Publisher(wire.send, 10.0)
@@ -86,7 +88,7 @@ async def test_none_is_forgotten_whenever_it_comes(monkeypatch: pytest.MonkeyPat
     assert sorted(wire.sent) == sorted(f"{name}{n}" for name in "abcdefg" for n in range(20))
 
 
-async def test_the_refused_keep_nobody_elses_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejected_publish_does_not_fail_the_rest_of_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "LANES", 1)
     sender = Publisher(Wire().send, 10.0)
     names = ["first", "a", "bad 1", "b", "bad 2"]
@@ -94,7 +96,7 @@ async def test_the_refused_keep_nobody_elses_back(monkeypatch: pytest.MonkeyPatc
     assert [type(it) for it in answers] == [type(None), type(None), QueueRejected, type(None), QueueRejected]
 
 
-async def test_what_befalls_the_queue_befalls_the_whole_group() -> None:
+async def test_unavailable_queue_fails_the_whole_group() -> None:
     wire = Wire()
     wire.error = QueueUnavailable("away")
     sender = Publisher(wire.send, 10.0)
@@ -102,7 +104,7 @@ async def test_what_befalls_the_queue_befalls_the_whole_group() -> None:
     assert [type(it) for it in answers] == [QueueUnavailable] * 3
 
 
-async def test_a_cancelled_caller_takes_nobody_along() -> None:
+async def test_cancelled_caller_does_not_cancel_the_rest_of_its_group() -> None:
     wire = Wire()
     wire.gate.clear()
     sender = Publisher(wire.send, 10.0)
@@ -128,7 +130,7 @@ async def test_large_groups_are_split_and_large_calls_are_not(monkeypatch: pytes
     assert [len(it) for it in wire.groups] == [3, 2, 5, 2]
 
 
-async def test_those_whose_key_is_busy_wait_apart_and_keep_their_order() -> None:
+async def test_publishes_to_a_locked_key_wait_separately_and_in_order() -> None:
     wire = Wire()
     wire.busy = {"busy"}
     sender = Publisher(wire.send, 10.0)
@@ -147,7 +149,7 @@ async def test_those_whose_key_is_busy_wait_apart_and_keep_their_order() -> None
     assert not sender.waiting
 
 
-async def test_a_call_that_waits_in_vain_is_told_so() -> None:
+async def test_publish_to_a_key_locked_too_long_fails() -> None:
     wire = Wire()
     wire.busy = {"a", "b"}
     sender = Publisher(wire.send, 0.01)
@@ -172,7 +174,7 @@ async def test_a_repeated_id_delays_no_other_publish() -> None:
     assert not sender.waiting
 
 
-async def test_those_that_wait_for_different_locks_take_turns() -> None:
+async def test_publishes_that_wait_for_different_locks_take_turns() -> None:
     wire = Wire()
     wire.busy = {f"k{n}" for n in range(20)}
     sender = Publisher(wire.send, 10.0)
@@ -189,7 +191,7 @@ async def test_those_that_wait_for_different_locks_take_turns() -> None:
 
 
 @pytest.mark.parametrize("fault", ["bad", "busy"])
-async def test_what_is_refused_or_waits_is_found_by_bisection(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+async def test_rejected_or_waiting_message_is_found_by_bisection(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     monkeypatch.setattr(publisher, "LANES", 1)
     wire = Wire()
     wire.busy = {"busy"}

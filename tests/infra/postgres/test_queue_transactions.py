@@ -49,7 +49,7 @@ async def be(db: Database, level: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 500])
-async def test_a_publish_takes_one_round_trip_whatever_its_size(
+async def test_publish_of_any_size_takes_one_round_trip(
     queue: SqlQueue, db: Database, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     trips: list[str] = []
@@ -68,7 +68,7 @@ async def test_a_publish_takes_one_round_trip_whatever_its_size(
         monkeypatch.undo()
 
 
-async def test_a_publish_may_be_the_first_thing_in_a_transaction(queue: SqlQueue, db: Database) -> None:
+async def test_publish_may_be_the_first_statement_of_a_transaction(queue: SqlQueue, db: Database) -> None:
     with pytest.raises(KeyError):
         async with db.transaction():
             await queue.publish([message("phantom")])
@@ -98,7 +98,9 @@ async def test_a_savepoint_contains_a_refused_publish(queue: SqlQueue, db: Datab
 
 
 @pytest.mark.parametrize("key", ["a\x00b", "\ud800"], ids=["zero", "surrogate"])
-async def test_what_text_cannot_hold_is_refused_and_the_rest_of_the_group_is_not(queue: SqlQueue, key: str) -> None:
+async def test_message_with_unstorable_text_is_rejected_without_the_rest_of_its_group(
+    queue: SqlQueue, key: str
+) -> None:
     answers = await asyncio.gather(
         queue.publish([message("first")]),
         queue.publish([message("second")]),
@@ -110,7 +112,7 @@ async def test_what_text_cannot_hold_is_refused_and_the_rest_of_the_group_is_not
     assert sorted(await handle_all(await consumer(queue), {WORK: 10})) == ["first", "second", "third"]
 
 
-async def test_a_failure_is_kept_however_it_is_worded(queue: SqlQueue) -> None:
+async def test_failure_with_any_text_is_stored(queue: SqlQueue) -> None:
     worker = await consumer(queue)
     await queue.publish([message("a")])
     [claim] = await worker.fetch({WORK: 1}, wait=0)
@@ -121,7 +123,7 @@ async def test_a_failure_is_kept_however_it_is_worded(queue: SqlQueue) -> None:
 
 
 @STRICT
-async def test_a_strict_transaction_publishes_if_and_only_if_it_commits(
+async def test_strictly_isolated_transaction_publishes_if_and_only_if_it_commits(
     queue: SqlQueue, db: Database, level: str
 ) -> None:
     worker = await consumer(queue)
@@ -140,7 +142,7 @@ async def test_a_strict_transaction_publishes_if_and_only_if_it_commits(
 
 
 @STRICT
-async def test_a_strict_transaction_does_not_fail_for_the_broadcasts_of_others(
+async def test_strictly_isolated_transaction_does_not_conflict_with_broadcasts_of_others(
     store: Store, queue: SqlQueue, db: Database, level: str
 ) -> None:
     other, _ = await store.open()
@@ -164,7 +166,7 @@ async def test_a_strict_transaction_does_not_fail_for_the_broadcasts_of_others(
 
 
 @STRICT
-async def test_a_strict_transaction_does_not_fail_for_what_workers_do_to_the_same_mailbox(
+async def test_strictly_isolated_transaction_does_not_conflict_with_workers_of_the_same_mailbox(
     queue: SqlQueue, db: Database, level: str
 ) -> None:
     worker = await consumer(queue)
@@ -180,7 +182,7 @@ async def test_a_strict_transaction_does_not_fail_for_what_workers_do_to_the_sam
 
 
 @STRICT
-async def test_what_a_strict_transaction_published_stands_before_what_comes_after_its_commit(
+async def test_messages_of_a_strictly_isolated_transaction_precede_messages_published_after_its_commit(
     queue: SqlQueue, db: Database, store: Store, monkeypatch: pytest.MonkeyPatch, level: str
 ) -> None:
     async def never(*_: object, **__: object) -> None:
@@ -198,7 +200,7 @@ async def test_what_a_strict_transaction_published_stands_before_what_comes_afte
 
 
 @STRICT
-async def test_the_death_of_a_strict_publisher_right_after_commit_delays_nothing(
+async def test_strictly_isolated_publisher_killed_right_after_commit_delays_no_delivery(
     queue: SqlQueue, db: Database, store: Store, monkeypatch: pytest.MonkeyPatch, level: str
 ) -> None:
     async def never(*_: object, **__: object) -> None:
@@ -216,7 +218,7 @@ async def test_the_death_of_a_strict_publisher_right_after_commit_delays_nothing
 
 
 @STRICT
-async def test_a_strict_transaction_reaches_what_was_declared_since_it_began(
+async def test_strictly_isolated_transaction_reaches_listeners_declared_since_its_start(
     queue: SqlQueue, db: Database, store: Store, level: str
 ) -> None:
     other, _ = await store.open()
@@ -231,7 +233,9 @@ async def test_a_strict_transaction_reaches_what_was_declared_since_it_began(
 
 
 @STRICT
-async def test_a_strict_transaction_can_schedule_cancel_and_dedupe(queue: SqlQueue, db: Database, level: str) -> None:
+async def test_strictly_isolated_transaction_can_schedule_cancel_and_deduplicate(
+    queue: SqlQueue, db: Database, level: str
+) -> None:
     async with db.transaction():
         await be(db, level)
         await queue.publish([message("a", due_at=queue.time() + 60), message("b", due_at=queue.time() + 60)])
@@ -240,7 +244,7 @@ async def test_a_strict_transaction_can_schedule_cancel_and_dedupe(queue: SqlQue
     assert await queue.scheduled("b")
 
 
-async def test_a_declaration_waits_for_publishes_that_went_by_the_registry_from_before(
+async def test_declaration_waits_for_publishes_that_used_the_previous_registry(
     queue: SqlQueue, db: Database, store: Store
 ) -> None:
     other, _ = await store.open()
@@ -258,7 +262,7 @@ async def test_a_declaration_waits_for_publishes_that_went_by_the_registry_from_
     assert await handle_all(await consumer(other, "new"), {"new": 10}) == ["meanwhile", "after"]
 
 
-async def test_a_declaration_gives_up_after_its_patience(queue: SqlQueue, db: Database, store: Store) -> None:
+async def test_declaration_fails_after_its_timeout(queue: SqlQueue, db: Database, store: Store) -> None:
     other, _ = await store.open(patience=0.3)
     async with db.transaction():
         await queue.publish([message("before")])
@@ -268,9 +272,7 @@ async def test_a_declaration_gives_up_after_its_patience(queue: SqlQueue, db: Da
     await other.declare([subscription("new")], [])
 
 
-async def test_a_publish_gives_up_when_its_key_is_held_for_too_long(
-    queue: SqlQueue, db: Database, store: Store
-) -> None:
+async def test_publish_fails_if_its_key_is_locked_for_too_long(queue: SqlQueue, db: Database, store: Store) -> None:
     other, _ = await store.open(patience=0.3)
     async with db.transaction():
         await queue.publish([message("first", key="k")])
@@ -280,7 +282,7 @@ async def test_a_publish_gives_up_when_its_key_is_held_for_too_long(
     assert await handle_all(await consumer(other), {MAIL: 10}) == ["first", "third"]
 
 
-async def test_a_retirement_leaves_no_delivery_of_a_transaction_under_way_behind(
+async def test_retirement_leaves_no_delivery_of_an_open_transaction(
     queue: SqlQueue, db: Database, store: Store
 ) -> None:
     other, _ = await store.open()
@@ -295,9 +297,7 @@ async def test_a_retirement_leaves_no_delivery_of_a_transaction_under_way_behind
     assert await store.count("mailbox") == 0
 
 
-async def test_a_cancellation_that_is_not_committed_yet_holds_up_nothing_but_its_message(
-    queue: SqlQueue, db: Database
-) -> None:
+async def test_uncommitted_cancellation_blocks_only_its_message(queue: SqlQueue, db: Database) -> None:
     worker = await consumer(queue)
     due = queue.time() + 0.3
     await queue.publish([message("held", key="a", due_at=due), message("free", key="b", due_at=due)])
@@ -312,7 +312,7 @@ async def test_a_cancellation_that_is_not_committed_yet_holds_up_nothing_but_its
     assert [ids(it) for it in claims] == [["held"], ["held"]]
 
 
-async def test_the_driver_is_what_its_type_says(db: Database) -> None:
+async def test_driver_connection_matches_its_declared_type(db: Database) -> None:
     driver: Driver = await db.dialect.connect()  # type: ignore[attr-defined]  # PostgreSQL's own
     assert await driver.fetchval("SELECT $1::int", 7) == 7
     assert await driver.execute("SELECT 1") == "SELECT 1"

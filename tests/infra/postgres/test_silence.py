@@ -33,7 +33,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "ABANDON_TIMEOUT", 0.2)
 
 
-async def test_it_holds_up_no_database_that_closes_whose_connections_are_idle(
+async def test_silent_server_does_not_block_close_of_a_database(
     server: PostgresServer, url: str, db: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Wire(server.port) as wire:
@@ -54,7 +54,9 @@ async def test_it_holds_up_no_database_that_closes_whose_connections_are_idle(
 
 
 @pytest.mark.parametrize("at", ["waiting", "asking", "waiting in a savepoint", "asking in a savepoint"])
-async def test_a_transaction_that_is_cancelled_ends(server: PostgresServer, url: str, db: Database, at: str) -> None:
+async def test_cancelled_transaction_on_a_silent_server_ends(
+    server: PostgresServer, url: str, db: Database, at: str
+) -> None:
     with Wire(server.port) as wire:
         far = Database(wire.instead_of(url))
         await far.open()
@@ -80,7 +82,7 @@ async def test_a_transaction_that_is_cancelled_ends(server: PostgresServer, url:
     assert await names(db) == []
 
 
-async def test_it_holds_up_no_queue_that_closes_and_what_was_being_published_is_uncertain(
+async def test_close_on_a_silent_server_makes_an_unfinished_publish_indeterminate(
     server: PostgresServer,
 ) -> None:
     with Wire(server.port) as wire:
@@ -100,7 +102,7 @@ async def test_it_holds_up_no_queue_that_closes_and_what_was_being_published_is_
                 await publishing
 
 
-async def test_a_server_that_answers_is_let_finish_what_is_under_way_when_a_queue_closes(
+async def test_close_waits_for_operations_on_a_server_that_answers(
     server: PostgresServer,
 ) -> None:
     async with new_store(server) as store:
@@ -124,7 +126,7 @@ async def test_a_server_that_answers_is_let_finish_what_is_under_way_when_a_queu
         await closing
 
 
-async def test_a_worker_waits_for_nothing_longer_than_its_lease(server: PostgresServer) -> None:
+async def test_worker_waits_for_no_answer_longer_than_its_lease(server: PostgresServer) -> None:
     with Wire(server.port) as wire:
         async with new_store(server) as store:
             queue, _ = await distant(store, wire).open(lease=LEASE)
@@ -144,7 +146,7 @@ async def test_a_worker_waits_for_nothing_longer_than_its_lease(server: Postgres
             assert await worker.fetch({WORK: 1}, wait=0) == []
 
 
-async def test_a_worker_that_cannot_sign_off_leaves_that_to_the_end_of_its_lease(server: PostgresServer) -> None:
+async def test_worker_that_cannot_close_loses_its_lease(server: PostgresServer) -> None:
     with Wire(server.port) as wire:
         async with new_store(server) as store:
             queue, _ = await distant(store, wire).open(lease=LEASE)
@@ -156,7 +158,7 @@ async def test_a_worker_that_cannot_sign_off_leaves_that_to_the_end_of_its_lease
             assert worker.lost
 
 
-async def test_a_claim_that_is_kept_stays_kept_although_a_connection_is_forgotten_on_the_way(
+async def test_kept_claim_is_renewed_although_a_connection_is_lost_silently(
     server: PostgresServer,
 ) -> None:
     lease_until = "SELECT lease_until FROM beneath_worker"
@@ -179,9 +181,7 @@ async def test_a_claim_that_is_kept_stays_kept_although_a_connection_is_forgotte
                     seen.add((await server.fetch(lease_until, database=store.database))[0][0])
 
 
-async def test_a_queue_that_is_opened_says_that_it_cannot_listen(
-    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_queue_that_cannot_listen_is_not_opened(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bell, "CHECK_TIMEOUT", 0.2)
     with Wire(server.port) as wire:
         compare = ServerClock.compare
@@ -196,9 +196,7 @@ async def test_a_queue_that_is_opened_says_that_it_cannot_listen(
                 await distant(store, wire).open()
 
 
-async def test_error_that_nothing_maps_does_not_end_listening(
-    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unmapped_error_does_not_end_listening(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bell, "CHECK_INTERVAL", 0.05)
     honest, failures = ServerClock.compare, [RuntimeError(), RuntimeError()]
 
@@ -217,7 +215,7 @@ async def test_error_that_nothing_maps_does_not_end_listening(
     assert not failures
 
 
-async def test_both_ends_ask_the_network_whether_the_other_one_is_there(server: PostgresServer, db: Database) -> None:
+async def test_both_ends_of_a_connection_use_tcp_keepalives(server: PostgresServer, db: Database) -> None:
     assert isinstance(db.dialect, PostgreSQL)
     connection = await db.dialect.connect()
     assert isinstance(connection, PostgreSQLConnection)

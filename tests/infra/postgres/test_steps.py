@@ -69,7 +69,7 @@ class Transactions:
         monkeypatch.setattr(connections, "_attempt", counted)
 
 
-async def test_many_settlements_are_carried_out_in_transactions_of_bounded_size(
+async def test_many_settlements_run_in_transactions_of_bounded_size(
     store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settling, "STEP", 10)
@@ -115,7 +115,7 @@ async def test_large_failures_are_divided_by_their_size(queue: SqlQueue, monkeyp
 
 
 @pytest.mark.parametrize("act", ["recover", "leave"])
-async def test_what_a_worker_held_is_given_back_in_steps(
+async def test_claims_of_a_worker_are_released_in_steps(
     store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
     monkeypatch.setattr(membership, "STEP", 7)
@@ -140,9 +140,7 @@ async def test_what_a_worker_held_is_given_back_in_steps(
     assert [it.deliveries[0].takeovers for it in claims] == [int(act == "recover")] * 60
 
 
-async def test_a_worker_that_is_being_recovered_is_dead_for_everybody(
-    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_worker_under_recovery_cannot_renew_its_lease(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "STEP", 2)
     victim, rescuer = await consumer(queue), await consumer(queue)
     await queue.publish(messages(10, keys=10))
@@ -159,9 +157,7 @@ async def test_a_worker_that_is_being_recovered_is_dead_for_everybody(
     assert not await asyncio.to_thread(victim.renew)
 
 
-async def test_a_lease_that_was_renewed_meanwhile_is_not_taken_over(
-    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lease_renewed_meanwhile_is_not_taken_over(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     victim, rescuer = await consumer(queue), await consumer(queue)
     await queue.publish(messages(1))
     await victim.fetch(WANTS, wait=0)
@@ -176,7 +172,7 @@ async def test_a_lease_that_was_renewed_meanwhile_is_not_taken_over(
 
 @pytest.mark.parametrize("event", [None, "Happened"])
 @pytest.mark.parametrize("backlog", ["discard", "dead"])
-async def test_a_retirement_that_was_interrupted_is_completed_by_the_next_call(
+async def test_interrupted_retirement_is_completed_by_the_next_call(
     store: Store,
     queue: SqlQueue,
     monkeypatch: pytest.MonkeyPatch,
@@ -207,7 +203,9 @@ async def test_a_retirement_that_was_interrupted_is_completed_by_the_next_call(
     assert await store.count("delivery", "mailbox IS NOT NULL") == 1
 
 
-async def test_a_listener_whose_worker_only_seems_dead_is_not_retired(server: PostgresServer, store: Store) -> None:
+async def test_listener_of_a_live_worker_with_an_expired_lease_is_not_retired(
+    server: PostgresServer, store: Store
+) -> None:
     queue, _ = await store.open(lease=1.0)
     await queue.declare([subscription(WORK)], [])
     worker = await consumer(queue, WORK)
@@ -220,7 +218,7 @@ async def test_a_listener_whose_worker_only_seems_dead_is_not_retired(server: Po
         await retiring_it
 
 
-async def test_dead_letters_are_revived_and_discarded_in_steps(
+async def test_dead_letters_are_retried_and_discarded_in_steps(
     store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(administration, "STEP", 4)
@@ -238,7 +236,7 @@ async def test_dead_letters_are_revived_and_discarded_in_steps(
     assert sorted(await handle_all(worker, {WORK: 10})) == [f"m{n}" for n in range(5)]
 
 
-async def test_ids_are_forgotten_as_fast_as_they_come(
+async def test_expired_ids_are_deleted_as_fast_as_ids_are_added(
     server: PostgresServer, store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "FORGOTTEN_AT_ONCE", 10)
@@ -248,7 +246,7 @@ async def test_ids_are_forgotten_as_fast_as_they_come(
     assert await store.count("accepted") == 0
 
 
-async def test_a_scheduled_message_that_cannot_be_placed_becomes_a_dead_letter_and_stops_none(
+async def test_unplaceable_scheduled_message_becomes_a_dead_letter_and_blocks_no_other(
     server: PostgresServer, store: Store, queue: SqlQueue
 ) -> None:
     # As the release before this one accepted it: it fits the index of scheduled rows, but not that of mailboxes.
@@ -268,7 +266,7 @@ async def test_a_scheduled_message_that_cannot_be_placed_becomes_a_dead_letter_a
     assert await store.count("delivery") == 0
 
 
-async def test_promotion_passes_over_what_other_transactions_hold(
+async def test_promotion_skips_messages_locked_by_other_transactions(
     queue: SqlQueue, opened: tuple[SqlQueue, Database], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "STEP", 5)
@@ -289,7 +287,7 @@ async def test_promotion_passes_over_what_other_transactions_hold(
     assert sorted(handled[20:]) == sorted(["now", *(f"held {n}" for n in range(20))])
 
 
-async def test_promotion_passes_over_a_message_of_which_one_delivery_is_locked(
+async def test_promotion_skips_a_message_with_one_locked_delivery(
     store: Store, queue: SqlQueue, opened: tuple[SqlQueue, Database]
 ) -> None:
     due_at = queue.time() + 0.5
@@ -309,9 +307,7 @@ async def test_promotion_passes_over_a_message_of_which_one_delivery_is_locked(
     assert handled[2:] == ["held", "held"]
 
 
-async def test_promotion_that_fails_keeps_nothing_from_being_claimed(
-    queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failed_promotion_does_not_prevent_claims(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: object, **__: object) -> None:
         raise QueueUnavailable("refused")
 
@@ -325,7 +321,7 @@ async def test_promotion_that_fails_keeps_nothing_from_being_claimed(
 
 @pytest.mark.parametrize("name", [WORK, MAIL])
 @pytest.mark.parametrize("backlog", ["discard", "dead"])
-async def test_nothing_of_an_event_that_is_being_retired_is_handed_out(
+async def test_deliveries_of_an_event_being_retired_are_not_claimed(
     queue: SqlQueue,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -351,7 +347,7 @@ async def test_nothing_of_an_event_that_is_being_retired_is_handed_out(
 
 
 @pytest.mark.parametrize("late", ["step", "end"])
-async def test_retirement_that_another_call_completed_removes_nothing_that_came_after(
+async def test_retirement_that_another_call_completed_removes_no_later_message(
     store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
     other, _ = await store.open()
@@ -373,7 +369,7 @@ async def test_retirement_that_another_call_completed_removes_nothing_that_came_
     assert [it.message_id for it in await queue.dead_letters()] == ["new"]
 
 
-async def test_what_arrives_while_a_backlog_is_counted_makes_the_retirement_fail(
+async def test_message_accepted_while_a_backlog_is_counted_fails_the_retirement(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = retiring.count_backlog
@@ -391,7 +387,7 @@ async def test_what_arrives_while_a_backlog_is_counted_makes_the_retirement_fail
     assert await queue.retire(WORK, event="Happened") == 0
 
 
-async def test_forgetting_goes_on_from_where_it_ended_and_now_and_then_from_the_start(
+async def test_deletion_of_expired_ids_resumes_and_periodically_restarts(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[tuple[float, float]] = []
@@ -411,9 +407,7 @@ async def test_forgetting_goes_on_from_where_it_ended_and_now_and_then_from_the_
     assert begun == [(10.0, start), (10.0, 3.0), (10.0, 7.0), (20.0, 10.0), (30.0, start), (30.0, 2.0)]
 
 
-async def test_a_publisher_to_a_mailbox_with_many_overdue_deliveries_joins_them_in_order(
-    store: Store, queue: SqlQueue
-) -> None:
+async def test_publish_to_a_mailbox_with_many_overdue_deliveries_keeps_the_order(store: Store, queue: SqlQueue) -> None:
     now = queue.time()
     early = [msgspec.structs.replace(message(f"early {n:03}", key="k"), published_at=now) for n in range(120)]
     await queue.publish(early)
@@ -441,7 +435,7 @@ async def test_a_fetch_is_bounded_in_bytes_over_all_subscriptions(queue: SqlQueu
     assert sum(sizes[1:]) <= FETCH_BYTES
 
 
-async def test_an_answer_of_broadcasts_is_bounded_in_bytes(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_read_of_broadcasts_is_bounded_in_bytes(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broadcasting, "BYTES_AT_ONCE", 25)
     receiver = await queue.receiver(origin="here")
     frames = [bytes([n]) * 10 for n in range(7)]
@@ -452,7 +446,7 @@ async def test_an_answer_of_broadcasts_is_bounded_in_bytes(queue: SqlQueue, monk
     assert not any(gap for _, gap in answers)
 
 
-async def test_a_declaration_that_changes_nothing_is_one_read(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unchanged_declaration_costs_one_read(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     declared = [subscription(WORK), subscription(MAIL, ordered=True)]
     await queue.declare(declared, [])
     transactions = Transactions(queue, monkeypatch)
@@ -460,7 +454,7 @@ async def test_a_declaration_that_changes_nothing_is_one_read(queue: SqlQueue, m
     assert transactions.count == 1
 
 
-async def test_a_declaration_counts_from_when_others_can_read_it(
+async def test_declaration_waits_from_the_moment_of_its_visibility(
     server: PostgresServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, _ = await store.open()
@@ -481,14 +475,14 @@ async def test_a_declaration_counts_from_when_others_can_read_it(
     assert before - 0.1 <= again <= other.time()
 
 
-async def test_one_id_on_two_events_is_no_repetition(store: Store, queue: SqlQueue) -> None:
+async def test_one_id_on_two_events_is_no_duplicate(store: Store, queue: SqlQueue) -> None:
     await queue.declare([subscription(WORK, events=["Happened", "Else"])], [])
     for event in ("Happened", "Else", "Else"):
         await queue.publish([msgspec.structs.replace(message("one", event=event), dedupe=True)])
     assert await store.count("delivery", "mailbox IS NULL") == 2
 
 
-async def test_ids_that_the_release_before_accepted_are_remembered(
+async def test_ids_accepted_by_the_previous_release_are_deduplicated(
     server: PostgresServer, store: Store, queue: SqlQueue
 ) -> None:
     await server.fetch("INSERT INTO beneath_dedupe (id, at) VALUES ('one', $1)", queue.time(), database=store.database)

@@ -109,7 +109,7 @@ def check(accepted: list[tuple[str, str, float, float]], handled: list[tuple[str
 
 @pytest.mark.thorough
 @pytest.mark.timeout(SECONDS * 2 + 120)
-async def test_nothing_is_stranded_and_there_is_one_order_in_a_storm_of_transactions(store: Store) -> None:
+async def test_concurrent_transactions_of_processes_lose_nothing_and_keep_one_order(store: Store) -> None:
     await prepare(store)
     rng = random.Random(7)
     accepted: list[tuple[str, str, float, float]] = []

@@ -57,7 +57,7 @@ async def seen(db: Database) -> list[str]:
         return await names(db)
 
 
-async def test_the_write_lock_is_none(db: Database) -> None:
+async def test_write_lock_does_not_exclude_writers(db: Database) -> None:
     async with db.write_lock(), asyncio.timeout(5):
         await asyncio.create_task(take(db))
 
@@ -73,7 +73,7 @@ async def test_transactions_are_read_committed(db: Database) -> None:
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-async def test_a_transaction_can_be_stricter(db: Database, level: str) -> None:
+async def test_isolation_of_a_transaction_can_be_raised(db: Database, level: str) -> None:
     for _ in range(2):
         async with db.transaction() as tx:
             await tx.session.execute(text(f"SET TRANSACTION ISOLATION LEVEL {level}"))
@@ -85,7 +85,7 @@ async def test_a_transaction_can_be_stricter(db: Database, level: str) -> None:
             assert (await connection.execute(text("SHOW transaction_isolation"))).scalar_one() == level.lower()
 
 
-async def test_reads_are_read_only_and_see_one_state(db: Database) -> None:
+async def test_reads_are_read_only_and_use_one_snapshot(db: Database) -> None:
     count = text("SELECT count(*) FROM item")
     async with db.read() as session:
         assert (await session.execute(count)).scalar_one() == 0
@@ -117,7 +117,7 @@ async def test_a_savepoint_contains_a_failed_statement(db: Database) -> None:
     assert await names(db) == ["a", "b"]
 
 
-async def test_a_deferred_constraint_that_commit_refuses_is_the_users_error(db: Database) -> None:
+async def test_deferred_constraint_refused_at_commit_raises_the_database_error(db: Database) -> None:
     async with db.transaction() as tx:
         await tx.session.execute(
             text("CREATE TABLE part (item INTEGER REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED)")
@@ -127,7 +127,7 @@ async def test_a_deferred_constraint_that_commit_refuses_is_the_users_error(db: 
             await tx.session.execute(text("INSERT INTO part VALUES (99)"))
 
 
-async def test_too_few_connections_for_all_transactions_is_said(url: str, db: Database) -> None:
+async def test_too_few_connections_for_all_transactions_is_unavailable(url: str, db: Database) -> None:
     small = Database(f"{url}?pool_size=1", busy_timeout=0.05)
     await small.open()
     async with small.transaction() as tx:
@@ -150,7 +150,7 @@ async def test_a_statement_that_takes_too_long_is_cancelled(url: str, db: Databa
 # --- lost connections -----------------------------------------------------------------------------------------------
 
 
-async def test_a_connection_that_is_lost_in_the_middle_changes_nothing(server: PostgresServer, db: Database) -> None:
+async def test_connection_lost_within_a_transaction_changes_nothing(server: PostgresServer, db: Database) -> None:
     with pytest.raises(DatabaseUnavailable, match="was lost") as raised:
         async with db.transaction() as tx:
             await insert(tx, "a")
@@ -160,7 +160,7 @@ async def test_a_connection_that_is_lost_in_the_middle_changes_nothing(server: P
     assert await names(db) == []
 
 
-async def test_a_connection_that_is_lost_before_commit_changed_nothing(server: PostgresServer, db: Database) -> None:
+async def test_connection_lost_before_commit_changes_nothing(server: PostgresServer, db: Database) -> None:
     recorder = Recorder()
     with pytest.raises(DatabaseUnavailable, match="before COMMIT; nothing was kept"):
         async with db.transaction() as tx:
@@ -228,7 +228,7 @@ async def kill_sleeping(server: PostgresServer, pid: int) -> None:
     await kill(server, pid)
 
 
-async def test_connections_that_died_in_the_pool_are_replaced_unnoticed(
+async def test_dead_connections_of_the_pool_are_replaced_without_an_error(
     server: PostgresServer, db: Database, database: str
 ) -> None:
     await asyncio.gather(*(names(db) for _ in range(5)))
@@ -263,7 +263,7 @@ async def test_a_cancelled_statement_is_ended_and_its_locks_are_free(
 
 
 @pytest.mark.parametrize("times", [1, 2, 5])
-async def test_one_that_waits_for_a_lock_lets_go_of_its_own_however_often_it_is_cancelled(
+async def test_cancelled_transaction_that_waits_for_a_lock_releases_its_locks(
     server: PostgresServer, db: Database, database: str, times: int
 ) -> None:
     async with db.transaction() as tx:
@@ -289,7 +289,7 @@ async def test_one_that_waits_for_a_lock_lets_go_of_its_own_however_often_it_is_
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("seed", range(3))
-async def test_no_random_cancellation_leaves_anything_locked(
+async def test_no_random_cancellation_leaves_a_lock(
     server: PostgresServer, db: Database, database: str, seed: int
 ) -> None:
     rng = random.Random(seed)
