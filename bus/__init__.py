@@ -6,6 +6,7 @@
 """
 
 from bus.bus import Bus
+from bus.codec import decode_frame
 from bus.delivery import Delivery, current_cause, log_context
 from bus.errors import (
     BusError,
@@ -23,9 +24,10 @@ from bus.errors import (
     UnknownEvent,
 )
 from bus.events import EventType, Upcaster
-from bus.listeners import Kind, Listener
+from bus.listeners import Listener, ListenerKind
 from bus.metrics import BusMetrics, ListenerMetrics
 from bus.options import BusOptions
+from bus.publishing.rejected_rows import RejectedRow, RejectedRows
 from bus.retry import Retry
 from bus.supervisor import BackgroundTaskFailed, TaskState
 
@@ -43,12 +45,14 @@ __all__ = [
     "EventType",
     "InvalidEvent",
     "InvalidListener",
-    "Kind",
     "Listener",
+    "ListenerKind",
     "ListenerMetrics",
     "PublishIndeterminate",
     "PublishRejected",
     "PublishTooDeep",
+    "RejectedRow",
+    "RejectedRows",
     "Retry",
     "RetryLater",
     "TaskState",
@@ -56,5 +60,6 @@ __all__ = [
     "UnknownEvent",
     "Upcaster",
     "current_cause",
+    "decode_frame",
     "log_context",
 ]

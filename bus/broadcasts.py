@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import uuid
 from collections.abc import Coroutine
 from functools import partial
@@ -9,17 +10,15 @@ from typing import Any
 
 import structlog
 
-from bus.calling import finish_call
-from bus.codec import CAUSATION, CORRELATION, Frame, unpack
-from bus.delivery import Delivery, enter_cause
+from bus.codec import Frame, decode_frame
+from bus.delivery import Delivery, delivery_of, enter_cause
 from bus.errors import BusError
 from bus.events import EventType
-from bus.listeners import Kind, Listener, OnGap
+from bus.handler_calls import exit_in, finish_call
+from bus.listener_table import ListenerTable
+from bus.listeners import Listener, ListenerKind, OnGap
 from bus.metrics import BusMetrics
-from bus.outcomes import exit_in
 from bus.outgoing import Outgoing
-from bus.registry import ListenerRegistry
-from bus.slot import FOREVER
 from bus.stopping import StopSequence
 from bus.supervisor import SupervisedTask, Supervisor, ends_task
 from infra.clock import Clock
@@ -49,7 +48,7 @@ class Broadcasts:
         self,
         mq: MessageQueue,
         clock: Clock,
-        listeners: ListenerRegistry,
+        listeners: ListenerTable,
         metrics: BusMetrics,
         supervisor: Supervisor,
     ) -> None:
@@ -65,7 +64,7 @@ class Broadcasts:
 
     async def start(self) -> None:
         """Begin to receive, if anybody listens; on return nothing broadcast from now on is missed unnoticed."""
-        if any(each.kind is Kind.BROADCAST for each in self._listeners.listeners):
+        if any(each.kind is ListenerKind.BROADCAST for each in self._listeners.listeners):
             self._receiver = receiver = await self._mq.receiver(origin=self.origin)
             self._task = self._supervisor.start("broadcasts", partial(self._receive, receiver), max_backoff=MAX_BACKOFF)
 
@@ -106,7 +105,7 @@ class Broadcasts:
     async def _deliver_frame(self, body: bytes) -> None:
         self._metrics.broadcasts_received += 1
         try:
-            frame = unpack(body)
+            frame = decode_frame(body)
             event_type = self._listeners.events.get(frame.event)
         except BusError as error:
             self._metrics.broadcast_failures += 1
@@ -127,7 +126,7 @@ class Broadcasts:
         ended = asyncio.Event()
         task.add_done_callback(lambda _: ended.set())
         try:
-            if await self._clock.wait(ended, listener.timeout or FOREVER):
+            if await self._clock.wait(ended, listener.timeout or math.inf):
                 return
             self._metrics.broadcast_failures += 1
             log.error(
@@ -184,19 +183,3 @@ async def _decode_and_call(listener: Listener, event_type: EventType, frame: Fra
 
 async def _call_on_gap(on_gap: OnGap) -> None:
     await finish_call(on_gap())
-
-
-def delivery_of(frame: Frame, listener: str, attempt: int = 1) -> Delivery:
-    """Return what a handler gets to know about a message that came over the wire."""
-    headers = dict(frame.headers)
-    return Delivery(
-        id=frame.id,
-        event=frame.event,
-        listener=listener,
-        attempt=attempt,
-        published_at=frame.published_at,
-        correlation_id=headers.pop(CORRELATION, frame.id),
-        causation_id=headers.pop(CAUSATION, None),
-        ordering_key=frame.ordering_key,
-        headers=headers,
-    )

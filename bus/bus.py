@@ -6,23 +6,23 @@ from datetime import datetime, timedelta
 from random import Random, SystemRandom
 
 from bus.broadcasts import Broadcasts
+from bus.declaration import Declaration
 from bus.delivery import correlation
-from bus.enrolment import Enrolment
 from bus.errors import BusFrozen, BusNotStarted
 from bus.events import EventType
-from bus.inbox import Inbox
 from bus.listener_options import DEFAULT, Default, ListenerOptions
-from bus.listeners import DEFAULT_RETRY, Handler, Kind, Listener, OnExhausted, OnGap
+from bus.listener_table import ListenerTable
+from bus.listeners import DEFAULT_RETRY, Handler, Listener, ListenerKind, OnExhausted, OnGap
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
 from bus.outgoing import Outgoing, due_in, due_when, valid_id
-from bus.publisher import Publisher, refuse_delay
+from bus.publishing.publisher import Publisher, refuse_delay
+from bus.publishing.rejected_rows import RejectedRows
 from bus.registration import Registration
-from bus.registry import ListenerRegistry
-from bus.rejected_rows import RejectedRows
 from bus.retry import Retry
 from bus.supervisor import TaskState, bus_supervisor
-from bus.worker import Worker
+from bus.worker.inbox import Inbox
+from bus.worker.worker import Worker
 from infra.clock import Clock, SystemClock
 from infra.db import Database
 from infra.mq import MessageQueue
@@ -55,7 +55,7 @@ class Bus:
         self._clock = clock or SystemClock()
         self._supervisor = bus_supervisor(self._clock)
         self._random = random or SystemRandom()
-        self._listeners = ListenerRegistry()
+        self._listeners = ListenerTable()
         self._registration = Registration(self._listeners, self.options, has_db=db is not None)
         self._broadcasts = Broadcasts(mq, self._clock, self._listeners, self.metrics, self._supervisor)
         self._publisher = Publisher(
@@ -69,7 +69,7 @@ class Bus:
             max_payload=self.options.max_payload,
         )
         self._owner = LoopOwner("the bus")
-        self._enrolment = Enrolment(
+        self._declaration = Declaration(
             mq, self._clock, self._listeners, self._publisher, self._broadcasts, self._supervisor
         )
 
@@ -82,7 +82,7 @@ class Bus:
             InvalidListener, InvalidEvent: the message names the handler and what is expected.
             BusFrozen: the bus has started.
         """
-        self._registration.add(Kind.SYNC, handler, ListenerOptions())
+        self._registration.add(ListenerKind.SYNC, handler, ListenerOptions())
 
     def add_async_listener(
         self,
@@ -107,7 +107,7 @@ class Bus:
             BusFrozen: the bus has started.
         """
         self._registration.add(
-            Kind.ASYNC,
+            ListenerKind.ASYNC,
             handler,
             ListenerOptions(
                 name=name, aliases=aliases, retry=retry, timeout=timeout, concurrency=concurrency, once=once
@@ -136,7 +136,7 @@ class Bus:
             BusFrozen: the bus has started.
         """
         self._registration.add(
-            Kind.ORDERED,
+            ListenerKind.ORDERED,
             handler,
             ListenerOptions(
                 name=name,
@@ -158,7 +158,7 @@ class Bus:
             InvalidListener, InvalidEvent: the message names the handler and what is expected.
             BusFrozen: the bus has started.
         """
-        self._registration.add(Kind.BROADCAST, handler, ListenerOptions(on_gap=on_gap))
+        self._registration.add(ListenerKind.BROADCAST, handler, ListenerOptions(on_gap=on_gap))
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -305,7 +305,7 @@ class Bus:
         if self._listeners.frozen:
             raise BusFrozen("the bus was started before")
         self._listeners.frozen = True
-        await self._enrolment.start(self.options.connect_timeout)
+        await self._declaration.start(self.options.connect_timeout)
         self._owner.enter()
 
     async def run(self) -> None:
@@ -317,7 +317,7 @@ class Bus:
         """
         self._require_started("run the worker")
         async with self._supervisor.guard():
-            await self._enrolment.done.wait()
+            await self._declaration.done.wait()
             await self.worker().run()
 
     async def watch(self) -> None:
@@ -344,7 +344,7 @@ class Bus:
         """Stop publishing and receiving. The queue and the database stay open: they are the caller's."""
         self._owner.is_here()
         self._owner.leave()
-        await self._enrolment.close()
+        await self._declaration.close()
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -354,7 +354,7 @@ class Bus:
         self._require_started("publish")
         outgoing = self._publisher.outgoing(event, id_, headers)
         outgoing.due_at = due_at
-        refuse_delay(outgoing, self._publisher.registry)
+        refuse_delay(outgoing, self._publisher.subscriptions)
         await self._publisher.publish([outgoing])
         return outgoing.id
 

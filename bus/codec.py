@@ -38,7 +38,7 @@ def frame_name(version: int) -> str:
     return f"frame version {version}"
 
 
-def pack(frame: Frame) -> bytes:
+def encode_frame(frame: Frame) -> bytes:
     """Return the frame's bytes."""
     packed: bytes = _packer.pack(
         (
@@ -55,7 +55,7 @@ def pack(frame: Frame) -> bytes:
     return packed
 
 
-def unpack(body: bytes) -> Frame:
+def decode_frame(body: bytes) -> Frame:
     """Return the frame that `body` holds.
 
     Raises:

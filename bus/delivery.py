@@ -8,6 +8,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from bus.codec import CAUSATION, CORRELATION, Frame
+
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -104,3 +106,19 @@ def log_context(_logger: object, _method: str, entry: MutableMapping[str, Any]) 
     if cause.correlation_id is not None:
         entry.setdefault("correlation_id", cause.correlation_id)
     return entry
+
+
+def delivery_of(frame: Frame, listener: str, attempt: int = 1) -> Delivery:
+    """Return what a handler gets to know about a message that came over the wire."""
+    headers = dict(frame.headers)
+    return Delivery(
+        id=frame.id,
+        event=frame.event,
+        listener=listener,
+        attempt=attempt,
+        published_at=frame.published_at,
+        correlation_id=headers.pop(CORRELATION, frame.id),
+        causation_id=headers.pop(CAUSATION, None),
+        ordering_key=frame.ordering_key,
+        headers=headers,
+    )

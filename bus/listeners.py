@@ -28,7 +28,7 @@ EXPECTED = (
 )
 
 
-class Kind(Enum):
+class ListenerKind(Enum):
     """On which terms a listener gets its events."""
 
     SYNC = "sync"
@@ -42,7 +42,7 @@ class Listener:
     """A registered handler."""
 
     name: str
-    kind: Kind
+    kind: ListenerKind
     handler: Handler
     event_types: tuple[EventType, ...]
     wants_delivery: bool
@@ -58,7 +58,7 @@ class Listener:
     @property
     def durable(self) -> bool:
         """Whether the queue keeps a subscription for it."""
-        return self.kind in {Kind.ASYNC, Kind.ORDERED}
+        return self.kind in {ListenerKind.ASYNC, ListenerKind.ORDERED}
 
     @property
     def events(self) -> frozenset[str]:

@@ -7,10 +7,10 @@ from typing import Protocol
 import msgspec
 import uuid_utils
 
-from bus.codec import CAUSATION, CORRELATION, Frame, pack
+from bus.codec import CAUSATION, CORRELATION, Frame, encode_frame
 from bus.delivery import NO_HEADERS, Cause, Delivery
 from bus.errors import InvalidEvent, PublishRejected
-from bus.registry import Routes
+from bus.listener_table import Routes
 from infra.failures import describe
 from infra.mq import Message
 from infra.mq.limits import check_delay, check_due_at, check_id, check_text, shown
@@ -110,7 +110,7 @@ class Outgoing(msgspec.Struct):
                 headers[CAUSATION] = causation
         if self.headers:
             headers |= self.headers
-        body = pack(Frame(id_, name, event_type.version, key, published_at, headers, payload))
+        body = encode_frame(Frame(id_, name, event_type.version, key, published_at, headers, payload))
         if len(body) > max_body:
             raise PublishRejected(
                 f"{name} has {len(body)} bytes, headers included; at most {max_body} are allowed "

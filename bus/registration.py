@@ -2,21 +2,21 @@
 
 from bus.errors import BusFrozen, InvalidEvent, InvalidListener
 from bus.listener_options import Default, ListenerOptions
-from bus.listeners import Handler, Kind, Listener, default_name, handler_name, inspect_handler
+from bus.listener_table import ListenerTable
+from bus.listeners import Handler, Listener, ListenerKind, default_name, handler_name, inspect_handler
 from bus.options import BusOptions
-from bus.registry import ListenerRegistry
 from infra.mq.limits import check_name
 
 
 class Registration:
-    """Takes listeners into the registry of one bus."""
+    """Adds listeners to the listener table of one bus."""
 
-    def __init__(self, listeners: ListenerRegistry, options: BusOptions, *, has_db: bool) -> None:
+    def __init__(self, listeners: ListenerTable, options: BusOptions, *, has_db: bool) -> None:
         self._listeners = listeners
         self._options = options
         self._has_db = has_db
 
-    def add(self, kind: Kind, handler: Handler, asked: ListenerOptions) -> None:
+    def add(self, kind: ListenerKind, handler: Handler, asked: ListenerOptions) -> None:
         """Register a handler.
 
         Raises:
@@ -31,9 +31,9 @@ class Registration:
         self._refuse_unfit(where, options, is_async=signature.is_async)
         timeout = options.timeout
         if isinstance(timeout, Default):
-            stoppable = signature.is_async or kind is Kind.BROADCAST  # which runs in the loop
+            stoppable = signature.is_async or kind is ListenerKind.BROADCAST  # which runs in the loop
             timeout = self._options.timeout if stoppable else None
-        durable = kind in {Kind.ASYNC, Kind.ORDERED}
+        durable = kind in {ListenerKind.ASYNC, ListenerKind.ORDERED}
         name = options.name or (_default_name(handler, where) if durable else where)
         aliases = tuple(options.aliases)
         if name in aliases:

@@ -18,11 +18,11 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from bus.bus import Bus
-from bus.lane import Lane
 from bus.options import BusOptions
 from bus.outgoing import Outgoing
-from bus.slot import Slot
-from bus.worker import Worker
+from bus.worker.lane import Lane
+from bus.worker.slot import Slot
+from bus.worker.worker import Worker
 from infra.clock import FakeClock
 from infra.db import Database
 from infra.mq import Claim, Consumer, DeadLetter, Settlement
@@ -141,7 +141,7 @@ class BusKit:
     async def _handle(self, running: _Running, claim: Claim) -> int:
         lane = running.lanes[claim.subscription]
         settlements: list[Settlement] = []
-        await running.worker.handling.run(Slot(lane.listener), claim, lane.metrics, settlements.append)
+        await running.worker.executor.run(Slot(lane.listener), claim, lane.metrics, settlements.append)
         await running.consumer.settle(settlements)
         for each in settlements:
             if each.failure is not None:

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Literal
 
-from bus import Bus
-from bus.metrics import BusMetrics, ListenerMetrics
+from bus import Bus, BusMetrics, ListenerMetrics
 from infra.mq import MessageQueue, SubscriptionStats
 from infra.telemetry import Sample
 

@@ -7,16 +7,14 @@ from typing import Any
 import msgspec
 
 from beneath.errors import UsageError
-from bus import Bus
-from bus.events import EventType
-from bus.listeners import Kind, Listener
+from bus import Bus, EventType, Listener, ListenerKind
 from dependencies.sources import nearest
 
 PLACES = {
-    Kind.SYNC: "in the publisher's process and transaction",
-    Kind.ASYNC: "in a worker",
-    Kind.ORDERED: "in a worker, one at a time per ordering key",
-    Kind.BROADCAST: "in every running process, at most once",
+    ListenerKind.SYNC: "in the publisher's process and transaction",
+    ListenerKind.ASYNC: "in a worker",
+    ListenerKind.ORDERED: "in a worker, one at a time per ordering key",
+    ListenerKind.BROADCAST: "in every running process, at most once",
 }
 
 
@@ -75,7 +73,7 @@ def listener_row(each: Listener) -> dict[str, object]:
         "timeout": each.timeout if durable else None,
         "concurrency": each.concurrency if durable else None,
         "once": each.once,
-        "on_exhausted": each.on_exhausted if each.kind is Kind.ORDERED else None,
+        "on_exhausted": each.on_exhausted if each.kind is ListenerKind.ORDERED else None,
         "aliases": list(each.aliases),
         "delays": [each.retry.ceiling(n) for n in range(1, each.retry.max_attempts)] if durable else None,
     }

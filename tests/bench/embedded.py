@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, closing
 from json import dumps
 from pathlib import Path
 
-from bus.codec import unpack
+from bus.codec import decode_frame
 from bus.events import EventType
 from infra.clock import SystemClock
 from infra.db import Database
@@ -97,7 +97,7 @@ class SqliteBench:
                     rows = db.execute(_CLAIM, (subscription, time.time())).fetchall()
                     db.execute("COMMIT")
                     for _, body in rows:
-                        await _handle(decode(unpack(body).payload, 1))
+                        await _handle(decode(decode_frame(body).payload, 1))
                     db.execute("BEGIN IMMEDIATE")
                     db.execute(_DELETE, (dumps([number for number, _ in rows]),))
                     db.execute("COMMIT")

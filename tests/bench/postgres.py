@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it has no types
 
-from bus.codec import unpack
+from bus.codec import decode_frame
 from bus.events import EventType
 from infra.clock import SystemClock
 from infra.db import Database
@@ -71,7 +71,7 @@ class PostgresBench:
                 while left:
                     rows = await db.fetch(_CLAIM, subscription, time.time())
                     for _, body in rows:
-                        await _handle(decode(unpack(body).payload, 1))
+                        await _handle(decode(decode_frame(body).payload, 1))
                     await db.execute(_DELETE, [number for number, _ in rows])
                     left -= len(rows)
                 return time.perf_counter() - began

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from bus.codec import Frame, pack, unpack
+from bus.codec import Frame, decode_frame, encode_frame
 from bus.events import EventType
 from infra.clock import SystemClock
 from infra.db import Database
@@ -49,7 +49,7 @@ class RedisBench:
                 answer: Any = await client.xreadgroup("w", "me", {"bare": ">"}, count=100)
                 entries = answer[0][1]
                 for _, fields in entries:
-                    await _handle(self._decode.decode(unpack(fields[b"b"]).payload, 1))
+                    await _handle(self._decode.decode(decode_frame(fields[b"b"]).payload, 1))
                 ids = [number for number, _ in entries]
                 async with client.pipeline(transaction=False) as pipe:
                     pipe.xack("bare", "w", *ids)
@@ -114,7 +114,7 @@ class RedisBench:
                     answer: Any = await worker.xreadgroup("w", "me", {"bare": ">"}, count=100, block=5000)
                     entries = answer[0][1]
                     for _, fields in entries:
-                        event = self._decode.decode(unpack(fields[b"b"]).payload, 1)
+                        event = self._decode.decode(decode_frame(fields[b"b"]).payload, 1)
                         taken.append(time.perf_counter() - sent[len(taken)])
                         await _handle(event)
                     ids = [number for number, _ in entries]
@@ -142,7 +142,7 @@ class RedisBench:
 
     def _body(self) -> bytes:
         payload = self._decode.encode(Signed())
-        return pack(Frame("0193f0de-5bcd-7b3e-8000-0123456789ab", "Signed", 1, None, time.time(), {}, payload))
+        return encode_frame(Frame("0193f0de-5bcd-7b3e-8000-0123456789ab", "Signed", 1, None, time.time(), {}, payload))
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from bus import Bus, Delivery
-from bus.codec import unpack
+from bus.codec import decode_frame
 from infra.clock import FakeClock
 from infra.db import Database
 from infra.db.migrate import History, upgrade
@@ -136,7 +136,7 @@ class Site:
         numbers: list[int] = []
         while claims := await consumer.fetch({name: 1000}, wait=0):
             for delivery in [delivery for claim in claims for delivery in claim.deliveries]:
-                event = self.buses[0].event_types[delivery.event].decode(unpack(delivery.body).payload, 1)
+                event = self.buses[0].event_types[delivery.event].decode(decode_frame(delivery.body).payload, 1)
                 numbers.append(event.n if isinstance(event, Ticked) else event.amount)
             for claim in claims:
                 if claim.ordered:  # so that the rest of a long mailbox is seen, too

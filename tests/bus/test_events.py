@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus import InvalidEvent, UndecodablePayload, UnknownEvent
-from bus.codec import FRAME_VERSION, Frame, pack, unpack
+from bus.codec import FRAME_VERSION, Frame, decode_frame, encode_frame
 from bus.events import EventType, Upcaster
 from tests.bus.events import SOME_ID
 
@@ -145,7 +145,7 @@ FRAME = Frame("id-1", "UserCreated", 2, "key", 1_700_000_000.5, {"a": "b"}, b"\x
 
 
 def test_frame_is_a_msgpack_array_readable_without_event_classes() -> None:
-    assert msgpack.unpackb(pack(FRAME)) == [
+    assert msgpack.unpackb(encode_frame(FRAME)) == [
         FRAME_VERSION,
         "id-1",
         "UserCreated",
@@ -155,13 +155,13 @@ def test_frame_is_a_msgpack_array_readable_without_event_classes() -> None:
         {"a": "b"},
         b"\x80",
     ]
-    assert unpack(pack(FRAME)) == FRAME
+    assert decode_frame(encode_frame(FRAME)) == FRAME
 
 
 def test_frame_of_a_newer_version_raises_unknown_event() -> None:
     body = msgpack.packb([FRAME_VERSION + 1, "whatever", "comes", "then"])
     with pytest.raises(UnknownEvent, match="newer than this code"):
-        unpack(body)
+        decode_frame(body)
 
 
 @pytest.mark.parametrize(
@@ -177,13 +177,13 @@ def test_frame_of_a_newer_version_raises_unknown_event() -> None:
         msgpack.packb([FRAME_VERSION, 1, 2, 3, 4, 5, 6, 7]),
         msgpack.packb(["one", "id", "event"]),
         msgpack.packb([0, "id", "event"]),
-        pack(FRAME)[:-3],
-        pack(FRAME) + b"x",
+        encode_frame(FRAME)[:-3],
+        encode_frame(FRAME) + b"x",
     ],
 )
 def test_bytes_that_are_no_frame_are_undecodable(body: bytes) -> None:
     with pytest.raises(UndecodablePayload, match="not a message of this bus"):
-        unpack(body)
+        decode_frame(body)
 
 
 @pytest.mark.parametrize("version", [0, -1, -(2**63)])
@@ -201,4 +201,4 @@ def test_event_version_below_one_is_undecodable(version: int) -> None:
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_raise_only_decoding_errors(body: bytes) -> None:
     with contextlib.suppress(UndecodablePayload, UnknownEvent):
-        unpack(body)
+        decode_frame(body)

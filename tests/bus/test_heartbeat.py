@@ -7,9 +7,9 @@ from types import FrameType
 
 import pytest
 
-from bus.heartbeat import Heartbeat
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
+from bus.worker.heartbeat import Heartbeat
 
 
 class Lease:

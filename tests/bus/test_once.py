@@ -9,11 +9,11 @@ from sqlalchemy import text
 from sqlalchemy.dialects import sqlite
 
 from bus import Delivery, Retry
-from bus import inbox as inbox_module
-from bus import worker as worker_module
-from bus.inbox import Inbox, pruning
-from bus.slot import Slot, SlotTask
 from bus.testing import BusKit
+from bus.worker import inbox as inbox_module
+from bus.worker import worker as worker_module
+from bus.worker.inbox import Inbox, pruning
+from bus.worker.slot import Slot, SlotTask
 from infra.clock import FakeClock
 from infra.db import CommitIndeterminate, Database, DatabaseUnavailable
 from infra.db.migrate import History, upgrade
@@ -119,7 +119,7 @@ async def test_only_one_of_two_concurrent_attempts_commits(kit: BusKit, db: Data
     [claim] = await consumer.fetch({"slow": 1}, wait=0)
     settled: list[Settlement] = []
     await asyncio.gather(
-        *(worker.handling.run(Slot(lane.listener), claim, lane.metrics, settled.append) for _ in range(2))
+        *(worker.executor.run(Slot(lane.listener), claim, lane.metrics, settled.append) for _ in range(2))
     )
     assert [each.outcome for each in settled] == [Outcome.DONE, Outcome.DONE]
     assert outcomes == ["went on"]
@@ -149,7 +149,7 @@ async def test_second_attempt_that_suppresses_the_refusal_commits_nothing(
     [claim] = await consumer.fetch({"careless": 1}, wait=0)
     settled: list[Settlement] = []
     await asyncio.gather(
-        *(worker.handling.run(Slot(lane.listener), claim, lane.metrics, settled.append) for _ in range(2))
+        *(worker.executor.run(Slot(lane.listener), claim, lane.metrics, settled.append) for _ in range(2))
     )
     assert [each.outcome for each in settled] == [Outcome.DONE, Outcome.DONE]
     async with db.read() as session:
@@ -233,7 +233,7 @@ async def test_cancellation_after_commit_leaves_the_delivery_done(kit: BusKit, d
     [claim] = await kit.consumer.fetch({"l": 1}, wait=0)
     settled: list[Settlement] = []
     slot = Slot(lane.listener)
-    slot.task = SlotTask(slot, worker.handling.run(slot, claim, lane.metrics, settled.append))
+    slot.task = SlotTask(slot, worker.executor.run(slot, claim, lane.metrics, settled.append))
     await witness.committed.wait()
     if by == "stop":
         slot.stop()
@@ -278,9 +278,9 @@ async def test_committed_delivery_with_repeated_process_deaths_is_no_dead_letter
     name, lane = next((name, lane) for name, lane in worker.lanes().items() if lane.listener.once)
     settled: list[Settlement] = []
     [claim] = await kit.consumer.fetch({name: 1}, wait=0)
-    await worker.handling.run(Slot(lane.listener), claim, lane.metrics, settled.append)
+    await worker.executor.run(Slot(lane.listener), claim, lane.metrics, settled.append)
     claim.deliveries[0].crashes = 3  # as if each settlement had been lost with its process
-    await worker.handling.run(Slot(lane.listener), claim, lane.metrics, settled.append)
+    await worker.executor.run(Slot(lane.listener), claim, lane.metrics, settled.append)
     assert ([each.outcome for each in settled], ledger.attempts) == ([Outcome.DONE, Outcome.DONE], 1)
 
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Executable, StaticPool, create_engine
 from sqlalchemy.dialects import sqlite
 
-from bus import outbox
+from bus.publishing import outbox
 from tests.contract.sqlite_harness import migrate
 
 FEW, MANY = 1_000, 100_000

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from bus import Bus, BusFrozen, Delivery, InvalidEvent, InvalidListener, Kind, Retry
+from bus import Bus, BusFrozen, Delivery, InvalidEvent, InvalidListener, ListenerKind, Retry
 from bus.testing import BusKit
 from infra.clock import FakeClock
 from infra.mq.drivers.memory import MemoryQueue
@@ -53,7 +53,12 @@ def test_the_default_name_is_the_service_package_and_the_method(bus: Bus) -> Non
 def test_listener_options_have_documented_defaults(bus: Bus) -> None:
     bus.add_async_listener(Service().on_created)
     listener = bus.listeners[0]
-    assert (listener.kind, listener.timeout, listener.concurrency, listener.once) == (Kind.ASYNC, 60.0, 16, False)
+    assert (listener.kind, listener.timeout, listener.concurrency, listener.once) == (
+        ListenerKind.ASYNC,
+        60.0,
+        16,
+        False,
+    )
     assert listener.retry == Retry(max_attempts=10, min_delay=1.0, max_delay=900.0, factor=2.0, jitter="full")
 
 
@@ -131,7 +136,7 @@ def test_functions_lambdas_and_partials_need_a_name(bus: Bus) -> None:
 
 def test_a_sync_listener_needs_no_name(bus: Bus) -> None:
     bus.add_sync_listener(module_level)
-    assert bus.listeners[0].kind is Kind.SYNC
+    assert bus.listeners[0].kind is ListenerKind.SYNC
 
 
 def test_listener_registered_twice_is_refused_by_name(bus: Bus) -> None:
@@ -153,7 +158,7 @@ def test_one_handler_may_be_sync_and_async_listener(bus: Bus) -> None:
     service = Service()
     bus.add_sync_listener(service.on_created)
     bus.add_async_listener(service.on_created)
-    assert [each.kind for each in bus.listeners] == [Kind.SYNC, Kind.ASYNC]
+    assert [each.kind for each in bus.listeners] == [ListenerKind.SYNC, ListenerKind.ASYNC]
 
 
 def test_two_classes_with_one_wire_name_are_refused(bus: Bus) -> None:

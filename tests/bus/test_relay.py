@@ -10,9 +10,10 @@ from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
 from bus import Bus, CancelFailed
-from bus.broadcast_relay import MAX_FRAMES
-from bus.outbox import GROUP, GROUP_BYTES, OUTBOX, Entry, Kind, Outbox
-from bus.relay import LEASE
+from bus.publishing.broadcast_relay import MAX_FRAMES
+from bus.publishing.outbox import GROUP, GROUP_BYTES, OUTBOX, Outbox
+from bus.publishing.outbox_entries import Entry, EntryKind
+from bus.publishing.relay import LEASE
 from infra.clock import FakeClock
 from infra.db import Database
 from infra.mq import Message, QueueIndeterminate, QueueRejected, QueueUnavailable
@@ -661,7 +662,7 @@ async def test_only_delayed_messages_are_claimed_before_sending(site: Site) -> N
     bus = await site.process()
     entries = [
         Entry(n, kind, f"{n}", Message(id=f"{n}", event="clock.ticked", body=b"x", published_at=1.0, due_at=None))
-        for n, kind in enumerate((Kind.PUBLISH, Kind.DIRECT), 1)
+        for n, kind in enumerate((EntryKind.PUBLISH, EntryKind.DIRECT), 1)
     ]
     async with site.db.write_lock():  # a statement would wait for it
         assert await Outbox(site.db, site.clock).claim("sender", entries) == entries

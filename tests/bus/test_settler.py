@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.exc import DataError, OperationalError, StatementError
 
 from bus.metrics import BusMetrics
-from bus.settler import UNSTORABLE, Settler
+from bus.worker.settler import UNSTORABLE, Settler
 from infra.clock import FakeClock
 from infra.mq import Claim, Delivery, Failure, Outcome, QueueClosed, QueueRejected, QueueUnavailable, Settlement
 

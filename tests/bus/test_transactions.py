@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from bus import Bus, BusError, Delivery, InvalidEvent, PublishRejected
-from bus.codec import unpack
+from bus.codec import decode_frame
 from infra.clock import FakeClock
 from infra.db import Database, DatabaseUnavailable, TransactionNotOwned, TransactionRolledBack
 from infra.db.migrate import History, upgrade
@@ -244,7 +244,7 @@ async def test_events_of_one_transaction_keep_their_publish_order(home: Home) ->
     consumer = await home.mq.consumer(WorkerInfo(id="reader", subscriptions=frozenset({"note"})))
     [claim] = await consumer.fetch({"note": 10}, wait=0)
     event_type = home.bus.event_types["Deposited"]
-    frames = [unpack(delivery.body) for delivery in claim.deliveries]
+    frames = [decode_frame(delivery.body) for delivery in claim.deliveries]
     assert [event_type.decode(each.payload, 1).amount for each in frames] == [1, 2, 3]
     await consumer.close()
 

@@ -30,7 +30,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="context-of-a-delivery-reaches-the-next",
         kind=1,
-        file="bus/handling.py",
+        file="bus/worker/executor.py",
         old="        context = contextvars.copy_context()\n",
         new='        context = self.__dict__.setdefault("context", contextvars.copy_context())\n',
         tests=("tests/bus/test_outcomes.py",),
@@ -38,7 +38,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="cancellation-of-a-delivery-reaches-the-next",
         kind=1,
-        file="bus/handling.py",
+        file="bus/worker/executor.py",
         old="            await _absorb_cancellation(task)\n",
         new="            pass\n",
         tests=("tests/bus/test_outcomes.py",),
@@ -46,7 +46,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="cancellation-left-behind-reaches-the-next",
         kind=1,
-        file="bus/slot.py",
+        file="bus/worker/slot.py",
         old="        if self.delivery is None or self._has_ended(delivery):\n            return False\n",
         new="",
         tests=("tests/bus/test_cancelled_handlers.py",),
@@ -54,7 +54,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="handler-cancelled-by-another-is-charged",
         kind=1,
-        file="bus/outcomes.py",
+        file="bus/worker/outcomes.py",
         old="    if slot.disturbed and isinstance(",
         new="    if slot.stopping and isinstance(",
         tests=("tests/bus/test_cancelled_handlers.py",),
@@ -78,7 +78,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="stop-charges-an-error-in-place-of-its-cancellation",
         kind=1,
-        file="bus/outcomes.py",
+        file="bus/worker/outcomes.py",
         old="    if slot.is_stopping:\n        return None",
         new="    if slot.is_stopping and isinstance(error, asyncio.CancelledError):\n        return None",
         tests=("tests/bus/test_outcomes.py",),
@@ -86,7 +86,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="timeout-is-not-seen-behind-another-error",
         kind=1,
-        file="bus/outcomes.py",
+        file="bus/worker/outcomes.py",
         old="    if slot.timed_out:\n        timeout =",
         new="    if slot.timed_out and isinstance(error, asyncio.CancelledError):\n        timeout =",
         tests=("tests/bus/test_outcomes.py",),
@@ -102,7 +102,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="error-text-is-not-made-storable",
         kind=1,
-        file="bus/outcomes.py",
+        file="bus/worker/outcomes.py",
         old="error=storable_text(describe(error), MAX_ERROR_BYTES)",
         new="error=describe(error)",
         tests=("tests/bus/test_outcomes.py",),
@@ -110,7 +110,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="retry-policy-is-trusted",
         kind=1,
-        file="bus/outcomes.py",
+        file="bus/worker/outcomes.py",
         old='check_delay(delay, "what Retry.delay() returns")',
         new="delay",
         tests=("tests/bus/test_outcomes.py",),
@@ -118,7 +118,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="exit-is-a-plain-failure",
         kind=1,
-        file="bus/outcomes.py",
+        file="bus/worker/outcomes.py",
         old="    slot.exit = exit_in(error)\n",
         new="    slot.exit = None\n",
         tests=("tests/bus/test_exits.py",),
@@ -126,7 +126,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="exit-gives-its-delivery-back",
         kind=1,
-        file="bus/session.py",
+        file="bus/worker/session.py",
         old="            self._consumer.abandon()  # as after a kill",
         new="            pass  # as after a kill",
         tests=("tests/bus/test_exits.py",),
@@ -134,7 +134,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="committed-handler-is-given-up",
         kind=1,
-        file="bus/handling.py",
+        file="bus/worker/executor.py",
         old="            if committed:\n",
         new="            if committed and delivery.crashes < 0:\n",
         tests=("tests/bus/test_once.py",),
@@ -142,7 +142,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="cancellation-after-commit-fails-the-delivery",
         kind=1,
-        file="bus/inbox.py",
+        file="bus/worker/inbox.py",
         old="        self._committed()\n",
         new="        pass\n",
         tests=("tests/bus/test_once.py",),
@@ -150,7 +150,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="wrapped-handler-is-not-awaited",
         kind=1,
-        file="bus/calling.py",
+        file="bus/worker/caller.py",
         old="        if isawaitable(ended.result):",
         new="        if ended.result is self:",
         tests=("tests/bus/test_outcomes.py",),
@@ -166,7 +166,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="delivery-begins-after-an-exit",
         kind=1,
-        file="bus/session.py",
+        file="bus/worker/session.py",
         old="            not self._is_ending() and not self",
         new="            not self._stopping.is_set() and not self",
         tests=("tests/bus/hostile/test_hostile.py", "-k", "any_sequence_of_hostile_handlers"),
@@ -174,7 +174,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="thread-that-cannot-start-is-a-failure",
         kind=1,
-        file="bus/outcomes.py",
+        file="bus/worker/outcomes.py",
         old="        case NoThread():",
         new="        case NoThread() if slot.stopping:",
         tests=("tests/bus/test_outcomes.py",),
@@ -182,7 +182,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="rejected-settlement-holds-up-the-others",
         kind=4,
-        file="bus/settler.py",
+        file="bus/worker/settler.py",
         old="        if isinstance(error, TRANSIENT) and not is_final(error):",
         new="        if isinstance(error, Exception):",
         tests=("tests/bus/test_settler.py",),
@@ -206,7 +206,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="settler-waits-for-new-work-when-it-begins-again",
         kind=6,
-        file="bus/settler.py",
+        file="bus/worker/settler.py",
         old="            await self.drain()\n            await self._wanted.wait()",
         new="            await self._wanted.wait()\n            await self.drain()",
         tests=("tests/bus/test_settler.py",),
@@ -262,7 +262,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="stop-is-lost-in-a-failure",
         kind=6,
-        file="bus/worker.py",
+        file="bus/worker/worker.py",
         old="                    if task is not None and task.cancelling() > cancelled_before:\n",
         new="                    if task is None:\n",
         tests=("tests/bus/test_worker_failures.py",),
@@ -271,14 +271,14 @@ MUTANTS: tuple[Mutant, ...] = (
         name="broadcast-listener-may-hang-for-ever",
         kind=11,
         file="bus/broadcasts.py",
-        old="self._clock.wait(ended, listener.timeout or FOREVER)",
-        new="self._clock.wait(ended, FOREVER)",
+        old="self._clock.wait(ended, listener.timeout or math.inf)",
+        new="self._clock.wait(ended, math.inf)",
         tests=("tests/bus/test_broadcast.py",),
     ),
     Mutant(
         name="free-slots-are-counted-twice",
         kind=11,
-        file="bus/lane.py",
+        file="bus/worker/lane.py",
         old="        return max(0, len(self.waiting) - len(self.opening))",
         new="        return len(self.waiting)",
         tests=("tests/bus/test_worker.py",),
@@ -366,7 +366,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="error-of-a-handler-in-a-thread-is-lost",
         kind=1,
-        file="bus/calling.py",
+        file="bus/worker/caller.py",
         old="        if ended.error is not None:",
         new="        if ended.error is None and ended.result is ...:",
         tests=("tests/bus/test_worker.py", "tests/bus/test_outcomes.py"),
@@ -374,7 +374,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="shutdown-is-charged-as-a-failure",
         kind=1,
-        file="bus/slot.py",
+        file="bus/worker/slot.py",
         old="return self.stopping or self.is_worker_ending()",
         new="return False",
         tests=("tests/bus/test_worker.py", "tests/bus/test_outcomes.py"),
@@ -382,7 +382,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="rejected-settlement-holds-its-batch",
         kind=4,
-        file="bus/settler.py",
+        file="bus/worker/settler.py",
         old="        elif len(batch) > 1:",
         new="        elif len(batch) > 1000:",
         tests=("tests/bus/test_settler.py",),
@@ -390,7 +390,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="outbox-row-that-is-refused-holds-its-group",
         kind=4,
-        file="bus/outbox_sender.py",
+        file="bus/publishing/outbox_sender.py",
         old="return isinstance(error, FINAL) or not isinstance(error, PASSING)",
         new="return False",
         tests=("tests/bus/test_relay.py",),
@@ -398,7 +398,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="right-to-send-goes-by-the-wall-clock",
         kind=7,
-        file="bus/sending_right.py",
+        file="bus/publishing/sending_right.py",
         old="return now - self._seen_at >= seconds",
         new="return held_until < self._clock.time()",
         tests=("tests/bus/test_relay.py",),
@@ -454,7 +454,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="group-of-the-relay-is-not-bounded-in-bytes",
         kind=8,
-        file="bus/outbox.py",
+        file="bus/publishing/outbox.py",
         old="sized.c.upto <= GROUP_BYTES",
         new="sized.c.upto >= 0",
         tests=("tests/bus/test_relay.py",),
@@ -462,7 +462,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="lost-registration-is-not-restored",
         kind=9,
-        file="bus/enrolment.py",
+        file="bus/declaration.py",
         old="            await self._clock.sleep(REDECLARE_EVERY)\n            await self._declare()",
         new="            await self._clock.sleep(REDECLARE_EVERY)",
         tests=("tests/bus/test_outbox.py",),
@@ -470,7 +470,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="outbox-rows-are-looked-up-by-their-kind",
         kind=8,
-        file="bus/outbox.py",
+        file="bus/publishing/outbox.py",
         old='    return (rows.c.kind + "").in_(kinds)\n',
         new="    return rows.c.kind.in_(kinds)\n",
         tests=("tests/bus/test_outbox_growth.py",),
@@ -478,7 +478,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="registry-without-its-own-listeners-is-trusted",
         kind=9,
-        file="bus/registry_copy.py",
+        file="bus/publishing/subscription_cache.py",
         old="        if complete:\n",
         new="        if True:\n",
         tests=("tests/bus/test_outbox.py", "-k", "listeners_of_their_process"),
@@ -486,9 +486,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="former-names-are-not-declared",
         kind=9,
-        file="bus/enrolment.py",
-        old="aliases=each.aliases)",
-        new="aliases=())",
+        file="bus/declaration.py",
+        old="aliases=each.aliases\n",
+        new="aliases=()\n",
         tests=("tests/simulation", "-k", "every_guarantee"),
     ),
     Mutant(
@@ -502,7 +502,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="relay-sends-what-its-row-may-have-sent",
         kind=10,
-        file="bus/relay.py",
+        file="bus/publishing/relay.py",
         old="            if committed_at > oldest:",
         new="            if committed_at > oldest - 1e9:",
         tests=("tests/bus/test_relay.py",),
@@ -510,7 +510,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="cancellation-forgets-what-is-just-being-sent",
         kind=10,
-        file="bus/outbox.py",
+        file="bus/publishing/outbox.py",
         old="        if (await transaction.session.scalars(query)).first() is not None:\n            return False\n",
         new="",
         tests=("tests/bus/test_relay.py", "-k", "several_senders"),
@@ -518,7 +518,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="outbox-row-is-accepted-again-after-the-window",
         kind=10,
-        file="bus/outbox.py",
+        file="bus/publishing/outbox.py",
         old="        accepted_since=row.created_at - CLOCK_MARGIN,",
         new="",
         tests=("tests/bus/test_outbox.py", "-k", "cleanup"),
@@ -534,7 +534,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="relay-does-not-note-what-it-is-about-to-send",
         kind=10,
-        file="bus/outbox.py",
+        file="bus/publishing/outbox.py",
         old="        delayed = [each for each in entries if each.is_delayed]\n        if not delayed:",
         new="        delayed = [each for each in entries if each.is_delayed]\n        if True:",
         tests=("tests/bus/test_relay.py", "-k", "event_being_sent or several_senders"),
@@ -542,7 +542,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="cancelled-event-stays-in-the-outbox",
         kind=10,
-        file="bus/outbox.py",
+        file="bus/publishing/outbox.py",
         old="            await transaction.session.execute(_WITHDRAW.where(OUTBOX.c.message_id.in_(cancelled)))",
         new="            pass",
         tests=("tests/bus/test_relay.py", "-k", "after_a_long_outage"),
@@ -550,7 +550,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="settlement-that-never-succeeds-holds-up-the-others",
         kind=11,
-        file="bus/settler.py",
+        file="bus/worker/settler.py",
         old="            self._move_to_the_end(batch[0].claim)\n",
         new="",
         tests=("tests/bus/test_settler.py",),
@@ -566,7 +566,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="handlers-begin-without-a-lease",
         kind=6,
-        file="bus/session.py",
+        file="bus/worker/session.py",
         old=" and self._clock.monotonic() < self._consumer.valid_until",
         new="",
         tests=("tests/bus/test_worker.py", "tests/simulation"),
@@ -574,7 +574,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="outbox-rows-are-sent-without-deduplication",
         kind=10,
-        file="bus/outbox.py",
+        file="bus/publishing/outbox.py",
         old="        dedupe=True,",
         new="        dedupe=False,",
         tests=("tests/simulation", "-k", "every_guarantee"),

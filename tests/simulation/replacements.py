@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable, Collection
 from types import FrameType
 
-from bus import threads
 from bus.listeners import Listener
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
-from bus.slot import Slot
-from bus.threads import Ended, ThreadPool
+from bus.worker import threads
+from bus.worker.slot import Slot
+from bus.worker.threads import Ended, ThreadPool
 from infra.mq import Consumer
 from tests.simulation.loop import PROCESS, SimulatedLoop
 

@@ -13,8 +13,8 @@ from typing import Any
 import structlog
 import uuid_utils
 
-import bus.session
-import bus.worker
+import bus.worker.session
+import bus.worker.worker
 import infra.db.sqlite
 from tests.simulation.database import InlineConnection
 from tests.simulation.loop import EPOCH, PROCESS, Process, SimulatedLoop
@@ -114,9 +114,9 @@ _REPLACED = (
     (uuid, "uuid4", _uuid4),
     (uuid_utils, "uuid7", _uuid7),
     (asyncio.Event, "__hash__", _numbered),
-    (bus.session, "Slot", NumberedSlot),
-    (bus.session, "Heartbeat", SimulatedHeartbeat),
-    (bus.worker, "ThreadPool", SimulatedThreads),
+    (bus.worker.session, "Slot", NumberedSlot),
+    (bus.worker.session, "Heartbeat", SimulatedHeartbeat),
+    (bus.worker.worker, "ThreadPool", SimulatedThreads),
     (infra.db.sqlite, "SQLiteConnection", InlineConnection),
     (infra.db.sqlite, "BUSY_SLICE", 0.0),  # SQLite would wait in the thread that is to release the lock
 )

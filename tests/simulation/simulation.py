@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from bus.enrolment import REDECLARE_EVERY
+from bus.declaration import REDECLARE_EVERY
 from infra.mq import REGISTRY_TTL
 from tests.simulation import invariants
 from tests.simulation.faults import Faults

@@ -7,9 +7,10 @@ from typing import NoReturn
 
 from sqlalchemy import text
 
-from bus.outbox import Entry, Kind, Outbox
-from bus.outbox_sender import OutboxSender
-from bus.relay import Relay
+from bus.publishing.outbox import Outbox
+from bus.publishing.outbox_entries import Entry, EntryKind
+from bus.publishing.outbox_sender import OutboxSender
+from bus.publishing.relay import Relay
 from infra.db import Transaction
 from infra.mq import Message
 from tests.torture.events import Job, Step
@@ -45,7 +46,7 @@ def before_commit() -> None:
     put = Outbox.put
 
     async def put_and_die(
-        self: Outbox, transaction: Transaction, messages: Sequence[tuple[Kind, Message]], cancelled: Sequence[str]
+        self: Outbox, transaction: Transaction, messages: Sequence[tuple[EntryKind, Message]], cancelled: Sequence[str]
     ) -> NoReturn:
         await put(self, transaction, messages, cancelled)
         die()

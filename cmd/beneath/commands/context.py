@@ -52,7 +52,7 @@ def options_of(context: typer.Context) -> SettingsOptions:
 
 def settings_of(options: SettingsOptions) -> "Settings":
     """Load the settings and configure logging by them."""
-    from bus.delivery import log_context
+    from bus import log_context
     from dependencies import load_settings
     from infra.logging import configure_logging
 

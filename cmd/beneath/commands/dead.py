@@ -153,11 +153,10 @@ def _contents(body: bytes) -> dict[str, object]:
     """Return the parts of a message that can be decoded without its event class."""
     import msgpack
 
-    from bus import BusError
-    from bus.codec import unpack
+    from bus import BusError, decode_frame
 
     try:
-        frame = unpack(body)
+        frame = decode_frame(body)
         payload = msgpack.unpackb(frame.payload, timestamp=3, strict_map_key=False, object_pairs_hook=_with_text_keys)
         str(payload)
     except (BusError, ValueError, OverflowError, RecursionError, msgpack.UnpackException):

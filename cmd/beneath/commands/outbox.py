@@ -9,7 +9,7 @@ import typer
 from beneath.commands.context import JsonOption, container_of, print_json, print_table, run
 
 if TYPE_CHECKING:
-    from bus.rejected_rows import RejectedRow, RejectedRows
+    from bus import RejectedRow, RejectedRows
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ def _in_outbox(context: typer.Context, work: "Callable[[RejectedRows], Awaitable
 
     async def opened() -> T:
         from beneath.application import open_database
-        from bus.rejected_rows import RejectedRows
+        from bus import RejectedRows
 
         async with open_database(container) as db:
             return await work(RejectedRows(db))

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import text
 
-from bus.outbox import Kind, Outbox
+from bus.publishing.outbox import Outbox
+from bus.publishing.outbox_entries import EntryKind
 from infra.clock import FakeClock
 from infra.db import Database
 from infra.mq import Message
@@ -31,7 +32,7 @@ def delayed(message_id: str) -> Message:
 async def test_row_being_cancelled_in_a_transaction_delays_no_other_row(db: Database) -> None:
     outbox = Outbox(db, FakeClock())
     async with db.transaction() as transaction:
-        await outbox.put(transaction, [(Kind.PUBLISH, delayed("a")), (Kind.PUBLISH, delayed("b"))], [])
+        await outbox.put(transaction, [(EntryKind.PUBLISH, delayed("a")), (EntryKind.PUBLISH, delayed("b"))], [])
     entries = await outbox.carried(10)
     async with db.transaction() as transaction:
         assert await outbox.take_back(transaction, "a")

@@ -12,12 +12,13 @@ from random import Random
 import structlog
 
 from bus.errors import Discard, RetryLater, UndecodablePayload, UnknownEvent
-from bus.inbox import AlreadyHandled
+from bus.handler_calls import exit_in
 from bus.listeners import DEFAULT_RETRY
 from bus.metrics import ListenerMetrics
-from bus.slot import Slot
-from bus.threads import NoThread
-from infra.failures import MAX_TRACEBACK, class_name, describe, members, render_traceback
+from bus.worker.inbox import AlreadyHandled
+from bus.worker.slot import Slot
+from bus.worker.threads import NoThread
+from infra.failures import MAX_TRACEBACK, class_name, describe, render_traceback
 from infra.mq import Claim, Delivery, Failure, Outcome, Settlement
 from infra.mq.limits import check_delay, storable_text
 
@@ -169,19 +170,6 @@ def _retry_delay(attempt: Attempt, failures: int, random: Random) -> float | Non
     except BaseException as error:  # noqa: BLE001 - a subclass may raise anything, and must not end the worker
         attempt.log("error", "retry policy failed", listener=listener.name, error=describe(error))
         return DEFAULT_RETRY.delay(failures, random)
-
-
-def exit_in(error: BaseException) -> BaseException | None:
-    """Return the SystemExit or KeyboardInterrupt that `error` is, or that a group has in it."""
-    pending, seen = [error], set[int]()
-    while pending:
-        each = pending.pop()
-        if issubclass(type(each), SystemExit | KeyboardInterrupt):
-            return each
-        if issubclass(type(each), BaseExceptionGroup) and id(each) not in seen:
-            seen.add(id(each))
-            pending += members(each)
-    return None
 
 
 def _reason(slot: Slot, error: BaseException) -> BaseException:

@@ -4,7 +4,7 @@ from collections import deque
 
 from bus.listeners import Listener
 from bus.metrics import ListenerMetrics
-from bus.slot import Slot
+from bus.worker.slot import Slot
 from infra.mq import Claim
 
 

@@ -1,8 +1,6 @@
 """The outbox: what a transaction publishes to a queue that is not in its database, kept until the queue has it."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -35,7 +33,8 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.sql.elements import BindParameter
 
-from bus.sending_right import SendingRight
+from bus.publishing.outbox_entries import Entry, EntryKind, Pending, Standing
+from bus.publishing.sending_right import SendingRight
 from infra.clock import Clock
 from infra.db import Database, Transaction
 from infra.mq import Message
@@ -75,72 +74,6 @@ MAX_ERROR_BYTES = 2_000
 """How much is kept of the reason why the queue refused a row."""
 
 
-class Kind(StrEnum):
-    """What the queue is to be told."""
-
-    PUBLISH = "publish"
-    """A message that only the relay sends, in the order of the rows: an ordered one, or one with an id of its caller's.
-
-    The latter may follow a cancellation of the same id, and must not overtake it.
-    """
-
-    DIRECT = "direct"
-    """A message that the committing process sends at once; the relay sends what such a process left."""
-
-    CANCEL = "cancel"
-    REJECTED = "rejected"
-    """A message that the queue refuses for good, kept for `beneath bus outbox`."""
-
-
-class Standing(StrEnum):
-    """What the rows of one message id say."""
-
-    SCHEDULED = "scheduled"
-    """It is delayed, and not sent yet."""
-
-    CANCELLED = "cancelled"
-    """The queue is still to be told that it is cancelled."""
-
-    REJECTED = "rejected"
-    """It is delayed, and the queue refused it."""
-
-    DUE = "due"
-    """It was never delayed, or is due: it can no longer be cancelled."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One row: a message to publish, or the id of one to cancel."""
-
-    id: int
-    """The row's; 0 where it was just written. One of kind DIRECT is told by its message's id, which is new."""
-
-    kind: Kind
-    message_id: str
-    message: Message | None
-
-    @property
-    def key(self) -> int | str:
-        """What tells it from all other rows."""
-        return self.message_id if self.kind is Kind.DIRECT else self.id
-
-    @property
-    def is_delayed(self) -> bool:
-        """Whether it is a message with a due time, which may be cancelled."""
-        return self.message is not None and self.message.due_at is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pending:
-    """What there is to send, as cheaply as it can be found out."""
-
-    cancellations: bool
-    carried: bool
-    first_direct: int | None
-    last_direct: int | None
-    """The lowest and the highest id of the rows that their process sends."""
-
-
 class Outbox:
     """The rows, and the right to send them. They are sent in the order of their ids, and deleted when sent.
 
@@ -156,14 +89,14 @@ class Outbox:
         self.release = right.release
 
     async def put(
-        self, transaction: Transaction, messages: Sequence[tuple[Kind, Message]], cancelled: Sequence[str]
+        self, transaction: Transaction, messages: Sequence[tuple[EntryKind, Message]], cancelled: Sequence[str]
     ) -> list[Entry]:
         """Write cancellations, then messages, into the transaction; return the messages as entries without row ids."""
         now = self._clock.time()
         # Cancellations first: an id that is cancelled and published again in one transaction is published in the end.
         if cancelled:
             await transaction.session.execute(_WITHDRAW.where(OUTBOX.c.message_id.in_(cancelled)))
-        rows = [_row(Kind.CANCEL, each, now, None) for each in cancelled]
+        rows = [_row(EntryKind.CANCEL, each, now, None) for each in cancelled]
         rows += [_row(kind, each.id, now, each) for kind, each in messages]
         await transaction.session.execute(_INSERT, rows)
         return [Entry(0, kind, each.id, each) for kind, each in messages]
@@ -175,10 +108,10 @@ class Outbox:
         standing: Standing | None = None
         async with self._db.read() as session:
             for kind, due_at in (await session.execute(query)).all():
-                if kind == Kind.CANCEL:
+                if kind == EntryKind.CANCEL:
                     standing = Standing.CANCELLED
                 elif due_at is not None and due_at > now:
-                    standing = Standing.REJECTED if kind == Kind.REJECTED else Standing.SCHEDULED
+                    standing = Standing.REJECTED if kind == EntryKind.REJECTED else Standing.SCHEDULED
                 else:
                     standing = standing or Standing.DUE
         return standing
@@ -208,8 +141,8 @@ class Outbox:
 
     async def remove(self, entries: Collection[Entry]) -> None:
         """Delete rows that the queue has."""
-        direct = [each.message_id for each in entries if each.kind is Kind.DIRECT]
-        others = [each.id for each in entries if each.kind is not Kind.DIRECT]
+        direct = [each.message_id for each in entries if each.kind is EntryKind.DIRECT]
+        others = [each.id for each in entries if each.kind is not EntryKind.DIRECT]
         async with self._db.transaction() as transaction:
             if direct:
                 await transaction.session.execute(_REMOVE_DIRECT, {"ids": direct})
@@ -219,8 +152,8 @@ class Outbox:
     async def set_aside(self, entry: Entry, error: str) -> None:
         """Keep a row that the queue refuses out of the way of the others, with the reason."""
         direct = OUTBOX.c.message_id == entry.message_id, _IS_DIRECT
-        where = direct if entry.kind is Kind.DIRECT else (OUTBOX.c.id == entry.id,)
-        values = {"kind": Kind.REJECTED.value, "error": storable_text(error, MAX_ERROR_BYTES)}
+        where = direct if entry.kind is EntryKind.DIRECT else (OUTBOX.c.id == entry.id,)
+        values = {"kind": EntryKind.REJECTED.value, "error": storable_text(error, MAX_ERROR_BYTES)}
         async with self._db.transaction() as transaction:
             await transaction.session.execute(update(OUTBOX).where(*where).values(values))
 
@@ -259,7 +192,7 @@ class Outbox:
     async def withdraw(self, transaction: Transaction, message_id: str) -> None:
         """Delete, in the transaction, what the queue refused under an id."""
         await transaction.session.execute(
-            delete(OUTBOX).where(OUTBOX.c.message_id == message_id, _is_of(OUTBOX, Kind.REJECTED))
+            delete(OUTBOX).where(OUTBOX.c.message_id == message_id, _is_of(OUTBOX, EntryKind.REJECTED))
         )
 
     async def time(self) -> float:
@@ -298,14 +231,14 @@ def _bounded(ids: Select[int]) -> Select[*tuple[object, ...]]:
     return select(OUTBOX).join(sized, sized.c.id == OUTBOX.c.id).where(fits).order_by(OUTBOX.c.id)
 
 
-def _earlier(*kinds: Kind) -> ColumnElement[bool]:
+def _earlier(*kinds: EntryKind) -> ColumnElement[bool]:
     """Return whether an earlier row of the same message id has one of `kinds`."""
     earlier = OUTBOX.alias("earlier")
     same = earlier.c.message_id == OUTBOX.c.message_id
     return exists(select(literal(1)).where(same, _is_of(earlier, *kinds), earlier.c.id < OUTBOX.c.id))
 
 
-def _is_of(rows: FromClause, *kinds: Kind) -> ColumnElement[bool]:
+def _is_of(rows: FromClause, *kinds: EntryKind) -> ColumnElement[bool]:
     """Return whether a row that is found by an id is of one of `kinds`.
 
     The expression keeps SQLite from looking in the index of kinds instead, where all that wait may be of one kind.
@@ -313,7 +246,7 @@ def _is_of(rows: FromClause, *kinds: Kind) -> ColumnElement[bool]:
     return (rows.c.kind + "").in_(kinds)
 
 
-def _any(kind: Kind) -> ScalarSelect[int]:
+def _any(kind: EntryKind) -> ScalarSelect[int]:
     return select(literal(1)).where(OUTBOX.c.kind == kind.value).limit(1).scalar_subquery()
 
 
@@ -321,16 +254,16 @@ _TIME: dict[str, Select[Any]] = {
     "postgresql": select(extract("epoch", func.clock_timestamp())),
     "sqlite": select((func.julianday("now") - 2440587.5) * 86400.0),
 }
-_DIRECT = OUTBOX.c.kind == Kind.DIRECT.value
-_IS_DIRECT = _is_of(OUTBOX, Kind.DIRECT)
+_DIRECT = OUTBOX.c.kind == EntryKind.DIRECT.value
+_IS_DIRECT = _is_of(OUTBOX, EntryKind.DIRECT)
 _INSERT = insert(OUTBOX)
 _PENDING = select(
-    _any(Kind.CANCEL),
-    _any(Kind.PUBLISH),
+    _any(EntryKind.CANCEL),
+    _any(EntryKind.PUBLISH),
     select(func.min(OUTBOX.c.id)).where(_DIRECT).scalar_subquery(),
     select(func.max(OUTBOX.c.id)).where(_DIRECT).scalar_subquery(),
 )
-_WAITING = (Kind.CANCEL.value, Kind.PUBLISH.value, Kind.DIRECT.value)
+_WAITING = (EntryKind.CANCEL.value, EntryKind.PUBLISH.value, EntryKind.DIRECT.value)
 _COUNT = select(func.count()).where(OUTBOX.c.kind.in_(_WAITING))
 """Counts in an index: however many rows wait, none of them is read."""
 
@@ -338,19 +271,21 @@ _FIRST = [select(func.min(OUTBOX.c.id)).where(OUTBOX.c.kind == kind).scalar_subq
 _OLDEST = select(func.min(OUTBOX.c.created_at)).where(OUTBOX.c.id.in_(_FIRST))
 _CANCELLATIONS = (
     select(OUTBOX)
-    .where(OUTBOX.c.kind == Kind.CANCEL.value, ~_earlier(Kind.PUBLISH, Kind.DIRECT))
+    .where(OUTBOX.c.kind == EntryKind.CANCEL.value, ~_earlier(EntryKind.PUBLISH, EntryKind.DIRECT))
     .order_by(OUTBOX.c.id)
     .limit(bindparam("limit", type_=Integer()))
 )
-_CARRIED = _bounded(select(OUTBOX.c.id).where(OUTBOX.c.kind == Kind.PUBLISH.value)).add_columns(
-    _earlier(Kind.CANCEL).label("waits")
+_CARRIED = _bounded(select(OUTBOX.c.id).where(OUTBOX.c.kind == EntryKind.PUBLISH.value)).add_columns(
+    _earlier(EntryKind.CANCEL).label("waits")
 )
 _LEFT = _bounded(select(OUTBOX.c.id).where(_DIRECT, OUTBOX.c.id <= bindparam("last")))
-_REMOVE = delete(OUTBOX).where(OUTBOX.c.id.in_(bindparam("ids", expanding=True)), OUTBOX.c.kind != Kind.REJECTED.value)
+_REMOVE = delete(OUTBOX).where(
+    OUTBOX.c.id.in_(bindparam("ids", expanding=True)), OUTBOX.c.kind != EntryKind.REJECTED.value
+)
 _REMOVE_DIRECT = delete(OUTBOX).where(OUTBOX.c.message_id.in_(bindparam("ids", expanding=True)), _IS_DIRECT)
 
 
-_DELAYED = (_is_of(OUTBOX, Kind.PUBLISH, Kind.DIRECT), OUTBOX.c.due_at.is_not(None))
+_DELAYED = (_is_of(OUTBOX, EntryKind.PUBLISH, EntryKind.DIRECT), OUTBOX.c.due_at.is_not(None))
 _WITHDRAW = delete(OUTBOX).where(*_DELAYED, OUTBOX.c.sending.is_(None))
 _KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
 _SENDER = bindparam("sender", type_=Text())
@@ -375,11 +310,11 @@ _UNCLAIM_DIRECT = (
 def _by_kind(others: T, direct: T, entries: Collection[Entry]) -> Iterator[tuple[T, list[int | str]]]:
     """Yield each statement with the keys of those entries that it is for, if there are any."""
     for statement, is_direct in ((others, False), (direct, True)):
-        if keys := [each.key for each in entries if (each.kind is Kind.DIRECT) is is_direct]:
+        if keys := [each.key for each in entries if (each.kind is EntryKind.DIRECT) is is_direct]:
             yield statement, keys
 
 
-def _row(kind: Kind, message_id: str, now: float, message: Message | None) -> dict[str, object]:
+def _row(kind: EntryKind, message_id: str, now: float, message: Message | None) -> dict[str, object]:
     return {
         "kind": kind.value,
         "message_id": message_id,
@@ -395,8 +330,8 @@ def _row(kind: Kind, message_id: str, now: float, message: Message | None) -> di
 
 
 def _entry(row: Row[*tuple[object, ...]]) -> Entry:
-    if row.kind == Kind.CANCEL:
-        return Entry(row.id, Kind.CANCEL, row.message_id, None)
+    if row.kind == EntryKind.CANCEL:
+        return Entry(row.id, EntryKind.CANCEL, row.message_id, None)
     message = Message(
         id=row.message_id,
         event=row.event,
@@ -407,4 +342,4 @@ def _entry(row: Row[*tuple[object, ...]]) -> Entry:
         dedupe=True,
         accepted_since=row.created_at - CLOCK_MARGIN,
     )
-    return Entry(row.id, Kind(row.kind), row.message_id, message)
+    return Entry(row.id, EntryKind(row.kind), row.message_id, message)

@@ -12,18 +12,18 @@ from typing import Any
 import structlog
 from msgspec.structs import replace
 
-from bus.broadcasts import delivery_of
-from bus.calling import Caller, refuse_generator, run_in_context
-from bus.codec import Frame, unpack
+from bus.codec import Frame, decode_frame
 from bus.delivery import Delivery as HandlerDelivery
-from bus.delivery import enter_cause
+from bus.delivery import delivery_of, enter_cause
 from bus.errors import UnknownEvent
 from bus.events import EventType
-from bus.inbox import AlreadyHandled, Inbox
+from bus.handler_calls import refuse_generator, run_in_context
 from bus.metrics import ListenerMetrics
-from bus.outcomes import Attempt, Parked, outcome_of, release
-from bus.slot import FOREVER, Slot
-from bus.threads import ThreadPool
+from bus.worker.caller import Caller
+from bus.worker.inbox import AlreadyHandled, Inbox
+from bus.worker.outcomes import Attempt, Parked, outcome_of, release
+from bus.worker.slot import FOREVER, Slot
+from bus.worker.threads import ThreadPool
 from infra.clock import Clock
 from infra.failures import describe
 from infra.mq import Claim, Delivery, Failure, Outcome, Settlement
@@ -45,7 +45,7 @@ LEAVES_IN_MAILBOX = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Ou
 """Ends after which a delivery is still its mailbox's head."""
 
 
-class Handling:
+class Executor:
     """The policy of one worker: attempts, backoff, dead letters, parking, the inbox."""
 
     def __init__(
@@ -141,7 +141,7 @@ class Handling:
         """Decode a delivery and call the handler, all in the delivery's own context."""
         listener = slot.listener
         try:
-            frame = unpack(delivery.body)
+            frame = decode_frame(delivery.body)
         except UnknownEvent as unknown:
             raise Parked(str(unknown), unknown.needs) from None
         context = slot.delivery = delivery_of(frame, listener.name, delivery.failures + 1)
@@ -234,7 +234,7 @@ def _ends_caller(slot: Slot, error: BaseException) -> bool:
     return cancelled or issubclass(kind, SystemExit | KeyboardInterrupt | GeneratorExit)
 
 
-_CALLERS = {Handling._attempt.__code__, Caller.call.__code__}  # noqa: SLF001 - this module's own
+_CALLERS = {Executor._attempt.__code__, Caller.call.__code__}  # noqa: SLF001 - this module's own
 
 
 def running_listener(frame: FrameType) -> str | None:

@@ -7,18 +7,18 @@ from functools import partial
 
 import structlog
 
-from bus.deadlines import Deadlines
-from bus.handling import Handling, running_listener
-from bus.heartbeat import Heartbeat
-from bus.lane import Lane
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
-from bus.outcomes import release
-from bus.settler import Settler
-from bus.slot import Slot, SlotTask
 from bus.stopping import StopSequence
 from bus.supervisor import SupervisedTask, Supervisor
-from bus.suspects import SUSPECT_AFTER, Suspects
+from bus.worker.deadlines import Deadlines
+from bus.worker.executor import Executor, running_listener
+from bus.worker.heartbeat import Heartbeat
+from bus.worker.lane import Lane
+from bus.worker.outcomes import release
+from bus.worker.settler import Settler
+from bus.worker.slot import Slot, SlotTask
+from bus.worker.suspects import SUSPECT_AFTER, Suspects
 from infra.clock import Clock
 from infra.failures import describe
 from infra.mq import Claim, Consumer, QueueClosed, QueueError, Settlement
@@ -42,7 +42,7 @@ class Session:
         self,
         consumer: Consumer,
         lanes: dict[str, Lane],
-        handling: Handling,
+        executor: Executor,
         clock: Clock,
         options: BusOptions,
         metrics: BusMetrics,
@@ -51,7 +51,7 @@ class Session:
     ) -> None:
         self._consumer = consumer
         self._lanes = lanes
-        self._handling = handling
+        self._executor = executor
         self._clock = clock
         self._options = options
         self._metrics = metrics
@@ -183,7 +183,7 @@ class Session:
         lane.opening.discard(slot)
         try:
             while self._may_begin() and not slot.stopping and (claim := lane.take()) is not None:
-                await self._handling.run(slot, claim, lane.metrics, self._settler.add, self._may_begin)
+                await self._executor.run(slot, claim, lane.metrics, self._settler.add, self._may_begin)
                 if slot.claim is not None or slot.exit is not None:
                     self._keep(slot)
                     return
@@ -207,7 +207,7 @@ class Session:
         if task.cancelled():
             self._begin_waiting()
         elif (error := task.exception()) is not None:
-            # No handler's error leaves `Handling.run`: this is a defect of the bus.
+            # No handler's error leaves `Executor.run`: this is a defect of the bus.
             self._slot_health.failed(error)
             self._begin_waiting()
 

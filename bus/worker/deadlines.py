@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from bus.slot import FOREVER, Slot
+from bus.worker.slot import FOREVER, Slot
 from infra.clock import Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

@@ -5,13 +5,14 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
-from bus.broadcast_relay import BroadcastRelay
 from bus.metrics import BusMetrics
-from bus.outbox import GROUP_BYTES, Entry, Kind, Outbox
-from bus.outbox_sender import OutboxSender
-from bus.registry_copy import RegistryCopy
-from bus.relay_loop import RelayLoop
-from bus.shared_right import LEASE, RETRY_AFTER, SharedRight
+from bus.publishing.broadcast_relay import BroadcastRelay
+from bus.publishing.outbox import GROUP_BYTES, Outbox
+from bus.publishing.outbox_entries import Entry, EntryKind
+from bus.publishing.outbox_sender import OutboxSender
+from bus.publishing.relay_loop import RelayLoop
+from bus.publishing.shared_right import LEASE, RETRY_AFTER, SharedRight
+from bus.publishing.subscription_cache import SubscriptionCache
 from bus.supervisor import Supervisor
 from infra.clock import Clock
 from infra.mq import MessageQueue
@@ -66,7 +67,7 @@ class Relay:
         clock: Clock,
         metrics: BusMetrics,
         supervisor: Supervisor,
-        registry: RegistryCopy,
+        subscriptions: SubscriptionCache,
         *,
         origin: str,
     ) -> None:
@@ -84,7 +85,7 @@ class Relay:
         self._direct_bytes = 0
         self._seen: deque[tuple[float, int]] = deque()
         self._last_left = 0
-        self._broadcasts = BroadcastRelay(mq, registry, clock, metrics, origin=origin)
+        self._broadcasts = BroadcastRelay(mq, subscriptions, clock, metrics, origin=origin)
         self._task = RelayLoop("outbox relay", self._watch, clock, every=POLL_EVERY)
         self._cancel_task = RelayLoop("outbox cancellations", self._cancel, clock)
         self._carry_task = RelayLoop("outbox ordered", self._carry, clock)
@@ -111,7 +112,7 @@ class Relay:
         now = self._clock.monotonic()
         carried = cancelled
         for entry in entries:
-            if entry.kind is not Kind.DIRECT:
+            if entry.kind is not EntryKind.DIRECT:
                 carried = True
                 continue
             size = _size(entry)

@@ -7,17 +7,18 @@ import structlog
 from msgspec.structs import replace
 
 from bus.broadcasts import Broadcasts
-from bus.buffer import Gathering, PublishBuffer
-from bus.calling import finish_call
-from bus.cancelling import Canceller
 from bus.delivery import current_cause, enter_cause, leave_cause
 from bus.errors import BusError, InvalidEvent, PublishIndeterminate, PublishRejected, PublishTooDeep
+from bus.handler_calls import finish_call
+from bus.listener_table import ListenerTable, Routes
 from bus.metrics import BusMetrics
-from bus.outbox import CLOCK_MARGIN, Entry, Kind, Outbox
 from bus.outgoing import Outgoing, Root, chain, valid_headers, valid_id
-from bus.registry import ListenerRegistry, Routes
-from bus.registry_copy import RegistryCopy
-from bus.relay import Relay
+from bus.publishing.buffer import Gathering, PublishBuffer
+from bus.publishing.cancelling import Canceller
+from bus.publishing.outbox import CLOCK_MARGIN, Outbox
+from bus.publishing.outbox_entries import Entry, EntryKind
+from bus.publishing.relay import Relay
+from bus.publishing.subscription_cache import SubscriptionCache
 from bus.store_errors import STORE_ERRORS, reason_of
 from bus.supervisor import Supervisor
 from infra.clock import Clock
@@ -39,7 +40,7 @@ class Publisher:
         mq: MessageQueue,
         db: Database | None,
         clock: Clock,
-        listeners: ListenerRegistry,
+        listeners: ListenerTable,
         broadcasts: Broadcasts,
         metrics: BusMetrics,
         supervisor: Supervisor,
@@ -52,10 +53,12 @@ class Publisher:
         self._remote = features.durable and not features.transactional
         self._outbox: Outbox | None = None
         self.relay: Relay | None = None
-        self.registry = RegistryCopy(mq, clock)
+        self.subscriptions = SubscriptionCache(mq, clock)
         if db is not None and self._remote:
             self._outbox = Outbox(db, clock)
-            self.relay = Relay(mq, self._outbox, clock, metrics, supervisor, self.registry, origin=broadcasts.origin)
+            self.relay = Relay(
+                mq, self._outbox, clock, metrics, supervisor, self.subscriptions, origin=broadcasts.origin
+            )
         self.observers: list[Callable[[Outgoing], None]] = []
         self._mq = mq
         self._db = db
@@ -121,7 +124,7 @@ class Publisher:
             (db is None or not (routes.sync or db.current() is not None))
             and (root is None or not root.open)
             and not routes.broadcast
-            and self.registry.unwanted(routes.event_type.name)
+            and self.subscriptions.unwanted(routes.event_type.name)
         )
 
     async def publish_here(self, outgoing: Outgoing) -> None:
@@ -132,7 +135,7 @@ class Publisher:
                 await _run_listeners(outgoing)
             finally:
                 gathering.ended = True
-            if len(gathering.batch) > 1 or not self.registry.unwanted(outgoing.routes.event_type.name):
+            if len(gathering.batch) > 1 or not self.subscriptions.unwanted(outgoing.routes.event_type.name):
                 await self._send_directly(gathering.batch)
                 return
         self._count((outgoing,))
@@ -189,14 +192,14 @@ class Publisher:
             self.relay.broadcast(self._frames(batch, self._may_broadcast))
             return
         # Publishing may have taken its time, and a process elsewhere may listen by now: only a fresh copy can tell.
-        if not self.registry.fresh:
+        if not self.subscriptions.fresh:
             await self._try_refresh()
         if frames := [frame for _, frame in self._frames(batch, self._is_broadcast)]:
             await self._mq.broadcast(frames, origin=self._broadcasts.origin)
             self._metrics.broadcasts_sent += len(frames)
 
     def _messages(self, batch: Iterable[Outgoing]) -> list[Message]:
-        return self._chosen(batch, lambda routes: self.registry.routed(routes.event_type.name))
+        return self._chosen(batch, lambda routes: self.subscriptions.routed(routes.event_type.name))
 
     def _frames(self, batch: Iterable[Outgoing], wanted: Callable[[Routes], bool]) -> list[tuple[str, bytes]]:
         return [(each.event, each.body) for each in self._chosen(batch, wanted)]
@@ -313,21 +316,21 @@ class Publisher:
             if each.routes is not routes:
                 routes = each.routes
                 name = routes.event_type.name
-                if not self.registry.knows(name):
+                if not self.subscriptions.knows(name):
                     await self._try_refresh()
-                elif not self.registry.fresh:
-                    self.registry.refresh_soon()  # for the broadcasts, while it is published
-                wanted = self.registry.routed(name) or self._is_broadcast(routes)
+                elif not self.subscriptions.fresh:
+                    self.subscriptions.refresh_soon()  # for the broadcasts, while it is published
+                wanted = self.subscriptions.routed(name) or self._is_broadcast(routes)
             if wanted:
                 self._message(each)
 
     async def _try_refresh(self) -> None:
         if self._outbox is not None:
             # A queue elsewhere may be slow or away, and no publish waits for that: until it answers, all is wanted.
-            self.registry.refresh_soon()
+            self.subscriptions.refresh_soon()
             return
         try:
-            await self.registry.refresh()
+            await self.subscriptions.refresh()
         except QueueError as error:
             # Then nothing is skipped: the queue itself decides, or fails the publish.
             log.warning("registry read failed", error=str(error))
@@ -339,10 +342,10 @@ class Publisher:
         return self._outbox is not None and any(each.routes.event_type.ordered for each in batch)
 
     def _is_broadcast(self, routes: Routes) -> bool:
-        return bool(routes.broadcast) or self.registry.broadcast(routes.event_type.name)
+        return bool(routes.broadcast) or self.subscriptions.broadcast(routes.event_type.name)
 
     def _may_broadcast(self, routes: Routes) -> bool:
-        return bool(routes.broadcast) or self.registry.may_broadcast(routes.event_type.name)
+        return bool(routes.broadcast) or self.subscriptions.may_broadcast(routes.event_type.name)
 
     def _buffer(self, transaction: Transaction) -> PublishBuffer:
         return transaction.participant(self, lambda: PublishBuffer(self, transaction))
@@ -370,19 +373,19 @@ async def _run_listeners(outgoing: Outgoing) -> None:
         leave_cause(token)
 
 
-def _kind(message: Message) -> Kind:
+def _kind(message: Message) -> EntryKind:
     """Return whether a row may be sent at once: not before another of its key, or a cancellation of its id."""
-    return Kind.DIRECT if message.ordering_key is None and message.fresh else Kind.PUBLISH
+    return EntryKind.DIRECT if message.ordering_key is None and message.fresh else EntryKind.PUBLISH
 
 
-def refuse_delay(outgoing: Outgoing, registry: RegistryCopy) -> None:
+def refuse_delay(outgoing: Outgoing, subscriptions: SubscriptionCache) -> None:
     """Refuse to delay an event that somebody wants now.
 
     Raises:
         InvalidEvent: it has sync or broadcast listeners.
     """
     names = [each.name for each in (*outgoing.routes.sync, *outgoing.routes.broadcast)]
-    if names or registry.broadcast(outgoing.name):
+    if names or subscriptions.broadcast(outgoing.name):
         raise InvalidEvent(
             f"{outgoing.name} cannot be delayed: only async listeners can wait, and it has sync or broadcast ones"
             + (f" ({', '.join(names)})" if names else "")

@@ -6,7 +6,7 @@ from infra.clock import Clock
 from infra.mq import REGISTRY_TTL, MessageQueue, QueueUnavailable, Registry
 
 
-class RegistryCopy:
+class SubscriptionCache:
     """This process's copy of who subscribed to what, to skip the queue where nobody did."""
 
     def __init__(self, mq: MessageQueue, clock: Clock) -> None:

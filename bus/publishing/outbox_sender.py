@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import structlog
 
 from bus.metrics import BusMetrics
-from bus.outbox import GROUP, Entry, Outbox
+from bus.publishing.outbox import GROUP, Outbox
+from bus.publishing.outbox_entries import Entry
 from bus.supervisor import TRANSIENT
 from infra.failures import describe
 from infra.mq import MessageQueue, QueueRejected, QueueUnavailable

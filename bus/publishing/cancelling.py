@@ -2,9 +2,10 @@
 
 from collections.abc import Awaitable, Callable
 
-from bus.buffer import PublishBuffer
 from bus.errors import CancelFailed
-from bus.outbox import Outbox, Standing
+from bus.publishing.buffer import PublishBuffer
+from bus.publishing.outbox import Outbox
+from bus.publishing.outbox_entries import Standing
 from bus.store_errors import STORE_ERRORS, reason_of
 from infra.clock import Clock
 from infra.db import CommitIndeterminate, Database, Transaction

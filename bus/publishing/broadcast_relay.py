@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import structlog
 
 from bus.metrics import BusMetrics
-from bus.registry_copy import RegistryCopy
-from bus.relay_loop import RelayLoop
+from bus.publishing.relay_loop import RelayLoop
+from bus.publishing.subscription_cache import SubscriptionCache
 from infra.clock import Clock
 from infra.failures import describe
 from infra.mq import MessageQueue, QueueRejected
@@ -30,11 +30,11 @@ class BroadcastRelay:
     """The frames that wait to be sent, and the loop that sends them."""
 
     def __init__(
-        self, mq: MessageQueue, registry: RegistryCopy, clock: Clock, metrics: BusMetrics, *, origin: str
+        self, mq: MessageQueue, subscriptions: SubscriptionCache, clock: Clock, metrics: BusMetrics, *, origin: str
     ) -> None:
         self.loop = RelayLoop("broadcast relay", self._send, clock, every=RETRY_EVERY)
         self._mq = mq
-        self._registry = registry
+        self._subscriptions = subscriptions
         self._metrics = metrics
         self._origin = origin
         self._frames: deque[tuple[str, bytes]] = deque()
@@ -68,13 +68,13 @@ class BroadcastRelay:
             self.loop.progressed()
 
     async def _send_group(self, group: Sequence[tuple[str, bytes]]) -> None:
-        if not self._registry.fresh:
+        if not self._subscriptions.fresh:
             try:
-                await self._registry.refresh()
+                await self._subscriptions.refresh()
             except Exception as error:
                 self._dropped(len(group), describe(error))
                 raise
-        if wanted := [frame for name, frame in group if self._registry.broadcast(name)]:
+        if wanted := [frame for name, frame in group if self._subscriptions.broadcast(name)]:
             await self._broadcast(wanted)
 
     async def _broadcast(self, group: Sequence[bytes]) -> None:

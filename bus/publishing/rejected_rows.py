@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from sqlalchemy import case, delete, func, select, update
 from sqlalchemy.sql.dml import Delete, Update
 
-from bus.outbox import OUTBOX, Kind
+from bus.publishing.outbox import OUTBOX
+from bus.publishing.outbox_entries import EntryKind
 from infra.db import Database
 
 STEP = 1_000
@@ -74,7 +75,7 @@ class RejectedRows:
         ordered event may come after later ones of its key.
         """
         # A cancellation has no body; all others are carried by the relay.
-        kind = case((func.length(OUTBOX.c.body) == 0, Kind.CANCEL.value), else_=Kind.PUBLISH.value)
+        kind = case((func.length(OUTBOX.c.body) == 0, EntryKind.CANCEL.value), else_=EntryKind.PUBLISH.value)
         return await self._change(update(OUTBOX).values(kind=kind, error=None), ids)
 
     async def discard(self, ids: Collection[int] | None = None) -> int:
@@ -104,4 +105,4 @@ class RejectedRows:
         return changed
 
 
-_REJECTED = OUTBOX.c.kind == Kind.REJECTED.value
+_REJECTED = OUTBOX.c.kind == EntryKind.REJECTED.value

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import msgspec
 
-from bus.outbox import Entry
 from bus.outgoing import Outgoing
+from bus.publishing.outbox_entries import Entry
 from infra.db import Transaction
 
 

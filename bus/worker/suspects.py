@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
-from bus.lane import Lane
-from bus.outcomes import release
+from bus.worker.lane import Lane
+from bus.worker.outcomes import release
 from infra.failures import describe
 from infra.mq import Claim, Consumer, QueueError, Settlement
 

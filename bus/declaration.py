@@ -6,9 +6,9 @@ import structlog
 
 from bus.broadcasts import Broadcasts
 from bus.errors import BusError
-from bus.listeners import Kind
-from bus.publisher import Publisher
-from bus.registry import ListenerRegistry
+from bus.listener_table import ListenerTable
+from bus.listeners import ListenerKind
+from bus.publishing.publisher import Publisher
 from bus.supervisor import SupervisedTask, Supervisor
 from infra.clock import Clock
 from infra.mq import MessageQueue, QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable, Subscription
@@ -22,7 +22,7 @@ REDECLARE_EVERY = 2.0
 """Seconds between two declarations: how long what the queue lost may be missing."""
 
 
-class Enrolment:
+class Declaration:
     """Declares this process's listeners, and starts what depends on that: broadcasts, and the relay of the outbox.
 
     It declares them again and again, as long as the process lives: a durable queue may lose them, by FLUSHALL, a lost
@@ -33,7 +33,7 @@ class Enrolment:
         self,
         mq: MessageQueue,
         clock: Clock,
-        listeners: ListenerRegistry,
+        listeners: ListenerTable,
         publisher: Publisher,
         broadcasts: Broadcasts,
         supervisor: Supervisor,
@@ -57,7 +57,7 @@ class Enrolment:
         """
         try:
             async with asyncio.timeout(timeout):
-                await self._enrol()
+                await self._declare_all()
         except TimeoutError as error:
             self._postpone(f"the queue did not answer within {timeout:g} s", error)
         except (QueueUnavailable, QueueClosed) as error:
@@ -75,7 +75,7 @@ class Enrolment:
             await self._publisher.relay.close()
         await self._broadcasts.close()
 
-    async def _enrol(self) -> None:
+    async def _declare_all(self) -> None:
         await self._declare()
         await self._broadcasts.start()
         # Not before: what was sent ahead of the subscriptions would pass them by.
@@ -85,15 +85,19 @@ class Enrolment:
 
     async def _declare(self) -> None:
         subscriptions = [
-            Subscription(name=each.name, events=each.events, ordered=each.kind is Kind.ORDERED, aliases=each.aliases)
+            Subscription(
+                name=each.name, events=each.events, ordered=each.kind is ListenerKind.ORDERED, aliases=each.aliases
+            )
             for each in self._listeners.listeners
             if each.durable
         ]
-        broadcasts = {name for each in self._listeners.listeners if each.kind is Kind.BROADCAST for name in each.events}
+        broadcasts = {
+            name for each in self._listeners.listeners if each.kind is ListenerKind.BROADCAST for name in each.events
+        }
         await self._mq.declare(subscriptions, broadcasts)
         self._publisher.learn_limits()
-        self._publisher.registry.complete = True
-        await self._publisher.registry.refresh()
+        self._publisher.subscriptions.complete = True
+        await self._publisher.subscriptions.refresh()
 
     def _postpone(self, reason: str, error: Exception) -> None:
         if self._publisher.relay is None:
@@ -102,20 +106,20 @@ class Enrolment:
 
     async def _stay_known(self) -> None:
         if not self.done.is_set():
-            await self._enrol_at_last()
+            await self._declare_late()
         while True:
             await self._clock.sleep(REDECLARE_EVERY)
             await self._declare()
             if self._task is not None:
                 self._task.succeeded()
 
-    async def _enrol_at_last(self) -> None:
+    async def _declare_late(self) -> None:
         said = ""
         while True:
             await self._clock.sleep(RETRY_EVERY)
             try:
                 await self._mq.open()
-                await self._enrol()
+                await self._declare_all()
             except (QueueUnavailable, QueueClosed, QueueIndeterminate) as error:
                 log.debug("queue connection failed", error=str(error))
             except QueueError as error:

@@ -9,15 +9,15 @@ from random import Random
 
 import structlog
 
-from bus.handling import Handling
-from bus.inbox import PRUNED_AT_ONCE, Inbox
-from bus.lane import Lane
+from bus.listener_table import ListenerTable
 from bus.metrics import BusMetrics, ListenerMetrics
 from bus.options import BusOptions
-from bus.registry import ListenerRegistry
-from bus.session import Session
 from bus.supervisor import Supervisor, ends_task
-from bus.threads import ThreadPool
+from bus.worker.executor import Executor
+from bus.worker.inbox import PRUNED_AT_ONCE, Inbox
+from bus.worker.lane import Lane
+from bus.worker.session import Session
+from bus.worker.threads import ThreadPool
 from infra.clock import Clock
 from infra.mq import Consumer, MessageQueue, QueueError, WorkerInfo
 
@@ -41,7 +41,7 @@ class Worker:
         mq: MessageQueue,
         inbox: Inbox | None,
         clock: Clock,
-        listeners: ListenerRegistry,
+        listeners: ListenerTable,
         options: BusOptions,
         metrics: BusMetrics,
         random: Random,
@@ -56,7 +56,7 @@ class Worker:
         self._supervisor = supervisor
         self._health = supervisor.health("worker")
         self._threads = ThreadPool("bus handler")
-        self.handling = Handling(listeners.events, inbox, clock, self._threads, random, max_crashes=options.max_crashes)
+        self.executor = Executor(listeners.events, inbox, clock, self._threads, random, max_crashes=options.max_crashes)
         for name in self._durable:
             metrics.listeners.setdefault(name, ListenerMetrics())
 
@@ -97,7 +97,7 @@ class Worker:
         session = Session(
             consumer,
             self.lanes(),
-            self.handling,
+            self.executor,
             self._clock,
             self._options,
             self._metrics,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from bus.errors import BusFrozen, InvalidEvent, InvalidListener
 from bus.events import EventType
-from bus.listeners import Kind, Listener, handler_name
+from bus.listeners import Listener, ListenerKind, handler_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Routes:
     broadcast: list[Listener] = field(default_factory=list)
 
 
-class ListenerRegistry:
+class ListenerTable:
     """The listeners of this process, and the event classes they and the publishers named."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class ListenerRegistry:
         if self.frozen:
             raise BusFrozen(f"{where} comes too late: the bus has started; construct every service before bus.start()")
         self._refuse_double(listener, where)
-        if listener.kind is Kind.ORDERED:
+        if listener.kind is ListenerKind.ORDERED:
             _require_ordered(listener, where)
         self._listeners.append(listener)
         if listener.durable:
@@ -86,9 +86,9 @@ class ListenerRegistry:
                 self._names[name] = listener
         for each in listener.event_types:
             routes = self._routes[each.cls]
-            if listener.kind is Kind.SYNC:
+            if listener.kind is ListenerKind.SYNC:
                 routes.sync.append(listener)
-            elif listener.kind is Kind.BROADCAST:
+            elif listener.kind is ListenerKind.BROADCAST:
                 routes.broadcast.append(listener)
 
     def _refuse_double(self, listener: Listener, where: str) -> None:

@@ -1,0 +1,1 @@
+"""The publishing side of the bus: from `publish` to the queue, directly or by the outbox and its relay."""

@@ -1,0 +1,1 @@
+"""The worker of the bus: claims deliveries, runs their handlers, and settles the claims."""
