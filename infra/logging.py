@@ -1,4 +1,4 @@
-"""Logs: structlog for our own lines, the same look for everybody else's, on one stream."""
+"""Logging: lines of structlog and of the standard library, masked, in one format on one stream."""
 
 import contextlib
 import logging
@@ -29,11 +29,11 @@ def configure_logging(
     context: Sequence[Processor] = (),
     secrets: Iterable[str] = (),
 ) -> None:
-    """Send every log line of this process to `stream` (standard error unless given), from `level` up.
+    """Send all log lines of this process from `level` up to `stream`, by default standard error.
 
-    Lines carry what `structlog.contextvars.bind_contextvars` bound, and what the processors in `context` add: that is
-    how a line tells of which delivery it is. Values under secret-looking names, passwords in URLs, bearer tokens and
-    `secrets`, wherever they occur, are masked. Calling it again replaces what was configured before. Without any
+    Lines have the fields bound with `structlog.contextvars.bind_contextvars` and those that the processors in `context`
+    add, such as the ids of the current delivery. Values under secret-looking names, passwords in URLs, bearer tokens,
+    and `secrets` wherever they occur are masked. A second call replaces the configuration of the first. Without a
     stream, as in a process whose standard error is closed, lines are dropped.
     """
     stream = sys.stderr if stream is None else stream
@@ -73,7 +73,7 @@ def configure_logging(
 
 
 def mask_output(text: str) -> str:
-    """Return `text`, which is for people, masked as log lines are that `configure_logging` set up."""
+    """Return `text` masked as log lines are, for output to people."""
     for each in logging.getLogger().handlers:
         if isinstance(each, _Handler):
             return each.masker(text)
@@ -81,7 +81,7 @@ def mask_output(text: str) -> str:
 
 
 def log_uncaught_errors() -> None:
-    """Log what no one catches in a thread or a finalizer; the interpreter would print it unmasked."""
+    """Log uncaught errors of threads and finalizers, which the interpreter would print unmasked."""
 
     def in_thread(args: threading.ExceptHookArgs) -> None:
         if args.exc_type is SystemExit or args.exc_value is None:
@@ -97,16 +97,16 @@ def log_uncaught_errors() -> None:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines; one that cannot be formatted or written is reported without the values that it was made of."""
+    """A handler that reports a line it cannot format or write without the line's values, which are not masked yet."""
 
     def __init__(self, stream: TextIO | None, masker: Masker) -> None:
         super().__init__(stream)
         self.masker = masker
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
-        # The standard library would print the unmasked arguments of the line, and a traceback.
+        # The standard library would print the line's arguments, unmasked, and a traceback.
         error = sys.exc_info()[1]
-        with contextlib.suppress(Exception):  # such as a closed stream: there is nobody left to be told
+        with contextlib.suppress(Exception):  # such as a closed stream: the loss cannot be reported
             self.stream.write(f"log line lost: logger={record.name} error={type(error).__name__}{self.terminator}")
             self.flush()
 
@@ -140,25 +140,25 @@ class _Masking:
             case list() | tuple() | AbstractSet():
                 return [self._masked(item, depth + 1) for item in value]
             case _:
-                # A renderer would write its text, or its attributes, when nobody masks any more.
+                # The renderer would convert the object to text after the masking.
                 return self._masker(_text(value))
 
 
 _DEEPEST = 8
-"""How many collections inside each other a line shows."""
+"""Depth of nested collections that a line shows."""
 
 
 def _text(value: object) -> str:
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 - user code; a line must not be lost for it
+    except Exception:  # noqa: BLE001 - `__str__` may be user code; its error must not lose the line
         return f"<{type(value).__name__}>"
 
 
 def _renderers(log_format: LogFormat, stream: TextIO | None, masker: Masker) -> list[Processor]:
     render: Processor = _to_json
     if log_format == "console":
-        # Plain tracebacks: those that show local variables show secrets.
+        # Plain tracebacks, since local variables may hold secrets.
         plain = structlog.dev.plain_traceback
         render = structlog.dev.ConsoleRenderer(colors=_is_terminal(stream), exception_formatter=plain)
     drop = structlog.stdlib.ProcessorFormatter.remove_processors_meta
@@ -170,7 +170,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _route_libraries() -> None:
-    """Let libraries' loggers reach the root: no handlers of their own, and only what somebody should act on."""
+    """Send libraries' log lines to the root logger alone; of the quiet libraries, only warnings and errors."""
     for name in (*_QUIET, "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -181,7 +181,7 @@ def _route_libraries() -> None:
 
 
 def _drop_colours(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    line.pop("color_message", None)  # uvicorn's copy of the message
+    line.pop("color_message", None)  # a second copy of uvicorn's message
     return line
 
 

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus. It knows no bus and no queue: whoever has numbers hands in a function that reads them."""
+"""Metrics for Prometheus, read through functions that the owner of each metric registers."""
 
 import asyncio
 import platform
@@ -18,28 +18,28 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 NAMESPACE = "beneath"
 
 READ_TIMEOUT = 2.0
-"""Seconds after which a source that does not answer counts as down."""
+"""Seconds after which a source that does not answer counts as unavailable."""
 
-Kind = Literal["counter", "gauge"]
+SampleKind = Literal["counter", "gauge"]
 Labels = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One number, by its name without the namespace; counters get their `_total` by themselves."""
+    """One value of a metric. `name` has neither the namespace nor, for a counter, the suffix `_total`."""
 
     name: str
     help: str
-    kind: Kind
+    kind: SampleKind
     value: float
     labels: Labels
 
 
 class Telemetry:
-    """The metrics of one container, in a registry of their own."""
+    """The metrics of one process, in a registry of their own."""
 
     def __init__(self, *, version: str = "", clock: Clock | None = None, max_age: float = 3.0) -> None:
-        """Answer scrapes with async readings at most `max_age` seconds old."""
+        """Reuse the answers of async sources that are at most `max_age` seconds old."""
         self.registry = CollectorRegistry()
         self._clock = clock or SystemClock()
         self._max_age = max_age
@@ -47,26 +47,26 @@ class Telemetry:
         self._refreshing = asyncio.Lock()
         self._lag = Gauge(
             f"{NAMESPACE}_event_loop_lag_seconds",
-            "How late the event loop woke a sleeper, in seconds, at the latest look.",
+            "Seconds by which the event loop was late to resume a task, at the latest measurement.",
             registry=self.registry,
         )
         self.registry.register(_BuildInfo(version))
 
     def add(self, read: Callable[[], Iterable[Sample]]) -> None:
-        """Call `read` at every scrape."""
+        """Add the samples that `read` returns, which is called at every scrape."""
         self.registry.register(_Samples(read))
 
     def add_async(self, name: str, read: Callable[[], Awaitable[Sequence[Sample]]]) -> None:
-        """Await `read` before a scrape, unless its last answer is young enough.
+        """Add the samples that `read` returns; it is awaited before a scrape unless its last answer is recent enough.
 
-        While it fails, its samples are left out and the gauge `<name>_up` is 0.
+        While `read` fails or takes longer than `READ_TIMEOUT`, its samples are left out and the gauge `<name>_up` is 0.
         """
         reading = _Reading(name, read)
         self._readings.append(reading)
         self.registry.register(_Samples(reading.samples))
 
     async def scrape(self) -> bytes:
-        """Return everything in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         async with self._refreshing:
             now = self._clock.monotonic()
             for reading in self._readings:
@@ -82,7 +82,7 @@ class Telemetry:
 
 
 class _Reading:
-    """The latest answer of an async source."""
+    """An async source of samples, with its latest answer."""
 
     def __init__(self, name: str, read: Callable[[], Awaitable[Sequence[Sample]]]) -> None:
         self._name = name
@@ -95,14 +95,14 @@ class _Reading:
             return
         self._read_at = now
         self._latest = None
-        with suppress(Exception):  # shown as `<name>_up 0`: a scrape must answer when what it watches is down
+        with suppress(Exception):  # shown as `<name>_up 0`: a scrape must also answer while a source is unavailable
             async with asyncio.timeout(READ_TIMEOUT):
                 self._latest = await self._read()
 
     def samples(self) -> Iterable[Sample]:
         up = Sample(
             f"{self._name}_up",
-            "1 if it answered at the latest read, else 0; while 0, its other metrics are missing.",
+            "1 if this source answered at the latest read, else 0; while 0, its other metrics are missing.",
             "gauge",
             self._latest is not None,
             {},
@@ -111,13 +111,13 @@ class _Reading:
 
 
 class _Samples(Collector):
-    """Reads samples at a scrape, grouped by name as the format wants them."""
+    """A collector that reads samples at a scrape and groups them by name, as the format requires."""
 
     def __init__(self, read: Callable[[], Iterable[Sample]]) -> None:
         self._read = read
 
     def describe(self) -> Iterable[Metric]:
-        """Name nothing ahead: reading may not be possible yet."""
+        """Return no metrics: the sources may not be readable at registration."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
@@ -134,10 +134,12 @@ class _Samples(Collector):
 
 
 class _BuildInfo(Collector):
+    """A collector of the versions that run."""
+
     def __init__(self, version: str) -> None:
         self._labels = {"version": version, "python": platform.python_version()}
 
     def collect(self) -> Iterable[Metric]:
-        info = InfoMetricFamily(f"{NAMESPACE}_build", "What runs here.")
+        info = InfoMetricFamily(f"{NAMESPACE}_build", "The version of the application and of Python.")
         info.add_metric([], self._labels)
         return (info,)

@@ -9,7 +9,7 @@ from pathlib import Path
 from bus.testing import BusKit
 from infra.db import Database
 from infra.db.migrate import History, upgrade
-from infra.mail import Message
+from infra.mail import Mail
 from services.audit.service import AuditService
 from services.idempotency.service import IdempotencyService
 from services.notification.service import NotificationService
@@ -34,15 +34,15 @@ MAX_INVITES = 20
 class Outbox:
     """A mailer that keeps what it is given, and fails as often as it is told to."""
 
-    sent: list[Message] = field(default_factory=list)
+    sent: list[Mail] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Mail) -> None:
         if self.failures:
             raise self.failures.pop(0)
         self.sent.append(message)
 
-    def to(self, email: str) -> list[Message]:
+    def to(self, email: str) -> list[Mail]:
         """Return the mails to one person, oldest first."""
         return [message for message in self.sent if message.to == email]
 

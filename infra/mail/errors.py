@@ -1,13 +1,13 @@
-"""Why a mail was not sent."""
+"""The errors that a mailer raises."""
 
 
 class MailError(Exception):
-    """Base of what a mailer raises."""
+    """Base of every error that a mailer raises."""
 
 
 class MailRejected(MailError):
-    """This mail will never be accepted; sending it again is pointless."""
+    """The mail was rejected permanently; sending it again does not help."""
 
 
 class MailUnavailable(MailError):
-    """It did not work now; it may later."""
+    """The mail could not be sent now; a later attempt may succeed."""

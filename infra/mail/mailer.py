@@ -1,4 +1,4 @@
-"""Where mail goes."""
+"""The `Mailer` interface, and a mailer that writes to a folder."""
 
 import asyncio
 import os
@@ -10,33 +10,33 @@ from uuid import uuid4
 from infra.clock import Clock, SystemClock
 from infra.files import private_file, private_folder
 from infra.mail.errors import MailUnavailable
-from infra.mail.message import Message, compose, safe_id, sender_address
+from infra.mail.message import Mail, compose, safe_id, sender_address
 
 
 class Mailer(Protocol):
-    """Sends mail; says what became of it only as far as the next hop knows."""
+    """A sender of mail. Success means that the next hop has accepted the mail, not that it arrived."""
 
-    async def send(self, message: Message) -> None:
-        """Return once the next hop has taken responsibility for `message`.
+    async def send(self, message: Mail) -> None:
+        """Send a message; return once the next hop has accepted it.
 
         Raises:
-            MailRejected: it will never be accepted.
-            MailUnavailable: it did not work now.
+            MailRejected: the message was rejected permanently.
+            MailUnavailable: the message could not be sent now; a later attempt may succeed.
         """
         ...
 
 
 class FolderMailer:
-    """Writes every mail to a folder, as `<message id>.eml`; the same message again replaces its file."""
+    """A mailer that writes each mail to `<message id>.eml` in a folder; a second attempt replaces the file."""
 
     def __init__(self, folder: Path, sender: str, clock: Clock | None = None) -> None:
-        """Take where to write and who the mail is from; do not touch the disk yet. Raises ValueError for no sender."""
+        """Store the folder, which the first mail creates, and the sender; raise ValueError for an invalid sender."""
         sender_address(sender)
-        self._folder = folder.absolute()  # whoever changes the working directory does not move the mail
+        self._folder = folder.absolute()  # a later change of the working directory has no effect
         self._sender = sender
         self._clock = clock or SystemClock()
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Mail) -> None:
         content = compose(message, self._sender, datetime.fromtimestamp(self._clock.time(), UTC)).as_bytes()
         try:
             await asyncio.to_thread(_replace, self._folder / f"{safe_id(message.id)}.eml", content)
@@ -45,7 +45,7 @@ class FolderMailer:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    # Whoever watches the folder must never see half a mail: written beside, then renamed.
+    # Written to a temporary file and renamed, so that readers of the folder never see half a mail.
     private_folder(path.parent)
     unfinished = path.parent / f".{uuid4().hex}.tmp"
     try:

@@ -1,4 +1,4 @@
-"""An email, before it is written as one."""
+"""Mail messages, and their form in RFC 5322."""
 
 import re
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ from infra.mail.errors import MailRejected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """A plain text email to one person."""
+class Mail:
+    """A plain text mail to one recipient."""
 
     to: str
     """An address, without a display name."""
@@ -23,14 +23,14 @@ class Message:
     subject: str
     text: str
     id: str = field(default_factory=lambda: uuid4().hex)
-    """The same for every attempt to send the same mail, so that a copy can be told from a second mail."""
+    """Identifies the mail: the same for each attempt to send it, so that duplicates can be recognized."""
 
 
-def compose(message: Message, sender: str, date: datetime) -> EmailMessage:
-    """Return `message` as RFC 5322 has it.
+def compose(message: Mail, sender: str, date: datetime) -> EmailMessage:
+    """Return `message` in the form of RFC 5322.
 
     Raises:
-        MailRejected: an address is none, or a header would not be one line.
+        MailRejected: an address is invalid, or a header has a line break.
     """
     try:
         mail = EmailMessage(policy=SMTP)
@@ -54,10 +54,10 @@ def sender_address(sender: str) -> Address:
     except (ValueError, MessageError, IndexError):
         address = Address()
     if not address.domain or not sender.isprintable():
-        raise ValueError(f"not a sender: {sender!r}; expected name@domain or Name <name@domain>")
+        raise ValueError(f"invalid sender {sender!r}; use name@domain or Name <name@domain>")
     return address
 
 
 def safe_id(text: str) -> str:
-    """Return `text` with only the characters that a file name and a Message-ID can hold."""
+    """Return `text` with all characters replaced that a file name or a Message-ID cannot hold."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text)[:100] or "mail"

@@ -1,4 +1,7 @@
-"""Mail over SMTP, by the standard library, in a thread that a cancelled sender does not leave behind."""
+"""A mailer that sends by SMTP, with the standard library in a thread.
+
+When the sending task is cancelled, its thread ends before the task does.
+"""
 
 import asyncio
 import base64
@@ -15,11 +18,11 @@ from urllib.parse import unquote, urlsplit
 
 from infra.clock import Clock, SystemClock
 from infra.mail.errors import MailError, MailRejected, MailUnavailable
-from infra.mail.message import Message, compose, sender_address
+from infra.mail.message import Mail, compose, sender_address
 
 EXPECTED: Final = (
-    "expected smtp://user:password@host:587, smtp+starttls://... to insist on encryption, or smtps://...; user and "
-    "password can be left out, and what is special in them is percent-encoded"
+    "use smtp://user:password@host:587, smtp+starttls://... to require encryption, or smtps://...; user and password "
+    "are optional, with special characters percent-encoded"
 )
 _LOGGED_IN: Final = 235
 _PERMANENT: Final = range(500, 600)
@@ -34,7 +37,7 @@ _SCHEMES: Final[dict[str, tuple[Security, int]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmtpServer:
-    """Where mail is handed in, and how. Made by `SmtpServer.parse`."""
+    """The address, encryption and credentials of an SMTP server; `parse` reads them from a URL."""
 
     host: str
     port: int
@@ -44,7 +47,7 @@ class SmtpServer:
 
     @classmethod
     def parse(cls, url: str) -> "SmtpServer":
-        """Read the setting `mail.smtp_url`; raise ValueError, in one line without the password."""
+        """Return the server that `url` names; raise ValueError, in one line without the password, if it names none."""
         try:
             parts = urlsplit(url)
             security, default_port = _SCHEMES[parts.scheme]
@@ -52,23 +55,23 @@ class SmtpServer:
         except (ValueError, KeyError):
             host = None
         if not host or parts.path not in {"", "/"} or parts.query or parts.fragment:
-            raise ValueError(f"not an SMTP server's URL; {EXPECTED}")
+            raise ValueError(f"not the URL of an SMTP server; {EXPECTED}")
         if (parts.username is None) != (parts.password is None):
-            raise ValueError(f"a user without a password, or the other way round; {EXPECTED}")
+            raise ValueError(f"the URL has a user without a password, or a password without a user; {EXPECTED}")
         user = None if parts.username is None else unquote(parts.username)
         password = None if parts.password is None else unquote(parts.password)
         if "\0" in f"{user}{password}":
-            raise ValueError(f"a user or a password with a NUL character, which SMTP does not allow; {EXPECTED}")
+            raise ValueError(f"the URL has a NUL character in user or password; {EXPECTED}")
         return cls(host=host, port=port, security=security, user=user, password=password)
 
     @property
     def name(self) -> str:
-        """What to call it in messages to people."""
+        """The server's address for error messages."""
         return f"{self.host}:{self.port}"
 
 
 class SmtpMailer:
-    """Hands each mail to one SMTP server, over a connection of its own.
+    """A mailer that sends each mail to one SMTP server, over a connection of its own.
 
     `smtp://` encrypts if the server offers it, and refuses to log in if it does not; certificates are always checked.
     """
@@ -82,10 +85,10 @@ class SmtpMailer:
         clock: Clock | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Take the server, who mails are from, and the seconds that one step may take; connect to nothing yet.
+        """Store the server, the sender, and the seconds that one network operation may take; connect at the first mail.
 
         Raises:
-            ValueError: the URL or the sender is none.
+            ValueError: the URL or the sender is invalid.
         """
         sender_address(sender)
         self._server = SmtpServer.parse(url)
@@ -94,14 +97,14 @@ class SmtpMailer:
         self._clock = clock or SystemClock()
         self._tls = tls or ssl.create_default_context()
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Mail) -> None:
         mail = compose(message, self._sender, datetime.fromtimestamp(self._clock.time(), UTC))
         session = _Session(self._server, self._timeout, self._tls)
         sending = asyncio.ensure_future(asyncio.to_thread(session.send, mail))
         try:
             await asyncio.shield(sending)
         except asyncio.CancelledError:
-            # A thread cannot be cancelled, its connection can: this attempt must be over before the next one begins.
+            # A thread cannot be cancelled, but its connection can be broken. This attempt must end before the next one.
             session.abort()
             with contextlib.suppress(MailError):
                 await sending
@@ -109,7 +112,7 @@ class SmtpMailer:
 
 
 class _Session:
-    """One connection for one mail."""
+    """One connection, for one mail."""
 
     def __init__(self, server: SmtpServer, timeout: float, tls: ssl.SSLContext) -> None:
         self._server = server
@@ -130,11 +133,11 @@ class _Session:
         except smtplib.SMTPDataError as error:
             raise self._failure(error.smtp_code, error.smtp_error) from error
         except (smtplib.SMTPException, OSError) as error:
-            # Nothing of this is the mail's own fault: a wrong password or sender can be put right, and then it goes.
+            # Not permanent: a wrong password or sender is a setting that can be corrected.
             raise MailUnavailable(f"{self._server.name}: {_text(error)}") from error
 
     def _leave(self) -> None:
-        # The server has taken the mail, or has not, by now; how it says goodbye changes nothing.
+        # The outcome is known by now; an error of QUIT does not change it.
         if self._smtp is not None:
             if not self._aborted:
                 with contextlib.suppress(smtplib.SMTPException, OSError):
@@ -157,7 +160,9 @@ class _Session:
         if server.security == "starttls" or (server.security == "opportunistic" and smtp.has_extn("starttls")):
             smtp.starttls(context=self._tls)
         elif server.user is not None and server.security != "tls":
-            raise OSError("it offers no encryption, and a password is not sent in the clear")
+            raise OSError(
+                "no encryption is offered, and the password is not sent in the clear; set smtps:// in mail.smtp_url"
+            )
         if server.user is not None and server.password is not None:
             _log_in(smtp, server.user, server.password)
         return smtp
@@ -177,9 +182,9 @@ def _log_in(smtp: smtplib.SMTP, user: str, password: str) -> None:
     if user.isascii() and password.isascii():
         smtp.login(user, password)
         return
-    # The standard library encodes as ASCII alone; RFC 4616 says UTF-8.
+    # The standard library supports ASCII alone; RFC 4616 requires UTF-8.
     plain = base64.b64encode(f"\0{user}\0{password}".encode()).decode("ascii")
-    smtp.ehlo_or_helo_if_needed()  # STARTTLS makes both ends forget the first greeting
+    smtp.ehlo_or_helo_if_needed()  # STARTTLS resets the session, so EHLO is due again
     code, answer = smtp.docmd("AUTH", f"PLAIN {plain}")
     if code != _LOGGED_IN:
         raise smtplib.SMTPAuthenticationError(code, answer)

@@ -4,7 +4,7 @@ from typing import Protocol
 from uuid import UUID
 
 from bus import Bus, Delivery, Discard, Retry
-from infra.mail import Mailer, MailRejected, Message
+from infra.mail import Mail, Mailer, MailRejected
 from models.organization import MemberInvited
 from models.user import UserCreated
 
@@ -33,7 +33,7 @@ class NotificationService:
     async def send_welcome_email(self, event: UserCreated, delivery: Delivery) -> None:
         """Greet a new user."""
         text = f"Hello {one_line(event.name)},\n\nwelcome! Your organization and a first project are waiting for you.\n"
-        await self._send(Message(id=delivery.id, to=event.email, subject="Welcome", text=text))
+        await self._send(Mail(id=delivery.id, to=event.email, subject="Welcome", text=text))
 
     async def send_invite(self, event: MemberInvited, delivery: Delivery) -> None:
         """Mail an invite, with the token that accepts it: it is made here, so that it is kept nowhere in the clear."""
@@ -46,9 +46,9 @@ class NotificationService:
             f"{token}\n"
         )
         subject = f"Join {one_line(event.organization_name)}"
-        await self._send(Message(id=delivery.id, to=event.email, subject=subject, text=text))
+        await self._send(Mail(id=delivery.id, to=event.email, subject=subject, text=text))
 
-    async def _send(self, message: Message) -> None:
+    async def _send(self, message: Mail) -> None:
         try:
             await self._mailer.send(message)
         except MailRejected as error:

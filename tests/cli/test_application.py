@@ -23,7 +23,7 @@ from dependencies import Container, Settings
 from dependencies.settings import ControlSettings
 from infra.clock import SystemClock
 from infra.db import DatabaseError, MigrationPending
-from infra.mail import Message
+from infra.mail import Mail
 from infra.mq.drivers.memory import MemoryQueue
 from models.user import UserCreated
 
@@ -32,9 +32,9 @@ class FakeMailer:
     """Keeps what it is given."""
 
     def __init__(self) -> None:
-        self.sent: asyncio.Queue[Message] = asyncio.Queue()
+        self.sent: asyncio.Queue[Mail] = asyncio.Queue()
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Mail) -> None:
         await self.sent.put(message)
 
 

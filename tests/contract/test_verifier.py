@@ -23,7 +23,7 @@ from infra.mq.drivers.memory import (
     unordered,
     worker,
 )
-from infra.mq.drivers.memory.store import Entry
+from infra.mq.drivers.memory.store import PendingDelivery
 from tests.contract.budget import search
 from tests.contract.harness import DRIVERS
 from tests.contract.machine import Mismatch
@@ -49,7 +49,7 @@ def ordered_settlements_are_unfenced(patch: Patch) -> None:
 def unordered_settlements_of_an_earlier_claim_count(patch: Patch) -> None:
     honest = unordered.UnorderedBacklog.settle
 
-    def settle(self: Any, settlement: Settlement, owner: worker.Worker, now: float) -> bool:
+    def settle(self: Any, settlement: Settlement, owner: worker.MemoryWorker, now: float) -> bool:
         entry = self._entries.get(settlement.delivery.id)
         if entry is not None:
             settlement = replace(settlement, claim=replace(settlement.claim, fence=entry.fence))
@@ -67,7 +67,7 @@ def a_cancelled_id_stays_taken(patch: Patch) -> None:
 def unordered_done_is_fenced(patch: Patch) -> None:
     honest = unordered.UnorderedBacklog.settle
 
-    def settle(self: Any, settlement: Settlement, owner: worker.Worker, now: float) -> bool:
+    def settle(self: Any, settlement: Settlement, owner: worker.MemoryWorker, now: float) -> bool:
         entry = self._entries.get(settlement.delivery.id)
         return entry is not None and entry.owner is owner and honest(self, settlement, owner, now)
 
@@ -78,7 +78,9 @@ def unordered_done_is_fenced(patch: Patch) -> None:
 def the_fence_of_a_forgotten_mailbox_starts_again_at_1(patch: Patch) -> None:
     honest = ordered.OrderedBacklog._open
 
-    def open_(self: Any, mailbox: ordered.Mailbox, batch: list[Entry], owner: worker.Worker, name: str) -> Claim:
+    def open_(
+        self: Any, mailbox: ordered.Mailbox, batch: list[PendingDelivery], owner: worker.MemoryWorker, name: str
+    ) -> Claim:
         self.store.fences = itertools.count(mailbox.fence + 1)
         return honest(self, mailbox, batch, owner, name)
 
@@ -127,7 +129,7 @@ def a_retry_comes_at_once(patch: Patch) -> None:
 
 @bug
 def a_dead_letter_is_dropped(patch: Patch) -> None:
-    patch.setattr(store.Store, "bury", lambda *_: None)
+    patch.setattr(store.Store, "add_dead_letter", lambda *_: None)
 
 
 @bug
@@ -140,7 +142,7 @@ def a_retried_dead_letter_is_dropped(patch: Patch) -> None:
 
 @bug
 def a_release_counts_as_a_failure(patch: Patch) -> None:
-    def count(entry: store.Entry, settlement: Settlement) -> None:
+    def count(entry: store.PendingDelivery, settlement: Settlement) -> None:
         backlog.count_outcome(entry, settlement)
         entry.failures += settlement.outcome is Outcome.RELEASE
 
@@ -149,24 +151,24 @@ def a_release_counts_as_a_failure(patch: Patch) -> None:
 
 @bug
 def a_takeover_counts_as_a_failure(patch: Patch) -> None:
-    def charge(self: store.Entry) -> None:
+    def charge(self: store.PendingDelivery) -> None:
         self.failures += 1
 
-    patch.setattr(store.Entry, "charge_death", charge)
+    patch.setattr(store.PendingDelivery, "charge_death", charge)
 
 
 @bug
 def the_mark_of_isolation_outlives_its_claim(patch: Patch) -> None:
-    def charge(self: store.Entry) -> None:
+    def charge(self: store.PendingDelivery) -> None:
         self.crashes += self.isolated
         self.takeovers += not self.isolated
 
-    patch.setattr(store.Entry, "charge_death", charge)
+    patch.setattr(store.PendingDelivery, "charge_death", charge)
 
 
 @bug
 def a_dead_workers_claims_are_forgotten(patch: Patch) -> None:
-    patch.setattr(unordered.Solo, "take_over", lambda _: 1)
+    patch.setattr(unordered.UnorderedDelivery, "take_over", lambda _: 1)
 
 
 @bug
@@ -182,7 +184,7 @@ def a_live_workers_claims_are_taken(patch: Patch) -> None:
 
 @bug
 def closing_charges_what_it_gives_back(patch: Patch) -> None:
-    patch.setattr(unordered.Solo, "give_back", unordered.Solo.take_over)
+    patch.setattr(unordered.UnorderedDelivery, "release", unordered.UnorderedDelivery.take_over)
 
 
 @bug

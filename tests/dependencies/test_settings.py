@@ -196,7 +196,7 @@ def test_no_two_settings_share_a_variable() -> None:
         ({"BENEATH_CONTROL_PORT": "70000"}, "control.port: input should be less than or equal to 65535, not '70000' "),
         ({"BENEATH_WORKER_GRACE": "inf"}, "worker.grace: "),
         ({"BENEATH_MAIL_SENDER": "nobody"}, "mail.sender: "),
-        ({"BENEATH_MAIL_SMTP_URL": "http://x"}, "mail.smtp_url: not an SMTP server's URL; expected smtp://"),
+        ({"BENEATH_MAIL_SMTP_URL": "http://x"}, "mail.smtp_url: not the URL of an SMTP server; use smtp://"),
         (
             {"BENEATH_ORGANIZATION_INVITE_LIFETIME": "0"},
             "organization.invite_lifetime: input should be greater than 0, not '0' ",

@@ -14,7 +14,7 @@ from infra.clock import SystemClock
 from infra.db import Database, DatabaseUnavailable
 from infra.db.migrate import upgrade
 from infra.files import descriptors_short, private_file, private_folder
-from infra.mail import FolderMailer, MailUnavailable, Message
+from infra.mail import FolderMailer, Mail, MailUnavailable
 from infra.mq import QueueUnavailable, WorkerInfo
 from infra.mq.drivers.redis import RedisQueue
 from infra.mq.drivers.sql import SqlQueue
@@ -52,8 +52,8 @@ async def test_database_files_and_folders_are_private(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("umask")
 async def test_mails_and_their_folder_are_private(tmp_path: Path) -> None:
     mailer = FolderMailer(tmp_path / "data" / "mail", "a@example.com")
-    await mailer.send(Message(to="b@example.com", subject="s", text="t", id="1"))
-    await mailer.send(Message(to="b@example.com", subject="s", text="again", id="1"))
+    await mailer.send(Mail(to="b@example.com", subject="s", text="t", id="1"))
+    await mailer.send(Mail(to="b@example.com", subject="s", text="again", id="1"))
     assert modes(tmp_path) == {"data": 0o700, "data/mail": 0o700, "data/mail/1.eml": 0o600}
 
 
@@ -81,7 +81,7 @@ async def test_mail_stays_in_its_folder_when_the_working_directory_changes(
     mailer = FolderMailer(Path("mail"), "a@example.com")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    await mailer.send(Message(to="b@example.com", subject="s", text="t", id="1"))
+    await mailer.send(Mail(to="b@example.com", subject="s", text="t", id="1"))
     assert (tmp_path / "mail" / "1.eml").is_file()
 
 
@@ -109,7 +109,7 @@ async def test_too_few_file_descriptors_are_named_and_end_with_their_cause(tmp_p
         await db.open()
     await db.open()
     mailer = FolderMailer(tmp_path, "a@example.com")
-    message = Message(to="b@example.com", subject="s", text="t", id="1")
+    message = Mail(to="b@example.com", subject="s", text="t", id="1")
     with no_more_files(), pytest.raises(MailUnavailable, match="Too many open files"):
         await mailer.send(message)
     await mailer.send(message)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from infra.clock import FakeClock
-from infra.mail import FolderMailer, MailRejected, MailUnavailable, Message
+from infra.mail import FolderMailer, Mail, MailRejected, MailUnavailable
 
 SENDER = "Beneath <no-reply@beneath.example>"
 
@@ -27,7 +27,7 @@ def names(folder: Path) -> list[str]:
 
 async def test_mail_is_written_as_a_standard_message_file(tmp_path: Path) -> None:
     mailer = FolderMailer(tmp_path / "data" / "mail", SENDER, FakeClock())
-    await mailer.send(Message(id="one", to="ada@example.com", subject="Grüße", text="Hallo Ada,\n\nschön!\n"))
+    await mailer.send(Mail(id="one", to="ada@example.com", subject="Grüße", text="Hallo Ada,\n\nschön!\n"))
     mail = read(tmp_path / "data" / "mail" / "one.eml")
     assert mail["From"] == SENDER
     assert mail["To"] == "ada@example.com"
@@ -41,7 +41,7 @@ async def test_mail_is_written_as_a_standard_message_file(tmp_path: Path) -> Non
 async def test_the_same_mail_again_replaces_its_file(tmp_path: Path) -> None:
     mailer = FolderMailer(tmp_path, SENDER)
     for text in ("first", "second"):
-        await mailer.send(Message(id="one", to="ada@example.com", subject="Hello", text=text))
+        await mailer.send(Mail(id="one", to="ada@example.com", subject="Hello", text=text))
     assert names(tmp_path) == ["one.eml"]
     assert text_of(read(tmp_path / "one.eml")) == "second\n"
 
@@ -49,15 +49,15 @@ async def test_the_same_mail_again_replaces_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Message(to="ada@example.com\r\nBcc: eve@example.com", subject="Hello", text=""),
-        Message(to="ada@example.com, eve@example.com", subject="Hello", text=""),
-        Message(to="Ada <ada@example.com>", subject="Hello", text=""),
-        Message(to="", subject="Hello", text=""),
-        Message(to="ada@example.com", subject="Hello\nBcc: eve@example.com", text=""),
-        Message(to="ada@example.com", subject="Hello\u2028Bcc: eve@example.com", text=""),
+        Mail(to="ada@example.com\r\nBcc: eve@example.com", subject="Hello", text=""),
+        Mail(to="ada@example.com, eve@example.com", subject="Hello", text=""),
+        Mail(to="Ada <ada@example.com>", subject="Hello", text=""),
+        Mail(to="", subject="Hello", text=""),
+        Mail(to="ada@example.com", subject="Hello\nBcc: eve@example.com", text=""),
+        Mail(to="ada@example.com", subject="Hello\u2028Bcc: eve@example.com", text=""),
     ],
 )
-async def test_header_injection_is_prevented(tmp_path: Path, message: Message) -> None:
+async def test_header_injection_is_prevented(tmp_path: Path, message: Mail) -> None:
     with pytest.raises(MailRejected):
         await FolderMailer(tmp_path, SENDER).send(message)
     assert names(tmp_path) == []
@@ -65,14 +65,14 @@ async def test_header_injection_is_prevented(tmp_path: Path, message: Message) -
 
 async def test_id_cannot_write_outside_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "mail"
-    await FolderMailer(folder, SENDER).send(Message(id="../../evil", to="a@b.example", subject="Hello", text=""))
+    await FolderMailer(folder, SENDER).send(Mail(id="../../evil", to="a@b.example", subject="Hello", text=""))
     assert names(tmp_path) == ["mail"]
     assert names(folder) == ["-evil.eml"]
 
 
 async def test_line_of_one_dot_and_long_lines_are_kept(tmp_path: Path) -> None:
     text = "before\n.\nafter\n" + "x" * 5_000 + "\nFrom here\n"
-    await FolderMailer(tmp_path, SENDER).send(Message(id="one", to="a@b.example", subject="Hello", text=text))
+    await FolderMailer(tmp_path, SENDER).send(Mail(id="one", to="a@b.example", subject="Hello", text=text))
     assert text_of(read(tmp_path / "one.eml")) == text
     assert max(len(line) for line in (tmp_path / "one.eml").read_bytes().splitlines()) <= 998
 
@@ -80,10 +80,10 @@ async def test_line_of_one_dot_and_long_lines_are_kept(tmp_path: Path) -> None:
 async def test_unwritable_folder_is_a_temporary_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(MailUnavailable, match="cannot write mail"):
-        await FolderMailer(tmp_path / "file", SENDER).send(Message(to="a@b.example", subject="Hello", text=""))
+        await FolderMailer(tmp_path / "file", SENDER).send(Mail(to="a@b.example", subject="Hello", text=""))
 
 
 @pytest.mark.parametrize("sender", ["", "nobody", "a@b\nBcc: c@d", "Ada <ada>"])
 def test_invalid_sender_is_refused_at_once(tmp_path: Path, sender: str) -> None:
-    with pytest.raises(ValueError, match="not a sender"):
+    with pytest.raises(ValueError, match="invalid sender"):
         FolderMailer(tmp_path, sender)

@@ -13,11 +13,11 @@ from urllib.parse import quote
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from infra.mail import MailRejected, MailUnavailable, Message, SmtpMailer
+from infra.mail import Mail, MailRejected, MailUnavailable, SmtpMailer
 from infra.mail.smtp import SmtpServer
 
 SENDER = "Beneath <no-reply@beneath.example>"
-MAIL = Message(id="one", to="ada@example.com", subject="Hello", text="Hello Ada\n.\nFrom here on\n")
+MAIL = Mail(id="one", to="ada@example.com", subject="Hello", text="Hello Ada\n.\nFrom here on\n")
 
 
 @dataclass(slots=True)
@@ -247,6 +247,6 @@ async def test_a_cancelled_sender_leaves_no_thread_sending() -> None:
      "smtp://host?starttls=1"],
 )  # fmt: skip
 def test_invalid_url_is_refused_without_showing_its_password(url: str) -> None:
-    with pytest.raises(ValueError, match="expected smtp://") as caught:
+    with pytest.raises(ValueError, match="use smtp://") as caught:
         SmtpMailer(url.replace("://", "://u:hunter2@") if "ada" not in url else url, SENDER)
     assert "hunter2" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The memory driver: the whole contract in one process, for tests and for `start all` without a database."""
+"""The memory driver: a queue in one process, for tests and for `beneath start all` without a durable queue."""
 
 from infra.mq.drivers.memory.queue import MemoryQueue
 

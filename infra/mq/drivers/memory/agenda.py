@@ -1,4 +1,4 @@
-"""A queue of items by due time."""
+"""Items ordered by their due time."""
 
 import asyncio
 import heapq
@@ -8,14 +8,14 @@ from typing import Protocol
 _KEEP_STALE = 64
 
 
-class Later(Protocol):
+class AgendaItem(Protocol):
     """An item with a due time."""
 
     ticket: int
     """The number of its valid entry in the agenda; 0 without one."""
 
     def fall_due(self) -> None:
-        """Handle that the item is due."""
+        """Continue with the item, which is due now."""
         ...
 
 
@@ -23,13 +23,13 @@ class Agenda:
     """Items by due time, earliest first; items of equal time in the order of arrival."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Later]] = []
+        self._heap: list[tuple[float, int, AgendaItem]] = []
         self._tickets = itertools.count(1)
         self._stale = 0
         self.listeners: set[asyncio.Event] = set()
-        """Set when an added item is due earlier than all the others."""
+        """Events to set when an added item is due before all other items."""
 
-    def add(self, due_at: float, item: Later) -> None:
+    def add(self, due_at: float, item: AgendaItem) -> None:
         """Schedule `item` for `due_at`."""
         item.ticket = next(self._tickets)
         heapq.heappush(self._heap, (due_at, item.ticket, item))
@@ -37,7 +37,7 @@ class Agenda:
             for event in self.listeners:
                 event.set()
 
-    def remove(self, item: Later) -> None:
+    def remove(self, item: AgendaItem) -> None:
         """Remove `item`; does nothing if it is not scheduled."""
         if not item.ticket:
             return
@@ -49,7 +49,7 @@ class Agenda:
             self._stale = 0
 
     def promote(self, now: float) -> None:
-        """Remove and handle every item that is due at `now`."""
+        """Remove every item that is due at `now`, and call its `fall_due`."""
         heap = self._heap
         while heap and heap[0][0] <= now:
             _, ticket, item = heapq.heappop(heap)
@@ -60,7 +60,7 @@ class Agenda:
                 self._stale -= 1
 
     def next_due(self) -> float | None:
-        """Return the due time of the next item."""
+        """Return the due time of the next item; None without items."""
         while self._heap and self._heap[0][1] != self._heap[0][2].ticket:
             heapq.heappop(self._heap)
             self._stale -= 1

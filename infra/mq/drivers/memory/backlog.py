@@ -6,17 +6,17 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from infra.mq.drivers.memory.store import Entry, Store
-from infra.mq.drivers.memory.worker import Worker
+from infra.mq.drivers.memory.store import PendingDelivery, Store
+from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.queue import FETCH_BYTES
 from infra.mq.types import Claim, Delivery, Message, Outcome, Settlement
 
 SUSPECT = 2
-"""Number of takeovers from which on a delivery comes in a claim of its own."""
+"""Number of takeovers from which on a delivery is claimed alone."""
 
 
-class Room:
-    """The bytes of message bodies that one fetch may still return."""
+class ByteBudget:
+    """The number of bytes of message bodies that one fetch may still return."""
 
     __slots__ = ("_left", "_used")
 
@@ -25,7 +25,7 @@ class Room:
         self._used = False
 
     def take(self, size: int) -> bool:
-        """Subtract one claim's `size` bytes; False, and nothing subtracted, if too few are left. The first is free."""
+        """Subtract the `size` bytes of a claim; return False if too few are left. The first claim costs nothing."""
         if not self._used:
             self._used = True
         elif size > self._left:
@@ -48,7 +48,7 @@ class State(Enum):
     OWNED = auto()
     PARKED = auto()
     BLOCKED = auto()
-    GONE = auto()
+    REMOVED = auto()
 
 
 @dataclass(slots=True)
@@ -79,31 +79,31 @@ class Backlog(ABC):
         """Add a new delivery, due now."""
 
     @abstractmethod
-    def claim(self, limit: int, worker: Worker, name: str, room: Room) -> list[Claim]:
-        """Return up to `limit` claims for `worker`, as the byte limit allows, under the subscription name `name`."""
+    def claim(self, limit: int, worker: MemoryWorker, name: str, budget: ByteBudget) -> list[Claim]:
+        """Return up to `limit` claims for `worker`, as many as `budget` allows, with `name` as their subscription."""
 
     @abstractmethod
-    def settle(self, settlement: Settlement, worker: Worker, now: float) -> bool:
-        """End a claim; False when it is fenced."""
+    def settle(self, settlement: Settlement, worker: MemoryWorker, now: float) -> bool:
+        """Settle a delivery; return False if the settlement is fenced."""
 
     @abstractmethod
-    def isolate(self, claim: Claim, worker: Worker) -> bool:
-        """Mark the claim's first delivery as running alone; False when fenced."""
+    def isolate(self, claim: Claim, worker: MemoryWorker) -> bool:
+        """Mark the claim's first delivery as isolated; return False if the claim is fenced."""
 
     @abstractmethod
-    def keep(self, claim: Claim, worker: Worker) -> None:
+    def keep(self, claim: Claim, worker: MemoryWorker) -> None:
         """Exempt the claim from its release at close, if `worker` owns it."""
 
     @abstractmethod
     def unpark(self, known: Collection[str]) -> int:
-        """Make parked deliveries due whose need is known; return the number of deliveries."""
+        """Make parked deliveries due whose need is in `known`; return the number of claims that they make."""
 
     @abstractmethod
-    def remove(self, matches: Callable[[Message], bool]) -> list[Entry]:
-        """Remove and return the deliveries of the messages that match."""
+    def remove(self, matches: Callable[[Message], bool]) -> list[PendingDelivery]:
+        """Remove and return the deliveries whose message matches."""
 
     @abstractmethod
-    def entries(self) -> Collection[Entry]:
+    def entries(self) -> Collection[PendingDelivery]:
         """Return every delivery."""
 
     @abstractmethod
@@ -120,8 +120,8 @@ class Backlog(ABC):
             event.set()
 
 
-def delivery_of(entry: Entry, name: str) -> Delivery:
-    """Return a copy of `entry` for a consumer that knows its subscription as `name`."""
+def delivery_of(entry: PendingDelivery, name: str) -> Delivery:
+    """Return `entry` as a claim holds it, with `name` as its subscription."""
     message = entry.message
     return Delivery(
         id=entry.id,
@@ -138,7 +138,7 @@ def delivery_of(entry: Entry, name: str) -> Delivery:
     )
 
 
-def count_outcome(entry: Entry, settlement: Settlement) -> None:
+def count_outcome(entry: PendingDelivery, settlement: Settlement) -> None:
     """Update the delivery's counters by the settlement."""
     outcome = settlement.outcome
     if outcome is Outcome.DEFER:

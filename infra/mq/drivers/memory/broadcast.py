@@ -1,4 +1,4 @@
-"""Broadcasts in one process."""
+"""The memory driver's `BroadcastReceiver`."""
 
 import asyncio
 from collections import deque
@@ -8,7 +8,7 @@ from infra.clock import Clock
 from infra.mq.errors import QueueClosed
 
 RECEIVER_LIMIT = 10_000
-"""Number of unread frames that a receiver keeps; beyond it the oldest are dropped, and a gap is reported."""
+"""Number of unread frames that a receiver keeps; above it the oldest are dropped and a gap is reported."""
 
 
 class MemoryReceiver:
@@ -41,13 +41,13 @@ class MemoryReceiver:
         self.shut()
 
     def shut(self) -> None:
-        """Stop receiving."""
+        """Stop receiving, and make a waiting `receive` raise QueueClosed."""
         self._closed = True
         self._leave(self)
         self._arrived.set()
 
     def take(self, frames: Sequence[bytes]) -> None:
-        """Add frames that another process broadcast."""
+        """Add broadcast frames; drop the oldest above `RECEIVER_LIMIT`."""
         self._gap = self._gap or len(self._frames) + len(frames) > RECEIVER_LIMIT
         self._frames.extend(frames)
         self._arrived.set()

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from infra.clock import Clock
-from infra.mq.drivers.memory.backlog import Backlog, Room
+from infra.mq.drivers.memory.backlog import Backlog, ByteBudget
 from infra.mq.drivers.memory.store import Store
-from infra.mq.drivers.memory.worker import Worker
+from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.errors import QueueClosed
 from infra.mq.types import Claim, Settlement, WorkerInfo
 
@@ -13,7 +13,7 @@ from infra.mq.types import Claim, Settlement, WorkerInfo
 class MemoryConsumer:
     """A `Consumer` of `MemoryQueue.consumer`."""
 
-    def __init__(self, worker: Worker, store: Store, backlogs: Mapping[str, Backlog]) -> None:
+    def __init__(self, worker: MemoryWorker, store: Store, backlogs: Mapping[str, Backlog]) -> None:
         self._worker = worker
         self._store = store
         self._backlogs = backlogs
@@ -82,7 +82,7 @@ class MemoryConsumer:
             return
         worker.closed = True
         for unit in [it for it in worker.holding if it not in worker.kept]:
-            unit.give_back()
+            unit.release()
         if not worker.holding:
             del self._store.workers[worker.info.id]
         worker.changed.set()
@@ -100,11 +100,11 @@ class MemoryConsumer:
     def _claim(self, wants: Mapping[str, int]) -> list[Claim]:
         self._store.agenda.promote(self._clock.time())
         claims: list[Claim] = []
-        room = Room()
+        budget = ByteBudget()
         for name, limit in wants.items():
             backlog = self._backlogs.get(name)
             if backlog is not None and limit > 0 and not backlog.paused:
-                claims += backlog.claim(limit, self._worker, name, room)
+                claims += backlog.claim(limit, self._worker, name, budget)
         return claims
 
     async def _wait(self, wants: Mapping[str, int], deadline: float) -> list[Claim]:

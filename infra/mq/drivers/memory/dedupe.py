@@ -1,4 +1,4 @@
-"""The ids of recent messages, for deduplication."""
+"""The ids of accepted messages, for deduplication."""
 
 from collections import deque
 
@@ -7,7 +7,7 @@ from infra.mq.limits import RESENT_IDS
 
 
 class RecentIds:
-    """The ids of the last `window` seconds, each together with its event."""
+    """The ids accepted in the last `window` seconds, each with its event."""
 
     def __init__(self, clock: Clock, window: float) -> None:
         self._clock = clock
@@ -15,17 +15,17 @@ class RecentIds:
         self._accepted: dict[tuple[str, str], float] = {}
         self._ages: deque[tuple[float, tuple[str, str]]] = deque()
         self._resent: dict[tuple[str, str], float] = {}
-        """When ids with `since` were accepted, by the queue's clock; the latest ones last."""
+        """Time of acceptance by the queue's clock of each id added with `since`; the latest ones last."""
 
     def add(self, event: str, message_id: str, since: float | None = None) -> bool:
-        """Add an id; False if it is a duplicate, within the window or, with `since`, since then."""
+        """Add an id; return False if it is a duplicate: within the window or, with `since`, since that time."""
         if since is None:
             return self._add(event, message_id)
         key = (event, message_id)
         accepted_at = self._resent.get(key)
         if not self._add(event, message_id) or (accepted_at is not None and accepted_at >= since):
             return False
-        self._resent.pop(key, None)  # it becomes the latest one
+        self._resent.pop(key, None)  # inserted anew, so that the oldest stays first
         self._resent[key] = self._clock.time()
         if len(self._resent) > RESENT_IDS:
             del self._resent[next(iter(self._resent))]

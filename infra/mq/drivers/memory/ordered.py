@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Callable, Collection
 from itertools import islice
 
-from infra.mq.drivers.memory.backlog import SUSPECT, Backlog, Counts, Room, State, count_outcome, delivery_of
-from infra.mq.drivers.memory.store import Entry, Store
-from infra.mq.drivers.memory.worker import Worker
+from infra.mq.drivers.memory.backlog import SUSPECT, Backlog, ByteBudget, Counts, State, count_outcome, delivery_of
+from infra.mq.drivers.memory.store import PendingDelivery, Store
+from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.queue import MAILBOX_BATCH
 from infra.mq.refusals import not_blocked
 from infra.mq.types import Claim, Message, Outcome, Settlement
@@ -15,24 +15,24 @@ _STAYING = {Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome
 
 
 class Mailbox:
-    """The deliveries of one key, in order; claimed as a whole."""
+    """The deliveries of one ordering key, in order, with one owner at a time."""
 
     __slots__ = ("backlog", "claimed", "entries", "fence", "key", "owner", "state", "ticket")
 
     def __init__(self, key: str, backlog: "OrderedBacklog") -> None:
         self.key = key
         self.backlog = backlog
-        self.entries: deque[Entry] = deque()
+        self.entries: deque[PendingDelivery] = deque()
         self.claimed = 0
         self.fence = 0
-        self.owner: Worker | None = None
+        self.owner: MemoryWorker | None = None
         self.state = State.IDLE
         self.ticket = 0
 
     def fall_due(self) -> None:
         self.backlog.make_ready(self)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         for entry in islice(self.entries, self.claimed):
             entry.isolated = False
         self.backlog.close(self)
@@ -46,7 +46,7 @@ class Mailbox:
 
 
 class OrderedBacklog(Backlog):
-    """The mailboxes of a subscription, with a line of those that can be claimed."""
+    """The mailboxes of a subscription, with a queue of the ones that can be claimed."""
 
     ordered = True
 
@@ -65,7 +65,7 @@ class OrderedBacklog(Backlog):
         if mailbox.state is State.IDLE:
             self.make_ready(mailbox)
 
-    def claim(self, limit: int, worker: Worker, name: str, room: Room) -> list[Claim]:
+    def claim(self, limit: int, worker: MemoryWorker, name: str, budget: ByteBudget) -> list[Claim]:
         claims: list[Claim] = []
         while self._ready and len(claims) < limit:
             mailbox = self._ready[0]
@@ -73,13 +73,13 @@ class OrderedBacklog(Backlog):
                 self._ready.popleft()
                 continue
             batch = _batch(mailbox)
-            if not room.take(sum(len(it.message.body) for it in batch)):
+            if not budget.take(sum(len(it.message.body) for it in batch)):
                 break
             self._ready.popleft()
             claims.append(self._open(mailbox, batch, worker, name))
         return claims
 
-    def settle(self, settlement: Settlement, worker: Worker, now: float) -> bool:
+    def settle(self, settlement: Settlement, worker: MemoryWorker, now: float) -> bool:
         mailbox = self._owned(settlement.claim, worker)
         if mailbox is None:
             return False
@@ -93,14 +93,14 @@ class OrderedBacklog(Backlog):
             self.close(mailbox)
         return is_head
 
-    def isolate(self, claim: Claim, worker: Worker) -> bool:
+    def isolate(self, claim: Claim, worker: MemoryWorker) -> bool:
         mailbox = self._owned(claim, worker)
         if mailbox is None or not mailbox.claimed:
             return False
         mailbox.entries[0].isolated = True
         return True
 
-    def keep(self, claim: Claim, worker: Worker) -> None:
+    def keep(self, claim: Claim, worker: MemoryWorker) -> None:
         mailbox = self._owned(claim, worker)
         if mailbox is not None:
             worker.kept.add(mailbox)
@@ -112,7 +112,7 @@ class OrderedBacklog(Backlog):
         return len(found)
 
     def unblock(self, key: str, *, skip: bool) -> None:
-        """Retry a blocked head, or turn it into a dead letter.
+        """Unblock a key: retry the head or, with `skip`, turn it into a dead letter.
 
         Raises:
             MailboxNotBlocked: the key is not blocked.
@@ -121,13 +121,13 @@ class OrderedBacklog(Backlog):
         if mailbox is None or mailbox.state is not State.BLOCKED:
             raise not_blocked(self.name, key)
         if skip:
-            self.store.bury(mailbox.entries.popleft(), self.name)
+            self.store.add_dead_letter(mailbox.entries.popleft(), self.name)
         else:
             mailbox.entries[0].failures = 0
         self.close(mailbox)
 
-    def remove(self, matches: Callable[[Message], bool]) -> list[Entry]:
-        removed: list[Entry] = []
+    def remove(self, matches: Callable[[Message], bool]) -> list[PendingDelivery]:
+        removed: list[PendingDelivery] = []
         for mailbox in list(self._mailboxes.values()):
             gone = [it for it in mailbox.entries if matches(it.message)]
             if gone:
@@ -135,7 +135,7 @@ class OrderedBacklog(Backlog):
                 removed += gone
         return sorted(removed, key=lambda it: it.id)
 
-    def entries(self) -> Collection[Entry]:
+    def entries(self) -> Collection[PendingDelivery]:
         return [entry for mailbox in self._mailboxes.values() for entry in mailbox.entries]
 
     def counts(self) -> Counts:
@@ -158,7 +158,7 @@ class OrderedBacklog(Backlog):
         return {key: head.failure.error if head.failure else "" for key, head in heads.items()}
 
     def make_ready(self, mailbox: Mailbox) -> None:
-        """Add `mailbox` to the end of the line."""
+        """Make `mailbox` claimable, behind the mailboxes that are due already."""
         self._parked.discard(mailbox)
         mailbox.state = State.READY
         self._ready.append(mailbox)
@@ -166,13 +166,13 @@ class OrderedBacklog(Backlog):
             self.notify()
 
     def close(self, mailbox: Mailbox) -> None:
-        """End the current state of `mailbox`: it is ready if deliveries are left in it, else deleted."""
+        """Release `mailbox`: it is due at once if deliveries are left in it, else deleted."""
         self._disown(mailbox)
         self._parked.discard(mailbox)
         if mailbox.entries:
             self.make_ready(mailbox)
         else:
-            mailbox.state = State.GONE
+            mailbox.state = State.REMOVED
             del self._mailboxes[mailbox.key]
 
     def _close_for(self, mailbox: Mailbox, outcome: Outcome, due_at: float | None) -> None:
@@ -190,11 +190,11 @@ class OrderedBacklog(Backlog):
         else:
             self.close(mailbox)
 
-    def _open(self, mailbox: Mailbox, batch: list[Entry], worker: Worker, name: str) -> Claim:
+    def _open(self, mailbox: Mailbox, batch: list[PendingDelivery], worker: MemoryWorker, name: str) -> Claim:
         mailbox.state = State.OWNED
         mailbox.owner = worker
         mailbox.claimed = len(batch)
-        # One counter for all keys: an empty mailbox is deleted, and the fences of its successor must still be greater.
+        # One counter for all keys, since fences also increase after an empty mailbox was deleted and created again.
         mailbox.fence = next(self.store.fences)
         worker.holding[mailbox] = None
         return Claim(
@@ -213,9 +213,9 @@ class OrderedBacklog(Backlog):
         mailbox.entries.popleft()
         mailbox.claimed -= 1
         if settlement.outcome is Outcome.DEAD:
-            self.store.bury(head, self.name)
+            self.store.add_dead_letter(head, self.name)
 
-    def _take_out(self, mailbox: Mailbox, gone: list[Entry]) -> None:
+    def _take_out(self, mailbox: Mailbox, gone: list[PendingDelivery]) -> None:
         head, doomed = mailbox.entries[0], {it.id for it in gone}
         mailbox.claimed -= sum(it.id in doomed for it in islice(mailbox.entries, mailbox.claimed))
         mailbox.entries = deque(it for it in mailbox.entries if it.id not in doomed)
@@ -226,7 +226,7 @@ class OrderedBacklog(Backlog):
             return
         self.close(mailbox)
 
-    def _owned(self, claim: Claim, worker: Worker) -> Mailbox | None:
+    def _owned(self, claim: Claim, worker: MemoryWorker) -> Mailbox | None:
         mailbox = self._mailboxes.get(claim.ordering_key or "")
         if mailbox is None or mailbox.owner is not worker or mailbox.fence != claim.fence:
             return None
@@ -241,9 +241,9 @@ class OrderedBacklog(Backlog):
             mailbox.owner = None
 
 
-def _batch(mailbox: Mailbox) -> list[Entry]:
-    """Return the first deliveries, at most as many as fit into one claim."""
-    batch: list[Entry] = []
+def _batch(mailbox: Mailbox) -> list[PendingDelivery]:
+    """Return the first deliveries of a mailbox, as one claim holds them; a suspect is alone in its claim."""
+    batch: list[PendingDelivery] = []
     for entry in islice(mailbox.entries, MAILBOX_BATCH):
         if entry.takeovers >= SUSPECT and batch:
             break

@@ -13,7 +13,7 @@ from infra.mq.drivers.memory.ordered import OrderedBacklog
 from infra.mq.drivers.memory.scheduled import Plan
 from infra.mq.drivers.memory.store import Store, dead_number
 from infra.mq.drivers.memory.subscriptions import Subscriptions
-from infra.mq.drivers.memory.worker import Worker
+from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.errors import QueueClosed
 from infra.mq.limits import MAX_BODY
 from infra.mq.refusals import has_backlog, in_use, no_dead_letter, not_ordered
@@ -25,10 +25,10 @@ class MemoryQueue:
     """A complete `MessageQueue` in one process and one event loop; its contents live as long as the object.
 
     Args:
-        clock: Every due time, lease and wait is by it.
-        dedupe_window: For how many seconds the ids of messages with `dedupe` are remembered.
-        lease: After how many seconds without `renew` a worker counts as dead; `math.inf` leaves that to `abandon`.
-        max_body: How large a message's body may be, in bytes.
+        clock: The clock of all due times, leases and waits.
+        dedupe_window: Seconds for which the ids of messages with `dedupe` are remembered.
+        lease: Seconds without `renew` after which a worker is considered dead; with `math.inf` only `abandon` ends it.
+        max_body: The largest body of a message, in bytes.
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class MemoryQueue:
         return self._clock.time()
 
     def next_due(self) -> float | None:
-        """Return when the next retry, mailbox or scheduled message becomes due; None with nothing to wait for.
+        """Return the time at which the next retry, mailbox or scheduled message becomes due; None without one.
 
-        What is due already does not count. For tests that move the clock.
+        Deliveries that are due already do not count. For tests that move the clock.
         """
         self._store.agenda.promote(self._clock.time())
         return self._store.agenda.next_due()
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
-        # `registry` returns views, so no outdated copy of it exists that would have to expire first.
+        # No wait for `REGISTRY_TTL`: `registry` returns views, so no publisher has an outdated copy.
         self._check()
         self._subscriptions.declare(subscriptions, broadcasts)
 
@@ -125,7 +125,7 @@ class MemoryQueue:
 
     async def consumer(self, info: WorkerInfo) -> MemoryConsumer:
         self._check()
-        worker = Worker(info, self._clock, self._lease)
+        worker = MemoryWorker(info, self._clock, self._lease)
         self._store.workers[info.id] = worker
         return MemoryConsumer(worker, self._store, self._subscriptions.by_name)
 
@@ -220,7 +220,7 @@ class MemoryQueue:
             removed.append(self._store.entry(it.message))
         if backlog == "dead":
             for entry in removed:
-                self._store.bury(entry, retiring.name, otherwise="its subscription was retired")
+                self._store.add_dead_letter(entry, retiring.name, otherwise="its subscription was retired")
         return len(removed)
 
     def _leave(self, receiver: MemoryReceiver) -> None:

@@ -1,4 +1,4 @@
-"""Messages that their publisher delayed."""
+"""Scheduled messages."""
 
 from collections.abc import Iterable
 
@@ -38,7 +38,7 @@ class Plan:
         self._agenda.add(due_at, scheduled)
 
     def cancel(self, message_id: str) -> list[Message]:
-        """Remove and return the message with this id."""
+        """Remove and return the scheduled messages with this id."""
         found = self._by_id.pop(message_id, [])
         for scheduled in found:
             self._agenda.remove(scheduled)
@@ -48,7 +48,7 @@ class Plan:
         return message_id in self._by_id
 
     def forget(self, scheduled: Scheduled) -> None:
-        """Remove a message that is due, or that has no subscription any more."""
+        """Remove a message that is due or has no subscription left."""
         same_id = self._by_id[scheduled.message.id]
         same_id.remove(scheduled)
         if not same_id:
@@ -59,7 +59,7 @@ class Plan:
         return [it for same_id in self._by_id.values() for it in same_id if backlog in it.backlogs]
 
     def withdraw(self, scheduled: Scheduled, backlog: Backlog) -> None:
-        """Remove a subscription from the receivers of a message."""
+        """Remove a subscription from those that a message is scheduled for."""
         scheduled.backlogs.remove(backlog)
         if not scheduled.backlogs:
             self._agenda.remove(scheduled)

@@ -4,16 +4,16 @@ import itertools
 
 from infra.clock import Clock
 from infra.mq.drivers.memory.agenda import Agenda
-from infra.mq.drivers.memory.worker import Worker
+from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.types import DeadLetter, Failure, Message
 
 
-class Entry:
-    """One delivery, as the store keeps it."""
+class PendingDelivery:
+    """One unfinished delivery, with its counters."""
 
     __slots__ = ("crashes", "deferrals", "failure", "failures", "id", "isolated", "message", "needs", "takeovers")
 
-    def __init__(self, id: int, message: Message) -> None:  # noqa: A002  # the contract's name for it
+    def __init__(self, id: int, message: Message) -> None:  # noqa: A002  # named as in the contract
         self.id = id
         self.message = message
         self.failures = 0
@@ -23,10 +23,10 @@ class Entry:
         self.isolated = False
         self.failure: Failure | None = None
         self.needs = message.event
-        """What a worker must know to claim it after it was parked."""
+        """What a worker must know to claim this delivery after it was parked."""
 
     def charge_death(self) -> None:
-        """Count the death of its worker."""
+        """Count the death of the worker that held this delivery: a crash if it was isolated, else a takeover."""
         if self.isolated:
             self.crashes += 1
         else:
@@ -43,19 +43,19 @@ class Store:
         self.ids = itertools.count(1)
         self.fences = itertools.count(1)
         self.dead: dict[int, DeadLetter] = {}
-        self.workers: dict[str, Worker] = {}
+        self.workers: dict[str, MemoryWorker] = {}
         self._dead_ids = itertools.count(1)
 
-    def entry(self, message: Message) -> Entry:
+    def entry(self, message: Message) -> PendingDelivery:
         """Return a new delivery of `message`."""
-        return Entry(next(self.ids), message)
+        return PendingDelivery(next(self.ids), message)
 
     def find_dead(self, dead_id: str) -> DeadLetter | None:
-        """Return the dead letter with that id; None without one."""
+        """Return the dead letter with this id; None without one."""
         number = dead_number(dead_id)
         return None if number is None else self.dead.get(number)
 
-    def bury(self, entry: Entry, subscription: str, *, otherwise: str = "") -> None:
+    def add_dead_letter(self, entry: PendingDelivery, subscription: str, *, otherwise: str = "") -> None:
         """Store `entry` as a dead letter, with its last failure, or `otherwise` if it has none."""
         dead_id = next(self._dead_ids)
         message, failure = entry.message, entry.failure

@@ -8,7 +8,7 @@ from infra.mq.drivers.memory.ordered import OrderedBacklog
 from infra.mq.drivers.memory.scheduled import Plan
 from infra.mq.drivers.memory.store import Store
 from infra.mq.drivers.memory.unordered import UnorderedBacklog
-from infra.mq.drivers.memory.worker import Worker
+from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.refusals import alias_conflict, no_event, no_subscription, order_conflict
 from infra.mq.types import Registry, Subscription, SubscriptionStats
 
@@ -22,10 +22,10 @@ class Subscriptions:
         self.by_name: dict[str, Backlog] = {}
         self.routes: dict[str, list[Backlog]] = {}
         self.registry = Registry(routed=self.routes.keys(), broadcast=self._broadcast)
-        """Views that follow every declaration."""
+        """Views of the current state."""
 
     def get(self, name: str, event: str | None = None) -> Backlog:
-        """Return the subscription with that name or alias.
+        """Return the subscription with this name or alias.
 
         Raises:
             SubscriptionNotFound: there is none, or it has no such event.
@@ -43,10 +43,10 @@ class Subscriptions:
         return name if backlog is None else backlog.name
 
     def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
-        """Add what is new, as a whole or not at all.
+        """Add new subscriptions and events, all or none.
 
         Raises:
-            SubscriptionConflict: something contradicts what is kept.
+            SubscriptionConflict: a declared subscription contradicts an existing one.
         """
         self._refuse_conflicts(subscriptions)
         for subscription in subscriptions:
@@ -66,7 +66,7 @@ class Subscriptions:
             for name in [name for name, it in self.by_name.items() if it is backlog]:
                 del self.by_name[name]
 
-    def workers_of(self, backlog: Backlog) -> list[Worker]:
+    def workers_of(self, backlog: Backlog) -> list[MemoryWorker]:
         """Return the live workers that have this listener."""
         names = {name for name, it in self.by_name.items() if it is backlog}
         return [

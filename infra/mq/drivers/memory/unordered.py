@@ -1,31 +1,31 @@
-"""The backlog of an unordered subscription: deliveries that are independent of each other."""
+"""The backlog of an unordered subscription: independent deliveries."""
 
 from collections import deque
 from collections.abc import Callable, Collection
 
-from infra.mq.drivers.memory.backlog import Backlog, Counts, Room, State, count_outcome, delivery_of
-from infra.mq.drivers.memory.store import Entry, Store
-from infra.mq.drivers.memory.worker import Worker
+from infra.mq.drivers.memory.backlog import Backlog, ByteBudget, Counts, State, count_outcome, delivery_of
+from infra.mq.drivers.memory.store import PendingDelivery, Store
+from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.types import Claim, Message, Outcome, Settlement
 
 
-class Solo(Entry):
-    """A delivery that is claimed by itself."""
+class UnorderedDelivery(PendingDelivery):
+    """A delivery of an unordered subscription, which is claimed by itself."""
 
     __slots__ = ("backlog", "fence", "owner", "state", "ticket")
 
-    def __init__(self, id: int, message: Message, backlog: "UnorderedBacklog") -> None:  # noqa: A002  # as in Entry
+    def __init__(self, id: int, message: Message, backlog: "UnorderedBacklog") -> None:  # noqa: A002  # as in PendingDelivery
         super().__init__(id, message)
         self.backlog = backlog
         self.fence = 0
-        self.owner: Worker | None = None
+        self.owner: MemoryWorker | None = None
         self.state = State.READY
         self.ticket = 0
 
     def fall_due(self) -> None:
         self.backlog.make_ready(self)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self.isolated = False
         self.backlog.make_ready(self)
 
@@ -42,18 +42,18 @@ class UnorderedBacklog(Backlog):
 
     def __init__(self, name: str, store: Store) -> None:
         super().__init__(name, store)
-        self._entries: dict[int | str, Solo] = {}
-        self._ready: deque[Solo] = deque()
-        self._parked: set[Solo] = set()
+        self._entries: dict[int | str, UnorderedDelivery] = {}
+        self._ready: deque[UnorderedDelivery] = deque()
+        self._parked: set[UnorderedDelivery] = set()
 
     def add(self, message: Message) -> None:
-        entry = Solo(next(self.store.ids), message, self)
+        entry = UnorderedDelivery(next(self.store.ids), message, self)
         self._entries[entry.id] = entry
         self._ready.append(entry)
         if self.waiters:
             self.notify()
 
-    def claim(self, limit: int, worker: Worker, name: str, room: Room) -> list[Claim]:
+    def claim(self, limit: int, worker: MemoryWorker, name: str, budget: ByteBudget) -> list[Claim]:
         claims: list[Claim] = []
         ready = self._ready
         while ready and len(claims) < limit:
@@ -61,7 +61,7 @@ class UnorderedBacklog(Backlog):
             if entry.state is not State.READY:
                 ready.popleft()
                 continue
-            if not room.take(len(entry.message.body)):
+            if not budget.take(len(entry.message.body)):
                 break
             ready.popleft()
             entry.state = State.OWNED
@@ -71,7 +71,7 @@ class UnorderedBacklog(Backlog):
             claims.append(Claim(subscription=name, deliveries=[delivery_of(entry, name)], fence=entry.fence))
         return claims
 
-    def settle(self, settlement: Settlement, worker: Worker, now: float) -> bool:
+    def settle(self, settlement: Settlement, worker: MemoryWorker, now: float) -> bool:
         entry = self._entries.get(settlement.delivery.id)
         outcome = settlement.outcome
         if outcome is Outcome.DONE:
@@ -83,7 +83,7 @@ class UnorderedBacklog(Backlog):
         count_outcome(entry, settlement)
         if outcome is Outcome.DEAD:
             self._delete(entry)
-            self.store.bury(entry, self.name)
+            self.store.add_dead_letter(entry, self.name)
         elif outcome is Outcome.PARK:
             self._disown(entry)
             entry.state = State.PARKED
@@ -96,14 +96,14 @@ class UnorderedBacklog(Backlog):
             self.make_ready(entry)
         return True
 
-    def isolate(self, claim: Claim, worker: Worker) -> bool:
+    def isolate(self, claim: Claim, worker: MemoryWorker) -> bool:
         entry = self._owned(claim, worker)
         if entry is None:
             return False
         entry.isolated = True
         return True
 
-    def keep(self, claim: Claim, worker: Worker) -> None:
+    def keep(self, claim: Claim, worker: MemoryWorker) -> None:
         entry = self._owned(claim, worker)
         if entry is not None:
             worker.kept.add(entry)
@@ -114,13 +114,13 @@ class UnorderedBacklog(Backlog):
             self.make_ready(entry)
         return len(found)
 
-    def remove(self, matches: Callable[[Message], bool]) -> list[Entry]:
+    def remove(self, matches: Callable[[Message], bool]) -> list[PendingDelivery]:
         removed = [it for it in self._entries.values() if matches(it.message)]
         for entry in removed:
             self._delete(entry)
         return list(removed)
 
-    def entries(self) -> Collection[Entry]:
+    def entries(self) -> Collection[PendingDelivery]:
         return self._entries.values()
 
     def counts(self) -> Counts:
@@ -135,7 +135,7 @@ class UnorderedBacklog(Backlog):
     def blocked_keys(self) -> dict[str, str]:
         return {}
 
-    def make_ready(self, entry: Solo) -> None:
+    def make_ready(self, entry: UnorderedDelivery) -> None:
         """Make `entry` due, behind the deliveries that are due already."""
         self._disown(entry)
         self._parked.discard(entry)
@@ -143,21 +143,21 @@ class UnorderedBacklog(Backlog):
         self._ready.append(entry)
         self.notify()
 
-    def _owned(self, claim: Claim, worker: Worker) -> Solo | None:
+    def _owned(self, claim: Claim, worker: MemoryWorker) -> UnorderedDelivery | None:
         entry = self._entries.get(claim.deliveries[0].id)
         if entry is None or entry.owner is not worker or entry.fence != claim.fence:
             return None
         return entry
 
-    def _delete(self, entry: Solo) -> None:
+    def _delete(self, entry: UnorderedDelivery) -> None:
         del self._entries[entry.id]
         self._disown(entry)
         self._parked.discard(entry)
         self.store.agenda.remove(entry)
-        entry.state = State.GONE  # the deque of due deliveries skips it
+        entry.state = State.REMOVED  # the deque of due deliveries skips it
 
     @staticmethod
-    def _disown(entry: Solo) -> None:
+    def _disown(entry: UnorderedDelivery) -> None:
         if entry.owner is not None:
             entry.owner.holding.pop(entry, None)
             entry.owner.kept.discard(entry)

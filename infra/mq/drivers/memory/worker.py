@@ -11,22 +11,22 @@ from infra.mq.types import WorkerInfo
 class Unit(Protocol):
     """The unit that a claim owns: one unordered delivery, or one mailbox."""
 
-    def give_back(self) -> None:
-        """Release it, unchanged and due at once."""
+    def release(self) -> None:
+        """Release the unit, unchanged and due at once."""
         ...
 
     def take_over(self) -> int:
-        """Take it over after its worker's death, due at once; return the number of deliveries charged."""
+        """Take the unit over from a dead worker, due at once; return the number of deliveries that it held."""
         ...
 
 
-class Worker:
-    """Liveness and claims of one consumer. `alive`, `renew` and `abandon` may be called from any thread."""
+class MemoryWorker:
+    """The liveness and the claims of one worker. `alive`, `renew` and `abandon` may be called from any thread."""
 
     def __init__(self, info: WorkerInfo, clock: Clock, lease: float) -> None:
         self.info = info
         self.holding: dict[Unit, None] = {}
-        """The units it owns, in the order in which it claimed them."""
+        """The units that the worker owns, in the order of the claims."""
 
         self.kept: set[Unit] = set()
         self.changed = asyncio.Event()
@@ -40,7 +40,7 @@ class Worker:
     def alive(self) -> bool:
         """Whether the worker is alive; once False, it stays False."""
         with self._lock:
-            # A closed worker with a kept claim does not renew any more: it lives as long as this process.
+            # A closed worker with a kept claim does not renew its lease any more, and lives as long as this process.
             if not self.closed and self._clock.monotonic() - self._renewed >= self._lease:
                 self._dead = True
             return not self._dead
@@ -59,6 +59,6 @@ class Worker:
             return not self._dead
 
     def abandon(self) -> None:
-        """Give up the lease."""
+        """End the lease: the worker is dead from now on."""
         with self._lock:
             self._dead = True
