@@ -62,7 +62,9 @@ class SilentQueue(MemoryQueue):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_during_start_stops_at_once_and_cleanly(settings: Settings, number: signal.Signals) -> None:
+async def test_signal_during_the_start_shuts_down_at_once_and_cleanly(
+    settings: Settings, number: signal.Signals
+) -> None:
     container = Container(settings=settings)
     queue = SilentQueue()
     container.infra.mq.override(providers.Object(queue))
@@ -78,7 +80,7 @@ async def test_a_signal_during_start_stops_at_once_and_cleanly(settings: Setting
         assert container.infra.db().dialect.writer
 
 
-async def test_a_cancellation_during_start_that_no_signal_caused_goes_on(settings: Settings) -> None:
+async def test_cancellation_during_the_start_without_a_signal_is_raised(settings: Settings) -> None:
     container = Container(settings=settings)
     queue = SilentQueue()
     container.infra.mq.override(providers.Object(queue))
@@ -102,7 +104,7 @@ async def sign_up(url: str, email: str) -> dict[str, Any]:
     return body
 
 
-async def test_a_sign_up_over_http_reaches_the_replaced_mailer(settings: Settings) -> None:
+async def test_sign_up_over_http_uses_the_overridden_mailer(settings: Settings) -> None:
     container = Container(settings=settings)
     mailer = FakeMailer()
     container.infra.mailer.override(providers.Object(mailer))
@@ -114,7 +116,7 @@ async def test_a_sign_up_over_http_reaches_the_replaced_mailer(settings: Setting
         assert body["secret"]
 
 
-async def test_a_replaced_queue_carries_the_events(settings: Settings) -> None:
+async def test_overridden_queue_carries_the_events(settings: Settings) -> None:
     container = Container(settings=settings)
     queue, mailer = MemoryQueue(clock=SystemClock()), FakeMailer()
     container.infra.mq.override(providers.Object(queue))
@@ -126,7 +128,7 @@ async def test_a_replaced_queue_carries_the_events(settings: Settings) -> None:
             await mailer.sent.get()
 
 
-async def test_a_whole_replaced_service_listens_instead(settings: Settings) -> None:
+async def test_overridden_service_listens_in_place_of_the_original(settings: Settings) -> None:
     container = Container(settings=settings)
     container.services.notification.override(providers.ThreadSafeSingleton(FakeNotification, container))
     async with Application(container).running("control-worker") as application:
@@ -137,7 +139,7 @@ async def test_a_whole_replaced_service_listens_instead(settings: Settings) -> N
         assert event.email == "ada@example.com"
 
 
-async def test_health_and_metrics_of_both_are_at_the_servers_port(settings: Settings) -> None:
+async def test_health_and_metrics_of_server_and_worker_share_the_server_port(settings: Settings) -> None:
     async with Application(Container(settings=settings)).running("all") as application:
         assert set(application.urls) == {"control-server"}
         url = application.urls["control-server"]
@@ -150,7 +152,7 @@ async def test_health_and_metrics_of_both_are_at_the_servers_port(settings: Sett
         assert "beneath_event_loop_lag_seconds" in metrics
 
 
-async def test_a_lone_worker_serves_its_own_health_and_metrics(settings: Settings) -> None:
+async def test_single_worker_serves_its_own_health_and_metrics(settings: Settings) -> None:
     async with Application(Container(settings=settings)).running("control-worker") as application:
         url = application.urls["control-worker"]
         assert (await get(f"{url}/healthz")).status_code == 200
@@ -190,7 +192,7 @@ async def test_failing_background_task_shows_in_readiness_and_metrics_and_ends_t
             await asyncio.Event().wait()
 
 
-async def test_exit_of_a_handler_stops_all_and_is_the_processs_exit_code(settings: Settings) -> None:
+async def test_exit_of_a_handler_ends_the_process_with_its_exit_code(settings: Settings) -> None:
     container = Container(settings=settings)
 
     async def leave(event: UserCreated) -> None:
@@ -215,7 +217,7 @@ async def test_leaving_the_block_closes_everything(settings: Settings) -> None:
     assert application.stopping
 
 
-async def test_an_error_of_the_block_is_the_one_that_leaves_it(settings: Settings) -> None:
+async def test_error_of_the_block_is_raised_unchanged(settings: Settings) -> None:
     with pytest.raises(LookupError, match="mine"):
         async with Application(Container(settings=settings)).running("all"):
             raise LookupError("mine")
@@ -245,12 +247,12 @@ async def test_an_occupied_port_is_named_with_its_setting(settings: Settings) ->
 
 
 @pytest.mark.parametrize("host", ["nonsense.invalid", "203.0.113.7", "a" * 300])
-def test_a_host_that_is_not_here_is_named(host: str) -> None:
+def test_unavailable_host_address_is_named(host: str) -> None:
     with pytest.raises(StartError, match=r"^worker\.host"):
         bind("worker", host, 0)
 
 
-async def test_unknown_startables_open_nothing(settings: Settings) -> None:
+async def test_unknown_startable_is_refused_before_anything_is_opened(settings: Settings) -> None:
     with pytest.raises(UsageError, match=r"no startable 'contrl-server'; did you mean control-server\? \(there are: "):
         async with Application(Container(settings=settings)).running("contrl-server"):
             pass
@@ -264,7 +266,7 @@ async def test_outside_development_pending_migrations_are_refused(settings: Sett
             pass
 
 
-async def test_a_stop_before_the_start_runs_nothing(settings: Settings) -> None:
+async def test_stop_before_the_start_runs_nothing(settings: Settings) -> None:
     application = Application(Container(settings=settings))
     application._lifecycle.stop()
     async with application.opened():

@@ -50,7 +50,7 @@ def refused(result: Result, *parts: str, code: int = 2) -> None:
         (["bus", "explain", "UserCrated"], ["no listener has an event 'UserCrated'; did you mean UserCreated?"]),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(
+def test_invalid_arguments_are_refused_in_one_line(
     beneath: Beneath, folder: Path, arguments: list[str], parts: list[str]
 ) -> None:
     refused(beneath(*arguments), *parts)
@@ -64,7 +64,7 @@ def test_help_and_version(beneath: Beneath) -> None:
     assert beneath("--version").out == "0.1.0\n"
 
 
-def test_a_bug_shows_its_traceback(beneath: Beneath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_shows_its_traceback(beneath: Beneath, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> str:
         raise ZeroDivisionError("a bug")
 
@@ -136,7 +136,7 @@ def test_a_newer_database_is_refused(beneath: Beneath, folder: Path) -> None:
         ("mysql://u:hunter2@h/x", "db.url: 'mysql' is not supported"),
     ],
 )
-def test_a_database_that_cannot_be_is_refused(beneath: Beneath, folder: Path, url: str, part: str) -> None:
+def test_unusable_database_is_refused(beneath: Beneath, folder: Path, url: str, part: str) -> None:
     (folder / "broken.db").write_bytes(b"no database " * 1000)
     result = beneath("--set", f"db.url={url}", "bus", "stats")
     refused(result, part, code=1)
@@ -156,7 +156,7 @@ def test_listeners_are_listed_without_a_database(beneath: Beneath, folder: Path)
     assert list(folder.iterdir()) == []
 
 
-def test_explain_tells_what_a_publish_sets_off(beneath: Beneath) -> None:
+def test_explain_lists_the_effects_of_a_publish(beneath: Beneath) -> None:
     described: dict[str, Any] = json.loads(beneath("bus", "explain", "UserCreated", "--json").out)
     kinds = {each["listener"].rpartition(".")[2]: each["kind"] for each in described["listeners"]}
     assert kinds == {"create_personal": "sync", "send_welcome_email": "async"}
@@ -174,7 +174,9 @@ def test_explain_tells_what_a_publish_sets_off(beneath: Beneath) -> None:
         ("{}", "UserCreated: Object missing required field `user_id`"),
     ],
 )
-def test_publish_refuses_what_is_not_the_event(beneath: Beneath, folder: Path, fields: str, part: str) -> None:
+def test_publish_refuses_fields_that_do_not_match_the_event(
+    beneath: Beneath, folder: Path, fields: str, part: str
+) -> None:
     refused(beneath("bus", "publish", "UserCreated", fields), part)
     refused(beneath("bus", "publish", "UserCreatd", fields), "did you mean UserCreated?")
     assert list(folder.iterdir()) == []
@@ -183,7 +185,7 @@ def test_publish_refuses_what_is_not_the_event(beneath: Beneath, folder: Path, f
 # --- users, the queue and its levers ----------------------------------------------------------------------------------
 
 
-def test_a_user_is_created_and_the_events_wait(beneath: Beneath) -> None:
+def test_created_user_causes_pending_events(beneath: Beneath) -> None:
     created = beneath("user", "create", "Ada@Example.com")
     assert created.code == 0
     assert len(created.out.split()) == 1
@@ -288,22 +290,22 @@ def test_rejected_outbox_rows_are_listed_retried_and_discarded(beneath: Beneath,
         ["--set", "log.level=\udcff", "bus", "stats"],
     ],
 )
-def test_an_argument_that_is_no_text_is_refused(beneath: Beneath, arguments: list[str]) -> None:
+def test_argument_that_is_not_valid_text_is_refused(beneath: Beneath, arguments: list[str]) -> None:
     refused(beneath(*arguments), "is not valid text in this locale's encoding")
 
 
 @pytest.mark.parametrize("fields", ["[" * 100_000, '{"a":' * 50_000])
-def test_fields_that_are_nested_too_deeply_are_refused(beneath: Beneath, fields: str) -> None:
+def test_deeply_nested_fields_are_refused(beneath: Beneath, fields: str) -> None:
     refused(beneath("bus", "publish", "UserCreated", fields), "the fields of UserCreated are not valid JSON")
 
 
 @pytest.mark.parametrize("command", [["retry"], ["discard"], ["list", "--after"]])
 @pytest.mark.parametrize("number", ["-1", str(2**63)])
-def test_a_row_beyond_every_database_is_refused(beneath: Beneath, command: list[str], number: str) -> None:
+def test_outbox_row_number_out_of_range_is_refused(beneath: Beneath, command: list[str], number: str) -> None:
     refused(beneath("bus", "outbox", *command, *(() if "--after" in command else ("--",)), number), "Input should be")
 
 
-def test_a_database_that_lacks_a_table_is_one_line(beneath: Beneath, folder: Path) -> None:
+def test_missing_table_is_an_error_of_one_line(beneath: Beneath, folder: Path) -> None:
     assert beneath("migrate", "up").code == 0
     with closing(sqlite3.connect(folder / "data" / "beneath.db")) as connection:
         connection.executescript("DROP TABLE users; DROP TABLE beneath_outbox")
@@ -312,7 +314,7 @@ def test_a_database_that_lacks_a_table_is_one_line(beneath: Beneath, folder: Pat
 
 
 @pytest.mark.parametrize("command", ["up", "status"])
-def test_a_table_of_versions_that_is_none_is_one_line(beneath: Beneath, folder: Path, command: str) -> None:
+def test_foreign_version_table_is_an_error_of_one_line(beneath: Beneath, folder: Path, command: str) -> None:
     assert beneath("migrate", "up").code == 0
     with closing(sqlite3.connect(folder / "data" / "beneath.db")) as connection:
         connection.executescript("DROP TABLE beneath_bus_version; CREATE TABLE beneath_bus_version (other INTEGER)")
@@ -331,5 +333,5 @@ def test_a_table_of_versions_that_is_none_is_one_line(beneath: Beneath, folder: 
         b"\xc1",
     ],
 )
-def test_a_dead_letter_of_any_payload_is_shown(payload: bytes) -> None:
+def test_dead_letter_with_any_payload_is_shown(payload: bytes) -> None:
     print_json(_contents(msgpack.packb((1, "id", "event", 1, None, 1.0, {}, payload))))

@@ -60,21 +60,21 @@ async def test_stop_ends_every_runnable_and_returns() -> None:
     assert [each.stopped for each in workers] == [True, True]
 
 
-async def test_the_first_failure_stops_all_and_is_raised() -> None:
+async def test_first_failure_stops_every_runnable_and_is_raised() -> None:
     other = Worker("other")
     with pytest.raises(OSError, match="broken"):
         await Lifecycle(grace=5, clock=FakeClock()).run([other, Worker(fails=OSError("broken"))])
     assert other.stopped
 
 
-async def test_a_runnable_that_returns_unasked_stops_all_with_an_error() -> None:
+async def test_unrequested_end_of_a_runnable_stops_the_others_with_an_error() -> None:
     other = Worker("other")
     with pytest.raises(RunnableEnded, match="worker ended before a shutdown was requested"):
         await Lifecycle(grace=5, clock=FakeClock()).run([other, Worker(ends=True)])
     assert other.stopped
 
 
-async def test_each_gets_the_grace_period_to_finish() -> None:
+async def test_each_runnable_gets_the_grace_period_to_finish() -> None:
     clock = FakeClock()
     lifecycle, slow = Lifecycle(grace=5, clock=clock), Slow(clock, 4)
     running = asyncio.create_task(lifecycle.run([slow]))
@@ -87,7 +87,9 @@ async def test_each_gets_the_grace_period_to_finish() -> None:
     assert slow.stopped
 
 
-async def test_a_stubborn_runnable_is_left_behind_after_the_grace_period(caplog: pytest.LogCaptureFixture) -> None:
+async def test_runnable_that_ignores_cancellation_is_abandoned_after_the_grace_period(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = FakeClock()
     lifecycle = Lifecycle(grace=5, clock=clock)
     running = asyncio.create_task(lifecycle.run([Stubborn("stubborn"), Worker()]))
@@ -117,7 +119,7 @@ async def test_an_error_while_stopping_is_raised() -> None:
         await running
 
 
-async def test_cancelling_the_lifecycle_stops_all() -> None:
+async def test_cancelled_lifecycle_stops_every_runnable() -> None:
     worker = Worker()
     running = asyncio.create_task(Lifecycle(grace=5, clock=FakeClock()).run([worker]))
     await FakeClock.settle()
@@ -127,7 +129,7 @@ async def test_cancelling_the_lifecycle_stops_all() -> None:
     assert worker.stopped
 
 
-async def test_a_signal_stops_and_a_second_one_exits_at_once() -> None:
+async def test_signal_stops_gracefully_and_second_signal_exits_at_once() -> None:
     stopped, exits = asyncio.Event(), list[int]()
     with stop_signals(stopped.set, exit_now=exits.append):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -139,7 +141,7 @@ async def test_a_signal_stops_and_a_second_one_exits_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-async def test_a_closed_terminal_stops_once_however_often_it_says_so() -> None:
+async def test_repeated_hangup_signals_stop_once() -> None:
     stopped, exits = asyncio.Event(), list[int]()
     with stop_signals(stopped.set, exit_now=exits.append):
         os.kill(os.getpid(), signal.SIGHUP)
@@ -151,7 +153,7 @@ async def test_a_closed_terminal_stops_once_however_often_it_says_so() -> None:
         assert exits == [143]
 
 
-async def test_a_closed_terminal_is_ignored_where_the_process_ignores_it() -> None:
+async def test_hangup_signal_stays_ignored_if_it_was_ignored_at_the_start() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop_signals(pytest.fail):

@@ -56,20 +56,20 @@ def all_refuse(beneath: Beneath, url: str, part: str, commands: tuple[list[str],
         refused(beneath("--set", f"db.url={url}", *command), part)
 
 
-def test_a_server_that_is_not_there(beneath: Beneath) -> None:
+def test_unreachable_server_is_refused(beneath: Beneath) -> None:
     url = f"postgresql://postgres@127.0.0.1:{free_port()}/name"
     all_refuse(beneath, url, "is it running, and is db.url right?")
     all_refuse(beneath, "postgresql://postgres@nowhere.invalid/name", "is it running, and is db.url right?")
 
 
-def test_a_wrong_password_a_stranger_and_a_missing_database(beneath: Beneath, server: PostgresServer) -> None:
+def test_wrong_password_unknown_role_and_missing_database_are_refused(beneath: Beneath, server: PostgresServer) -> None:
     all_refuse(beneath, server.url(user="guarded", password="wrong"), "refuses the password of the role 'guarded'")
     all_refuse(beneath, server.url(user="guarded"), "'guarded'")
     all_refuse(beneath, server.url(user="stranger"), 'role "stranger" does not exist')
     all_refuse(beneath, server.url("nowhere"), "has no database 'nowhere'; create it")
 
 
-def test_pending_and_newer_migrations(beneath: Beneath, server: PostgresServer, name: str) -> None:
+def test_pending_and_newer_migrations_are_refused(beneath: Beneath, server: PostgresServer, name: str) -> None:
     url = server.url(name)
     all_refuse(beneath, url, "run `beneath migrate up`", (COMMANDS[0], COMMANDS[1], COMMANDS[3]))
     assert beneath("--set", f"db.url={url}", "migrate", "up").code == 0
@@ -78,14 +78,14 @@ def test_pending_and_newer_migrations(beneath: Beneath, server: PostgresServer, 
     all_refuse(beneath, url, "the database is newer than this code")
 
 
-def test_a_role_that_may_not_migrate(beneath: Beneath, server: PostgresServer, name: str) -> None:
+def test_role_without_permission_to_migrate_is_refused(beneath: Beneath, server: PostgresServer, name: str) -> None:
     asyncio.run(server.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC", name))
     refused(
         beneath("--set", f"db.url={server.url(name, user='plain')}", "migrate", "up"), "migrate as the role that owns"
     )
 
 
-def test_a_role_that_may_do_too_little(beneath: Beneath, server: PostgresServer, name: str) -> None:
+def test_role_with_insufficient_permissions_is_refused(beneath: Beneath, server: PostgresServer, name: str) -> None:
     url = server.url(name, user="plain")
     beneath("--set", f"db.url={server.url(name)}", "migrate", "up")
     all_refuse(beneath, url, "the role 'plain' has no permission to read and write")
@@ -97,19 +97,19 @@ def test_a_role_that_may_do_too_little(beneath: Beneath, server: PostgresServer,
         all_refuse(beneath, url, "the role 'plain'")
 
 
-def test_a_database_that_is_read_only(beneath: Beneath, server: PostgresServer, name: str) -> None:
+def test_read_only_database_is_refused(beneath: Beneath, server: PostgresServer, name: str) -> None:
     asyncio.run(server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
     all_refuse(beneath, server.url(name), "default_transaction_read_only is on")
 
 
-def test_too_few_connections(beneath: Beneath, server: PostgresServer, name: str) -> None:
+def test_too_small_connection_limit_is_refused(beneath: Beneath, server: PostgresServer, name: str) -> None:
     all_refuse(beneath, server.url(name, user="few"), "allows 5 connections")
     asyncio.run(server.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 0"))
     all_refuse(beneath, server.url(name, user="plain"), "connection")
 
 
 @pytest.mark.timeout(120)
-def test_a_replica(beneath: Beneath, server: PostgresServer) -> None:
+def test_replica_is_refused(beneath: Beneath, server: PostgresServer) -> None:
     replica = postgres_servers.new_replica(server)
     try:
         all_refuse(beneath, replica.url(), "is a read-only replica; point db.url at the primary")
@@ -117,7 +117,7 @@ def test_a_replica(beneath: Beneath, server: PostgresServer) -> None:
         replica.stop()
 
 
-def test_stats_names_who_keeps_dead_rows(
+def test_stats_names_the_transaction_that_keeps_dead_rows(
     beneath: Beneath, server: PostgresServer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(horizon, "LONG", 0.0)

@@ -84,7 +84,7 @@ ANY_PORT = ("--set", "control.port=0", "--set", "worker.port=0")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly(start: Start, number: signal.Signals) -> None:
+def test_signal_ends_the_process_cleanly(start: Start, number: signal.Signals) -> None:
     process = start(*ANY_PORT, "start", "all")
     wait_for_line(process, "worker started")
     process.send_signal(number)
@@ -93,7 +93,7 @@ def test_a_signal_ends_it_cleanly(start: Start, number: signal.Signals) -> None:
     assert "Traceback" not in err
 
 
-def test_a_second_signal_ends_it_at_once(start: Start, tmp_path: Path) -> None:
+def test_second_signal_ends_the_process_at_once(start: Start, tmp_path: Path) -> None:
     process = start(*ANY_PORT, "start", "all")
     wait_for_line(process, "worker started")
     # Stopped in between, so that both signals are there before it can have acted on the first.
@@ -106,7 +106,7 @@ def test_a_second_signal_ends_it_at_once(start: Start, tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_an_occupied_port_is_one_line(start: Start) -> None:
+def test_occupied_port_is_an_error_of_one_line(start: Start) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -176,7 +176,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["bus", "publish", "UserCreated", "{}"],
     ],
 )
-def test_a_forgotten_service_stops_whatever_would_publish(
+def test_service_without_a_provider_stops_every_publishing_command(
     start: Start, planted: Path, arguments: Sequence[str]
 ) -> None:
     code, out, err = finished(start(*ANY_PORT, *arguments, source=planted))
@@ -187,19 +187,21 @@ def test_a_forgotten_service_stops_whatever_would_publish(
 
 
 @pytest.mark.parametrize("arguments", [["config", "show"], ["bus", "dead", "list", "--json"]])
-def test_a_forgotten_service_stops_nothing_else(start: Start, planted: Path, arguments: Sequence[str]) -> None:
+def test_service_without_a_provider_stops_no_other_command(
+    start: Start, planted: Path, arguments: Sequence[str]
+) -> None:
     code, _, err = finished(start(*arguments, source=planted))
     assert (code, err) == (0, "")
 
 
-def test_cmd_is_still_the_standard_librarys() -> None:
+def test_module_cmd_is_that_of_the_standard_library() -> None:
     assert not (ROOT / "cmd/__init__.py").exists()
     command = [sys.executable, "-c", "import cmd; print(cmd.Cmd.__module__); import pdb"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 - ours
     assert done.stdout == "cmd\n"
 
 
-def test_the_wheel_holds_all_that_runs_and_nothing_else(tmp_path: Path) -> None:
+def test_wheel_contains_exactly_the_runtime_files(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)  # noqa: S603 - ours
     (wheel,) = tmp_path.glob("*.whl")

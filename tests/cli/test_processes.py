@@ -53,7 +53,7 @@ class Nursery:
         return self.children[-1]
 
 
-async def test_a_child_that_ends_is_started_again_after_a_growing_pause() -> None:
+async def test_ended_child_is_restarted_after_a_growing_pause() -> None:
     clock, nursery = FakeClock(), Nursery()
     running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
     await clock.settle()
@@ -116,7 +116,7 @@ async def test_a_failed_fork_is_retried_with_backoff_and_stops_no_other_worker(e
     assert starved.children[1].asked
 
 
-async def test_a_first_fork_that_fails_is_retried_and_its_child_may_still_refuse() -> None:
+async def test_failed_first_fork_is_retried_and_its_child_may_refuse_to_start() -> None:
     clock, starved = FakeClock(), Starved(OSError(errno.EAGAIN, "Resource temporarily unavailable"), 0)
     running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=starved.spawn, clock=clock).run())
     await clock.settle()
@@ -138,7 +138,7 @@ async def test_a_process_that_cannot_be_created_leaves_no_file_descriptor(monkey
     assert [end.fileno() for end in pair] == [-1, -1]
 
 
-async def test_a_steady_life_makes_the_pause_short_again() -> None:
+async def test_long_run_resets_the_restart_pause() -> None:
     clock, nursery = FakeClock(), Nursery()
     running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
     await clock.settle()
@@ -154,7 +154,7 @@ async def test_a_steady_life_makes_the_pause_short_again() -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_first_start_that_is_refused_is_an_error_a_later_one_is_not() -> None:
+async def test_refused_start_is_an_error_the_first_time_only() -> None:
     clock, nursery = FakeClock(), Nursery()
     running = asyncio.create_task(Supervised("worker 1 of 2", (), grace=5, spawn=nursery.spawn, clock=clock).run())
     await clock.settle()
@@ -195,7 +195,7 @@ sys.exit(2 if os.read(fd, 1) == b"s" else 3)
 
 
 @pytest.mark.parametrize("word", ["starts", "refuses"])
-async def test_a_process_says_when_it_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+async def test_process_reports_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     (tmp_path / "beneath.py").write_text(SAYS_AND_EXITS, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     child = await spawn_beneath((word,))
@@ -205,7 +205,7 @@ async def test_a_process_says_when_it_has_started(tmp_path: Path, monkeypatch: p
     child.stop()  # too late, which is no error
 
 
-async def test_a_stop_is_passed_on_and_waited_for() -> None:
+async def test_stop_is_forwarded_to_the_children_and_awaited() -> None:
     clock, nursery = FakeClock(), Nursery(obeys=False)
     running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
     await clock.settle()
@@ -230,7 +230,7 @@ async def test_a_child_that_does_not_stop_is_killed() -> None:
         await running
 
 
-async def test_one_refused_child_stops_the_whole_pool() -> None:
+async def test_child_that_refuses_to_start_stops_the_whole_pool() -> None:
     clock, nursery = FakeClock(), Nursery()
     workers = [Supervised(f"worker {n}", (), grace=5, spawn=nursery.spawn, clock=clock) for n in (1, 2)]
     running = asyncio.create_task(WorkerPool("pool", workers, grace=10, clock=clock).run())
@@ -268,7 +268,7 @@ async def until_stopped(parent: Parent) -> None:
         await parent.stopped.wait()
 
 
-async def test_a_child_stops_when_asked_and_exits_when_its_parent_dies_meanwhile() -> None:
+async def test_child_stops_on_request_and_exits_if_its_parent_dies_meanwhile() -> None:
     parent = Parent()
     parent.watch()
     parent.ask()
@@ -288,7 +288,7 @@ async def test_a_child_stops_when_its_parent_dies_and_exits_if_that_takes_too_lo
     parent.close()
 
 
-async def test_a_child_stops_when_its_parent_dies_without_having_listened() -> None:
+async def test_child_stops_when_its_parent_dies_without_reading_the_notification() -> None:
     parent = Parent()
     parent.watch(limit=0)
     notify_parent(parent.child_end)

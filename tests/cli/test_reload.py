@@ -45,7 +45,7 @@ async def test_a_child_that_fails_waits_for_the_next_change(tmp_path: Path) -> N
     await asyncio.gather(running, return_exceptions=True)
 
 
-def test_new_gone_and_changed_files_are_differences(tmp_path: Path) -> None:
+def test_added_removed_and_changed_files_are_detected(tmp_path: Path) -> None:
     source, other = tmp_path / "a.py", tmp_path / "b.txt"
     change(source, 1)
     before = snapshot([tmp_path])

@@ -37,7 +37,7 @@ async def listening(app: ASGIApp, *, grace: float = 5) -> AsyncIterator[HttpServ
         server.close()
 
 
-async def test_a_connection_waits_for_a_server_that_does_not_run_yet() -> None:
+async def test_connection_made_before_the_server_runs_is_served() -> None:
     gate = Gate()
     gate.open.set()
     async with listening(gate) as server, httpx2.AsyncClient() as client:
@@ -50,7 +50,7 @@ async def test_a_connection_waits_for_a_server_that_does_not_run_yet() -> None:
             await running
 
 
-async def test_an_open_request_gets_to_finish() -> None:
+async def test_in_flight_request_completes_during_shutdown() -> None:
     gate = Gate()
     async with listening(gate) as server, httpx2.AsyncClient() as client:
         running = asyncio.create_task(server.run())
@@ -64,7 +64,7 @@ async def test_an_open_request_gets_to_finish() -> None:
             await running
 
 
-async def test_a_request_that_takes_longer_than_the_grace_period_is_cut_off() -> None:
+async def test_request_longer_than_the_grace_period_is_aborted() -> None:
     gate = Gate()
     async with listening(gate, grace=0.01) as server, httpx2.AsyncClient() as client:
         running = asyncio.create_task(server.run())

@@ -12,7 +12,7 @@ from dependencies import Container, Settings
 from dependencies.settings import WorkerSettings
 
 
-def test_all_is_every_startable_once() -> None:
+def test_all_selects_every_startable_once() -> None:
     assert [each.name for each in select(["all"])] == ["control-server", "control-worker"]
     assert [each.name for each in select(["control-worker", "all", "control-worker"])] == [
         "control-server",
@@ -24,7 +24,7 @@ def test_all_is_every_startable_once() -> None:
 @pytest.mark.parametrize(
     ("name", "guess"), [("contrl-server", "control-server"), ("worker", "control-worker"), ("al", "all")]
 )
-def test_an_unknown_one_is_refused_with_the_nearest(name: str, guess: str) -> None:
+def test_unknown_startable_is_refused_with_the_nearest_name(name: str, guess: str) -> None:
     with pytest.raises(UsageError, match=rf"^there is no startable '{name}'; did you mean {guess}\?"):
         select([name])
 
@@ -34,7 +34,7 @@ def processes(settings: Settings, number: int, port: int = 4001) -> Application:
     return Application(Container(settings=settings.model_copy(update={"worker": worker})))
 
 
-def test_several_processes_get_ports_in_a_row_and_the_parents_settings(settings: Settings) -> None:
+def test_several_processes_get_successive_ports_and_the_settings_of_the_parent(settings: Settings) -> None:
     launch = Launch(options=("--config", "x.yaml", "--set", "log.level=debug"))
     with built(select(["control-worker"]), processes(settings, 3), launch) as (pool, *_):
         assert isinstance(pool, WorkerPool)
@@ -47,7 +47,7 @@ def test_several_processes_get_ports_in_a_row_and_the_parents_settings(settings:
     assert all(command[-2:] == ("start", "control-worker") for command in commands)
 
 
-def test_ports_that_do_not_exist_are_refused(settings: Settings) -> None:
+def test_port_numbers_out_of_range_are_refused(settings: Settings) -> None:
     with ExitStack() as cleanup:
         request = BuildContext(processes(settings, 3, 65_534), cleanup, ["control-worker"], Launch())
         with pytest.raises(StartError, match=r"^worker\.port: 3 processes from 65534 on need ports above 65535; lower"):

@@ -48,13 +48,13 @@ def test_closed_standard_streams_change_nothing(folder: Path, closed: str) -> No
 
 
 @pytest.mark.e2e
-def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
+def test_closed_pipe_of_the_reader_is_no_error(folder: Path) -> None:
     done = run(folder, "{ $BENEATH config show; echo code $? >&2; } | true")
     assert done.stderr.splitlines() in (["code 0"], ["code 1"])
 
 
 @pytest.mark.e2e
-def test_output_that_its_encoding_lacks_is_escaped(folder: Path) -> None:
+def test_characters_missing_from_the_output_encoding_are_escaped(folder: Path) -> None:
     environ = {"PYTHONIOENCODING": "ascii", "BENEATH_MAIL_SENDER": "Zoë <zoe@example.com>"}
     done = run(folder, "$BENEATH config show", environ=environ)
     assert done.returncode == 0, done.stderr
@@ -62,7 +62,7 @@ def test_output_that_its_encoding_lacks_is_escaped(folder: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_too_few_file_descriptors_are_one_line(folder: Path) -> None:
+def test_too_few_file_descriptors_are_an_error_of_one_line(folder: Path) -> None:
     assert run(folder, "$BENEATH migrate up").returncode == 0
     done = run(folder, "ulimit -n 6; exec $BENEATH bus stats")
     assert done.returncode == 1
@@ -124,12 +124,12 @@ def test_a_traceback_shows_no_password(
     assert "correcthorse" not in shown
 
 
-def test_what_a_terminal_would_carry_out_is_written_out() -> None:
+def test_terminal_control_characters_are_escaped() -> None:
     assert printable("a\x1b[2Jb\u202ec é\n") == "a\\x1b[2Jb\\u202ec é\n"
     assert json.loads(json.dumps(printable("\ud800"))) == "\\ud800"
 
 
-def test_json_is_valid_and_harmless_whatever_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_is_valid_and_escaped_for_any_value(capsys: pytest.CaptureFixture[str]) -> None:
     deep: list[object] = []
     for _ in range(900):
         deep = [deep]
@@ -144,7 +144,7 @@ def test_json_is_valid_and_harmless_whatever_is_printed(capsys: pytest.CaptureFi
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("command", ["bus stats", "config generate x.yaml", "user create ada@example.com"])
-def test_a_removed_working_directory_is_one_line(folder: Path, command: str) -> None:
+def test_removed_working_directory_is_an_error_of_one_line(folder: Path, command: str) -> None:
     done = run(folder, f'mkdir gone && cd gone && rmdir "$PWD" && $BENEATH {command}')
     assert done.returncode in {1, 2}
     (line,) = done.stderr.splitlines()
@@ -158,7 +158,7 @@ def test_json_is_valid_in_every_encoding(folder: Path) -> None:
     assert json.loads(done.stdout)["mail"]["sender"] == "Zoë 😀 <zoe@example.com>"
 
 
-def test_errors_are_dropped_where_nobody_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_to_a_closed_stream_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
         monkeypatch.setattr("sys.stderr", full)
         assert report(UsageError("no")) == 2
@@ -168,12 +168,12 @@ def test_errors_are_dropped_where_nobody_reads_them(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("number", [11, 12, 23, 24, 28])
-def test_shortages_are_explained(number: int) -> None:
+def test_exhausted_system_resources_are_explained(number: int) -> None:
     assert shortage(OSError(number, os.strerror(number))) is not None
     assert shortage(OSError(2, "No such file")) is None
 
 
-def test_an_interruption_before_anything_runs_is_no_traceback(
+def test_interrupt_before_the_command_runs_shows_no_traceback(
     beneath: Beneath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(**_: object) -> None:
@@ -194,14 +194,14 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.e2e
 @pytest.mark.usefixtures("interruptible")
-def test_an_interruption_during_the_imports_is_no_traceback(folder: Path) -> None:
+def test_interrupt_during_the_imports_shows_no_traceback(folder: Path) -> None:
     (folder / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n", encoding="utf-8")
     environ = {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}{os.pathsep}{ROOT / 'cmd'}"}
     done = run(folder, "$BENEATH config show; echo code $?", environ=environ)
     assert (done.stdout, done.stderr) == ("code 130\n", "")
 
 
-def test_an_interruption_that_an_import_wraps_is_no_traceback(
+def test_interrupt_wrapped_in_an_import_error_shows_no_traceback(
     beneath: Beneath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(**_: object) -> None:

@@ -85,7 +85,7 @@ def compose() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("block", named("ini"), ids=str)
-def test_units_have_known_keys_call_commands_that_exist_and_leave_time_to_stop(block: Block) -> None:
+def test_systemd_units_are_valid_and_leave_time_to_shut_down(block: Block) -> None:
     parsed = unit(block)
     for section in parsed.sections():
         assert set(parsed[section]) <= UNIT_KEYS[section], block
@@ -101,7 +101,7 @@ def test_units_have_known_keys_call_commands_that_exist_and_leave_time_to_stop(b
 
 
 @pytest.mark.parametrize("block", named("env"), ids=str)
-def test_files_of_variables_are_accepted(block: Block) -> None:
+def test_environment_files_are_accepted(block: Block) -> None:
     settings = load_settings(environ=environment(block), folder="nowhere")
     assert settings.env == "production"
     database_dialect_for(settings.db.url.get_secret_value(), 1.0)
@@ -109,7 +109,7 @@ def test_files_of_variables_are_accepted(block: Block) -> None:
         Address.parse(settings.mq.redis.url.get_secret_value())
 
 
-def test_what_the_service_may_write_is_where_the_database_is() -> None:
+def test_writable_paths_of_the_unit_contain_the_database() -> None:
     (variables,) = named("env", step="sqlite")
     database = environment(variables)["BENEATH_DB_URL"]
     service, backup, _ = (unit(each) for each in named("ini", step="sqlite"))
@@ -118,7 +118,7 @@ def test_what_the_service_may_write_is_where_the_database_is() -> None:
     assert f"{folder}/beneath.db" in backup["Service"]["ExecStart"]
 
 
-def test_the_compose_file_names_what_is_there_and_sets_what_is_accepted(compose: dict[str, Any]) -> None:
+def test_compose_file_names_existing_targets_and_valid_settings(compose: dict[str, Any]) -> None:
     services = compose["services"]
     ours = {name: each for name, each in services.items() if each["image"] == "beneath"}
     assert set(ours) == {"migrate", "server", "worker"}
@@ -135,7 +135,7 @@ def test_the_compose_file_names_what_is_there_and_sets_what_is_accepted(compose:
         assert {volume for volume in volumes if not volume.startswith(".")} <= set(compose["volumes"])
 
 
-def test_the_image_copies_and_starts_what_there_is() -> None:
+def test_image_copies_existing_files_and_starts_an_existing_command() -> None:
     (block,) = named("dockerfile")
     for source in re.findall(r"^COPY (\S+)", block.text, flags=re.MULTILINE):
         assert (ROOT / source).exists(), source
@@ -144,7 +144,7 @@ def test_the_image_copies_and_starts_what_there_is() -> None:
     assert "-r /src/requirements/production.txt" in block.text
 
 
-def test_what_is_deployed_is_all_that_the_project_needs_in_the_versions_that_the_tests_ran_with() -> None:
+def test_deployed_requirements_match_the_project_and_the_tested_versions() -> None:
     deployed, tested = pins("production"), pins("dev")
     assert deployed.items() <= tested.items()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -157,7 +157,7 @@ def pins(name: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE))
 
 
-async def test_a_backup_of_a_running_database_holds_its_queue_and_needs_no_lock_files(
+async def test_backup_of_a_running_database_contains_its_queue_without_lock_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A worker whose lock file is missing counts as dead only after that time.
@@ -182,7 +182,7 @@ async def test_a_backup_of_a_running_database_holds_its_queue_and_needs_no_lock_
         assert sorted(await acting.drain(worker)) == ["claimed", "waiting"]
 
 
-async def test_the_role_and_the_database_are_enough_to_migrate_and_to_run(tmp_path: Path) -> None:
+async def test_documented_role_and_database_suffice_to_migrate_and_run(tmp_path: Path) -> None:
     server = postgres_servers.shared()
     (block,) = named("sql", step="postgresql")
     statements = [each.strip() for each in block.text.split(";") if each.strip()]
@@ -213,7 +213,7 @@ def options(block: Block) -> Iterator[str]:
         yield from (f"--{name}", *values)
 
 
-async def test_the_application_works_with_the_rights_that_the_page_gives_it(tmp_path: Path) -> None:
+async def test_application_works_with_the_documented_permissions(tmp_path: Path) -> None:
     (block,) = named("text", file="valkey.conf")
     server = servers.new_server(servers.any_kind(), *options(block))
     (variables,) = named("env", step="redis")
@@ -245,7 +245,7 @@ async def test_the_application_works_with_the_rights_that_the_page_gives_it(tmp_
         assert admin.acl_log() == []
 
 
-def test_options_of_the_databases_url_are_those_of_the_code() -> None:
+def test_documented_url_options_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", _section("PostgreSQL"), flags=re.MULTILINE)
     told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     address = ROOT / "infra" / "db" / "postgresql_url.py"
@@ -253,19 +253,19 @@ def test_options_of_the_databases_url_are_those_of_the_code() -> None:
     assert told == known
 
 
-def test_connections_are_counted_as_the_code_opens_them() -> None:
+def test_documented_connection_count_matches_the_code() -> None:
     told = f"{BESIDES} for the queue: {SIZE} for requests, one for notifications, and in a worker one"
     assert told in _section("PostgreSQL").replace("\n", " ")
     assert BESIDES == SIZE + 2
 
 
-def test_the_metrics_to_watch_are_exported_ones() -> None:
+def test_documented_metrics_are_exported() -> None:
     described = (ROOT / "docs" / "operations.md").read_text()
     for name in re.findall(r"`(beneath_(?:bus|queue|listener|event|outbox)_\w+)`", _section("What to monitor")):
         assert f"| `{name}` |" in described or name == "beneath_outbox", name
 
 
-def test_characters_that_passwords_must_not_hold_are_shown_as_they_are_written() -> None:
+def test_documented_url_encodings_of_password_characters_are_correct() -> None:
     (pairs,) = re.findall(r"write (.*?) as (.*?)\. Three", _section("PostgreSQL").replace("\n", " "))
     plain, quoted = (re.findall(r"`(.*?)`", each) for each in pairs)
     assert [unquote(each) for each in quoted] == plain

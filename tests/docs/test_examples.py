@@ -20,7 +20,9 @@ def examples(document: Path) -> list[Block]:
 @pytest.mark.parametrize(
     "document", [each for each in DOCUMENTS if examples(each)], ids=lambda it: str(it.relative_to(ROOT))
 )
-async def test_examples_run_one_after_another(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_examples_of_a_document_run_in_order(
+    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     module = ModuleType(document.stem)
     monkeypatch.setitem(sys.modules, document.stem, module)
@@ -33,7 +35,7 @@ async def test_examples_run_one_after_another(document: Path, tmp_path: Path, mo
             await result
 
 
-def test_the_readmes_example_is_a_program_that_prints_what_it_says(tmp_path: Path) -> None:
+def test_readme_example_prints_the_documented_output(tmp_path: Path) -> None:
     (program,) = (each for each in blocks(ROOT / "README.md", "python") if each.options.get("file") == "example.py")
     (printed,) = (each for each in blocks(ROOT / "README.md", "text") if each.options.get("prints") == "example.py")
     (tmp_path / "example.py").write_text(program.text)

@@ -53,6 +53,6 @@ def test_each_term_is_used(words: str) -> None:
     assert unused == []
 
 
-def test_terms_that_the_style_rules_keep_are_defined() -> None:
+def test_terms_kept_by_the_style_rules_are_defined() -> None:
     (kept,) = (use for use, *others in rows("CONTRIBUTING.md") if others == ["synonyms of these"])
     assert set(kept.split(", ")) <= set(TERMS)

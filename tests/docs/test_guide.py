@@ -68,7 +68,7 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.mark.thorough
-def test_its_steps_make_a_service_with_table_event_listener_route_and_tests(project: Project) -> None:
+def test_guide_creates_a_service_with_table_event_listener_route_and_tests(project: Project) -> None:
     carried_out(project, edits("Part 1"))
     added = ("tests/services/test_invoicing.py", "tests/http/test_invoices.py")
     concerned = (
@@ -80,7 +80,7 @@ def test_its_steps_make_a_service_with_table_event_listener_route_and_tests(proj
     passes(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", *added, *concerned)
 
 
-def test_a_step_left_out_is_named_in_one_line(project: Project) -> None:
+def test_omitted_step_is_named_in_one_line(project: Project) -> None:
     for block in edits("Part 1"):
         if block.options["file"] != "dependencies/services.py":
             project.apply(block)
@@ -90,7 +90,7 @@ def test_a_step_left_out_is_named_in_one_line(project: Project) -> None:
 
 
 @pytest.mark.thorough
-def test_its_setting_and_its_startable_work(project: Project) -> None:
+def test_setting_and_startable_of_the_guide_work(project: Project) -> None:
     carried_out(project, [*edits("Part 1"), *edits("Part 2")])
     shown = project.run("-m", "beneath", "--set", "invoicing.project_price=700", "config", "show")
     assert ["invoicing.project_price", "700", "BENEATH_INVOICING_PROJECT_PRICE"] in [

@@ -81,7 +81,7 @@ def test_every_event_name_is_a_literal() -> None:
     assert [each.place for each in CALLS if each.event is None] == []
 
 
-def test_every_logger_has_a_name_that_this_module_knows() -> None:
+def test_every_logger_has_a_known_variable_name() -> None:
     for path, tree in trees():
         made = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_get_logger(node)]
         names = {
@@ -99,7 +99,7 @@ def _is_get_logger(node: ast.Call) -> bool:
     return isinstance(node.func, ast.Attribute) and node.func.attr == "get_logger"
 
 
-def test_loggers_are_called_directly_so_that_no_event_escapes_the_table() -> None:
+def test_loggers_are_only_called_directly() -> None:
     for path, tree in trees():
         direct = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in LEVELS}
         inside = {
@@ -113,7 +113,7 @@ def test_loggers_are_called_directly_so_that_no_event_escapes_the_table() -> Non
                 assert id(node) in direct | inside, f"{path}:{node.lineno}"
 
 
-def test_the_table_lists_all_events_with_their_levels_and_fields() -> None:
+def test_table_lists_all_events_with_their_levels_and_fields() -> None:
     levels: dict[str, set[str]] = defaultdict(set)
     fields: dict[str, set[str]] = defaultdict(set)
     for each in CALLS:
@@ -127,7 +127,7 @@ def test_the_table_lists_all_events_with_their_levels_and_fields() -> None:
     assert missing == {}
 
 
-def test_event_names_are_short_lower_case_and_hold_a_participle() -> None:
+def test_event_names_are_short_lower_case_and_contain_a_participle() -> None:
     for event in {str(each.event) for each in CALLS}:
         words = re.split(r"[ -]", event)
         assert re.fullmatch(r"[a-z][a-z -]*", event), event

@@ -30,7 +30,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda it: str(it.relative_to(ROOT)))
 
 
-def test_every_document_and_folder_is_looked_at() -> None:
+def test_every_document_and_folder_is_checked() -> None:
     assert {each.parent for each in DOCUMENTS} >= {ROOT, ROOT / "docs", ROOT / "docs" / "adr", ROOT / "bus"}
     assert {each.relative_to(ROOT) for each in DOCUMENTS} >= {Path("README.md"), Path("docs/guide.md")}
 
@@ -42,7 +42,7 @@ def test_named_tests_exist(document: Path) -> None:
     assert missing == []
 
 
-def test_every_promise_names_its_tests() -> None:
+def test_every_guarantee_names_its_tests() -> None:
     promises = prose(ROOT / "docs" / "guarantees.md").split("\n## ")[1:-1]
     numbers = [int(each.partition(".")[0]) for each in promises]
     assert numbers == list(range(1, len(numbers) + 1))
@@ -52,13 +52,13 @@ def test_every_promise_names_its_tests() -> None:
 
 
 @documents
-def test_links_lead_somewhere(document: Path) -> None:
+def test_link_targets_exist(document: Path) -> None:
     broken = [link for link in _links(document) if not _leads_somewhere(document, link)]
     assert broken == []
 
 
 @documents
-def test_shell_lines_name_commands_that_exist(document: Path) -> None:
+def test_commands_in_shell_blocks_exist(document: Path) -> None:
     for block, line in _shell_lines(document):
         command, *arguments = shlex.split(line, comments=True)
         match command:

@@ -30,7 +30,7 @@ async def application(tmp_path: Path) -> AsyncIterator[Application]:
         yield running
 
 
-async def test_the_readmes_calls_show_what_it_says(application: Application, tmp_path: Path) -> None:
+async def test_readme_calls_return_the_documented_output(application: Application, tmp_path: Path) -> None:
     text = "".join(each.text for each in blocks(ROOT / "README.md", "sh"))
     sign_up, organizations, projects, audit = (line for line in text.splitlines() if line.startswith("curl "))
     known: dict[str, str] = {}
@@ -49,7 +49,7 @@ async def test_the_readmes_calls_show_what_it_says(application: Application, tmp
         assert [each["event"] for each in entries] == ["OrganizationCreated", "ProjectCreated"]
 
 
-async def test_the_table_of_metrics_is_what_is_exported(application: Application) -> None:
+async def test_table_of_metrics_lists_the_exported_metrics(application: Application) -> None:
     told = re.findall(r"^\| `(beneath_\w+)` \|", prose(ROOT / "docs" / "operations.md"), flags=re.MULTILINE)
     async with httpx2.AsyncClient() as client:
         text = await until(lambda: _metrics(client, application.urls["control-server"]))

@@ -22,5 +22,5 @@ def sentences(document: Path) -> str:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda it: str(it.relative_to(ROOT)))
-def test_documents_name_who_acts_and_use_no_private_metaphors(document: Path) -> None:
+def test_documents_avoid_indefinite_pronouns_and_metaphors(document: Path) -> None:
     assert AVOIDED.findall(sentences(document)) == []

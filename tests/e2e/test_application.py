@@ -45,7 +45,7 @@ def assert_sign_up_is_whole(installation: Installation, ada: Caller, email: str,
     print(f"the mail was there {taken:.2f} s after the sign-up")  # noqa: T201
 
 
-def test_started_whole_it_turns_a_sign_up_into_an_organization_a_project_a_mail_and_a_journal(
+def test_single_process_carries_out_all_effects_of_a_sign_up(
     installation: Installation,
 ) -> None:
     asked_at = time.time()
@@ -76,7 +76,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installatio
         server.stop()
 
 
-def test_a_server_and_a_worker_process_do_the_same_together(pair: tuple[Installation, Running, Running]) -> None:
+def test_server_and_worker_processes_carry_out_all_effects_of_a_sign_up(
+    pair: tuple[Installation, Running, Running],
+) -> None:
     installation, server, worker = pair
     signed_up_at = time.time()
     ada = server.sign_up("ada@example.com")
@@ -105,7 +107,7 @@ def test_a_broadcast_reaches_server_and_worker_and_leaves_no_gap(
 
 
 @pytest.mark.embedded
-def test_server_and_worker_notice_when_the_database_was_locked_away(
+def test_server_and_worker_report_a_gap_after_a_locked_database(
     pair: tuple[Installation, Running, Running],
 ) -> None:
     installation, server, worker = pair
@@ -119,7 +121,7 @@ def test_server_and_worker_notice_when_the_database_was_locked_away(
     until(lambda: worker.metric(gaps) >= 1, "the worker knows of the gap")
 
 
-def test_a_killed_worker_process_is_replaced_and_none_outlives_its_parent(installation: Installation) -> None:
+def test_killed_worker_process_is_replaced_and_all_end_with_their_parent(installation: Installation) -> None:
     running = installation.start("all", env={"BENEATH_WORKER_PROCESSES": "2"})
 
     def logged(event: str) -> list[dict[str, Any]]:
@@ -132,7 +134,7 @@ def test_a_killed_worker_process_is_replaced_and_none_outlives_its_parent(instal
     until(lambda: len(logged("application stopped")) == 2, "both have stopped by themselves")
 
 
-def test_a_second_signal_stops_it_at_once(installation: Installation) -> None:
+def test_second_signal_ends_the_application_at_once(installation: Installation) -> None:
     running = installation.start("all", env={"BENEATH_CONTROL_GRACE": "60", "BENEATH_WORKER_GRACE": "60"})
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
@@ -147,7 +149,7 @@ def test_a_second_signal_stops_it_at_once(installation: Installation) -> None:
         assert running.process.wait(20) == 128 + 15
 
 
-def test_an_occupied_port_is_told_in_one_line(installation: Installation) -> None:
+def test_occupied_port_is_an_error_of_one_line(installation: Installation) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as other:
         port = other.getsockname()[1]
         for name, key in ((SERVER, "CONTROL"), (WORKER, "WORKER")):

@@ -37,7 +37,7 @@ def test_an_event_is_published_from_the_command_line(house: tuple[Installation, 
     assert [each["event"] for each in eve.items(journal)][2] == "OrganizationUpdated"
 
 
-def test_a_paused_listener_waits_alone_until_it_is_resumed(house: tuple[Installation, Running]) -> None:
+def test_pause_affects_one_listener_until_it_is_resumed(house: tuple[Installation, Running]) -> None:
     installation, running = house
     installation.run("bus", "pause", WELCOME)
     ada = running.sign_up("ada@example.com")

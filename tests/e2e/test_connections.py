@@ -25,7 +25,7 @@ def cramped(processes: Processes, tmp_path: Path) -> Iterator[Installation]:
         yield Installation(processes, tmp_path, place, ("/bin/sh", "-c", SCRIPT, sys.executable))
 
 
-def test_silent_clients_neither_end_the_process_nor_keep_others_out(cramped: Installation) -> None:
+def test_silent_clients_neither_end_the_process_nor_block_other_clients(cramped: Installation) -> None:
     server = cramped.start(SERVER)
     host, port = server.url.removeprefix("http://").split(":")
     silent = []

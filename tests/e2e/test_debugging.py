@@ -31,7 +31,7 @@ def python(*arguments: str, answers: str = "") -> "subprocess.CompletedProcess[s
     )
 
 
-def test_cmd_is_the_standard_librarys() -> None:
+def test_module_cmd_is_that_of_the_standard_library() -> None:
     done = python("-c", "import cmd; print(cmd.Cmd.__module__, cmd.__file__)")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("cmd ")

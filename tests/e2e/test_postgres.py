@@ -35,7 +35,7 @@ def near(processes: Processes, tmp_path: Path, postgres: PostgresServer) -> Iter
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["restart", "crash"])
-def test_requests_are_refused_while_it_is_away_and_every_process_goes_on_when_it_is_back(
+def test_processes_recover_after_an_outage_of_postgresql(
     near: Installation, postgres: PostgresServer, how: signal.Signals
 ) -> None:
     server, worker = (near.start(name) for name in (SERVER, WORKER))

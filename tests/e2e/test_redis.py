@@ -37,7 +37,7 @@ def far(processes: Processes, tmp_path: Path, broker: RedisServer) -> Iterator[I
         yield Installation(processes, tmp_path, place)
 
 
-def test_requests_succeed_while_the_broker_is_away_and_what_they_caused_follows_when_it_is_back(
+def test_requests_succeed_during_a_broker_outage_and_effects_follow_later(
     far: Installation, broker: RedisServer
 ) -> None:
     installation = far
@@ -77,7 +77,7 @@ def waiting(server: Running) -> float:
     return server.metric("beneath_outbox_rows")
 
 
-def test_an_unreachable_broker_keeps_nobody_from_starting(installation: Installation) -> None:
+def test_processes_start_while_the_broker_is_unreachable(installation: Installation) -> None:
     env = {"BENEATH_MQ_REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
     running = Running(installation.spawn("start", "all", env=env))
     until(lambda: any(each["event"] == "queue connection postponed" for each in logs(running)), "it warns")
@@ -111,7 +111,7 @@ def logs(running: Running) -> list[dict[str, str]]:
     ],
     ids=["scheme", "wrong password", "no password", "permission", "replica", "evicting"],
 )
-def test_a_broker_that_cannot_be_used_is_refused_in_one_line(
+def test_unusable_broker_is_refused_in_one_line(
     installation: Installation, options: tuple[str, ...], address: str, said: str
 ) -> None:
     server = started(*options)

@@ -76,7 +76,7 @@ def invited(cast: Cast, ada: Caller, organization: str, email: str) -> tuple[dic
     return invite, token_in("\n".join(mail.get_content().splitlines()))
 
 
-def test_people_sign_up_invite_join_or_do_not_and_lose_their_secrets(cast: Cast) -> None:
+def test_users_sign_up_invite_join_and_lose_their_secrets(cast: Cast) -> None:
     here, there = cast.servers
     cast.office.refusals = {BOB: ["451 4.7.1 come back later"], EVE: ["550 5.1.1 nobody of that name"] * 9}
 

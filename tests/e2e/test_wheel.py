@@ -32,7 +32,7 @@ def run(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_it_holds_the_packages_and_no_tests(wheel: Path) -> None:
+def test_wheel_contains_the_packages_and_no_tests(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         files = archive.namelist()
     tops = {name.partition("/")[0] for name in files}
@@ -44,9 +44,7 @@ def test_it_holds_the_packages_and_no_tests(wheel: Path) -> None:
     assert "models/migrations/versions/0001_domain.py" in files
 
 
-def test_installed_in_an_empty_environment_it_starts_from_an_empty_directory(
-    wheel: Path, processes: Processes, tmp_path: Path
-) -> None:
+def test_installed_wheel_starts_from_an_empty_directory(wheel: Path, processes: Processes, tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=False, symlinks=True)
     python = environment / "bin" / "python"

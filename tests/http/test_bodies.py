@@ -30,12 +30,12 @@ UTF_16 = '{"email": "ada@example.com", "name": "Ada"}'.encode("utf-16")
         (b'{"%s": 1, "%s": 2}' % (b"x" * 500, b"x" * 500), '"%s\\u2026" is there twice in one object' % ("x" * 99)),
     ],
 )
-async def test_what_is_no_json_is_told_where(api: Api, body: bytes, detail: str) -> None:
+async def test_position_of_invalid_json_is_reported(api: Api, body: bytes, detail: str) -> None:
     found = problem(await api.client.post("/v1/users", content=body, headers=JSON), 400, "malformed-json")
     assert found["detail"] == detail
 
 
-async def test_a_byte_order_mark_is_passed_over(api: Api) -> None:
+async def test_byte_order_mark_is_ignored(api: Api) -> None:
     body = b"\xef\xbb\xbf" + json.dumps({"email": "ada@example.com", "name": "Ada"}).encode()
     assert (await api.client.post("/v1/users", content=body, headers=JSON)).status_code == 201
 
@@ -59,7 +59,7 @@ async def test_a_body_of_two_types_or_encodings_is_refused(api: Api, twice: list
     problem(await api.client.post("/v1/users", content=body, headers=twice), 415, "unsupported-media-type")
 
 
-async def test_every_operation_with_a_secret_asks_for_it_before_it_looks_at_the_rest(api: Api) -> None:
+async def test_every_operation_checks_the_secret_before_the_rest_of_the_request(api: Api) -> None:
     paths = api.app.openapi()["paths"]
     secured = [(path, method) for path, each in paths.items() for method in each if "security" in each[method]]
     assert len(secured) == sum(len(each) for each in paths.values()) - 1, "all but the sign-up"
@@ -69,7 +69,7 @@ async def test_every_operation_with_a_secret_asks_for_it_before_it_looks_at_the_
             problem(answer, 401, "unauthenticated")
 
 
-async def test_a_scope_that_lacks_is_told_before_the_body_is_read(api: Api) -> None:
+async def test_missing_scope_is_reported_before_the_body_is_read(api: Api) -> None:
     ada = await api.sign_up()
     ada.secret = (await ada("POST", "/v1/secrets", json={"name": "ci", "scopes": ["read"]})).json()["token"]
     headers = {**JSON, "Authorization": f"Bearer {ada.secret}"}
@@ -77,7 +77,7 @@ async def test_a_scope_that_lacks_is_told_before_the_body_is_read(api: Api) -> N
     problem(answer, 403, "insufficient-scope")
 
 
-async def test_a_wrong_secret_is_looked_up_and_counted_once_a_request(
+async def test_wrong_secret_is_looked_up_and_counted_once_per_request(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[str] = []
@@ -93,13 +93,13 @@ async def test_a_wrong_secret_is_looked_up_and_counted_once_a_request(
     assert len(counted) == 1
 
 
-async def test_two_secrets_in_one_request_are_none(api: Api) -> None:
+async def test_two_secrets_in_one_request_are_refused(api: Api) -> None:
     ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
     both = [("Authorization", f"Bearer {each.secret}") for each in (ada, eve)]
     problem(await api.client.get("/v1/me", headers=both), 401, "unauthenticated")
 
 
-async def test_a_too_large_body_in_pieces_is_refused_whatever_reads_it(api: Api) -> None:
+async def test_too_large_chunked_body_is_refused_by_every_operation(api: Api) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield b" " * 100_000
@@ -110,7 +110,7 @@ async def test_a_too_large_body_in_pieces_is_refused_whatever_reads_it(api: Api)
         problem(await api.client.post("/v1/organizations", content=pieces(), headers=headers), 413, "too-large")
 
 
-async def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_error_of_ours(
+async def test_client_disconnect_within_a_body_is_no_server_error(
     api: Api, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sent: list[Message] = []
@@ -133,13 +133,13 @@ async def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_error_of_
 
 
 @pytest.mark.parametrize("name", ["A\u2028da", "A\u2029da", "A\u0085da", "A\u009bda", "\u00a0Ada", "Ada\u00a0"])
-async def test_a_name_is_one_line_in_every_script(api: Api, name: str) -> None:
+async def test_name_must_be_one_line_in_every_script(api: Api, name: str) -> None:
     answer = await api.client.post("/v1/users", json={"email": "ada@example.com", "name": name})
     assert "expected one line" in problem(answer, 422, "invalid")["detail"]
 
 
 @pytest.mark.parametrize("name", ["Åsa", "王小明", "O'Neill", "Ada\u00a0Lovelace", "👩‍🚀"])
-async def test_a_name_is_in_any_script(api: Api, name: str) -> None:
+async def test_name_of_any_script_is_accepted(api: Api, name: str) -> None:
     ada = await api.sign_up(name=name)
     assert (await ada("GET", "/v1/me")).json()["name"] == name
 
@@ -160,6 +160,6 @@ async def test_invisible_or_misleading_name_is_refused_everywhere(api: Api, name
         problem(await ada(method, path, json=body), 422, "invalid")
 
 
-async def test_name_comes_back_in_one_form(api: Api) -> None:
+async def test_name_is_returned_in_normalized_form(api: Api) -> None:
     ada = await api.sign_up(name="A\u030asa")
     assert (await ada("GET", "/v1/me")).json()["name"] == "\u00c5sa"

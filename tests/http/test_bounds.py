@@ -48,7 +48,7 @@ async def test_body_of_many_values_is_refused_before_it_is_parsed(
     assert len(answer.content) < 1000
 
 
-async def test_many_tokens_are_not_looked_at_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_token_count_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = 0
 
     class Counting:
@@ -67,7 +67,7 @@ async def test_many_tokens_are_not_looked_at_after_the_limit(monkeypatch: pytest
         assert seen <= 3 * routing.MAX_VALUES
 
 
-async def test_separators_in_strings_count_for_nothing(api: Api) -> None:
+async def test_separators_in_strings_are_not_counted(api: Api) -> None:
     ada = await api.sign_up()
     path = f"/v1/organizations/{await ada.organization()}/projects"
     description = ',[{"\\' * 400
@@ -95,7 +95,7 @@ async def test_at_most_20_errors_are_rendered_with_their_total(api: Api) -> None
         "x" * 1_000_000,
     ],
 )
-async def test_answer_repeats_little_of_the_request(api: Api, body: object) -> None:
+async def test_error_response_repeats_a_bounded_part_of_the_request(api: Api, body: object) -> None:
     answer = await api.client.post("/v1/users", content=json.dumps(body), headers=JSON)
     problem(answer, 422, "invalid")
     assert len(answer.content) < 10_000
@@ -118,7 +118,7 @@ async def test_answer_repeats_little_of_the_request(api: Api, body: object) -> N
         "limit=-0",
     ],
 )
-async def test_odd_queries_are_refused_briefly(api: Api, query: str) -> None:
+async def test_malformed_queries_are_refused_with_a_short_response(api: Api, query: str) -> None:
     ada = await api.sign_up()
     answer = await ada("GET", f"/v1/organizations?{query}")
     found = problem(answer, 422, "invalid")
@@ -127,21 +127,21 @@ async def test_odd_queries_are_refused_briefly(api: Api, query: str) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["AAAAAAAAAAA", "_________w8", "__________8", "f_________8", "AAAAAIAAAAA"])
-async def test_tampered_number_in_a_cursor_is_only_out_of_range(api: Api, cursor: str) -> None:
+async def test_tampered_number_in_a_cursor_causes_no_server_error(api: Api, cursor: str) -> None:
     ada = await api.sign_up()
     path = f"/v1/organizations/{await ada.organization()}/audit"
     assert (await ada("GET", f"{path}?cursor={cursor}")).status_code in {200, 422}
 
 
 @pytest.mark.parametrize("name", ["\\ud800", "\\u0000", "\\u202e", "\\ud83d\\ude00"])
-async def test_odd_field_names_are_answered_in_readable_text(api: Api, name: str) -> None:
+async def test_unusual_field_names_appear_as_valid_text_in_the_response(api: Api, name: str) -> None:
     body = f'{{"email": "ada@example.com", "name": "Ada", "{name}": 1}}'.encode()
     answer = await api.client.post("/v1/users", content=body, headers=JSON)
     json.dumps(problem(answer, 422, "invalid"), ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("number", [b"9" * 4000, b"-" + b"9" * 4000, b"1e999", b"-0.0", b"1" * 400 + b".5"])
-async def test_huge_numbers_fit_no_field(api: Api, number: bytes) -> None:
+async def test_huge_numbers_are_refused_by_every_field(api: Api, number: bytes) -> None:
     body = b'{"email": %s, "name": %s, "more": %s}' % (number, number, number)
     found = problem(await api.client.post("/v1/users", content=body, headers=JSON), 422, "invalid")
     assert found["errors_total"] == 3

@@ -73,7 +73,7 @@ class TestFew:
         for each in silent[:8]:
             assert await each.ended() == b""
 
-    async def test_eviction_begins_with_the_longest_wait(self, served: Wire) -> None:
+    async def test_connection_that_waited_longest_is_closed_first(self, served: Wire) -> None:
         oldest, idle, newest = [await served.connect(b"G") for _ in range(3)]
         await until(lambda: len(served.server.connections) == 3)
         idle.send(GET[1:])
@@ -96,7 +96,7 @@ class TestFew:
         assert [(await each.reply()).status for each in busy] == [200] * 3
 
     @pytest.mark.parametrize("last", [GET, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")])
-    async def test_clients_that_read_no_answer_make_room_for_a_new_one(self, served: Wire, last: bytes) -> None:
+    async def test_connections_with_unread_responses_make_room_for_a_new_one(self, served: Wire, last: bytes) -> None:
         for _ in range(3):
             raw = await served.connect(last.replace(b"/x", b"/large") + GET)
             stop_reading(raw)
@@ -129,23 +129,23 @@ class TestHurried:
         assert await raw.ended() == b""
 
     @pytest.mark.parametrize("sent", [b"GET /x HTTP/1.1\r\nX: ", POST.replace(b"10", b"100000")])
-    async def test_dripping_does_not_extend_the_time(self, served: Wire, sent: bytes) -> None:
+    async def test_slow_partial_sends_do_not_extend_the_timeout(self, served: Wire, sent: bytes) -> None:
         raw = await served.connect(sent)
         dripping = asyncio.create_task(drip(raw))
         assert b" 408 " in await raw.ended()
         dripping.cancel()
 
-    async def test_pipelined_rest_of_a_request_has_its_own_end(self, served: Wire) -> None:
+    async def test_incomplete_pipelined_request_has_its_own_timeout(self, served: Wire) -> None:
         raw = await served.connect(GET + GET + b"GET /x HTTP/1.1\r\nX: ")
         assert [(await raw.reply()).status for _ in range(3)] == [200, 200, 408]
         assert await raw.ended() == b""
 
-    async def test_body_of_a_pipelined_request_has_its_own_end(self, served: Wire) -> None:
+    async def test_body_of_a_pipelined_request_has_its_own_timeout(self, served: Wire) -> None:
         raw = await served.connect(GET + POST)
         assert [(await raw.reply()).status for _ in range(2)] == [200, 408]
         assert await raw.ended() == b""
 
-    async def test_request_after_an_early_answer_has_its_own_time(self, served: Wire) -> None:
+    async def test_request_after_an_early_response_has_its_own_timeout(self, served: Wire) -> None:
         raw = await served.connect(POST.replace(b"/x", b"/early"))
         assert (await raw.reply()).status == 413
         (connection,) = served.server.connections
@@ -167,21 +167,21 @@ class TestHurried:
         assert (await raw.reply()).status == 200
         assert await raw.ended() == b"", "closed without a word"
 
-    async def test_body_that_is_refused_early_must_still_end(self, served: Wire) -> None:
+    async def test_refused_body_is_still_subject_to_the_timeout(self, served: Wire) -> None:
         chunked = b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
         raw = await served.connect(chunked)
         dripping = asyncio.create_task(drip(raw, b"1\r\na\r\n"))
         assert b" 408 " in await raw.ended()
         dripping.cancel()
 
-    async def test_client_that_does_not_take_its_answer_is_cut_off(self, served: Wire) -> None:
+    async def test_client_that_does_not_read_its_response_is_disconnected(self, served: Wire) -> None:
         raw = await served.connect(GET.replace(b"/x", b"/large"))
         stop_reading(raw)
         await until(lambda: served.server.connections.timed_out > 0)
         await until(lambda: len(served.server.connections) == 0)
         assert served.server.connections.timed_out == 1
 
-    async def test_answer_takes_the_time_that_it_takes(self, served: Wire, echo: Echo) -> None:
+    async def test_slow_response_is_not_subject_to_the_request_timeout(self, served: Wire, echo: Echo) -> None:
         raw = await served.connect(GET.replace(b"/x", b"/gate"))
         others = [await served.connect() for _ in range(3)]
         for each in others:
@@ -190,7 +190,7 @@ class TestHurried:
         assert (await raw.reply()).status == 200
 
 
-async def test_pipelined_requests_do_not_pile_up_in_memory(served: Wire, echo: Echo) -> None:
+async def test_pipelined_requests_do_not_accumulate_in_memory(served: Wire, echo: Echo) -> None:
     one = b"POST /turn HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx"
     raw = await served.connect(one * 100_000)
     reading = asyncio.create_task(raw.ended())
@@ -210,13 +210,13 @@ async def drip(raw: Raw, drop: bytes = b"a") -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_connections_leave_half_of_the_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_limit_leaves_half_of_the_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_max_open_files", lambda: 100)
     assert Connections(ConnectionLimits(max_connections=500)).limit == 50
     assert Connections(ConnectionLimits(max_connections=20)).limit == 20
 
 
-async def test_malformed_requests_are_counted_and_fill_no_log(served: Wire, caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_requests_are_counted_and_not_logged(served: Wire, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         assert (await served.ask(b"GET x y z\r\n\r\n")).status == 400
     found = {each.labels.get("reason"): each.value for each in served.server.samples()}
@@ -224,6 +224,6 @@ async def test_malformed_requests_are_counted_and_fill_no_log(served: Wire, capl
     assert caplog.records == []
 
 
-async def test_upgrades_are_answered_as_plain_requests(served: Wire) -> None:
+async def test_upgrade_requests_are_handled_as_plain_requests(served: Wire) -> None:
     upgrade = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
     assert (await served.ask(upgrade)).status == 200

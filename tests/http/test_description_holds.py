@@ -36,7 +36,7 @@ async def url(api: Api) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("choice", ["exclude", "include"])
-async def test_the_api_does_what_it_describes(api: Api, url: str, tmp_path: Path, choice: str) -> None:
+async def test_api_conforms_to_its_description(api: Api, url: str, tmp_path: Path, choice: str) -> None:
     ada = await api.sign_up()
     program = Path(sys.executable).with_name("schemathesis")
     command = ["run", f"{url}/openapi.json", "-H", f"Authorization: Bearer {ada.secret}"]

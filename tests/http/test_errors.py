@@ -17,19 +17,19 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.mark.parametrize("body", [b"{", b"{'a': 1}", b'{"email": }', b"\xff\xfe", b'{"a": NaN'])
-async def test_a_body_that_is_no_json_is_a_bad_request(api: Api, body: bytes) -> None:
+async def test_invalid_json_is_a_bad_request(api: Api, body: bytes) -> None:
     answer = await api.client.post("/v1/users", content=body, headers=JSON)
     assert answer.status_code == 400
     assert answer.json()["type"] in {"urn:beneath:problem:malformed-json", "urn:beneath:problem:bad-request"}
 
 
-async def test_deeply_nested_json_is_no_error_of_ours(api: Api) -> None:
+async def test_deeply_nested_json_is_no_server_error(api: Api) -> None:
     answer = await api.client.post("/v1/users", content=b"[" * 100_000, headers=JSON)
     assert answer.status_code in {400, 422}
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonx"])
-async def test_another_kind_of_body_is_an_unsupported_media_type(api: Api, content_type: str) -> None:
+async def test_body_of_another_type_is_an_unsupported_media_type(api: Api, content_type: str) -> None:
     answer = await api.client.post("/v1/users", content=b"email=a", headers={"Content-Type": content_type})
     problem(answer, 415, "unsupported-media-type")
 
@@ -38,7 +38,7 @@ async def test_a_body_too_large_is_refused_unread(api: Api) -> None:
     problem(await api.client.post("/v1/users", content=b" " * (1024 * 1024 + 1), headers=JSON), 413, "too-large")
 
 
-async def test_a_body_too_large_is_refused_also_when_it_does_not_say_so(api: Api) -> None:
+async def test_too_large_body_without_a_content_length_is_refused(api: Api) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield b" " * 100_000
@@ -52,13 +52,13 @@ async def test_an_unknown_path_is_not_found(api: Api) -> None:
 
 
 @pytest.mark.parametrize("host", ["[", "a b", "", "x:y:z", "\x00"])
-async def test_a_host_that_is_none_breaks_nothing(api: Api, host: str) -> None:
+async def test_invalid_host_header_causes_no_server_error(api: Api, host: str) -> None:
     problem(await api.client.get("/v1/nothing", headers={"Host": host}), 404, "not-found")
     problem(await api.client.get("/v1/me", headers={"Host": host}), 401, "unauthenticated")
     problem(await api.client.put("/v1/users", json={}, headers={"Host": host}), 405, "method-not-allowed")
 
 
-async def test_an_unknown_method_names_the_known_ones(api: Api) -> None:
+async def test_unsupported_method_is_answered_with_the_allowed_methods(api: Api) -> None:
     answer = await api.client.put("/v1/users", json={})
     problem(answer, 405, "method-not-allowed")
     assert answer.headers["allow"] == "POST"
@@ -68,7 +68,7 @@ async def test_an_unknown_method_names_the_known_ones(api: Api) -> None:
     assert (await api.client.delete("/healthz")).headers["allow"] == "GET, HEAD"
 
 
-async def test_head_answers_what_get_does_without_the_body(api: Api) -> None:
+async def test_head_returns_the_headers_of_get_without_the_body(api: Api) -> None:
     ada = await api.sign_up()
     for path in ("/v1/me", "/v1/organizations", "/v1/nothing", "/v1/organizations?limit=x", "/healthz"):
         got, head = await ada("GET", path), await ada("HEAD", path)
@@ -77,7 +77,7 @@ async def test_head_answers_what_get_does_without_the_body(api: Api) -> None:
             assert head.headers.get(name) == got.headers.get(name), (path, name)
 
 
-async def test_an_unforeseen_error_is_logged_and_not_told(
+async def test_unexpected_error_is_logged_and_not_shown(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def fail(*_arguments: object, **_options: object) -> None:
@@ -92,7 +92,7 @@ async def test_an_unforeseen_error_is_logged_and_not_told(
     assert found["request_id"] in logged
 
 
-async def test_a_locked_database_asks_to_come_back_and_loses_nothing(api: Api) -> None:
+async def test_locked_database_is_answered_with_retry_after_and_loses_nothing(api: Api) -> None:
     ada = await api.sign_up()
     with contextlib.closing(sqlite3.connect(str(api.domain.db.path), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -104,7 +104,7 @@ async def test_a_locked_database_asks_to_come_back_and_loses_nothing(api: Api) -
 
 
 @pytest.mark.parametrize("error", [CommitIndeterminate("lost"), PublishIndeterminate("lost", id="1")])
-async def test_what_may_have_been_done_is_said_to_be_so(
+async def test_indeterminate_commit_is_reported_as_such(
     api: Api, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_arguments: object, **_options: object) -> None:
@@ -124,7 +124,7 @@ async def test_every_answer_has_the_security_headers(api: Api) -> None:
         assert "default-src 'none'" in headers["content-security-policy"]
 
 
-async def test_a_well_formed_request_id_is_kept_and_another_replaced(api: Api) -> None:
+async def test_valid_request_id_is_kept_and_invalid_one_replaced(api: Api) -> None:
     kept = await api.client.get("/healthz", headers={"X-Request-ID": "from-the-proxy:1"})
     assert kept.headers["x-request-id"] == "from-the-proxy:1"
     for bad in ("", "a b", "x" * 129, "a\tb"):
@@ -132,7 +132,7 @@ async def test_a_well_formed_request_id_is_kept_and_another_replaced(api: Api) -
         assert replaced not in {bad, ""}
 
 
-async def test_the_request_id_goes_with_the_events(api: Api) -> None:
+async def test_request_id_is_the_correlation_id_of_the_events(api: Api) -> None:
     seen: list[str | None] = []
     api.domain.kit.bus.observe(lambda outgoing: seen.append(outgoing.correlation_id))
     await api.client.post(
@@ -142,18 +142,18 @@ async def test_the_request_id_goes_with_the_events(api: Api) -> None:
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "cursor=x", "cursor=", "page=2"])
-async def test_a_list_refuses_queries_that_do_not_fit(api: Api, query: str) -> None:
+async def test_list_refuses_invalid_query_parameters(api: Api, query: str) -> None:
     ada = await api.sign_up()
     problem(await ada("GET", f"/v1/organizations?{query}"), 422, "invalid")
 
 
-async def test_an_id_that_is_none_does_not_fit(api: Api) -> None:
+async def test_malformed_id_is_refused(api: Api) -> None:
     ada = await api.sign_up()
     problem(await ada("GET", "/v1/organizations/1/projects"), 422, "invalid")
 
 
 @pytest.mark.parametrize("part", ["", "/projects", "/audit", "/members", "/invites"])
-async def test_a_foreign_organization_looks_like_none(api: Api, part: str) -> None:
+async def test_inaccessible_organization_is_reported_as_not_found(api: Api, part: str) -> None:
     eve, ada = await api.sign_up("eve@example.com", "Eve"), await api.sign_up()
     same = {"X-Request-ID": "same"}
     foreign = await eve("GET", f"/v1/organizations/{await ada.organization()}{part}", headers=same)
@@ -163,28 +163,28 @@ async def test_a_foreign_organization_looks_like_none(api: Api, part: str) -> No
 
 
 class TestHealth:
-    async def test_it_is_up(self, api: Api) -> None:
+    async def test_live_probe_succeeds(self, api: Api) -> None:
         answer = await api.client.get("/healthz")
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
-    async def test_it_is_ready_when_every_part_is(self, api: Api) -> None:
+    async def test_ready_probe_succeeds_if_every_part_is_ready(self, api: Api) -> None:
         answer = await api.client.get("/readyz")
         assert (answer.status_code, answer.json()["checks"]) == (200, {"database": "ok"})
 
-    async def test_it_is_not_ready_when_a_part_is_not(self, api: Api) -> None:
+    async def test_ready_probe_fails_if_a_part_is_not_ready(self, api: Api) -> None:
         api.broken["database"] = OSError("disk on fire")
         answer = await api.client.get("/readyz")
         assert (answer.status_code, answer.json()["checks"]) == (503, {"database": "failed"})
         assert "fire" not in answer.text
 
-    async def test_metrics_are_what_was_handed_in(self, api: Api) -> None:
+    async def test_metrics_are_those_of_the_given_source(self, api: Api) -> None:
         answer = await api.client.get("/metrics")
         assert (answer.status_code, answer.text) == (200, "beneath_up 1\n")
         assert answer.headers["content-type"].startswith("text/plain; version=")
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/metrics"])
-async def test_simultaneous_health_requests_share_one_round_of_queries(path: str) -> None:
+async def test_concurrent_health_requests_share_one_round_of_queries(path: str) -> None:
     asked, go_on = 0, asyncio.Event()
 
     async def probe() -> None:
@@ -214,7 +214,7 @@ class TestLimits:
     def options(self) -> HttpOptions:
         return HttpOptions(max_auth_failures=3)
 
-    async def test_a_flood_of_wrong_secrets_is_stopped_for_a_while(self, api: Api) -> None:
+    async def test_many_wrong_secrets_are_rate_limited(self, api: Api) -> None:
         ada = await api.sign_up()
         wrong = {"Authorization": "Bearer bnth_" + "x" * 43}
         for _ in range(3):

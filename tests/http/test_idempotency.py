@@ -15,7 +15,7 @@ async def names(caller: Caller) -> list[str]:
     return [each["name"] for each in (await caller("GET", "/v1/organizations")).json()["items"]]
 
 
-async def test_the_same_request_again_gets_the_same_answer(api: Api) -> None:
+async def test_repeated_request_gets_the_same_response(api: Api) -> None:
     ada = await api.sign_up()
     first = await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
     again = await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
@@ -28,7 +28,7 @@ async def test_the_same_request_again_gets_the_same_answer(api: Api) -> None:
     assert await names(ada) == ["Ada's organization", "Engines"]
 
 
-async def test_simultaneous_requests_are_one(api: Api) -> None:
+async def test_concurrent_requests_with_one_key_are_executed_once(api: Api) -> None:
     ada = await api.sign_up()
     answers = await asyncio.gather(
         *[ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY) for _ in range(5)]
@@ -54,7 +54,7 @@ async def test_a_key_belongs_to_one_user(api: Api) -> None:
     assert other.json()["id"] != first.json()["id"]
 
 
-async def test_a_failure_uses_no_key_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_request_does_not_consume_its_key(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = await api.sign_up()
 
     async def fail(*_arguments: object, **_options: object) -> None:
@@ -68,13 +68,13 @@ async def test_a_failure_uses_no_key_up(api: Api, monkeypatch: pytest.MonkeyPatc
     assert (await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)).status_code == 201
 
 
-async def test_a_refused_request_can_be_mended_under_its_key(api: Api) -> None:
+async def test_refused_request_can_be_corrected_under_its_key(api: Api) -> None:
     ada = await api.sign_up()
     problem(await ada("POST", "/v1/organizations", json={"name": ""}, headers=KEY), 422, "invalid")
     assert (await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)).status_code == 201
 
 
-async def test_an_answer_with_a_secret_is_not_kept(api: Api) -> None:
+async def test_response_with_a_secret_is_not_stored(api: Api) -> None:
     ada = await api.sign_up()
     body = {"name": "ci", "scopes": ["read"]}
     assert (await ada("POST", "/v1/secrets", json=body, headers=KEY)).status_code == 201
@@ -92,13 +92,13 @@ async def test_a_key_is_free_again_after_a_day(api: Api) -> None:
 
 
 @pytest.mark.parametrize("key", ["a b", "x" * 256, ""])
-async def test_a_key_that_is_none_does_not_fit(api: Api, key: str) -> None:
+async def test_malformed_key_is_refused(api: Api, key: str) -> None:
     ada = await api.sign_up()
     answer = await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers={"Idempotency-Key": key})
     problem(answer, 422, "invalid")
 
 
-async def test_a_key_opens_no_door(api: Api) -> None:
+async def test_key_does_not_replace_the_secret(api: Api) -> None:
     answer = await api.client.post("/v1/organizations", json={"name": "Engines"}, headers=KEY)
     problem(answer, 401, "unauthenticated")
 
@@ -113,7 +113,7 @@ async def test_a_repeated_invite_is_mailed_once(api: Api) -> None:
     assert len(api.domain.mail.to("bob@example.com")) == 1
 
 
-async def test_outdated_key_is_free_before_the_sweep_reaches_it(api: Api) -> None:
+async def test_expired_key_is_free_before_its_deletion(api: Api) -> None:
     ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
     for number in range(15):
         await eve("POST", "/v1/organizations", json={"name": "Looms"}, headers={"Idempotency-Key": f"k-{number}"})
@@ -124,7 +124,7 @@ async def test_outdated_key_is_free_before_the_sweep_reaches_it(api: Api) -> Non
     assert (answer.status_code, "idempotent-replayed" in answer.headers) == (201, False)
 
 
-async def test_key_cleared_away_beneath_a_repetition_is_free(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_key_deleted_during_a_repetition_is_free(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = await api.sign_up()
     await ada("POST", "/v1/organizations", json={"name": "Engines"}, headers=KEY)
     found = type(api.domain.idempotency)._find
@@ -139,7 +139,7 @@ async def test_key_cleared_away_beneath_a_repetition_is_free(api: Api, monkeypat
     assert (answer.status_code, "idempotent-replayed" in answer.headers) == (201, False)
 
 
-async def test_one_request_clears_at_most_ten_outdated_keys_away(api: Api) -> None:
+async def test_request_deletes_at_most_ten_expired_keys(api: Api) -> None:
     ada = await api.sign_up()
     for number in range(25):
         await ada("POST", "/v1/organizations", json={"name": "Looms"}, headers={"Idempotency-Key": f"k-{number}"})

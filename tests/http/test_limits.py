@@ -13,7 +13,7 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-def test_bucket_gives_its_share_at_once_and_then_one_a_pause(clock: FakeClock) -> None:
+def test_bucket_allows_a_burst_and_then_one_request_per_interval(clock: FakeClock) -> None:
     limit = AddressLimit(clock, "tests", 3, 60)
     assert [limit.take("192.0.2.1") for _ in range(4)] == [0, 0, 0, 20]
     assert limit.take("192.0.2.2") == 0, "another address has its own"
@@ -26,21 +26,21 @@ def test_bucket_gives_its_share_at_once_and_then_one_a_pause(clock: FakeClock) -
     assert [limit.take("192.0.2.1") for _ in range(4)] == [0, 0, 0, 20]
 
 
-def test_ipv6_client_is_its_network_of_64_bits(clock: FakeClock) -> None:
+def test_ipv6_client_is_identified_by_its_64_bit_network(clock: FakeClock) -> None:
     limit = AddressLimit(clock, "tests", 1, 60)
     assert limit.take("2001:db8::1") == 0
     assert limit.take("2001:db8::ffff:ffff:ffff:ffff") > 0
     assert limit.take("2001:db8:0:1::1") == 0
 
 
-def test_mapped_address_is_the_ipv4_client(clock: FakeClock) -> None:
+def test_mapped_address_is_identified_as_the_ipv4_client(clock: FakeClock) -> None:
     limit = AddressLimit(clock, "tests", 1, 60)
     assert limit.take("::ffff:192.0.2.1") == 0
     assert limit.take("192.0.2.1") > 0
     assert limit.take("::ffff:192.0.2.2") == 0, "not one for all of IPv4"
 
 
-def test_what_is_no_address_is_one_client(clock: FakeClock) -> None:
+def test_invalid_addresses_count_as_one_client(clock: FakeClock) -> None:
     limit = AddressLimit(clock, "tests", 1, 60)
     assert limit.take("unknown") == 0
     assert limit.take("x" * 10_000) > 0
@@ -70,7 +70,7 @@ class TestSignUps:
         await api.domain.kit.advance(seconds=1800)
         await api.sign_up("ada2@example.com")
 
-    async def test_changes_of_email_tell_no_more_of_other_users_than_sign_ups(self, api: Api) -> None:
+    async def test_changes_of_email_are_limited_like_sign_ups(self, api: Api) -> None:
         eve = await api.sign_up("eve@example.com", "Eve")
         assert (await eve("PATCH", "/v1/me", json={"email": "eve@example.com", "name": "E"})).status_code == 200
         problem(await eve("PATCH", "/v1/me", json={"email": "nobody"}), 422, "invalid")
@@ -78,14 +78,14 @@ class TestSignUps:
         problem(await eve("PATCH", "/v1/me", json={"email": "ada@example.com"}), 429, "too-many-requests")
         assert (await eve("PATCH", "/v1/me", json={"name": "Eve"})).status_code == 200
 
-    async def test_forwarded_address_alone_is_no_other_client(self, api: Api) -> None:
+    async def test_forwarded_address_without_a_trusted_proxy_is_ignored(self, api: Api) -> None:
         for number in range(3):
             headers = {"X-Forwarded-For": f"192.0.2.{number}", "Forwarded": f"for=192.0.2.{number}"}
             body = {"email": f"ada{number}@example.com", "name": "Ada"}
             answer = await api.client.post("/v1/users", json=body, headers=headers)
         problem(answer, 429, "too-many-requests")
 
-    async def test_sign_up_that_does_not_fit_costs_nothing(self, api: Api) -> None:
+    async def test_invalid_sign_up_is_not_counted(self, api: Api) -> None:
         for _ in range(5):
             problem(await api.client.post("/v1/users", json={"email": "ada"}), 422, "invalid")
         await api.sign_up()
@@ -101,7 +101,7 @@ class TestInvites:
     def options(self) -> HttpOptions:
         return HttpOptions(max_invites=2)
 
-    async def test_invites_from_one_address_are_limited_whoever_makes_them(self, api: Api) -> None:
+    async def test_invites_from_one_address_are_limited_over_all_users(self, api: Api) -> None:
         ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
         assert await invite(ada, await ada.organization(), "one") == 201
         assert await invite(eve, await eve.organization(), "two") == 201

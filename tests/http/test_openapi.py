@@ -46,14 +46,14 @@ async def test_every_error_is_a_problem_with_an_example(description: dict[str, A
                     assert str(example["value"]["status"]) == status
 
 
-async def test_whatever_is_referred_to_is_there(api: Api) -> None:
+async def test_every_reference_resolves(api: Api) -> None:
     text = (await api.client.get("/openapi.json")).text
     schemas = (await api.client.get("/openapi.json")).json()["components"]["schemas"]
     assert set(re.findall(r'"#/components/schemas/([^"]+)"', text)) <= set(schemas)
     assert "HTTPValidationError" not in schemas
 
 
-async def test_no_input_takes_unknown_fields(description: dict[str, Any]) -> None:
+async def test_every_input_refuses_unknown_fields(description: dict[str, Any]) -> None:
     for path, method, operation in operations(description):
         if body := operation.get("requestBody"):
             name = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
@@ -72,7 +72,7 @@ async def test_the_docs_load_nothing_from_elsewhere(api: Api) -> None:
     assert not [url for url in loaded if url.startswith(("http", "//"))]
 
 
-async def test_where_versions_are_shown_and_taken_is_described(description: dict[str, Any]) -> None:
+async def test_version_headers_are_described_where_they_are_used(description: dict[str, Any]) -> None:
     for path, method, operation in operations(description):
         takes = any(each["name"].lower() == "if-match" for each in operation.get("parameters", []))
         if takes and method == "patch":

@@ -45,7 +45,7 @@ async def test_projects_are_created_changed_and_deleted(api: Api) -> None:
     problem(await ada("GET", project), 404, "not-found")
 
 
-async def test_an_invite_makes_a_member(api: Api) -> None:
+async def test_accepted_invite_creates_a_member(api: Api) -> None:
     ada = await api.sign_up()
     organization = await ada.organization()
     bob = await joined(api, ada, organization, "bob", "admin")
@@ -59,7 +59,7 @@ async def test_an_invite_makes_a_member(api: Api) -> None:
     assert "token" not in str(invites)
 
 
-async def test_what_conflicts_with_members_and_invites(api: Api) -> None:
+async def test_conflicts_with_members_and_invites_are_refused(api: Api) -> None:
     ada = await api.sign_up()
     path = f"/v1/organizations/{await ada.organization()}"
     problem(await ada("POST", f"{path}/invites", json={"email": "ada@example.com"}), 409, "already-member")
@@ -69,7 +69,7 @@ async def test_what_conflicts_with_members_and_invites(api: Api) -> None:
     problem(await ada("POST", "/v1/invites/accept", json={"token": "x" * 43}), 404, "not-found")
 
 
-async def test_roles_change_and_members_go(api: Api) -> None:
+async def test_roles_are_changed_and_members_removed(api: Api) -> None:
     ada = await api.sign_up()
     organization = await ada.organization()
     bob = await joined(api, ada, organization, "bob", "member")
@@ -127,7 +127,9 @@ async def ids(api: Api) -> dict[str, str]:
     }
 
 
-async def test_no_route_tells_a_foreign_organization_from_none(api: Api, ids: dict[str, str]) -> None:
+async def test_no_route_distinguishes_an_inaccessible_organization_from_a_missing_one(
+    api: Api, ids: dict[str, str]
+) -> None:
     eve = await api.sign_up("eve@example.com", "Eve")
     absent = dict.fromkeys(ids, "01a20997-b939-7318-8d0c-000000000000")
     same = {"X-Request-ID": "same"}
@@ -142,7 +144,9 @@ async def test_no_route_tells_a_foreign_organization_from_none(api: Api, ids: di
         assert headers[0] == headers[1], (method, path)
 
 
-async def test_no_route_finds_anothers_things_through_ones_own_organization(api: Api, ids: dict[str, str]) -> None:
+async def test_no_route_finds_objects_of_another_organization_through_the_users_own(
+    api: Api, ids: dict[str, str]
+) -> None:
     eve = await api.sign_up("eve@example.com", "Eve")
     mixed = {**ids, "organization_id": await eve.organization()}
     for method, path, body in await operations(api):

@@ -15,7 +15,7 @@ async def walk(caller: Caller, path: str, limit: int) -> list[list[str]]:
         cursor = f"&cursor={body['next']}"
 
 
-async def test_pages_join_to_the_whole_list(api: Api) -> None:
+async def test_successive_pages_contain_the_whole_list(api: Api) -> None:
     ada = await api.sign_up()
     path = f"/v1/organizations/{await ada.organization()}/projects"
     for number in range(4):
@@ -25,13 +25,13 @@ async def test_pages_join_to_the_whole_list(api: Api) -> None:
     assert await walk(ada, path, 5) == [whole]
 
 
-async def test_the_journal_has_pages_too(api: Api) -> None:
+async def test_journal_is_paginated(api: Api) -> None:
     ada = await api.sign_up()
     await api.domain.kit.drain()
     assert await walk(ada, f"/v1/organizations/{await ada.organization()}/audit", 1) == [["1"], ["2"]]
 
 
-async def test_any_cursor_of_the_right_form_is_harmless(api: Api) -> None:
+async def test_well_formed_cursor_never_causes_a_server_error(api: Api) -> None:
     ada = await api.sign_up()
     assert (await ada("GET", f"/v1/organizations?cursor={'_' * 22}")).json()["items"] == []
     path = f"/v1/organizations/{await ada.organization()}/audit"
@@ -40,5 +40,5 @@ async def test_any_cursor_of_the_right_form_is_harmless(api: Api) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["_________w8", "__________8", "AAAAAIAAAAA"])
-def test_number_in_a_cursor_fits_the_column(cursor: str) -> None:
+def test_cursor_numbers_beyond_the_column_range_are_clamped(cursor: str) -> None:
     assert BySequence.model_validate({"cursor": cursor}).cursor == 2**31 - 1

@@ -16,7 +16,7 @@ from tests.http.conftest import Api, problem
         {"Authorization": "Bearer bnth_\u00e9".encode("latin-1")},
     ],
 )
-async def test_without_a_valid_secret_nobody_gets_in(api: Api, headers: dict[str, str]) -> None:
+async def test_request_without_a_valid_secret_is_refused(api: Api, headers: dict[str, str]) -> None:
     answer = await api.client.get("/v1/me", headers=headers)
     problem(answer, 401, "unauthenticated")
     assert answer.headers["www-authenticate"].startswith("Bearer")
@@ -31,7 +31,7 @@ async def test_a_revoked_secret_is_refused_at_once(api: Api) -> None:
     problem(await ada("GET", "/v1/me"), 401, "unauthenticated")
 
 
-async def test_a_secret_hands_on_no_more_than_it_has(api: Api) -> None:
+async def test_secret_can_create_secrets_only_with_its_own_scopes(api: Api) -> None:
     ada = await api.sign_up()
     limited = (await ada("POST", "/v1/secrets", json={"name": "keys", "scopes": ["secrets"]})).json()
     ada.secret = limited["token"]
@@ -41,7 +41,7 @@ async def test_a_secret_hands_on_no_more_than_it_has(api: Api) -> None:
     assert 'scope="read"' in answer.headers["www-authenticate"]
 
 
-async def test_a_reading_secret_cannot_write(api: Api) -> None:
+async def test_read_only_secret_cannot_write(api: Api) -> None:
     ada = await api.sign_up()
     ada.secret = (await ada("POST", "/v1/secrets", json={"name": "ci", "scopes": ["read"]})).json()["token"]
     assert (await ada("GET", "/v1/me")).status_code == 200
@@ -56,6 +56,6 @@ async def test_another_users_secret_cannot_be_revoked(api: Api) -> None:
 
 
 @pytest.mark.parametrize("scopes", [[], ["all"], "read", None, [1]])
-async def test_unknown_scopes_do_not_fit(api: Api, scopes: object) -> None:
+async def test_unknown_scopes_are_refused(api: Api, scopes: object) -> None:
     ada = await api.sign_up()
     problem(await ada("POST", "/v1/secrets", json={"name": "x", "scopes": scopes}), 422, "invalid")

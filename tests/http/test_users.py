@@ -3,7 +3,7 @@ import pytest
 from tests.http.conftest import Api, problem
 
 
-async def test_a_sign_up_answers_the_user_and_a_secret(api: Api) -> None:
+async def test_sign_up_returns_the_user_and_a_secret(api: Api) -> None:
     answer = await api.client.post("/v1/users", json={"email": "ada@example.com", "name": "Ada"})
     body = answer.json()
     assert answer.status_code == 201
@@ -13,7 +13,7 @@ async def test_a_sign_up_answers_the_user_and_a_secret(api: Api) -> None:
     assert body["secret"].startswith("bnth_")
 
 
-async def test_what_comes_with_a_user_is_there_at_once(api: Api) -> None:
+async def test_sign_up_creates_an_organization_and_a_project_at_once(api: Api) -> None:
     ada = await api.sign_up()
     organizations = (await ada("GET", "/v1/organizations")).json()
     projects = (await ada("GET", f"/v1/organizations/{organizations['items'][0]['id']}/projects")).json()
@@ -22,7 +22,7 @@ async def test_what_comes_with_a_user_is_there_at_once(api: Api) -> None:
     assert organizations["next"] is projects["next"] is None
 
 
-async def test_the_journal_follows(api: Api) -> None:
+async def test_journal_lists_created_objects_once_the_events_are_handled(api: Api) -> None:
     ada = await api.sign_up()
     path = f"/v1/organizations/{await ada.organization()}/audit"
     assert (await ada("GET", path)).json() == {"items": [], "next": None}
@@ -35,7 +35,7 @@ async def test_the_journal_follows(api: Api) -> None:
     assert all(each["at"] and each["actor_id"] == ada.user_id for each in entries)
 
 
-async def test_me_is_who_asks(api: Api) -> None:
+async def test_me_returns_the_authenticated_user(api: Api) -> None:
     await api.sign_up("grace@example.com", "Grace")
     ada = await api.sign_up()
     answer = await ada("GET", "/v1/me")
@@ -58,13 +58,13 @@ async def test_a_profile_changes_once_per_version(api: Api) -> None:
     assert (await ada("GET", "/v1/me")).json()["name"] == "Ada L."
 
 
-async def test_a_change_of_nothing_changes_nothing(api: Api) -> None:
+async def test_empty_change_changes_nothing(api: Api) -> None:
     ada = await api.sign_up()
     answer = await ada("PATCH", "/v1/me", json={})
     assert (answer.status_code, answer.headers["etag"]) == (200, '"1"')
 
 
-async def test_another_users_email_cannot_be_taken_over(api: Api) -> None:
+async def test_email_of_another_user_cannot_be_used(api: Api) -> None:
     await api.sign_up("grace@example.com", "Grace")
     ada = await api.sign_up()
     problem(await ada("PATCH", "/v1/me", json={"email": "Grace@example.com"}), 409, "email-taken")
@@ -86,13 +86,13 @@ async def test_another_users_email_cannot_be_taken_over(api: Api) -> None:
         (None, "body"),
     ],
 )
-async def test_what_does_not_fit_is_refused_by_field(api: Api, body: object, where: str) -> None:
+async def test_invalid_fields_are_refused_by_name(api: Api, body: object, where: str) -> None:
     found = problem(await api.client.post("/v1/users", json=body), 422, "invalid")
     assert where in {each["where"] for each in found["errors"]}
     assert where in found["detail"]
 
 
-async def test_half_a_character_does_not_fit(api: Api) -> None:
+async def test_unpaired_surrogate_is_refused(api: Api) -> None:
     body = b'{"email": "ada@example.com", "name": "\\ud800"}'
     answer = await api.client.post("/v1/users", content=body, headers={"Content-Type": "application/json"})
     problem(answer, 422, "invalid")
@@ -115,6 +115,6 @@ async def test_half_a_character_does_not_fit(api: Api) -> None:
         ({"email": "ada@example.com", "nam": "Ada"}, "body.name: Field required; body.nam: Extra inputs"),
     ],
 )
-async def test_what_is_wrong_is_said_in_words(api: Api, body: object, detail: str) -> None:
+async def test_error_messages_are_readable_sentences(api: Api, body: object, detail: str) -> None:
     found = problem(await api.client.post("/v1/users", json=body), 422, "invalid")
     assert found["detail"].startswith(detail)

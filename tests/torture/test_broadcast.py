@@ -36,7 +36,7 @@ def test_a_broadcast_reaches_every_process_and_leaves_no_gap(fleet: Fleet) -> No
 
 
 @pytest.mark.embedded
-def test_on_gap_runs_after_the_database_was_locked_away(fleet: Fleet) -> None:
+def test_on_gap_runs_after_the_database_was_locked(fleet: Fleet) -> None:
     listening = listen(fleet, longest_silence=SILENCE)
     with closing(sqlite3.connect(database(fleet), isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
@@ -49,7 +49,7 @@ def test_on_gap_runs_after_the_database_was_locked_away(fleet: Fleet) -> None:
 
 
 @pytest.mark.embedded
-def test_on_gap_runs_after_the_database_was_out_of_reach(fleet: Fleet) -> None:
+def test_on_gap_runs_after_the_database_was_unreachable(fleet: Fleet) -> None:
     listening = listen(fleet, longest_silence=SILENCE)
     file = database(fleet)
     away = file.with_suffix(".away")
@@ -63,7 +63,7 @@ def test_on_gap_runs_after_the_database_was_out_of_reach(fleet: Fleet) -> None:
 
 
 @pytest.mark.postgres("queue")
-def test_on_gap_runs_after_the_connection_that_listens_was_cut(fleet: Fleet) -> None:
+def test_on_gap_runs_after_the_notification_connection_was_lost(fleet: Fleet) -> None:
     listening = listen(fleet)
     fleet.rows.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "

@@ -47,7 +47,7 @@ def check_all(fleet: Fleet) -> None:
     assert fleet.dead_letters() == []
 
 
-def test_what_is_committed_while_the_broker_is_away_flows_in_order_when_it_is_back(
+def test_events_committed_during_a_broker_outage_are_relayed_in_order_afterwards(
     far: Fleet, broker: RedisServer
 ) -> None:
     far.publish(both(0), listeners=LISTENERS)
@@ -76,9 +76,7 @@ def test_what_is_committed_while_the_broker_is_away_flows_in_order_when_it_is_ba
     check_all(far)
 
 
-def test_a_broker_that_is_killed_and_restarted_under_load_loses_nothing_that_it_acknowledged(
-    far: Fleet, broker: RedisServer
-) -> None:
+def test_broker_restarted_under_load_loses_no_acknowledged_message(far: Fleet, broker: RedisServer) -> None:
     workers = far.pair(*LISTENERS)
     publisher = far.start(**LOAD)
     for share in (0.2, 0.4, 0.6, 0.8):
@@ -96,7 +94,7 @@ def test_a_broker_that_is_killed_and_restarted_under_load_loses_nothing_that_it_
     print(f"{insisted} publishes were repeated by their ids")  # noqa: T201
 
 
-def test_connections_that_break_in_the_middle_of_an_answer_lose_and_wedge_and_repeat_nothing(
+def test_connections_that_fail_within_a_reply_cause_no_loss_stall_or_repetition(
     far: Fleet, broker: RedisServer
 ) -> None:
     with Wire(broker.port, seed=5) as wire:
@@ -118,7 +116,7 @@ def test_connections_that_break_in_the_middle_of_an_answer_lose_and_wedge_and_re
     assert all(duplicates(far.journal.lines(), each) == 0 for each in LISTENERS)
 
 
-def test_a_flushed_broker_is_noticed_and_logged_and_work_goes_on(far: Fleet, broker: RedisServer) -> None:
+def test_flush_of_the_broker_is_logged_and_work_continues(far: Fleet, broker: RedisServer) -> None:
     workers = far.pair(*LISTENERS, "chime", log_level="warning")
     far.publish(both(1))
     far.wait_empty()
@@ -138,7 +136,7 @@ def test_a_flushed_broker_is_noticed_and_logged_and_work_goes_on(far: Fleet, bro
     assert repeated(far.journal.lines(), "flaky") == []
 
 
-def test_broker_that_loses_the_end_of_its_log_goes_on_with_what_it_kept(far: Fleet, broker: RedisServer) -> None:
+def test_broker_that_loses_its_log_tail_continues_with_the_remaining_messages(far: Fleet, broker: RedisServer) -> None:
     workers = far.pair(*LISTENERS)
     far.publish(both(1))
     wait_handled(far, len(KEYS) / 4)

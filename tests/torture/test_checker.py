@@ -44,13 +44,13 @@ def line(place: int, pid: str, kind: str, n: str = "0", attempt: str = "0") -> L
     )
 
 
-def test_what_is_allowed_passes() -> None:
+def test_permitted_journal_passes() -> None:
     assert check(journal(GOOD), "l", ordered=True) == []
     assert check(journal(GOOD.replace("3 killing\n", "3 pausing\n")), "l", ordered=True) == []
 
 
 @pytest.mark.parametrize("late", ["3 start 2 1\n3 killing\n", "3 killing\n3 start 2 1\n"])
-def test_what_a_process_does_between_the_line_that_says_that_it_is_killed_and_its_end_is_allowed(late: str) -> None:
+def test_actions_between_the_killing_line_and_the_end_are_permitted(late: str) -> None:
     good = GOOD.replace("3 end 1 2\n3 start 2 1\n3 killing\n", f"3 end 1 2\n{late}")
     assert check(journal(good), "l", ordered=True) == []
     ended = GOOD.replace("3 end 1 2\n3 start 2 1\n3 killing\n", "3 killing\n3 end 1 2\n3 start 2 1\n3 end 2 1\n")
@@ -76,7 +76,7 @@ def test_what_a_process_does_between_the_line_that_says_that_it_is_killed_and_it
         ("3 killing\n", "3 pausing\n3 start 2 1\n", "overlap"),
     ],
 )
-def test_a_fault_is_found(before: str, after: str, fault: str) -> None:
+def test_violation_is_detected(before: str, after: str, fault: str) -> None:
     assert before in GOOD
     found = check(journal(GOOD.replace(before, after)), "l", ordered=True)
     assert [each for each in found if each.startswith(fault)], found

@@ -19,7 +19,7 @@ BOUND = 20.0
 """Seconds within which a dead worker's deliveries are handled again: the promise."""
 
 
-def test_what_a_killed_worker_held_is_handled_again_by_another_one_within_20_s(fleet: Fleet) -> None:
+def test_claims_of_a_killed_worker_are_handled_by_another_within_20_s(fleet: Fleet) -> None:
     workers = fleet.pair("held", **DEFAULTS)
     fleet.publish([Step(key="a", n=1), Step(key="a", n=2)])
     [first] = until(lambda: fleet.runs("held"), "one of them handles it")
@@ -37,7 +37,7 @@ def test_what_a_killed_worker_held_is_handled_again_by_another_one_within_20_s(f
     assert check(fleet.journal.lines(), "held", ordered=True) == []
 
 
-def test_what_the_only_worker_held_is_handled_again_within_20_s_of_the_next_ones_start(fleet: Fleet) -> None:
+def test_claims_of_the_only_worker_are_handled_within_20_s_of_restart(fleet: Fleet) -> None:
     fleet.publish([Step(key="a", n=1), Step(key="a", n=2)], listeners=["held"])
     doomed = fleet.started("held", **DEFAULTS)
     until(lambda: fleet.runs("held"), "the worker handles it")
@@ -62,7 +62,7 @@ DEATHS = 3
 
 
 @pytest.mark.thorough
-def test_messages_that_kill_their_process_are_given_up_while_their_neighbours_complete(fleet: Fleet) -> None:
+def test_messages_that_kill_their_process_become_dead_letters_and_neighbours_complete(fleet: Fleet) -> None:
     jobs = [Job(key=f"neighbour-{number % 10}", n=number) for number in range(50)]
     steps = [*(Step(key=f"neighbour-{number % 10}", n=number) for number in range(49)), Step(key="poison", n=2)]
     killers = [Job(key="poison", n=1), Step(key="poison", n=1)]
@@ -130,7 +130,7 @@ def test_a_handler_longer_than_every_lease_runs_once_in_the_loop_and_in_a_thread
         assert check(fleet.journal.lines(), listener, ordered=False) == []
 
 
-def test_a_handler_that_blocks_the_loop_loses_its_work_and_its_worker_comes_back(fleet: Fleet) -> None:
+def test_handler_that_blocks_the_loop_loses_its_claims_and_its_worker_recovers(fleet: Fleet) -> None:
     workers = fleet.pair("blocking", options={**QUICK, "max_stall": 0.5})
     fleet.publish([Step(key="a", n=1), Step(key="a", n=2)])
     [first] = until(lambda: fleet.runs("blocking"), "one of them handles it")

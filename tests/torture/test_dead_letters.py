@@ -9,7 +9,7 @@ from tests.torture.fleet import Fleet
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 
-def test_a_dead_letter_is_replayed_from_the_command_line_to_its_own_listener_alone(fleet: Fleet) -> None:
+def test_dead_letter_retried_from_the_command_line_reaches_only_its_listener(fleet: Fleet) -> None:
     worker = fleet.started("failing", "done")
     fleet.publish([Job(key="a", n=1)])
     until(lambda: fleet.stats()["failing"].dead, "it is given up")

@@ -11,7 +11,7 @@ from tests.torture.journal import Line
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 
-def test_a_delivery_for_a_listener_that_the_worker_lacks_waits_visibly_for_one_that_has_it(fleet: Fleet) -> None:
+def test_delivery_for_an_unknown_listener_waits_visibly_for_a_worker_with_it(fleet: Fleet) -> None:
     fleet.publish([Job(key="a", n=1)], listeners=["done", "failing"])
     worker = fleet.started("done")
     until(lambda: fleet.runs("done", "end"), "the listener that it has is done")
@@ -29,7 +29,7 @@ def test_a_delivery_for_a_listener_that_the_worker_lacks_waits_visibly_for_one_t
     assert check(fleet.journal.lines(), "done", ordered=False) == []
 
 
-def test_an_event_that_the_worker_does_not_know_is_parked_for_one_that_does(fleet: Fleet) -> None:
+def test_unknown_event_is_parked_until_a_worker_knows_the_event(fleet: Fleet) -> None:
     worker = fleet.started("old")
     fleet.publish([Novelty(key="a", n=1)], listeners=["new"])
     until(lambda: fleet.stats()["versioned"].parked == 1, "it is parked")
@@ -42,7 +42,7 @@ def test_an_event_that_the_worker_does_not_know_is_parked_for_one_that_does(flee
     assert check(fleet.journal.lines(), "versioned", ordered=False) == []
 
 
-def test_what_is_published_by_a_process_without_listeners_while_no_worker_runs_waits_for_one(fleet: Fleet) -> None:
+def test_event_published_while_no_worker_runs_waits_for_a_worker(fleet: Fleet) -> None:
     fleet.stop(fleet.started("done"))
     fleet.publish([Job(key="a", n=n) for n in range(1, 4)])
     row = fleet.stats()["done"]
@@ -54,7 +54,7 @@ def test_what_is_published_by_a_process_without_listeners_while_no_worker_runs_w
     assert check(fleet.journal.lines(), "done", ordered=False) == []
 
 
-def test_a_new_listener_gets_all_that_was_accepted_after_it_registered_while_old_workers_run(fleet: Fleet) -> None:
+def test_new_listener_gets_every_event_accepted_after_its_declaration(fleet: Fleet) -> None:
     workers = fleet.pair("done")
     arguments = {"keys": ["a"], "count": 1000, "rate": 400}
     publisher = fleet.start(program="persistent", work=False, arguments=arguments)
@@ -86,7 +86,7 @@ def next_accepted(fleet: Fleet, after: Line) -> int:
 
 
 @pytest.mark.thorough
-def test_the_backlog_of_a_removed_listener_stays_visible_until_it_is_retired(fleet: Fleet) -> None:
+def test_backlog_of_a_removed_listener_stays_visible_until_retirement(fleet: Fleet) -> None:
     fleet.stop(fleet.started("done", "late"))
     worker = fleet.started("done")
     fleet.publish([Job(key="a", n=n) for n in range(1, 4)])

@@ -22,9 +22,7 @@ LISTENERS = ("flaky", "done")
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_an_event_of_a_publisher_that_dies_is_delivered_if_and_only_if_its_transaction_committed(
-    fleet: Fleet, point: str
-) -> None:
+def test_event_of_a_killed_publisher_is_delivered_if_and_only_if_committed(fleet: Fleet, point: str) -> None:
     fleet.rows.create(LEDGER)
     worker = fleet.started(*LISTENERS)
     publisher = fleet.start(program="doomed", work=False, arguments={"point": point, "key": "a"})
@@ -44,7 +42,7 @@ def test_an_event_of_a_publisher_that_dies_is_delivered_if_and_only_if_its_trans
     assert [(each.key, each.n) for each in fleet.runs("done")] == [("a", 1)] * committed
 
 
-def test_a_rollback_leaves_no_trace_anywhere(far: Fleet, broker: RedisServer) -> None:
+def test_rollback_leaves_no_rows_or_messages(far: Fleet, broker: RedisServer) -> None:
     there = far.started(*LISTENERS, work=False)
     far.publish([Job(key="kept", n=1), Step(key="kept", n=1)], listeners=LISTENERS)
     until(lambda: not far.rows.fetch("SELECT 1 FROM beneath_outbox"), "the first events are in the queue")

@@ -25,7 +25,7 @@ IN_HAND = 20 + 16
 LISTENERS = ("flaky", "sibling", "done")
 
 
-def test_with_one_killed_every_second_and_one_paused_for_longer_than_its_lease_nothing_is_lost_or_out_of_order(
+def test_killed_and_paused_workers_cause_no_loss_and_no_disorder(
     fleet: Fleet,
 ) -> None:
     own: dict[str, Any] = {"options": {**QUICK, "prefetch": 20}, "queue": {"lease": LEASE}}

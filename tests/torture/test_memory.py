@@ -31,9 +31,7 @@ BOUND = 5 * 1024 * 1024
 """How many bytes more than an empty queue it may take: the promise."""
 
 
-def test_after_many_messages_it_has_as_many_keys_as_an_empty_queue_and_no_more_memory(
-    far: Fleet, broker: RedisServer
-) -> None:
+def test_broker_keeps_no_keys_or_memory_after_many_messages(far: Fleet, broker: RedisServer) -> None:
     with redis.Redis.from_url(broker.url) as client:
         client.config_set("appendfsync", "no")
         queue = {"dedupe_window": WINDOW}

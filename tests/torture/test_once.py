@@ -18,7 +18,7 @@ EVENTS = len(KEYS) * STEPS
 LISTENERS = ("once", "done")
 
 
-def test_rows_and_events_of_a_once_handler_exist_once_whatever_dies(fleet: Fleet) -> None:
+def test_rows_and_events_of_a_once_handler_exist_once_after_crashes(fleet: Fleet) -> None:
     fleet.rows.create(EFFECT)
     workers = fleet.pair(*LISTENERS)
     publisher = fleet.start(program="publisher", work=False, arguments={"keys": KEYS, "count": STEPS})
@@ -46,7 +46,7 @@ def wait_for_share(fleet: Fleet, share: float) -> None:
 
 
 @pytest.mark.thorough
-def test_rows_and_events_exist_once_though_every_delivery_is_forced_to_come_again(fleet: Fleet) -> None:
+def test_rows_and_events_exist_once_although_every_delivery_is_repeated(fleet: Fleet) -> None:
     fleet.rows.create(EFFECT)
     steps = [Step(key=f"key-{n % 5}", n=n) for n in range(20)]
     fleet.publish(steps, listeners=LISTENERS)

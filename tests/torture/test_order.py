@@ -13,7 +13,7 @@ STEPS = 200
 EVENTS = len(KEYS) * STEPS
 
 
-def test_order_holds_under_fire_and_nothing_is_lost(fleet: Fleet) -> None:
+def test_failures_a_crash_and_a_deploy_change_no_order_and_lose_nothing(fleet: Fleet) -> None:
     workers = fleet.pair("flaky", "sibling")
     publishers = [
         fleet.start(program="publisher", work=False, arguments={"keys": keys, "count": STEPS})

@@ -34,7 +34,7 @@ def cut(wire: Wire, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut off", "black out", "hold up"])
-def test_a_worker_that_is_cut_off_alone_ends_its_ordered_handlers_before_others_take_over(
+def test_disconnected_worker_ends_its_ordered_handlers_before_the_takeover(
     leased: Fleet, keeper: RedisServer | PostgresServer, how: str
 ) -> None:
     steps = [Step(key=key, n=n) for key in KEYS for n in range(2)]
@@ -62,9 +62,7 @@ def test_a_worker_that_is_cut_off_alone_ends_its_ordered_handlers_before_others_
 
 
 @pytest.mark.postgres("queue")
-def test_a_handler_in_a_transaction_ends_before_others_take_over_although_the_database_does_not_answer(
-    leased: Fleet, keeper: PostgresServer
-) -> None:
+def test_handler_on_a_silent_database_ends_before_the_takeover(leased: Fleet, keeper: PostgresServer) -> None:
     queue = {"lease": 10.0}
     leased.rows.create(EFFECT)
     leased.publish([Step(key=key, n=n) for n, key in enumerate(KEYS)], listeners=["booked"])
@@ -88,7 +86,7 @@ def test_a_handler_in_a_transaction_ends_before_others_take_over_although_the_da
 
 
 @pytest.mark.parametrize("how", ["black out", "hold up"])
-def test_a_worker_that_is_cut_off_again_and_again_under_load_loses_and_mixes_up_nothing_and_goes_on_each_time(
+def test_repeatedly_disconnected_worker_loses_nothing_and_keeps_the_order(
     leased: Fleet, keeper: RedisServer | PostgresServer, how: str
 ) -> None:
     listeners = ("flaky", "sibling", "once")
@@ -120,7 +118,7 @@ def test_a_worker_that_is_cut_off_again_and_again_under_load_loses_and_mixes_up_
 
 
 @pytest.mark.parametrize("how", ["black out", "hold up"])
-def test_a_worker_that_is_cut_off_stops_within_its_time_and_leaves_its_work_to_others(
+def test_disconnected_worker_shuts_down_in_time_and_its_work_is_taken_over(
     leased: Fleet, keeper: RedisServer | PostgresServer, how: str
 ) -> None:
     listeners = ("held", "flaky", "sibling")
@@ -161,7 +159,7 @@ def goes_on(fleet: Fleet, process: Child, listeners: Sequence[str]) -> None:
     until(done, "it goes on", timeout=SECONDS)
 
 
-def test_a_server_that_was_away_for_longer_than_every_lease_finds_its_workers_as_it_left_them(
+def test_server_outage_longer_than_every_lease_causes_no_takeover(
     leased: Fleet, keeper: RedisServer | PostgresServer
 ) -> None:
     workers = leased.pair("held", "long", queue=QUEUE)

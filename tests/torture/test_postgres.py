@@ -134,9 +134,7 @@ def finish(fleet: Fleet, workers: list[Child], publishers: list[Child]) -> None:
     check_all(fleet)
 
 
-def test_restarts_crashes_and_cut_connections_under_load_lose_and_double_nothing_and_every_process_goes_on(
-    near: Fleet, postgres: PostgresServer
-) -> None:
+def test_outages_of_postgresql_under_load_cause_no_loss_and_no_duplicate(near: Fleet, postgres: PostgresServer) -> None:
     workers, publishers = start(near)
     random, ended = Random(13), 0
     for fault in FAULTS:
@@ -146,7 +144,7 @@ def test_restarts_crashes_and_cut_connections_under_load_lose_and_double_nothing
     finish(near, workers, publishers)
 
 
-def test_an_event_exists_if_and_only_if_its_row_does_also_where_the_answer_to_commit_was_lost(
+def test_event_exists_if_and_only_if_its_row_does_after_indeterminate_commits(
     near: Fleet, postgres: PostgresServer
 ) -> None:
     with Wire(postgres.port, seed=7) as wire:
@@ -169,7 +167,7 @@ def unknown_but_kept(fleet: Fleet) -> set[tuple[str, int]]:
 
 
 @pytest.mark.broker
-def test_what_waits_in_the_outbox_outlives_restarts_and_flows_once_and_in_order_through_more_of_them(
+def test_outbox_rows_survive_restarts_and_are_relayed_once_and_in_order(
     apart: Fleet, postgres: PostgresServer, broker: RedisServer
 ) -> None:
     workers = apart.pair(*CARRIED, queue={"lease": LEASE})

@@ -16,7 +16,7 @@ KILLS = 5
 LISTENERS = ("flaky", "done")
 
 
-def test_after_sigkill_in_mid_commit_there_is_one_event_for_each_row_and_none_without(fleet: Fleet) -> None:
+def test_sigkill_during_commit_leaves_exactly_one_event_per_row(fleet: Fleet) -> None:
     random = Random(8)
     fleet.rows.create(LEDGER)
     worker = fleet.started(*LISTENERS)

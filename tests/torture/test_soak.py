@@ -17,7 +17,7 @@ STARTED = 19
 """Index of the start time among the fields of `/proc/PID/stat` after the command."""
 
 
-def test_short_soak_breaks_no_promise() -> None:
+def test_short_soak_violates_no_guarantee() -> None:
     assert main(["--minutes", "0.2", "--seed", "11", "--without", "clock"]) == 0
 
 

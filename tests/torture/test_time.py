@@ -14,7 +14,7 @@ from tests.torture.opening import Opened
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 
-def test_cancelled_in_another_process_a_delayed_event_never_fires_and_none_fires_early(fleet: Fleet) -> None:
+def test_delayed_events_are_never_early_and_never_delivered_after_cancellation(fleet: Fleet) -> None:
     workers = fleet.pair("done")
     random, start = Random(4), time.time() + 2
     due = {n: start + random.uniform(0, 1.5) for n in range(100)}
@@ -45,7 +45,7 @@ async def schedule(site: Opened, due: dict[int, float]) -> dict[int, str]:
     return {n: await site.bus.publish_delayed(Job(key="a", n=n), when - time.time()) for n, when in due.items()}
 
 
-def test_a_handler_that_takes_too_long_is_retried_and_never_runs_beside_itself(fleet: Fleet) -> None:
+def test_timed_out_handler_is_retried_and_never_overlaps_with_itself(fleet: Fleet) -> None:
     workers = fleet.pair("impatient")
     # Each key: one that takes too long, and one that has to wait for it.
     fleet.publish([Step(key="stops", n=1), Step(key="goes on", n=2), Step(key="stops", n=3), Step(key="goes on", n=3)])
