@@ -187,8 +187,8 @@ class LockBlock:
 
     async def __aenter__(self) -> None:
         if self._lock is not None:
-            await self._lock.take()
+            await self._lock.acquire()
 
     async def __aexit__(self, *_: object) -> None:
         if self._lock is not None:
-            self._lock.give_back()
+            self._lock.release()

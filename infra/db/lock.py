@@ -24,7 +24,7 @@ class WriteLock:
         """Whether some task has it."""
         return self._depth > 0
 
-    def take_now(self) -> bool:
+    def acquire_nowait(self) -> bool:
         """Take it for the current task if that needs no waiting."""
         task = current_task()
         if self._holder is task:
@@ -35,13 +35,13 @@ class WriteLock:
         self._holder, self._depth = task, 1
         return True
 
-    async def take(self) -> None:
+    async def acquire(self) -> None:
         """Take it for the current task.
 
         Raises:
             DatabaseUnavailable: it could not be had within the timeout.
         """
-        if self.take_now():
+        if self.acquire_nowait():
             return
         turn = asyncio.Event()
         entry = (turn, current_task())
@@ -50,7 +50,7 @@ class WriteLock:
             granted = await self._clock.wait(turn, self._timeout)
         except BaseException:
             if turn.is_set():
-                self.give_back()
+                self.release()
             else:
                 self._waiting.remove(entry)
             raise
@@ -62,7 +62,7 @@ class WriteLock:
             "keep slow work, such as network calls, out of transactions"
         )
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Let the next one have it; called once for each time it was taken."""
         self._depth -= 1
         if self._depth:

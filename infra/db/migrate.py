@@ -98,7 +98,7 @@ async def upgrade(db: Database, histories: Sequence[History]) -> list[str]:
         DatabaseUnavailable: another process kept the database locked; nothing was changed.
         DatabaseError: a migration failed, which is named; nothing was changed.
     """
-    async with _alone(), db.write_lock(), db.migrating() as connection:
+    async with _exclusive(), db.write_lock(), db.migrating() as connection:
         states = [await connection.run_sync(_status, history) for history in histories]
         _refuse_newer(states)
         applied: list[str] = []
@@ -128,7 +128,7 @@ def run_environment(metadata: MetaData | None = None) -> None:
 
 
 @asynccontextmanager
-async def _alone() -> AsyncIterator[None]:
+async def _exclusive() -> AsyncIterator[None]:
     while not _alembic.acquire(blocking=False):  # noqa: ASYNC110  # its holder may live in another thread's loop
         await asyncio.sleep(0.01)
     try:

@@ -17,14 +17,22 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from infra.db import postgresql_errors
 from infra.db.cancellation import finish
 from infra.db.errors import DatabaseError, DatabaseUnavailable
-from infra.db.postgresql_driver import CLOSE_TIMEOUT, ROLLBACK_TIMEOUT, Driver, Style, close, connect, is_pooled
+from infra.db.postgresql_driver import (
+    CLOSE_TIMEOUT,
+    ROLLBACK_TIMEOUT,
+    ConnectionMode,
+    Driver,
+    close,
+    connect,
+    is_pooled,
+)
 from infra.db.postgresql_errors import OLDEST
 from infra.db.postgresql_url import Address, parse
 
 MIGRATING = int.from_bytes(b"beneath", "big")
 """The advisory lock of whoever migrates."""
 
-BESIDES = 7
+QUEUE_CONNECTIONS = 7
 """How many connections this process may open beside the pool: those of the queue."""
 
 _STATE = """
@@ -66,7 +74,7 @@ class PostgreSQL:
     def __init__(self, url: URL, busy_timeout: float) -> None:
         self.address: Address = parse(url)
         self._busy_timeout = busy_timeout
-        self._style: Style | None = None
+        self._mode: ConnectionMode | None = None
         self._writer: AsyncEngine | None = None
         self._reader: AsyncEngine | None = None
         self._drivers: WeakSet[Driver] = WeakSet()
@@ -84,23 +92,23 @@ class PostgreSQL:
         return _opened(self._reader)
 
     @property
-    def style(self) -> Style:
+    def mode(self) -> ConnectionMode:
         """How connections are made."""
-        if self._style is None:
+        if self._mode is None:
             raise DatabaseError("the database is not open; call `await db.open()` first")
-        return self._style
+        return self._mode
 
     async def open(self) -> None:
         if self._writer is not None:
             return
         probe = await self._connect()
         try:
-            self._style = await self._examine(probe)
+            self._mode = await self._examine(probe)
         except postgresql_errors.CONNECTING as error:
             raise self.explain(error) or _unusable(self.address, error) from error
         finally:
             await close(probe)
-        self._writer = self._engine(self._style)
+        self._writer = self._engine(self._mode)
         self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     async def close(self) -> None:
@@ -120,7 +128,7 @@ class PostgreSQL:
         Raises:
             DatabaseError: it cannot be had, and why.
         """
-        return await self._connect(self.style, limited=limited, **settings)
+        return await self._connect(self.mode, limited=limited, **settings)
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
@@ -131,11 +139,11 @@ class PostgreSQL:
             "postgresql+asyncpg://",
             async_creator=unlimited,
             poolclass=NullPool,
-            connect_args={} if self.style.prepared else _uncached(),
+            connect_args={} if self.mode.prepared else _uncached(),
         )
         try:
             async with engine.connect() as connection, connection.begin():
-                await self._exclude_others(connection)
+                await self._lock_migrations(connection)
                 yield connection
         finally:
             await engine.dispose()
@@ -149,8 +157,8 @@ class PostgreSQL:
     def warning(self) -> str | None:
         return None
 
-    async def _connect(self, style: Style | None = None, *, limited: bool = True, **settings: str) -> Driver:
-        connected = await finish(connect(self.address, style, limited=limited, **settings), patience=CLOSE_TIMEOUT)
+    async def _connect(self, mode: ConnectionMode | None = None, *, limited: bool = True, **settings: str) -> Driver:
+        connected = await finish(connect(self.address, mode, limited=limited, **settings), patience=CLOSE_TIMEOUT)
         if connected.cancelled is not None:
             if connected.failure is None:
                 await finish(close(connected.task.result()))
@@ -160,7 +168,7 @@ class PostgreSQL:
         except Exception as error:
             raise postgresql_errors.explain_connect(error, self.address) or error from error
 
-    async def _examine(self, probe: Driver) -> Style:
+    async def _examine(self, probe: Driver) -> ConnectionMode:
         version = probe.get_server_version()
         if version.major < OLDEST:
             raise DatabaseError(
@@ -171,7 +179,7 @@ class PostgreSQL:
         self._check_writable(replica=state["replica"], read_only=state["read_only"])
         self._check_encoding(state["encoding"])
         await self._check_permission(probe, state["role"], state["schema"])
-        needed = self.address.pool_size + BESIDES
+        needed = self.address.pool_size + QUEUE_CONNECTIONS
         if not pooled and state["connections"] < needed:
             raise DatabaseError(
                 f"PostgreSQL at {self.address.where} allows {state['connections']} connections, and each of our "
@@ -179,7 +187,7 @@ class PostgreSQL:
             )
         switch = self.address.prepared_statements
         prepared = switch == "on" or (switch == "auto" and not pooled)
-        return Style(pooled=pooled, prepared=prepared, version=(version.major, version.minor))
+        return ConnectionMode(pooled=pooled, prepared=prepared, version=(version.major, version.minor))
 
     def _check_writable(self, *, replica: bool, read_only: bool) -> None:
         if replica:
@@ -212,9 +220,9 @@ class PostgreSQL:
                 f'TO "{role}"'
             )
 
-    def _engine(self, style: Style) -> AsyncEngine:
+    def _engine(self, mode: ConnectionMode) -> AsyncEngine:
         async def creator() -> Driver:
-            driver = await self._connect(style)
+            driver = await self._connect(mode)
             self._drivers.add(driver)
             return driver
 
@@ -222,19 +230,19 @@ class PostgreSQL:
             "postgresql+asyncpg://",
             async_creator=creator,
             hide_parameters=True,  # errors are logged and kept; values may be hashes of secrets, or people's data
-            poolclass=_pool_to(self.address),
+            poolclass=_pool_class_for(self.address),
             pool_size=self.address.pool_size,
             max_overflow=0,
             pool_timeout=self._busy_timeout,
             pool_use_lifo=True,
             isolation_level="READ COMMITTED",
-            connect_args=_uncached() if not style.prepared else {},
+            connect_args=_uncached() if not mode.prepared else {},
         )
         event.listen(engine.sync_engine, "checkout", _refuse_closed)
-        event.listen(engine.sync_engine, "handle_error", self._say_if_lost)
+        event.listen(engine.sync_engine, "handle_error", self._mark_if_lost)
         return engine
 
-    def _say_if_lost(self, context: ExceptionContext) -> BaseException | None:
+    def _mark_if_lost(self, context: ExceptionContext) -> BaseException | None:
         error = postgresql_errors.original(context.original_exception)
         if postgresql_errors.is_lost(error) and not isinstance(error, TimeoutError):
             # SQLAlchemy would know only once the end of the connection has arrived, too.
@@ -247,7 +255,7 @@ class PostgreSQL:
             return None
         return self.explain(context.original_exception)
 
-    async def _exclude_others(self, connection: AsyncConnection) -> None:
+    async def _lock_migrations(self, connection: AsyncConnection) -> None:
         patience = f"{int(self._busy_timeout * 1000)}"
         await connection.execute(text("SELECT set_config('lock_timeout', :patience, true)"), {"patience": patience})
         try:
@@ -261,7 +269,7 @@ class PostgreSQL:
             ) from error
 
 
-def _pool_to(at: Address) -> type[AsyncAdaptedQueuePool]:
+def _pool_class_for(at: Address) -> type[AsyncAdaptedQueuePool]:
     class Pool(AsyncAdaptedQueuePool):
         """A pool that says in plain words why there is no connection."""
 

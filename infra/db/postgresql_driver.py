@@ -24,10 +24,10 @@ ROLLBACK_TIMEOUT = 1.0
 """How long, in seconds, this process waits for a ROLLBACK: hanging up does the same, and whoever was cancelled should
 have ended before others take over from it, which is a fifth of a lease later."""
 
-SILENT_AFTER, ASK_EVERY, ASK_TIMES = 5, 5, 3
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 5, 5, 3
 """Seconds after which the operating system asks a silent peer whether it is there, at both ends; and how often."""
 
-UNHEARD = SILENT_AFTER + ASK_EVERY * ASK_TIMES
+DEAD_AFTER = KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_COUNT
 """Seconds after which a peer is taken for gone that acknowledges nothing: a network that is cut says nothing."""
 
 _SINCE_CHECKS = (14, 0)
@@ -125,7 +125,7 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
             raise
         return status
 
-    def notice_silence(self) -> None:
+    def enable_keepalive(self) -> None:
         """Have the operating system end this connection when its other end is not heard of any more."""
         peer = self._transport.get_extra_info("socket")
         if peer is None or peer.family not in {socket.AF_INET, socket.AF_INET6}:
@@ -143,16 +143,16 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
 
 
 _KEEPALIVE = {
-    "TCP_KEEPIDLE": SILENT_AFTER,
-    "TCP_KEEPINTVL": ASK_EVERY,
-    "TCP_KEEPCNT": ASK_TIMES,
-    "TCP_USER_TIMEOUT": UNHEARD * 1000,
+    "TCP_KEEPIDLE": KEEPALIVE_IDLE,
+    "TCP_KEEPINTVL": KEEPALIVE_INTERVAL,
+    "TCP_KEEPCNT": KEEPALIVE_COUNT,
+    "TCP_USER_TIMEOUT": DEAD_AFTER * 1000,
 }
 """What the systems that have these options are told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Style:
+class ConnectionMode:
     """How connections are made, once it is known what is between this process and the server."""
 
     pooled: bool
@@ -164,8 +164,10 @@ class Style:
     version: tuple[int, int]
 
 
-async def connect(address: Address, style: Style | None = None, *, limited: bool = True, **settings: str) -> Driver:
-    """Open a connection; without a `style` one that works through any pooler.
+async def connect(
+    address: Address, mode: ConnectionMode | None = None, *, limited: bool = True, **settings: str
+) -> Driver:
+    """Open a connection; without a `mode` one that works through any pooler.
 
     `limited` statements are cancelled after the address's `command_timeout`. `settings` are the server's, for this
     connection; a pooler gets none.
@@ -174,7 +176,7 @@ async def connect(address: Address, style: Style | None = None, *, limited: bool
         OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: it cannot be had.
     """
     limit = address.command_timeout if limited else 0.0
-    cached = style is not None and style.prepared
+    cached = mode is not None and mode.prepared
     connection = await asyncpg.connect(
         address.dsn,
         timeout=address.connect_timeout,
@@ -182,11 +184,11 @@ async def connect(address: Address, style: Style | None = None, *, limited: bool
         statement_cache_size=100 if cached else 0,
         max_cacheable_statement_size=64 * 1024 if cached else 0,
         connection_class=PostgreSQLConnection,
-        server_settings={"application_name": address.application_name, **_settings(style, limit), **settings}
-        if style is None or not style.pooled
+        server_settings={"application_name": address.application_name, **_settings(mode, limit), **settings}
+        if mode is None or not mode.pooled
         else {"application_name": address.application_name},
     )
-    connection.notice_silence()
+    connection.enable_keepalive()
     return cast("Driver", connection)
 
 
@@ -207,17 +209,17 @@ async def close(connection: Driver) -> None:
         raise
 
 
-def _settings(style: Style | None, limit: float) -> dict[str, str]:
-    if style is None:
+def _settings(mode: ConnectionMode | None, limit: float) -> dict[str, str]:
+    if mode is None:
         return {}
     settings = {
         "statement_timeout": str(int(limit * 1000)),
         # A server that never hears of our end keeps the locks of our transactions, by default for two hours.
-        "tcp_keepalives_idle": str(SILENT_AFTER),
-        "tcp_keepalives_interval": str(ASK_EVERY),
-        "tcp_keepalives_count": str(ASK_TIMES),
-        "tcp_user_timeout": str(UNHEARD * 1000),
+        "tcp_keepalives_idle": str(KEEPALIVE_IDLE),
+        "tcp_keepalives_interval": str(KEEPALIVE_INTERVAL),
+        "tcp_keepalives_count": str(KEEPALIVE_COUNT),
+        "tcp_user_timeout": str(DEAD_AFTER * 1000),
     }
-    if style.version >= _SINCE_CHECKS:
+    if mode.version >= _SINCE_CHECKS:
         settings["client_connection_check_interval"] = str(CANCEL_CHECK)
     return settings

@@ -35,7 +35,7 @@ CONNECTING: tuple[type[Exception], ...] = (
 _LOST = frozenset({"57P01", "57P02", "57P04", "57P05", "25P03", "25P04"})
 """The server ended the connection; every code of class 08 says so too."""
 
-_SAID_GOODBYE = "another operation (2) is in progress"
+_ENDED_WHILE_IDLE = "another operation (2) is in progress"
 """Said by asyncpg, without sending anything, of a connection that the server has ended while nobody was using it."""
 
 
@@ -146,7 +146,7 @@ def is_lost(error: BaseException) -> bool:
         return code in _LOST or code.startswith("08")
     if isinstance(error, asyncpg.InterfaceError):
         return "closed" in str(error) and not isinstance(error, ValueError)  # that one quotes a value
-    return isinstance(error, OSError | TimeoutError | EOFError) or _said_goodbye(error)
+    return isinstance(error, OSError | TimeoutError | EOFError) or _ended_while_idle(error)
 
 
 def _obstacle(error: BaseException) -> str:
@@ -161,11 +161,11 @@ def _obstacle(error: BaseException) -> str:
 
 def not_sent(error: BaseException) -> bool:
     """Whether a lost connection was lost before the statement could be sent."""
-    return isinstance(error, asyncpg.InterfaceError) or _said_goodbye(error)
+    return isinstance(error, asyncpg.InterfaceError) or _ended_while_idle(error)
 
 
-def _said_goodbye(error: BaseException) -> bool:
-    return isinstance(error, asyncpg.InternalClientError) and _SAID_GOODBYE in str(error)
+def _ended_while_idle(error: BaseException) -> bool:
+    return isinstance(error, asyncpg.InternalClientError) and _ENDED_WHILE_IDLE in str(error)
 
 
 def line(error: BaseException) -> str:

@@ -132,7 +132,7 @@ class SQLite:
         """Create the file if need be, switch it to WAL, and take its write lock once."""
         connection = await self._connect(self._opener("rwc", self._slice()))
         try:
-            await self._patiently(connection, _switch_to_wal)
+            await self._retry_while_busy(connection, _switch_to_wal)
             await connection.begin_immediate(self._busy_timeout)
             await connection.run(_read_schema)
         finally:
@@ -140,7 +140,9 @@ class SQLite:
         if closed.cancelled is not None:
             raise closed.cancelled
 
-    async def _patiently(self, connection: SQLiteConnection, work: Callable[[sqlite3.Connection], object]) -> None:
+    async def _retry_while_busy(
+        self, connection: SQLiteConnection, work: Callable[[sqlite3.Connection], object]
+    ) -> None:
         # SQLite does not wait by itself when the journal mode is busy changing in another process.
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._busy_timeout

@@ -14,7 +14,7 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 """How a blank in a path is written there."""
 
-LOOK_EVERY = 0.1
+CHECK_INTERVAL = 0.1
 """After how many seconds a connection checks again whether its write-ahead log is there."""
 
 _BESIDE = {"-wal": "its write-ahead log", "-shm": "the index of its write-ahead log"}
@@ -109,12 +109,12 @@ class LogCheck:
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
         self._identities: dict[str, Identity | None] = {}
-        self._looked_at = -LOOK_EVERY
+        self._checked_at = -CHECK_INTERVAL
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """Take those that are there next for the right ones: a connection is opened, and there was none."""
         self._identities.clear()
-        self._looked_at = -LOOK_EVERY
+        self._checked_at = -CHECK_INTERVAL
 
     def __call__(self) -> None:
         """Return if they are, and if the database is; to be called inside a transaction.
@@ -125,19 +125,19 @@ class LogCheck:
         self._file.check()
         self._check_log(time.monotonic())
 
-    def now_and_then(self) -> None:
+    def check_if_due(self) -> None:
         """Check the same, but only if the last time is a while ago: it takes a system call.
 
         Raises:
             FileReplaced: as above.
         """
         now = time.monotonic()
-        if now - self._looked_at >= LOOK_EVERY:
+        if now - self._checked_at >= CHECK_INTERVAL:
             self._file.check()
             self._check_log(now)
 
     def _check_log(self, now: float) -> None:
-        if now - self._looked_at >= LOOK_EVERY:
+        if now - self._checked_at >= CHECK_INTERVAL:
             # Of the index depend the locks: two processes with two of them would both write.
             for ending, what in _BESIDE.items():
                 found = _identity(f"{self._file.path}{ending}")
@@ -146,7 +146,7 @@ class LogCheck:
                     self._identities[ending] = found
                 else:
                     _expect(identity, found, what)
-            self._looked_at = now
+            self._checked_at = now
 
 
 def _inherit() -> None:

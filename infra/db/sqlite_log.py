@@ -27,7 +27,7 @@ ATTEMPT = 0.02
 """How long, in seconds, a checkpoint waits for the readers that it met; new ones take the place of those that it waits
 for, so that a single long wait may be in vain where the next short one succeeds."""
 
-AGAIN = 0.5
+RETRY_INTERVAL = 0.5
 """After how many seconds what did not succeed is tried again."""
 
 COMMITS = 16
@@ -50,17 +50,17 @@ class LogLimit:
         """Note a COMMIT of `connection`, and see to the log now and then; never raises."""
         self._commits += 1
         if self._commits % COMMITS == 0:
-            self._look(connection)
+            self._check_size(connection)
 
-    def _look(self, connection: sqlite3.Connection) -> None:
+    def _check_size(self, connection: sqlite3.Connection) -> None:
         try:
             size = self._file.log_path.stat().st_size
         except OSError:
             return
         if size <= LIMIT or time.monotonic() < self._not_before:
             return
-        if not _begin_anew(connection, min(PATIENCE * size / LIMIT, LONGEST_PATIENCE)):
-            self._not_before = time.monotonic() + AGAIN
+        if not _truncate(connection, min(PATIENCE * size / LIMIT, LONGEST_PATIENCE)):
+            self._not_before = time.monotonic() + RETRY_INTERVAL
             if size > self._warn_above:
                 self._warn_above = 2 * size
                 _log.warning("write-ahead log not truncated", path=str(self._file.log_path), bytes=size)
@@ -68,7 +68,7 @@ class LogLimit:
             self._warn_above = WARN_ABOVE
 
 
-def _begin_anew(connection: sqlite3.Connection, patience: float) -> bool:
+def _truncate(connection: sqlite3.Connection, patience: float) -> bool:
     """Copy all of the log into the database and truncate it; False if readers were in it for all that time."""
     deadline = time.monotonic() + patience
     try:

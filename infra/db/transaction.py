@@ -243,7 +243,7 @@ class Transaction:
             if not self._dialect.settled:
                 cancelled = (await finish(self._dialect.settle())).cancelled or cancelled
             self._locked = self._lock.occupied = False
-            self._lock.give_back()
+            self._lock.release()
         self.ended = True
         return Ending(error is None, error, cancelled)
 
@@ -299,10 +299,10 @@ class Transaction:
         return engine
 
     def _take_lock(self) -> None:
-        if not self._lock.take_now():
-            await_(self._lock.take())
+        if not self._lock.acquire_nowait():
+            await_(self._lock.acquire())
         if self._lock.occupied:
-            self._lock.give_back()
+            self._lock.release()
             raise DatabaseError(
                 "this task has a hidden transaction under way, which would wait for itself; end that one first"
             )

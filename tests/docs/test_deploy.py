@@ -25,7 +25,7 @@ from infra.clock import FakeClock
 from infra.db import Database
 from infra.db.dialect import database_dialect_for
 from infra.db.migrate import upgrade
-from infra.db.postgresql import BESIDES
+from infra.db.postgresql import QUEUE_CONNECTIONS
 from infra.mq.drivers.redis.address import Address
 from infra.mq.drivers.sql.postgres.connections import SIZE
 from infra.mq.drivers.sql.sqlite import presence
@@ -254,9 +254,9 @@ def test_documented_url_options_are_those_of_the_code() -> None:
 
 
 def test_documented_connection_count_matches_the_code() -> None:
-    told = f"{BESIDES} for the queue: {SIZE} for requests, one for notifications, and in a worker one"
+    told = f"{QUEUE_CONNECTIONS} for the queue: {SIZE} for requests, one for notifications, and in a worker one"
     assert told in _section("PostgreSQL").replace("\n", " ")
-    assert BESIDES == SIZE + 2
+    assert QUEUE_CONNECTIONS == SIZE + 2
 
 
 def test_documented_metrics_are_exported() -> None:

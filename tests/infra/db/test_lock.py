@@ -9,11 +9,11 @@ from tests.infra.db.tables import insert, names, until, write_from_outside
 
 
 async def hold(lock: WriteLock, log: list[str], name: str, leave: asyncio.Event | None = None) -> None:
-    await lock.take()
+    await lock.acquire()
     log.append(name)
     if leave is not None:
         await leave.wait()
-    lock.give_back()
+    lock.release()
 
 
 async def test_lock_is_granted_in_the_order_of_requests() -> None:
@@ -74,11 +74,11 @@ async def test_cancelled_waiter_passes_the_lock_to_the_next_waiter(handed_over: 
 
 async def test_task_that_holds_the_lock_may_take_the_lock_again() -> None:
     lock = WriteLock(FakeClock(), 10.0)
-    await lock.take()
-    await lock.take()
+    await lock.acquire()
+    await lock.acquire()
     states = []
     for _ in range(2):
-        lock.give_back()
+        lock.release()
         states.append(lock.locked)
     assert states == [True, False]
 

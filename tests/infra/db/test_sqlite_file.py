@@ -131,7 +131,7 @@ async def test_restored_file_is_used_again(db: Database, path: Path) -> None:
 
 
 async def test_removed_write_ahead_log_is_noticed(db: Database, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(sqlite_file, "CHECK_INTERVAL", 0.0)
     await insert(db)
     path.with_name("test.db-wal").unlink()
     with pytest.raises(DatabaseUnavailable, match="its write-ahead log was removed"):
@@ -142,7 +142,7 @@ async def test_removed_index_of_the_write_ahead_log_is_noticed(
     db: Database, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The locks are in it: a process that makes a new one would write at the same time."""
-    monkeypatch.setattr(sqlite_file, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(sqlite_file, "CHECK_INTERVAL", 0.0)
     await insert(db)
     path.with_name("test.db-shm").unlink()
     with pytest.raises(DatabaseUnavailable, match="the index of its write-ahead log was removed"):

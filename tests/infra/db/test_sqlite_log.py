@@ -93,7 +93,7 @@ def test_long_reader_costs_writers_one_checkpoint_attempt_at_a_time(
 ) -> None:
     monkeypatch.setattr(sqlite_log, "LIMIT", LIMIT)
     monkeypatch.setattr(sqlite_log, "PATIENCE", 0.001)
-    monkeypatch.setattr(sqlite_log, "AGAIN", 3600.0)
+    monkeypatch.setattr(sqlite_log, "RETRY_INTERVAL", 3600.0)
     limit = LogLimit(DatabaseFile(path))
     with closing(connect(path)) as reader, closing(sqlite3.connect(path, isolation_level=None, factory=Counted)) as db:
         reader.execute("BEGIN")

@@ -21,7 +21,7 @@ from infra.mq.drivers.sql.sqlite import (
     parking,
     publishing,
     registry,
-    retirement,
+    retiring,
     scheduling,
     settling,
 )
@@ -173,23 +173,23 @@ STEPS: dict[str, tuple[Fill, Step]] = {
     ),
     "begin to retire": (
         lambda db, many: store(db, many, 0),
-        lambda db: retirement.begin(db, "work", None, "discard", [], None),
+        lambda db: retiring.begin(db, "work", None, "discard", [], None),
     ),
     "retire ready deliveries": (
         lambda db, many: store(db, many, 0),
-        lambda db: retirement.remove_some(db, retirement.Walk(WORK, None, dead=True, state=3), clock=clock),
+        lambda db: retiring.remove_some(db, retiring.Walk(WORK, None, dead=True, state=3), clock=clock),
     ),
     "retire scheduled deliveries": (
         lambda db, many: store(db, many, 3),
-        lambda db: retirement.remove_some(db, retirement.Walk(WORK, None, dead=False, state=2), clock=clock),
+        lambda db: retiring.remove_some(db, retiring.Walk(WORK, None, dead=False, state=2), clock=clock),
     ),
     "retire an event in mailboxes": (
         lambda db, many: store_mailboxes(db, many, 0),
-        lambda db: retirement.remove_some(db, retirement.Walk(MAIL, "Happened", dead=False, state=4), clock=clock),
+        lambda db: retiring.remove_some(db, retiring.Walk(MAIL, "Happened", dead=False, state=4), clock=clock),
     ),
     "retire mailboxes": (
         lambda db, many: store_mailboxes(db, many, 0),
-        lambda db: retirement.remove_some(db, retirement.Walk(MAIL, None, dead=False, state=5), clock=clock),
+        lambda db: retiring.remove_some(db, retiring.Walk(MAIL, None, dead=False, state=5), clock=clock),
     ),
     "retry dead letters": (filled_with(LETTERS), lambda db: administration.retry_some(db, DEAD_LETTERS, now=NOW)),
     "discard dead letters": (filled_with(LETTERS), lambda db: administration.discard_some(db, DEAD_LETTERS)),

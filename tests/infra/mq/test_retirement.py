@@ -9,7 +9,7 @@ import pytest
 
 from infra.mq import ListenerInUse, QueueUnavailable, SubscriptionConflict, SubscriptionNotFound
 from infra.mq.drivers.sql import SqlQueue
-from infra.mq.drivers.sql.sqlite import retirement
+from infra.mq.drivers.sql.sqlite import retiring
 from tests.infra.mq.acting import consumer, handle_all, message, messages, subscription
 
 STEP = 10
@@ -20,23 +20,23 @@ ALL = [pytest.param("work", id="unordered"), pytest.param("mail", id="ordered")]
 @pytest.fixture(autouse=True)
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_CLAIMED", "_PARKED", "_SCHEDULED", "_READY", "_IN_MAILBOXES"):
-        statement: str = getattr(retirement, name)
-        monkeypatch.setattr(retirement, name, statement.replace(f"LIMIT {retirement.REMOVED_AT_ONCE}", f"LIMIT {STEP}"))
-    walks = [(statement.replace("LIMIT 500", f"LIMIT {STEP}"), *rest) for statement, *rest in retirement._WALKS]
-    monkeypatch.setattr(retirement, "_WALKS", walks)
-    monkeypatch.setattr(retirement, "REMOVED_AT_ONCE", STEP)
+        statement: str = getattr(retiring, name)
+        monkeypatch.setattr(retiring, name, statement.replace(f"LIMIT {retiring.REMOVED_AT_ONCE}", f"LIMIT {STEP}"))
+    walks = [(statement.replace("LIMIT 500", f"LIMIT {STEP}"), *rest) for statement, *rest in retiring._WALKS]
+    monkeypatch.setattr(retiring, "_WALKS", walks)
+    monkeypatch.setattr(retiring, "REMOVED_AT_ONCE", STEP)
 
 
 def die_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let the process end after so many steps of a retirement."""
-    honest, left = retirement.remove_some, iter(range(steps))
+    honest, left = retiring.remove_some, iter(range(steps))
 
     def remove(*args: object, **named: object) -> object:
         if next(left, None) is None:
             raise sqlite3.OperationalError("the process is gone")
         return honest(*args, **named)  # type: ignore[arg-type]  # handed on as it came
 
-    monkeypatch.setattr(retirement, "remove_some", remove)
+    monkeypatch.setattr(retiring, "remove_some", remove)
 
 
 def rows(path: Path, table: str) -> int:
@@ -118,7 +118,7 @@ async def test_subscription_being_retired_can_be_neither_declared_nor_resumed(
 async def test_message_accepted_while_a_backlog_is_counted_is_not_removed(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = retirement.waiting
+    honest = retiring.waiting
 
     def counted_before(db: sqlite3.Connection, name: str, event: str | None) -> tuple[int, int]:
         return next(counts)
@@ -126,7 +126,7 @@ async def test_message_accepted_while_a_backlog_is_counted_is_not_removed(
     with closing(sqlite3.connect(queue._dialect._path)) as db:  # type: ignore[attr-defined]  # where it is
         counts = iter([honest(db, "work", None)])
     await queue.publish([message("late")])
-    monkeypatch.setattr(retirement, "waiting", counted_before)
+    monkeypatch.setattr(retiring, "waiting", counted_before)
     with pytest.raises(ListenerInUse):
         await queue.retire("work")
     assert await handle_all(await consumer(queue), {"work": 100}) == ["late"]
@@ -135,7 +135,7 @@ async def test_message_accepted_while_a_backlog_is_counted_is_not_removed(
 async def test_retirement_step_is_bounded_in_bytes(
     queue: SqlQueue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retirement, "REMOVED_BYTES", 1)
+    monkeypatch.setattr(retiring, "REMOVED_BYTES", 1)
     await queue.publish(messages(5))
     before = queue._dialect._writer.groups  # type: ignore[attr-defined]  # what it counts
     assert await queue.retire("work", backlog="dead") == 5

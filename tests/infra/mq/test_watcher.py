@@ -40,10 +40,10 @@ def move(path: Path, to: Path) -> Path:
 async def test_poll_notices_commits_of_other_connections_only(watcher: Watcher, path: Path) -> None:
     event = asyncio.Event()
     watcher.add(event)
-    watcher.look()
+    watcher.poll()
     assert not event.is_set()
     write(path)
-    watcher.look()
+    watcher.poll()
     assert event.is_set()
 
 
@@ -59,7 +59,7 @@ async def test_commit_without_a_waiter_notifies_the_next_waiter(watcher: Watcher
     write(path)
     event = asyncio.Event()
     watcher.add(event)
-    watcher.look()
+    watcher.poll()
     assert event.is_set()
 
 
@@ -78,8 +78,8 @@ async def test_delayed_poll_is_an_interruption(watcher: Watcher, monkeypatch: py
     loop = asyncio.get_running_loop()
     late = loop.time() + 6
     monkeypatch.setattr(loop, "time", lambda: late)
-    watcher.look()
-    watcher.look()
+    watcher.poll()
+    watcher.poll()
     assert watcher.interruptions == 1
     assert event.is_set()
 
@@ -88,14 +88,14 @@ async def test_missing_file_is_an_interruption_until_the_file_returns(watcher: W
     event = asyncio.Event()
     watcher.add(event)
     away = move(path, path.with_name("away.db"))
-    watcher.look()
-    watcher.look()
+    watcher.poll()
+    watcher.poll()
     assert watcher.interruptions == 1
     with pytest.raises(QueueUnavailable, match=r"queue\.db: it was removed or moved away"):
         watcher.read(lambda db: db.execute("SELECT 1"))
     move(away, path)
     event.clear()
-    watcher.look()
+    watcher.poll()
     assert event.is_set()
     assert watcher.read(lambda db: db.execute("SELECT 1").fetchone()) == (1,)
 
@@ -104,7 +104,7 @@ async def test_replaced_file_is_not_mistaken_for_the_original(watcher: Watcher, 
     move(path, path.with_name("away.db"))
     shutil.copy(path.with_name("away.db"), path)
     watcher.add(asyncio.Event())
-    watcher.look()
+    watcher.poll()
     with pytest.raises(QueueUnavailable, match="replaced by another file: restart"):
         watcher.read(lambda db: db.execute("SELECT 1"))
 
@@ -120,7 +120,7 @@ async def test_idle_polls_cost_less_than_a_hundredth_of_a_processor(watcher: Wat
     watcher.add(asyncio.Event())
     began = time.process_time()
     for _ in range(1000):
-        watcher.look()
+        watcher.poll()
     used = time.process_time() - began
     assert used < 1000 * IDLE_INTERVAL / 100
 

@@ -245,9 +245,9 @@ async def test_cancelled_pump_completes_the_current_group_and_refuses_the_rest(b
         return "begun"
 
     late: list[object] = []
-    first = asyncio.ensure_future(bench.writer.run(slow, late=late.append))
+    first = asyncio.ensure_future(bench.writer.run(slow, on_cancelled=late.append))
     assert await asyncio.to_thread(running.wait, 5)
-    second = asyncio.ensure_future(bench.writer.run(partial(insert, event="not begun"), late=late.append))
+    second = asyncio.ensure_future(bench.writer.run(partial(insert, event="not begun"), on_cancelled=late.append))
     await asyncio.sleep(0)
     me = asyncio.current_task()
     for task in asyncio.all_tasks():
@@ -329,7 +329,7 @@ async def test_file_is_checked_before_each_commit_that_accepts_messages(path: Pa
         asyncio.Lock,
         patience=0.1,
         check=lambda: checks.append("always"),
-        check_now_and_then=lambda: checks.append("now and then"),
+        check_if_due=lambda: checks.append("now and then"),
     )
     await writer.open()
     await writer.run(partial(insert, event="settled"), accepts=False)
@@ -344,7 +344,7 @@ async def test_file_is_checked_before_each_commit_that_accepts_messages(path: Pa
 async def test_settlements_detect_an_exchanged_file_within_a_bounded_time(
     queue: SqlQueue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_file, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(sqlite_file, "CHECK_INTERVAL", 0.0)
     worker = await consumer(queue)
     await queue.publish(messages(1))
     claims = await worker.fetch({"work": 1}, wait=0)

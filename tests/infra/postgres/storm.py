@@ -19,7 +19,7 @@ from infra.db import Database, DatabaseError
 from infra.db.postgresql_errors import original, sqlstate
 from infra.mq import Claim, Consumer, Outcome, QueueUnavailable, Settlement, WorkerInfo
 from infra.mq.drivers.sql import SqlQueue
-from infra.mq.drivers.sql.postgres import bell
+from infra.mq.drivers.sql.postgres import notifier
 from tests.infra.mq.acting import message
 from tests.infra.postgres.queues import MAIL, POST, WORK
 
@@ -155,7 +155,7 @@ def main() -> None:
     """Be what the command line says."""
     role, url, seed = sys.argv[1:]
     # What a ring fails to tell, nobody will find.
-    bell.POLL_INTERVAL = FOREVER
+    notifier.POLL_INTERVAL = FOREVER
     asyncio.run((publish if role == "publisher" else work)(url, int(seed)))
 
 

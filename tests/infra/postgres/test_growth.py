@@ -256,7 +256,7 @@ STEPS = {
 
 async def measured(queue: SqlQueue, statements: list[str], work: Work) -> tuple[int, int]:
     """Return how many rows and pages of the queue's tables `work` reads and writes; nothing of it is kept."""
-    async with queue_dialect(queue)._connections._lent() as driver:
+    async with queue_dialect(queue)._connections._borrowed() as driver:
         await driver.execute("BEGIN")
         try:
             for statement in statements:

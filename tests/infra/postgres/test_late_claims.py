@@ -11,7 +11,7 @@ from infra.db.postgresql_driver import Driver
 from infra.mq import QueueError, QueueUnavailable
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.postgres import claiming, workers
-from infra.mq.drivers.sql.postgres.holdings import Holdings
+from infra.mq.drivers.sql.postgres.owned_claims import OwnedClaims
 from infra.mq.types import Claim, Delivery, Outcome, Settlement
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
 from tests.infra.postgres.queues import MAIL, WORK, Store, consumer, new_store, queue_dialect
@@ -177,37 +177,37 @@ def claim_of(fence: int, *numbers: int, ordered: bool = False) -> list[Claim]:
 
 
 def test_unknown_claims_are_later_than_those_known_when_the_doubt_began() -> None:
-    holdings = Holdings(5)
+    owned = OwnedClaims(5)
     early = claim_of(10, 1, 2)
-    holdings.claimed(early)
-    holdings.doubt(holdings.latest)
-    assert holdings.in_doubt
-    assert holdings.unknown() == (10, [])
-    holdings.claimed(claim_of(12, 3))
-    assert holdings.unknown() == (10, [12])
-    holdings.doubt(11)
-    assert holdings.unknown() == (10, [12])
-    holdings.trust()
-    assert not holdings.in_doubt
+    owned.claimed(early)
+    owned.mark_uncertain(owned.latest)
+    assert owned.uncertain
+    assert owned.unknown() == (10, [])
+    owned.claimed(claim_of(12, 3))
+    assert owned.unknown() == (10, [12])
+    owned.mark_uncertain(11)
+    assert owned.unknown() == (10, [12])
+    owned.mark_certain()
+    assert not owned.uncertain
 
 
 def test_a_claim_is_known_until_all_its_deliveries_are_settled() -> None:
-    holdings = Holdings(5)
+    owned = OwnedClaims(5)
     first, second = claim_of(10, 1, 2)
-    holdings.claimed([first, second])
-    holdings.doubt(5)
+    owned.claimed([first, second])
+    owned.mark_uncertain(5)
     for _ in range(2):
-        holdings.settled(done([first]))
-        assert holdings.unknown() == (5, [10])
-    holdings.settled(done([second]))
-    assert holdings.unknown() == (5, [])
+        owned.settled(done([first]))
+        assert owned.unknown() == (5, [10])
+    owned.settled(done([second]))
+    assert owned.unknown() == (5, [])
     [mailbox] = claim_of(11, 3, ordered=True)
-    holdings.claimed([mailbox])
+    owned.claimed([mailbox])
     open_still = Settlement(claim=mailbox, delivery=mailbox.deliveries[0], outcome=Outcome.DONE)
-    holdings.settled([open_still])
-    assert holdings.unknown() == (5, [11])
-    holdings.settled([Settlement(claim=mailbox, delivery=mailbox.deliveries[0], outcome=Outcome.RETRY)])
-    assert holdings.unknown() == (5, [])
+    owned.settled([open_still])
+    assert owned.unknown() == (5, [11])
+    owned.settled([Settlement(claim=mailbox, delivery=mailbox.deliveries[0], outcome=Outcome.RETRY)])
+    assert owned.unknown() == (5, [])
 
 
 async def test_another_worker_of_the_process_does_not_end_a_recovery(

@@ -15,18 +15,18 @@ def running() -> set[str]:
 async def test_notifications_and_polling_resume_after_their_tasks_were_cancelled(server: PostgresServer) -> None:
     async with new_store(server) as store:
         queue, _ = await store.open()
-        bell = queue_dialect(queue)._bell
+        notifier = queue_dialect(queue)._notifier
         await asyncio.sleep(0)  # they begin
         assert running() == NAMES
-        before = bell.interruptions
+        before = notifier.interruptions
         for task in asyncio.all_tasks():
             if task.get_name() in NAMES:
                 task.cancel()
         async with asyncio.timeout(20):
-            while running() != NAMES or bell.interruptions == before:  # noqa: ASYNC110 - a count, which no event tells
+            while running() != NAMES or notifier.interruptions == before:  # noqa: ASYNC110 - a count, which no event tells
                 await asyncio.sleep(0.01)
             woken = asyncio.Event()
-            bell.add(woken)
+            notifier.add(woken)
             await woken.wait()
         await queue.close()
         assert running() == set()

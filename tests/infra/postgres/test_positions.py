@@ -60,7 +60,7 @@ async def test_handled_deliveries_cost_nothing_while_vacuum_cannot_remove_them(
     store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(positions, "SLOW", -1.0)
-    monkeypatch.setattr(positions, "LOOK_EVERY", 3600.0)
+    monkeypatch.setattr(positions, "SCAN_INTERVAL", 3600.0)
     monkeypatch.setattr(positions, "MARGIN", 0.0)
     worker = await consumer(queue, WORK, MAIL)
     elsewhere = await asyncpg.connect(store.url)
@@ -74,7 +74,7 @@ async def test_delivery_due_before_the_latest_claim_is_found_by_the_next_poll(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(positions, "SLOW", -1.0)
-    monkeypatch.setattr(positions, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(positions, "SCAN_INTERVAL", 0.2)
     monkeypatch.setattr(positions, "MARGIN", 0.0)
     worker, other = await consumer(queue, WORK), await consumer(queue, WORK)
     await queue.publish([message("early")])
@@ -98,7 +98,7 @@ async def test_slow_poll_delays_no_claim(store: Store, monkeypatch: pytest.Monke
         await asyncio.Event().wait()
         raise AssertionError
 
-    monkeypatch.setattr(claiming, "look", never)
+    monkeypatch.setattr(claiming, "scan", never)
     worker = await consumer(queue, WORK)
     await queue.publish([message("a"), message("b")])
     async with asyncio.timeout(10):
@@ -108,12 +108,12 @@ async def test_slow_poll_delays_no_claim(store: Store, monkeypatch: pytest.Monke
 
 
 def test_fast_polls_search_from_the_start() -> None:
-    assert Positions().outdated
+    assert Positions().scan_due
     kept = Positions()
     kept.claimed({"a": 50.0})
-    kept.looked(0.0001, {})
-    assert not kept.outdated
-    assert kept.look_in is None
+    kept.scanned(0.0001, {})
+    assert not kept.scan_due
+    assert kept.scan_in is None
     assert kept.starts(["a", "b"]) == [float("-inf"), float("-inf")]
 
 
@@ -121,10 +121,10 @@ def test_slow_polls_search_from_the_latest_claim_or_the_earliest_due_delivery() 
     kept = Positions()
     kept.claimed({"a": 50.0, "b": 60.0})
     kept.claimed({"a": 40.0})
-    kept.looked(1.0, {"a": 50.0, "b": 7.0})
+    kept.scanned(1.0, {"a": 50.0, "b": 7.0})
     assert kept.starts(["a", "b", "c"]) == [50.0 - positions.MARGIN, float("-inf"), float("-inf")]
-    assert kept.look_in is not None
-    assert positions.LOOK_EVERY < kept.look_in <= 1.0 / positions.SHARE
+    assert kept.scan_in is not None
+    assert positions.SCAN_INTERVAL < kept.scan_in <= 1.0 / positions.SHARE
 
 
 @pytest.mark.timeout(120)

@@ -11,8 +11,8 @@ from infra.db import Database
 from infra.db.postgresql import PostgreSQL
 from infra.db.postgresql_driver import Driver, PostgreSQLConnection
 from infra.mq import QueueIndeterminate, QueueUnavailable
-from infra.mq.drivers.sql.postgres import bell, lease, workers
 from infra.mq.drivers.sql.postgres import dialect as dialect_module
+from infra.mq.drivers.sql.postgres import lease, notifier, workers
 from infra.mq.drivers.sql.postgres.clock import ServerClock
 from tests.infra.db.tables import insert, names
 from tests.infra.mq.acting import message, subscription
@@ -90,8 +90,8 @@ async def test_close_on_a_silent_server_makes_an_unfinished_publish_indeterminat
             queue, _ = await distant(store, wire).open()
             await queue.publish([message("a")])
             # A ring takes the connection that there is, and the next publish would have to make another one.
-            if ringing := queue_dialect(queue)._bell._ringing:
-                await asyncio.wait([ringing])
+            if notifying := queue_dialect(queue)._notifier._notifying:
+                await asyncio.wait([notifying])
             wire.black_out()
             publishing = asyncio.create_task(queue.publish([message("b")]))
             while not queue_dialect(queue)._connections._busy_since:  # noqa: ASYNC110  # nobody is told of it
@@ -182,7 +182,7 @@ async def test_kept_claim_is_renewed_although_a_connection_is_lost_silently(
 
 
 async def test_queue_that_cannot_listen_is_not_opened(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bell, "CHECK_TIMEOUT", 0.2)
+    monkeypatch.setattr(notifier, "CHECK_TIMEOUT", 0.2)
     with Wire(server.port) as wire:
         compare = ServerClock.compare
 
@@ -197,7 +197,7 @@ async def test_queue_that_cannot_listen_is_not_opened(server: PostgresServer, mo
 
 
 async def test_unmapped_error_does_not_end_listening(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bell, "CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(notifier, "CHECK_INTERVAL", 0.05)
     honest, failures = ServerClock.compare, [RuntimeError(), RuntimeError()]
 
     async def fail(clock: ServerClock, driver: Driver) -> None:

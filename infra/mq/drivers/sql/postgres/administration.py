@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 from infra.db.postgresql_driver import Driver
-from infra.mq.drivers.sql.kept import number_of
 from infra.mq.drivers.sql.postgres import registry
+from infra.mq.drivers.sql.stored import dead_letter_number
 from infra.mq.refusals import not_blocked
 
 _LOCK_KEYS = "SELECT beneath_lock_keys_1($1)"
 CLOSE = "SELECT beneath_close_1($1, $2, NULL, $3)"
-_LETTERS = """
+_DEAD_LETTERS = """
 SELECT l.id, s.id AS kept, s.ordered, coalesce(l.ordering_key, '') AS mailbox
 FROM beneath_dead_letter AS l CROSS JOIN LATERAL (
     SELECT t.id, t.ordered FROM beneath_subscription AS t WHERE t.name = l.subscription
@@ -21,7 +21,7 @@ WHERE l.id = ANY ($1::bigint[])
     AND NOT EXISTS (SELECT 1 FROM beneath_retirement AS r WHERE r.subscription = s.id AND r.event IN ('', l.event))
 ORDER BY l.id FOR UPDATE OF l
 """
-_REVIVE = """
+_RETRY_DEAD = """
 WITH letter AS (DELETE FROM beneath_dead_letter WHERE id = ANY ($1::bigint[]) RETURNING *)
 INSERT INTO beneath_delivery
     (subscription, state, due_at, mailbox, published_at, message_id, event, ordering_key, body)
@@ -46,7 +46,7 @@ _HEAD = """
 SELECT id FROM beneath_delivery WHERE state = 4 AND subscription = $1 AND mailbox = $2 ORDER BY id LIMIT 1
 """
 _ANEW = "UPDATE beneath_delivery SET failures = 0 WHERE id = $1"
-BURY = """
+TO_DEAD_LETTER = """
 WITH gone AS (DELETE FROM beneath_delivery WHERE id = ANY ($1::bigint[]) RETURNING *)
 INSERT INTO beneath_dead_letter (
     subscription, message_id, event, ordering_key, error, traceback, failures, crashes, published_at, died_at, body
@@ -64,7 +64,7 @@ STEP_BYTES = 16 * 1024 * 1024
 
 async def steps_of(driver: Driver, dead_ids: Iterable[str]) -> list[list[int]]:
     """Divide dead letters among steps, in the order in which they were given; unknown ids are left out."""
-    numbers = [number for it in dict.fromkeys(dead_ids) if (number := number_of(it)) is not None]
+    numbers = [number for it in dict.fromkeys(dead_ids) if (number := dead_letter_number(it)) is not None]
     steps: list[list[int]] = []
     size = 0
     for first in range(0, len(numbers), STEP):
@@ -81,13 +81,13 @@ async def steps_of(driver: Driver, dead_ids: Iterable[str]) -> list[list[int]]:
 async def retry_dead(driver: Driver, numbers: Sequence[int], now: float) -> int:
     """Turn dead letters into deliveries again; return how many. Those whose subscription is gone stay."""
     await driver.execute(registry.SHARE_REGISTRY)
-    letters = await driver.fetch(_LETTERS, numbers)
+    letters = await driver.fetch(_DEAD_LETTERS, numbers)
     if not letters:
         return 0
     ordered = [row for row in letters if row["ordered"]]
     await driver.execute(_LOCK_KEYS, [row["mailbox"] for row in ordered])
     columns = [[row[name] for row in letters] for name in ("id", "kept", "ordered", "mailbox")]
-    await driver.execute(_REVIVE, *columns, now)
+    await driver.execute(_RETRY_DEAD, *columns, now)
     await driver.execute(_OPEN_MAILBOXES, [row["kept"] for row in ordered], [row["mailbox"] for row in ordered], now)
     return len(letters)
 
@@ -109,7 +109,7 @@ async def unblock(driver: Driver, name: str, key: str, now: float, *, skip: bool
         raise not_blocked(name, key)
     head: int | None = await driver.fetchval(_HEAD, subscription, key)
     if skip:
-        await driver.execute(BURY, [] if head is None else [head], now, "")
+        await driver.execute(TO_DEAD_LETTER, [] if head is None else [head], now, "")
     else:
         await driver.execute(_ANEW, head)
     await driver.execute(CLOSE, [subscription], [key], now)

@@ -13,7 +13,7 @@ from infra.mq.errors import QueueUnavailable
 T = TypeVar("T")
 
 
-class Announcement:
+class AfterCommit:
     """Tells those that wait for changes, once a transaction is kept."""
 
     def __init__(self, announce: Callable[[], None]) -> None:

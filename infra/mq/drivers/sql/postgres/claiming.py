@@ -38,7 +38,7 @@ _NEXT_DUE = f"""{_WANTED}
 SELECT (SELECT min(due_at) FROM first),
     (SELECT due_at FROM beneath_delivery WHERE state = 3 AND due_at >= $3 ORDER BY due_at LIMIT 1)
 """  # noqa: S608  # constants only
-_LOOK = f"""{_WANTED}, all_first AS MATERIALIZED (
+_SCAN = f"""{_WANTED}, all_first AS MATERIALIZED (
     SELECT name, due_at FROM first
     UNION ALL (
         SELECT '{SCHEDULED}', due_at FROM beneath_delivery WHERE state = 3 AND due_at >= $3 ORDER BY due_at LIMIT 1
@@ -70,9 +70,9 @@ async def next_due(
     return due_at, scheduled
 
 
-async def look(driver: Driver, names: Collection[str]) -> tuple[float, dict[str, float]]:
+async def scan(driver: Driver, names: Collection[str]) -> tuple[float, dict[str, float]]:
     """Return how many seconds a look at all that is kept took the server, and when the first of each name is due."""
-    found, due, seconds = await driver.fetchrow(_LOOK, list(names), [-math.inf] * len(names), -math.inf)
+    found, due, seconds = await driver.fetchrow(_SCAN, list(names), [-math.inf] * len(names), -math.inf)
     return seconds, dict(zip(found or (), due or (), strict=True))
 
 

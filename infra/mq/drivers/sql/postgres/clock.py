@@ -5,7 +5,7 @@ import math
 from infra.clock import Clock, SystemClock
 from infra.db.postgresql_driver import Driver
 from infra.mq.clock_offset import ClockOffset
-from infra.mq.drivers.sql.waiting import Waiting
+from infra.mq.drivers.sql.wrapped_clock import WrappedClock
 
 SLOWER = 0.1
 """By how much slower than this machine's clock the queue's runs while it is ahead of the server's, as in `0010`."""
@@ -16,7 +16,7 @@ DRIFT = 0.001
 _TIME = "SELECT reached, slower FROM beneath_time_1($1, $2)"
 
 
-class ServerClock(Waiting):
+class ServerClock(WrappedClock):
     """This machine's monotonic clock, corrected by the server's: all processes have one time.
 
     A step of this machine's wall clock moves nothing: it is read once. When the server's clock is set forward, every

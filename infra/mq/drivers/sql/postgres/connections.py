@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Literal, TypeVar
 
-from infra.db.postgresql import BESIDES, PostgreSQL
+from infra.db.postgresql import QUEUE_CONNECTIONS, PostgreSQL
 from infra.db.postgresql_driver import CLOSE_TIMEOUT, Driver, close
 from infra.db.postgresql_errors import CONNECTING, original, sqlstate
-from infra.mq.drivers.sql.postgres.errors import TRY_AGAIN, is_spent, queue_error
+from infra.mq.drivers.sql.postgres.errors import RETRYABLE, is_spent, queue_error
 from infra.mq.errors import QueueClosed, QueueUnavailable
 
 T = TypeVar("T")
 
 Operation = Callable[[Driver], Awaitable[T]]
 
-SIZE = BESIDES - 2
+SIZE = QUEUE_CONNECTIONS - 2
 """How many there are at most; beside them one listens, and one renews leases."""
 
 ATTEMPTS = 6
@@ -46,7 +46,7 @@ class Connections:
         self._idle.set()
         self._slots = asyncio.Semaphore(SIZE)
         self._open = False
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
         """Let operations run; connections are made when they are needed."""
@@ -58,13 +58,13 @@ class Connections:
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._idle.wait()
-        self.hang_up()
+        self.terminate()
         free, self._free = self._free, []
         await asyncio.gather(*(close(each) for each in free))
-        if self._farewells:
-            await asyncio.wait(self._farewells)
+        if self._closing:
+            await asyncio.wait(self._closing)
 
-    def hang_up(self, after: float = 0.0) -> None:
+    def terminate(self, after: float = 0.0) -> None:
         """End the connections on which an operation has been under way for `after` seconds or longer."""
         until = time.monotonic() - after
         for driver, since in self._busy_since.items():
@@ -79,7 +79,7 @@ class Connections:
             QueueIndeterminate: the connection was lost; only if `writing`.
             QueueError: what the error means.
         """
-        if self._db.style.pooled:
+        if self._db.mode.pooled:
             # The session's own settings are not ours to make: each transaction says what it needs.
             return await self.transaction(operation, "write", writing=writing)
         return await self._attempt(operation, writing=writing)
@@ -108,10 +108,10 @@ class Connections:
         while True:
             attempts += 1
             try:
-                async with self._lent() as driver:
+                async with self._borrowed() as driver:
                     return await operation(driver)
             except Exception as error:  # noqa: BLE001  # whatever it was, it has a meaning for the queue
-                if sqlstate(original(error)) not in TRY_AGAIN or attempts == ATTEMPTS:
+                if sqlstate(original(error)) not in RETRYABLE or attempts == ATTEMPTS:
                     meaning = queue_error(error, self._db, writing=writing)
                     if isinstance(meaning, QueueUnavailable):
                         self._check()
@@ -119,7 +119,7 @@ class Connections:
             await asyncio.sleep(random.uniform(0, 0.01 * attempts))  # noqa: S311  # only spreads the attempts
 
     @asynccontextmanager
-    async def _lent(self) -> AsyncIterator[Driver]:
+    async def _borrowed(self) -> AsyncIterator[Driver]:
         await self._wait_for_slot()
         try:
             driver = await self._take()
@@ -129,13 +129,13 @@ class Connections:
                 yield driver
             except asyncio.CancelledError:
                 # Its statement may still run: the next one must not wait for that.
-                self._say_goodbye(driver)
+                self._close_soon(driver)
                 raise
             except BaseException as error:
-                self._give_back(driver, usable=not is_spent(error))
+                self._return(driver, usable=not is_spent(error))
                 raise
             else:
-                self._give_back(driver)
+                self._return(driver)
             finally:
                 del self._busy_since[driver]
                 if not self._busy_since:
@@ -175,16 +175,16 @@ class Connections:
         if not self._open:
             raise QueueClosed("the queue is not open")
 
-    def _give_back(self, driver: Driver, *, usable: bool = True) -> None:
+    def _return(self, driver: Driver, *, usable: bool = True) -> None:
         if not self._open:
-            self._say_goodbye(driver)
+            self._close_soon(driver)
         elif not driver.is_closed():
             if driver.is_in_transaction() or not usable:
-                self._say_goodbye(driver)
+                self._close_soon(driver)
             else:
                 self._free.append(driver)
 
-    def _say_goodbye(self, driver: Driver) -> None:
+    def _close_soon(self, driver: Driver) -> None:
         task = asyncio.get_running_loop().create_task(close(driver))
-        self._farewells.add(task)
-        task.add_done_callback(self._farewells.discard)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

@@ -26,14 +26,14 @@ from infra.mq.drivers.sql.postgres import (
     retiring,
     settling,
 )
-from infra.mq.drivers.sql.postgres.ambient import Announcement, run_in
-from infra.mq.drivers.sql.postgres.bell import Bell
+from infra.mq.drivers.sql.postgres.ambient import AfterCommit, run_in
 from infra.mq.drivers.sql.postgres.clock import ServerClock
 from infra.mq.drivers.sql.postgres.connections import Connections, Operation
 from infra.mq.drivers.sql.postgres.errors import KeyBusy, queue_error
 from infra.mq.drivers.sql.postgres.forgetting import Forgetter
-from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, Member
-from infra.mq.drivers.sql.postgres.publisher import Publisher
+from infra.mq.drivers.sql.postgres.group_publisher import GroupPublisher
+from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, LeaseMembership
+from infra.mq.drivers.sql.postgres.notifier import Notifier
 from infra.mq.drivers.sql.postgres.workers import Workers
 from infra.mq.errors import QueueError, QueueUnavailable
 from infra.mq.refusals import in_use
@@ -69,23 +69,23 @@ class PostgresQueueDialect:
         self._options = options
         self.clock = ServerClock(clock)
         self._connections = Connections(self._server, options.patience)
-        self._bell = Bell(self._server, self._connections, self.clock, options.longest_silence)
-        self._keeper = LeaseKeeper(self._server, options.lease, self._hang_up)
+        self._notifier = Notifier(self._server, self._connections, self.clock, options.longest_silence)
+        self._keeper = LeaseKeeper(self._server, options.lease, self._terminate_stuck)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._publisher = Publisher(self._send, options.patience)
+        self._publisher = GroupPublisher(self._send, options.patience)
         self._forgetter = Forgetter(self._connections, options.dedupe_window, options.broadcast_kept)
-        self._workers = Workers(self._connections, self._keeper, self.clock, self._bell.wake)
+        self._workers = Workers(self._connections, self._keeper, self.clock, self._notifier.wake)
 
     @property
     def interruptions(self) -> int:
-        return self._bell.interruptions
+        return self._notifier.interruptions
 
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._connections.open()
         try:
             await self._read(registry.version)
-            await self._bell.open()
+            await self._notifier.open()
         except BaseException as error:
             await self._connections.close()
             if isinstance(error, Exception):
@@ -97,7 +97,7 @@ class PostgresQueueDialect:
         steps = (
             await finish(self._publisher.close(CLOSE_PATIENCE), patience=0),
             await finish(self._workers.close()),
-            await finish(self._bell.close()),
+            await finish(self._notifier.close()),
             await finish(asyncio.to_thread(self._keeper.stop)),
             await finish(self._connections.close()),
         )
@@ -109,16 +109,16 @@ class PostgresQueueDialect:
                 raise failure
 
     def watch(self, event: asyncio.Event) -> None:
-        self._bell.add(event)
+        self._notifier.add(event)
 
     def unwatch(self, event: asyncio.Event) -> None:
-        self._bell.remove(event)
+        self._notifier.remove(event)
 
     async def publish(self, messages: Sequence[Message], now: float) -> None:
         transaction = self._db.current()
         if transaction is None:
             await self._publisher.publish(messages)
-            self._bell.ring()
+            self._notifier.notify()
             return
         await self._publish_in(transaction, messages, now)
 
@@ -134,7 +134,7 @@ class PostgresQueueDialect:
     async def broadcast(self, frames: Sequence[bytes], origin: str, now: float) -> None:
         operation = partial(broadcasting.broadcast, frames=frames, origin=origin, now=now)
         if not await self._join_or_write(operation) and (transaction := self._db.current()) is not None:
-            self._announce(transaction).finish_with(partial(self._broadcast_late, operation, len(frames)))
+            self._announce(transaction).finish_with(partial(self._broadcast_after_commit, operation, len(frames)))
 
     async def last_broadcast(self) -> int:
         return await self._read(broadcasting.last_broadcast)
@@ -161,7 +161,7 @@ class PostgresQueueDialect:
     async def registry(self) -> Registry:
         return await self._read(registry.registry)
 
-    async def join(self, info: WorkerInfo, now: float) -> Member:
+    async def join(self, info: WorkerInfo, now: float) -> LeaseMembership:
         return await self._workers.join(info, now)
 
     async def leave(self, member: Membership, keep: Collection[Claim], now: float) -> None:
@@ -169,7 +169,7 @@ class PostgresQueueDialect:
             await self._workers.leave(_own(member), keep, now)
         except TimeoutError as error:
             raise QueueUnavailable(f"PostgreSQL at {self._server.address.where} does not answer") from error
-        self._bell.ring()
+        self._notifier.notify()
 
     async def next_due(self, names: Collection[str]) -> float | None:
         return await self._workers.next_due(names)
@@ -182,7 +182,7 @@ class PostgresQueueDialect:
             return await self._workers.settle(_own(member), settlements, now)
         finally:
             if any(it.claim.ordered or it.outcome is not Outcome.DONE for it in settlements):
-                self._bell.ring()
+                self._notifier.notify()
 
     async def isolate(self, member: Membership, claim: Claim) -> bool:
         return await self._write(partial(settling.isolate, worker=_own(member).number, claim=claim))
@@ -190,7 +190,7 @@ class PostgresQueueDialect:
     async def recover(self, now: float) -> int:
         count = await self._workers.recover(now)
         if count:
-            self._bell.ring()
+            self._notifier.notify()
         await self._forgetter.forget(now)
         return count
 
@@ -293,11 +293,11 @@ class PostgresQueueDialect:
         count = await self._read(partial(retiring.count_backlog, name=name, event=event), several=True)
         return retiring.Found(count, since)
 
-    def _hang_up(self) -> None:
+    def _terminate_stuck(self) -> None:
         # A network that is cut says nothing: who waits for an answer would do so for as long as a statement may take.
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits
-                self._loop.call_soon_threadsafe(self._connections.hang_up, self._options.lease)
+                self._loop.call_soon_threadsafe(self._connections.terminate, self._options.lease)
 
     async def _promote(self, now: float) -> None:
         """Promote all that is due, but for what other transactions hold."""
@@ -315,9 +315,9 @@ class PostgresQueueDialect:
             except QueueError:
                 # Whoever claims next does it.
                 return
-        self._bell.ring()
+        self._notifier.notify()
 
-    async def _broadcast_late(self, operation: Operation[bool], count: int) -> None:
+    async def _broadcast_after_commit(self, operation: Operation[bool], count: int) -> None:
         """Broadcast for a transaction that could not and has committed."""
         try:
             await self._write(operation)
@@ -328,21 +328,21 @@ class PostgresQueueDialect:
         transaction = self._db.current()
         if transaction is None:
             result = await self._write(operation)
-            self._bell.ring()
+            self._notifier.notify()
             return result
         result = await run_in(transaction, operation, self._server)
         self._announce(transaction)
         return result
 
-    def _announce(self, transaction: Transaction) -> Announcement:
-        return transaction.participant(self, lambda: Announcement(self._bell.ring))
+    def _announce(self, transaction: Transaction) -> AfterCommit:
+        return transaction.participant(self, lambda: AfterCommit(self._notifier.notify))
 
     async def _write(self, operation: Operation[T]) -> T:
         return await self._connections.run(operation)
 
     async def _change(self, operation: Operation[T]) -> T:
         result = await self._connections.transaction(operation)
-        self._bell.ring()
+        self._notifier.notify()
         return result
 
     async def _in_steps(self, step: Operation[tuple[int, bool]]) -> int:
@@ -389,5 +389,5 @@ class PostgresQueueDialect:
         return await self._connections.run(operation, writing=False)
 
 
-def _own(member: Membership) -> Member:
-    return cast("Member", member)
+def _own(member: Membership) -> LeaseMembership:
+    return cast("LeaseMembership", member)

@@ -14,13 +14,13 @@ from infra.mq.errors import (
     QueueUnavailable,
 )
 
-TAKEN_FOR_DEAD = "BN001"
+WORKER_DEAD = "BN001"
 """Raised by our own function: the worker is registered no more."""
 
-GIVEN_UP = "BN002"
+CLAIM_VOID = "BN002"
 """Raised by our own function: the worker gave this claim up before it arrived."""
 
-TRY_AGAIN = frozenset({"40001", "40P01", *STALE})
+RETRYABLE = frozenset({"40001", "40P01", *STALE})
 """PostgreSQL chose this one to be undone so that others could go on, or wants its statement prepared anew."""
 
 _MISSING = frozenset({"42P01", "42883", "42703", "3F000"})
@@ -57,9 +57,9 @@ def queue_error(error: BaseException, db: PostgreSQL, *, writing: bool) -> Queue
             return QueueIndeterminate(f"{where}: the connection was lost before the answer came ({line(error)})")
         return QueueUnavailable(f"{where}: the connection was lost ({line(error)})")
     code = sqlstate(error)
-    if code == TAKEN_FOR_DEAD:
+    if code == WORKER_DEAD:
         return QueueClosed("this worker was taken for dead: its claims were given to others")
-    if code == GIVEN_UP:
+    if code == CLAIM_VOID:
         return QueueUnavailable("this claim was given up before it arrived; nothing was claimed")
     if code in _MISSING:
         return QueueUnavailable(f"{where}: the queue's tables are missing: run `beneath migrate up`")

@@ -5,8 +5,8 @@ from collections.abc import Collection
 from typing import Any
 
 from infra.db.postgresql_driver import Driver
-from infra.mq.drivers.sql.kept import letter_of, number_of
 from infra.mq.drivers.sql.postgres import registry
+from infra.mq.drivers.sql.stored import dead_letter_number, dead_letter_of
 from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter, SubscriptionStats
 
@@ -53,7 +53,7 @@ SELECT s.name, t.event, t.backlog FROM beneath_retirement AS t JOIN beneath_subs
 ORDER BY s.name, t.event
 """
 _DEAD = "SELECT subscription, count(*) FROM beneath_dead_letter GROUP BY subscription"
-_LETTER = """
+_DEAD_LETTERS = """
 SELECT id, subscription, message_id, event, ordering_key, body, error, traceback, failures, crashes, published_at,
     died_at
 FROM beneath_dead_letter
@@ -100,7 +100,7 @@ async def dead_letters(
     driver: Driver, subscription: str | None, event: str | None, limit: int, after: str | None
 ) -> list[DeadLetter]:
     """Return dead letters, oldest first."""
-    start = 0 if after is None else number_of(after)
+    start = 0 if after is None else dead_letter_number(after)
     if start is None:
         return []
     conditions = ["id > $1"]
@@ -113,8 +113,8 @@ async def dead_letters(
         values.append(event)
         conditions.append(f"event = ${len(values)}")
     values.append(limit)
-    query = f"{_LETTER} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ${len(values)}"
-    return [letter_of(row) for row in await driver.fetch(query, *values)]
+    query = f"{_DEAD_LETTERS} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ${len(values)}"
+    return [dead_letter_of(row) for row in await driver.fetch(query, *values)]
 
 
 async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
@@ -123,10 +123,10 @@ async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
     Raises:
         DeadLetterNotFound: there is none.
     """
-    row = await driver.fetchrow(f"{_LETTER} WHERE id = $1", number_of(dead_id))
+    row = await driver.fetchrow(f"{_DEAD_LETTERS} WHERE id = $1", dead_letter_number(dead_id))
     if row is None:
         raise no_dead_letter(dead_id)
-    return letter_of(row)
+    return dead_letter_of(row)
 
 
 async def interrupted_retirements(driver: Driver) -> list[str]:

@@ -12,8 +12,8 @@ from infra.clock import Clock
 from infra.db.postgresql import PostgreSQL
 from infra.db.postgresql_driver import Driver, close
 from infra.mq.drivers.sql.postgres.errors import queue_error
-from infra.mq.drivers.sql.postgres.holdings import Holdings
 from infra.mq.drivers.sql.postgres.observing import LeaseObserver
+from infra.mq.drivers.sql.postgres.owned_claims import OwnedClaims
 from infra.mq.errors import QueueError, QueueUnavailable
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ SELECT w.id, w.lease_until, r.id IS NOT NULL AS renewed FROM beneath_worker AS w
 _ABANDON = "UPDATE beneath_worker SET lease_until = 0 WHERE id = $1"
 
 
-class Member:
+class LeaseMembership:
     """A worker of this process: the number under which it owns things, and the lease that says that it lives."""
 
     def __init__(self, number: int, epoch: int, keeper: "LeaseKeeper", clock: Clock, joined: float) -> None:
@@ -47,7 +47,7 @@ class Member:
         """When its lease runs out, by this machine's clock: never later than by the server's, if both run equally fast.
         """
 
-        self.holdings = Holdings(number)
+        self.owned = OwnedClaims(number)
         self._keeper = keeper
         self._clock = clock
         self._alive = True

@@ -83,7 +83,7 @@ id = ANY (ARRAY(
 _CHARGE_HANDED_OUT = f"UPDATE beneath_delivery SET {_CHARGE} WHERE {_HANDED_OUT}"  # noqa: S608
 _UNMARK = f"UPDATE beneath_delivery SET isolated = 0 WHERE {_HANDED_OUT} AND isolated = 1"  # noqa: S608
 # The caller has locked them, so that they stay where they are.
-_GIVE_BACK = """
+_REQUEUE_MAILBOXES = """
 UPDATE beneath_mailbox SET state = 0, due_at = $3, turn = nextval('beneath_number'), owner = NULL, last_id = NULL,
     parked_event = NULL
 WHERE ctid = ANY (ARRAY(
@@ -182,7 +182,7 @@ async def take_over(driver: Driver, worker: int, now: float, *, orphan: bool = F
     taken = _count(await driver.execute(_TAKE_OVER, worker, STEP, []))
     held = await driver.fetch(_HELD, worker, STEP, [])
     charged = taken + _count(await driver.execute(_CHARGE_HANDED_OUT, *_columns(held, 3)))
-    await _give_back(driver, held, now)
+    await _requeue(driver, held, now)
     if await driver.fetchval(_OWNS, worker, [], []):
         return charged, taken + len(held) > 0
     await driver.execute(_LEAVE, worker)
@@ -208,7 +208,7 @@ async def leave(driver: Driver, worker: int, keep: Collection[Claim], now: float
     released = _count(await driver.execute(_RELEASE, worker, STEP, ids))
     held = await driver.fetch(_HELD, worker, STEP, fences)
     await driver.execute(_UNMARK, *_columns(held, 3))
-    await _give_back(driver, held, now)
+    await _requeue(driver, held, now)
     if await driver.fetchval(_OWNS, worker, ids, fences):
         return released + len(held), True
     await driver.execute(_LINGER if keep else _LEAVE, worker)
@@ -237,13 +237,13 @@ async def unpark(driver: Driver, known: Mapping[str, Collection[str]], now: floa
     """Make a step's worth of parked deliveries due whose needs are known; return how many, and whether to go on."""
     count = _count(await driver.execute(_UNPARK, *_pairs(known), STEP))
     mailboxes = await driver.fetch(_PARKED_MAILBOXES, *_pairs(known), STEP)
-    await _give_back(driver, mailboxes, now)
+    await _requeue(driver, mailboxes, now)
     return count + len(mailboxes), count == STEP or len(mailboxes) == STEP
 
 
-async def _give_back(driver: Driver, mailboxes: Sequence[Any], now: float) -> None:
+async def _requeue(driver: Driver, mailboxes: Sequence[Any], now: float) -> None:
     if mailboxes:
-        await driver.execute(_GIVE_BACK, *_columns(mailboxes, 2), now)
+        await driver.execute(_REQUEUE_MAILBOXES, *_columns(mailboxes, 2), now)
 
 
 def _columns(rows: Sequence[Any], count: int) -> list[list[Any]]:

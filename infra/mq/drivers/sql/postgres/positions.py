@@ -10,7 +10,7 @@ SCHEDULED = ""
 SLOW = 0.003
 """A look from the very start that takes the server longer, in seconds, has read past much that was handled."""
 
-LOOK_EVERY = 1.0
+SCAN_INTERVAL = 1.0
 """Seconds between two looks from the start."""
 
 SHARE = 0.05
@@ -31,17 +31,17 @@ class Positions:
     def __init__(self) -> None:
         self._latest: dict[str, float] = {}
         self._slow = False
-        self._look_at = 0.0
+        self._scan_at = 0.0
 
     @property
-    def look_in(self) -> float | None:
+    def scan_in(self) -> float | None:
         """In how many seconds a look from the start is due; None if every look is one."""
-        return max(0.0, self._look_at - time.monotonic()) if self._slow else None
+        return max(0.0, self._scan_at - time.monotonic()) if self._slow else None
 
     @property
-    def outdated(self) -> bool:
+    def scan_due(self) -> bool:
         """Whether it is time to look from the start, and to tell `looked`."""
-        return time.monotonic() >= self._look_at
+        return time.monotonic() >= self._scan_at
 
     def starts(self, names: Collection[str]) -> list[float]:
         """Return the due time for each name from which on to look."""
@@ -54,10 +54,10 @@ class Positions:
         for name, due_at in latest.items():
             self._latest[name] = max(due_at, self._latest.get(name, due_at))
 
-    def looked(self, seconds: float, due: Mapping[str, float]) -> None:
+    def scanned(self, seconds: float, due: Mapping[str, float]) -> None:
         """Note how long a look from the start took the server, and what was due first."""
         self._slow = seconds > SLOW
-        self._look_at = time.monotonic() + max(LOOK_EVERY, seconds / SHARE)
+        self._scan_at = time.monotonic() + max(SCAN_INTERVAL, seconds / SHARE)
         for name, due_at in due.items():
             if due_at < self._latest.get(name, -math.inf) - MARGIN:
                 del self._latest[name]

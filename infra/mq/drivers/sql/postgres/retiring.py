@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.postgres import inspection, membership, registry
-from infra.mq.drivers.sql.postgres.administration import BURY, CLOSE
+from infra.mq.drivers.sql.postgres.administration import CLOSE, TO_DEAD_LETTER
 from infra.mq.refusals import has_backlog, in_use, no_event
 
 Backlog = Literal["refuse", "discard", "dead"]
@@ -197,7 +197,7 @@ async def step(driver: Driver, retirement: Retirement, now: float) -> tuple[int,
     mailboxes = await driver.fetch(_LOCK_MAILBOXES, retirement.subscription, keys) if keys else []
     ids = [row[0] for row in await driver.fetch(_LOCK, [row["id"] for row in going])]
     if retirement.backlog == "dead":
-        await driver.execute(BURY, ids, now, "its subscription was retired")
+        await driver.execute(TO_DEAD_LETTER, ids, now, "its subscription was retired")
     else:
         await driver.execute(_DELETE, ids)
     # Mailboxes whose head is gone go on; those that a worker holds are closed by it.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from infra.db.postgresql_driver import Driver
 from infra.mq.dividing import divided
-from infra.mq.drivers.sql.postgres.holdings import STAYING
+from infra.mq.drivers.sql.postgres.owned_claims import PENDING_OUTCOMES
 from infra.mq.types import Claim, Outcome, Settlement
 
 STEP = 1000
@@ -14,7 +14,7 @@ STEP = 1000
 STEP_BYTES = 4 * 1024 * 1024
 """The same for the texts of their failures."""
 
-OVER, DEAD, STAYS = range(3)
+DELETE, DEAD_LETTER, KEEP = range(3)
 _STATES = {Outcome.PARK: 2, Outcome.BLOCK: 3}
 
 _DELETE = "DELETE FROM beneath_delivery WHERE id = ANY ($1::bigint[])"
@@ -72,7 +72,7 @@ class _Columns:
             self.fenced.append(it)  # what closed the claim came before it
             return
         self._list(it, place)
-        self.closing[place - 1] = it.close or it.outcome in STAYING
+        self.closing[place - 1] = it.close or it.outcome in PENDING_OUTCOMES
 
     def _list(self, it: Settlement, place: int) -> None:
         self.listed.append(it)
@@ -133,7 +133,7 @@ async def isolate(driver: Driver, worker: int, claim: Claim) -> bool:
 
 
 def _kind_of(it: Settlement) -> int:
-    return STAYS if it.outcome in STAYING else DEAD if it.outcome is Outcome.DEAD else OVER
+    return KEEP if it.outcome in PENDING_OUTCOMES else DEAD_LETTER if it.outcome is Outcome.DEAD else DELETE
 
 
 def _failures_of(it: Settlement) -> int:

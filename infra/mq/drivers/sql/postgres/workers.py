@@ -12,7 +12,7 @@ import structlog
 from infra.clock import Clock
 from infra.mq.drivers.sql.postgres import claiming, membership, settling
 from infra.mq.drivers.sql.postgres.connections import Connections
-from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, Member
+from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, LeaseMembership
 from infra.mq.drivers.sql.postgres.positions import SCHEDULED, Positions
 from infra.mq.drivers.sql.postgres.promotion import Promoter
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
@@ -55,18 +55,18 @@ class Workers:
         self._clock = clock
         self._positions = Positions()
         self._promoter = Promoter(connections, self._positions)
-        self._members: set[Member] = set()
+        self._members: set[LeaseMembership] = set()
         self._wake = wake
-        self._looking: asyncio.Task[None] | None = None
+        self._scan_task: asyncio.Task[None] | None = None
         self._orphans_at = 0.0
 
     async def close(self) -> None:
         """End what goes on beside the workers' own calls."""
-        if (looking := self._looking) is not None:
-            looking.cancel()
-            await asyncio.wait((looking,))
+        if (scan := self._scan_task) is not None:
+            scan.cancel()
+            await asyncio.wait((scan,))
 
-    async def join(self, info: WorkerInfo, now: float) -> Member:
+    async def join(self, info: WorkerInfo, now: float) -> LeaseMembership:
         """Register a live worker.
 
         Raises:
@@ -79,11 +79,11 @@ class Workers:
         joined = self._clock.monotonic()
         operation = partial(membership.join, info=info, now=now, lease=self._keeper.lease)
         number, epoch = await self._connections.run(operation)
-        member = Member(number, epoch, self._keeper, self._clock, joined)
+        member = LeaseMembership(number, epoch, self._keeper, self._clock, joined)
         self._members.add(member)
         return member
 
-    async def leave(self, mine: Member, keep: Collection[Claim], now: float) -> None:
+    async def leave(self, mine: LeaseMembership, keep: Collection[Claim], now: float) -> None:
         """Give back all but `keep`, and unregister the worker unless it keeps something.
 
         Raises:
@@ -105,22 +105,22 @@ class Workers:
     async def next_due(self, names: Collection[str]) -> float | None:
         """Return when there may be something to claim for these names."""
         await self._release_all_unknown(self._clock.time())
-        self._look_from_the_start(names)
+        self._start_scan(names)
         *starts, scheduled_start = self._positions.starts([*names, SCHEDULED])
         operation = partial(claiming.next_due, names=names, starts=starts, scheduled_start=scheduled_start)
         due_at, scheduled = await self._connections.run(operation, writing=False)
         if scheduled is not None:
             self._promoter.expect(due=scheduled <= self._clock.time())
             scheduled = self._promoter.next_due(scheduled)
-        look_in = None if self._looking is not None else self._positions.look_in
-        look_at = None if look_in is None else self._clock.time() + look_in
-        return min((it for it in (due_at, scheduled, look_at) if it is not None), default=None)
+        scan_in = None if self._scan_task is not None else self._positions.scan_in
+        scan_at = None if scan_in is None else self._clock.time() + scan_in
+        return min((it for it in (due_at, scheduled, scan_at) if it is not None), default=None)
 
-    async def claim(self, mine: Member, wants: Mapping[str, int], now: float) -> list[Claim]:
+    async def claim(self, mine: LeaseMembership, wants: Mapping[str, int], now: float) -> list[Claim]:
         """Claim what is due; what a lost answer may have claimed is given back first."""
-        if mine.holdings.in_doubt:
+        if mine.owned.uncertain:
             await self._release_unknown(mine, now)
-        self._look_from_the_start(wants)
+        self._start_scan(wants)
         if self._promoter.is_due(now):
             await self._promoter.step(now)
         claims = await self._claim(mine, wants, now)
@@ -131,13 +131,13 @@ class Workers:
             claims = await self._claim(mine, wants, now)
         return claims
 
-    async def settle(self, mine: Member, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
+    async def settle(self, mine: LeaseMembership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
         """Carry out settlements in steps; return those that were fenced."""
         fenced: list[Settlement] = []
         for step in settling.steps_of(settlements):
             operation = partial(settling.settle, worker=mine.number, settlements=step, now=now)
             fenced += await self._connections.run(operation)
-            mine.holdings.settled(step)
+            mine.owned.settled(step)
         return fenced
 
     async def recover(self, now: float) -> int:
@@ -191,8 +191,8 @@ class Workers:
             it.number == number and it.alive and self._clock.monotonic() < it.valid_until for it in self._members
         )
 
-    async def _claim(self, mine: Member, wants: Mapping[str, int], now: float) -> list[Claim]:
-        since, epoch = mine.holdings.latest, mine.epoch
+    async def _claim(self, mine: LeaseMembership, wants: Mapping[str, int], now: float) -> list[Claim]:
+        since, epoch = mine.owned.latest, mine.epoch
         *starts, scheduled_start = self._positions.starts([*wants, SCHEDULED])
         operation = partial(
             claiming.claim,
@@ -207,51 +207,51 @@ class Workers:
             claims, latest, scheduled_due = await self._connections.run(operation)
         except QueueIndeterminate as error:
             # What it may have claimed is given back before the next claim; what runs here goes on.
-            mine.holdings.doubt(since)
+            mine.owned.mark_uncertain(since)
             raise QueueUnavailable(str(error)) from error
         except asyncio.CancelledError:
-            mine.holdings.doubt(since)
+            mine.owned.mark_uncertain(since)
             raise
         self._positions.claimed(latest)
-        if mine.holdings.in_doubt or mine.epoch != epoch:
+        if mine.owned.uncertain or mine.epoch != epoch:
             # Another claim's answer was lost meanwhile: what is given back for that may include these.
-            mine.holdings.doubt(since)
+            mine.owned.mark_uncertain(since)
             return []
-        mine.holdings.claimed(claims)
+        mine.owned.claimed(claims)
         self._promoter.expect(due=scheduled_due)
         return claims
 
     async def _release_all_unknown(self, now: float) -> None:
         """Release what claims took whose answer was lost, or whose caller was cancelled, of all workers here."""
         for mine in list(self._members):
-            if mine.holdings.in_doubt:
+            if mine.owned.uncertain:
                 with suppress(QueueClosed):  # its own next claim says so
                     await self._release_unknown(mine, now)
 
-    async def _release_unknown(self, mine: Member, now: float) -> None:
-        since, known = mine.holdings.unknown()
+    async def _release_unknown(self, mine: LeaseMembership, now: float) -> None:
+        since, known = mine.owned.unknown()
         epoch = await self._connections.transaction(
             partial(membership.release_unknown, worker=mine.number, since=since, known=known, now=now)
         )
         if epoch is None:
             raise QueueClosed("this worker was taken for dead: its claims were given to others")
         mine.epoch = epoch
-        mine.holdings.trust()
+        mine.owned.mark_certain()
 
-    def _look_from_the_start(self, names: Collection[str]) -> None:
+    def _start_scan(self, names: Collection[str]) -> None:
         # Beside the claims, which go on from where the latest one ended: it may read much that was handled.
-        if self._positions.outdated and self._looking is None:
+        if self._positions.scan_due and self._scan_task is None:
             loop = asyncio.get_running_loop()
-            self._looking = loop.create_task(self._look(names), context=contextvars.Context())
+            self._scan_task = loop.create_task(self._scan(names), context=contextvars.Context())
 
-    async def _look(self, names: Collection[str]) -> None:
+    async def _scan(self, names: Collection[str]) -> None:
         try:
-            operation = partial(claiming.look, names=names)
+            operation = partial(claiming.scan, names=names)
             seconds, due = await self._connections.run(operation, writing=False)
         except QueueError as error:
             _log.debug("scan from start failed", error=str(error))
         else:
-            self._positions.looked(seconds, due)
+            self._positions.scanned(seconds, due)
         finally:
-            self._looking = None
+            self._scan_task = None
         self._wake()

@@ -3,26 +3,26 @@
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 
-from infra.mq.drivers.sql.kept import number_of
 from infra.mq.drivers.sql.sqlite import registry
 from infra.mq.drivers.sql.sqlite.mailboxes import close_mailbox, heads, open_mailboxes
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.drivers.sql.sqlite.scheduling import Overdue
-from infra.mq.drivers.sql.sqlite.settling import bury
+from infra.mq.drivers.sql.sqlite.settling import to_dead_letter
+from infra.mq.drivers.sql.stored import dead_letter_number
 from infra.mq.refusals import not_blocked
 
-LETTERS_AT_ONCE = 200
+DEAD_LETTERS_AT_ONCE = 200
 """How many dead letters a step retries or discards."""
 
-LETTERS_BYTES = 4 * 1024 * 1024
+DEAD_LETTERS_BYTES = 4 * 1024 * 1024
 """A step ends once the bodies of its dead letters are larger than this."""
 
-_REVIVE = """
+_RETRY_DEAD = """
 INSERT INTO beneath_delivery
     (id, subscription, state, due_at, mailbox, published_at, message_id, event, ordering_key, body)
 SELECT ?, ?, ?, ?, ?, published_at, message_id, event, ordering_key, body FROM beneath_dead_letter WHERE id = ?
 """
-_LETTER = """
+_DEAD_LETTER = """
 SELECT subscription, event, coalesce(ordering_key, ''), length(body) FROM beneath_dead_letter WHERE id = ?
 """
 _DISCARD = "DELETE FROM beneath_dead_letter WHERE id = ?"
@@ -34,7 +34,7 @@ _ANEW = "UPDATE beneath_delivery SET failures = 0 WHERE id = ?"
 
 def numbers_of(dead_ids: Iterable[str]) -> list[int]:
     """Return the numbers behind ids of dead letters, each once; what never was an id is left out."""
-    numbers = (number_of(it) for it in dict.fromkeys(dead_ids))
+    numbers = (dead_letter_number(it) for it in dict.fromkeys(dead_ids))
     return [it for it in numbers if it is not None]
 
 
@@ -43,7 +43,7 @@ def retry_some(db: sqlite3.Connection, numbers: Sequence[int], *, now: float) ->
 
     Those whose subscription is gone, or going, stay.
     """
-    return _with_some(db, numbers, lambda number, letter: _revive(db, number, letter, now))
+    return _with_some(db, numbers, lambda number, letter: _retry(db, number, letter, now))
 
 
 def discard_some(db: sqlite3.Connection, numbers: Sequence[int]) -> tuple[int, int]:
@@ -63,32 +63,34 @@ def unblock(db: sqlite3.Connection, name: str, key: str, *, skip: bool, now: flo
         raise not_blocked(name, key)
     for head in heads(db, subscription, key):
         if skip:
-            bury(db, head, now)
+            to_dead_letter(db, head, now)
         else:
             db.execute(_ANEW, (head,))
     empty = not heads(db, subscription, key)
     close_mailbox(db, subscription, key, now, reserve(db, 1), empty=empty)
 
 
-Letter = tuple[str, str, str, int]
+DeadLetterRow = tuple[str, str, str, int]
 """Subscription, event, key and size of a dead letter."""
 
 
-def _with_some(db: sqlite3.Connection, numbers: Sequence[int], work: Callable[[int, Letter], bool]) -> tuple[int, int]:
+def _with_some(
+    db: sqlite3.Connection, numbers: Sequence[int], work: Callable[[int, DeadLetterRow], bool]
+) -> tuple[int, int]:
     count = seen = size = 0
-    for number in numbers[:LETTERS_AT_ONCE]:
+    for number in numbers[:DEAD_LETTERS_AT_ONCE]:
         seen += 1
-        letter: Letter | None = db.execute(_LETTER, (number,)).fetchone()
+        letter: DeadLetterRow | None = db.execute(_DEAD_LETTER, (number,)).fetchone()
         if letter is None:
             continue
         count += work(number, letter)
         size += letter[3]
-        if size > LETTERS_BYTES:
+        if size > DEAD_LETTERS_BYTES:
             break
     return count, seen
 
 
-def _revive(db: sqlite3.Connection, dead_number: int, letter: Letter, now: float) -> bool:
+def _retry(db: sqlite3.Connection, dead_number: int, letter: DeadLetterRow, now: float) -> bool:
     name, event, key, _ = letter
     kept = registry.find(db, [name]).get(name)
     if kept is None or not registry.retiring_events(db, kept.id).isdisjoint({"", event}):
@@ -99,7 +101,7 @@ def _revive(db: sqlite3.Connection, dead_number: int, letter: Letter, now: float
     if mailbox is not None:
         # It joins the end of its mailbox, behind what became due before but has not taken its place yet.
         state = 3 if Overdue(db, {kept.id}, now).in_mailbox(kept.id, mailbox) else 4
-    db.execute(_REVIVE, (number, kept.id, state, now, mailbox, dead_number))
+    db.execute(_RETRY_DEAD, (number, kept.id, state, now, mailbox, dead_number))
     if mailbox is not None and state != 3:  # noqa: PLR2004  # as the migration lists them
         open_mailboxes(db, [(kept.id, mailbox, now, number)])
     db.execute(_DISCARD, (dead_number,))

@@ -14,7 +14,7 @@ from infra.mq.errors import QueueUnavailable
 T = TypeVar("T")
 
 
-class Announcement:
+class NotifyAfterCommit:
     """Tells those of this process that wait for changes, once a transaction is kept."""
 
     def __init__(self, announce: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from infra.mq.drivers.sql.sqlite.mailboxes import drop, heads
 from infra.mq.drivers.sql.sqlite.numbers import reserve
-from infra.mq.drivers.sql.sqlite.retirement import Retiring
+from infra.mq.drivers.sql.sqlite.retiring import Retiring
 from infra.mq.drivers.sql.sqlite.scheduling import HAS_DUE, promote
 from infra.mq.errors import QueueClosed
 from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH
@@ -79,7 +79,7 @@ Placed = tuple[float, int, Claim]
 """A claim, and its place among the others: when it became due, and its number."""
 
 
-class _Room:
+class _Capacity:
     """How much a claim may still take."""
 
     def __init__(self) -> None:
@@ -118,21 +118,21 @@ def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now:
         promote(db, behind, now)
     # With more than one call may return, each subscription is the first one from time to time.
     start = next(_turns) % len(wanted) if wanted else 0
-    taking = _Taking(db, worker, Retiring(db, now) if retiring else None, now)
+    claiming_pass = _ClaimPass(db, worker, Retiring(db, now) if retiring else None, now)
     found: list[Placed] = []
     for name, subscription, ordered, _ in (*wanted[start:], *wanted[:start]):
-        if (limit := min(wants[name], taking.room.deliveries)) > 0:
-            take = taking.mailboxes if ordered else taking.deliveries
+        if (limit := min(wants[name], claiming_pass.capacity.deliveries)) > 0:
+            take = claiming_pass.mailboxes if ordered else claiming_pass.deliveries
             found += take(name, subscription, limit)
     found.sort(key=lambda it: it[:2])
     return [it[2] for it in found]
 
 
-class _Taking:
+class _ClaimPass:
     """One claim of a worker, over all subscriptions."""
 
     def __init__(self, db: sqlite3.Connection, worker: int, retiring: Retiring | None, now: float) -> None:
-        self.room = _Room()
+        self.capacity = _Capacity()
         self._db = db
         self._worker = worker
         self._retiring = retiring
@@ -174,7 +174,7 @@ class _Taking:
         """Return the rows that there is room for and that may be handed out."""
         rows: list[Row] = []
         for row in cursor:
-            if not self.room.take(row[4]):
+            if not self.capacity.take(row[4]):
                 break
             rows.append(row)
         cursor.close()

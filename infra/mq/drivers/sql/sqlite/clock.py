@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from infra.clock import Clock, SystemClock
-from infra.mq.drivers.sql.waiting import Waiting
+from infra.mq.drivers.sql.wrapped_clock import WrappedClock
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_NAMESPACE = Path("/proc/self/ns/time")
@@ -36,7 +36,7 @@ DELETE FROM beneath_clock WHERE boot NOT IN (SELECT boot FROM beneath_clock ORDE
 _NOTE = "UPDATE beneath_clock SET seen = ? WHERE boot = ? AND seen < ?"
 
 
-class QueueClock(Waiting):
+class QueueClock(WrappedClock):
     """A `Clock` whose `time` is the queue's, once `start` has been called."""
 
     def __init__(self, clock: Clock) -> None:

@@ -27,15 +27,15 @@ from infra.mq.drivers.sql.sqlite import (
     parking,
     publishing,
     registry,
-    retirement,
+    retiring,
     scheduling,
     settling,
 )
-from infra.mq.drivers.sql.sqlite.ambient import Announcement, run_in
+from infra.mq.drivers.sql.sqlite.ambient import NotifyAfterCommit, run_in
+from infra.mq.drivers.sql.sqlite.cancelled_claims import CancelledClaims
 from infra.mq.drivers.sql.sqlite.clock import QueueClock
 from infra.mq.drivers.sql.sqlite.connection import Operation, connect, queue_error, starting_a_thread
-from infra.mq.drivers.sql.sqlite.late_claims import LateClaims
-from infra.mq.drivers.sql.sqlite.presence import Member, Presence
+from infra.mq.drivers.sql.sqlite.presence import LockMembership, Presence
 from infra.mq.drivers.sql.sqlite.watcher import Watcher
 from infra.mq.drivers.sql.sqlite.writer import LIGHT, Weight, Writer
 from infra.mq.errors import QueueClosed, QueueError, QueueUnavailable
@@ -95,12 +95,12 @@ class SqliteQueueDialect:
             db.write_lock,
             options.patience,
             check=self._log_check,
-            check_now_and_then=self._log_check.now_and_then,
+            check_if_due=self._log_check.check_if_due,
             committed=self._file.log_limit.committed,
         )
         self._watcher = Watcher(self._path, self._file.file.check, options.longest_silence)
         self._presence = Presence(self._path, self._watcher, self._in_steps)
-        self._late_claims = LateClaims(lambda member, ends: self.settle(member, ends, self.clock.time()))
+        self._cancelled_claims = CancelledClaims(lambda member, ends: self.settle(member, ends, self.clock.time()))
         self._reader: ThreadPoolExecutor | None = None
         self._probe: asyncio.Task[None] | None = None
 
@@ -119,7 +119,7 @@ class SqliteQueueDialect:
         self._watcher.open()
         try:
             self._watcher.read(registry.tables_exist)
-            self._log_check.begin_anew()
+            self._log_check.reset()
             await self._writer.open()
             if not self._watcher.read(self.clock.resume):
                 await self._writer.run(self.clock.start)
@@ -198,21 +198,21 @@ class SqliteQueueDialect:
     async def registry(self) -> Registry:
         return self._watcher.read(registry.registry)
 
-    async def join(self, info: WorkerInfo, now: float) -> Member:
+    async def join(self, info: WorkerInfo, now: float) -> LockMembership:
         operation = self._at(now, partial(membership.join, info=info))
         return await self._presence.join(info, lambda: self._writer.run(operation))
 
     async def leave(self, member: Membership, keep: Collection[Claim], now: float) -> None:
         await self._presence.leave(_own(member), keep, self.clock.time)
-        self._late_claims.forget(_own(member))
+        self._cancelled_claims.forget(_own(member))
         self._watcher.notify()
 
     async def next_due(self, names: Collection[str]) -> float | None:
-        await self._late_claims.release()
+        await self._cancelled_claims.release()
         return self._watcher.read(partial(claiming.next_due, names=names))
 
     async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
-        await self._late_claims.release()
+        await self._cancelled_claims.release()
         own = _own(member)
 
         def operation(db: sqlite3.Connection, *, now: float) -> list[Claim]:
@@ -220,8 +220,8 @@ class SqliteQueueDialect:
                 raise QueueClosed("this worker has left")
             return claiming.claim(db, own.number, wants, now=now)
 
-        late = partial(self._late_claims.add, own)
-        return await self._writer.run(self._at(now, operation), CLAIM_WEIGHT, late=late, accepts=False)
+        on_cancelled = partial(self._cancelled_claims.add, own)
+        return await self._writer.run(self._at(now, operation), CLAIM_WEIGHT, on_cancelled=on_cancelled, accepts=False)
 
     async def settle(self, member: Membership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
         fenced: list[Settlement] = []
@@ -236,7 +236,7 @@ class SqliteQueueDialect:
         return await self._writer.run(partial(settling.isolate, worker=_own(member).number, claim=claim))
 
     async def recover(self, now: float) -> int:
-        await self._late_claims.release()
+        await self._cancelled_claims.release()
         count = await self._presence.recover(self.clock.time)
         if count:
             self._watcher.notify()
@@ -266,10 +266,10 @@ class SqliteQueueDialect:
         return await self._read(partial(inspection.dead_letter, dead_id=dead_id))
 
     async def retry_dead(self, dead_ids: Sequence[str], now: float) -> int:
-        return await self._with_letters(dead_ids, partial(administration.retry_some, now=now))
+        return await self._with_dead_letters(dead_ids, partial(administration.retry_some, now=now))
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
-        return await self._with_letters(dead_ids, administration.discard_some)
+        return await self._with_dead_letters(dead_ids, administration.discard_some)
 
     async def set_paused(self, name: str, *, paused: bool) -> None:
         await self._write(partial(registry.set_paused, name=name, paused=paused))
@@ -280,15 +280,15 @@ class SqliteQueueDialect:
     async def retire(
         self, name: str, event: str | None, backlog: Literal["refuse", "discard", "dead"], now: float
     ) -> int:
-        found = await self._read(partial(retirement.waiting, name=name, event=event)) if backlog == "refuse" else None
+        found = await self._read(partial(retiring.waiting, name=name, event=event)) if backlog == "refuse" else None
         live = self._presence.live()
-        begin = partial(retirement.begin, name=name, event=event, backlog=backlog, live=live, found=found)
+        begin = partial(retiring.begin, name=name, event=event, backlog=backlog, live=live, found=found)
         walk = await self._write(begin)
-        count = await self._in_steps(partial(retirement.remove_some, clock=self.clock.time), walk)
-        await self._write(self._at(now, partial(retirement.finish, walk=walk)))
+        count = await self._in_steps(partial(retiring.remove_some, clock=self.clock.time), walk)
+        await self._write(self._at(now, partial(retiring.finish, walk=walk)))
         return count
 
-    async def _with_letters(
+    async def _with_dead_letters(
         self, dead_ids: Sequence[str], work: Callable[[sqlite3.Connection, Sequence[int]], tuple[int, int]]
     ) -> int:
         numbers = administration.numbers_of(dead_ids)
@@ -325,7 +325,7 @@ class SqliteQueueDialect:
         if transaction is None:
             return await self._write(operation, weight)
         result = await run_in(transaction, operation, self._path)
-        transaction.participant(self, lambda: Announcement(self._watcher.notify))
+        transaction.participant(self, lambda: NotifyAfterCommit(self._watcher.notify))
         return result
 
     async def _write(self, operation: Operation[T], weight: Weight = LIGHT) -> T:
@@ -371,5 +371,5 @@ def _nothing(_: sqlite3.Connection) -> None:
     """Take the write lock, and give it back."""
 
 
-def _own(member: Membership) -> Member:
-    return cast("Member", member)
+def _own(member: Membership) -> LockMembership:
+    return cast("LockMembership", member)

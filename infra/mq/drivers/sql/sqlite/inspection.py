@@ -5,8 +5,8 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection
 
-from infra.mq.drivers.sql.kept import letter_of, number_of
 from infra.mq.drivers.sql.sqlite import registry
+from infra.mq.drivers.sql.stored import dead_letter_number, dead_letter_of
 from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter, SubscriptionStats
 
@@ -58,7 +58,7 @@ SELECT s.name, event, backlog
 FROM beneath_retirement CROSS JOIN beneath_subscription AS s ON s.id = subscription
 """
 _DEAD = "SELECT count(*) FROM beneath_dead_letter WHERE subscription = ?"
-_LETTER = """
+_DEAD_LETTER = """
 SELECT id, subscription, message_id, event, ordering_key, body, error, traceback, failures, crashes, published_at,
     died_at
 FROM beneath_dead_letter
@@ -79,7 +79,7 @@ def dead_letters(
     db: sqlite3.Connection, subscription: str | None, event: str | None, limit: int, after: str | None
 ) -> list[DeadLetter]:
     """Return dead letters, oldest first."""
-    start = 0 if after is None else number_of(after)
+    start = 0 if after is None else dead_letter_number(after)
     if start is None:
         return []
     conditions = ["id > ?"]
@@ -91,8 +91,8 @@ def dead_letters(
     if event is not None:
         conditions.append("event = ?")
         values.append(event)
-    query = f"{_LETTER} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"
-    return [letter_of(row) for row in db.execute(query, (*values, limit))]
+    query = f"{_DEAD_LETTER} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"
+    return [dead_letter_of(row) for row in db.execute(query, (*values, limit))]
 
 
 def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
@@ -101,10 +101,10 @@ def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
     Raises:
         DeadLetterNotFound: there is none of that id.
     """
-    row = db.execute(f"{_LETTER} WHERE id = ?", (number_of(dead_id),)).fetchone()
+    row = db.execute(f"{_DEAD_LETTER} WHERE id = ?", (dead_letter_number(dead_id),)).fetchone()
     if row is None:
         raise no_dead_letter(dead_id)
-    return letter_of(row)
+    return dead_letter_of(row)
 
 
 def interrupted_retirements(db: sqlite3.Connection) -> list[str]:

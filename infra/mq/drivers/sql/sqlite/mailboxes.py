@@ -7,7 +7,7 @@ _OPEN = """
 INSERT INTO beneath_mailbox (subscription, ordering_key, state, due_at, turn) VALUES (?, ?, 0, ?, ?)
 ON CONFLICT DO NOTHING
 """
-_GIVE_BACK = """
+_RELEASE = """
 UPDATE beneath_mailbox SET state = ?, due_at = ?, turn = ?, owner = NULL, last_id = NULL, parked_event = ?
 WHERE subscription = ? AND ordering_key = ?
 """
@@ -40,7 +40,7 @@ def state_of(db: sqlite3.Connection, subscription: int, key: str) -> int | None:
     return None if row is None else int(row[0])
 
 
-def give_back(
+def release_mailboxes(
     db: sqlite3.Connection,
     mailboxes: Iterable[tuple[int, str]],
     *,
@@ -51,7 +51,7 @@ def give_back(
 ) -> None:
     """Take mailboxes (subscription, key) from their owner."""
     rows = [(state, due_at, turn, parked_for, subscription, key) for subscription, key in mailboxes]
-    db.executemany(_GIVE_BACK, rows)
+    db.executemany(_RELEASE, rows)
 
 
 def close_mailbox(db: sqlite3.Connection, subscription: int, key: str, now: float, turn: int, *, empty: bool) -> None:
@@ -59,7 +59,7 @@ def close_mailbox(db: sqlite3.Connection, subscription: int, key: str, now: floa
     if empty:
         drop(db, subscription, key)
     else:
-        give_back(db, [(subscription, key)], due_at=now, turn=turn)
+        release_mailboxes(db, [(subscription, key)], due_at=now, turn=turn)
 
 
 def drop(db: sqlite3.Connection, subscription: int, key: str) -> None:

@@ -6,7 +6,7 @@ from json import dumps
 from typing import Any
 
 from infra.mq.drivers.sql.sqlite import registry
-from infra.mq.drivers.sql.sqlite.mailboxes import give_back
+from infra.mq.drivers.sql.sqlite.mailboxes import release_mailboxes
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.queue import MAILBOX_BATCH
 from infra.mq.types import Claim, WorkerInfo
@@ -67,7 +67,7 @@ WITH RECURSIVE owner (id) AS (
 SELECT id FROM owner WHERE id IS NOT NULL AND id NOT IN (SELECT id FROM beneath_worker)
 """
 
-Member = tuple[int, str, str]
+MemberRow = tuple[int, str, str]
 """A registered worker: its number, its id, and its subscriptions as JSON."""
 
 
@@ -79,7 +79,7 @@ def join(db: sqlite3.Connection, info: WorkerInfo, *, now: float) -> int:
     return number
 
 
-def members(db: sqlite3.Connection) -> list[Member]:
+def members(db: sqlite3.Connection) -> list[MemberRow]:
     """Return the registered workers, dead ones among them."""
     return db.execute(_ALL).fetchall()
 
@@ -100,7 +100,7 @@ def take_over_some(
     charged = db.execute(_TAKE_OVER, (dumps(numbers),)).rowcount
     for mailbox in mailboxes:
         charged += db.execute(_CHARGE_HANDED_OUT, mailbox).rowcount
-    return_mailboxes(db, mailboxes, clock())
+    requeue_mailboxes(db, mailboxes, clock())
     if not more:
         db.execute(_LEAVE, (worker,))
     return charged, more
@@ -116,17 +116,17 @@ def leave_some(
     numbers, mailboxes, more = _owned(db, worker, keep)
     db.execute(_RELEASE, (dumps(numbers),))
     db.executemany(_UNMARK, mailboxes)
-    return_mailboxes(db, mailboxes, clock())
+    requeue_mailboxes(db, mailboxes, clock())
     if not more:
         # Its row must outlive it as long as it owns something: it is by the row that others find what to take over.
         db.execute(_LINGER if keep else _LEAVE, (worker,))
     return len(numbers) + len(mailboxes), more
 
 
-def return_mailboxes(db: sqlite3.Connection, mailboxes: Sequence[tuple[Any, ...]], now: float) -> None:
+def requeue_mailboxes(db: sqlite3.Connection, mailboxes: Sequence[tuple[Any, ...]], now: float) -> None:
     """Release mailboxes, whose first columns are subscription and key, behind those that wait."""
     if mailboxes:
-        give_back(db, [(row[0], row[1]) for row in mailboxes], due_at=now, turn=reserve(db, 1))
+        release_mailboxes(db, [(row[0], row[1]) for row in mailboxes], due_at=now, turn=reserve(db, 1))
 
 
 def _owned(

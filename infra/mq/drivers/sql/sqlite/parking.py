@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from json import dumps
 
-from infra.mq.drivers.sql.sqlite.membership import return_mailboxes
+from infra.mq.drivers.sql.sqlite.membership import requeue_mailboxes
 
 UNPARKED_AT_ONCE = 500
 """How many deliveries or mailboxes a step makes due."""
@@ -70,7 +70,7 @@ def unpark_some(
     if it.ordered:
         values = (it.subscription, it.name, place or "", UNPARKED_AT_ONCE)
         mailboxes = db.execute(_PARKED_MAILBOXES, values).fetchall()
-        return_mailboxes(db, mailboxes, clock())
+        requeue_mailboxes(db, mailboxes, clock())
         # A key may be empty, so the next step begins with this; NUL is in none.
         return len(mailboxes), f"{mailboxes[-1][1]}\0" if len(mailboxes) == UNPARKED_AT_ONCE else None
     values = (it.subscription, it.name, place or 0, UNPARKED_AT_ONCE)

@@ -21,7 +21,7 @@ Steps = Callable[[Callable[..., tuple[int, bool]]], Awaitable[int]]
 """Runs something again and again, each time in a transaction, until it says that it is done; returns its sum."""
 
 
-class Member:
+class LockMembership:
     """A worker of this process: the number under which it owns things, and the lock that says that it lives."""
 
     def __init__(self, number: int, lock: LockFile) -> None:
@@ -86,19 +86,19 @@ class Presence:
         self._steps = steps
         self._missing: dict[str, float] = {}
 
-    async def join(self, info: WorkerInfo, register: Callable[[], Awaitable[int]]) -> Member:
+    async def join(self, info: WorkerInfo, register: Callable[[], Awaitable[int]]) -> LockMembership:
         """Register a live worker: first its lock, so that nobody ever finds it without."""
         holding = _Holding(self._locks, info.id)
         try:
             with starting_a_thread(self._path):
                 locking = asyncio.get_running_loop().run_in_executor(None, holding.hold)
             lock = await locking
-            return Member(await register(), lock)
+            return LockMembership(await register(), lock)
         except BaseException:
             holding.give_up()
             raise
 
-    async def leave(self, member: Member, keep: Collection[Claim], clock: Callable[[], float]) -> None:
+    async def leave(self, member: LockMembership, keep: Collection[Claim], clock: Callable[[], float]) -> None:
         """Release all but `keep`; with nothing kept, the worker is gone for good."""
         member.leaving = True
         await self._steps(partial(membership.leave_some, worker=member.number, keep=keep, clock=clock))

@@ -4,8 +4,8 @@ import sqlite3
 from collections.abc import Collection, Iterable
 from json import dumps
 
-from infra.mq.drivers.sql.kept import Kept, refuse_conflict
 from infra.mq.drivers.sql.sqlite.numbers import reserve
+from infra.mq.drivers.sql.stored import StoredSubscription, refuse_conflict
 from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
 from infra.mq.refusals import no_subscription
 from infra.mq.types import Registry, Subscription
@@ -93,13 +93,13 @@ def registry(db: sqlite3.Connection) -> Registry:
     )
 
 
-def find(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, Kept]:
+def find(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, StoredSubscription]:
     """Return the subscriptions behind names and aliases; unknown ones are left out."""
     rows = db.execute(_KEPT, {"names": dumps(list(names))}).fetchall()
-    return {name: Kept(number, bool(ordered)) for name, number, ordered in rows}
+    return {name: StoredSubscription(number, bool(ordered)) for name, number, ordered in rows}
 
 
-def get(db: sqlite3.Connection, name: str) -> Kept:
+def get(db: sqlite3.Connection, name: str) -> StoredSubscription:
     """Return the subscription behind a name or alias.
 
     Raises:

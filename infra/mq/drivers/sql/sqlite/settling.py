@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from json import dumps
 
 from infra.mq.dividing import divided
-from infra.mq.drivers.sql.sqlite.mailboxes import close_mailbox, give_back, heads
+from infra.mq.drivers.sql.sqlite.mailboxes import close_mailbox, heads, release_mailboxes
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.types import Claim, Outcome, Settlement
 
 SETTLED_AT_ONCE = 500
 """How many settlements a transaction carries out at most, unless a single claim has more."""
 
-_STAYING = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
+_PENDING_OUTCOMES = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
 
 _DELETE = "DELETE FROM beneath_delivery WHERE id IN (SELECT value FROM json_each(?))"
 _RETURN = """
@@ -23,7 +23,7 @@ SET state = ?, owner = NULL, isolated = 0, failures = failures + ?, deferrals = 
 WHERE id = ?
 """
 _OWNED = "SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE id = ? AND state = 1 AND owner = ? AND fence = ?)"
-_BURY = """
+_TO_DEAD_LETTER = """
 INSERT INTO beneath_dead_letter (
     id, subscription, message_id, event, ordering_key, error, traceback, failures, crashes, published_at, died_at, body
 )
@@ -100,7 +100,7 @@ def delete(db: sqlite3.Connection, ids: Sequence[Id]) -> None:
         db.execute(_DELETE, (dumps(ids),))
 
 
-def bury(
+def to_dead_letter(
     db: sqlite3.Connection,
     delivery_id: Id,
     now: float,
@@ -111,7 +111,7 @@ def bury(
     otherwise: str = "",
 ) -> None:
     """Make a delivery a dead letter; without an error of its own it keeps its last one, or `otherwise`."""
-    db.execute(_BURY, (reserve(db, 1), error, otherwise, traceback, int(charge), now, delivery_id))
+    db.execute(_TO_DEAD_LETTER, (reserve(db, 1), error, otherwise, traceback, int(charge), now, delivery_id))
     delete(db, [delivery_id])
 
 
@@ -129,7 +129,7 @@ def _settle_mailbox(
         is_next = bool(waiting) and waiting[0] == it.delivery.id and waiting[0] <= last
         if not is_next:
             fenced.append(it)
-        elif it.outcome in _STAYING:
+        elif it.outcome in _PENDING_OUTCOMES:
             _end(db, it, now, stays_in=4)
             _leave_waiting(db, it, subscription, now, turn)
             return gone, [*fenced, *ends[place + 1 :]]
@@ -152,7 +152,7 @@ def _finish(db: sqlite3.Connection, it: Settlement, now: float) -> list[Id]:
 
 def _leave_waiting(db: sqlite3.Connection, it: Settlement, subscription: int, now: float, turn: int) -> None:
     state = {Outcome.PARK: 2, Outcome.BLOCK: 3}.get(it.outcome, 0)
-    give_back(
+    release_mailboxes(
         db,
         [(subscription, it.claim.ordering_key or "")],
         state=state,
@@ -165,7 +165,7 @@ def _leave_waiting(db: sqlite3.Connection, it: Settlement, subscription: int, no
 def _end(db: sqlite3.Connection, it: Settlement, now: float, *, stays_in: int) -> None:
     error, traceback = (it.failure.error, it.failure.traceback) if it.failure else (None, None)
     if it.outcome is Outcome.DEAD:
-        bury(db, it.delivery.id, now, error=error, traceback=traceback, charge=it.charge)
+        to_dead_letter(db, it.delivery.id, now, error=error, traceback=traceback, charge=it.charge)
         return
     failed = int(it.outcome in {Outcome.RETRY, Outcome.BLOCK})
     deferred = int(it.outcome is Outcome.DEFER)

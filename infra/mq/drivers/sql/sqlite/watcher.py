@@ -38,11 +38,11 @@ class Watcher:
         self._check_file = check
         self._longest_silence = longest_silence
         self._db: sqlite3.Connection | None = None
-        self._listeners: set[asyncio.Event] = set()
+        self._waiters: set[asyncio.Event] = set()
         self._interval = BUSY_INTERVAL
         self._timer: asyncio.TimerHandle | None = None
         self._version = -1
-        self._looked_at = 0.0
+        self._polled_at = 0.0
         self._checked_at = 0.0
         self._failure: QueueUnavailable | None = None
         self.interruptions = 0
@@ -67,7 +67,7 @@ class Watcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._listeners.clear()
+        self._waiters.clear()
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -93,23 +93,23 @@ class Watcher:
 
     def add(self, event: asyncio.Event) -> None:
         """Set `event` whenever something changes, until `remove`."""
-        if not self._listeners and self._db is not None:
+        if not self._waiters and self._db is not None:
             # Nobody was waiting: what changed meanwhile, each listener sees for itself once it has joined.
-            self._looked_at = asyncio.get_running_loop().time()
+            self._polled_at = asyncio.get_running_loop().time()
             self._schedule()
-        self._listeners.add(event)
+        self._waiters.add(event)
 
     def remove(self, event: asyncio.Event) -> None:
         """Leave `event` alone from now on."""
-        self._listeners.discard(event)
-        if not self._listeners and self._timer is not None:
+        self._waiters.discard(event)
+        if not self._waiters and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def notify(self) -> None:
         """Tell the listeners that this process has changed something."""
         self._interval = BUSY_INTERVAL
-        for event in self._listeners:
+        for event in self._waiters:
             event.set()
 
     def interrupt(self) -> None:
@@ -117,12 +117,12 @@ class Watcher:
         self.interruptions += 1
         self.notify()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Look now, and tell the listeners if anything changed or can be seen no more."""
         now = asyncio.get_running_loop().time()
-        if now - self._looked_at > self._longest_silence:
+        if now - self._polled_at > self._longest_silence:
             self.interrupt()
-        self._looked_at = now
+        self._polled_at = now
         failed_before = self._failure is not None
         try:
             self._check_file()
@@ -139,7 +139,7 @@ class Watcher:
 
     def _tick(self) -> None:
         try:
-            self.look()
+            self.poll()
         finally:
             self._schedule()
 

@@ -52,7 +52,7 @@ class _Request:
     operation: Operation[Any]
     weight: Weight
     answer: asyncio.Future[Any]
-    late: Callable[[Any], object]
+    on_cancelled: Callable[[Any], object]
     accepts: bool
 
 
@@ -83,7 +83,7 @@ class Writer:
         patience: How many seconds a group waits for other processes.
         check: Raises sqlite3.OperationalError when the path leads to another file than the one that is open; called
             before each COMMIT of an operation that accepts something.
-        check_now_and_then: Does the same, but not each time; called before each other COMMIT.
+        check_if_due: Does the same, but not each time; called before each other COMMIT.
         committed: Called in the thread after each COMMIT.
     """
 
@@ -95,7 +95,7 @@ class Writer:
         patience: float,
         *,
         check: Callable[[], None] = _nothing,
-        check_now_and_then: Callable[[], None] = _nothing,
+        check_if_due: Callable[[], None] = _nothing,
         committed: Callable[[sqlite3.Connection], None] = _nothing,
     ) -> None:
         self._path = path
@@ -103,7 +103,7 @@ class Writer:
         self._lock = lock
         self._patience = patience
         self._check = check
-        self._check_now_and_then = check_now_and_then
+        self._check_if_due = check_if_due
         self._committed = committed
         self._requests: list[_Request] = []
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -143,13 +143,14 @@ class Writer:
         operation: Operation[T],
         weight: Weight = LIGHT,
         *,
-        late: Callable[[T | Exception], object] = _nothing,
+        on_cancelled: Callable[[T | Exception], object] = _nothing,
         accepts: bool = True,
     ) -> T:
         """Run `operation` in a transaction that may be shared, and return its result after COMMIT.
 
-        `late` is called with the result, or the error, of an operation that had begun when its caller was cancelled.
-        `accepts` says that its caller relies on what it stores: it never goes into a file that no path leads to.
+        `on_cancelled` is called with the result or the error of an operation that had begun before its caller was
+        cancelled. `accepts` says that the caller relies on what the operation stores: it is never stored in a file
+        that has been moved away from the path.
 
         Raises:
             QueueUnavailable: nothing of it happened.
@@ -159,7 +160,7 @@ class Writer:
         if self._db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._requests.append(_Request(operation, weight, answer, late, accepts))
+        self._requests.append(_Request(operation, weight, answer, on_cancelled, accepts))
         if self._pump is None:
             # In a context of its own: the first caller's transaction is not that of the other callers in its group.
             self._pump = begin(self._work_off(), context=contextvars.Context())
@@ -168,7 +169,7 @@ class Writer:
         except asyncio.CancelledError:
             if answer.done() and not answer.cancelled():  # it came just before the cancellation
                 error = answer.exception()
-                late(error if isinstance(error, Exception) else answer.result())
+                on_cancelled(error if isinstance(error, Exception) else answer.result())
             raise
 
     async def _close(self) -> None:
@@ -223,7 +224,7 @@ class Writer:
         if db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         operations = [it.operation for it in group]
-        check = self._check if any(it.accepts for it in group) else self._check_now_and_then
+        check = self._check if any(it.accepts for it in group) else self._check_if_due
         # What has begun goes on in its thread: its callers are told how it ended, whoever is cancelled meanwhile.
         done = self._post(lambda: self._run_in_thread(db, operations, check))
         cancelled: asyncio.CancelledError | None = None
@@ -235,7 +236,7 @@ class Writer:
         self.groups += 1
         for request, result in zip(group, results, strict=True):
             if request.answer.done():
-                request.late(result.error if isinstance(result, _Failed) else result)
+                request.on_cancelled(result.error if isinstance(result, _Failed) else result)
             elif isinstance(result, _Failed):
                 request.answer.set_exception(result.error)
             else:

@@ -3,22 +3,22 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from infra.mq.drivers.sql.sqlite.presence import Member
+from infra.mq.drivers.sql.sqlite.presence import LockMembership
 from infra.mq.errors import QueueError, QueueIndeterminate
 from infra.mq.types import Claim, Outcome, Settlement
 
-Settle = Callable[[Member, Sequence[Settlement]], Awaitable[object]]
+Settle = Callable[[LockMembership, Sequence[Settlement]], Awaitable[object]]
 
 
-class LateClaims:
+class CancelledClaims:
     """Releases late claims at once; what could not be released then is kept until the next call of `release`."""
 
     def __init__(self, settle: Settle) -> None:
         self._settle = settle
-        self._unwanted: dict[Member, list[Claim]] = {}
+        self._unwanted: dict[LockMembership, list[Claim]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, member: Member, result: list[Claim] | Exception) -> None:
+    def add(self, member: LockMembership, result: list[Claim] | Exception) -> None:
         """Take in what a claim of `member` brought whose caller was cancelled."""
         if isinstance(result, QueueIndeterminate):
             member.abandon()  # only as a dead worker's are its claims found
@@ -33,11 +33,11 @@ class LateClaims:
         for member in list(self._unwanted):
             await self._release(member)
 
-    def forget(self, member: Member) -> None:
+    def forget(self, member: LockMembership) -> None:
         """Drop the late claims of a worker that has left and released all."""
         self._unwanted.pop(member, None)
 
-    async def _release(self, member: Member) -> None:
+    async def _release(self, member: LockMembership) -> None:
         claims = self._unwanted.pop(member, [])
         if claims:
             try:
@@ -46,7 +46,7 @@ class LateClaims:
                 self._unwanted.setdefault(member, []).extend(claims)
                 raise
 
-    async def _try_to_release(self, member: Member) -> None:
+    async def _try_to_release(self, member: LockMembership) -> None:
         try:
             await self._release(member)
         except QueueError:

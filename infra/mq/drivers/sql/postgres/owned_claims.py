@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 from infra.mq.types import Claim, Outcome, Settlement
 
-STAYING = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
+PENDING_OUTCOMES = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
 """Outcomes after which a delivery stays in the queue; an ordered one gives its mailbox back."""
 
 
-class Holdings:
+class OwnedClaims:
     """The claims of one worker by their fences, which grow: what a lost answer claimed has higher ones than all before.
 
     Args:
@@ -22,24 +22,24 @@ class Holdings:
         self._open: dict[int, set[int | str]] = {}
         """The deliveries of each unordered claim that are not settled; a mailbox counts as one thing."""
 
-        self._doubt_from: int | None = None
+        self._uncertain_since: int | None = None
 
     @property
-    def in_doubt(self) -> bool:
+    def uncertain(self) -> bool:
         """Whether the worker may own more than it knows."""
-        return self._doubt_from is not None
+        return self._uncertain_since is not None
 
-    def doubt(self, since: int) -> None:
+    def mark_uncertain(self, since: int) -> None:
         """Note that a claim may have been made after the number `since` of which nothing is known."""
-        self._doubt_from = since if self._doubt_from is None else min(since, self._doubt_from)
+        self._uncertain_since = since if self._uncertain_since is None else min(since, self._uncertain_since)
 
-    def trust(self) -> None:
+    def mark_certain(self) -> None:
         """Note that the worker owns no more than it knows."""
-        self._doubt_from = None
+        self._uncertain_since = None
 
     def unknown(self) -> tuple[int, list[int]]:
         """Return the number after which claims may be unknown, and those after it that are known."""
-        since = self.latest if self._doubt_from is None else self._doubt_from
+        since = self.latest if self._uncertain_since is None else self._uncertain_since
         return since, [fence for fence in self._open if fence > since]
 
     def claimed(self, claims: Iterable[Claim]) -> None:
@@ -57,7 +57,7 @@ class Holdings:
         """Note settlements that were carried out, or fenced."""
         for it in settlements:
             rest = self._open.get(it.claim.fence)
-            if rest is None or (it.claim.ordered and not (it.close or it.outcome in STAYING)):
+            if rest is None or (it.claim.ordered and not (it.close or it.outcome in PENDING_OUTCOMES)):
                 continue
             rest.discard("" if it.claim.ordered else it.delivery.id)
             if not rest:

@@ -5,7 +5,7 @@ import asyncio
 from infra.clock import Clock
 
 
-class Waiting:
+class WrappedClock:
     """Monotonic time and waiting by another clock; a subclass adds `time`, the queue's own, and is a `Clock`."""
 
     def __init__(self, clock: Clock) -> None:

@@ -9,14 +9,14 @@ from infra.mq.types import DeadLetter, Subscription
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredSubscription:
     """A subscription as the database has it."""
 
     id: int
     ordered: bool
 
 
-def refuse_conflict(wanted: Subscription, kept: dict[str, Kept]) -> None:
+def refuse_conflict(wanted: Subscription, kept: dict[str, StoredSubscription]) -> None:
     """Refuse what contradicts what is kept under a subscription's names.
 
     Raises:
@@ -30,7 +30,7 @@ def refuse_conflict(wanted: Subscription, kept: dict[str, Kept]) -> None:
         raise order_conflict(wanted.name, ordered=ordered)
 
 
-def letter_of(row: Iterable[Any]) -> DeadLetter:
+def dead_letter_of(row: Iterable[Any]) -> DeadLetter:
     """Return what a row of the dead letters says, its columns in the order of the statements that read them."""
     number, subscription, message_id, event, key, body, error, traceback, failures, crashes, published_at, died_at = row
     return DeadLetter(
@@ -49,6 +49,6 @@ def letter_of(row: Iterable[Any]) -> DeadLetter:
     )
 
 
-def number_of(dead_id: str) -> int | None:
+def dead_letter_number(dead_id: str) -> int | None:
     """Return the number behind the id of a dead letter; None for what never was one."""
     return int(dead_id) if dead_id.isascii() and dead_id.isdigit() and len(dead_id) < 19 else None  # noqa: PLR2004

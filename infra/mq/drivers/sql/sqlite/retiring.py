@@ -13,7 +13,7 @@ from typing import Any, Literal
 from infra.mq.drivers.sql.sqlite import inspection, registry
 from infra.mq.drivers.sql.sqlite.mailboxes import CLAIMED, close_mailbox, drop, heads, state_of
 from infra.mq.drivers.sql.sqlite.numbers import last_number, reserve
-from infra.mq.drivers.sql.sqlite.settling import bury, delete
+from infra.mq.drivers.sql.sqlite.settling import delete, to_dead_letter
 from infra.mq.refusals import has_backlog, in_use, no_event
 
 Backlog = Literal["refuse", "discard", "dead"]
@@ -186,7 +186,7 @@ class Retiring:
             if backlog is None:
                 left.append(row)
             elif backlog == "dead":
-                bury(self._db, row[0], self._now, otherwise=REASON)
+                to_dead_letter(self._db, row[0], self._now, otherwise=REASON)
             else:
                 delete(self._db, [row[0]])
         return left
@@ -234,7 +234,7 @@ def _remove(db: sqlite3.Connection, walk: Walk, found: Sequence[tuple[int, str |
     orphaned = _headed_by(db, walk.subscription, keys, set(numbers))
     if walk.dead:
         for number in numbers:
-            bury(db, number, now, otherwise=REASON)
+            to_dead_letter(db, number, now, otherwise=REASON)
     else:
         delete(db, numbers)
     for key in orphaned:

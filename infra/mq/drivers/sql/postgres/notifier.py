@@ -21,7 +21,7 @@ CHANNEL = "beneath_queue"
 POLL_INTERVAL = 1.0
 """Seconds between two looks where nobody rings; it does for what a ring failed to tell."""
 
-SILENCE = 0.02
+NOTIFY_INTERVAL = 0.02
 """Seconds that this process leaves between two rings: NOTIFY makes every COMMIT of the database queue for a lock."""
 
 CHECK_INTERVAL = 10.0
@@ -35,10 +35,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _log = structlog.stdlib.get_logger(__name__)
 
 
-class Bell:
+class Notifier:
     """Sets its listeners' events when anything in the queue may have changed, and tells other processes.
 
-    It rings outside transactions, on connections of its own, at most once per `SILENCE`. The pace is real time,
+    It rings outside transactions, on connections of its own, at most once per `NOTIFY_INTERVAL`. The pace is real time,
     whatever clock the queue goes by. Behind a pooler nobody can listen; there is only the look every second.
 
     Args:
@@ -54,11 +54,11 @@ class Bell:
         self._clock = clock
         self._longest_silence = longest_silence
         self._me = secrets.token_hex(6)
-        self._listeners: set[asyncio.Event] = set()
+        self._waiters: set[asyncio.Event] = set()
         self._supervisor = Supervisor(SystemClock(), transient=(DatabaseError, QueueError, OSError))
         self._tasks: list[SupervisedTask] = []
         self._first: Driver | None = None
-        self._ringing: asyncio.Task[None] | None = None
+        self._notifying: asyncio.Task[None] | None = None
         self._again = False
         self.interruptions = 0
         """How often something may have gone unseen so far."""
@@ -69,7 +69,7 @@ class Bell:
         Raises:
             DatabaseError: the server cannot be reached.
         """
-        self._first = None if self._db.style.pooled else await self._listen()
+        self._first = None if self._db.mode.pooled else await self._listen()
         start = self._supervisor.start
         for name, work in (("queue poll", self._poll), ("queue notifications", self._keep_listening)):
             self._tasks.append(contextvars.Context().run(start, name, work, max_backoff=_LONGEST_PAUSE))
@@ -77,60 +77,60 @@ class Bell:
     async def close(self) -> None:
         """Neither listen nor ring any more."""
         tasks, self._tasks = self._tasks, []  # from now on nothing rings
-        ringing = self._ringing
+        notifying = self._notifying
         # All at once: this may itself be cancelled while it waits for them.
         for task in tasks:
             task.cancel()
-        if ringing is not None:
-            ringing.cancel()
+        if notifying is not None:
+            notifying.cancel()
         try:
-            if ringing is not None:
-                await asyncio.wait((ringing,))
+            if notifying is not None:
+                await asyncio.wait((notifying,))
             await self._supervisor.close()
         finally:
             if (driver := self._first) is not None:
                 self._first = None
                 await close(driver)  # its task was ended before it began
-        self._listeners.clear()
+        self._waiters.clear()
 
     def add(self, event: asyncio.Event) -> None:
         """Set `event` whenever something may have changed, until `remove`."""
-        self._listeners.add(event)
+        self._waiters.add(event)
 
     def remove(self, event: asyncio.Event) -> None:
         """Leave `event` alone from now on."""
-        self._listeners.discard(event)
+        self._waiters.discard(event)
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Tell this process's listeners, and soon other processes, that something has changed."""
         self.wake()
         self._again = True
-        if self._ringing is None and self._tasks:
+        if self._notifying is None and self._tasks:
             loop = asyncio.get_running_loop()
-            self._ringing = loop.create_task(self._ring_out(), context=contextvars.Context())
+            self._notifying = loop.create_task(self._send_notifications(), context=contextvars.Context())
 
     def wake(self) -> None:
         """Tell this process's listeners alone that something may have changed."""
-        for event in self._listeners:
+        for event in self._waiters:
             event.set()
 
     def _interrupt(self) -> None:
         self.interruptions += 1
         self.wake()
 
-    async def _ring_out(self) -> None:
+    async def _send_notifications(self) -> None:
         try:
             while self._again:
                 self._again = False
                 try:
-                    await self._connections.run(self._notify, writing=False)
+                    await self._connections.run(self._send, writing=False)
                 except QueueError as error:
                     _log.debug("notification failed", error=str(error))
-                await asyncio.sleep(SILENCE)
+                await asyncio.sleep(NOTIFY_INTERVAL)
         finally:
-            self._ringing = None
+            self._notifying = None
 
-    async def _notify(self, driver: Driver) -> None:
+    async def _send(self, driver: Driver) -> None:
         await driver.execute("SELECT pg_notify($1, $2)", CHANNEL, self._me)
 
     async def _poll(self) -> None:
@@ -144,7 +144,7 @@ class Bell:
             self.wake()
 
     async def _keep_listening(self) -> None:
-        if self._db.style.pooled:
+        if self._db.mode.pooled:
             await self._compare_clocks()
             return
         driver, self._first = self._first, None

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from infra.mq.drivers.sql.postgres.errors import KeyBusy
-from infra.mq.drivers.sql.postgres.waiting import Request, WaitingRequests
+from infra.mq.drivers.sql.postgres.waiting_publishes import PublishRequest, WaitingPublishes
 from infra.mq.errors import QueueClosed, QueueError, QueueRejected
 from infra.mq.types import Message
 
@@ -33,7 +33,7 @@ Send = Callable[[Sequence[Message], float], Awaitable[None]]
 """Sends messages; raises `KeyBusy` where another transaction holds what they need for longer than so many seconds."""
 
 
-class Publisher:
+class GroupPublisher:
     """Joins concurrent publishes: one statement, one COMMIT. A lone one leaves at once.
 
     A caller that is cancelled leaves its messages to be accepted or not. A call whose messages are refused delays no
@@ -44,9 +44,9 @@ class Publisher:
     def __init__(self, send: Send, patience: float) -> None:
         self._send = send
         self._patience = patience
-        self._queued: list[Request] = []
+        self._queued: list[PublishRequest] = []
         self._free_lanes = LANES
-        self._apart = WaitingRequests()
+        self._apart = WaitingPublishes()
         self._waiter: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -61,7 +61,7 @@ class Publisher:
         Raises:
             QueueError: what was wrong with them, or with the queue.
         """
-        request = Request(messages, asyncio.get_running_loop().create_future())
+        request = PublishRequest(messages, asyncio.get_running_loop().create_future())
         if self._apart and self._apart.concerns(request):
             self._wait_apart(request, request.names & self._apart.names)
         else:
@@ -97,8 +97,8 @@ class Publisher:
             # At once, and not when the task is known to be done: what is asked for in between needs a lane of its own.
             self._free_lanes += 1
 
-    def _next_group(self) -> list[Request]:
-        group: list[Request] = []
+    def _next_group(self) -> list[PublishRequest]:
+        group: list[PublishRequest] = []
         count = size = taken = 0
         for request in self._queued:
             count += len(request.messages)
@@ -111,7 +111,7 @@ class Publisher:
         del self._queued[:taken]
         return group
 
-    async def _send_group(self, group: list[Request], patience: float) -> None:
+    async def _send_group(self, group: list[PublishRequest], patience: float) -> None:
         """Send and answer a group, by halves where that is needed to find what is refused or has to wait."""
         if self._apart:
             for request in [it for it in group if self._apart.concerns(it)]:
@@ -131,7 +131,7 @@ class Publisher:
             else:
                 _fail(group, error)
 
-    async def _send_whole(self, group: list[Request], patience: float) -> None:
+    async def _send_whole(self, group: list[PublishRequest], patience: float) -> None:
         """Send and answer; what may be different for a part of the group is raised."""
         try:
             await self._send([message for request in group for message in request.messages], patience)
@@ -150,7 +150,7 @@ class Publisher:
 
     # --- what waits for other transactions ----------------------------------------------------------------------------
 
-    def _wait_apart(self, request: Request, names: frozenset[str]) -> None:
+    def _wait_apart(self, request: PublishRequest, names: frozenset[str]) -> None:
         loop = asyncio.get_running_loop()
         self._apart.add(request, names, loop.time() + self._patience)
         if self._waiter is None or self._waiter.done():
@@ -164,7 +164,7 @@ class Publisher:
             _fail(self._apart.clear(), QueueClosed(f"the queue's publisher was stopped: {error!r}"))
             raise
 
-    async def _try(self, group: list[Request]) -> None:
+    async def _try(self, group: list[PublishRequest]) -> None:
         """Try a group that waits for the same; those that are through, or have waited for too long, are done."""
         loop = asyncio.get_running_loop()
         alone = len(group) == len(self._apart)
@@ -185,7 +185,7 @@ class Publisher:
                 self._apart.remove(request)
 
 
-def _fail(group: list[Request], error: QueueError) -> None:
+def _fail(group: list[PublishRequest], error: QueueError) -> None:
     for request in group:
         if not request.answer.done():
             request.answer.set_exception(error)

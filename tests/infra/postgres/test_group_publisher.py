@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from infra.mq import Message, QueueRejected, QueueUnavailable
-from infra.mq.drivers.sql.postgres import publisher
+from infra.mq.drivers.sql.postgres import group_publisher
 from infra.mq.drivers.sql.postgres.errors import KeyBusy
-from infra.mq.drivers.sql.postgres.publisher import Publisher
+from infra.mq.drivers.sql.postgres.group_publisher import GroupPublisher
 from tests.infra.mq.acting import message
 
 
@@ -50,15 +50,15 @@ def repetition(name: str) -> Message:
 
 async def test_single_publish_is_sent_at_once() -> None:
     wire = Wire()
-    await Publisher(wire.send, 10.0).publish([message("a"), message("b")])
+    await GroupPublisher(wire.send, 10.0).publish([message("a"), message("b")])
     assert wire.groups == [["a", "b"]]
 
 
 async def test_publishes_made_during_a_group_are_sent_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher, "LANES", 1)
+    monkeypatch.setattr(group_publisher, "LANES", 1)
     wire = Wire()
     wire.gate.clear()
-    sender = Publisher(wire.send, 10.0)
+    sender = GroupPublisher(wire.send, 10.0)
     calls = [asyncio.ensure_future(sender.publish([message(it)])) for it in "abcd"]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -73,9 +73,9 @@ async def test_publishes_made_during_a_group_are_sent_together(monkeypatch: pyte
 async def test_every_publish_is_sent_at_any_interleaving(
     monkeypatch: pytest.MonkeyPatch, lanes: int, steps: int
 ) -> None:
-    monkeypatch.setattr(publisher, "LANES", lanes)
+    monkeypatch.setattr(group_publisher, "LANES", lanes)
     wire = Wire()
-    sender = Publisher(wire.send, 10.0)
+    sender = GroupPublisher(wire.send, 10.0)
 
     async def publish_in_a_row(name: str) -> None:
         for n in range(20):
@@ -89,8 +89,8 @@ async def test_every_publish_is_sent_at_any_interleaving(
 
 
 async def test_rejected_publish_does_not_fail_the_rest_of_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher, "LANES", 1)
-    sender = Publisher(Wire().send, 10.0)
+    monkeypatch.setattr(group_publisher, "LANES", 1)
+    sender = GroupPublisher(Wire().send, 10.0)
     names = ["first", "a", "bad 1", "b", "bad 2"]
     answers = await asyncio.gather(*(sender.publish([message(it)]) for it in names), return_exceptions=True)
     assert [type(it) for it in answers] == [type(None), type(None), QueueRejected, type(None), QueueRejected]
@@ -99,7 +99,7 @@ async def test_rejected_publish_does_not_fail_the_rest_of_its_group(monkeypatch:
 async def test_unavailable_queue_fails_the_whole_group() -> None:
     wire = Wire()
     wire.error = QueueUnavailable("away")
-    sender = Publisher(wire.send, 10.0)
+    sender = GroupPublisher(wire.send, 10.0)
     answers = await asyncio.gather(*(sender.publish([message(it)]) for it in "abc"), return_exceptions=True)
     assert [type(it) for it in answers] == [QueueUnavailable] * 3
 
@@ -107,7 +107,7 @@ async def test_unavailable_queue_fails_the_whole_group() -> None:
 async def test_cancelled_caller_does_not_cancel_the_rest_of_its_group() -> None:
     wire = Wire()
     wire.gate.clear()
-    sender = Publisher(wire.send, 10.0)
+    sender = GroupPublisher(wire.send, 10.0)
     calls = [asyncio.ensure_future(sender.publish([message(it)])) for it in "abcd"]
     await asyncio.sleep(0)
     calls[0].cancel()
@@ -121,10 +121,10 @@ async def test_cancelled_caller_does_not_cancel_the_rest_of_its_group() -> None:
 
 
 async def test_large_groups_are_split_and_large_calls_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher, "LANES", 1)
-    monkeypatch.setattr(publisher, "GROUP_LIMIT", 3)
+    monkeypatch.setattr(group_publisher, "LANES", 1)
+    monkeypatch.setattr(group_publisher, "GROUP_LIMIT", 3)
     wire = Wire()
-    sender = Publisher(wire.send, 10.0)
+    sender = GroupPublisher(wire.send, 10.0)
     sizes = [1, 2, 2, 5, 1, 1]
     await asyncio.gather(*(sender.publish([message(f"{n}")] * size) for n, size in enumerate(sizes)))
     assert [len(it) for it in wire.groups] == [3, 2, 5, 2]
@@ -133,7 +133,7 @@ async def test_large_groups_are_split_and_large_calls_are_not(monkeypatch: pytes
 async def test_publishes_to_a_locked_key_wait_separately_and_in_order() -> None:
     wire = Wire()
     wire.busy = {"busy"}
-    sender = Publisher(wire.send, 10.0)
+    sender = GroupPublisher(wire.send, 10.0)
     calls = [
         asyncio.ensure_future(sender.publish([message(f"{n}", key="busy" if n % 3 == 0 else "free")])) for n in range(9)
     ]
@@ -152,7 +152,7 @@ async def test_publishes_to_a_locked_key_wait_separately_and_in_order() -> None:
 async def test_publish_to_a_key_locked_too_long_fails() -> None:
     wire = Wire()
     wire.busy = {"a", "b"}
-    sender = Publisher(wire.send, 0.01)
+    sender = GroupPublisher(wire.send, 0.01)
     answers = await asyncio.gather(*(sender.publish([message(it, key=it)]) for it in "ab"), return_exceptions=True)
     assert [str(it) for it in answers] == ["held for too long"] * 2
     assert not sender.waiting
@@ -161,7 +161,7 @@ async def test_publish_to_a_key_locked_too_long_fails() -> None:
 async def test_a_repeated_id_delays_no_other_publish() -> None:
     wire = Wire()
     wire.busy = {"held"}
-    sender = Publisher(wire.send, 10.0)
+    sender = GroupPublisher(wire.send, 10.0)
     repeated = [asyncio.ensure_future(sender.publish([repetition("held")])) for _ in range(3)]
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
@@ -177,7 +177,7 @@ async def test_a_repeated_id_delays_no_other_publish() -> None:
 async def test_publishes_that_wait_for_different_locks_take_turns() -> None:
     wire = Wire()
     wire.busy = {f"k{n}" for n in range(20)}
-    sender = Publisher(wire.send, 10.0)
+    sender = GroupPublisher(wire.send, 10.0)
     calls = [asyncio.ensure_future(sender.publish([message(f"m{n}", key=f"k{n}")])) for n in range(20)]
     async with asyncio.timeout(5):
         while len(wire.attempts) < 100:  # noqa: ASYNC110  # it counts attempts
@@ -192,10 +192,10 @@ async def test_publishes_that_wait_for_different_locks_take_turns() -> None:
 
 @pytest.mark.parametrize("fault", ["bad", "busy"])
 async def test_rejected_or_waiting_message_is_found_by_bisection(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    monkeypatch.setattr(publisher, "LANES", 1)
+    monkeypatch.setattr(group_publisher, "LANES", 1)
     wire = Wire()
     wire.busy = {"busy"}
-    sender = Publisher(wire.send, 10.0)
+    sender = GroupPublisher(wire.send, 10.0)
     names = [f"m{n}" for n in range(500)]
     names[321] = fault
     calls = [asyncio.ensure_future(sender.publish([repetition(it)])) for it in names]
@@ -208,10 +208,10 @@ async def test_rejected_or_waiting_message_is_found_by_bisection(monkeypatch: py
 
 
 async def test_a_group_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher, "LANES", 1)
-    monkeypatch.setattr(publisher, "GROUP_BYTES", 100)
+    monkeypatch.setattr(group_publisher, "LANES", 1)
+    monkeypatch.setattr(group_publisher, "GROUP_BYTES", 100)
     wire = Wire()
-    sender = Publisher(wire.send, 10.0)
+    sender = GroupPublisher(wire.send, 10.0)
     large = [msgspec.structs.replace(message(f"{n}"), body=bytes(40)) for n in range(5)]
     await asyncio.gather(*(sender.publish([it]) for it in large))
     assert [len(it) for it in wire.groups] == [2, 2, 1]

@@ -9,7 +9,7 @@ from infra.mq.drivers.sql.postgres.errors import Held
 from infra.mq.types import Message
 
 
-class Request:
+class PublishRequest:
     """The messages of one call, and the future that answers it.
 
     What it may have to wait for has names: `key` and `id` with the event, for another event's messages without a key,
@@ -43,11 +43,11 @@ class _Waiting:
         self.turn = turn
 
 
-class WaitingRequests:
+class WaitingPublishes:
     """Requests in the order in which they came; those that wait for the same are tried together and in order."""
 
     def __init__(self) -> None:
-        self._requests: dict[Request, _Waiting] = {}
+        self._requests: dict[PublishRequest, _Waiting] = {}
         self._turns = itertools.count()
         self._busy: dict[str, int] = {}
         """How many requests wait for each name."""
@@ -60,35 +60,35 @@ class WaitingRequests:
         """All that is waited for."""
         return frozenset(self._busy)
 
-    def concerns(self, request: Request) -> bool:
+    def concerns(self, request: PublishRequest) -> bool:
         """Whether `request` would have to wait behind another one."""
         return bool(self._busy) and not self._busy.keys().isdisjoint(request.names)
 
-    def add(self, request: Request, names: frozenset[str], deadline: float) -> None:
+    def add(self, request: PublishRequest, names: frozenset[str], deadline: float) -> None:
         """Let a request wait for `names` until `deadline`, by the loop's clock."""
         self._requests[request] = _Waiting(names, deadline, next(self._turns))
         for name in names:
             self._busy[name] = self._busy.get(name, 0) + 1
 
-    def remove(self, request: Request) -> None:
+    def remove(self, request: PublishRequest) -> None:
         """Forget a request."""
         for name in self._requests.pop(request).names:
             self._busy[name] -= 1
             if not self._busy[name]:
                 del self._busy[name]
 
-    def clear(self) -> list[Request]:
+    def clear(self) -> list[PublishRequest]:
         """Forget and return all."""
         requests = list(self._requests)
         self._requests.clear()
         self._busy.clear()
         return requests
 
-    def deadline(self, request: Request) -> float:
+    def deadline(self, request: PublishRequest) -> float:
         """Return until when a request waits, by the loop's clock."""
         return self._requests[request].deadline
 
-    def next_group(self, limit: int) -> list[Request]:
+    def next_group(self, limit: int) -> list[PublishRequest]:
         """Return what to try next: the request whose turn it is, and those that wait for nothing else.
 
         They have `limit` messages at most. None is tried before an earlier one that waits for the same.
@@ -97,7 +97,7 @@ class WaitingRequests:
         if chosen is None:
             return []
         wanted = self._requests[chosen].names
-        group: list[Request] = []
+        group: list[PublishRequest] = []
         count = 0
         blocked: set[str] = set()
         for request, waiting in self._requests.items():
@@ -116,8 +116,8 @@ class WaitingRequests:
                 blocked |= waiting.names
         return group
 
-    def _next_in_turn(self) -> Request | None:
-        chosen: Request | None = None
+    def _next_in_turn(self) -> PublishRequest | None:
+        chosen: PublishRequest | None = None
         turn = 0
         blocked: set[str] = set()
         for request, waiting in self._requests.items():
