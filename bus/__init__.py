@@ -1,8 +1,8 @@
-"""The event bus.
+"""The event bus: publishes typed events to listeners, inside and outside of transactions.
 
     from bus import Bus, Delivery, Discard, Retry, RetryLater
 
-`Bus` is all that a service needs; `docs/guide.md` shows how, `docs/guarantees.md` says what holds.
+Services use `Bus` as `docs/guide.md` shows; `docs/guarantees.md` has its guarantees. The bus imports `infra` alone.
 """
 
 from bus.bus import Bus

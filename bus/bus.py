@@ -1,4 +1,4 @@
-"""The bus: what services see of it."""
+"""The bus: the API by which services add listeners and publish events."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -30,12 +30,12 @@ from infra.ownership import LoopOwner
 
 
 class Bus:
-    """Typed events between services: sync listeners take part in the publish, async ones run in a worker.
+    """The event bus of one process: adds listeners, publishes events, and runs the worker.
 
-    A new bus is open: services add their listeners in their constructors. `start()` closes the registration and opens
-    publishing. `run()` is the worker. The queue and the database belong to the caller, who opens and closes them.
+    Services add their listeners in their constructors. `start()` closes the registration and opens publishing; `run()`
+    is the worker. The caller opens and closes the queue and the database.
 
-    From `start()` to `close()` it belongs to the running event loop: every use in another one, in a thread or in a
+    From `start()` to `close()` the bus belongs to the running event loop: a use in another event loop, a thread or a
     forked process raises `WrongEventLoop`. A thread publishes by `asyncio.run_coroutine_threadsafe`.
     """
 
@@ -76,10 +76,12 @@ class Bus:
     # --- registration -----------------------------------------------------------------------------------------------
 
     def add_sync_listener(self, handler: Handler) -> None:
-        """Call `handler` in the publisher's process and transaction, in order of registration; its error fails those.
+        """Add a listener that runs inside `publish`, in the publisher's transaction, in order of registration.
+
+        `publish` raises the handler's error; the transaction can then only be rolled back.
 
         Raises:
-            InvalidListener, InvalidEvent: the message names the handler and what is expected.
+            InvalidListener, InvalidEvent: the handler, an option or an event class is invalid; the message says why.
             BusFrozen: the bus has started.
         """
         self._registration.add(ListenerKind.SYNC, handler, ListenerOptions())
@@ -95,15 +97,16 @@ class Bus:
         concurrency: int | None = None,
         once: bool = False,
     ) -> None:
-        """Call `handler` in the worker, once per event or, after a failure or a crash, again.
+        """Add a listener that runs in a worker after the commit, and again after a failure or a crash.
 
-        `name` is its durable identity, by default `<service package>.<method>`; `aliases` are former names. `timeout`
-        is in seconds, None for none; `concurrency` bounds how many run at once in a process. With `once` the handler
-        runs in a transaction: its database effects and its publishes happen once per event. A plain `def` handler
-        runs in a thread, which cannot be stopped: it takes neither `timeout` nor `once`.
+        `name` is the listener's durable identity, by default `<service package>.<method>`; `aliases` are its former
+        names. `timeout` is in seconds, None for no timeout; `concurrency` limits how many handlers of the listener run
+        at once in a process. With `once` the handler runs in a transaction: its database effects and its publishes
+        happen once per event. A plain `def` handler runs in a thread, which cannot be cancelled: it takes neither
+        `timeout` nor `once`.
 
         Raises:
-            InvalidListener, InvalidEvent: the message names the handler and what is expected.
+            InvalidListener, InvalidEvent: the handler, an option or an event class is invalid; the message says why.
             BusFrozen: the bus has started.
         """
         self._registration.add(
@@ -126,13 +129,14 @@ class Bus:
         once: bool = False,
         on_exhausted: OnExhausted = "skip",
     ) -> None:
-        """Do the same, but one event at a time per ordering key, in publish order.
+        """Add an async listener that handles one event at a time per ordering key, in publish order.
 
-        A retry holds up its own key only. After the last attempt the event becomes a dead letter and the key goes on
-        ("skip"), or the key stays blocked until `beneath bus unblock` ("block"). `concurrency` counts keys.
+        A retry blocks only its own key. After the last attempt the event becomes a dead letter and the key continues
+        ("skip"), or the key stays blocked until `beneath bus unblock` ("block"). `concurrency` limits how many keys are
+        handled at once in a process. The other options are those of `add_async_listener`.
 
         Raises:
-            InvalidListener, InvalidEvent: the message names the handler and what is expected.
+            InvalidListener, InvalidEvent: the handler, an option or an event class is invalid; the message says why.
             BusFrozen: the bus has started.
         """
         self._registration.add(
@@ -150,37 +154,37 @@ class Bus:
         )
 
     def add_broadcast_listener(self, handler: Handler, *, on_gap: OnGap | None = None) -> None:
-        """Call `handler` in every running process, at most once; nothing is kept for processes that are down.
+        """Add a listener that every running process calls, at most once per event; processes that are down miss it.
 
-        `on_gap` is called after any time in which broadcasts may have been missed. An error is logged, and that is all.
+        `on_gap` is called after any time in which broadcasts may have been missed. Errors are logged, not retried.
 
         Raises:
-            InvalidListener, InvalidEvent: the message names the handler and what is expected.
+            InvalidListener, InvalidEvent: the handler, an option or an event class is invalid; the message says why.
             BusFrozen: the bus has started.
         """
         self._registration.add(ListenerKind.BROADCAST, handler, ListenerOptions(on_gap=on_gap))
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """Every listener of this process, in order of registration."""
+        """All listeners of this process, in order of registration."""
         return self._listeners.listeners
 
     @property
     def event_types(self) -> Mapping[str, EventType]:
-        """Every wire name known to this process, former ones included."""
+        """The event types of this process by wire name, aliases included."""
         return self._listeners.events
 
     @property
     def has_outbox(self) -> bool:
-        """Whether what transactions publish waits in an outbox while the queue is away."""
+        """Whether committed events wait in an outbox until the relay has sent them to the queue."""
         return self._publisher.relay is not None
 
     async def outbox_backlog(self) -> tuple[int, float | None]:
-        """Return how many rows wait in the outbox, and since when the oldest does (seconds since the epoch)."""
+        """Return the number of unsent outbox rows, and when the oldest was written (seconds since the epoch)."""
         return await self._publisher.outbox_backlog()
 
     async def outbox_rejected(self) -> int:
-        """Return how many rows of the outbox the queue refused for good; see `beneath bus outbox`."""
+        """Return the number of rejected outbox rows; `beneath bus outbox` lists them."""
         return await RejectedRows(self._db).count() if self._db is not None and self.has_outbox else 0
 
     # --- publishing -------------------------------------------------------------------------------------------------
@@ -189,24 +193,24 @@ class Bus:
         self,
         event: object,
         *,
-        id: str | None = None,  # noqa: A002 - the message's id, by its own name
+        id: str | None = None,  # noqa: A002 - named like the field of a message
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Run the sync listeners, then hand the event to the queue; inside a transaction, if and only if it commits.
+        """Run the sync listeners, then publish the event to the queue; inside a transaction, if and only if it commits.
 
-        With `id` the event is accepted once within the dedupe window (2 minutes by default), which makes a publish
-        whose outcome is unknown repeatable. On return every listener subscribed by then has its delivery or, inside
+        With `id` the queue accepts the event once within the dedupe window (2 minutes by default), so that a publish
+        with an unknown outcome can be repeated. On return every listener subscribed by then has its delivery or, inside
         a transaction, will have it when the transaction commits.
 
         Raises:
-            InvalidEvent: the event is not what its class says, or `id` or `headers` cannot go with it; no listener ran.
+            InvalidEvent: the event does not match its class, or `id` or `headers` are invalid; no listener ran.
             BusNotStarted: `start()` has not returned.
-            PublishRejected: nothing was stored, by the queue or by the database.
-            PublishIndeterminate: it may have been stored; publish again with the same id.
-            DatabaseError, QueueError: inside a transaction, COMMIT raises what kept it from being stored.
-            Exception: whatever a sync listener raised; the transaction can only be rolled back.
+            PublishRejected: neither the queue nor the database stored the event.
+            PublishIndeterminate: the event may have been stored; publish it again with the same id.
+            DatabaseError, QueueError: raised by the surrounding transaction's COMMIT, which did not store the event.
+            Exception: the error of a sync listener; the transaction can only be rolled back.
         """
-        if not self._owner.is_here():  # written out, for it is called for every event
+        if not self._owner.is_here():  # inlined, because it runs for every event
             self._require_started("publish")
         publisher = self._publisher
         outgoing = publisher.outgoing(event, id, headers)
@@ -216,12 +220,12 @@ class Bus:
             await publisher.publish([outgoing])
 
     async def publish_many(self, events: Iterable[object]) -> None:
-        """Run all sync phases in order, then hand over all the events in one step; atomic only inside a transaction.
+        """Run the sync listeners of all events in order, then publish all in one step; atomic only in a transaction.
 
-        A batch whose outcome is unknown cannot be repeated by id: publish it inside a transaction, or each event with
-        an `id` of its own, where that matters.
+        A batch with an unknown outcome cannot be repeated by id. Where that matters, publish the batch inside a
+        transaction, or publish each event with an `id` of its own.
 
-        Raises: what `publish` raises.
+        Raises: the errors of `publish`.
         """
         self._require_started("publish")
         if batch := self._publisher.outgoing_many(events):
@@ -232,16 +236,17 @@ class Bus:
         event: object,
         delay: float | timedelta,
         *,
-        id: str | None = None,  # noqa: A002 - the message's id, by its own name
+        id: str | None = None,  # noqa: A002 - named like the field of a message
         headers: Mapping[str, str] | None = None,
     ) -> str:
         """Publish an event that reaches its async listeners `delay` seconds from now, and return the message's id.
 
-        It reaches those subscribed when it is accepted, no earlier than asked, and never after `cancel(id)`.
+        The event reaches the listeners that are subscribed when the queue accepts it. It is never delivered early, nor
+        after `cancel(id)`.
 
-        Raises:
-            InvalidEvent: the delay is not from 0 seconds to 100 years, or the event has sync or broadcast listeners,
-                which cannot wait; or what `publish` raises.
+        Raises: the errors of `publish`, and:
+            InvalidEvent: the delay is not between 0 seconds and 100 years, or the event has sync or broadcast
+                listeners, which cannot be delayed.
         """
         self._require_started("publish")
         return await self._publish_at(event, due_in(delay, await self._publisher.time()), id, headers)
@@ -251,41 +256,42 @@ class Bus:
         event: object,
         when: datetime,
         *,
-        id: str | None = None,  # noqa: A002 - the message's id, by its own name
+        id: str | None = None,  # noqa: A002 - named like the field of a message
         headers: Mapping[str, str] | None = None,
     ) -> str:
-        """Publish an event that reaches its async listeners at `when`, which has a time zone; a past one is now.
+        """Publish an event that reaches its async listeners at `when`, and return the message's id.
 
-        Raises:
-            InvalidEvent: `when` is no datetime, has no time zone, or is after the year 9999 in UTC; or what
-                `publish_delayed` raises.
+        `when` must have a time zone; a time in the past means now.
+
+        Raises: the errors of `publish_delayed`, and:
+            InvalidEvent: `when` is not a datetime, has no time zone, or is after the year 9999 in UTC.
         """
         return await self._publish_at(event, due_when(when), id, headers)
 
     async def cancel(self, message_id: str) -> bool:
-        """Cancel a delayed event, whatever process published it; inside a transaction, if and only if that commits.
+        """Cancel a delayed event that any process published; inside a transaction, if and only if it commits.
 
-        Returns False when it has fired, was cancelled before, or is unknown. After True it never fires, with one
-        exception: inside a transaction with an outbox, the queue is told after the commit of what it has or is just
-        being sent, and if it is unavailable and cannot be asked, the answer is True.
+        Return False if the event became due, was cancelled before, or is unknown. After True it is never delivered,
+        with one exception: inside a transaction with an outbox, an event that was sent to the queue, or is being sent,
+        is cancelled there after the commit, and if the queue is unavailable and cannot be asked, the result is True.
 
         Raises:
-            InvalidEvent: it cannot be a message's id.
-            CancelFailed: the queue did not say that it is cancelled, or the database failed; it is safe to ask again.
+            InvalidEvent: `message_id` is not a valid message id.
+            CancelFailed: the queue did not confirm the cancellation, or the database failed; calling again is safe.
         """
         self._require_started("cancel an event")
         return await self._publisher.cancel(valid_id(message_id))
 
     def correlation(self, correlation_id: str) -> AbstractContextManager[None]:
-        """Give everything published inside the block this correlation id, and all that follows from it.
+        """Set the correlation id of everything that is published inside the block, and of all that follows from it.
 
         Raises:
-            InvalidEvent: it is longer or other than a message's id may be.
+            InvalidEvent: `correlation_id` is invalid; the rules are those of a message id.
         """
         return correlation(valid_id(correlation_id, "a correlation id"))
 
     def observe(self, observer: Callable[[Outgoing], None]) -> None:
-        """Call `observer` with every publish that was accepted: committed, or sent. For test kits and the like."""
+        """Call `observer` with every publish once it was committed or sent; meant for test kits."""
         self._publisher.observers.append(observer)
 
     # --- running ----------------------------------------------------------------------------------------------------
@@ -293,23 +299,22 @@ class Bus:
     async def start(self) -> None:
         """Close the registration, declare every durable subscription in the queue, and open publishing.
 
-        Every event accepted after it returns reaches the listeners of this process, whoever publishes it.
-
-        With an outbox a queue that is down does not keep the bus from starting: what is published waits in the
-        outbox until the queue is there and knows this process's listeners.
+        Every event accepted after `start` returns reaches the listeners of this process, whichever process publishes
+        it. With an outbox the bus also starts while the queue is unavailable: events wait in the outbox until the queue
+        is reachable and has this process's subscriptions.
 
         Raises:
-            BusError: the queue cannot be used within `connect_timeout`, or what it keeps contradicts the code.
-            BusFrozen: it was called before.
+            BusError: the queue was unavailable for `connect_timeout`, or its subscriptions contradict the code.
+            BusFrozen: `start` was called before.
         """
         if self._listeners.frozen:
-            raise BusFrozen("the bus was started before")
+            raise BusFrozen("bus.start() was called twice: construct a new Bus to start again")
         self._listeners.frozen = True
         await self._declaration.start(self.options.connect_timeout)
         self._owner.enter()
 
     async def run(self) -> None:
-        """Be the worker: handle deliveries until cancelled, then stop within the grace period.
+        """Run the worker: handle deliveries until cancelled, then shut down within the grace period.
 
         Raises:
             BusNotStarted: `start()` has not returned.
@@ -321,27 +326,28 @@ class Bus:
             await self.worker().run()
 
     async def watch(self) -> None:
-        """Wait until this process should end because of the bus; for processes that do not `run()` the worker.
+        """Wait until the bus requires this process to end; for processes that do not `run()` the worker.
 
         Raises:
             BackgroundTaskFailed: one of the bus's background tasks failed too often in a row.
+            SystemExit, KeyboardInterrupt: a broadcast listener raised it.
         """
         await self._supervisor.watch()
 
     @property
     def background_tasks(self) -> list[TaskState]:
-        """The state of every background task of the bus in this process, by name."""
+        """The states of the bus's background tasks in this process, by name."""
         return self._supervisor.states()
 
     def worker(self) -> Worker:
-        """Return a worker over this bus's listeners, not yet running."""
+        """Return a new worker for this bus's listeners, not yet running."""
         inbox = Inbox(self._db, self.mq, retention=self.options.inbox_retention) if self._db is not None else None
         return Worker(
             self.mq, inbox, self._clock, self._listeners, self.options, self.metrics, self._random, self._supervisor
         )
 
     async def close(self) -> None:
-        """Stop publishing and receiving. The queue and the database stay open: they are the caller's."""
+        """Stop publishing and receiving; the queue and the database stay open, for the caller to close."""
         self._owner.is_here()
         self._owner.leave()
         await self._declaration.close()

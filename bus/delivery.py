@@ -1,4 +1,4 @@
-"""What a handler may know about the event in its hands, and what passes from cause to effect."""
+"""The delivery that a handler receives, and the cause from which a publish takes its correlation id."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -14,21 +14,21 @@ NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Cause(Protocol):
-    """What a publish was made in reaction to; it hands on its ids."""
+    """What led to a publish: a delivery, another publish, or a request. The publish takes over its ids."""
 
     @property
     def correlation_id(self) -> str | None:
-        """Shared by everything that one outside request set off."""
+        """The id that everything shares which follows from one request or command."""
         ...
 
     @property
     def id(self) -> str | None:
-        """The id of the message in whose handling the publish happens; None outside of any."""
+        """The id of the message that is being handled; None outside of handlers."""
         ...
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """One event on its way through one listener."""
+    """One event for one listener, as the handler receives it."""
 
     id: str
     """The message's id: the same for every listener and every attempt, so it serves as an idempotency key."""
@@ -41,42 +41,42 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the epoch."""
 
     attempt: int = 1
-    """1 for the first; failures so far plus one."""
+    """The number of this attempt: failures so far plus one."""
 
     correlation_id: str | None = None
-    """Shared by everything that one outside request set off."""
+    """The id that everything shares which follows from one request or command."""
 
     causation_id: str | None = None
-    """The id of the message whose handling published this one."""
+    """The id of the message whose handler published this one."""
 
     ordering_key: str | None = None
     headers: Mapping[str, str] = NO_HEADERS
 
 
 class Correlation(msgspec.Struct, frozen=True):
-    """The cause that an HTTP request or a command line call is."""
+    """The cause of what is published inside a `correlation` block, as for an HTTP request or a command."""
 
     correlation_id: str | None
     id: str | None = None
     cause: Cause | None = None
-    """What the block that made it runs in."""
+    """The cause around the block."""
 
 
 _cause: ContextVar[Cause | None] = ContextVar("beneath_bus_cause", default=None)
 
 
 current_cause = _cause.get
-"""Return what a publish made here would be caused by."""
+"""Return the cause of what the calling code publishes, None without one."""
 
 enter_cause = _cause.set
-"""Make a cause the present one; `leave_cause(token)` undoes it."""
+"""Set the current cause and return a token; `leave_cause(token)` restores the previous cause."""
 
 leave_cause = _cause.reset
-"""Bring back the cause from before `enter_cause`."""
+"""Restore the cause from before `enter_cause`."""
 
 
-def handled_here() -> Delivery | None:
-    """Return the delivery in whose handling the calling code runs; None outside of any."""
+def current_delivery() -> Delivery | None:
+    """Return the delivery whose handler the calling code runs in; None outside of handlers."""
     cause: object = _cause.get()
     while cause is not None and not isinstance(cause, Delivery):
         cause = getattr(cause, "cause", None)
@@ -85,7 +85,7 @@ def handled_here() -> Delivery | None:
 
 @contextmanager
 def correlation(correlation_id: str) -> Iterator[None]:
-    """Give everything published inside the block this correlation id."""
+    """Set the correlation id of everything that is published inside the block."""
     token = _cause.set(Correlation(correlation_id, cause=_cause.get()))
     try:
         yield
@@ -94,7 +94,7 @@ def correlation(correlation_id: str) -> Iterator[None]:
 
 
 def log_context(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add to a structlog entry which delivery it was written in; read only when something is logged."""
+    """Add the current delivery and correlation id to a log entry, as a structlog processor."""
     cause = _cause.get()
     if cause is None:
         return entry
@@ -109,7 +109,7 @@ def log_context(_logger: object, _method: str, entry: MutableMapping[str, Any]) 
 
 
 def delivery_of(frame: Frame, listener: str, attempt: int = 1) -> Delivery:
-    """Return what a handler gets to know about a message that came over the wire."""
+    """Return the delivery that a listener's handler receives with a decoded message."""
     headers = dict(frame.headers)
     return Delivery(
         id=frame.id,

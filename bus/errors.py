@@ -1,4 +1,4 @@
-"""What the bus raises, and what a handler raises to steer it."""
+"""The errors of the bus, and the exceptions by which a handler defers or discards its delivery."""
 
 from datetime import timedelta
 
@@ -6,7 +6,7 @@ from infra.mq.limits import check_delay
 
 
 class BusError(Exception):
-    """Base of the bus's own errors."""
+    """Base class of the bus's errors."""
 
 
 class InvalidEvent(BusError):
@@ -18,7 +18,7 @@ class InvalidListener(BusError):
 
 
 class BusNotStarted(BusError):
-    """Something was published before `start()`, or after `close()`."""
+    """The bus was used before `start()`, or after `close()`."""
 
 
 class BusFrozen(BusError):
@@ -26,47 +26,47 @@ class BusFrozen(BusError):
 
 
 class PublishTooDeep(BusError):
-    """Sync listeners publish in a circle; the message names the chain."""
+    """Sync listeners publish in a cycle; the message names the chain of events."""
 
 
 class PublishRejected(BusError):
-    """The event is too large, or the queue refused it; nothing of it was stored."""
+    """The event is too large, or the queue or the database refused it; nothing was stored."""
 
 
 class PublishIndeterminate(BusError):
-    """The connection to the queue broke while publishing: the event may have been accepted.
+    """The answer to a publish or commit was lost: the event may have been accepted.
 
     An event that was published with an `id` can be published again with it within the dedupe window (2 minutes by
-    default): it is accepted once.
+    default): the queue accepts it once.
     """
 
-    def __init__(self, message: str, id: str) -> None:  # noqa: A002 - the name that publish() gives it
+    def __init__(self, message: str, id: str) -> None:  # noqa: A002 - named like the argument of publish()
         super().__init__(message)
         self.id = id
 
 
 class CancelFailed(BusError):
-    """The queue did not say that a delayed event is cancelled; it is safe to ask again."""
+    """The queue did not confirm the cancellation of a delayed event; calling `cancel` again is safe."""
 
 
 class UndecodablePayload(BusError):
-    """A message's bytes do not make the event that they are said to be."""
+    """A message's bytes cannot be decoded as a frame, or its payload not as the event that the frame names."""
 
 
 class UnknownEvent(BusError):
-    """A message's event, or its version, is not known to this process's code."""
+    """This process's code does not know a message's event, its version, or the version of its frame."""
 
     def __init__(self, message: str, needs: str | None = None) -> None:
         super().__init__(message)
         self.needs = needs
-        """What code must know to read the message, as in `Settlement.needs`; None: its event."""
+        """What a worker must know to decode the message, as in `Settlement.needs`; None means the event's name."""
 
 
 class RetryLater(Exception):
-    """Raised by an async handler: call me again in `delay` seconds. Not a failure; attempts stay unchanged.
+    """Raised by an async handler to defer its delivery by `delay` seconds; counts no failure.
 
     Raises:
-        ValueError: the delay is no number of seconds (or timedelta) from 0 to 100 years.
+        ValueError: the delay is not a number of seconds or timedelta between 0 and 100 years.
     """
 
     def __init__(self, delay: float | timedelta, reason: str = "") -> None:
@@ -76,7 +76,7 @@ class RetryLater(Exception):
 
 
 class Discard(Exception):
-    """Raised by an async handler: this event will never be handled, and that is right. Counted and logged."""
+    """Raised by an async handler to end its delivery without success, on purpose; counted and logged."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

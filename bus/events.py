@@ -1,4 +1,4 @@
-"""Event classes: what makes one, and what the bus knows about it."""
+"""Event classes: their names, versions, ordering keys and encoding."""
 
 import dataclasses
 import inspect
@@ -15,11 +15,11 @@ from infra.mq.limits import check_count, check_key, check_name, check_names, sho
 MAX_VERSION = 2**31 - 1
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
-"""Takes the fields of an event as one version wrote them, returns them as the next version would have."""
+"""Converts the fields of an event from one version to the next."""
 
 
 class EventType:
-    """One event class, inspected once: its names, its version, its ordering key, and how to write and read it."""
+    """An event class, inspected once: its names, version, ordering key, encoder and decoder."""
 
     __slots__ = ("_decoder", "_encode", "_ordering_key", "aliases", "cls", "name", "ordered", "upcasters", "version")
 
@@ -50,7 +50,7 @@ class EventType:
         """Return the event's ordering key, None for an unordered class.
 
         Raises:
-            InvalidEvent: `ordering_key()` returned what cannot be one, or raised.
+            InvalidEvent: `ordering_key()` returned an invalid key, or raised.
         """
         if self._ordering_key is None:
             return None
@@ -62,7 +62,11 @@ class EventType:
             raise InvalidEvent(f"{self.name}.ordering_key() raised {type(error).__name__}") from error
 
     def encode(self, event: object) -> bytes:
-        """Return the payload, after reading it back: a wrong field fails its publisher, not a worker."""
+        """Return the payload, which was decoded once, so that an invalid field fails in the publisher, not in a worker.
+
+        Raises:
+            InvalidEvent: the event does not match its class, or cannot be encoded.
+        """
         try:
             payload = self._encode(event)
             self._decoder.decode(payload)
@@ -71,10 +75,10 @@ class EventType:
         return payload
 
     def decode(self, payload: bytes, version: int) -> Any:  # noqa: ANN401 - an instance of `cls`, which only exists at run time
-        """Return the event that `payload`, written by `version`, stands for.
+        """Return the event of a payload that version `version` of the class was encoded to.
 
         Raises:
-            UndecodablePayload: the bytes do not make this event.
+            UndecodablePayload: the payload cannot be decoded as this event.
         """
         try:
             if version == self.version:
@@ -85,7 +89,7 @@ class EventType:
 
     def _upcast(self, fields: dict[str, Any], version: int) -> dict[str, Any]:
         if version < 1:
-            raise ValueError("versions begin at 1")
+            raise ValueError("the version is below 1")
         for old in range(version, self.version):
             if upcaster := self.upcasters.get(old):
                 fields = upcaster(fields)
@@ -104,11 +108,11 @@ def _require_frozen(cls: type, where: str) -> None:
 
 
 def _own_names(cls: type) -> tuple[str, tuple[str, ...]]:
-    # Only the class's own: an inherited name would make two classes share one.
+    # Inherited names do not count: they would give two classes one name.
     name = check_name(cls.__dict__.get("event_name", cls.__name__), "event_name")
     aliases = check_names(cls.__dict__.get("event_aliases", ()), "event_aliases", "a former event name")
     if name in aliases:
-        raise ValueError(f"event_aliases holds the event's present name {name!r}; give its former names alone")
+        raise ValueError(f"event_aliases contains the event's present name {name!r}; list only its former names")
     return name, aliases
 
 

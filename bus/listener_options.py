@@ -1,4 +1,4 @@
-"""What a listener may ask for when it is added, and the checks that hold it to that."""
+"""The options of a listener, and their validation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ ON_EXHAUSTED: Final = ("skip", "block")
 
 
 class Default:
-    """Says that a caller left an argument to the bus's options."""
+    """Marks an argument that was not passed: the bus's option applies."""
 
 
 DEFAULT: Final = Default()
@@ -49,7 +49,7 @@ class ListenerOptions:
     def _checked(self) -> "ListenerOptions":
         name = None if self.name is None else check_name(self.name, "name")
         if not isinstance(self.retry, Retry):
-            raise ValueError(f"retry must be a Retry, not {shown(self.retry)}")  # noqa: TRY004 - one kind for all of them
+            raise ValueError(f"retry must be a Retry, not {shown(self.retry)}")  # noqa: TRY004 - one type of error for all options
         concurrency = self.concurrency
         if concurrency is not None:
             concurrency = check_count(concurrency, "concurrency", least=1, most=MAX_CONCURRENCY)
@@ -63,7 +63,7 @@ class ListenerOptions:
             timeout = check_number(timeout, "timeout (in seconds, None for none)", least=0, most=MAX_DELAY, above=True)
         aliases = check_names(self.aliases, "aliases", "a former name")
         if name in aliases:
-            raise ValueError(f"aliases holds the listener's present name {name!r}; give its former names alone")
+            raise ValueError(f"aliases contains the listener's present name {name!r}; list only its former names")
         return replace(
             self, name=name, aliases=aliases, timeout=timeout, concurrency=concurrency, on_exhausted=on_exhausted
         )

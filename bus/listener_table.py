@@ -1,4 +1,4 @@
-"""Who listens to what in this process: built while services are constructed, frozen by `Bus.start()`."""
+"""The table of a process's listeners: filled while services are constructed, frozen by `Bus.start()`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from bus.listeners import Listener, ListenerKind, handler_name
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Everything about one event class that a publish needs, looked up once."""
+    """An event class, and the listeners that run in the process that publishes it."""
 
     event_type: EventType
     sync: list[Listener] = field(default_factory=list)
@@ -18,7 +18,7 @@ class Routes:
 
 
 class ListenerTable:
-    """The listeners of this process, and the event classes they and the publishers named."""
+    """The listeners of this process, and the event classes that were listened to or published."""
 
     def __init__(self) -> None:
         self.frozen = False
@@ -29,23 +29,23 @@ class ListenerTable:
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """All of them, in order of registration."""
+        """All listeners, in order of registration."""
         return tuple(self._listeners)
 
     @property
     def events(self) -> dict[str, EventType]:
-        """Every wire name known here, former ones included."""
+        """The event types by wire name, aliases included."""
         return self._events
 
     def durable(self) -> dict[str, Listener]:
-        """Return the listeners that the worker serves, by name."""
+        """Return the durable listeners, which the worker runs, by name."""
         return {each.name: each for each in self._listeners if each.durable}
 
     def routes(self, cls: type) -> Routes:
-        """Return what to do with an event of `cls`, inspecting the class at its first appearance.
+        """Return the routes of an event class; its first use inspects the class.
 
         Raises:
-            InvalidEvent: it is not an event class, or another class has its wire name.
+            InvalidEvent: `cls` is not an event class, or another class has its wire name.
         """
         known = self._routes.get(cls)
         if known is not None:
@@ -64,20 +64,25 @@ class ListenerTable:
         return routes
 
     def event_types(self, classes: Iterable[type]) -> tuple[EventType, ...]:
-        """Return the event types of a handler's annotation."""
+        """Return the event types of event classes.
+
+        Raises:
+            InvalidEvent: one is not an event class, or another class has its wire name.
+        """
         return tuple(self.routes(cls).event_type for cls in classes)
 
     def add(self, listener: Listener) -> None:
         """Register a listener.
 
         Raises:
-            BusFrozen: the bus was started.
-            InvalidListener: its name or its handler is taken, or an event it wants is not ordered.
+            BusFrozen: the bus has started.
+            InvalidListener: its name is taken, its handler is registered already, or it is ordered and an event has no
+                ordering key.
         """
         where = handler_name(listener.handler)
         if self.frozen:
-            raise BusFrozen(f"{where} comes too late: the bus has started; construct every service before bus.start()")
-        self._refuse_double(listener, where)
+            raise BusFrozen(f"{where} was added after bus.start(): construct every service before bus.start()")
+        self._refuse_duplicate(listener, where)
         if listener.kind is ListenerKind.ORDERED:
             _require_ordered(listener, where)
         self._listeners.append(listener)
@@ -91,16 +96,16 @@ class ListenerTable:
             elif listener.kind is ListenerKind.BROADCAST:
                 routes.broadcast.append(listener)
 
-    def _refuse_double(self, listener: Listener, where: str) -> None:
+    def _refuse_duplicate(self, listener: Listener, where: str) -> None:
         for other in self._listeners:
             if other.kind is listener.kind and other.handler == listener.handler:
                 raise InvalidListener(f"{where} is registered twice as {listener.kind.value} listener")
         if not listener.durable:
             return
         for name in (listener.name, *listener.aliases):
-            if other_owner := self._names.get(name):
+            if existing := self._names.get(name):
                 raise InvalidListener(
-                    f"two listeners are called {name!r}: {handler_name(other_owner.handler)} and {where}; "
+                    f"two listeners are called {name!r}: {handler_name(existing.handler)} and {where}; "
                     "give one of them another name='...'"
                 )
 

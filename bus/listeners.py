@@ -1,4 +1,4 @@
-"""Listeners: a handler, the events it wants, and the terms on which it gets them."""
+"""Listeners: registered handlers, with their events, kinds and signatures."""
 
 import functools
 import inspect
@@ -29,7 +29,7 @@ EXPECTED = (
 
 
 class ListenerKind(Enum):
-    """On which terms a listener gets its events."""
+    """When and where a listener's handler runs."""
 
     SYNC = "sync"
     ASYNC = "async"
@@ -57,17 +57,17 @@ class Listener:
 
     @property
     def durable(self) -> bool:
-        """Whether the queue keeps a subscription for it."""
+        """Whether the queue stores a subscription for the listener."""
         return self.kind in {ListenerKind.ASYNC, ListenerKind.ORDERED}
 
     @property
     def events(self) -> frozenset[str]:
-        """The wire names it listens to, former ones included."""
+        """The wire names of the listener's events, aliases included."""
         return frozenset(name for each in self.event_types for name in (each.name, *each.aliases))
 
     @property
     def known(self) -> frozenset[str]:
-        """What this code can read, as `Consumer.unpark` wants to know: names, `name@version`, and frames."""
+        """What this code can decode, as `Consumer.unpark` takes it: event names, `name@version`, and frame versions."""
         versions = (
             f"{name}@{version}"
             for each in self.event_types
@@ -77,13 +77,13 @@ class Listener:
         return self.events | frozenset(versions) | {frame_name(each) for each in range(1, FRAME_VERSION + 1)}
 
     def call(self, event: object, delivery: Delivery | None) -> Awaitable[None] | None:
-        """Call the handler with what its signature asks for."""
+        """Call the handler with the event and, if its signature has one, the delivery."""
         return self.handler(event, delivery) if self.wants_delivery else self.handler(event)
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a handler's annotations say."""
+    """The signature of a handler: its event classes, and how it is called."""
 
     classes: tuple[type, ...]
     wants_delivery: bool
@@ -91,7 +91,7 @@ class Signature:
 
 
 def handler_name(handler: Handler) -> str:
-    """Return what to call a handler in a message to people."""
+    """Return a handler's module and qualified name, for errors."""
     return f"{getattr(handler, '__module__', '?')}.{getattr(handler, '__qualname__', repr(handler))}"
 
 
@@ -99,7 +99,7 @@ def default_name(handler: Handler) -> str:
     """Return a bound method's durable identity, `<service package>.<method>`.
 
     Raises:
-        InvalidListener: it is a function, a lambda or a partial, which could be anybody's.
+        InvalidListener: the handler is a function, a lambda or a partial, which has no service to be named after.
     """
     owner = getattr(handler, "__self__", None)
     method = getattr(handler, "__name__", "")
@@ -114,10 +114,10 @@ def default_name(handler: Handler) -> str:
 
 
 def inspect_handler(handler: Handler) -> Signature:
-    """Read a handler's signature.
+    """Return a handler's signature.
 
     Raises:
-        InvalidListener: it is not what a handler looks like; the message names the handler and what is expected.
+        InvalidListener: the signature is not that of a handler; the message names the handler and what is expected.
     """
     where = handler_name(handler)
     try:
@@ -164,12 +164,12 @@ def _is_union(hint: object) -> bool:
 
 
 def _is_async(handler: Handler) -> bool:
-    """Whether calling it returns something to await, as far as its looks say: decorators are looked through."""
+    """Whether the handler, or what it wraps, is declared `async def`."""
     return any(inspect.iscoroutinefunction(each) for each in _layers(handler))
 
 
 def _layers(handler: object) -> Iterator[object]:
-    """Yield a handler, and what it stands for: the function of a partial, of a callable object, of a decorator."""
+    """Yield a handler and what it wraps: the function of a partial, a callable object or a decorator."""
     seen: set[int] = set()
     while handler is not None and id(handler) not in seen:
         seen.add(id(handler))

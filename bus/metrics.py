@@ -1,11 +1,11 @@
-"""Plain counters, read when somebody asks: counting costs an addition, and no library."""
+"""The counters of one process: plain numbers without a metrics library, so that counting costs one addition."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
 class ListenerMetrics:
-    """What this process did for one durable listener since it started."""
+    """The counters of one durable listener in this process, since its start."""
 
     handled: int = 0
     failed: int = 0
@@ -17,15 +17,15 @@ class ListenerMetrics:
     fenced: int = 0
     running: int = 0
     busy_seconds: float = 0.0
-    """Time spent in handlers, in seconds, waiting included."""
+    """Time spent in handlers, in seconds, including the time in which they awaited."""
 
     lag_seconds: float = 0.0
-    """From publish to the start of the latest handler, in seconds; retries count from their first publish."""
+    """Time from the publish to the start of the latest attempt, in seconds, also if that was a retry."""
 
 
 @dataclass(slots=True)
 class BusMetrics:
-    """What this process did since it started."""
+    """The counters of this process, since its start."""
 
     published: int = 0
     publish_failures: int = 0

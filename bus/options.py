@@ -1,4 +1,4 @@
-"""The bus's own numbers, with their defaults."""
+"""The options of the bus and its worker, with their defaults."""
 
 from dataclasses import dataclass
 
@@ -9,44 +9,44 @@ MAX_COUNT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusOptions:
-    """How a bus and its worker behave. Times are in seconds, sizes in bytes.
+    """The options of a bus and its worker. Times are in seconds, sizes in bytes.
 
     Raises:
         ValueError: an option has the wrong type or is out of range.
     """
 
     concurrency: int = 16
-    """Handlers of one listener that run at once in this process, unless the listener says otherwise."""
+    """Handlers of one listener that run at once in this process; a listener's own option takes precedence."""
 
     prefetch: int = 100
-    """Claims that this process holds beyond those that can start at once."""
+    """Claims that this process holds at most ahead of running handlers."""
 
     timeout: float | None = 60.0
-    """How long an async handler may take, unless the listener says otherwise; None: for ever."""
+    """How long an attempt of an async handler may take, None for no limit; a listener's own option takes precedence."""
 
     grace: float = 30.0
-    """How long a stopping worker waits for running handlers."""
+    """How long a shutdown waits for running handlers before it cancels them."""
 
     max_payload: int = 1024 * 1024
-    """The largest event as it is sent, headers and all; what the queue's driver takes at most may be less."""
+    """The largest encoded message, headers included; the limit of the queue's driver may be lower."""
 
     max_stall: float = 60.0
     """How long a handler may block the event loop before its worker counts as dead."""
 
     renew_every: float = 3.0
-    """Between two renewals of the worker's lease."""
+    """The time between two renewals of the worker's lease."""
 
     recover_every: float = 2.0
-    """Between two looks for dead workers and parked deliveries."""
+    """The time between two polls for dead workers and parked deliveries."""
 
     connect_timeout: float = 30.0
-    """How long `start()` waits for the queue."""
+    """How long `start()` waits for an unavailable queue."""
 
     inbox_retention: float = 7 * 24 * 3600.0
-    """How long a `once=True` listener remembers a message."""
+    """How long the inbox keeps the ids of messages that a `once=True` listener has handled."""
 
     max_crashes: int = 3
-    """Deaths while running alone after which a delivery becomes a dead letter."""
+    """Crashes after which a delivery becomes a dead letter: deaths of its worker while the delivery ran alone."""
 
     def __post_init__(self) -> None:
         """Check every option."""

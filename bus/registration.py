@@ -1,4 +1,4 @@
-"""Adding a listener: its handler is inspected, its options are checked, and its events are looked up."""
+"""The registration of listeners: inspects handlers, checks options, and resolves event classes."""
 
 from bus.errors import BusFrozen, InvalidEvent, InvalidListener
 from bus.listener_options import Default, ListenerOptions
@@ -9,36 +9,37 @@ from infra.mq.limits import check_name
 
 
 class Registration:
-    """Adds listeners to the listener table of one bus."""
+    """Adds listeners to the listener table of one bus; `Bus.add_..._listener` uses it."""
 
     def __init__(self, listeners: ListenerTable, options: BusOptions, *, has_db: bool) -> None:
         self._listeners = listeners
         self._options = options
         self._has_db = has_db
 
-    def add(self, kind: ListenerKind, handler: Handler, asked: ListenerOptions) -> None:
-        """Register a handler.
+    def add(self, kind: ListenerKind, handler: Handler, options: ListenerOptions) -> None:
+        """Add a listener.
 
         Raises:
-            InvalidListener, InvalidEvent: the message names the handler and what is expected.
+            InvalidListener, InvalidEvent: the handler, an option or an event class is invalid; the message says why.
             BusFrozen: the bus has started.
         """
         where = handler_name(handler)
         if self._listeners.frozen:
-            raise BusFrozen(f"{where} comes too late: the bus has started; construct every service before bus.start()")
+            raise BusFrozen(f"{where} was added after bus.start(): construct every service before bus.start()")
         signature = inspect_handler(handler)
-        options = asked.checked(where)
-        self._refuse_unfit(where, options, is_async=signature.is_async)
+        options = options.checked(where)
+        self._refuse_unsupported(where, options, is_async=signature.is_async)
         timeout = options.timeout
         if isinstance(timeout, Default):
-            stoppable = signature.is_async or kind is ListenerKind.BROADCAST  # which runs in the loop
-            timeout = self._options.timeout if stoppable else None
+            # A broadcast listener runs in the event loop, even if it is a plain `def`.
+            cancellable = signature.is_async or kind is ListenerKind.BROADCAST
+            timeout = self._options.timeout if cancellable else None
         durable = kind in {ListenerKind.ASYNC, ListenerKind.ORDERED}
         name = options.name or (_default_name(handler, where) if durable else where)
         aliases = tuple(options.aliases)
         if name in aliases:
             raise InvalidListener(
-                f"{where}: aliases holds the listener's present name {name!r}; give former names alone"
+                f"{where}: aliases contains the listener's present name {name!r}; list only its former names"
             )
         try:
             event_types = self._listeners.event_types(signature.classes)
@@ -62,17 +63,19 @@ class Registration:
             )
         )
 
-    def _refuse_unfit(self, where: str, options: ListenerOptions, *, is_async: bool) -> None:
+    def _refuse_unsupported(self, where: str, options: ListenerOptions, *, is_async: bool) -> None:
         if not is_async and options.once:
-            raise InvalidListener(f"{where} runs in a thread, where once=True cannot hold: make it `async def`")
+            raise InvalidListener(
+                f"{where}: once=True needs an `async def` handler; a plain `def` handler runs in a thread"
+            )
         if not is_async and not isinstance(options.timeout, Default) and options.timeout is not None:
-            raise InvalidListener(f"{where} runs in a thread, which no timeout can stop: make it `async def`")
+            raise InvalidListener(f"{where}: timeout needs an `async def` handler; a thread cannot be cancelled")
         if options.once and not self._has_db:
-            raise InvalidListener(f"{where} wants once=True, which needs a database: Bus(mq, db)")
+            raise InvalidListener(f"{where}: once=True needs a database: construct the bus by Bus(mq, db)")
 
 
 def _default_name(handler: Handler, where: str) -> str:
     try:
-        return check_name(default_name(handler), "the listener's name, by default that of its package and method,")
+        return check_name(default_name(handler), "the listener's default name, <service package>.<method>,")
     except ValueError as error:
         raise InvalidListener(f"{where}: {error}; give it another name='...'") from error

@@ -1,4 +1,4 @@
-"""How often, and how far apart, a failed delivery is tried again."""
+"""The retry policy of a listener: the number of attempts, and the delays between them."""
 
 from dataclasses import dataclass
 from random import Random
@@ -28,10 +28,10 @@ class Retry:
     jitter: Literal["full", "equal", "none"] = "full"
 
     def __post_init__(self) -> None:
-        """Check every value, and keep it as a plain one: drawing a delay must not run a number's own code.
+        """Check every value, and store it as a plain number or text, so that `delay` runs no code of a subclass.
 
         Raises:
-            ValueError: one has the wrong type or is out of range.
+            ValueError: a value has the wrong type or is out of range.
         """
         plain: dict[str, int | float | str] = {
             "max_attempts": check_count(self.max_attempts, "Retry.max_attempts", least=1, most=MAX_ATTEMPTS),
@@ -46,12 +46,12 @@ class Retry:
             raise ValueError(f"Retry needs min_delay <= max_delay, not {self.min_delay} and {self.max_delay}")
 
     def ceiling(self, failures: int) -> float:
-        """Return the longest wait, in seconds, after `failures` failed attempts (1 or more)."""
-        # Past 64 doublings every cap is reached; the bound keeps the power from overflowing.
+        """Return the longest delay, in seconds, after `failures` failed attempts (1 or more)."""
+        # The bound keeps the power from overflowing; 64 doublings exceed every `max_delay`.
         return float(min(self.max_delay, self.min_delay * self.factor ** min(failures - 1, 64)))
 
     def delay(self, failures: int, random: Random) -> float | None:
-        """Return the wait in seconds before the next attempt, or None when there is to be none."""
+        """Return the delay in seconds before the next attempt, None if there are no attempts left."""
         if failures >= self.max_attempts:
             return None
         ceiling = self.ceiling(failures)

@@ -1,11 +1,11 @@
-"""A bus for tests: the real codec, the real policy, the memory driver, and a clock that only tests move.
+"""The test kit: a bus with the real codec and policy, the memory driver, and a clock that only tests move.
 
 async with BusKit() as kit:
     service = UserService(kit.bus, db)
     await kit.start()
     await service.create("ada@example.com")
     assert kit.published(UserCreated)
-    await kit.drain()               # runs what is due, and what follows from it
+    await kit.drain()               # handles due deliveries, and those that follow from them
     await kit.advance(hours=3)      # fires delays and retries on the way, in order
 """
 
@@ -31,12 +31,12 @@ from infra.mq.drivers.memory import MemoryQueue
 E = TypeVar("E")
 
 MAX_STEPS = 100_000
-"""Deliveries after which one `drain()` gives up: something publishes for ever."""
+"""Deliveries after which `drain()` fails, because listeners publish in a cycle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """One attempt that did not succeed."""
+    """One failed attempt."""
 
     listener: str
     event: str
@@ -46,7 +46,7 @@ class Failed:
 
 @dataclass(slots=True)
 class _Running:
-    """What exists between `start()` and the end."""
+    """The worker of a started kit."""
 
     worker: Worker
     consumer: Consumer
@@ -65,7 +65,7 @@ class BusKit:
         seed: int = 0,
     ) -> None:
         self.clock = clock or FakeClock()
-        # Nothing renews a lease here, and no one could take over.
+        # The kit has no heartbeat that renews the lease.
         self.mq = MemoryQueue(clock=self.clock, lease=math.inf)
         self.bus = Bus(self.mq, db, clock=self.clock, options=options, random=Random(seed))  # noqa: S311 - jitter
         self.failures: list[Failed] = []
@@ -88,27 +88,27 @@ class BusKit:
         await self.mq.close()
 
     async def start(self) -> None:
-        """Start the bus: every service has been constructed by now."""
+        """Start the bus; construct every service before."""
         await self.bus.start()
         worker = self.bus.worker()
         self._running = _Running(worker, await self.mq.consumer(worker.info()), worker.lanes())
 
     def published(self, cls: type[E]) -> list[E]:
-        """Return the events of `cls` published so far, rolled back ones left out, oldest first."""
+        """Return the events of `cls` that were published and not rolled back, oldest first."""
         return [event for event in self._published if isinstance(event, cls)]
 
     @property
     def all_published(self) -> Sequence[object]:
-        """Everything published so far, rolled back events left out, oldest first."""
+        """All events that were published and not rolled back, oldest first."""
         return tuple(self._published)
 
     @property
     def consumer(self) -> Consumer:
-        """The kit's hold on the queue; tests of failures take its place."""
+        """The consumer by which the kit claims and settles; tests replace its methods to simulate failures."""
         return self._require_running().consumer
 
     async def drain(self) -> int:
-        """Handle everything that is due, and what that publishes; return how many deliveries were handled."""
+        """Handle all due deliveries, also those that their handlers publish; return how many were handled."""
         running = self._require_running()
         wants = {name: lane.listener.concurrency for name, lane in running.lanes.items()}
         handled = 0
@@ -117,14 +117,14 @@ class BusKit:
                 handled += await self._handle(running, claim)
             if handled > MAX_STEPS:
                 raise AssertionError(
-                    f"drain() handled {handled} deliveries and there are more: do listeners go in circles?"
+                    f"drain() handled {handled} deliveries, and more are due: do listeners publish in a cycle?"
                 )
         return handled
 
     async def advance(
         self, by: timedelta | None = None, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
     ) -> int:
-        """Move the clock, handling on the way what comes due, each at its own time; return how many that were."""
+        """Move the clock, and handle each delivery at its due time on the way; return how many were handled."""
         span = (by or timedelta()) + timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
         end = self.clock.time() + span.total_seconds()
         handled = await self.drain()
@@ -135,7 +135,7 @@ class BusKit:
         return handled + await self.drain()
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """Return what was given up."""
+        """Return all dead letters."""
         return await self.mq.dead_letters()
 
     async def _handle(self, running: _Running, claim: Claim) -> int:

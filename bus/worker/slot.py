@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
-from bus.delivery import Delivery, handled_here
+from bus.delivery import Delivery, current_delivery
 from bus.listeners import Listener
 from infra.mq import Claim
 
@@ -24,7 +24,7 @@ class SlotTask(asyncio.Task[None]):
 
     def cancel(self, msg: object = None) -> bool:
         """Cancel what runs here, if the caller can mean that; the worker itself calls `interrupt`."""
-        return self._slot.takes_cancellation(handled_here()) and super().cancel(msg)
+        return self._slot.takes_cancellation(current_delivery()) and super().cancel(msg)
 
     def interrupt(self) -> None:
         """Cancel what runs here on the worker's behalf."""

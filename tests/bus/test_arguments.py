@@ -73,7 +73,7 @@ def test_default_listener_name_has_the_same_length_limit() -> None:
     method = "m" * 200
     handle.__name__ = method
     service = type("Service", (), {method: handle})()
-    with pytest.raises(InvalidListener, match="the listener's name, by default"):
+    with pytest.raises(InvalidListener, match="the listener's default name"):
         bus().add_async_listener(getattr(service, method))
 
 

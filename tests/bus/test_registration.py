@@ -181,9 +181,9 @@ def test_ordered_listener_requires_an_ordering_key(bus: Bus) -> None:
 
 
 def test_a_plain_function_takes_neither_timeout_nor_once(bus: Bus) -> None:
-    with pytest.raises(InvalidListener, match="no timeout can stop"):
+    with pytest.raises(InvalidListener, match="timeout needs an `async def` handler"):
         bus.add_async_listener(Service().plain, timeout=5)
-    with pytest.raises(InvalidListener, match="once=True cannot hold"):
+    with pytest.raises(InvalidListener, match="once=True needs an `async def` handler"):
         bus.add_async_listener(Service().plain, once=True)
     bus.add_async_listener(Service().plain)
     assert bus.listeners[0].timeout is None
@@ -211,7 +211,7 @@ def test_out_of_range_retry_arguments_are_refused(terms: dict[str, Any]) -> None
 async def test_registering_after_start_raises() -> None:
     async with BusKit() as kit:
         await kit.start()
-        with pytest.raises(BusFrozen, match=r"Service\.on_created comes too late"):
+        with pytest.raises(BusFrozen, match=r"Service\.on_created was added after bus\.start\(\)"):
             kit.bus.add_sync_listener(Service().on_created)
         with pytest.raises(BusFrozen):
             await kit.bus.start()
