@@ -1,4 +1,4 @@
-"""The events that the bus's own tests publish."""
+"""Events that the tests of the bus publish."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""A database and a queue elsewhere, with as many processes as a test starts, on a clock that the test moves."""
+"""A simulated deployment: a database, a remote queue, and several processes on a clock that the test advances."""
 
 import asyncio
 import time
@@ -28,19 +28,19 @@ from infra.mq.drivers.memory import MemoryQueue
 from tests.bus.events import Deposited, Ticked, UserUpdated
 
 PATIENCE = 30.0
-"""Seconds for which a test waits for a condition: the database's thread may need long on a busy machine."""
+"""Seconds of real time within which a condition must hold; the database's thread is slow on a busy machine."""
 
 
 class RemoteQueue(MemoryQueue):
-    """Behaves like a durable queue on another machine, with the failures that those have."""
+    """A memory queue that claims to be durable and remote, and fails on request as a remote queue does."""
 
     down = False
     unreached = False
-    """Whether this process has never reached it, and so does not know its time."""
+    """Whether this process has never reached the queue, so that the queue's time is unknown."""
 
     lose_replies = 0
     refusal = ""
-    """Why it cannot be used, although it is there."""
+    """The error with which a reachable queue rejects every request, if any."""
 
     @property
     def features(self) -> Features:
@@ -74,7 +74,7 @@ class RemoteQueue(MemoryQueue):
 
     async def declare(self, *args: object) -> None:
         self._answer()
-        await super().declare(*args)  # type: ignore[arg-type]  # passed on as they came
+        await super().declare(*args)  # type: ignore[arg-type]  # passed on unchanged
 
     def _answer(self) -> None:
         if self.down:
@@ -84,7 +84,7 @@ class RemoteQueue(MemoryQueue):
 
 
 class Site:
-    """A database, a queue elsewhere, and as many processes as a test starts."""
+    """A database, a remote queue, and the buses of all processes that a test starts."""
 
     def __init__(self, db: Database, clock: FakeClock, queue: type[RemoteQueue]) -> None:
         self.db = db
@@ -104,18 +104,18 @@ class Site:
         return bus
 
     async def until(self, condition: Callable[[], bool | Awaitable[bool]]) -> None:
-        """Let time pass until `condition` holds."""
+        """Advance the clock until `condition` holds."""
         patience = time.monotonic() + PATIENCE
         while time.monotonic() < patience:
             holds = condition()
             if holds if isinstance(holds, bool) else await holds:
                 return
             await self.clock.advance(0.1)
-            await asyncio.sleep(0.001)  # the database's own thread needs a moment, not a time
-        raise AssertionError("it never came to pass")
+            await asyncio.sleep(0.001)  # lets the database's thread run
+        raise AssertionError("the condition was never met")
 
     async def cancel(self, bus: Bus, message_id: str) -> bool:
-        """Return what `bus.cancel` answers outside of a transaction; it may have to wait for a sender."""
+        """Return the result of `bus.cancel` outside of a transaction, which may wait until a row is sent."""
         cancelling = asyncio.create_task(bus.cancel(message_id))
         await self.until(cancelling.done)
         return await cancelling
@@ -131,7 +131,7 @@ class Site:
             return list((await session.scalars(text("SELECT event FROM beneath_outbox ORDER BY id"))).all())
 
     async def delivered(self, name: str) -> list[int]:
-        """Take what the queue holds for a listener: the numbers that its events carry."""
+        """Claim all due deliveries of a listener, and return the numbers in their events."""
         consumer = await self.mq.consumer(WorkerInfo(id=f"reader of {name}", subscriptions=frozenset({name})))
         numbers: list[int] = []
         while claims := await consumer.fetch({name: 1000}, wait=0):
@@ -139,7 +139,7 @@ class Site:
                 event = self.buses[0].event_types[delivery.event].decode(decode_frame(delivery.body).payload, 1)
                 numbers.append(event.n if isinstance(event, Ticked) else event.amount)
             for claim in claims:
-                if claim.ordered:  # so that the rest of a long mailbox is seen, too
+                if claim.ordered:  # a claim holds only the first deliveries of a long mailbox
                     await consumer.settle(done(claim))
         await consumer.close()
         return numbers

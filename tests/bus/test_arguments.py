@@ -1,6 +1,6 @@
-"""Arguments are checked where they are given, before anything runs or is stored."""
+"""Invalid arguments are refused by the call that is given them, before any listener runs or anything is stored."""
 
-# ruff: noqa: ANN401 - wrong arguments can be anything
+# ruff: noqa: ANN401 - invalid arguments can be of any type
 
 import itertools
 import math
@@ -27,7 +27,7 @@ NOT_TEXT: list[Any] = ["", "nul\0", "\ud800", b"bytes", 7, True, ["a"], "ä" * 1
 
 
 def short(value: object) -> str:
-    """Name a parameter, however odd it is."""
+    """Return a short ASCII id for a parameter of any type."""
     return ascii(value)[:60]
 
 
@@ -123,7 +123,7 @@ def test_invalid_bus_option_is_refused(wrong: dict[str, Any]) -> None:
 
 
 class Hostile(str):
-    """Text whose own code fails."""
+    """A string type whose methods raise."""
 
     __slots__ = ()
     __hash__ = str.__hash__
@@ -399,7 +399,7 @@ async def test_a_delay_is_finite_and_at_most_100_years(kit: BusKit, delay: Any) 
 @pytest.mark.parametrize(
     "when",
     [
-        datetime(2030, 1, 1),  # noqa: DTZ001 - what the test is about
+        datetime(2030, 1, 1),  # noqa: DTZ001 - the naive time under test
         datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),
         date(2030, 1, 1),
         1.0,
@@ -417,7 +417,7 @@ async def test_scheduled_time_is_an_aware_datetime_before_the_year_10000(kit: Bu
 
 
 class OwnCode(tzinfo):
-    """A time zone whose own code raises, or returns what is no offset."""
+    """A time zone whose `utcoffset` raises, or returns an invalid offset."""
 
     def __init__(self, answer: object) -> None:
         self._answer = answer
@@ -435,7 +435,7 @@ class OwnCode(tzinfo):
 
 
 class NotATime(datetime):
-    """Like pandas' NaT: a datetime whose time is not a number."""
+    """A datetime whose timestamp is not a number, like pandas' NaT."""
 
     def timestamp(self) -> float:
         return math.nan

@@ -1,3 +1,5 @@
+"""Broadcasts reach every process once, and failing broadcast listeners affect neither publishers nor reception."""
+
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
@@ -16,7 +18,7 @@ from tests.bus.events import Ticked, UserUpdated
 
 
 class Cache:
-    """Drops entries on a broadcast, and everything on a gap."""
+    """A cache that drops one entry for each broadcast, and is cleared after a gap."""
 
     def __init__(self, bus: Bus) -> None:
         self.dropped: list[int] = []
@@ -70,7 +72,7 @@ async def test_process_without_listeners_can_broadcast() -> None:
 
 
 class CopyingQueue(MemoryQueue):
-    """Answers for the registry with copies, as a queue elsewhere does."""
+    """A queue that returns copies of its registry, as a remote queue does."""
 
     async def registry(self) -> Registry:
         registry = await super().registry()
@@ -85,13 +87,13 @@ async def test_running_publisher_reaches_a_new_broadcast_listener() -> None:
 
     async def handle(event: Ticked) -> None: ...
 
-    # The publisher knows the event, by its durable subscription: it needs no newer copy to publish it.
+    # The durable subscription puts the event into the publisher's subscription cache.
     publisher.add_async_listener(handle, name="ticks")
     await publisher.start()
     await publisher.publish(Ticked(1))
     cache = Cache(listener)
     await listener.start()
-    await clock.advance(1.1)  # for so long a publisher may trust its copy
+    await clock.advance(1.1)  # the lifetime of the subscription cache
     await publisher.publish(Ticked(2))
     await clock.settle()
     assert cache.dropped == [2]
@@ -128,7 +130,7 @@ async def test_on_gap_runs_after_a_gap() -> None:
     receiver = mq.receiver
 
     class Faulty:
-        """A receiver that is cut off, and then notices."""
+        """A receiver that fails while it is cut off, and reports a gap afterwards."""
 
         def __init__(self, inner: object) -> None:
             self.inner = inner
@@ -136,7 +138,7 @@ async def test_on_gap_runs_after_a_gap() -> None:
 
         async def receive(self, wait: float) -> tuple[list[bytes], bool]:
             if self.state == "cut off":
-                raise QueueUnavailable("locked away")
+                raise QueueUnavailable("the connection is cut")
             gap, self.state = self.state == "back", "fine"
             if gap:
                 return [], True
@@ -152,7 +154,7 @@ async def test_on_gap_runs_after_a_gap() -> None:
         receivers.append(faulty)
         return faulty
 
-    mq.receiver = wrapped  # type: ignore[method-assign,assignment]  # stands in for one that can be cut off
+    mq.receiver = wrapped  # type: ignore[method-assign,assignment]  # a receiver that can be cut off
     starting = asyncio.create_task(bus.start())
     await clock.advance(2)
     await starting
@@ -197,17 +199,17 @@ class Wordless(Exception):
         raise OSError("no text")
 
 
-tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+tenant: ContextVar[str] = ContextVar("tenant", default="none")
 
 
-async def cancel_the_own_task() -> None:
+async def cancel_own_task() -> None:
     task = asyncio.current_task()
     assert task is not None
     task.cancel()
     await asyncio.sleep(0)
 
 
-async def await_what_was_cancelled() -> None:
+async def await_cancelled_future() -> None:
     lost = asyncio.get_running_loop().create_future()
     lost.cancel()
     await lost
@@ -226,17 +228,17 @@ async def raise_group() -> None:
         group.create_task(raise_wordless())
 
 
-async def raise_the_end_of_a_generator() -> None:
+async def raise_generator_exit() -> None:
     raise GeneratorExit
 
 
 HOSTILE = [
-    cancel_the_own_task,
-    await_what_was_cancelled,
+    cancel_own_task,
+    await_cancelled_future,
     raise_panic,
     raise_wordless,
     raise_group,
-    raise_the_end_of_a_generator,
+    raise_generator_exit,
 ]
 
 
@@ -257,7 +259,7 @@ async def test_broadcast_listener_can_neither_cancel_its_publisher_nor_end_recep
                 await act()
 
         async def sound(event: Ticked) -> None:
-            assert tenant.get() == "nobody"
+            assert tenant.get() == "none"
             into.append(event.n)
 
         bus.add_broadcast_listener(hostile, on_gap=act)
@@ -273,7 +275,7 @@ async def test_broadcast_listener_can_neither_cancel_its_publisher_nor_end_recep
         await buses[0]._broadcasts._report_gap()
     task = asyncio.current_task()
     assert task is not None
-    assert (task.cancelling(), tenant.get()) == (0, "nobody")
+    assert (task.cancelling(), tenant.get()) == (0, "none")
     await clock.advance(1)
     assert heard == [[0, 1, 2, 3]] * 2
     assert [each.metrics.broadcast_failures for each in buses] == [6, 2]
@@ -284,7 +286,7 @@ async def test_broadcast_listener_can_neither_cancel_its_publisher_nor_end_recep
 
 
 class Stubborn:
-    """A listener that swallows its cancellations until it is released."""
+    """A listener that suppresses cancellations until it is released."""
 
     def __init__(self) -> None:
         self.released = asyncio.Event()
@@ -351,15 +353,15 @@ async def test_uncancellable_broadcast_listener_blocks_neither_its_publisher_nor
 
 
 @dataclass(frozen=True)
-class Unsure:
-    """Its key can be told once."""
+class UnstableKey:
+    """An event whose `ordering_key` raises from the second call on."""
 
     asked: ClassVar[int] = 0
 
     def ordering_key(self) -> str:
-        Unsure.asked += 1
-        if Unsure.asked > 1:
-            raise ValueError("asked again")
+        UnstableKey.asked += 1
+        if UnstableKey.asked > 1:
+            raise ValueError("called again")
         return "key"
 
 
@@ -367,15 +369,15 @@ async def test_second_call_of_ordering_key_cannot_fail_an_accepted_publish() -> 
     async with BusKit() as kit:
         heard: list[str | None] = []
 
-        async def project(event: Unsure) -> None: ...
+        async def project(event: UnstableKey) -> None: ...
 
-        async def hear(event: Unsure, delivery: Delivery) -> None:
+        async def hear(event: UnstableKey, delivery: Delivery) -> None:
             heard.append(delivery.ordering_key)
 
         kit.bus.add_async_ordered_listener(project, name="l")
         kit.bus.add_broadcast_listener(hear)
         await kit.start()
-        await kit.bus.publish(Unsure())
+        await kit.bus.publish(UnstableKey())
         assert heard == ["key"]
 
 

@@ -1,4 +1,4 @@
-"""A worker may be cancelled at any await, again and again, and together with every other task."""
+"""A worker that is cancelled at any await, repeatedly or with all other tasks, leaves no claim behind."""
 
 import asyncio
 import contextlib
@@ -9,14 +9,14 @@ import pytest
 from bus import BusOptions, Retry
 from infra.mq import WorkerInfo
 from tests.bus.events import Deposited, Ticked
-from tests.bus.house import House
+from tests.bus.worker_harness import WorkerHarness
 
 STEPS = range(1, 90, 3)
 
 
-def slowed(house: House) -> None:
-    """Let every call to the queue be cancellable before and after its effect, as over a network."""
-    join = house.mq.consumer
+def slow_queue_calls(harness: WorkerHarness) -> None:
+    """Make every call to the queue cancellable before and after its effect, as over a network."""
+    join = harness.mq.consumer
 
     async def consumer(info: WorkerInfo) -> Any:  # noqa: ANN401 - stands in for any
         await asyncio.sleep(0)
@@ -35,7 +35,7 @@ def slowed(house: House) -> None:
 
         return called
 
-    house.mq.consumer = consumer  # type: ignore[method-assign]  # to slow it down
+    harness.mq.consumer = consumer  # type: ignore[method-assign]  # slows down its calls
 
 
 async def tidy() -> None:
@@ -56,15 +56,15 @@ async def hanging() -> None:
 
 
 class Work:
-    """A worker over slowed calls, with handlers that end soon, hang, and follow an order."""
+    """A worker with slow calls to the queue, and with handlers that end soon, hang, or are ordered."""
 
     def __init__(self) -> None:
-        self.house = House(BusOptions(grace=1))
+        self.harness = WorkerHarness(BusOptions(grace=1))
         self.done: list[object] = []
-        slowed(self.house)
-        house = self.house
-        house.bus.add_async_listener(self.on_tick, name="ticks", retry=Retry(max_attempts=1), concurrency=3)
-        house.bus.add_async_ordered_listener(self.on_deposit, name="deposits", retry=Retry(max_attempts=1))
+        slow_queue_calls(self.harness)
+        harness = self.harness
+        harness.bus.add_async_listener(self.on_tick, name="ticks", retry=Retry(max_attempts=1), concurrency=3)
+        harness.bus.add_async_ordered_listener(self.on_deposit, name="deposits", retry=Retry(max_attempts=1))
 
     async def on_tick(self, event: Ticked) -> None:
         await (hanging() if event.n % 4 == 3 else tidy())
@@ -75,30 +75,30 @@ class Work:
         self.done.append(event)
 
     async def begin(self, steps: int) -> asyncio.Task[None]:
-        """Publish 12 events for each listener and let the worker take `steps` steps."""
-        house = self.house
-        await house.mq.open()
-        starting = asyncio.create_task(house.bus.start())
-        await house.clock.advance(2)
+        """Publish 12 events for each listener, and let the worker run for `steps` turns of the event loop."""
+        harness = self.harness
+        await harness.mq.open()
+        starting = asyncio.create_task(harness.bus.start())
+        await harness.clock.advance(2)
         await starting
-        await house.bus.publish_many([Ticked(n) for n in range(12)])
-        await house.bus.publish_many([Deposited(account=f"{n % 3}", amount=n) for n in range(12)])
-        worker = asyncio.create_task(house.bus.run())
+        await harness.bus.publish_many([Ticked(n) for n in range(12)])
+        await harness.bus.publish_many([Deposited(account=f"{n % 3}", amount=n) for n in range(12)])
+        worker = asyncio.create_task(harness.bus.run())
         for _ in range(steps):
             await asyncio.sleep(0)
         return worker
 
     async def check(self, worker: asyncio.Task[None]) -> None:
-        """Nothing is claimed any more, nothing was charged, and a second worker handles the rest."""
-        house = self.house
-        await house.clock.advance(10)
+        """Assert that no claim, failure or task is left, and that the worker was cancelled."""
+        harness = self.harness
+        await harness.clock.advance(10)
         assert worker.cancelled()
-        for each in await house.mq.stats():
+        for each in await harness.mq.stats():
             assert (each.in_flight, each.retrying, each.dead) == (0, 0, 0), each
-            metrics = house.bus.metrics.listeners[each.name]
+            metrics = harness.bus.metrics.listeners[each.name]
             assert (metrics.failed, metrics.running) == (0, 0)
-        await house.bus.close()
-        await house.mq.close()
+        await harness.bus.close()
+        await harness.mq.close()
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left
 

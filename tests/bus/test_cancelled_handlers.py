@@ -1,4 +1,4 @@
-"""What a handler cancels is its own: neither what follows it in its slot nor another delivery is charged."""
+"""A cancellation that a handler causes counts no failure for later deliveries of its slot, nor for other slots."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,12 +7,12 @@ import pytest
 
 from bus import BusOptions, Retry
 from tests.bus.events import Deposited, Ticked
-from tests.bus.house import House
+from tests.bus.worker_harness import WorkerHarness
 
 ONCE = Retry(max_attempts=1)
 LAST = 40
 HOSTILE = 20
-"""Far enough on for the worker to hold many claims, so that one slot runs one after the other."""
+"""Late enough that the worker holds many claims, and one slot runs several of them in turn."""
 
 
 def own_task() -> asyncio.Task[object]:
@@ -42,23 +42,23 @@ def leave_a_watching_task() -> None:
     TASKS.add(asyncio.create_task(watch()))
 
 
-def leave_a_watching_task_inside_a_publish() -> None:
-    with HOUSES[-1].bus.correlation("request"):
+def leave_a_watching_task_inside_a_correlation() -> None:
+    with HARNESSES[-1].bus.correlation("request"):
         leave_a_watching_task()
 
 
-HOUSES: list[House] = []
+HARNESSES: list[WorkerHarness] = []
 
 
 @pytest.mark.parametrize(
-    "leave", [cancel_soon, cancel_later, leave_a_watching_task, leave_a_watching_task_inside_a_publish]
+    "leave", [cancel_soon, cancel_later, leave_a_watching_task, leave_a_watching_task_inside_a_correlation]
 )
 @pytest.mark.parametrize("ordered", [False, True])
 async def test_late_cancellation_by_a_handler_does_not_reach_later_deliveries(
     leave: Callable[[], None], ordered: bool
 ) -> None:
-    house = House()
-    HOUSES.append(house)
+    harness = WorkerHarness()
+    HARNESSES.append(harness)
     done: list[int] = []
     pending = asyncio.Event()
 
@@ -73,20 +73,20 @@ async def test_late_cancellation_by_a_handler_does_not_reach_later_deliveries(
         done.append(event.amount)
 
     if ordered:
-        house.bus.add_async_ordered_listener(handler, name="l", retry=ONCE)
+        harness.bus.add_async_ordered_listener(handler, name="l", retry=ONCE)
     else:
-        house.bus.add_async_listener(handler, name="l", retry=ONCE, concurrency=1)
-    async with house.working():
-        await house.bus.publish_many([Deposited(account="a", amount=n) for n in range(LAST)])
+        harness.bus.add_async_listener(handler, name="l", retry=ONCE, concurrency=1)
+    async with harness.working():
+        await harness.bus.publish_many([Deposited(account="a", amount=n) for n in range(LAST)])
         await pending.wait()
-        await house.until(lambda: len(done) == LAST - 1)
-        assert await house.mq.dead_letters() == []
+        await harness.until(lambda: len(done) == LAST - 1)
+        assert await harness.mq.dead_letters() == []
     assert done == [n for n in range(LAST) if n != HOSTILE]
     TASKS.clear()
 
 
 async def test_handlers_cancelled_by_another_handler_count_no_failure() -> None:
-    house = House()
+    harness = WorkerHarness()
     attempts: list[int] = []
     done: list[int] = []
     gate = asyncio.Event()
@@ -101,33 +101,33 @@ async def test_handlers_cancelled_by_another_handler_count_no_failure() -> None:
             await gate.wait()
         done.append(event.n)
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE, concurrency=8, timeout=None)
-    async with house.working():
-        await house.bus.publish_many([Ticked(n) for n in range(1, 6)])
-        await house.until(lambda: len(attempts) == 5)
-        await house.bus.publish(Ticked(0))
-        await house.until(lambda: 0 in done)
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE, concurrency=8, timeout=None)
+    async with harness.working():
+        await harness.bus.publish_many([Ticked(n) for n in range(1, 6)])
+        await harness.until(lambda: len(attempts) == 5)
+        await harness.bus.publish(Ticked(0))
+        await harness.until(lambda: 0 in done)
         gate.set()
         for _ in range(3):
-            await house.clock.advance(1)
-        assert await house.mq.dead_letters() == []
+            await harness.clock.advance(1)
+        assert await harness.mq.dead_letters() == []
     assert sorted(done) == [0, 1, 2, 3, 4, 5]
-    assert house.bus.metrics.listeners["l"].failed == 0
+    assert harness.bus.metrics.listeners["l"].failed == 0
 
 
 async def test_slot_cancelled_before_its_start_leaves_no_claim_waiting() -> None:
-    house = House()
+    harness = WorkerHarness()
     done: list[int] = []
 
     async def handler(event: Ticked) -> None:
         done.append(event.n)
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE)
-    async with house.working():
-        create = house.consumers[0].fetch
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE)
+    async with harness.working():
+        create = harness.consumers[0].fetch
 
         async def fetch(*args: object, **options: object) -> object:
-            claims = await create(*args, **options)  # type: ignore[arg-type]  # passed on as they are
+            claims = await create(*args, **options)  # type: ignore[arg-type]  # passed on unchanged
             asyncio.get_running_loop().call_soon(cancel_all_slots)
             return claims
 
@@ -136,14 +136,14 @@ async def test_slot_cancelled_before_its_start_leaves_no_claim_waiting() -> None
                 if type(each).__name__ == "SlotTask" and not done:
                     each.cancel()
 
-        house.consumers[0].fetch = fetch  # type: ignore[method-assign,assignment]  # to cancel its slots
-        await house.bus.publish_many([Ticked(n) for n in range(3)])
-        await house.until(lambda: len(done) == 3)
+        harness.consumers[0].fetch = fetch  # type: ignore[method-assign,assignment]  # cancels the slots after each fetch
+        await harness.bus.publish_many([Ticked(n) for n in range(3)])
+        await harness.until(lambda: len(done) == 3)
     assert sorted(done) == [0, 1, 2]
 
 
 async def test_timeouts_and_shutdown_reach_workers_started_inside_a_handler() -> None:
-    outer, inner = House(), House(BusOptions(grace=1))
+    outer, inner = WorkerHarness(), WorkerHarness(BusOptions(grace=1))
     ended: list[str] = []
 
     async def hang(event: Ticked) -> None:

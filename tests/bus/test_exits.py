@@ -1,4 +1,4 @@
-"""A handler that ends the process: orderly, with its code, and as a crash of its delivery alone."""
+"""An exit in a handler shuts the process down with its exit code, and counts as a crash of its delivery alone."""
 
 import asyncio
 import sys
@@ -12,11 +12,11 @@ from infra.clock import SystemClock
 from infra.mq import SubscriptionStats
 from infra.mq.drivers.memory import MemoryQueue
 from tests.bus.events import Ticked
-from tests.bus.house import House
+from tests.bus.worker_harness import WorkerHarness
 
 
 class Process:
-    """A bus on a queue that outlives it, run by `asyncio.run` as a process would."""
+    """Successive runs of a bus on one queue, each in its own event loop as in its own process."""
 
     def __init__(self) -> None:
         self.mq = MemoryQueue(clock=SystemClock(), lease=float("inf"))
@@ -25,7 +25,7 @@ class Process:
         self.stats: SubscriptionStats | None = None
 
     def run(self, handler: Callable[[Ticked], Coroutine[Any, Any, None]], *events: Ticked) -> BaseException | None:
-        """Publish `events` and work until the process ends by itself; return with what, None for too long."""
+        """Publish `events` and run the worker until the process ends; return the exception, or None after 20 s."""
         try:
             asyncio.run(self._main(handler, events))
         except (SystemExit, KeyboardInterrupt) as ended:
@@ -74,7 +74,7 @@ def test_exit_in_a_handler_ends_the_process_after_running_handlers_finish(
     assert ended.code == code
     assert sorted(process.handled) == [1, 2, 3, 4]
     assert process.stats is not None
-    # Its own delivery stays claimed, for the process to be found dead with.
+    # The delivery that exited stays claimed, so that recovery counts its crash.
     assert (process.stats.in_flight, process.stats.ready, process.stats.dead) == (1, 0, 0)
 
 
@@ -119,7 +119,7 @@ def test_delivery_that_exits_repeatedly_becomes_a_dead_letter(error: BaseExcepti
         await bus.start()
         worker = asyncio.create_task(bus.run())
         async with asyncio.timeout(20):
-            while not await process.mq.dead_letters():  # noqa: ASYNC110 - the queue has no event for it
+            while not await process.mq.dead_letters():  # noqa: ASYNC110 - the queue has no event to wait for
                 await asyncio.sleep(0.01)
         worker.cancel()
         await asyncio.wait([worker])
@@ -131,7 +131,7 @@ def test_delivery_that_exits_repeatedly_becomes_a_dead_letter(error: BaseExcepti
 
 
 async def test_exit_of_a_handler_during_shutdown_releases_its_delivery() -> None:
-    house = House(BusOptions(grace=1))
+    harness = WorkerHarness(BusOptions(grace=1))
 
     async def handler(event: Ticked) -> None:
         try:
@@ -139,28 +139,28 @@ async def test_exit_of_a_handler_during_shutdown_releases_its_delivery() -> None
         finally:
             sys.exit(3)
 
-    house.bus.add_async_listener(handler, name="l", timeout=None)
-    async with house.working() as worker:
-        await house.bus.publish(Ticked(1))
-        await house.clock.settle()
-        await house.stop(worker)
-        [stats] = await house.mq.stats()
+    harness.bus.add_async_listener(handler, name="l", timeout=None)
+    async with harness.working() as worker:
+        await harness.bus.publish(Ticked(1))
+        await harness.clock.settle()
+        await harness.stop(worker)
+        [stats] = await harness.mq.stats()
         assert (stats.ready, stats.in_flight) == (1, 0)
 
 
 async def test_exit_of_a_handler_during_shutdown_keeps_the_grace_period() -> None:
-    house = House(BusOptions(grace=10))
+    harness = WorkerHarness(BusOptions(grace=10))
     finished: list[int] = []
 
     async def handler(event: Ticked) -> None:
-        await house.clock.sleep(event.n)
+        await harness.clock.sleep(event.n)
         if event.n == 2:
             sys.exit(3)
         finished.append(event.n)
 
-    house.bus.add_async_listener(handler, name="l", timeout=None)
-    async with house.working() as worker:
-        await house.bus.publish_many([Ticked(2), Ticked(5)])
-        await house.clock.settle()
-        await house.stop(worker)
+    harness.bus.add_async_listener(handler, name="l", timeout=None)
+    async with harness.working() as worker:
+        await harness.bus.publish_many([Ticked(2), Ticked(5)])
+        await harness.clock.settle()
+        await harness.stop(worker)
     assert finished == [5]

@@ -1,4 +1,4 @@
-"""The heartbeat lives in a thread and by the real clock: it watches a loop that cannot watch itself."""
+"""Tests of the heartbeat, which watches the event loop from a thread, by the real clock."""
 
 import asyncio
 import threading
@@ -12,8 +12,8 @@ from bus.options import BusOptions
 from bus.worker.heartbeat import Heartbeat
 
 
-class Lease:
-    """Counts what a consumer is told."""
+class RecordingConsumer:
+    """A consumer that counts renewals and notes when its lease is abandoned."""
 
     def __init__(self) -> None:
         self.renewals = 0
@@ -27,7 +27,7 @@ class Lease:
         self.abandoned.set()
 
 
-def nobody(_: FrameType) -> str | None:
+def no_handler(_: FrameType) -> str | None:
     return None
 
 
@@ -36,20 +36,20 @@ async def until(condition: object) -> None:
         if callable(condition) and condition():
             return
         await asyncio.sleep(0.005)
-    raise AssertionError("it never came to pass")
+    raise AssertionError("the condition was never met")
 
 
 async def test_heartbeat_renews_the_lease_while_the_event_loop_runs() -> None:
-    lease = Lease()
-    heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01), BusMetrics(), nobody, lambda: None)  # type: ignore[arg-type]  # all that it uses
+    consumer = RecordingConsumer()
+    heartbeat = Heartbeat(consumer, BusOptions(renew_every=0.01), BusMetrics(), no_handler, lambda: None)  # type: ignore[arg-type]  # all that it uses
     heartbeat.start()
-    await until(lambda: lease.renewals >= 3)
+    await until(lambda: consumer.renewals >= 3)
     heartbeat.stop()
-    assert not lease.abandoned.is_set()
+    assert not consumer.abandoned.is_set()
 
 
 async def test_blocked_event_loop_loses_the_lease_and_the_log_names_the_handler() -> None:
-    lease = Lease()
+    consumer = RecordingConsumer()
     named: list[str] = []
 
     def describe(frame: FrameType) -> str | None:
@@ -60,14 +60,14 @@ async def test_blocked_event_loop_loses_the_lease_and_the_log_names_the_handler(
 
     lost, metrics = asyncio.Event(), BusMetrics()
     options = BusOptions(renew_every=0.01, max_stall=0.5)
-    heartbeat = Heartbeat(lease, options, metrics, describe, lost.set)  # type: ignore[arg-type]  # all that it uses
+    heartbeat = Heartbeat(consumer, options, metrics, describe, lost.set)  # type: ignore[arg-type]  # all that it uses
     heartbeat.start()
-    await until(lambda: lease.renewals)
+    await until(lambda: consumer.renewals)
 
     def block_the_loop() -> bool:
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
-            if lease.abandoned.wait(0.01):
+            if consumer.abandoned.wait(0.01):
                 return True
         return False
 
@@ -79,8 +79,8 @@ async def test_blocked_event_loop_loses_the_lease_and_the_log_names_the_handler(
 
 
 async def test_heartbeat_continues_after_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    lease, metrics = Lease(), BusMetrics()
-    heartbeat = Heartbeat(lease, BusOptions(renew_every=0.01), metrics, nobody, lambda: None)  # type: ignore[arg-type]  # all that it uses
+    consumer, metrics = RecordingConsumer(), BusMetrics()
+    heartbeat = Heartbeat(consumer, BusOptions(renew_every=0.01), metrics, no_handler, lambda: None)  # type: ignore[arg-type]  # all that it uses
     failures = iter([ZeroDivisionError(), MemoryError()])
     renew = heartbeat._renew
 
@@ -91,6 +91,6 @@ async def test_heartbeat_continues_after_an_internal_error(monkeypatch: pytest.M
 
     monkeypatch.setattr(heartbeat, "_renew", flaky)
     heartbeat.start()
-    await until(lambda: lease.renewals >= 3)
+    await until(lambda: consumer.renewals >= 3)
     heartbeat.stop()
     assert metrics.heartbeat_failures == 2

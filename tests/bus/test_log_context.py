@@ -1,4 +1,4 @@
-"""What the log says of a delivery can be found by what set it off."""
+"""Log lines about a delivery carry the ids by which it can be traced to its request."""
 
 import structlog
 from structlog.testing import capture_logs

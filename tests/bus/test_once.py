@@ -1,4 +1,4 @@
-"""`once=True`: a handler's rows and its publishes happen once per message, however often it is delivered."""
+"""`once=True`: a handler's rows and events are committed once per message, however often it is delivered."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ SOON = Retry(max_attempts=5, min_delay=1, jitter="none")
 
 
 class Ledger:
-    """A service whose handler writes a row and publishes; tests break it in the middle."""
+    """A service whose handler writes a row and publishes, and fails on request after its transaction."""
 
     def __init__(self, kit: BusKit, db: Database) -> None:
         self._bus = kit.bus
@@ -137,7 +137,7 @@ async def test_second_attempt_that_suppresses_the_refusal_commits_nothing(
         try:
             async with db.transaction() as transaction:
                 await transaction.session.execute(text("INSERT INTO ledger VALUES (1)"))
-        except Exception:  # noqa: BLE001, S110 - what the test is about
+        except Exception:  # noqa: BLE001, S110 - the suppressed refusal under test
             pass
 
     kit.bus.add_async_listener(careless, name="careless", once=True)
@@ -177,7 +177,7 @@ async def test_inbox_record_under_a_former_listener_name_counts(kit: BusKit, db:
 
 
 def deliver_twice(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lose the settlement of whatever is handled next: the queue delivers it again."""
+    """Lose the settlement of the next delivery, so that the queue delivers the message again."""
     assert kit.consumer is not None
     settle = kit.consumer.settle
     lost: list[Claim] = []
@@ -196,8 +196,8 @@ def deliver_twice(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kit.consumer, "settle", lossy)
 
 
-class Witness:
-    """A participant whose time after COMMIT lasts until the test lets it end."""
+class BlockingParticipant:
+    """A participant whose step after the commit blocks until the test lets it continue."""
 
     def __init__(self) -> None:
         self.committed, self.go_on = asyncio.Event(), asyncio.Event()
@@ -218,12 +218,12 @@ class Witness:
 
 @pytest.mark.parametrize("by", ["stop", "timeout"])
 async def test_cancellation_after_commit_leaves_the_delivery_done(kit: BusKit, db: Database, by: str) -> None:
-    witness = Witness()
+    participant = BlockingParticipant()
 
     async def handler(event: Ticked) -> None:
         async with db.transaction() as transaction:
             await transaction.session.execute(text("INSERT INTO ledger VALUES (1)"))
-            transaction.participant("witness", lambda: witness)
+            transaction.participant("participant", lambda: participant)
 
     kit.bus.add_async_listener(handler, name="l", once=True, retry=Retry(max_attempts=1))
     await kit.start()
@@ -234,7 +234,7 @@ async def test_cancellation_after_commit_leaves_the_delivery_done(kit: BusKit, d
     settled: list[Settlement] = []
     slot = Slot(lane.listener)
     slot.task = SlotTask(slot, worker.executor.run(slot, claim, lane.metrics, settled.append))
-    await witness.committed.wait()
+    await participant.committed.wait()
     if by == "stop":
         slot.stop()
     else:
@@ -243,7 +243,7 @@ async def test_cancellation_after_commit_leaves_the_delivery_done(kit: BusKit, d
     assert [each.outcome for each in settled] == [Outcome.DONE]
 
 
-def answer_to_commit_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def lose_commit_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     end = Transaction.end
 
     async def lose(transaction: Transaction, error: BaseException | None) -> Ending:
@@ -264,7 +264,7 @@ async def test_committed_delivery_with_a_failed_last_attempt_is_no_dead_letter(
     kit.bus.add_async_listener(handler, name="l", once=True, retry=Retry(max_attempts=1))
     await kit.start()
     await kit.bus.publish(Ticked(1))
-    answer_to_commit_is_lost(monkeypatch)
+    lose_commit_reply(monkeypatch)
     await kit.drain()
     assert (await kit.dead_letters(), kit.bus.metrics.listeners["l"].failed) == ([], 1)
     assert [(it.ready, it.retrying, it.in_flight) for it in await kit.mq.stats()] == [(0, 0, 0)]
@@ -279,7 +279,7 @@ async def test_committed_delivery_with_repeated_process_deaths_is_no_dead_letter
     settled: list[Settlement] = []
     [claim] = await kit.consumer.fetch({name: 1}, wait=0)
     await worker.executor.run(Slot(lane.listener), claim, lane.metrics, settled.append)
-    claim.deliveries[0].crashes = 3  # as if each settlement had been lost with its process
+    claim.deliveries[0].crashes = 3  # as if three processes had died before they settled
     await worker.executor.run(Slot(lane.listener), claim, lane.metrics, settled.append)
     assert ([each.outcome for each in settled], ledger.attempts) == ([Outcome.DONE, Outcome.DONE], 1)
 
@@ -287,12 +287,12 @@ async def test_committed_delivery_with_repeated_process_deaths_is_no_dead_letter
 async def test_delivery_is_not_dead_lettered_while_the_inbox_is_unreachable(
     kit: BusKit, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = True
+    unreachable = True
     handled = Inbox.handled
 
     async def asked(inbox: Inbox, listeners: tuple[str, ...], message_id: str) -> bool:
-        if away:
-            raise DatabaseUnavailable("away")
+        if unreachable:
+            raise DatabaseUnavailable("unreachable")
         return await handled(inbox, listeners, message_id)
 
     monkeypatch.setattr(Inbox, "handled", asked)
@@ -304,7 +304,7 @@ async def test_delivery_is_not_dead_lettered_while_the_inbox_is_unreachable(
     await kit.bus.publish(Ticked(1))
     await kit.advance(minutes=1)
     assert await kit.dead_letters() == []
-    away = False
+    unreachable = False
     await kit.advance(minutes=1)
     assert await kit.dead_letters() == []
     assert kit.bus.metrics.listeners["l"].handled == 1
@@ -327,13 +327,13 @@ async def test_pruning_deletes_the_oldest_records_in_bounded_batches(
     worker = asyncio.create_task(kit.bus.worker().run())
     await kit.clock.advance(worker_module.PRUNE_EVERY)
     async with asyncio.timeout(10):
-        while await marks(db):
+        while await count_records(db):
             await kit.clock.advance(worker_module.PRUNE_AGAIN)
     worker.cancel()
     await asyncio.wait([worker])
 
 
-async def marks(db: Database) -> int:
+async def count_records(db: Database) -> int:
     async with db.read() as session:
         return int((await session.execute(text("SELECT count(*) FROM beneath_inbox"))).scalar_one())
 

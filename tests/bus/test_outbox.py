@@ -1,4 +1,4 @@
-"""The outbox and its relay: a transaction's events reach a queue elsewhere if and only if it committed."""
+"""The outbox and its relay: a transaction's events reach a remote queue if and only if it committed."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from tests.bus.events import Deposited, Ticked, UserCreated, UserUpdated
 from tests.bus.site import Site, opened_site
 
 CLOSE = 0.01
-"""Seconds by which SQLite's clock may differ from Python's, as it reads it less precisely."""
+"""Seconds by which SQLite's time may differ from Python's: SQLite reads the clock less precisely."""
 
 
 @pytest.fixture
@@ -98,15 +98,15 @@ async def test_database_failure_in_publish_or_cancel_raises_a_bus_error(
 
 
 async def test_another_process_sends_the_outbox_rows_of_a_dead_process(site: Site) -> None:
-    doomed, heir = await site.process(), await site.process()
-    assert doomed._publisher.relay is not None
-    await doomed._publisher.relay.close()  # killed between COMMIT and push
+    killed, successor = await site.process(), await site.process()
+    assert killed._publisher.relay is not None
+    await killed._publisher.relay.close()  # killed between COMMIT and push
     async with site.db.transaction():
-        await doomed.publish(Ticked(1))
-        await doomed.publish(Deposited(account="a", amount=2))
+        await killed.publish(Ticked(1))
+        await killed.publish(Deposited(account="a", amount=2))
     await site.until(site.empty)
     assert (await site.delivered("ticks"), await site.delivered("deposits")) == ([1], [2])
-    assert heir.metrics.publish_failures == 0
+    assert successor.metrics.publish_failures == 0
 
 
 async def test_message_resent_after_a_lost_reply_is_accepted_once(site: Site) -> None:
@@ -148,7 +148,7 @@ async def test_only_direct_publishes_with_a_generated_id_are_marked_fresh(
     await site.until(site.empty)
     assert list(sent.values()) == [(True, False)] * 4
     sent.clear()
-    # Nobody knows the ids of these, to repeat them with: they need not be remembered.
+    # The caller of `publish_many` never sees the ids, so the queue need not remember them.
     await bus.publish_many([Ticked(5), Ticked(6)])
     assert [dedupe for dedupe, _ in sent.values()] == [False] * 2
 
@@ -173,7 +173,7 @@ async def test_process_death_between_push_and_cleanup_causes_no_second_delivery(
     await site.until(pushed.is_set)
     await bus._supervisor.close()
     await site.clock.advance(outage)
-    for n in range(10, 13):  # the queue forgets outdated ids with what others publish
+    for n in range(10, 13):  # the queue deletes expired ids when messages are published
         await site.mq.publish([Message(id=f"{n}", event="elsewhere", body=b"x", published_at=1.0, dedupe=True)])
     await site.process()
     await site.until(site.empty)
@@ -268,7 +268,7 @@ async def test_due_times_use_the_database_clock_until_the_queue_is_reached(site:
 
 
 async def test_outbox_rows_wait_until_the_listeners_of_their_process_are_declared(site: Site) -> None:
-    site.mq.down = True  # but for the registry, which the queue can read
+    site.mq.down = True  # the registry can still be read
     bus = await site.process()
     for n in range(3):
         async with site.db.transaction():

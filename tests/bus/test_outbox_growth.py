@@ -1,4 +1,4 @@
-"""What the relay does for one group costs as much with 100,000 rows as with 1,000: counted in SQLite's own steps."""
+"""The relay's statements for one group cost as many SQLite steps with 100,000 rows as with 1,000."""
 
 import asyncio
 import sqlite3
@@ -17,7 +17,7 @@ from tests.contract.sqlite_harness import migrate
 
 FEW, MANY = 1_000, 100_000
 EVERY = 100
-"""How many of SQLite's steps a count stands for."""
+"""Number of virtual machine steps per count of SQLite's progress handler."""
 
 ROWS = """
 WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT :many)
@@ -30,17 +30,17 @@ SENDER = {"sender": "sender"}
 CARRIED = list(range(1, 201))
 PUSHED = [f"direct{n}" for n in range(1, 201)]
 STEPS: dict[str, tuple[Executable, dict[str, Any]]] = {
-    "look what there is": (outbox._PENDING, {}),
+    "read which kinds wait": (outbox._PENDING, {}),
     "read cancellations": (outbox._CANCELLATIONS, LIMIT),
     "read ordered rows": (outbox._CARRIED, LIMIT),
     "read rows that their process left": (outbox._LEFT, {**LIMIT, "last": 3 * MANY}),
-    "claim what is carried": (outbox._CLAIM, {**SENDER, "keys": CARRIED}),
-    "claim what is pushed": (outbox._CLAIM_DIRECT, {**SENDER, "keys": PUSHED}),
-    "release what was carried": (outbox._UNCLAIM, {**SENDER, "keys": CARRIED}),
-    "release what was pushed": (outbox._UNCLAIM_DIRECT, {**SENDER, "keys": PUSHED}),
-    "delete what was carried": (outbox._REMOVE, {"ids": CARRIED}),
-    "delete what was pushed": (outbox._REMOVE_DIRECT, {"ids": PUSHED}),
-    "withdraw what is cancelled": (outbox._WITHDRAW.where(outbox.OUTBOX.c.message_id.in_(PUSHED)), {}),
+    "claim ordered rows": (outbox._CLAIM, {**SENDER, "keys": CARRIED}),
+    "claim pushed rows": (outbox._CLAIM_DIRECT, {**SENDER, "keys": PUSHED}),
+    "release ordered rows": (outbox._UNCLAIM, {**SENDER, "keys": CARRIED}),
+    "release pushed rows": (outbox._UNCLAIM_DIRECT, {**SENDER, "keys": PUSHED}),
+    "delete ordered rows": (outbox._REMOVE, {"ids": CARRIED}),
+    "delete pushed rows": (outbox._REMOVE_DIRECT, {"ids": PUSHED}),
+    "withdraw cancelled rows": (outbox._WITHDRAW.where(outbox.OUTBOX.c.message_id.in_(PUSHED)), {}),
     "find the oldest row": (outbox._OLDEST, {}),
 }
 
@@ -54,7 +54,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sizes(empty: Path) -> Iterator[dict[int, sqlite3.Connection]]:
-    """Databases with few and with many rows of each kind."""
+    """Databases with few and with many rows of each kind, by the number of rows."""
     opened = {many: sqlite3.connect(":memory:", isolation_level=None) for many in (FEW, MANY)}
     for many, db in opened.items():
         with closing(sqlite3.connect(empty)) as source:

@@ -1,4 +1,4 @@
-"""Whatever user code raises has one outcome, and none of them is the end of a worker."""
+"""Every exception that user code raises has one defined outcome, and none ends the worker."""
 
 import asyncio
 import functools
@@ -17,13 +17,13 @@ from bus import BusOptions, Delivery, Discard, Retry, RetryLater
 from bus.testing import BusKit
 from infra.mq import Message
 from tests.bus.events import Deposited, Ticked
-from tests.bus.house import House
+from tests.bus.worker_harness import WorkerHarness
 
 ONCE = Retry(max_attempts=1)
 
 
 class PanicException(BaseException):
-    """What a native library raises when it panics."""
+    """The exception of a native library that panics."""
 
 
 class Wordless(Exception):
@@ -66,7 +66,7 @@ async def test_any_raised_exception_is_one_failure_and_other_deliveries_complete
     make: Callable[[], BaseException],
     plain_def: bool,
 ) -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[tuple[int, int]] = []
 
     async def in_loop(event: Ticked, delivery: Delivery) -> None:
@@ -81,28 +81,28 @@ async def test_any_raised_exception_is_one_failure_and_other_deliveries_complete
 
     handler = in_thread if plain_def else in_loop
     retry = Retry(max_attempts=2, min_delay=1, jitter="none")
-    house.bus.add_async_listener(handler, name="l", retry=retry)
-    async with house.working() as worker:
-        await house.bus.publish_many([Ticked(n) for n in range(5)])
-        await house.until(lambda: len(seen) == 5 and house.bus.metrics.listeners["l"].failed)
-        await house.clock.advance(1)
-        await house.until(lambda: house.bus.metrics.listeners["l"].dead)
+    harness.bus.add_async_listener(handler, name="l", retry=retry)
+    async with harness.working() as worker:
+        await harness.bus.publish_many([Ticked(n) for n in range(5)])
+        await harness.until(lambda: len(seen) == 5 and harness.bus.metrics.listeners["l"].failed)
+        await harness.clock.advance(1)
+        await harness.until(lambda: harness.bus.metrics.listeners["l"].dead)
         assert not worker.done()
-        await house.clock.settle()
-        [dead] = await house.mq.dead_letters()
-        [stats] = await house.mq.stats()
+        await harness.clock.settle()
+        [dead] = await harness.mq.dead_letters()
+        [stats] = await harness.mq.stats()
     assert sorted(seen) == [(0, 1), (1, 1), (1, 2), (2, 1), (3, 1), (4, 1)]
     assert (dead.failures, dead.crashes) == (2, 0)
     assert dead.error.encode()
     assert len(dead.error) < 5_000
     assert "\0" not in dead.error + dead.traceback
     assert (stats.ready, stats.in_flight, stats.retrying) == (0, 0, 0)
-    assert not house.consumers[0].lost
+    assert not harness.consumers[0].lost
 
 
 @dataclass(frozen=True)
 class Picky:
-    """An event whose class has code of its own that runs when it is read."""
+    """An event whose class runs its own code while it is decoded."""
 
     n: int
     error: ClassVar[BaseException | None] = None
@@ -118,18 +118,18 @@ class Picky:
     ids=lambda it: type(it).__name__,
 )
 async def test_event_that_cannot_be_decoded_is_a_failure(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House()
+    harness = WorkerHarness()
 
     async def handler(event: Picky) -> None:
         raise AssertionError("there is no event")
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE)
-    async with house.working() as worker:
-        await house.bus.publish(Picky(1))
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE)
+    async with harness.working() as worker:
+        await harness.bus.publish(Picky(1))
         monkeypatch.setattr(Picky, "error", error)
-        await house.clock.advance(1)
+        await harness.clock.advance(1)
         assert not worker.done()
-        assert [each.failures for each in await house.mq.dead_letters()] == [1]
+        assert [each.failures for each in await harness.mq.dead_letters()] == [1]
 
 
 class Unruly(Retry):
@@ -149,7 +149,7 @@ class Unruly(Retry):
 async def test_invalid_delay_of_a_retry_policy_is_replaced_by_the_default(
     answer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = House()
+    harness = WorkerHarness()
     attempts: list[int] = []
 
     async def handler(event: Ticked, delivery: Delivery) -> None:
@@ -158,28 +158,28 @@ async def test_invalid_delay_of_a_retry_policy_is_replaced_by_the_default(
             raise ValueError
 
     monkeypatch.setattr(Unruly, "answer", answer)
-    house.bus.add_async_listener(handler, name="l", retry=Unruly())
-    async with house.working() as worker:
-        await house.bus.publish(Ticked(1))
-        await house.clock.advance(1.1)  # the default's first delay is up to a second
+    harness.bus.add_async_listener(handler, name="l", retry=Unruly())
+    async with harness.working() as worker:
+        await harness.bus.publish(Ticked(1))
+        await harness.clock.advance(1.1)  # the default's first delay is up to a second
         assert not worker.done()
     assert attempts == [1, 2]
 
 
 @pytest.mark.parametrize("delay", [float("nan"), float("inf"), -1, "soon", None])
 async def test_retry_later_with_an_invalid_delay_is_a_failure(delay: object) -> None:
-    house = House()
+    harness = WorkerHarness()
 
     async def handler(event: Ticked) -> None:
         later = RetryLater(1)
         later.delay = delay  # type: ignore[assignment]  # wrong on purpose
         raise later
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE)
-    async with house.working():
-        await house.bus.publish(Ticked(1))
-        await house.clock.advance(1)
-        [dead] = await house.mq.dead_letters()
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE)
+    async with harness.working():
+        await harness.bus.publish(Ticked(1))
+        await harness.clock.advance(1)
+        [dead] = await harness.mq.dead_letters()
     assert dead.error.startswith("RetryLater")
 
 
@@ -195,7 +195,7 @@ async def raising_group() -> None:
         group.create_task(raising_cleanup())
 
 
-async def taking_it_for_an_end() -> None:
+async def panicking_on_cancellation() -> None:
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
@@ -211,46 +211,46 @@ async def cancelling_itself() -> None:
         task.cancel()
 
 
-ANSWERS = [raising_cleanup, raising_group, taking_it_for_an_end, cancelling_itself]
+ANSWERS = [raising_cleanup, raising_group, panicking_on_cancellation, cancelling_itself]
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
 async def test_any_error_raised_on_cancellation_by_shutdown_releases_the_delivery(
     answer: Callable[[], Awaitable[None]],
 ) -> None:
-    house = House(BusOptions(grace=1))
+    harness = WorkerHarness(BusOptions(grace=1))
 
     async def handler(event: Ticked) -> None:
         await answer()
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=None)
-    async with house.working() as worker:
-        await house.bus.publish(Ticked(1))
-        await house.clock.advance(1)
-        await house.stop(worker)
-        [stats] = await house.mq.stats()
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=None)
+    async with harness.working() as worker:
+        await harness.bus.publish(Ticked(1))
+        await harness.clock.advance(1)
+        await harness.stop(worker)
+        [stats] = await harness.mq.stats()
         assert (stats.ready, stats.in_flight, stats.retrying, stats.dead) == (1, 0, 0, 0)
-    assert house.bus.metrics.listeners["l"].failed == 0
+    assert harness.bus.metrics.listeners["l"].failed == 0
 
 
 async def test_handler_error_during_the_grace_period_releases_the_delivery() -> None:
-    house = House(BusOptions(grace=30))
+    harness = WorkerHarness(BusOptions(grace=30))
     go_on = asyncio.Event()
 
     async def handler(event: Ticked) -> None:
         await go_on.wait()
         raise ConnectionError("the pool was closed by the stop")
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=None)
-    async with house.working() as worker:
-        await house.bus.publish(Ticked(1))
-        await house.clock.settle()
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=None)
+    async with harness.working() as worker:
+        await harness.bus.publish(Ticked(1))
+        await harness.clock.settle()
         worker.cancel()
-        await house.clock.settle()
+        await harness.clock.settle()
         go_on.set()
-        await house.clock.advance(1)
+        await harness.clock.advance(1)
         assert worker.done()
-        [stats] = await house.mq.stats()
+        [stats] = await harness.mq.stats()
         assert (stats.ready, stats.retrying, stats.dead) == (1, 0, 0)
 
 
@@ -258,7 +258,7 @@ async def test_handler_error_during_the_grace_period_releases_the_delivery() -> 
 async def test_any_error_raised_on_cancellation_by_timeout_counts_as_the_timeout(
     answer: Callable[[], Awaitable[None]],
 ) -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[int] = []
 
     async def handler(event: Ticked) -> None:
@@ -267,18 +267,18 @@ async def test_any_error_raised_on_cancellation_by_timeout_counts_as_the_timeout
         await asyncio.sleep(0)
         seen.append(event.n)
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=5, concurrency=1)
-    async with house.working():
-        await house.bus.publish_many([Ticked(1), Ticked(2), Ticked(3)])
-        await house.clock.advance(10)
-        [dead] = await house.mq.dead_letters()
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=5, concurrency=1)
+    async with harness.working():
+        await harness.bus.publish_many([Ticked(1), Ticked(2), Ticked(3)])
+        await harness.clock.advance(10)
+        [dead] = await harness.mq.dead_letters()
     assert (dead.failures, dead.error) == (1, "HandlerTimeout: took longer than its timeout of 5 s")
-    metrics = house.bus.metrics.listeners["l"]
+    metrics = harness.bus.metrics.listeners["l"]
     assert (metrics.failed, metrics.timed_out, seen) == (1, 1, [2, 3])
 
 
 async def test_handler_cancelling_its_own_task_does_not_affect_the_next_delivery() -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[tuple[int, int]] = []
 
     async def handler(event: Ticked) -> None:
@@ -292,15 +292,15 @@ async def test_handler_cancelling_its_own_task_does_not_affect_the_next_delivery
             return  # before the cancellation can be raised
         await asyncio.sleep(0)
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE, concurrency=1)
-    async with house.working():
-        await house.bus.publish_many([Ticked(n) for n in range(5)])
-        await house.until(lambda: len(seen) == 5)
-        await house.clock.settle()
-        [dead] = await house.mq.dead_letters()
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE, concurrency=1)
+    async with harness.working():
+        await harness.bus.publish_many([Ticked(n) for n in range(5)])
+        await harness.until(lambda: len(seen) == 5)
+        await harness.clock.settle()
+        [dead] = await harness.mq.dead_letters()
     assert seen == [(n, 0) for n in range(5)]
     assert dead.error.startswith("HandlerCancelled")
-    assert house.bus.metrics.listeners["l"].handled == 4
+    assert harness.bus.metrics.listeners["l"].handled == 4
 
 
 tenant: ContextVar[str | None] = ContextVar("tenant", default=None)
@@ -308,7 +308,7 @@ tenant: ContextVar[str | None] = ContextVar("tenant", default=None)
 
 @pytest.mark.parametrize("ordered", [False, True])
 async def test_context_variables_of_a_delivery_do_not_leak_into_the_next(ordered: bool) -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[str | None] = []
 
     async def handler(event: Deposited) -> None:
@@ -322,18 +322,18 @@ async def test_context_variables_of_a_delivery_do_not_leak_into_the_next(ordered
         seen.append(tenant.get())
 
     if ordered:
-        house.bus.add_async_ordered_listener(handler, name="l")
+        harness.bus.add_async_ordered_listener(handler, name="l")
     else:
-        house.bus.add_async_listener(handler, name="l", concurrency=1)
-    async with house.working():
-        await house.bus.publish_many([Deposited(account="a", amount=n) for n in range(3)])
-        await house.until(lambda: len(seen) == 9)
+        harness.bus.add_async_listener(handler, name="l", concurrency=1)
+    async with harness.working():
+        await harness.bus.publish_many([Deposited(account="a", amount=n) for n in range(3)])
+        await harness.until(lambda: len(seen) == 9)
     assert seen == [None, "first", "second"] * 3
     assert tenant.get() is None
 
 
 async def test_unprintable_log_value_does_not_affect_the_delivery() -> None:
-    house = House()
+    harness = WorkerHarness()
     rendered: list[str] = []
 
     def render(_: object, __: str, entry: Any) -> Any:  # noqa: ANN401 - structlog's processors take and return anything
@@ -344,12 +344,12 @@ async def test_unprintable_log_value_does_not_affect_the_delivery() -> None:
         structlog.contextvars.bind_contextvars(user=Wordless())
         raise ValueError("no")
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE)
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE)
     with capture_logs(processors=[structlog.contextvars.merge_contextvars, render]):
-        async with house.working():
-            await house.bus.publish(Ticked(1))
-            await house.clock.advance(1)
-            [dead] = await house.mq.dead_letters()
+        async with harness.working():
+            await harness.bus.publish(Ticked(1))
+            await harness.clock.advance(1)
+            [dead] = await harness.mq.dead_letters()
     assert dead.error == "ValueError: no"
     assert any("delivery dead-lettered" in line for line in rendered)
 
@@ -388,8 +388,8 @@ def with_prefix(prefix: str, event: Ticked) -> Awaitable[None]:
 HANDLERS: dict[str, Any] = {
     "plain": handle,
     "wrapped": wrapped,
-    "wrapped without saying so": unmarked,
-    "returns what it did not await": passing_on,
+    "wrapped without functools.wraps": unmarked,
+    "returns an awaitable": passing_on,
     "partial": functools.partial(with_prefix, "p"),
     "partial of a partial": functools.partial(functools.partial(handle)),
     "callable object": CallableObject(),
@@ -399,14 +399,14 @@ HANDLERS: dict[str, Any] = {
 @pytest.mark.parametrize("handler", HANDLERS.values(), ids=HANDLERS)
 async def test_wrapped_handler_is_awaited(handler: Any) -> None:  # noqa: ANN401 - all kinds
     SEEN.clear()
-    house = House()
-    house.bus.add_async_listener(handler, name="l")
-    async with house.working():
+    harness = WorkerHarness()
+    harness.bus.add_async_listener(handler, name="l")
+    async with harness.working():
         for n in range(3):
-            await house.bus.publish(Ticked(n))
-            await house.until(lambda n=n: len(SEEN) == n + 1)  # type: ignore[misc]  # mypy takes n for a parameter
+            await harness.bus.publish(Ticked(n))
+            await harness.until(lambda n=n: len(SEEN) == n + 1)  # type: ignore[misc]  # mypy takes n for a parameter of the condition
     assert SEEN == [0, 1, 2]
-    assert house.bus.metrics.listeners["l"].handled == 3
+    assert harness.bus.metrics.listeners["l"].handled == 3
 
 
 @pytest.mark.parametrize("handler", HANDLERS.values(), ids=HANDLERS)
@@ -435,32 +435,32 @@ async def returning_a_generator_later(event: Ticked) -> Any:  # noqa: ANN401 - a
 
 @pytest.mark.parametrize("handler", [returning_a_generator, returning_a_generator_later])
 async def test_handler_that_returns_a_generator_counts_as_failed(handler: Any) -> None:  # noqa: ANN401 - all kinds
-    house = House()
-    house.bus.add_async_listener(handler, name="l", retry=ONCE)
-    async with house.working():
-        await house.bus.publish(Ticked(1))
-        await house.until(lambda: house.bus.metrics.listeners["l"].dead)
-        await house.clock.settle()
-        [dead] = await house.mq.dead_letters()
+    harness = WorkerHarness()
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE)
+    async with harness.working():
+        await harness.bus.publish(Ticked(1))
+        await harness.until(lambda: harness.bus.metrics.listeners["l"].dead)
+        await harness.clock.settle()
+        [dead] = await harness.mq.dead_letters()
     assert dead.error.startswith("TypeError: the handler returned a generator, whose body never runs")
-    assert house.bus.metrics.listeners["l"].handled == 0
+    assert harness.bus.metrics.listeners["l"].handled == 0
 
 
 async def test_value_that_a_handler_returns_is_ignored() -> None:
-    house = House()
+    harness = WorkerHarness()
 
     async def handler(event: Ticked) -> int:
         return 5
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE)  # type: ignore[arg-type]  # against its signature
-    async with house.working():
-        await house.bus.publish(Ticked(1))
-        await house.until(lambda: house.bus.metrics.listeners["l"].handled)
-    assert house.bus.metrics.listeners["l"].failed == 0
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE)  # type: ignore[arg-type]  # against its signature
+    async with harness.working():
+        await harness.bus.publish(Ticked(1))
+        await harness.until(lambda: harness.bus.metrics.listeners["l"].handled)
+    assert harness.bus.metrics.listeners["l"].failed == 0
 
 
 async def test_thread_start_failure_counts_no_failure_and_repeats_no_handler(monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[int] = []
     start, refusals = threading.Thread.start, 3
 
@@ -474,37 +474,37 @@ async def test_thread_start_failure_counts_no_failure_and_repeats_no_handler(mon
     def handler(event: Ticked, delivery: Delivery) -> None:
         seen.append(delivery.attempt)
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE)
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE)
     monkeypatch.setattr(threading.Thread, "start", refusing)
-    async with house.working():
-        await house.bus.publish_many([Ticked(1), Ticked(2)])
+    async with harness.working():
+        await harness.bus.publish_many([Ticked(1), Ticked(2)])
         for _ in range(4):
-            await house.clock.advance(1)
-        await house.until(lambda: house.bus.metrics.listeners["l"].handled == 2)
-        assert await house.mq.dead_letters() == []
+            await harness.clock.advance(1)
+        await harness.until(lambda: harness.bus.metrics.listeners["l"].handled == 2)
+        assert await harness.mq.dead_letters() == []
     assert (seen, refusals) == ([1, 1], 0)
-    assert house.bus.metrics.listeners["l"].failed == 0
+    assert harness.bus.metrics.listeners["l"].failed == 0
 
 
 async def test_message_with_a_newer_frame_version_is_parked() -> None:
-    house = House()
+    harness = WorkerHarness()
     asked: list[Any] = []
 
     async def handler(event: Ticked) -> None:
-        raise AssertionError("it is not for this code")
+        raise AssertionError("this code cannot read the frame")
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE)
-    async with house.working():
-        settle = house.consumers[0].settle
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE)
+    async with harness.working():
+        settle = harness.consumers[0].settle
 
         async def recording(settlements: Any) -> Any:  # noqa: ANN401 - stands in for any
             asked.extend(settlements)
             return await settle(settlements)
 
-        house.consumers[0].settle = recording  # type: ignore[method-assign]  # to see what is settled
-        await house.mq.publish([Message(id="m", event="clock.ticked", body=b"\x92\x02\x00", published_at=0.0)])
-        await house.clock.advance(30)
-        [stats] = await house.mq.stats()
+        harness.consumers[0].settle = recording  # type: ignore[method-assign]  # records the settlements
+        await harness.mq.publish([Message(id="m", event="clock.ticked", body=b"\x92\x02\x00", published_at=0.0)])
+        await harness.clock.advance(30)
+        [stats] = await harness.mq.stats()
     assert (stats.parked, stats.dead) == (1, 0)
     assert [each.needs for each in asked] == ["frame version 2"]
 
@@ -533,7 +533,7 @@ async def test_any_exception_of_a_sync_listener_fails_only_its_publisher() -> No
 
 
 async def test_discard_and_retry_later_count_even_when_raised_on_cancellation() -> None:
-    house = House()
+    harness = WorkerHarness()
 
     async def handler(event: Ticked) -> None:
         try:
@@ -541,11 +541,11 @@ async def test_discard_and_retry_later_count_even_when_raised_on_cancellation() 
         except asyncio.CancelledError:
             raise (Discard("late") if event.n == 1 else RetryLater(50)) from None
 
-    house.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=5)
-    async with house.working():
-        await house.bus.publish_many([Ticked(1), Ticked(2)])
-        await house.clock.advance(10)
-        metrics = house.bus.metrics.listeners["l"]
+    harness.bus.add_async_listener(handler, name="l", retry=ONCE, timeout=5)
+    async with harness.working():
+        await harness.bus.publish_many([Ticked(1), Ticked(2)])
+        await harness.clock.advance(10)
+        metrics = harness.bus.metrics.listeners["l"]
         assert (metrics.discarded, metrics.deferred, metrics.failed) == (1, 1, 0)
-        [stats] = await house.mq.stats()
+        [stats] = await harness.mq.stats()
         assert (stats.retrying, stats.dead) == (1, 0)

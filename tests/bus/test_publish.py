@@ -1,4 +1,4 @@
-"""`publish` without a database: what runs, in what order, and what is sent."""
+"""Tests of `publish` without a database: order of listeners, messages sent, and errors."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ from tests.bus.events import Deposited, Ticked, UserCreated, UserUpdated
 
 
 class Recorder:
-    """Handlers that write down what they were called with."""
+    """Handlers that record their arguments."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -171,7 +171,7 @@ async def test_an_event_without_subscriptions_costs_no_call_to_the_queue(monkeyp
         await kit.start()
 
         async def refuse(messages: list[Message]) -> None:
-            raise AssertionError("nobody subscribed")
+            raise AssertionError("there is no subscription")
 
         monkeypatch.setattr(kit.mq, "publish", refuse)
         await kit.bus.publish(UserCreated())
@@ -200,16 +200,16 @@ async def test_expired_subscription_cache_is_refreshed_once_and_used_again(
 ) -> None:
     async with BusKit() as kit:
         await kit.start()
-        looks = 0
+        calls = 0
         registry = kit.mq.registry
 
         async def counted() -> Registry:
-            nonlocal looks
-            looks += 1
+            nonlocal calls
+            calls += 1
             return await registry()
 
         async def refuse(messages: list[Message]) -> None:
-            raise AssertionError("nobody subscribed")
+            raise AssertionError("there is no subscription")
 
         monkeypatch.setattr(kit.mq, "registry", counted)
         monkeypatch.setattr(kit.mq, "publish", refuse)
@@ -217,11 +217,11 @@ async def test_expired_subscription_cache_is_refreshed_once_and_used_again(
             await kit.clock.advance(5)
             for _ in range(10):
                 await kit.bus.publish(UserCreated())
-        assert looks == 3
+        assert calls == 3
 
 
 class Broken:
-    """A field that lies about its type."""
+    """A value of a type that the event's field does not allow."""
 
 
 @pytest.mark.parametrize("user_id", ["not a uuid", Broken(), None])
@@ -419,7 +419,7 @@ async def test_events_with_sync_or_broadcast_listeners_cannot_be_delayed() -> No
                 await kit.bus.publish_delayed(event, 1)
         with pytest.raises(InvalidEvent, match="must be a number from 0"):
             await kit.bus.publish_delayed(UserUpdated(), -1)
-        naive = datetime(2026, 1, 1)  # noqa: DTZ001 - what the test is about
+        naive = datetime(2026, 1, 1)  # noqa: DTZ001 - the naive time under test
         with pytest.raises(InvalidEvent, match="no time zone"):
             await kit.bus.publish_scheduled(UserUpdated(), naive)
 
@@ -437,7 +437,7 @@ async def test_start_fails_when_the_queue_does_not_answer_in_time(monkeypatch: p
 
 def test_event_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        UserCreated().email = "x"  # type: ignore[misc]  # what the test is about
+        UserCreated().email = "x"  # type: ignore[misc]  # the error under test
 
 
 async def test_renamed_event_is_decoded_under_its_former_name() -> None:

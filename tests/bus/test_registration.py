@@ -74,7 +74,7 @@ async def generator(event: UserCreated) -> AsyncIterator[int]:
     yield 1
 
 
-async def without_annotation(event) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001 - what the test is about
+async def without_annotation(event) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001 - the error under test
 
 
 async def without_parameters() -> None: ...
@@ -83,7 +83,7 @@ async def without_parameters() -> None: ...
 async def of_str(event: str) -> None: ...
 
 
-async def of_any(event: Any) -> None: ...  # noqa: ANN401 - what the test is about
+async def of_any(event: Any) -> None: ...  # noqa: ANN401 - the error under test
 
 
 async def of_optional(event: UserCreated | None) -> None: ...

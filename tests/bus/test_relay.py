@@ -1,4 +1,4 @@
-"""The relay at its edges: no row starves, doubles, blocks its group or is lost from sight."""
+"""The relay in edge cases: no row starves, is sent twice without a failure, blocks its group, or gets lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,7 +22,7 @@ from tests.bus.site import RemoteQueue, Site, opened_site
 
 
 class WatchedQueue(RemoteQueue):
-    """Writes down what it is asked, and does what a test says to some of it."""
+    """A remote queue that records its calls, and that delays or fails chosen calls."""
 
     def __init__(self, *, clock: FakeClock) -> None:
         super().__init__(clock=clock)
@@ -32,7 +32,7 @@ class WatchedQueue(RemoteQueue):
         self.sizes: list[int] = []
         self.before: Callable[[Sequence[Message]], None] = lambda _messages: None
         self.held: dict[str, asyncio.Event] = {}
-        """Publishes of these events wait here first."""
+        """By event, or `cancel`: calls wait for this before they take effect."""
 
         self.holding: set[str] = set()
 
@@ -103,7 +103,7 @@ async def cancel_unclaimed(site: Site, bus: Bus, message_id: str) -> None:
     """Cancel an event in a transaction, at a moment when the relay has claimed no row."""
     claimed = text("SELECT 1 FROM beneath_outbox WHERE sending IS NOT NULL")
     while True:
-        async with site.db.transaction() as transaction:  # which keeps the relay from claiming rows
+        async with site.db.transaction() as transaction:  # the write lock keeps the relay from claiming rows
             if not (await transaction.session.scalars(claimed)).all():
                 assert await bus.cancel(message_id) is True
                 assert await bus.cancel(message_id) is False
@@ -114,7 +114,7 @@ async def cancel_unclaimed(site: Site, bus: Bus, message_id: str) -> None:
 async def insert(
     site: Site, count: int, *, kind: str, key: str | None = None, size: int = 1, first: int = 0, name: str = ""
 ) -> None:
-    """Write rows as a process left them that died long ago."""
+    """Insert outbox rows as if a process had died long ago and left them."""
     async with site.db.transaction() as transaction:
         await transaction.session.execute(
             OUTBOX.insert(),
@@ -133,7 +133,7 @@ async def insert(
         )
 
 
-# --- no kind of row starves another -----------------------------------------------------------------------------------
+# --- no kind of row blocks another ------------------------------------------------------------------------------------
 
 
 async def test_hanging_push_does_not_delay_ordered_events_or_broadcasts(site: Site) -> None:
@@ -174,7 +174,7 @@ async def test_rows_of_every_kind_are_sent_in_order_and_in_bounded_groups(site: 
     await insert(site, 3 * GROUP, kind="direct")
     relay = (await site.process())._publisher.relay
     assert relay is not None
-    await site.until(lambda: relay._last_left > 0)  # from now on the unordered rows count as left
+    await site.until(lambda: relay._last_left > 0)  # from now on these unordered rows count as left by a dead process
     await insert(site, 1, kind="cancel")
     relay._carrier.group = relay._sweeper.group = GROUP
     mq.before = lambda _messages: None
@@ -203,7 +203,7 @@ async def test_stuck_rows_of_one_kind_do_not_block_other_kinds(site: Site, stuck
     await site.process()
     await site.clock.advance(5)
     for name, kind in kinds_of.items():
-        if name != stuck:  # they come later than what is stuck
+        if name != stuck:  # these rows are newer than the stuck rows
             await insert(site, 50, kind=kind, key="a" if name == "Deposited" else None, first=3)
 
     async def only_the_stuck() -> bool:
@@ -221,16 +221,16 @@ async def test_stuck_cancellation_blocks_only_its_id_and_ordering_key(site: Site
     mq = watched(site)
     mq.cancel_fails = True
     await insert(site, 1, kind="cancel")
-    await insert(site, 1, kind="publish", key=key, name="cancel")  # the same id anew
+    await insert(site, 1, kind="publish", key=key, name="cancel")  # published again with the cancelled id
     await insert(site, 1, kind="publish", key="a")
     await insert(site, 2, kind="publish", key="b", first=1)
     await site.process()
     held_up = ["cancel-0"] if key is None else ["cancel-0", "publish-0"]
 
-    async def only_what_waits() -> bool:
+    async def only_held_up_rows() -> bool:
         return [each for each in await waiting_ids(site) if each not in held_up] == []
 
-    await site.until(only_what_waits)
+    await site.until(only_held_up_rows)
     await site.clock.advance(3)
     assert sorted(set(await waiting_ids(site))) == held_up
     mq.cancel_fails = False
@@ -246,7 +246,7 @@ async def test_group_is_bounded_in_bytes_and_a_larger_row_is_sent_alone(site: Si
     await site.until(site.empty)
     mq = watched(site)
     assert sorted(map(len, mq.calls)) == [1, 1, 3, 3, 3]
-    assert max(mq.sizes) == 3 * GROUP_BYTES  # a row that is larger goes alone
+    assert max(mq.sizes) == 3 * GROUP_BYTES  # a row above the limit is sent alone
 
 
 async def test_relay_queries_do_not_scan_the_outbox(site: Site) -> None:
@@ -290,13 +290,13 @@ async def test_push_that_waited_too_long_is_sent_from_its_row_only(site: Site) -
         await commit(site, one, Ticked(n))
     assert mq.calls == []
     del mq.held["clock.ticked"]
-    # The push of the first hangs; the other process finds the rows, and sends and deletes them.
+    # The push of the first process hangs; the second process finds, sends and deletes the rows.
     await site.until(site.empty)
-    sent_by_the_other = len(mq.ids)
-    assert sent_by_the_other == 6
+    sent_by_two = len(mq.ids)
+    assert sent_by_two == 6
     stuck.set()
     await site.clock.advance(10)
-    assert len(mq.ids) == 7  # the one whose push hung; the queue dropped it as a repetition
+    assert len(mq.ids) == 7  # the message whose push hung; the queue dropped it as a duplicate
     assert sorted(await site.delivered("ticks")) == list(range(6))
     assert two.metrics.publish_failures == 0
 
@@ -337,12 +337,12 @@ async def test_failed_row_deletion_does_not_resend_the_message(
     monkeypatch.setattr(relay._outbox, "remove", fail)
     await commit(site, bus, event)
     await site.until(site.empty)
-    await bus.close()  # lets every loop end what it is about
+    await bus.close()  # lets every loop finish its work
     assert failures == 0
     assert len(watched(site).ids) == 1
 
 
-# --- a bad row blocks nobody ------------------------------------------------------------------------------------------
+# --- a rejected row blocks no other row -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -465,19 +465,19 @@ class Shifted(FakeClock):
 async def test_right_to_send_does_not_depend_on_the_wall_clock(site: Site) -> None:
     ahead, behind = Shifted(), Shifted()
     ahead.shift, behind.shift = 3600.0, -3600.0
-    dead, heir = Outbox(site.db, ahead), Outbox(site.db, behind)
+    dead, successor = Outbox(site.db, ahead), Outbox(site.db, behind)
     assert await dead.acquire("dead", LEASE)
-    assert not await heir.acquire("heir", LEASE)
+    assert not await successor.acquire("successor", LEASE)
     await behind.advance(LEASE - 0.1)
-    assert not await heir.acquire("heir", LEASE)
-    assert await dead.acquire("dead", LEASE)  # it lives: the wait begins anew
+    assert not await successor.acquire("successor", LEASE)
+    assert await dead.acquire("dead", LEASE)  # the holder renewed: the wait starts again
     ahead.shift = -7200.0
     await behind.advance(LEASE - 0.1)
-    assert not await heir.acquire("heir", LEASE)
+    assert not await successor.acquire("successor", LEASE)
     await behind.advance(LEASE)
-    assert await heir.acquire("heir", LEASE)
+    assert await successor.acquire("successor", LEASE)
     assert not await dead.acquire("dead", LEASE)
-    await heir.release("heir")
+    await successor.release("successor")
     assert await dead.acquire("dead", LEASE)
 
 
@@ -499,7 +499,7 @@ async def test_a_slow_group_keeps_the_right_to_send(site: Site) -> None:
     mq = watched(site)
     mq.held["Deposited"] = asyncio.Event()
     await commit(site, one, Deposited(account="a", amount=1))
-    for _ in range(30):  # ten leases long
+    for _ in range(30):  # ten times the duration of the lease
         await site.clock.advance(1)
         await asyncio.sleep(0.005)
     mq.held["Deposited"].set()
@@ -596,7 +596,10 @@ async def test_event_cancelled_in_the_outbox_is_never_delivered_after_a_long_out
     else:
         assert await site.cancel(bus, message_id) is True
     assert await bus.cancel(message_id) is False
-    assert await waiting_ids(site) == [kept, message_id]  # the latter is a cancellation: nothing sends the event itself
+    assert await waiting_ids(site) == [
+        kept,
+        message_id,
+    ]  # the second row is a cancellation; the event itself has no row
     await site.clock.advance(120)
     site.mq.down = False
     await site.until(site.empty)
@@ -613,7 +616,7 @@ async def test_cancel_of_an_event_being_sent_waits_for_the_queues_answer(site: S
     await site.until(lambda: mq.holding == {"clock.ticked"})
     cancelling = asyncio.create_task(bus.cancel(message_id))
     await site.clock.advance(0.5 if in_time else 3)
-    assert not (in_time and cancelling.done())  # once it is due, no answer of the queue is needed
+    assert not (in_time and cancelling.done())  # once the event is due, no answer of the queue is needed
     stuck.set()
     await site.until(cancelling.done)
     assert cancelling.result() is in_time
@@ -628,7 +631,7 @@ async def test_cancel_fails_while_the_outcome_of_the_send_is_unknown(site: Site)
     site.mq.lose_replies = 1_000_000
     async with site.db.transaction():
         message_id = await bus.publish_delayed(Ticked(1), 3600)
-    await site.until(lambda: len(mq.ids) > 1)  # it was sent, and no process knows so
+    await site.until(lambda: len(mq.ids) > 1)  # it was sent, but all replies were lost
     cancelling = asyncio.create_task(bus.cancel(message_id))
     await site.until(cancelling.done)
     with pytest.raises(CancelFailed, match="just being sent"):
@@ -644,7 +647,7 @@ async def test_row_claimed_by_several_senders_cannot_be_taken_back(site: Site) -
     bus = await site.process()
     site.mq.down = True
     async with site.db.transaction():
-        for n in (1, 2):  # the second is a repetition, which no sender claims here
+        for n in (1, 2):  # the second row is a duplicate, which no sender claims
             message_id = await bus.publish_delayed(Ticked(n), 3600, id="seven")
     await site.until(lambda: bus.metrics.publish_failures > 0)
     await bus.close()
@@ -664,7 +667,7 @@ async def test_only_delayed_messages_are_claimed_before_sending(site: Site) -> N
         Entry(n, kind, f"{n}", Message(id=f"{n}", event="clock.ticked", body=b"x", published_at=1.0, due_at=None))
         for n, kind in enumerate((EntryKind.PUBLISH, EntryKind.DIRECT), 1)
     ]
-    async with site.db.write_lock():  # a statement would wait for it
+    async with site.db.write_lock():  # an UPDATE would wait for the lock
         assert await Outbox(site.db, site.clock).claim("sender", entries) == entries
     assert bus.metrics.publish_failures == 0
 
@@ -697,7 +700,7 @@ async def test_same_id_on_two_event_classes_is_sent_twice(site: Site) -> None:
 
 
 async def recorded(db: Database, read: Callable[[], object]) -> list[tuple[str, tuple[object, ...]]]:
-    """Return the statements, with their parameters, that `read` sends."""
+    """Return the SELECT statements that `read` executes, with their parameters."""
     from sqlalchemy import event
 
     statements: list[tuple[str, tuple[object, ...]]] = []

@@ -1,4 +1,4 @@
-"""No settlement holds up another one, and none is lost while the lease lasts."""
+"""No failing settlement blocks another settlement, and none is lost while the lease is valid."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from infra.mq import Claim, Delivery, Failure, Outcome, QueueClosed, QueueReject
 
 
 class Queue:
-    """Settles what `refusal` does not refuse, whole calls at a time, and keeps a list of it."""
+    """A queue that records settlements, and fails a whole call if `refusal` returns an error for one of them."""
 
     def __init__(self) -> None:
         self.lost = False
@@ -40,7 +40,7 @@ def settlement(number: int, claim: Claim | None = None, outcome: Outcome = Outco
     return Settlement(claim=claim, delivery=delivery, outcome=outcome, failure=failure)
 
 
-class Bench:
+class SettlerHarness:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.queue = Queue()
@@ -67,56 +67,56 @@ FINAL = [
 
 @pytest.mark.parametrize("error", FINAL, ids=lambda it: type(it).__name__)
 async def test_rejected_settlement_in_a_batch_is_stored_without_its_error(error: Exception) -> None:
-    bench = Bench()
-    bench.queue.refusal = lambda it: error if it.failure == Failure(error="bad") else None
+    harness = SettlerHarness()
+    harness.queue.refusal = lambda it: error if it.failure == Failure(error="bad") else None
     batch = [settlement(n, outcome=Outcome.DEAD if n == 700 else Outcome.DONE) for n in range(1000)]
-    assert await bench.settle(*batch) == list(range(1000))
-    assert bench.queue.calls < 25
-    assert [it.failure for it in bench.queue.settled if it.outcome is Outcome.DEAD] == [UNSTORABLE]
-    assert bench.settler.idle.is_set()
+    assert await harness.settle(*batch) == list(range(1000))
+    assert harness.queue.calls < 25
+    assert [it.failure for it in harness.queue.settled if it.outcome is Outcome.DEAD] == [UNSTORABLE]
+    assert harness.settler.idle.is_set()
 
 
 async def test_settlement_rejected_in_every_form_is_released_or_dropped() -> None:
-    bench = Bench()
-    bench.queue.refusal = lambda it: (
+    harness = SettlerHarness()
+    harness.queue.refusal = lambda it: (
         QueueRejected("no") if it.delivery.id == 1 and it.outcome is Outcome.RETRY else None
     )
-    assert await bench.settle(*(settlement(n, outcome=Outcome.RETRY) for n in range(3))) == [0, 1, 2]
-    assert [it.outcome for it in bench.queue.settled] == [Outcome.RETRY, Outcome.RELEASE, Outcome.RETRY]
-    bench.queue.refusal = lambda it: QueueRejected("no") if it.delivery.id == 4 else None
-    assert await bench.settle(*(settlement(n) for n in (3, 4, 5))) == [0, 1, 2, 3, 5]
-    assert bench.settler.idle.is_set()
+    assert await harness.settle(*(settlement(n, outcome=Outcome.RETRY) for n in range(3))) == [0, 1, 2]
+    assert [it.outcome for it in harness.queue.settled] == [Outcome.RETRY, Outcome.RELEASE, Outcome.RETRY]
+    harness.queue.refusal = lambda it: QueueRejected("no") if it.delivery.id == 4 else None
+    assert await harness.settle(*(settlement(n) for n in (3, 4, 5))) == [0, 1, 2, 3, 5]
+    assert harness.settler.idle.is_set()
 
 
 @pytest.mark.parametrize(
     "error",
-    [QueueUnavailable("away"), OperationalError("s", None, ValueError()), OSError(24, "no file descriptors")],
+    [QueueUnavailable("unreachable"), OperationalError("s", None, ValueError()), OSError(24, "no file descriptors")],
     ids=lambda it: type(it).__name__,
 )
 async def test_transient_error_retries_the_whole_batch(error: Exception) -> None:
-    bench, refusals = Bench(), 5
+    harness, refusals = SettlerHarness(), 5
 
     def refuse(_: Settlement) -> Exception | None:
         nonlocal refusals
         refusals -= 1
         return error if refusals >= 0 else None
 
-    bench.queue.refusal = refuse
-    assert await bench.settle(*(settlement(n) for n in range(100))) == list(range(100))
-    assert bench.queue.calls == 6
+    harness.queue.refusal = refuse
+    assert await harness.settle(*(settlement(n) for n in range(100))) == list(range(100))
+    assert harness.queue.calls == 6
 
 
 async def test_settlement_with_a_persistent_unknown_error_blocks_no_other_settlement() -> None:
-    bench = Bench()
-    bench.queue.refusal = lambda it: AttributeError("a defect") if it.delivery.id == 3 else None
-    assert sorted(await bench.settle(*(settlement(n) for n in range(8)))) == [0, 1, 2, 4, 5, 6, 7]
-    assert not bench.settler.idle.is_set()
-    bench.queue.refusal = lambda _: None
-    assert sorted(await bench.settle()) == list(range(8))
+    harness = SettlerHarness()
+    harness.queue.refusal = lambda it: AttributeError("a defect") if it.delivery.id == 3 else None
+    assert sorted(await harness.settle(*(settlement(n) for n in range(8)))) == [0, 1, 2, 4, 5, 6, 7]
+    assert not harness.settler.idle.is_set()
+    harness.queue.refusal = lambda _: None
+    assert sorted(await harness.settle()) == list(range(8))
 
 
 async def test_settlements_of_one_claim_keep_their_order_despite_errors() -> None:
-    bench = Bench()
+    harness = SettlerHarness()
     mailbox = Claim(subscription="l", deliveries=[], ordered=True)
     batch = [settlement(n, mailbox if n % 3 == 0 else None) for n in range(20)]
     refusals = 7
@@ -128,26 +128,26 @@ async def test_settlements_of_one_claim_keep_their_order_despite_errors() -> Non
             return AttributeError("a defect")
         return None
 
-    bench.queue.refusal = refuse
-    settled = await bench.settle(*batch)
+    harness.queue.refusal = refuse
+    settled = await harness.settle(*batch)
     assert sorted(settled) == list(range(20))
     assert [n for n in settled if isinstance(n, int) and n % 3 == 0] == [0, 3, 6, 9, 12, 15, 18]
 
 
 async def test_settlements_in_flight_at_cancellation_are_sent_by_the_next_run() -> None:
-    bench = Bench()
-    bench.queue.refusal = lambda _: asyncio.CancelledError()
-    assert await bench.settle(settlement(1), settlement(2), seconds=1) == []
-    bench.queue.refusal = lambda _: None
-    assert await bench.settle() == [1, 2]
+    harness = SettlerHarness()
+    harness.queue.refusal = lambda _: asyncio.CancelledError()
+    assert await harness.settle(settlement(1), settlement(2), seconds=1) == []
+    harness.queue.refusal = lambda _: None
+    assert await harness.settle() == [1, 2]
 
 
 async def test_lost_lease_drops_all_unsent_settlements() -> None:
-    bench = Bench()
-    bench.queue.refusal = lambda _: QueueClosed("lost")
-    await bench.settle(settlement(1), settlement(2))
-    assert (len(bench.dropped), bench.settler.idle.is_set()) == (2, True)
-    bench.queue.lost = True
-    bench.queue.refusal = lambda _: QueueUnavailable("away")
-    await bench.settle(settlement(3))
-    assert (len(bench.dropped), bench.settler.idle.is_set()) == (3, True)
+    harness = SettlerHarness()
+    harness.queue.refusal = lambda _: QueueClosed("lost")
+    await harness.settle(settlement(1), settlement(2))
+    assert (len(harness.dropped), harness.settler.idle.is_set()) == (2, True)
+    harness.queue.lost = True
+    harness.queue.refusal = lambda _: QueueUnavailable("unreachable")
+    await harness.settle(settlement(3))
+    assert (len(harness.dropped), harness.settler.idle.is_set()) == (3, True)

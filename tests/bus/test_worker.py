@@ -1,4 +1,4 @@
-"""The worker, over the memory driver and a clock that only the test moves."""
+"""Tests of the worker on the memory driver, with a clock that the test advances."""
 
 import asyncio
 import contextlib
@@ -13,29 +13,29 @@ from bus import BusOptions, Delivery, Discard, Retry, RetryLater
 from infra.mq import Consumer, Message, QueueClosed, QueueUnavailable, Settlement, WorkerInfo
 from infra.mq.drivers.memory.consumer import MemoryConsumer
 from tests.bus.events import Deposited, Ticked, UserCreated, Withdrawn
-from tests.bus.house import House
+from tests.bus.worker_harness import WorkerHarness
 
 STEADY = Retry(max_attempts=4, min_delay=10, factor=2, jitter="none")
 
 
 async def test_published_event_is_handled_at_once() -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[int] = []
 
     async def on_tick(event: Ticked) -> None:
         seen.append(event.n)
 
-    house.bus.add_async_listener(on_tick, name="l")
-    async with house.working():
+    harness.bus.add_async_listener(on_tick, name="l")
+    async with harness.working():
         for n in range(300):
-            await house.bus.publish(Ticked(n))
-        await house.until(lambda: len(seen) == 300)
+            await harness.bus.publish(Ticked(n))
+        await harness.until(lambda: len(seen) == 300)
     assert sorted(seen) == list(range(300))
-    assert house.bus.metrics.listeners["l"].handled == 300
+    assert harness.bus.metrics.listeners["l"].handled == 300
 
 
 async def test_retries_of_one_listener_do_not_repeat_another_listener() -> None:
-    house = House()
+    harness = WorkerHarness()
     ran: list[str] = []
 
     async def good(event: UserCreated) -> None:
@@ -46,22 +46,22 @@ async def test_retries_of_one_listener_do_not_repeat_another_listener() -> None:
         if delivery.attempt < 4:
             raise ConnectionError("smtp is down")
 
-    house.bus.add_async_listener(good, name="good")
-    house.bus.add_async_listener(bad, name="bad", retry=STEADY)
-    async with house.working():
-        await house.bus.publish(UserCreated())
-        await house.clock.advance(9.9)
+    harness.bus.add_async_listener(good, name="good")
+    harness.bus.add_async_listener(bad, name="bad", retry=STEADY)
+    async with harness.working():
+        await harness.bus.publish(UserCreated())
+        await harness.clock.advance(9.9)
         assert sorted(ran) == ["bad 1", "good"]
-        await house.clock.advance(0.2)
+        await harness.clock.advance(0.2)
         assert ran.count("bad 2") == 1
-        await house.clock.advance(20)
-        await house.clock.advance(40)
+        await harness.clock.advance(20)
+        await harness.clock.advance(40)
     assert sorted(ran) == ["bad 1", "bad 2", "bad 3", "bad 4", "good"]
-    assert await house.mq.dead_letters() == []
+    assert await harness.mq.dead_letters() == []
 
 
 async def test_exhausted_delivery_becomes_a_dead_letter_that_retries_for_its_listener_only() -> None:
-    house = House()
+    harness = WorkerHarness()
     ran: list[str] = []
     broken = True
 
@@ -73,22 +73,22 @@ async def test_exhausted_delivery_becomes_a_dead_letter_that_retries_for_its_lis
         if broken:
             raise ConnectionError("smtp is\ndown")
 
-    house.bus.add_async_listener(good, name="good")
-    house.bus.add_async_listener(bad, name="bad", retry=Retry(max_attempts=2, min_delay=1, jitter="none"))
-    async with house.working():
-        await house.bus.publish(UserCreated())
-        await house.clock.advance(60)
-        [dead] = await house.mq.dead_letters()
+    harness.bus.add_async_listener(good, name="good")
+    harness.bus.add_async_listener(bad, name="bad", retry=Retry(max_attempts=2, min_delay=1, jitter="none"))
+    async with harness.working():
+        await harness.bus.publish(UserCreated())
+        await harness.clock.advance(60)
+        [dead] = await harness.mq.dead_letters()
         assert (dead.subscription, dead.failures, dead.error) == ("bad", 2, "ConnectionError: smtp is down")
         assert "in bad" in dead.traceback
         broken = False
-        assert await house.mq.retry_dead([dead.id]) == 1
-        await house.until(lambda: ran.count("bad 1") == 2)
+        assert await harness.mq.retry_dead([dead.id]) == 1
+        await harness.until(lambda: ran.count("bad 1") == 2)
     assert ran.count("good") == 1
 
 
 async def test_retry_blocks_only_its_own_key() -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[tuple[str, int]] = []
 
     async def on_deposit(event: Deposited, delivery: Delivery) -> None:
@@ -96,38 +96,38 @@ async def test_retry_blocks_only_its_own_key() -> None:
             raise ConnectionError
         seen.append((event.account, event.amount))
 
-    house.bus.add_async_ordered_listener(on_deposit, name="l", retry=STEADY)
-    async with house.working():
+    harness.bus.add_async_ordered_listener(on_deposit, name="l", retry=STEADY)
+    async with harness.working():
         for amount in (1, 2, 3):
-            await house.bus.publish_many([Deposited(account=key, amount=amount) for key in "ab"])
-        await house.clock.settle()
+            await harness.bus.publish_many([Deposited(account=key, amount=amount) for key in "ab"])
+        await harness.clock.settle()
         assert [n for key, n in seen if key == "b"] == [1, 2, 3]
         assert [n for key, n in seen if key == "a"] == [1]
-        await house.clock.advance(10)
+        await harness.clock.advance(10)
     assert [n for key, n in seen if key == "a"] == [1, 2, 3]
 
 
 async def test_worker_with_a_lost_lease_starts_none_of_its_held_deliveries() -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[int] = []
 
     async def on_deposit(event: Deposited) -> None:
         seen.append(event.amount)
-        house.consumers[0].abandon()
-        other = await house.mq.consumer(WorkerInfo(id="other", subscriptions=frozenset({"l"})))
+        harness.consumers[0].abandon()
+        other = await harness.mq.consumer(WorkerInfo(id="other", subscriptions=frozenset({"l"})))
         await other.recover()
         assert len(await other.fetch({"l": 1}, wait=0)) == 1
 
-    house.bus.add_async_ordered_listener(on_deposit, name="l")
-    async with house.working():
-        await house.bus.publish_many([Deposited(account="a", amount=n) for n in (1, 2)])
-        await house.until(lambda: seen)
-        await house.clock.settle()
+    harness.bus.add_async_ordered_listener(on_deposit, name="l")
+    async with harness.working():
+        await harness.bus.publish_many([Deposited(account="a", amount=n) for n in (1, 2)])
+        await harness.until(lambda: seen)
+        await harness.clock.settle()
         assert seen == [1]
 
 
-class Lease:
-    """Until when nobody takes over from the workers of a test."""
+class LeaseTime:
+    """Sets the monotonic time until which no other worker takes over the claims of a test's workers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.valid_until = 10.0
@@ -137,13 +137,13 @@ class Lease:
 async def test_expired_lease_cancels_ordered_handlers_and_starts_nothing_until_renewed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    house, lease = House(), Lease(monkeypatch)
+    harness, lease = WorkerHarness(), LeaseTime(monkeypatch)
     seen: list[str] = []
 
     async def handle(name: str, attempt: int) -> None:
         seen.append(f"{name} {attempt}")
         try:
-            await house.clock.sleep(20)
+            await harness.clock.sleep(20)
         except asyncio.CancelledError:
             seen.append(f"{name} cancelled")
             raise
@@ -155,30 +155,30 @@ async def test_expired_lease_cancels_ordered_handlers_and_starts_nothing_until_r
     async def on_tick(event: Ticked, delivery: Delivery) -> None:
         await handle(f"tick {event.n}", delivery.attempt)
 
-    house.bus.add_async_ordered_listener(on_deposit, name="ordered", timeout=None)
-    house.bus.add_async_listener(on_tick, name="unordered", timeout=None, concurrency=1)
-    async with house.working():
+    harness.bus.add_async_ordered_listener(on_deposit, name="ordered", timeout=None)
+    harness.bus.add_async_listener(on_tick, name="unordered", timeout=None, concurrency=1)
+    async with harness.working():
         lease.valid_until = 15.0
-        await house.bus.publish_many([Deposited(account="a", amount=1), Deposited(account="a", amount=2)])
-        await house.bus.publish_many([Ticked(1), Ticked(2)])
-        await house.clock.advance(5)
+        await harness.bus.publish_many([Deposited(account="a", amount=1), Deposited(account="a", amount=2)])
+        await harness.bus.publish_many([Ticked(1), Ticked(2)])
+        await harness.clock.advance(5)
         assert seen == ["deposit 1 1", "tick 1 1"]
-        await house.clock.advance(9)
+        await harness.clock.advance(9)
         assert seen[2:] == ["deposit 1 cancelled"]
-        await house.clock.advance(20)
+        await harness.clock.advance(20)
         assert seen[3:] == ["tick 1 done"]
         lease.valid_until = 10_000.0
-        await house.clock.advance(1)
+        await harness.clock.advance(1)
         assert sorted(seen[4:]) == ["deposit 1 1", "tick 2 1"]
-        await house.clock.advance(50)
+        await harness.clock.advance(50)
         assert sorted(seen[6:]) == ["deposit 1 done", "deposit 2 1", "deposit 2 done", "tick 2 done"]
-    assert len(house.consumers) == 1
+    assert len(harness.consumers) == 1
 
 
 async def test_thread_running_past_the_lease_is_logged_and_its_result_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    house, lease = House(), Lease(monkeypatch)
+    harness, lease = WorkerHarness(), LeaseTime(monkeypatch)
     begun, finish = threading.Event(), threading.Event()
     seen: list[int] = []
 
@@ -187,64 +187,64 @@ async def test_thread_running_past_the_lease_is_logged_and_its_result_is_kept(
         finish.wait(10)
         seen.append(event.amount)
 
-    house.bus.add_async_ordered_listener(on_deposit, name="l")
-    async with house.working():
-        await house.bus.publish(Deposited(account="a", amount=1))
-        await house.until(begun.is_set)
+    harness.bus.add_async_ordered_listener(on_deposit, name="l")
+    async with harness.working():
+        await harness.bus.publish(Deposited(account="a", amount=1))
+        await harness.until(begun.is_set)
         with capture_logs() as logs:
-            await house.clock.advance(12)
+            await harness.clock.advance(12)
         assert [it["listener"] for it in logs if it["event"] == "ordered thread not cancelled"] == ["l"]
         finish.set()
-        await house.until(lambda: seen)
+        await harness.until(lambda: seen)
         lease.valid_until = 10_000.0
-        await house.clock.advance(1)
-        assert [(it.in_flight, it.ready) for it in await house.mq.stats()] == [(0, 0)]
+        await harness.clock.advance(1)
+        assert [(it.in_flight, it.ready) for it in await harness.mq.stats()] == [(0, 0)]
     assert seen == [1]
 
 
 async def test_thread_running_past_the_grace_period_keeps_its_ordering_key_claimed() -> None:
-    house = House(BusOptions(grace=1))
+    harness = WorkerHarness(BusOptions(grace=1))
     begun, finish = threading.Event(), threading.Event()
 
     def on_deposit(event: Deposited) -> None:
         begun.set()
         finish.wait(10)
 
-    house.bus.add_async_ordered_listener(on_deposit, name="l")
-    async with house.working() as worker:
-        await house.bus.publish(Deposited(account="a", amount=1))
-        await house.until(begun.is_set)
-        await house.stop(worker)
-        other = await house.mq.consumer(WorkerInfo(id="other", subscriptions=frozenset({"l"})))
+    harness.bus.add_async_ordered_listener(on_deposit, name="l")
+    async with harness.working() as worker:
+        await harness.bus.publish(Deposited(account="a", amount=1))
+        await harness.until(begun.is_set)
+        await harness.stop(worker)
+        other = await harness.mq.consumer(WorkerInfo(id="other", subscriptions=frozenset({"l"})))
         assert await other.fetch({"l": 1}, wait=0) == []
         finish.set()
 
 
 async def test_worker_cancelled_while_opening_its_consumer_closes_the_consumer() -> None:
-    house = House()
+    harness = WorkerHarness()
     joined, answer = asyncio.Event(), asyncio.Event()
 
     async def slow(info: WorkerInfo) -> Consumer:
-        consumer = await house._recorded(info)
+        consumer = await harness._recorded(info)
         joined.set()
         await answer.wait()
         return consumer
 
     async def on_tick(event: Ticked) -> None: ...
 
-    house.mq.consumer = slow  # type: ignore[method-assign,assignment]  # to stop in the middle of it
-    house.bus.add_async_listener(on_tick, name="l")
-    async with house.working() as worker:
+    harness.mq.consumer = slow  # type: ignore[method-assign,assignment]  # lets the test cancel the worker inside this call
+    harness.bus.add_async_listener(on_tick, name="l")
+    async with harness.working() as worker:
         await joined.wait()
         worker.cancel()
-        await house.clock.settle()
+        await harness.clock.settle()
         answer.set()
-        await house.until(worker.done)
-        assert [it.workers for it in await house.mq.stats()] == [0]
+        await harness.until(worker.done)
+        assert [it.workers for it in await harness.mq.stats()] == [0]
 
 
 async def test_ordered_listener_of_a_union_keeps_one_order_without_overlap() -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[str] = []
     inside = 0
 
@@ -256,16 +256,16 @@ async def test_ordered_listener_of_a_union_keeps_one_order_without_overlap() -> 
         seen.append(f"{type(event).__name__} {event.amount}")
         inside -= 1
 
-    house.bus.add_async_ordered_listener(on_money, name="l")
-    async with house.working():
+    harness.bus.add_async_ordered_listener(on_money, name="l")
+    async with harness.working():
         for n in range(20):
-            await house.bus.publish(Deposited(account="a", amount=n) if n % 2 else Withdrawn(account="a", amount=n))
-        await house.until(lambda: len(seen) == 20)
+            await harness.bus.publish(Deposited(account="a", amount=n) if n % 2 else Withdrawn(account="a", amount=n))
+        await harness.until(lambda: len(seen) == 20)
     assert seen == [f"{'Deposited' if n % 2 else 'Withdrawn'} {n}" for n in range(20)]
 
 
 async def test_on_exhausted_skip_continues_and_block_waits_for_unblock() -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: dict[str, list[int]] = {"skip": [], "block": []}
     fixed = False
 
@@ -278,44 +278,44 @@ async def test_on_exhausted_skip_continues_and_block_waits_for_unblock() -> None
         return handle
 
     once = Retry(max_attempts=1)
-    house.bus.add_async_ordered_listener(handler("skip"), name="skip", retry=once, on_exhausted="skip")
-    house.bus.add_async_ordered_listener(handler("block"), name="block", retry=once, on_exhausted="block")
-    async with house.working():
-        await house.bus.publish_many([Deposited(account="a", amount=n) for n in (1, 2, 3)])
-        await house.clock.advance(60)
+    harness.bus.add_async_ordered_listener(handler("skip"), name="skip", retry=once, on_exhausted="skip")
+    harness.bus.add_async_ordered_listener(handler("block"), name="block", retry=once, on_exhausted="block")
+    async with harness.working():
+        await harness.bus.publish_many([Deposited(account="a", amount=n) for n in (1, 2, 3)])
+        await harness.clock.advance(60)
         assert seen == {"skip": [2, 3], "block": []}
-        assert [each.blocked_keys for each in await house.mq.stats() if each.name == "block"] == [
+        assert [each.blocked_keys for each in await harness.mq.stats() if each.name == "block"] == [
             {"a": "ValueError: no"}
         ]
         fixed = True
-        await house.mq.unblock("block", "a", skip=False)
-        await house.until(lambda: len(seen["block"]) == 3)
+        await harness.mq.unblock("block", "a", skip=False)
+        await harness.until(lambda: len(seen["block"]) == 3)
     assert seen["block"] == [1, 2, 3]
 
 
 async def test_retry_later_counts_no_failure_and_discard_ends_the_delivery() -> None:
-    house = House()
+    harness = WorkerHarness()
     attempts: list[int] = []
 
     async def on_tick(event: Ticked, delivery: Delivery) -> None:
         attempts.append(delivery.attempt)
         if len(attempts) <= 20:
             raise RetryLater(30, "rate limited")
-        raise Discard("nobody wants it")
+        raise Discard("not wanted")
 
-    house.bus.add_async_listener(on_tick, name="l", retry=Retry(max_attempts=2))
-    async with house.working():
-        await house.bus.publish(Ticked(1))
-        await house.clock.advance(29)
+    harness.bus.add_async_listener(on_tick, name="l", retry=Retry(max_attempts=2))
+    async with harness.working():
+        await harness.bus.publish(Ticked(1))
+        await harness.clock.advance(29)
         assert len(attempts) == 1
-        await house.clock.advance(1000)
+        await harness.clock.advance(1000)
     assert attempts == [1] * 21
-    metrics = house.bus.metrics.listeners["l"]
+    metrics = harness.bus.metrics.listeners["l"]
     assert (metrics.deferred, metrics.discarded, metrics.failed, metrics.dead) == (20, 1, 0, 0)
 
 
 async def test_a_timed_out_handler_is_cancelled_and_retried() -> None:
-    house = House()
+    harness = WorkerHarness()
     ended: list[str] = []
 
     async def on_tick(event: Ticked, delivery: Delivery) -> None:
@@ -327,20 +327,20 @@ async def test_a_timed_out_handler_is_cancelled_and_retried() -> None:
             ended.append("cancelled")
             raise
 
-    house.bus.add_async_listener(on_tick, name="l", timeout=20, retry=STEADY)
-    async with house.working():
-        await house.bus.publish(Ticked(1))
-        await house.clock.advance(19)
+    harness.bus.add_async_listener(on_tick, name="l", timeout=20, retry=STEADY)
+    async with harness.working():
+        await harness.bus.publish(Ticked(1))
+        await harness.clock.advance(19)
         assert ended == []
-        await house.clock.advance(7)
+        await harness.clock.advance(7)
         assert ended == ["cancelled"]
-        await house.clock.advance(10)
+        await harness.clock.advance(10)
     assert ended == ["cancelled", "finished"]
-    assert house.bus.metrics.listeners["l"].timed_out == 1
+    assert harness.bus.metrics.listeners["l"].timed_out == 1
 
 
 async def test_handler_that_ignores_its_timeout_keeps_its_key_and_never_overlaps() -> None:
-    house = House()
+    harness = WorkerHarness()
     running = 0
     most = 0
     seen: list[int] = []
@@ -356,18 +356,18 @@ async def test_handler_that_ignores_its_timeout_keeps_its_key_and_never_overlaps
         seen.append(event.amount)
         running -= 1
 
-    house.bus.add_async_ordered_listener(stubborn, name="l", timeout=5, retry=STEADY)
-    async with house.working():
-        await house.bus.publish_many([Deposited(account="a", amount=n) for n in (1, 2)])
-        await house.clock.advance(500)
+    harness.bus.add_async_ordered_listener(stubborn, name="l", timeout=5, retry=STEADY)
+    async with harness.working():
+        await harness.bus.publish_many([Deposited(account="a", amount=n) for n in (1, 2)])
+        await harness.clock.advance(500)
         assert seen == []
         go_on.set()
-        await house.until(lambda: len(seen) == 2)
+        await harness.until(lambda: len(seen) == 2)
     assert (seen, most) == ([1, 2], 1)
 
 
 async def test_handler_that_raises_cancelled_error_fails_and_the_worker_continues() -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[int] = []
 
     async def on_tick(event: Ticked) -> None:
@@ -375,17 +375,17 @@ async def test_handler_that_raises_cancelled_error_fails_and_the_worker_continue
             raise asyncio.CancelledError
         seen.append(event.n)
 
-    house.bus.add_async_listener(on_tick, name="l", retry=Retry(max_attempts=1))
-    async with house.working():
-        await house.bus.publish_many([Ticked(1), Ticked(2)])
-        await house.until(lambda: seen == [2])
-        await house.clock.advance(1)
-        [dead] = await house.mq.dead_letters()
+    harness.bus.add_async_listener(on_tick, name="l", retry=Retry(max_attempts=1))
+    async with harness.working():
+        await harness.bus.publish_many([Ticked(1), Ticked(2)])
+        await harness.until(lambda: seen == [2])
+        await harness.clock.advance(1)
+        [dead] = await harness.mq.dead_letters()
     assert dead.error.startswith("HandlerCancelled")
 
 
 async def test_slow_listener_does_not_delay_other_listeners() -> None:
-    house = House(BusOptions(prefetch=10, concurrency=2))
+    harness = WorkerHarness(BusOptions(prefetch=10, concurrency=2))
     seen: list[int] = []
     never = asyncio.Event()
 
@@ -395,20 +395,20 @@ async def test_slow_listener_does_not_delay_other_listeners() -> None:
     async def quick(event: Ticked) -> None:
         seen.append(event.n)
 
-    house.bus.add_async_listener(slow, name="slow", timeout=None)
-    house.bus.add_async_listener(quick, name="quick")
-    async with house.working():
+    harness.bus.add_async_listener(slow, name="slow", timeout=None)
+    harness.bus.add_async_listener(quick, name="quick")
+    async with harness.working():
         for n in range(500):
-            await house.bus.publish(Ticked(n))
-        await house.until(lambda: len(seen) == 500)
-        stats = {each.name: each for each in await house.mq.stats()}
+            await harness.bus.publish(Ticked(n))
+        await harness.until(lambda: len(seen) == 500)
+        stats = {each.name: each for each in await harness.mq.stats()}
         assert stats["slow"].in_flight <= 12
         never.set()
 
 
 @pytest.mark.parametrize("running", range(1, 8))
 async def test_hanging_handlers_do_not_block_free_slots(running: int) -> None:
-    house = House(BusOptions(concurrency=8))
+    harness = WorkerHarness(BusOptions(concurrency=8))
     begun: list[int] = []
     never = asyncio.Event()
 
@@ -416,17 +416,17 @@ async def test_hanging_handlers_do_not_block_free_slots(running: int) -> None:
         begun.append(event.n)
         await never.wait()
 
-    house.bus.add_async_listener(hang, name="l", timeout=None)
-    async with house.working():
-        await house.bus.publish_many([Ticked(n) for n in range(running)])
-        await house.until(lambda: len(begun) == running)
-        await house.bus.publish_many([Ticked(n) for n in range(running, 8)])
-        await house.until(lambda: len(begun) == 8)
+    harness.bus.add_async_listener(hang, name="l", timeout=None)
+    async with harness.working():
+        await harness.bus.publish_many([Ticked(n) for n in range(running)])
+        await harness.until(lambda: len(begun) == running)
+        await harness.bus.publish_many([Ticked(n) for n in range(running, 8)])
+        await harness.until(lambda: len(begun) == 8)
         never.set()
 
 
 async def test_concurrency_limits_simultaneous_handlers() -> None:
-    house = House()
+    harness = WorkerHarness()
     running = most = 0
 
     async def on_tick(event: Ticked) -> None:
@@ -436,50 +436,50 @@ async def test_concurrency_limits_simultaneous_handlers() -> None:
         await asyncio.sleep(0)
         running -= 1
 
-    house.bus.add_async_listener(on_tick, name="l", concurrency=3)
-    async with house.working():
-        await house.bus.publish_many([Ticked(n) for n in range(200)])
-        await house.until(lambda: house.bus.metrics.listeners["l"].handled == 200)
+    harness.bus.add_async_listener(on_tick, name="l", concurrency=3)
+    async with harness.working():
+        await harness.bus.publish_many([Ticked(n) for n in range(200)])
+        await harness.until(lambda: harness.bus.metrics.listeners["l"].handled == 200)
     assert most == 3
 
 
 async def test_shutdown_finishes_or_releases_deliveries_without_counting_attempts() -> None:
-    house = House(BusOptions(grace=30))
+    harness = WorkerHarness(BusOptions(grace=30))
     finished: list[int] = []
 
     async def on_tick(event: Ticked, delivery: Delivery) -> None:
         assert delivery.attempt == 1
-        await house.clock.sleep(10 if event.n == 0 else 1000)
+        await harness.clock.sleep(10 if event.n == 0 else 1000)
         finished.append(event.n)
 
-    house.bus.add_async_listener(on_tick, name="l", concurrency=2, timeout=None)
-    async with house.working() as worker:
-        await house.bus.publish_many([Ticked(n) for n in range(50)])
-        await house.clock.settle()
+    harness.bus.add_async_listener(on_tick, name="l", concurrency=2, timeout=None)
+    async with harness.working() as worker:
+        await harness.bus.publish_many([Ticked(n) for n in range(50)])
+        await harness.clock.settle()
         worker.cancel()
-        await house.clock.advance(1)
-        [stats] = await house.mq.stats()
+        await harness.clock.advance(1)
+        [stats] = await harness.mq.stats()
         assert stats.in_flight == 2
-        await house.clock.advance(15)
+        await harness.clock.advance(15)
         assert finished == [0]
-        await house.clock.advance(20)
+        await harness.clock.advance(20)
         assert worker.done()
-        [stats] = await house.mq.stats()
+        [stats] = await harness.mq.stats()
         assert (stats.ready, stats.in_flight, stats.retrying) == (49, 0, 0)
     again: list[int] = []
-    successor = house.another_bus()
+    successor = harness.another_bus()
 
     async def attempts(event: Ticked, delivery: Delivery) -> None:
         again.append(delivery.attempt)
 
     successor.add_async_listener(attempts, name="l")
-    async with house.working(successor):
-        await house.until(lambda: len(again) == 49)
+    async with harness.working(successor):
+        await harness.until(lambda: len(again) == 49)
     assert set(again) == {1}
 
 
 async def test_a_plain_function_runs_in_a_thread() -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[str] = []
 
     def on_tick(event: Ticked, delivery: Delivery) -> None:
@@ -487,59 +487,59 @@ async def test_a_plain_function_runs_in_a_thread() -> None:
             raise StopIteration
         seen.append(threading.current_thread().name)
 
-    house.bus.add_async_listener(on_tick, name="l", retry=Retry(min_delay=0, max_delay=0))
-    async with house.working():
-        await house.bus.publish(Ticked(1))
-        await house.until(lambda: seen)
+    harness.bus.add_async_listener(on_tick, name="l", retry=Retry(min_delay=0, max_delay=0))
+    async with harness.working():
+        await harness.bus.publish(Ticked(1))
+        await harness.until(lambda: seen)
     assert seen[0].startswith("bus handler")
 
 
 async def test_event_unknown_to_a_worker_is_parked_for_newer_workers() -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[int] = []
 
     async def new_code(event: Deposited | Withdrawn, delivery: Delivery) -> None:
         seen.append(delivery.attempt)
 
     async def old_code(event: Deposited) -> None:
-        raise AssertionError("it is not for me")
+        raise AssertionError("this listener does not handle the event")
 
-    new = house.another_bus()
+    new = harness.another_bus()
     new.add_async_ordered_listener(new_code, name="l")
-    await house.mq.open()
+    await harness.mq.open()
     starting = asyncio.create_task(new.start())
-    await house.clock.advance(2)
+    await harness.clock.advance(2)
     await starting
-    old = house.another_bus()
+    old = harness.another_bus()
     old.add_async_ordered_listener(old_code, name="l")
-    async with house.working(old):
+    async with harness.working(old):
         await new.publish(Withdrawn(account="a", amount=1))
-        await house.clock.advance(30)
-        [stats] = await house.mq.stats()
+        await harness.clock.advance(30)
+        [stats] = await harness.mq.stats()
         assert (stats.parked, stats.dead) == (1, 0)
     worker = asyncio.create_task(new.run())
-    await house.clock.advance(5)
+    await harness.clock.advance(5)
     assert seen == [1]
-    await house.stop(worker)
+    await harness.stop(worker)
 
 
 async def test_undecodable_message_is_retried_and_ends_as_a_dead_letter() -> None:
-    house = House()
+    harness = WorkerHarness()
 
     async def on_tick(event: Ticked) -> None:
         raise AssertionError("there is no event")
 
-    house.bus.add_async_listener(on_tick, name="l", retry=Retry(max_attempts=3, min_delay=1, jitter="none"))
-    async with house.working():
-        await house.mq.publish([Message(id="m", event="clock.ticked", body=b"\xc1garbage", published_at=0.0)])
-        await house.clock.advance(60)
-        [dead] = await house.mq.dead_letters()
+    harness.bus.add_async_listener(on_tick, name="l", retry=Retry(max_attempts=3, min_delay=1, jitter="none"))
+    async with harness.working():
+        await harness.mq.publish([Message(id="m", event="clock.ticked", body=b"\xc1garbage", published_at=0.0)])
+        await harness.clock.advance(60)
+        [dead] = await harness.mq.dead_letters()
     assert (dead.body, dead.failures) == (b"\xc1garbage", 3)
     assert "not a message of this bus" in dead.error
 
 
 async def test_message_that_kills_its_process_repeatedly_becomes_a_dead_letter() -> None:
-    house = House()
+    harness = WorkerHarness()
     handled: list[int] = []
     alone: list[bool] = []
     running: set[int] = set()
@@ -556,51 +556,51 @@ async def test_message_that_kills_its_process_repeatedly_becomes_a_dead_letter()
         running.discard(event.n)
         handled.append(event.n)
 
-    house.bus.add_async_listener(on_tick, name="l", timeout=None)
-    await house.mq.open()
-    starting = asyncio.create_task(house.bus.start())
-    await house.clock.advance(2)
+    harness.bus.add_async_listener(on_tick, name="l", timeout=None)
+    await harness.mq.open()
+    starting = asyncio.create_task(harness.bus.start())
+    await harness.clock.advance(2)
     await starting
-    await house.bus.publish_many([Ticked(n) for n in range(30)])
+    await harness.bus.publish_many([Ticked(n) for n in range(30)])
     deaths = 0
     for _ in range(10):
         die = asyncio.get_running_loop().create_future()
         running.clear()
-        worker = asyncio.create_task(house.bus.run())
+        worker = asyncio.create_task(harness.bus.run())
         for _ in range(60):
-            await house.clock.advance(1)
+            await harness.clock.advance(1)
             if die.done():
                 break
         if not die.done():
-            await house.stop(worker)
+            await harness.stop(worker)
             break
         deaths += 1
-        await kill(house, worker)
+        await kill(harness, worker)
     assert sorted(set(handled)) == [n for n in range(30) if n != 13]
-    [dead] = await house.mq.dead_letters()
+    [dead] = await harness.mq.dead_letters()
     assert (dead.failures, dead.crashes) == (0, 3)
     assert "died 3 times" in dead.error
     assert deaths == 5
     assert alone[2:] == [True, True, True]
 
 
-async def kill(house: House, worker: asyncio.Task[None]) -> None:
-    """End a worker as SIGKILL would: nothing is released, nothing settled."""
+async def kill(harness: WorkerHarness, worker: asyncio.Task[None]) -> None:
+    """End a worker as SIGKILL would: it releases and settles nothing."""
 
     async def unreachable(_: object) -> list[Settlement]:
         raise QueueClosed("the process is dead")
 
-    for consumer in house.consumers:
+    for consumer in harness.consumers:
         consumer.abandon()
         consumer.settle = unreachable  # type: ignore[method-assign,assignment]  # a dead process settles nothing
     worker.cancel()
-    await house.clock.advance(100)
+    await harness.clock.advance(100)
     with contextlib.suppress(asyncio.CancelledError):
         await worker
 
 
 async def test_worker_that_loses_its_lease_drops_results_and_starts_a_new_incarnation() -> None:
-    house = House()
+    harness = WorkerHarness()
     attempts: list[int] = []
     release = asyncio.Event()
 
@@ -609,30 +609,30 @@ async def test_worker_that_loses_its_lease_drops_results_and_starts_a_new_incarn
         if len(attempts) == 1:
             await release.wait()
 
-    house.bus.add_async_ordered_listener(on_deposit, name="l", timeout=None)
-    async with house.working():
-        await house.bus.publish(Deposited(account="a", amount=1))
-        await house.clock.settle()
-        [first] = house.consumers
+    harness.bus.add_async_ordered_listener(on_deposit, name="l", timeout=None)
+    async with harness.working():
+        await harness.bus.publish(Deposited(account="a", amount=1))
+        await harness.clock.settle()
+        [first] = harness.consumers
         first.abandon()
-        await house.clock.advance(60)
+        await harness.clock.advance(60)
         assert attempts == [1, 1]
-        [second] = [each for each in house.consumers if not each.lost]
+        [second] = [each for each in harness.consumers if not each.lost]
         assert second.info.id != first.info.id
 
 
 async def test_failed_settlements_are_retried_without_running_the_handler_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[int] = []
 
     async def on_tick(event: Ticked) -> None:
         seen.append(event.n)
 
-    house.bus.add_async_listener(on_tick, name="l")
-    async with house.working():
-        [consumer] = house.consumers
+    harness.bus.add_async_listener(on_tick, name="l")
+    async with harness.working():
+        [consumer] = harness.consumers
         settle = consumer.settle
         refusals = 3
 
@@ -640,26 +640,26 @@ async def test_failed_settlements_are_retried_without_running_the_handler_again(
             nonlocal refusals
             if refusals:
                 refusals -= 1
-                raise QueueUnavailable("gone for a moment")
+                raise QueueUnavailable("unavailable")
             return await settle(settlements)
 
         monkeypatch.setattr(consumer, "settle", flaky)
-        await house.bus.publish(Ticked(1))
-        await house.clock.advance(10)
-        [stats] = await house.mq.stats()
+        await harness.bus.publish(Ticked(1))
+        await harness.clock.advance(10)
+        [stats] = await harness.mq.stats()
         assert (stats.ready, stats.in_flight) == (0, 0)
     assert seen == [1]
 
 
 async def test_worker_survives_an_unreachable_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House()
+    harness = WorkerHarness()
     seen: list[int] = []
 
     async def on_tick(event: Ticked) -> None:
         seen.append(event.n)
 
-    house.bus.add_async_listener(on_tick, name="l")
-    join = house.mq.consumer
+    harness.bus.add_async_listener(on_tick, name="l")
+    join = harness.mq.consumer
     refusals = 4
 
     async def flaky(info: WorkerInfo) -> Any:  # noqa: ANN401 - stands in for any
@@ -669,8 +669,8 @@ async def test_worker_survives_an_unreachable_queue(monkeypatch: pytest.MonkeyPa
             raise QueueUnavailable("not yet")
         return await join(info)
 
-    monkeypatch.setattr(house.mq, "consumer", flaky)
-    async with house.working():
-        await house.bus.publish(Ticked(1))
-        await house.clock.advance(30)
+    monkeypatch.setattr(harness.mq, "consumer", flaky)
+    async with harness.working():
+        await harness.bus.publish(Ticked(1))
+        await harness.clock.advance(30)
     assert seen == [1]

@@ -1,4 +1,4 @@
-"""A worker goes on after whatever its queue raises, and a failure never hides that it is being stopped."""
+"""A worker continues after any error of its queue, and ends when it is cancelled during a failure."""
 
 import asyncio
 import threading
@@ -10,11 +10,11 @@ import pytest
 from bus import Retry
 from infra.mq import WorkerInfo
 from tests.bus.events import Ticked
-from tests.bus.house import House
+from tests.bus.worker_harness import WorkerHarness
 
 
 class PanicException(BaseException):
-    """What a native library raises when it panics."""
+    """The exception of a native library that panics."""
 
 
 ERRORS: list[Callable[[], BaseException]] = [
@@ -44,8 +44,8 @@ def failing(call: Any, make: Callable[[], BaseException], times: int) -> Any:  #
 @pytest.mark.parametrize("make", ERRORS, ids=NAMES)
 @pytest.mark.parametrize("name", ["consumer", "fetch", "settle", "recover", "unpark"])
 async def test_worker_continues_after_any_error_of_the_queue(name: str, make: Callable[[], BaseException]) -> None:
-    house = House()
-    join = house.mq.consumer
+    harness = WorkerHarness()
+    join = harness.mq.consumer
     done: list[int] = []
 
     async def consumer(info: WorkerInfo) -> Any:  # noqa: ANN401 - stands in for any
@@ -53,24 +53,24 @@ async def test_worker_continues_after_any_error_of_the_queue(name: str, make: Ca
         setattr(joined, name, failing(getattr(joined, name), make, 3))
         return joined
 
-    house.mq.consumer = failing(join, make, 3) if name == "consumer" else consumer  # type: ignore[method-assign]
+    harness.mq.consumer = failing(join, make, 3) if name == "consumer" else consumer  # type: ignore[method-assign]
 
     async def handler(event: Ticked) -> None:
         done.append(event.n)
 
-    house.bus.add_async_listener(handler, name="l", retry=Retry(max_attempts=1))
-    async with house.working() as worker:
-        await house.bus.publish_many([Ticked(n) for n in range(3)])
-        await house.clock.advance(60)
+    harness.bus.add_async_listener(handler, name="l", retry=Retry(max_attempts=1))
+    async with harness.working() as worker:
+        await harness.bus.publish_many([Ticked(n) for n in range(3)])
+        await harness.clock.advance(60)
         assert not worker.done()
-        [stats] = await house.mq.stats()
+        [stats] = await harness.mq.stats()
         assert (stats.ready, stats.in_flight, stats.retrying, stats.dead) == (0, 0, 0, 0)
     assert sorted(done) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("steps", range(12))
 async def test_failing_worker_still_ends_when_cancelled(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House()
+    harness = WorkerHarness()
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -81,16 +81,16 @@ async def test_failing_worker_still_ends_when_cancelled(steps: int, monkeypatch:
     async def handler(event: Ticked) -> None: ...
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    house.bus.add_async_listener(handler, name="l")
-    await house.mq.open()
-    starting = asyncio.create_task(house.bus.start())
-    await house.clock.advance(2)
+    harness.bus.add_async_listener(handler, name="l")
+    await harness.mq.open()
+    starting = asyncio.create_task(harness.bus.start())
+    await harness.clock.advance(2)
     await starting
-    worker = asyncio.create_task(house.bus.run())
+    worker = asyncio.create_task(harness.bus.run())
     for _ in range(steps):
         await asyncio.sleep(0)
     worker.cancel()
-    await house.clock.advance(5)
+    await harness.clock.advance(5)
     assert worker.cancelled()
-    await house.bus.close()
-    await house.mq.close()
+    await harness.bus.close()
+    await harness.mq.close()

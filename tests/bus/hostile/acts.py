@@ -1,4 +1,4 @@
-"""What user code may do, and what each of it is to cost."""
+"""Hostile handler code, and the expected effect of each piece on its delivery."""
 
 import asyncio
 import sys
@@ -14,23 +14,23 @@ leaked: ContextVar[str] = ContextVar("leaked", default="")
 
 
 class Cost(Enum):
-    """What becomes of the delivery."""
+    """The effect of one call on its delivery."""
 
     DONE = auto()
-    """It is over, uncharged."""
+    """The delivery ends without a failure."""
 
     FAILURE = auto()
-    """One failure; a dead letter if it is the last."""
+    """One failure is counted; the last one makes the delivery a dead letter."""
 
     LATER = auto()
-    """It comes again, uncharged."""
+    """The delivery is attempted again, without a failure."""
 
     CRASH = auto()
-    """The process ends, and with it the claim."""
+    """The process ends, and the claim is recovered."""
 
 
 class PanicException(BaseException):
-    """What a native library raises when it panics."""
+    """The exception of a native library that panics."""
 
 
 class Wordless(Exception):
@@ -51,7 +51,7 @@ class Misclassed(Exception):
         raise PanicException
 
 
-def cancel_the_own_task() -> None:
+def cancel_own_task() -> None:
     task = asyncio.current_task()
     assert task is not None
     task.cancel()
@@ -87,23 +87,23 @@ async def succeed_although_cancelled() -> None:
         return
 
 
-async def wait_for_what_was_cancelled() -> None:
+async def wait_for_cancelled_future() -> None:
     lost = asyncio.get_running_loop().create_future()
     lost.cancel()
     await lost
 
 
 async def cancel_and_wait() -> None:
-    cancel_the_own_task()
-    cancel_the_own_task()
+    cancel_own_task()
+    cancel_own_task()
     await asyncio.sleep(0)
 
 
 async def cancel_and_return() -> None:
-    cancel_the_own_task()
+    cancel_own_task()
 
 
-async def leave_a_task_that_fails() -> None:
+async def fail_in_a_task() -> None:
     async def fail() -> None:
         raise Wordless
 
@@ -131,17 +131,17 @@ def fail_after_setting_variables() -> None:
     raise ValueError
 
 
-def answer_later() -> None:
+def retry_later() -> None:
     raise RetryLater(0.5)
 
 
-def answer_later_at_no_time() -> None:
+def retry_later_with_invalid_delay() -> None:
     later = RetryLater(1)
     later.delay = float("nan")
     raise later
 
 
-def leave() -> None:
+def exit_process() -> None:
     sys.exit(3)
 
 
@@ -151,8 +151,8 @@ ANYWHERE: dict[str, tuple[Act, Cost]] = {
     "succeed": (lambda: None, Cost.DONE),
     "set variables": (set_variables, Cost.DONE),
     "discard": (raising(lambda: Discard("unwanted")), Cost.DONE),
-    "later": (answer_later, Cost.LATER),
-    "later at no time": (answer_later_at_no_time, Cost.FAILURE),
+    "later": (retry_later, Cost.LATER),
+    "later with an invalid delay": (retry_later_with_invalid_delay, Cost.FAILURE),
     "fail": (raising(lambda: ValueError("no")), Cost.FAILURE),
     "fail with variables": (fail_after_setting_variables, Cost.FAILURE),
     "fail without a text": (raising(Wordless), Cost.FAILURE),
@@ -167,7 +167,7 @@ ANYWHERE: dict[str, tuple[Act, Cost]] = {
     "exit a generator": (raising(GeneratorExit), Cost.FAILURE),
     "recurse": (raising(RecursionError), Cost.FAILURE),
 }
-"""What a handler may do in the loop and in a thread."""
+"""Acts of handlers in the event loop and in threads."""
 
 IN_LOOP: dict[str, tuple[Act, Cost]] = ANYWHERE | {
     "hang": (hang, Cost.FAILURE),
@@ -175,13 +175,13 @@ IN_LOOP: dict[str, tuple[Act, Cost]] = ANYWHERE | {
     "hang in a group": (hang_in_a_group, Cost.FAILURE),
     "hang and panic": (hang_and_panic, Cost.FAILURE),
     "succeed although cancelled": (succeed_although_cancelled, Cost.DONE),
-    "wait for what was cancelled": (wait_for_what_was_cancelled, Cost.FAILURE),
+    "wait for a cancelled future": (wait_for_cancelled_future, Cost.FAILURE),
     "cancel itself and wait": (cancel_and_wait, Cost.FAILURE),
     "cancel itself and return": (cancel_and_return, Cost.DONE),
-    "fail in a task": (leave_a_task_that_fails, Cost.FAILURE),
-    "exit": (leave, Cost.CRASH),
+    "fail in a task": (fail_in_a_task, Cost.FAILURE),
+    "exit": (exit_process, Cost.CRASH),
     "exit in a group": (raising(lambda: BaseExceptionGroup("g", [SystemExit(3)])), Cost.CRASH),
 }
 
-IN_THREAD: dict[str, tuple[Act, Cost]] = ANYWHERE | {"exit": (leave, Cost.FAILURE)}
-"""There `sys.exit()` ends the thread's function, as it would the thread."""
+IN_THREAD: dict[str, tuple[Act, Cost]] = ANYWHERE | {"exit": (exit_process, Cost.FAILURE)}
+"""In a thread `sys.exit()` ends only the handler, and counts as its failure."""

@@ -1,6 +1,6 @@
-"""Whatever user code does, the worker lives, its neighbours complete, and each is charged what it cost.
+"""Hostile handlers neither end the worker nor affect other deliveries, and count exactly the failures that they cause.
 
-`pytest tests/bus/hostile --hypothesis-profile=thorough` searches longer, and elsewhere every time.
+`pytest tests/bus/hostile --hypothesis-profile=thorough` searches longer, from a new random seed each time.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from infra.clock import FakeClock
 from infra.mq.drivers.memory import MemoryQueue
 from tests.bus.hostile.acts import IN_LOOP, IN_THREAD
-from tests.bus.hostile.house import MAX_ATTEMPTS, House, Scripts, expected
+from tests.bus.hostile.runner import MAX_ATTEMPTS, ScriptRunner, Scripts, expected
 from tests.contract.budget import search
 from tests.contract.harness import DRIVERS, chosen_drivers
 
@@ -36,27 +36,27 @@ SCRIPTS = st.integers(1, 6).flatmap(
 )
 
 
-async def check(house: House) -> None:
-    await house.run()
-    assert house.leaks == []
+async def check(runner: ScriptRunner) -> None:
+    await runner.run()
+    assert runner.leaks == []
     for name, acts in (("loop", IN_LOOP), ("ordered", IN_LOOP), ("thread", IN_THREAD)):
         want_dead = 0
-        for n, script in enumerate(house.scripts[name]):
-            record = house.records[name, n]
+        for n, script in enumerate(runner.scripts[name]):
+            record = runner.records[name, n]
             is_dead, failures = expected(script, acts)
             want_dead += is_dead
             assert record.done is not is_dead, (name, n, script)
             attempts = failures + (0 if is_dead else 1)
             assert record.calls >= attempts, (name, n, script)
-            if not house.exits:  # else a stop or a takeover may have ended a call, which is then made again
+            if not runner.exits:  # after an exit, calls may be repeated: a shutdown or a takeover ended them
                 assert record.calls == attempts + record.spent, (name, n, script)
-        dead = await house.queue.dead_letters(subscription=name)
+        dead = await runner.queue.dead_letters(subscription=name)
         assert [it.failures for it in dead] == [MAX_ATTEMPTS] * want_dead, (name, dead)
         assert all(it.crashes < 3 for it in dead), dead
     for key in (0, 1):
-        done = [n for name, n in house.order if name == "ordered" and n % 2 == key]
+        done = [n for name, n in runner.order if name == "ordered" and n % 2 == key]
         assert done == sorted(done)
-    stats = await house.queue.stats()
+    stats = await runner.queue.stats()
     assert all((it.ready, it.retrying, it.in_flight, it.parked, it.blocked) == (0, 0, 0, 0, 0) for it in stats), stats
 
 
@@ -64,7 +64,7 @@ async def on_memory(scripts: Scripts) -> None:
     clock = FakeClock()
     queue = MemoryQueue(clock=clock, lease=float("inf"))
     await queue.open()
-    await check(House(queue, clock, scripts, pace=0.0))
+    await check(ScriptRunner(queue, clock, scripts, pace=0.0))
     await queue.close()
 
 
@@ -74,7 +74,7 @@ async def on_driver(name: str, scripts: Scripts) -> None:
         path = Path(folder) / "run"
         path.mkdir()
         async with DRIVERS[name].open(path, clock) as harness:
-            await check(House(await harness.queue(), clock, scripts, pace=0.02))
+            await check(ScriptRunner(await harness.queue(), clock, scripts, pace=0.02))
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ CANCELLED_BESIDE_AN_EXIT: Scripts = {
     ],
     "thread": [[], [], [], []],
 }
-"""It once let a cancellation reach the next delivery of a mailbox, when another handler had just ended the process."""
+"""A regression: the cancellation reached the next delivery of the mailbox, just after another handler had exited."""
 
 
 @pytest.mark.timeout(600)

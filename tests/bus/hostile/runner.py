@@ -1,4 +1,4 @@
-"""A bus whose listeners follow scripts of hostile acts, and workers that are started again when they exit."""
+"""A runner of scripts of hostile acts on a bus, whose worker is started again whenever a handler exits."""
 
 import asyncio
 import inspect
@@ -22,7 +22,7 @@ MAX_STEPS = 2_000
 
 @dataclass(frozen=True)
 class Attack:
-    """An event that each listener meets with an act."""
+    """The event for which each listener performs the next act of its script."""
 
     n: int
 
@@ -31,30 +31,30 @@ class Attack:
 
 
 Scripts = Mapping[str, Sequence[Sequence[str]]]
-"""For every listener, for every event, the acts of its calls, in order; after them it succeeds."""
+"""For each listener and event: the acts of the successive calls. Calls after the last act succeed."""
 
 
 @dataclass
 class Record:
-    """What a listener did with one event."""
+    """Counts of a listener's calls for one event."""
 
     calls: int = 0
     spent: int = 0
-    """Calls that moved the script on without a failure."""
+    """Calls that advanced the script without a failure."""
 
     exits: int = 0
     done: bool = False
 
 
 @dataclass
-class House:
+class ScriptRunner:
     """Runs scripts on a queue until every delivery has ended."""
 
     queue: MessageQueue
     clock: FakeClock
     scripts: Scripts
     pace: float
-    """Seconds, by the machine's clock, between two steps of the tests' clock: a server needs some, memory none."""
+    """Real seconds between two steps of the test's clock: a server needs time to answer, the memory driver none."""
 
     records: dict[tuple[str, int], Record] = field(default_factory=lambda: defaultdict(Record))
     order: list[tuple[str, int]] = field(default_factory=list)
@@ -63,7 +63,7 @@ class House:
     _buses: list[Bus] = field(default_factory=list)
 
     async def run(self) -> None:
-        """Publish one event for each script and work until nothing is left of them."""
+        """Publish the events and run workers until all deliveries have ended."""
         bus = self._bus()
         consumers: list[Consumer] = []
         join = self.queue.consumer
@@ -72,12 +72,12 @@ class House:
             consumers.append(await join(info))
             return consumers[-1]
 
-        self.queue.consumer = recorded  # type: ignore[method-assign]  # to know the leases
+        self.queue.consumer = recorded  # type: ignore[method-assign]  # records the consumers, whose leases the clock must not outrun
         await self._while_time_passes(bus.start(), consumers)
         await self._while_time_passes(bus.publish_many([Attack(n) for n in range(self.events)]), consumers)
         worker = asyncio.create_task(self._work(bus))
         await self._while_time_passes(self._until_over(worker), consumers)
-        assert not worker.done(), "the worker has ended"
+        assert not worker.done(), "the worker ended by itself"
         assert all(each.failures_total == 0 for each in bus.background_tasks), bus.background_tasks
         worker.cancel()
         await self._while_time_passes(asyncio.wait([worker]), consumers)
@@ -104,7 +104,7 @@ class House:
             try:
                 await bus.run()
             except SystemExit:
-                # Another process begins, with a bus of its own on the same queue.
+                # A second process, with its own bus on the same queue.
                 self.exits += 1
                 await bus.close()
                 bus = self._bus()
@@ -124,12 +124,12 @@ class House:
                 break
             await asyncio.sleep(self.pace)
             if self._threads_run():
-                await asyncio.sleep(0.001)  # they end by themselves, and not by this clock
+                await asyncio.sleep(0.001)  # threads do not depend on the test's clock
                 continue
             live = [it.valid_until for it in consumers[-1:] if not it.lost]
-            if not live or live[0] - self.clock.monotonic() > 4 * STEP:  # else its heartbeat is late
+            if not live or live[0] - self.clock.monotonic() > 4 * STEP:  # the heartbeat must renew first
                 await self.clock.advance(STEP)
-        assert task.done(), f"it does not end: {await self.queue.stats()}"
+        assert task.done(), f"not done after {MAX_STEPS} steps: {await self.queue.stats()}"
         task.result()
 
     def _in_loop(self, name: str) -> Callable[[Attack, Delivery], Coroutine[Any, Any, None]]:
@@ -153,7 +153,7 @@ class House:
         record = self.records[name, event.n]
         record.calls += 1
         script = self.scripts[name][event.n] if event.n < len(self.scripts[name]) else ()
-        # Failures are counted by the bus; what it does not count is counted here.
+        # The bus counts failures; `spent` counts the calls that are no failures.
         position = delivery.attempt - 1 + record.spent
         act, cost = acts[script[position]] if position < len(script) else acts["succeed"]
         record.spent += cost in {Cost.LATER, Cost.CRASH}

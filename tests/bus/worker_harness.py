@@ -1,4 +1,4 @@
-"""A bus on a memory queue with a worker, and a clock that only the test moves."""
+"""A harness for tests of the worker: a bus and a worker on a memory queue, and a clock that the test advances."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,15 @@ from infra.mq import Consumer, WorkerInfo
 from infra.mq.drivers.memory import MemoryQueue
 
 
-class House:
-    """A bus on a memory queue, and a worker that runs until the test ends."""
+class WorkerHarness:
+    """A bus on a memory queue, and a worker that runs inside `working()`."""
 
     def __init__(self, options: BusOptions | None = None) -> None:
         self.clock = FakeClock()
         self.mq = MemoryQueue(clock=self.clock, lease=float("inf"))
         self.consumers: list[Consumer] = []
         self._join = self.mq.consumer
-        self.mq.consumer = self._recorded  # type: ignore[method-assign,assignment]  # to see who joined
+        self.mq.consumer = self._recorded  # type: ignore[method-assign,assignment]  # records the consumers
         self.options = options or BusOptions()
         self.bus = self.another_bus()
 
@@ -58,9 +58,9 @@ class House:
             await worker
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Let tasks and threads go on until `condition` holds; time stands still."""
+        """Let tasks and threads run until `condition` holds, without advancing the clock."""
         for _ in range(2000):
             if condition():
                 return
             await asyncio.sleep(0.001 if threading.active_count() > 2 else 0)
-        raise AssertionError("it never came to pass")
+        raise AssertionError("the condition was never met")
