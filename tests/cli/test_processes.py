@@ -279,7 +279,7 @@ async def test_child_stops_on_request_and_exits_if_its_parent_dies_meanwhile() -
     parent.close()
 
 
-async def test_a_child_stops_when_its_parent_dies_and_exits_if_that_takes_too_long() -> None:
+async def test_child_of_a_dead_parent_stops_or_exits_after_a_time_limit() -> None:
     parent = Parent()
     parent.watch(limit=0)
     parent.die()

@@ -338,7 +338,7 @@ def test_the_template_uncommented_holds_the_defaults(folder: Path) -> None:
     assert load_settings(environ={}, folder=folder) == Settings()
 
 
-def test_logs_are_json_in_production_unless_told_otherwise() -> None:
+def test_logs_are_json_in_production_unless_configured_otherwise() -> None:
     assert Settings().log_format == "console"
     assert Settings(env="production").log_format == "json"
     assert Settings(env="production", log=LogSettings(format="console")).log_format == "console"

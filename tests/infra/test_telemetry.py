@@ -13,7 +13,7 @@ def handled() -> list[Sample]:
     ]
 
 
-async def test_counters_and_gauges_come_in_the_format_of_prometheus() -> None:
+async def test_counters_and_gauges_have_the_prometheus_format() -> None:
     telemetry = Telemetry(version="1.2", clock=FakeClock())
     telemetry.add(handled)
     telemetry.add(lambda: [Sample("queue_ready", "Waiting.", "gauge", 7, {})])

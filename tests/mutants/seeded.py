@@ -673,6 +673,6 @@ MUTANTS: tuple[Mutant, ...] = (
         file="infra/mq/drivers/sql/postgres/broadcasting.py",
         old="    WHERE id = 1 AND current_setting('transaction_isolation') = 'read committed' RETURNING number\n",
         new="    WHERE id = 1 RETURNING number\n",
-        tests=("tests/infra/postgres/test_queue_transactions.py", "-k", "broadcasts_of_others"),
+        tests=("tests/infra/postgres/test_queue_transactions.py", "-k", "concurrent_broadcasts"),
     ),
 )

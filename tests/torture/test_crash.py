@@ -116,7 +116,7 @@ def beside_their_last_runs(runs: list[Run]) -> list[Run]:
     ]
 
 
-def test_a_handler_longer_than_every_lease_runs_once_in_the_loop_and_in_a_thread(fleet: Fleet) -> None:
+def test_handler_longer_than_every_lease_runs_once_in_loop_and_thread(fleet: Fleet) -> None:
     # Its 2 s are 20 times the renewals and looks for the dead of both workers, twice their longest stall, and twice
     # their lease, where there are leases.
     workers = fleet.pair("long", "long_thread", options={**QUICK, "max_stall": 1.0}, queue={"lease": 1.0})

@@ -57,7 +57,7 @@ async def test_dead_outcome_without_a_failure_counts_no_failure(harness: Harness
     assert (letter.failures, letter.crashes) == (0, 1)
 
 
-async def test_dead_letters_come_in_the_order_of_their_deaths(harness: Harness, queue: MessageQueue) -> None:
+async def test_dead_letters_are_listed_in_the_order_of_their_deaths(harness: Harness, queue: MessageQueue) -> None:
     await bury(harness, queue, "b", "a", "c")
     assert [it.message_id for it in await queue.dead_letters()] == ["b", "a", "c"]
 
@@ -135,7 +135,7 @@ async def test_a_retried_ordered_dead_letter_joins_the_end_of_its_mailbox(
     assert await drain(worker) == ["a2", "a1", "a3"]
 
 
-async def test_retrying_unknown_dead_letters_skips_them(harness: Harness, queue: MessageQueue) -> None:
+async def test_retry_skips_unknown_dead_letters(harness: Harness, queue: MessageQueue) -> None:
     first, second = await bury(harness, queue, "a", "b")
     assert await queue.retry_dead([]) == 0
     assert await queue.retry_dead(["999999999", first.id, "no-such-id", first.id]) == 1

@@ -12,7 +12,7 @@ TRANSACTIONAL = {
     "test_broadcast_of_a_transaction_is_received_if_and_only_if_it_commits",
     "test_a_cancellation_counts_only_if_its_transaction_commits",
     "test_refused_publish_leaves_its_transaction_usable",
-    "test_a_transaction_can_cancel_what_it_published",
+    "test_transaction_can_cancel_its_own_message",
     "test_an_id_counts_as_accepted_only_if_its_transaction_commits",
     "test_transaction_can_reschedule_under_the_same_id",
     "test_messages_of_a_rolled_back_transaction_never_exist",
@@ -25,7 +25,7 @@ DURABLE = {
     "test_published_message_survives_the_end_of_the_process",
 }
 MULTI_PROCESS = {
-    "test_a_consumer_in_another_event_loop_or_a_forked_child_is_refused_at_once",
+    "test_consumer_in_another_event_loop_or_forked_child_is_refused_at_once",
     "test_kept_claim_can_be_recovered_once_its_queue_is_closed",
     "test_claims_of_a_closed_queue_are_recovered_by_another_queue",
 }

@@ -20,9 +20,7 @@ from tests.contract.acting import (
 from tests.contract.harness import Harness
 
 
-async def test_a_retry_keeps_its_place_at_the_head_and_blocks_only_its_key(
-    harness: Harness, queue: MessageQueue
-) -> None:
+async def test_retry_stays_at_the_head_and_blocks_only_its_key(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True)
     await queue.publish(keyed("a1", "b1", "a2", "b2"))
     by_a, by_b = await fetch(worker)
@@ -34,7 +32,7 @@ async def test_a_retry_keeps_its_place_at_the_head_and_blocks_only_its_key(
     assert await drain(worker) == ["a1", "a2", "a3"]
 
 
-async def test_mailboxes_come_in_the_order_in_which_they_became_due(harness: Harness, queue: MessageQueue) -> None:
+async def test_mailboxes_are_claimed_in_the_order_of_their_due_times(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True)
     await queue.publish(keyed("a1", "b1", "c1", "a2"))
     delays = {"a": 3.0, "b": 1.0, "c": 2.0}

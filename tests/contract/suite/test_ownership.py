@@ -60,7 +60,7 @@ async def test_use_in_a_forked_child_is_refused_at_once(harness: Harness, queue:
 
 
 @requires("multi_process")
-async def test_a_consumer_in_another_event_loop_or_a_forked_child_is_refused_at_once(
+async def test_consumer_in_another_event_loop_or_forked_child_is_refused_at_once(
     harness: Harness, queue: MessageQueue
 ) -> None:
     worker = await start(harness, queue)

@@ -43,7 +43,7 @@ async def test_delayed_messages_are_claimed_in_the_order_of_their_due_times(
     assert await drain(worker) == ["1", "2", "3", "4"]
 
 
-async def test_a_delayed_message_takes_its_place_in_a_mailbox_when_due(harness: Harness, queue: MessageQueue) -> None:
+async def test_delayed_message_joins_the_end_of_its_mailbox_when_due(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, ordered=True)
     now = queue.time()
     await queue.publish([message("at 3", key="k", due_at=now + 3), message("at 2", key="k", due_at=now + 2)])
@@ -167,7 +167,7 @@ async def test_a_cancellation_counts_only_if_its_transaction_commits(harness: Ha
 
 
 @requires("transactional")
-async def test_a_transaction_can_cancel_what_it_published(harness: Harness, queue: MessageQueue) -> None:
+async def test_transaction_can_cancel_its_own_message(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
     async with harness.transaction(queue):
         await queue.publish([message("a", due_at=queue.time() + 5)])

@@ -28,7 +28,7 @@ ENDS = tuple(it for it in Outcome if it is not Outcome.DONE)
 FENCED = [(it, ordered) for it in ENDS for ordered in (False, True) if ordered or it is not Outcome.BLOCK]
 
 
-async def test_done_deletes_the_delivery_and_leaves_its_siblings(harness: Harness, queue: MessageQueue) -> None:
+async def test_done_deletes_only_the_delivery_of_its_own_subscription(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue, names=("first", "second"))
     await queue.publish([message("a")])
     assert await worker.settle([end(await fetch_one(worker, "first"))]) == []
@@ -85,7 +85,9 @@ async def test_each_outcome_changes_only_its_own_counters(harness: Harness, queu
     ]
 
 
-async def test_a_failure_neither_repeats_nor_delays_its_siblings(harness: Harness, queue: MessageQueue) -> None:
+async def test_failure_neither_repeats_nor_delays_other_deliveries_of_the_event(
+    harness: Harness, queue: MessageQueue
+) -> None:
     worker = await start(harness, queue, names=("flaky", "steady"))
     await queue.publish([message("a"), message("b")])
     flaky = await fetch(worker, "flaky")

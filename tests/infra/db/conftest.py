@@ -1,3 +1,5 @@
+"""Fixtures of the database tests: an open SQLite database with one table."""
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 

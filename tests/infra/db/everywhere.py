@@ -1,4 +1,4 @@
-"""Cancelling at every await: counts the awaits of a piece of work, and cancels at the n-th."""
+"""Cancellation at every await: counts the awaits of a coroutine, and interrupts it at the n-th."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
@@ -44,7 +44,7 @@ def _sender(inner: Any, value: object) -> Callable[[], Any]:  # noqa: ANN401 - t
 
 
 async def count_awaits(work: Work) -> int:
-    """Return how often `work` awaits something when nobody disturbs it."""
+    """Return how often `work` awaits when it is not interrupted."""
     stepped = Stepped(work())
 
     async def undisturbed() -> None:
@@ -62,7 +62,7 @@ def cancel_this() -> None:
 
 
 def cancelling_all(spared: set[asyncio.Task[Any]]) -> Callable[[], None]:
-    """Return what cancels every task but those given, as `asyncio.run` does at its end."""
+    """Return a function that cancels every task except those given, as `asyncio.run` does at its end."""
 
     def cancel() -> None:
         for task in asyncio.all_tasks():
@@ -73,7 +73,7 @@ def cancelling_all(spared: set[asyncio.Task[Any]]) -> Callable[[], None]:
 
 
 async def interrupted(work: Work, at: int, interrupt: Callable[[], object]) -> BaseException | None:
-    """Do `work`, interrupt it at its await number `at`, and return what it raised."""
+    """Run `work`, interrupt it at its await number `at`, and return the exception that it raised."""
 
     async def stepped() -> BaseException | None:
         try:

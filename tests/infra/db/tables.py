@@ -1,4 +1,4 @@
-"""What the tests put into the database, and how they look at it."""
+"""The test table, and helpers that write and read its rows."""
 
 import asyncio
 import sqlite3
@@ -32,7 +32,7 @@ async def names(db: Database) -> list[str]:
 
 
 def write_from_outside(path: Path | None, timeout: float = 0.0) -> None:
-    """Take the write lock as another process would, and raise sqlite3.OperationalError if it is not free."""
+    """Take and release the write lock as another process would; raise sqlite3.OperationalError if it is held."""
     connection = sqlite3.connect(str(path), isolation_level=None, timeout=timeout)
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -42,14 +42,14 @@ def write_from_outside(path: Path | None, timeout: float = 0.0) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the other tasks and the database's threads work until `condition` holds."""
+    """Let other tasks and the database's threads run until `condition` holds."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110  # what is waited for happens in a thread
             await asyncio.sleep(0)
 
 
 class Recorder:
-    """A participant that keeps what it was told."""
+    """A participant that records its calls."""
 
     def __init__(self, log: list[str] | None = None, name: str = "p") -> None:
         self.log: list[str] = [] if log is None else log

@@ -1,4 +1,4 @@
-"""A task that is cancelled at any await leaves a whole transaction or none, and everything free for the next one."""
+"""Cancellation at every await: a transaction is committed whole or not at all, and all resources are released."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +15,7 @@ from tests.infra.db.everywhere import cancel_this, cancelling_all, count_awaits,
 from tests.infra.db.tables import Item, Recorder, insert, names
 
 Scenario = Callable[[Database, list[str], Recorder], Awaitable[None]]
-"""Writes the given names in one transaction, with a participant."""
+"""Coroutine function that writes the given names in one transaction, with a participant."""
 
 
 class ScenarioError(Exception):
@@ -111,7 +111,7 @@ async def behind_another_writer(db: Database, wanted: list[str], recorder: Recor
 
 
 def cause_of(error: BaseException | None) -> BaseException | None:
-    """Return what an error was raised from."""
+    """Return the cause of an exception."""
     return None if error is None else error.__cause__
 
 
@@ -127,7 +127,7 @@ KEPT = [
 
 
 async def check_free(db: Database) -> None:
-    """Check that no connection, lock or slot is left in use, and that the next ones get theirs."""
+    """Check that no connection, lock or slot is left in use, and that new transactions and reads succeed."""
     async with asyncio.timeout(10):
         async with db.transaction() as tx:
             await tx.session.execute(text("SELECT 1"))

@@ -1,4 +1,4 @@
-"""A cancelled task never leaves the write lock held, and never leaves a participant in doubt."""
+"""Cancellation of transactions: the write lock is released, and every participant learns the outcome."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""What a failed BEGIN or COMMIT means."""
+"""Failures of BEGIN, COMMIT and ROLLBACK: which error is raised, and what remains of the transaction."""
 
 import sqlite3
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""The write lock of a process on its SQLite database."""
+
 import asyncio
 
 import pytest

@@ -1,3 +1,5 @@
+"""Migrations on SQLite: histories, upgrades, failures and concurrent processes."""
+
 import asyncio
 import os
 import sqlite3
@@ -31,7 +33,7 @@ CREATE = 'op.create_table("{0}", sa.Column("id", sa.Integer(), primary_key=True)
 
 
 class Package:
-    """A package of migrations, written as the test goes on."""
+    """A package of migrations to which a test adds files."""
 
     def __init__(self, folder: Path) -> None:
         self._versions = folder / "shop_migrations" / "versions"
@@ -102,7 +104,7 @@ async def test_migrations_create_the_inbox(empty: Database) -> None:
         assert "ix_beneath_inbox_handled_at" in str(plan.all())
 
 
-async def test_status_says_where_the_database_is(empty: Database, package: Package) -> None:
+async def test_status_shows_the_revisions_of_the_database(empty: Database, package: Package) -> None:
     assert await status(empty, [SHOP]) == [Status("shop", (), ("shop/0001_goods",), ())]
     await upgrade(empty, [SHOP])
     package.add("prices", CREATE.format("prices"))

@@ -1,3 +1,5 @@
+"""Opening and closing a SQLite database, and the errors for unusable files."""
+
 import asyncio
 import os
 import re

@@ -1,3 +1,5 @@
+"""Participants of a transaction: order of their steps, errors and cancellation."""
+
 import asyncio
 
 import pytest

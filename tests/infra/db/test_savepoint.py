@@ -1,3 +1,5 @@
+"""Savepoints: what they roll back, nesting, and rollback marks."""
+
 import asyncio
 
 import pytest

@@ -1,4 +1,4 @@
-"""One SQLite file has one name, and a process goes on with that file alone."""
+"""Identity of the SQLite file: one name per file, and no use of a file that was exchanged meanwhile."""
 
 import shutil
 import sqlite3
@@ -141,7 +141,7 @@ async def test_removed_write_ahead_log_is_noticed(db: Database, path: Path, monk
 async def test_removed_index_of_the_write_ahead_log_is_noticed(
     db: Database, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The locks are in it: a process that makes a new one would write at the same time."""
+    """The index contains the locks: a process that creates a new index would write at the same time."""
     monkeypatch.setattr(sqlite_file, "CHECK_INTERVAL", 0.0)
     await insert(db)
     path.with_name("test.db-shm").unlink()

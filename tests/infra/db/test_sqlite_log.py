@@ -1,4 +1,4 @@
-"""The write-ahead log stays small, whatever reads overlap."""
+"""The write-ahead log of SQLite stays small although reads overlap."""
 
 import sqlite3
 import threading
@@ -44,7 +44,7 @@ def overlapping_readers(path: Path) -> Iterator[None]:
                     return
                 db.execute("BEGIN")
                 db.execute("SELECT count(*) FROM note").fetchone()
-                turns[1 - me].release()  # the other one begins before this one ends
+                turns[1 - me].release()  # The other reader's transaction begins before this one ends.
                 stop.wait(0.005)
                 db.execute("COMMIT")
 
@@ -79,7 +79,7 @@ async def test_write_ahead_log_does_not_grow_with_the_amount_written(
 
 
 class Counted(sqlite3.Connection):
-    """Counts the checkpoints that it was asked for."""
+    """A connection that counts its checkpoints."""
 
     checkpoints = 0
 

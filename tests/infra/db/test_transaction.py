@@ -1,3 +1,5 @@
+"""Transactions and reads on SQLite: begin, commit, rollback, joined blocks and ownership."""
+
 import asyncio
 import sqlite3
 import traceback
@@ -17,14 +19,14 @@ from infra.db import (
 from tests.infra.db.tables import Item, insert, names, until, write_from_outside
 
 
-async def test_commits_at_the_end_of_the_block(db: Database) -> None:
+async def test_transaction_commits_at_the_end_of_the_block(db: Database) -> None:
     async with db.transaction() as tx:
         await insert(tx, "a")
         assert await names_seen_from_outside(db) == []
     assert await names(db) == ["a"]
 
 
-async def test_rolls_back_and_raises_the_original_exception(db: Database) -> None:
+async def test_failed_block_rolls_back_and_raises_the_original_exception(db: Database) -> None:
     with pytest.raises(LookupError, match="mine"):
         async with db.transaction() as tx:
             await insert(tx, "a")
@@ -33,7 +35,7 @@ async def test_rolls_back_and_raises_the_original_exception(db: Database) -> Non
     write_from_outside(db.path)
 
 
-async def test_begins_at_first_use_only(db: Database) -> None:
+async def test_transaction_begins_at_first_use_only(db: Database) -> None:
     async with db.transaction() as tx:
         begun = [tx.begun]
         write_from_outside(db.path)
@@ -45,7 +47,7 @@ async def test_begins_at_first_use_only(db: Database) -> None:
     write_from_outside(db.path)
 
 
-async def test_begins_through_a_flush_of_the_orm(db: Database) -> None:
+async def test_flush_of_the_orm_begins_the_transaction(db: Database) -> None:
     async with db.transaction() as tx:
         tx.session.add(Item(name="a"))
         begun = [tx.begun]
@@ -55,7 +57,7 @@ async def test_begins_through_a_flush_of_the_orm(db: Database) -> None:
     assert await names(db) == ["a"]
 
 
-async def test_flushes_what_the_orm_holds_before_commit(db: Database) -> None:
+async def test_pending_orm_changes_are_flushed_before_commit(db: Database) -> None:
     async with db.transaction() as tx:
         tx.session.add(Item(name="a"))
     assert await names(db) == ["a"]
@@ -78,7 +80,7 @@ async def test_an_unused_transaction_does_no_io(db: Database) -> None:
     assert not tx.begun
 
 
-async def test_joins_the_transaction_around_it(db: Database) -> None:
+async def test_nested_block_joins_the_surrounding_transaction(db: Database) -> None:
     async with db.transaction() as outer:
         async with db.transaction() as inner:
             assert inner is outer
@@ -89,7 +91,7 @@ async def test_joins_the_transaction_around_it(db: Database) -> None:
     assert await names(db) == ["a"]
 
 
-async def test_an_exception_that_leaves_a_joined_block_makes_commit_raise_from_it(db: Database) -> None:
+async def test_exception_that_leaves_a_joined_block_fails_the_commit(db: Database) -> None:
     cause = ValueError("inner")
     with pytest.raises(TransactionRolledBack, match="ValueError: inner") as raised:
         async with db.transaction() as tx:

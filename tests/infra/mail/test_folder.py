@@ -1,3 +1,5 @@
+"""The mailer that writes each mail to a file of a folder."""
+
 import email
 from email.message import EmailMessage
 from email.policy import default

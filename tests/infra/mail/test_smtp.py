@@ -1,3 +1,5 @@
+"""The SMTP mailer: delivery, encryption, authentication and errors."""
+
 import asyncio
 import contextlib
 import socket
@@ -22,7 +24,7 @@ MAIL = Mail(id="one", to="ada@example.com", subject="Hello", text="Hello Ada\n.\
 
 @dataclass(slots=True)
 class Postbox:
-    """What a server was handed, and what it says to the next ones."""
+    """Handler of a test SMTP server: the accepted mails, and the replies to the next recipients and mails."""
 
     taken: list[Envelope] = field(default_factory=list)
     rcpt: list[str] = field(default_factory=list)
@@ -206,7 +208,7 @@ def test_smtp_url_is_shown_without_its_password() -> None:
 
 @contextlib.contextmanager
 def silent_server() -> Iterator[tuple[int, threading.Event]]:
-    """Accept connections, greet, and never say another word."""
+    """Run a server that accepts connections, sends the greeting and then nothing more."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         held: list[socket.socket] = []
         greeted = threading.Event()

@@ -1,4 +1,4 @@
-"""What these tests do all the time."""
+"""Helpers of the SQLite driver's tests: subscriptions, messages, consumers, settlements."""
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping
@@ -38,7 +38,7 @@ def done(claims: Iterable[Claim]) -> list[Settlement]:
 
 
 async def handle_all(worker: Consumer, wants: Mapping[str, int]) -> list[str]:
-    """Fetch and settle until nothing is left; return the messages in the order in which they came."""
+    """Fetch and settle until nothing is due; return the message ids in the order of delivery."""
     handled: list[str] = []
     while claims := await worker.fetch(wants, wait=0):
         handled += ids(claims)

@@ -1,3 +1,5 @@
+"""Fixtures of the SQLite driver's tests: a migrated file, and open queues on it."""
+
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -16,7 +18,7 @@ OpenQueue = Callable[[], Awaitable[tuple[SqlQueue, Database]]]
 
 @pytest.fixture
 async def path(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty queue's file."""
+    """Return the path of a file with an empty queue."""
     template = tmp_path_factory.getbasetemp() / "empty-queue.db"
     if not template.exists():
         await migrate(template)
@@ -25,7 +27,7 @@ async def path(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 async def open_queue(path: Path) -> AsyncIterator[OpenQueue]:
-    """Open another queue, as another process would."""
+    """Return a function that opens another queue on the file, as another process would."""
     async with AsyncExitStack() as ends:
 
         async def open_one() -> tuple[SqlQueue, Database]:

@@ -1,4 +1,4 @@
-"""How a process reckons a server's time."""
+"""The estimate of a server's time from request and answer times."""
 
 import pytest
 
@@ -6,14 +6,14 @@ from infra.mq.clock_offset import ClockOffset
 
 
 class Machine:
-    """Asks a server, whose clock is some seconds `ahead`, and learns."""
+    """A process that estimates the offset of a server whose clock is some seconds `ahead`."""
 
     def __init__(self) -> None:
         self._now = 1_000.0
         self._offset = ClockOffset()
 
     def ask(self, *, ahead: float, there: float, back: float) -> float:
-        """Return the offset after an answer: the question took `there` seconds to arrive, the answer `back`."""
+        """Return the offset after an answer; `there` and `back` are the seconds that request and answer take."""
         asked_at = self._now
         read = asked_at + there
         self._now = read + back

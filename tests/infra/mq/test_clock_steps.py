@@ -1,4 +1,4 @@
-"""The queue's time on SQLite: steps of a wall clock move nothing, in whatever process they happen."""
+"""The queue's time on SQLite: steps of a process's wall clock change no due time."""
 
 import asyncio
 import sqlite3
@@ -20,7 +20,7 @@ WANTS = {"work": 10, "mail": 10}
 
 
 class Stepped(SystemClock):
-    """A machine's clock whose wall time is put forward or back; its monotonic time goes on."""
+    """A clock whose wall time can be set; its monotonic time continues."""
 
     def __init__(self) -> None:
         self.step = 0.0
@@ -38,7 +38,7 @@ Start = Callable[[Stepped], Awaitable[SqlQueue]]
 
 @pytest.fixture
 async def start(path: Path) -> AsyncIterator[Start]:
-    """Open the queue as a process of its own, with a clock of its own."""
+    """Return a function that opens the queue as another process would, with the given clock."""
     async with AsyncExitStack() as ends:
 
         async def start_one(clock: Stepped) -> SqlQueue:
@@ -103,7 +103,7 @@ async def test_queue_time_continues_after_a_restart_of_the_machine(
     worker = await consumer(queue)
     handled: list[str] = []
     async with asyncio.timeout(30):
-        while len(handled) < 2:  # what was noted of the time may be a second old
+        while len(handled) < 2:  # The stored time may be a second old.
             claims = await worker.fetch(WANTS, wait=1)
             handled += ids(claims)
             await worker.settle(done(claims))

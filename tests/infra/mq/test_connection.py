@@ -1,4 +1,4 @@
-"""Opening the queue's file while others come and go."""
+"""Opening the SQLite file of the queue while other processes open and close it."""
 
 import sqlite3
 import subprocess
@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 @contextmanager
 def readers_kept_out(path: Path, seconds: float) -> Iterator[None]:
-    """As a process does for a moment that closes its last connection; locks are between processes."""
+    """Keep new readers out from another process, as closing the last connection briefly does."""
     command = [sys.executable, "-c", HOLDER, str(path), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:  # noqa: S603
         assert holder.stdout is not None

@@ -1,4 +1,4 @@
-"""When a receiver says that it may have missed something."""
+"""Gaps on SQLite: when a receiver reports that it may have missed broadcasts."""
 
 import asyncio
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""What one step does is as much with 100,000 items as with 1,000: counted in SQLite's own steps, not in time."""
+"""The cost of each SQLite operation is the same at 100,000 items as at 1,000, counted in virtual machine steps."""
 
 # ruff: noqa: S608  # statements are put together from the constants below
 import asyncio
@@ -34,7 +34,7 @@ WORK, MAIL = 1, 2
 DEAD, LIVE = 3, 4
 NOW = 1_000_000.0
 EVERY = 100
-"""How many of SQLite's steps a count stands for."""
+"""Virtual machine steps of SQLite between two calls of the progress handler."""
 
 Step = Callable[[sqlite3.Connection], object]
 Fill = Callable[[sqlite3.Connection, int], object]

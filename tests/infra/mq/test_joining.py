@@ -1,4 +1,4 @@
-"""A worker that joins or leaves while its task is cancelled leaves no lock and no claim behind."""
+"""Registration and close of a worker on SQLite: a cancellation leaves no lock and no claim behind."""
 
 import asyncio
 import threading
@@ -66,7 +66,7 @@ async def test_close_cancelled_at_any_await_releases_all_claims_and_counts_nothi
 
 
 async def test_closed_queue_can_be_opened_again(queue: SqlQueue, db: Database, path: Path) -> None:
-    """SQLite makes a new log when nobody had the file open."""
+    """SQLite creates a new log when no process has the file open."""
     await queue.publish(messages(1))
     await queue.close()
     await db.close()

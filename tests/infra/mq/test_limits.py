@@ -1,3 +1,5 @@
+"""Limits of the values that drivers store: texts, delays, times and counts."""
+
 import math
 from datetime import timedelta
 from enum import StrEnum
@@ -51,7 +53,7 @@ def test_unstorable_text_is_refused_and_quoted_in_the_error(value: object) -> No
     for check in (limits.check_key, limits.check_id):
         with pytest.raises(ValueError, match="must be a str of 1 to") as caught:
             check(value)
-        assert len(str(caught.value).encode()) < 400  # the message itself can be printed and stored
+        assert len(str(caught.value).encode()) < 400  # The error message itself can be printed and stored.
 
 
 def test_a_str_enum_becomes_plain_text() -> None:

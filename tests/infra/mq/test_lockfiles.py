@@ -1,4 +1,4 @@
-"""An OS lock per worker says that it lives."""
+"""Lock files: the lock of a worker's file proves that the worker lives."""
 
 import fcntl
 import os
@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> LockFolder:
     return LockFolder(tmp_path / "queue.db")
 
 
-def test_a_worker_lives_while_its_lock_is_held(folder: LockFolder) -> None:
+def test_worker_counts_as_live_while_its_lock_is_held(folder: LockFolder) -> None:
     lock = folder.hold("w")
     assert folder.is_alive("w")
     assert folder.seize("w") is None
@@ -113,11 +113,11 @@ def test_child_process_that_outlives_its_worker_does_not_keep_the_lock(
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     parent.wait(10)
-    os.kill(child, 0)  # the child lives
+    os.kill(child, 0)  # The child still runs.
     deadline = time.monotonic() + 10
-    while folder.is_alive("w"):  # a forked child lets go of its copy first thing, but it may not have run yet
+    while folder.is_alive("w"):  # A forked child closes its copy first, but may not have run yet.
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(child, 0)  # and still does
-    parent.stdin.close()  # now it ends
+    os.kill(child, 0)  # The child still runs.
+    parent.stdin.close()  # The child ends.
     parent.stdout.close()

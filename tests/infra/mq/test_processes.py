@@ -1,4 +1,4 @@
-"""Several processes on one file, killed where it hurts."""
+"""Several processes on one SQLite file, some of them killed within an operation."""
 
 import asyncio
 import sys
@@ -20,7 +20,7 @@ WANTS = {"work": 100, "mail": 100}
 
 @pytest.fixture
 async def spawn(path: Path) -> AsyncIterator[Spawn]:
-    """Start `worker_process` in a mode."""
+    """Return a function that starts `worker_process` in a mode."""
     processes: list[Process] = []
 
     async def start(mode: str) -> Process:
@@ -95,7 +95,7 @@ async def test_concurrent_claims_do_not_overlap_and_keep_each_key_in_order(queue
     handled = [each.split(":") for share in shares for each in share]
     everything = sorted(it.id for it in sent)
     assert sorted(name for subscription, _, name in handled if subscription == "work") == everything
-    # The fences tell in which order the claims of one mailbox were made, whoever made them.
+    # The fences show the order in which all processes claimed one mailbox.
     mail = sorted((int(fence), place, name) for place, (kind, fence, name) in enumerate(handled) if kind == "mail")
     keys = {it.id: it.ordering_key for it in sent}
     by_key = defaultdict(list)

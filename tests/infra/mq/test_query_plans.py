@@ -1,4 +1,4 @@
-"""Every statement finds its rows by an index, whatever the tables hold."""
+"""Query plans of the SQLite driver: every statement finds its rows by an index."""
 
 import asyncio
 import importlib
@@ -28,11 +28,11 @@ SMALL = {
 """Tables with a row for each listener, event, worker, start of the machine, or listener that is being retired."""
 
 RARE = {
-    "inspection._CLAIMED",  # in-flight deliveries only, in a covering index
-    "inspection._OPEN_MAILBOXES",  # in-flight mailboxes only
-    "claiming._NEXT_DUE",  # the first entry of an index
-    "clock._FORGET",  # a table of a few rows
-    "retirement._CLAIMED",  # sorts in-flight deliveries that were published in the same moment
+    "inspection._CLAIMED",  # Reads only in-flight deliveries, from a covering index.
+    "inspection._OPEN_MAILBOXES",  # Reads only in-flight mailboxes.
+    "claiming._NEXT_DUE",  # Reads the first entry of an index.
+    "clock._FORGET",  # The table has few rows.
+    "retirement._CLAIMED",  # Sorts in-flight deliveries with the same publish time.
 }
 HARMLESS = re.compile(r"SCAN (CONSTANT ROW|\w+ VIRTUAL TABLE)")
 
@@ -118,6 +118,6 @@ def test_statements_of_every_module_are_found() -> None:
 
 @every_statement
 def test_parameters_are_question_marks_or_names(name: str, statement: str) -> None:
-    """Python 3.14 takes a sequence for the first and a mapping for the second; and numbers, as in ?1, for neither."""
+    """Python 3.14 binds a sequence to the first and a mapping to the second, and ?1 and the like to neither."""
     assert not re.search(r"\?\d", statement), name
     assert "?" not in statement or not re.search(r":[a-z]", statement), name

@@ -1,4 +1,4 @@
-"""When a declaration returns, and what it refuses, where it goes beyond the contract."""
+"""Declarations on SQLite beyond the contract: when they return, and what they refuse."""
 
 import asyncio
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.infra.mq.acting import subscription
 
 
 async def has_ended(clock: FakeClock, task: "asyncio.Future[None]") -> bool:
-    """Whether `task` ends without time passing."""
+    """Return whether `task` ends without an advance of the clock."""
     await asyncio.wait({task}, timeout=0.05)
     await clock.settle()
     return task.done()
@@ -27,7 +27,7 @@ async def test_declare_returns_after_all_subscription_caches_have_expired(path: 
     new = [subscription("new")]
     changing = asyncio.ensure_future(first.declare(new, []))
     assert not await has_ended(clock, changing)
-    # It is not this one's change, but it is just as new to publishers.
+    # The second declaration changes nothing, but the publishers may not know of the first one yet.
     repeating = asyncio.ensure_future(second.declare(new, []))
     await clock.advance(REGISTRY_TTL - 0.01)
     assert not await has_ended(clock, changing)

@@ -1,4 +1,4 @@
-"""Retiring on SQLite: in steps, noted before the first and completed by the same call."""
+"""Retirement on SQLite: it is recorded first, runs in steps, and is completed by repeating the call."""
 
 import sqlite3
 from contextlib import closing
@@ -28,7 +28,7 @@ def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def die_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Let the process end after so many steps of a retirement."""
+    """Simulate the end of the process after so many steps of a retirement."""
     honest, left = retiring.remove_some, iter(range(steps))
 
     def remove(*args: object, **named: object) -> object:

@@ -1,4 +1,4 @@
-"""What concerns many deliveries is done in steps on SQLite, and nothing is owned that nobody finds."""
+"""Operations on many deliveries run in bounded steps on SQLite, and every claim stays recoverable."""
 
 import asyncio
 import sqlite3
@@ -99,7 +99,7 @@ async def test_closing_worker_releases_in_steps(queue: SqlQueue, monkeypatch: py
 
 
 async def test_claim_that_arrives_after_close_takes_nothing(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its row stays when it keeps a claim; what it took then would be found only when the process has ended."""
+    """The row of a worker with a kept claim stays: further claims would be recovered only after the process ends."""
     worker = await consumer(queue)
     await queue.publish([message("kept")])
     [claim] = await worker.fetch({"work": 1}, wait=0)
@@ -194,7 +194,7 @@ async def test_fetch_is_bounded_in_bytes_over_all_subscriptions(queue: SqlQueue)
     assert seen == 8
 
 
-async def test_delivery_larger_than_a_fetch_comes_alone(queue: SqlQueue) -> None:
+async def test_delivery_larger_than_a_fetch_is_claimed_alone(queue: SqlQueue) -> None:
     await queue.publish([Message(id="big", event="Happened", body=b"x" * (FETCH_BYTES + 1), published_at=1.0)])
     worker = await consumer(queue)
     claims = await worker.fetch({"work": 100, "mail": 100}, wait=0)
@@ -204,7 +204,7 @@ async def test_delivery_larger_than_a_fetch_comes_alone(queue: SqlQueue) -> None
 async def test_published_message_is_placed_behind_due_messages(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when more was due than one claim lets take its place."""
+    """This includes more due messages than one claim places into mailboxes."""
     monkeypatch.setattr(scheduling, "PROMOTED_AT_ONCE", 2)
     monkeypatch.setattr(scheduling, "LEAST_PROMOTED", 2)
     soon = queue.time() + 0.05
@@ -243,7 +243,7 @@ async def test_overdue_deliveries_of_another_listener_do_not_reduce_a_claim(
 
 
 async def test_cancellation_is_judged_by_the_time_at_which_the_lock_is_held(queue: SqlQueue, db: Database) -> None:
-    """It waits for its turn past the due time, while one of two subscriptions gets its delivery."""
+    """The cancellation waits for the lock past the due time, while one of two subscriptions gets its delivery."""
     due = queue.time() + 0.2
     await queue.publish([message("m", due_at=due)])
     async with db.write_lock():
@@ -257,7 +257,7 @@ async def test_cancellation_is_judged_by_the_time_at_which_the_lock_is_held(queu
 async def test_declaring_waits_from_the_end_of_its_commit(
     path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """Publishers may have read the registry, and trust it, until then."""
+    """Until then publishers may read the previous registry, and cache it."""
     db = Database(f"sqlite:///{path}")
     await db.open()
     queue = SqlQueue(db, clock=FakeClock(), registry_ttl=1.0)

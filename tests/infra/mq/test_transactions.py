@@ -1,4 +1,4 @@
-"""The queue's part in the application's transactions, where it goes beyond the contract."""
+"""Publishes within the application's transactions on SQLite, beyond the contract."""
 
 import asyncio
 import sqlite3

@@ -1,4 +1,4 @@
-"""A queue of the release before is upgraded with all that it holds."""
+"""Upgrade of a SQLite queue that the previous release filled."""
 
 import sqlite3
 import time
@@ -52,13 +52,13 @@ UPDATE beneath_registry SET version = 7, changed_at = {now} - 60;
 
 @pytest.fixture
 async def before(tmp_path: Path) -> Path:
-    """The file of the release before, in the middle of its work."""
+    """Return a file of the previous release, with deliveries in every state."""
     path = tmp_path / "queue.db"
     db = Database(f"sqlite:///{path}")
     await db.open()
 
     def make(connection: Connection) -> None:
-        config = migrate._config(HISTORY)  # nobody else stops half way
+        config = migrate._config(HISTORY)  # No public function upgrades to an earlier revision.
         config.attributes.update(connection=connection, applied=[])
         command.upgrade(config, BEFORE)
 
@@ -116,7 +116,7 @@ async def test_ids_accepted_before_an_upgrade_are_still_deduplicated(queue: SqlQ
 
 
 async def test_previous_release_works_on_an_upgraded_file(queue: SqlQueue, before: Path) -> None:
-    """Its statements, as it writes them, until its processes are replaced."""
+    """The test runs the statements of the previous release, whose processes run until they are replaced."""
     with closing(sqlite3.connect(before, isolation_level=None)) as raw:
         raw.execute("INSERT INTO beneath_dedupe (id, at) VALUES ('x', 1.0) ON CONFLICT (id) DO UPDATE SET at = 1.0")
         due = """

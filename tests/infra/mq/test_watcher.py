@@ -1,4 +1,4 @@
-"""How a process notices what others write, and that it could not."""
+"""The watcher: how a process notices commits of other processes, and interruptions."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""One thread, one transaction per group, each operation its own result."""
+"""The writer thread of SQLite: one transaction per group, and a separate result per operation."""
 
 import asyncio
 import sqlite3
@@ -22,7 +22,7 @@ INSERT = "INSERT INTO beneath_broadcast_event (event) VALUES (?)"
 
 
 class CommitCounter(sqlite3.Connection):
-    """Counts what it was asked to commit."""
+    """A connection that counts its commits."""
 
     commits = 0
     rollbacks = 0
@@ -39,7 +39,7 @@ class CommitCounter(sqlite3.Connection):
 
 
 class Bench:
-    """A writer with a look inside."""
+    """A writer with access to its database and its commits."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""A process of its own on a queue: `python -m tests.infra.mq.worker_process FILE MODE`; it says what it does."""
+"""A separate process on a queue: `python -m tests.infra.mq.worker_process FILE MODE`; it prints its results."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ def say(*words: object) -> None:
 
 
 async def hold(queue: SqlQueue) -> None:
-    """Claim three deliveries and a mailbox, and never end."""
+    """Claim three deliveries and a mailbox, and then wait to be killed."""
     worker = await consumer(queue, f"holder-{os.getpid()}")
     claims = await worker.fetch({"work": 3, "mail": 1}, wait=5)
     await worker.isolate(claims[0])
@@ -28,7 +28,7 @@ async def hold(queue: SqlQueue) -> None:
 
 
 async def drain(queue: SqlQueue) -> None:
-    """Handle what is there, in step with another process that does the same."""
+    """Handle the backlog, at the same time as another process does."""
     worker = await consumer(queue, f"drainer-{os.getpid()}")
     say("ready")
     await asyncio.to_thread(sys.stdin.readline)
@@ -51,7 +51,7 @@ async def wait(queue: SqlQueue) -> None:
 
 
 async def die(queue: SqlQueue) -> None:
-    """Be killed between the statements of a publish, with another publish in the same group."""
+    """Kill this process between the statements of a publish, with another publish in the same group."""
     mailbox = mailboxes.open_mailboxes
 
     def die_now(db: sqlite3.Connection, *args: object) -> None:
@@ -64,7 +64,7 @@ async def die(queue: SqlQueue) -> None:
 
 
 async def broadcast(queue: SqlQueue) -> None:
-    """Send what comes in, line by line."""
+    """Broadcast each line of standard input."""
     say("ready")
     while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
         await queue.broadcast([line.encode()], origin=str(os.getpid()))

@@ -142,7 +142,7 @@ async def test_strictly_isolated_transaction_publishes_if_and_only_if_it_commits
 
 
 @STRICT
-async def test_strictly_isolated_transaction_does_not_conflict_with_broadcasts_of_others(
+async def test_strictly_isolated_transaction_does_not_conflict_with_concurrent_broadcasts(
     store: Store, queue: SqlQueue, db: Database, level: str
 ) -> None:
     other, _ = await store.open()

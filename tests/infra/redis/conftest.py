@@ -1,3 +1,5 @@
+"""Fixtures of the Redis driver's tests: a server, a namespace, a clock, a proxy, and open queues."""
+
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -38,7 +40,7 @@ async def proxy(server: servers.RedisServer) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def opened(server: servers.RedisServer, namespace: str) -> AsyncIterator[Open]:
-    """Opens queues on one namespace, by the machine's clock unless told otherwise, and closes them at the end."""
+    """Return a function that opens queues on one namespace, by default with the system clock; close them at the end."""
     queues: list[RedisQueue] = []
 
     async def open_(url: str | None = None, **options: Any) -> RedisQueue:  # noqa: ANN401 - the queue's own

@@ -1,4 +1,4 @@
-"""A way to the server on which answers get lost."""
+"""A proxy to a Redis server that can lose answers and cut connections."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 
 class Proxy:
-    """Passes everything on, until it is told to cut connections instead of passing on the answer to some request."""
+    """A TCP proxy that forwards all data until a test asks for a fault."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -16,7 +16,7 @@ class Proxy:
         self._fatal: list[bytes] = []
         self._reachable = True
         self.silent = False
-        """Whether connections that are made now never get an answer."""
+        """Whether new connections never get an answer."""
 
         self._held_back: list[bytes] = []
         self._late: list[bytes] = []
@@ -26,19 +26,19 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The URL of the proxy."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def lose_answer_to(self, request: bytes) -> None:
-        """Cut the connection on which a request with these bytes in it is sent, before its answer; once."""
+        """Cut the connection of the next request that contains these bytes, after the request and before its answer."""
         self._fatal.append(request)
 
     def hold_back(self, request: bytes) -> None:
-        """Keep a request with these bytes in it, once, and cut its connection: it is lost until `deliver_late`."""
+        """Keep the next request that contains these bytes until `deliver_late`, and cut its connection."""
         self._held_back.append(request)
 
     async def deliver_late(self) -> None:
-        """Send what was held back to the server, as if it had been on its way all the time; wait for the answers."""
+        """Send the kept requests to the server, and wait until the server has carried them out."""
         while self._late:
             data = self._late.pop(0)
             reader, writer = await asyncio.open_connection("127.0.0.1", self._target)
@@ -57,11 +57,11 @@ class Proxy:
             writer.transport.abort()
 
     def allow(self) -> None:
-        """Be reachable again."""
+        """Accept connections again."""
         self._reachable = True
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Stand between one client and the server."""
+        """Connect one client to the server."""
         if not self._reachable:
             writer.transport.abort()
             return
@@ -112,7 +112,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy_to(port: int) -> AsyncIterator[Proxy]:
-    """Open a way to the server at this port."""
+    """Run a proxy to the server at this port."""
     proxy = Proxy(port)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]

@@ -1,4 +1,4 @@
-"""What each script works on does not grow with what the queue holds: counted at two sizes, never timed."""
+"""The work of each script does not grow with the contents of the queue, counted at two sizes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,10 +14,10 @@ from tests.infra.redis.conftest import Open
 from tests.infra.redis.work import counted
 
 FEW, MANY = 1_000, 4_000
-"""More than any script takes at once, and four times that."""
+"""Numbers of items: more than any script handles in one call, and four times as many."""
 
 BOUND = 12_000
-"""How many arguments the commands of one script may have: some for each of 1,000 items."""
+"""The largest number of arguments of all commands of one script: several for each of 1,000 items."""
 
 EVENTS = ("Happened", "Else")
 
@@ -34,7 +34,7 @@ def own() -> Iterator[servers.RedisServer]:
 async def fill(
     queue: RedisQueue, count: int, *, keys: int = 0, due_at: float | None = None, event: str = "Happened"
 ) -> None:
-    """Publish messages, each with one of so many keys; by default each with its own."""
+    """Publish `count` messages with `keys` different keys; by default each message has a key of its own."""
     for first in range(0, count, 1_000):
         await queue.publish(
             [
@@ -45,7 +45,7 @@ async def fill(
 
 
 async def claim_all(worker: Consumer, count: int, outcome: Outcome | None = None) -> None:
-    """Claim so many, and end them, if an outcome is given."""
+    """Claim `count` deliveries, and settle them if an outcome is given."""
     claimed = 0
     while claimed < count:
         claims = await fetch(worker, limit=min(1_000, count - claimed))
@@ -61,7 +61,7 @@ async def largest_and_total(
     prepare: Callable[[RedisQueue, int], Awaitable[Consumer]],
     work: Callable[[RedisQueue, Consumer, int], Awaitable[None]],
 ) -> tuple[int, int]:
-    """Return how much one script did at most, and all of them together, in a namespace of their own."""
+    """Return the work of the largest script, and the total of all scripts, in a new namespace."""
     queue = await opened(own.url, namespace=f"of{count}", takeover_patience=0.0)
     worker = await prepare(queue, count)
     async with counted(own) as done:
@@ -75,10 +75,10 @@ async def compare(
     prepare: Callable[[RedisQueue, int], Awaitable[Consumer]],
     work: Callable[[RedisQueue, Consumer, int], Awaitable[None]],
 ) -> None:
-    """Check that no script does more where four times as much is kept."""
+    """Check that no script does more work with four times as many items stored."""
     few, _ = await largest_and_total(opened, own, FEW, prepare, work)
     many, _ = await largest_and_total(opened, own, MANY, prepare, work)
-    # How many a page of a scan has depends on how the server's table lies: small scripts may differ by that.
+    # The size of a SCAN page depends on the server's hash table: small scripts may differ by a few keys.
     assert many <= min(max(few * 2, 3_000), BOUND), (few, many)
 
 
@@ -312,7 +312,7 @@ async def test_no_script_reads_more_large_messages_than_it_needs(opened: Open, o
         await worker.fetch({"one": 100}, wait=0)
         for name in names[1:]:
             assert await queue.retire(name, event="Else", backlog="discard") == count
-    # As many as a fetch may have, and for each the next in line, which may be due before it.
+    # As many as a fetch may return, and for each the next delivery of the queue, which may be due earlier.
     assert max(done.messages) <= 2 * FETCH_BYTES // len(body)
 
 

@@ -1,4 +1,4 @@
-"""A clock that is set makes nothing early, lets nothing stand still, and no lease hold for as long as the step."""
+"""Clock steps of servers and processes: no early or stalled delivery, and no lease prolonged by the step."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ STEPS = pytest.mark.parametrize("step", [HOUR, -HOUR], ids=["forward", "back"])
 
 
 class SetClock(SystemClock):
-    """This machine's clock, which somebody sets."""
+    """The system clock, whose wall time a test can set."""
 
     def __init__(self) -> None:
         self.step = 0.0
@@ -27,7 +27,7 @@ class SetClock(SystemClock):
 
 
 class ServerClock(FakeClock):
-    """A clock that tests move, and of which the server's time, which drivers here take from it, is set by itself."""
+    """A fake clock whose wall time, which the drivers use as the server's time, can be set separately."""
 
     step = 0.0
 
@@ -101,7 +101,7 @@ async def test_server_clock_set_back_stalls_no_delivery(opened: Open) -> None:
     await clock.advance(4.9)
     assert await fetch(worker) == []
     assert await fetch(worker, "line") == []
-    # It runs a tenth slower until the server's clock has caught up.
+    # The queue time runs a tenth slower until the server's clock has caught up.
     await clock.advance(1)
     for name in (WORK, "line"):
         assert ids(await fetch(worker, name)) == ["b"]
@@ -113,7 +113,7 @@ async def test_queue_clock_converges_after_the_server_clock_was_set_back(opened:
     await queue.declare([subscription()], [])
     worker = await consumer(queue)
     clock.step = -60
-    # A tenth of 600 seconds.
+    # The queue time gains a tenth of 600 seconds.
     for _ in range(130):
         await clock.advance(5)
         assert worker.renew()
@@ -176,7 +176,7 @@ async def test_first_worker_after_an_outage_takes_over_no_claims(opened: Open) -
         await clock.advance(3)
         assert worker.renew()
         assert other.renew()
-    # The server stands still for 20 seconds with this request in its hands: nobody could renew.
+    # The server stalls for 20 seconds within this request: no worker can renew its lease.
     await clock.advance(20)
     assert await other.recover() == 0
     assert other.renew()

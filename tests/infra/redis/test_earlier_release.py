@@ -1,6 +1,6 @@
-"""What the release before this one stored, and its processes beside new ones during a deploy.
+"""Data that the previous release stored, and its processes beside new ones during a deployment.
 
-`earlier_release.json` has every key of a namespace that such a process left behind, when it was killed: strings are
+`earlier_release.json` contains every key of a namespace of such a process that was killed: strings are
 bytes, a character each.
 """
 
@@ -61,7 +61,7 @@ def command(key: str, kind: str, values: list[Any]) -> list[bytes]:
 
 
 async def everything(worker: Consumer, name: str) -> dict[str, tuple[int, int, int, int]]:
-    """Fetch and finish all that is due; return what was counted for each message."""
+    """Fetch and acknowledge all due deliveries; return the counters of each message."""
     came: dict[str, tuple[int, int, int, int]] = {}
     while claims := await fetch(worker, name):
         came |= {it.message_id: counters(it) for claim in claims for it in claim.deliveries}
@@ -119,7 +119,7 @@ async def test_live_worker_of_an_earlier_release_keeps_its_claims(
 ) -> None:
     worker = await consumer(queue, "work", "line")
     for _ in range(3):
-        # As its `renew` did: of all that this release keeps about workers, the lease alone.
+        # The earlier `renew` writes only the lease, and nothing else that this release stores about workers.
         await client.zadd("{earlier:0}:leases", {VICTIM: (clock.time() + 10) * 1e6})
         assert await worker.recover() == 0
         await clock.advance(5)

@@ -1,4 +1,4 @@
-"""What the driver costs, counted in keys and round trips."""
+"""The cost of the Redis driver, counted in keys and round trips."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ async def test_emptied_queue_has_as_many_keys_as_a_new_queue(opened: Open) -> No
     assert await keys_of(server) == empty
 
 
-@pytest.mark.parametrize("end", ["stopped while it goes to sleep", "killed in its sleep"])
+@pytest.mark.parametrize("end", ["closed while it begins to wait", "killed while it waits"])
 async def test_closed_or_dead_worker_leaves_no_notification_keys(opened: Open, end: str) -> None:
     server = servers.new_server(servers.any_kind())
     queue = await opened(server.url, lease=0.2, takeover_patience=0.0)
@@ -55,9 +55,9 @@ async def test_closed_or_dead_worker_leaves_no_notification_keys(opened: Open, e
     empty = await keys_of(server)
     worker = await consumer(queue)
     fetching = asyncio.ensure_future(worker.fetch({WORK: 1, "line": 1}, wait=5))
-    if end == "killed in its sleep":
+    if end == "killed while it waits":
         async with asyncio.timeout(10):
-            # Leases, workers, sleepers, and for each subscription who waits for a bell.
+            # Leases, workers, waiters, and one list of waiting consumers for each subscription.
             while await keys_of(server) < empty + 5:
                 pass
         worker.abandon()

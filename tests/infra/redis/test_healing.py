@@ -1,4 +1,4 @@
-"""The queue goes on by itself after whatever happened to the server."""
+"""Recovery after faults of the server: restarts, silence, flushes and lost connections."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A request that the server carries out after its sender gave it up does no harm."""
+"""Requests that the server executes after the sender has given up have no harmful effect."""
 
 import asyncio
 
@@ -11,11 +11,11 @@ from tests.infra.redis.proxy import Proxy
 
 BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 CLAIM, SETTLE, PUBLISH, ISOLATE, UNBLOCK = b":idle", b":dead\r\n", b":dedupe", b":past", b":deads"
-"""Keys that, of all that a test calls when it holds one back, only those scripts have."""
+"""Keys by which the proxy recognizes the requests of each script."""
 
 
 @BOTH
-async def test_late_claim_of_a_living_worker_claims_nothing(opened: Open, proxy: Proxy, ordered: bool) -> None:
+async def test_late_claim_of_a_live_worker_claims_nothing(opened: Open, proxy: Proxy, ordered: bool) -> None:
     queue, elsewhere = await opened(proxy.url), await opened()
     await queue.declare([subscription(ordered=ordered)], [])
     worker, other = await consumer(queue), await consumer(elsewhere)
@@ -160,7 +160,7 @@ async def test_late_unblocking_does_not_change_keys_blocked_since(opened: Open, 
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3, 5, 8, 13, 21])
-async def test_message_handed_over_to_a_cancelled_fetch_comes_with_the_next(opened: Open, turns: int) -> None:
+async def test_message_handed_over_to_a_cancelled_fetch_is_returned_by_the_next(opened: Open, turns: int) -> None:
     queue, elsewhere = await opened(), await opened()
     await queue.declare([subscription()], [])
     worker = await consumer(queue)

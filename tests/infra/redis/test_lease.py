@@ -1,4 +1,4 @@
-"""Who is dead, and who only could not reach the server."""
+"""Leases: which workers are considered dead, and which only could not reach the server."""
 
 import asyncio
 import contextlib
@@ -125,11 +125,11 @@ async def test_reconnected_worker_gives_other_workers_time_to_renew(
     for _ in range(3):
         await clock.advance(4.5)
         assert await asyncio.to_thread(rescuer.renew)
-    # The server may have been away, and be back with leases as they were long ago.
+    # The server may have been restarted with leases from long ago.
     proxy.cut_all()
     await asyncio.sleep(0.1)
     assert await rescuer.recover() == 0
-    # The first of these fails, so that a whole lease counts from the second.
+    # The first renewal fails, so that a whole lease counts from the second.
     for _ in range(5):
         await clock.advance(4)
         with contextlib.suppress(QueueUnavailable):

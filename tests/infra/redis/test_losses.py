@@ -1,4 +1,4 @@
-"""A server that was emptied, or lost the end of its log, gets back what processes know, and they notice the rest."""
+"""Lost data: after a flush or a lost log tail, processes restore the registry and notice lost claims."""
 
 import asyncio
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ async def names_of(queue: RedisQueue) -> list[str]:
 
 
 async def is_lost(worker: Consumer) -> bool:
-    """Do what a session does while all its slots are busy, until the worker knows."""
+    """Renew and recover as a session with busy slots does, until the worker notices the loss of its lease."""
     async with asyncio.timeout(10):
         while not worker.lost:
             try:
@@ -51,7 +51,7 @@ async def test_every_process_restores_its_declarations_after_a_flush(opened: Ope
     await flush(server)
     await first.publish([message("first", key="k")])
     for queue, declared in ((second, "mail"), (third, "late")):
-        # As every process does from time to time.
+        # Every process repeats its declarations periodically.
         await queue.declare([subscription(declared, ordered=declared == "mail", events=("Happened", "Else"))], [])
     assert await names_of(first) == ["audit", "late", "mail"]
     assert set((await first.registry()).broadcast) == {"News", "Weather"}

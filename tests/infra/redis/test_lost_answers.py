@@ -1,4 +1,4 @@
-"""Whatever answer gets lost, nothing else does."""
+"""Lost answers: no message and no settlement is lost with an answer."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from tests.infra.redis.proxy import Proxy
 
 BOTH = pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 CLAIM, SETTLE, PUBLISH = b":idle", b":dead\r\n", b":dedupe"
-"""Keys that only those scripts, of all that a test calls, have."""
+"""Keys by which the proxy recognizes the requests of each script."""
 
 
 async def test_a_publish_without_an_answer_is_indeterminate_and_accepted_once(opened: Open, proxy: Proxy) -> None:
@@ -60,7 +60,7 @@ async def test_repeated_settlement_after_a_lost_answer_has_no_effect(
     proxy.lose_answer_to(SETTLE)
     with pytest.raises(QueueUnavailable):
         await worker.settle([settlement])
-    # What is due again is claimed again by now: the repetition must not end this claim.
+    # The delivery is claimed again by now: the repeated settlement must not end this claim.
     again = await fetch(worker)
     comes_again = outcome in {Outcome.RETRY, Outcome.RELEASE}
     told = [counters(it) for each in again for it in each.deliveries]
@@ -108,7 +108,7 @@ async def test_message_handed_over_without_a_recipient_is_stored_once(opened: Op
     await asyncio.sleep(0.1)
     proxy.cut_all(reachable=False)
     await asyncio.wait([fetching])
-    # The server notices that nobody listens any more only when the connection has ended there, too.
+    # The server notices the loss of the subscriber only once the connection has ended there, too.
     await asyncio.sleep(0.1)
     await publisher.publish([message("a")])
     [now] = await publisher.stats()

@@ -1,4 +1,4 @@
-"""The connection for notifications comes back after anything that ends the task which reads it."""
+"""The notification connection is restored after every end of the task that reads from the connection."""
 
 import asyncio
 from collections.abc import Callable
@@ -52,9 +52,9 @@ async def test_notifications_resume_after_their_task_was_ended(
 
 
 async def eventually_notified(queue: RedisQueue) -> None:
-    """Wait until the connection for notifications was made anew."""
+    """Wait until the notification connection is restored."""
     assert queue._bells is not None
     event = asyncio.Event()
     queue._bells.watch(event)
-    await event.wait()  # whatever was missed, all are woken when it is back
+    await event.wait()  # The restored connection notifies all waiters, in case of a missed notification.
     queue._bells.unwatch(event)

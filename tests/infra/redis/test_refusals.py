@@ -1,4 +1,4 @@
-"""Whatever is wrong with the server or its address is said in one line."""
+"""Errors of the server or its URL: each is explained in one line."""
 
 import asyncio
 import itertools
@@ -52,7 +52,7 @@ def test_a_wrong_url_is_refused(url: str, said: str) -> None:
 
 
 async def refusal(url: str, kind: type[QueueError] = QueueRejected) -> str:
-    """Return why the queue can not be opened: not before somebody changes something, or just not now."""
+    """Return the message of the error that opening the queue raises, permanent or transient."""
     queue = RedisQueue(url, clock=SystemClock(), connect_timeout=2)
     with pytest.raises(kind) as refused:
         await queue.open()
@@ -163,7 +163,7 @@ async def test_new_worker_can_start_on_a_full_server_and_free_memory(opened: Ope
                     [Message(id=f"{number}.{it}", event="Happened", body=body, published_at=1.0) for it in range(4)]
                 )
                 number += 1
-    # Everything is forgotten that a server has to be told once.
+    # The server loses its scripts, which the driver loads once.
     await command(server, "SCRIPT FLUSH")
     restarted = await opened(server.url)
     await restarted.declare(wanted, [])
@@ -297,7 +297,7 @@ def test_server_error_that_contains_the_password_is_not_shown() -> None:
 
 async def test_connection_lost_within_the_handshake_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     async def lost_unnoticed(_: object) -> None:
-        """Return as the client does when the connection breaks in a request whose errors it passes over."""
+        """Return normally, as the client does when the connection breaks in a request whose errors are ignored."""
 
     monkeypatch.setattr("redis.asyncio.connection.AbstractConnection.connect", lost_unnoticed)
     link = Link(Address.parse("redis://127.0.0.1:1"), "test", timeout=1, connect_timeout=1)

@@ -1,4 +1,4 @@
-"""Removing an event of a subscription touches nothing that is declared, published or retired meanwhile."""
+"""Retirement of an event on Redis, at the same time as declarations, publishes and other retirements."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ EVENTS = ("Happened", "Else")
 
 
 async def handle_all(queue: RedisQueue) -> list[str]:
-    """Return the ids of all that is due, in the order in which it comes."""
+    """Handle all due deliveries; return the message ids in the order of delivery."""
     worker, came = await consumer(queue), list[str]()
     while claims := await fetch(worker, limit=100):
         came += ids(claims)
@@ -28,7 +28,7 @@ async def handle_all(queue: RedisQueue) -> list[str]:
 
 
 async def interrupt(queue: RedisQueue, patch: pytest.MonkeyPatch, event: str) -> None:
-    """Retire an event, and lose the connection after the first step."""
+    """Begin to retire an event, and lose the connection after the first step."""
 
     async def lost(*_: object) -> int:
         raise QueueUnavailable("the connection was lost")
@@ -67,7 +67,7 @@ async def test_concurrent_retirements_of_one_subscription_run_in_turn(
     await first.publish([message(f"{it} {event}", event=event) for it in range(300) for event in (*EVENTS, "More")])
     await second.registry()
     await interrupt(first, monkeypatch, "Happened")
-    # The second one had found nothing to finish when the first one began.
+    # The second retirement looked for unfinished retirements before the first one began.
     with monkeypatch.context() as patched:
         found = [0]
 
@@ -88,7 +88,7 @@ async def test_late_step_of_a_retirement_removes_no_later_message(
     queue, elsewhere = await opened(proxy.url), await opened()
     wanted = [subscription(ordered=ordered, events=EVENTS)]
     await queue.declare(wanted, [])
-    # From now on the server knows the script.
+    # This call loads the scripts into the server.
     await elsewhere.retire(WORK, event="Else", backlog="discard")
     await queue.publish([message("old", key="k"), message("old, later", key="k", due_at=queue.time() + 60)])
     proxy.hold_back(b"$%d\r\n%s\r\n" % (len(phase), phase.encode()))
@@ -115,7 +115,7 @@ async def test_retirement_does_not_search_the_queue_of_due_mailboxes(opened: Ope
     await command(server, "CONFIG RESETSTAT")
     assert await queue.retire(WORK, event="Happened", backlog="discard") == 500
     assert "cmdstat_lrem" not in await command(server, "INFO commandstats")
-    # Keys that are used again are in line twice.
+    # Keys that are used again are in the queue of due mailboxes twice.
     await queue.publish([message(f"new {it}", event="Else", key=f"k{it}") for it in range(0, 500, 100)])
     assert await handle_all(queue) == ["new 0", "new 100", "new 200", "new 300", "new 400", "stays"]
     assert [(it.ready, it.in_flight) for it in await queue.stats()] == [(0, 0)]

@@ -1,4 +1,4 @@
-"""What moves does not time out, however long it takes; what stands still does."""
+"""Timeouts of transfers: a slow transfer does not time out, a stalled one does."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ PIECE = 64 * 1024
 
 
 class SlowWay:
-    """Passes a piece on after a pause, in both directions, until it is told to stand still."""
+    """A proxy that forwards each piece after a pause, in both directions, until it is told to stall."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -28,11 +28,11 @@ class SlowWay:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The URL of the proxy."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     async def pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        """Pass on what comes."""
+        """Forward data from `source` to `sink`."""
         with contextlib.suppress(OSError):
             while data := await source.read(PIECE):
                 await self.moves.wait()
@@ -44,7 +44,7 @@ class SlowWay:
 
 @asynccontextmanager
 async def slow_way(port: int) -> AsyncIterator[SlowWay]:
-    """Open a slow way to the server at this port."""
+    """Run a slow proxy to the server at this port."""
     way, tasks, writers = SlowWay(), set[asyncio.Task[None]](), set[asyncio.StreamWriter]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -77,7 +77,7 @@ async def test_large_request_and_answer_may_take_longer_than_the_timeout(
         queue = await opened(way.url, timeout=TIMEOUT)
         await queue.declare([subscription()], [])
         worker = await consumer(queue)
-        # Each piece is in time; all of them take four times as long.
+        # Each piece arrives within the timeout; all of them together take four times as long.
         way.pause = TIMEOUT * 4 / (2 * SIZE / PIECE)
         await queue.publish([large("a"), large("b")])
         claims = await fetch(worker)
@@ -91,7 +91,7 @@ async def test_stalled_request_times_out(opened: Open, server: servers.RedisServ
     async with slow_way(server.port) as way:
         queue = await opened(way.url, timeout=TIMEOUT)
         await queue.declare([subscription()], [])
-        await queue.publish([large("warm up", size)])  # of the same size: a first large one costs another request
+        await queue.publish([large("warm up", size)])  # The first large body costs one more request.
         way.moves.clear()
         async with asyncio.timeout(10):
             with pytest.raises(QueueIndeterminate, match=r"no answer within 0\.4 s"):
@@ -117,7 +117,7 @@ async def test_large_message_reaches_a_waiting_worker(opened: Open) -> None:
     worker = await consumer(elsewhere)
     fetching = asyncio.ensure_future(worker.fetch({WORK: 1}, wait=10))
     await asyncio.sleep(0.1)
-    # Larger than what the server lets a slow subscriber leave unread.
+    # Larger than the server's output buffer limit for subscribers.
     await queue.publish([large("a", 40 * 1024 * 1024)])
     assert ids(await fetching) == ["a"]
     assert elsewhere._core.link("fetch").connections == 1

@@ -1,4 +1,4 @@
-"""Counts what scripts do on a server: commands and arguments, never time."""
+"""Counts the commands and arguments of the scripts that a server runs."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ END = b"end of the work"
 
 @dataclass(slots=True)
 class Work:
-    """What scripts did while it was counted."""
+    """The work of the scripts during a count."""
 
     scripts: list[int] = field(default_factory=list)
     """For each script that ran, how many arguments its commands had: all the keys, fields, members and values."""
@@ -27,16 +27,16 @@ class Work:
 
     @property
     def largest(self) -> int:
-        """How many arguments the commands of one script had at most."""
+        """The largest number of arguments of all commands of one script."""
         return max(self.scripts, default=0)
 
     @property
     def total(self) -> int:
-        """How many arguments all commands had."""
+        """The number of arguments of all commands."""
         return sum(self.scripts)
 
     def read(self, line: bytes) -> None:
-        """Take in a line of MONITOR."""
+        """Count one line of MONITOR."""
         found = _LINE.match(line)
         if found is None:
             return
@@ -62,7 +62,7 @@ def _messages_of(line: bytes) -> int:
 
 @asynccontextmanager
 async def counted(server: servers.RedisServer) -> AsyncIterator[Work]:
-    """Count the work of every script that runs in this block; the server must be the test's own."""
+    """Count the work of every script that runs in the block; no other test may use the server."""
     work = Work()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 28)
     writer.write(b"MONITOR\r\n")
@@ -78,7 +78,7 @@ async def counted(server: servers.RedisServer) -> AsyncIterator[Work]:
     other.write(b'ECHO "' + END + b'"\r\n')
     await other_reader.readline()
     await reading
-    # What the server did not know yet did nothing.
+    # A script that the server did not know yet did nothing.
     work.scripts = [it for it in work.scripts if it]
     for each in (writer, other):
         each.close()
