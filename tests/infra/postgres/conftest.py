@@ -1,3 +1,5 @@
+"""Fixtures of the PostgreSQL tests: a server, an empty database and an open one."""
+
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,7 +17,7 @@ def server() -> PostgresServer:
 
 @pytest.fixture
 async def url(server: PostgresServer) -> AsyncIterator[str]:
-    """An empty database of the test's own."""
+    """Return the URL of a new, empty database."""
     async with server.database() as url:
         yield url
 

@@ -1,4 +1,4 @@
-"""Queues on a test's own database, each as another process would open one."""
+"""Queues on a test database, each opened as another process would open one."""
 
 import asyncio
 import itertools
@@ -30,7 +30,7 @@ class Store:
 
     @property
     def database(self) -> str:
-        """Its name."""
+        """The name of the database."""
         return self.url.rpartition("/")[2]
 
     async def open(
@@ -43,7 +43,7 @@ class Store:
         longest_silence: float = 5.0,
         busy_timeout: float = 10.0,
     ) -> tuple[SqlQueue, Database]:
-        """Open another queue."""
+        """Open another queue on the database, as another process would."""
         db = Database(f"{self.url}?{options}", busy_timeout=busy_timeout)
         await db.open()
         self.ends.push_async_callback(db.close)
@@ -60,7 +60,7 @@ class Store:
         return queue, db
 
     async def count(self, table: str, condition: str = "true") -> int:
-        """Count rows, from outside."""
+        """Count rows of a table over a separate connection."""
         query = f"SELECT count(*) FROM beneath_{table} WHERE {condition}"  # noqa: S608  # of this package's tests
         number: int = (await self.server.fetch(query, database=self.database))[0][0]
         return number
@@ -68,13 +68,13 @@ class Store:
 
 @asynccontextmanager
 async def new_store(server: PostgresServer) -> AsyncIterator[Store]:
-    """Make a database with an empty queue."""
+    """Create a database with an empty queue; delete it at the end of the block."""
     async with server.database(await server.template(TEMPLATE, migrate)) as url, AsyncExitStack() as ends:
         yield Store(server, url, ends)
 
 
 def queue_dialect(queue: SqlQueue) -> PostgresQueueDialect:
-    """Return what is behind a queue."""
+    """Return the PostgreSQL dialect of a queue."""
     assert isinstance(queue._dialect, PostgresQueueDialect)
     return queue._dialect
 
@@ -87,7 +87,7 @@ async def consumer(queue: SqlQueue, *names: str) -> Consumer:
 
 @dataclass
 class Handled:
-    """What workers have handled, by subscription, in the order in which it was done."""
+    """The handled messages by subscription, in the order of handling."""
 
     messages: dict[str, list[tuple[str | None, str]]] = field(default_factory=lambda: {WORK: [], MAIL: [], POST: []})
     """Ordering key and message id."""
@@ -108,7 +108,7 @@ class Handled:
 
 
 async def work_off(worker: Consumer, handled: Handled, limit: int = 10) -> None:
-    """Fetch and settle until cancelled, going on whatever happens to the server."""
+    """Fetch and settle until cancelled; continue after every error of the server."""
     wants = dict.fromkeys(handled.messages, limit)
     while True:
         try:
@@ -136,7 +136,7 @@ async def work_off(worker: Consumer, handled: Handled, limit: int = 10) -> None:
 
 @asynccontextmanager
 async def working(handled: Handled, *queues: SqlQueue, limit: int = 10) -> AsyncIterator[None]:
-    """Have one worker per queue at work inside the block."""
+    """Run one worker per queue inside the block."""
     workers = [await consumer(it) for it in queues]
     tasks = [asyncio.ensure_future(work_off(it, handled, limit)) for it in workers]
     try:

@@ -1,6 +1,6 @@
-"""A process of `test_storm.py`: publishes transactions of every kind, or handles; nobody looks without being woken.
+"""A process of `test_storm.py`: publishes transactions of every kind, or handles messages, without polling.
 
-Run as `python -m tests.infra.postgres.storm publisher|worker URL SEED`; it says and hears lines of JSON.
+Run as `python -m tests.infra.postgres.storm publisher|worker URL SEED`; it reads and writes lines of JSON.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ TASKS = 8
 
 
 class Undone(Exception):
-    """The application changed its mind."""
+    """The application rolls its transaction back."""
 
 
 class Publishing:
-    """What a publisher has done so far."""
+    """A publisher of random transactions, with its accepted messages and failures."""
 
     def __init__(self, queue: SqlQueue, db: Database, seed: int) -> None:
         self.accepted: list[tuple[str, str, float, float]] = []
@@ -48,7 +48,7 @@ class Publishing:
         self._count = 0
 
     async def go_on(self, until: float) -> None:
-        """Publish one transaction after the other."""
+        """Publish one transaction after another."""
         while time.monotonic() < until:
             self._count += 1
             name = f"{self._seed}.{self._count}"
@@ -85,7 +85,7 @@ class Publishing:
 
 
 async def publish(url: str, seed: int) -> None:
-    """Publish for as long as each line on standard input says, in seconds; tell what was accepted."""
+    """Publish for the seconds given by each line of standard input; print the accepted messages and the failures."""
     db = Database(f"{url}?pool_size={TASKS}")
     await db.open()
     queue = SqlQueue(db, clock=SystemClock(), registry_ttl=0)
@@ -100,7 +100,7 @@ async def publish(url: str, seed: int) -> None:
 
 
 async def work(url: str, seed: int) -> None:
-    """Handle until standard input ends; then tell what was handled: subscription, key, fence, message id."""
+    """Handle until standard input ends; then print subscription, key, fence and message id of all handled messages."""
     db = Database(f"{url}?pool_size=2")
     await db.open()
     queue = SqlQueue(db, clock=SystemClock(), registry_ttl=0, lease=FOREVER, longest_silence=FOREVER)
@@ -130,11 +130,11 @@ async def _work_off(worker: Consumer, handled: list[tuple[str, str | None, int, 
             if it.outcome is Outcome.DONE
         ]
         if fenced := await worker.settle(settlements):
-            raise AssertionError(f"nobody else may own {fenced}")
+            raise AssertionError(f"no other worker may own {fenced}")
 
 
 def _settlements(claim: Claim, rng: random.Random) -> list[Settlement]:
-    """Most succeed; at times one is given back, and with it what stands behind it."""
+    """Return settlements: most are done; some retry or release, which also ends the rest of the claim."""
     found: list[Settlement] = []
     for delivery in claim.deliveries:
         outcome = rng.choices((Outcome.DONE, Outcome.RETRY, Outcome.RELEASE), (0.97, 0.02, 0.01))[0]
@@ -152,7 +152,7 @@ def _tell(what: Any) -> None:  # noqa: ANN401  # whatever JSON can say
 
 
 def main() -> None:
-    """Be what the command line says."""
+    """Run as publisher or worker, as the command line says."""
     role, url, seed = sys.argv[1:]
     # What a ring fails to tell, nobody will find.
     notifier.POLL_INTERVAL = FOREVER

@@ -1,4 +1,4 @@
-"""The queue's time is the server's, reckoned by this machine's monotonic clock, and does not go back with it."""
+"""The queue time on PostgreSQL: the server's time, carried by the local monotonic clock, never running backwards."""
 
 import asyncio
 import re
@@ -17,11 +17,11 @@ from tests.postgres_servers import PostgresServer
 
 HOUR = 3600.0
 NEAR = 10.0
-"""Seconds of which a step of an hour is told for sure, on a busy machine too."""
+"""Tolerance in seconds, by which a step of an hour is recognized even on a busy machine."""
 
 
 class Server:
-    """A server with a clock of its own."""
+    """A server connection whose clock is set by the test."""
 
     def __init__(self, ahead: float) -> None:
         self.ahead = ahead
@@ -36,7 +36,7 @@ class Server:
 
 
 async def compared(clock: ServerClock, server: Server) -> float:
-    """Return how far the queue's time is ahead of the server's, once it was compared."""
+    """Compare the clocks; return how far the queue time is ahead of the server's."""
     await clock.compare(cast("Driver", server))
     return clock.time() - server.time()
 
@@ -68,7 +68,7 @@ async def test_fake_clock_is_used_as_the_queue_time() -> None:
 
 
 async def set_server_clock(store: Store, ahead: float) -> None:
-    """Set the clock that the queue sees on the server, to so many seconds ahead of the real one."""
+    """Set the server clock that the queue reads to `step` seconds ahead of the real one."""
     query = "SELECT pg_get_functiondef('beneath_time_1'::regproc)"
     [[definition]] = await store.server.fetch(query, database=store.database)
     present = r"clock_timestamp\(\)( \+ interval '[^']*')?"
@@ -77,7 +77,7 @@ async def set_server_clock(store: Store, ahead: float) -> None:
 
 
 async def compare(queue: SqlQueue) -> None:
-    """Compare clocks now, and not only ten seconds after the last time."""
+    """Compare the clocks now, instead of ten seconds after the last comparison."""
     clock = queue_dialect(queue).clock
     assert isinstance(clock, ServerClock)
     await queue_dialect(queue)._connections.run(clock.compare, writing=False)

@@ -1,4 +1,4 @@
-"""Many transactions on few ordering keys: no deadlock, one order, nothing stranded; there is no sweeper."""
+"""Many concurrent transactions on few ordering keys: no deadlock, one order, and no stranded delivery."""
 
 import asyncio
 import random
@@ -28,7 +28,7 @@ async def store(server: PostgresServer) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def opened(store: Store) -> list[tuple[SqlQueue, Database]]:
-    """Two processes."""
+    """Return two open queues with their databases, as of two processes."""
     two = [await store.open(options="pool_size=40", busy_timeout=60.0) for _ in range(2)]
     subscriptions = [subscription(WORK), subscription(MAIL, ordered=True), subscription(POST, ordered=True)]
     await two[0][0].declare(subscriptions, [])
@@ -36,7 +36,7 @@ async def opened(store: Store) -> list[tuple[SqlQueue, Database]]:
 
 
 class Log:
-    """When each publish began, and when its COMMIT had returned."""
+    """The times at which each publish began and its COMMIT returned."""
 
     def __init__(self) -> None:
         self.began: dict[str, float] = {}
@@ -47,7 +47,7 @@ class Log:
         return [it for it in self.returned if self.keys[it] == key]
 
     def check(self, handled: Handled) -> None:
-        """All ordered subscriptions saw one order, in which who had returned stands before who began after that."""
+        """Check that all ordered subscriptions have one order, which agrees with the times of the publishes."""
         assert sorted(it for _, it in handled.messages[WORK]) == sorted(self.returned)
         for key in sorted(set(self.keys.values())):
             order = handled.of(MAIL, key)
@@ -60,7 +60,7 @@ class Log:
 
 
 async def publish(queue: SqlQueue, db: Database, log: Log, name: str, keys: list[str], level: str = LEVELS[0]) -> None:
-    """Publish one message for each key in a transaction that also writes a row of the application's."""
+    """Publish one message for each key in a transaction that also writes an application row."""
     ids = [f"{name}-{key}" for key in keys]
     for it, key in zip(ids, keys, strict=True):
         log.began[it], log.keys[it] = time.monotonic(), key
@@ -99,7 +99,7 @@ async def test_thousand_concurrent_transactions_on_the_same_keys_keep_one_order(
 async def test_no_notification_is_lost_between_publishers_and_workers_on_few_keys(
     store: Store, opened: list[tuple[SqlQueue, Database]]
 ) -> None:
-    """Every mailbox is emptied and filled again all the time, from transactions of every kind and from without."""
+    """Transactions of every kind, and publishes outside of them, empty and refill every mailbox continuously."""
     await make_table(opened[0][1])
     log, handled, rng = Log(), Handled(), random.Random(2)
 
@@ -148,7 +148,7 @@ async def test_transaction_stalled_before_its_commit_blocks_no_worker(
             with db.hidden():
                 await queue.publish([message("elsewhere", key="b")])
                 await handled.until(lambda it: len(it.messages[MAIL]) == MAILBOX_BATCH + 1, 5)
-                await asyncio.sleep(0.2)  # the emptied mailbox is looked at again and again
+                await asyncio.sleep(0.2)  # The workers poll the emptied mailbox repeatedly.
         await handled.until(lambda it: it.of(POST, "a")[-1:] == ["late"], 5)
     assert handled.of(MAIL, "a") == [*(f"m{n}" for n in range(MAILBOX_BATCH)), "late"]
 

@@ -1,4 +1,4 @@
-"""Connections that the server has said goodbye on, before the end of them has arrived."""
+"""Connections that the server has terminated while the client has not received their end yet."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ WHERE datname = $1 AND backend_type = 'client backend'
 
 
 async def end_all(server: PostgresServer, url: str, wire: Wire) -> None:
-    """Have the server end every connection to a database, and return when its last words have arrived."""
+    """Terminate every connection to a database; return when the server's last messages have arrived."""
     wire.keep_ends()
     await server.fetch(TERMINATE, url.rpartition("/")[2])
     async with asyncio.timeout(5):

@@ -1,4 +1,4 @@
-"""What PostgreSQL's errors mean to a queue, and what becomes of the connection on which one came."""
+"""Errors of PostgreSQL: which queue error each raises, and whether its connection is closed."""
 
 from collections.abc import AsyncIterator
 
@@ -80,7 +80,7 @@ async def test_demoted_server_is_named_in_the_error_and_its_connections_are_repl
     await server.fetch(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1", store.database
     )
-    for _ in range(2):  # the first may still meet an ended connection
+    for _ in range(2):  # The first publish may still use a terminated connection.
         with pytest.raises(QueueUnavailable) as refused:
             await queue.publish([message("a")])
     assert "only reads" in str(refused.value)
@@ -98,7 +98,7 @@ async def test_demoted_server_is_named_in_the_error_and_its_connections_are_repl
 
 
 async def test_tables_outside_of_the_current_schema_are_used(server: PostgresServer, store: Store) -> None:
-    await server.execute("CREATE SCHEMA postgres", store.database)  # the role's own comes first in the search path
+    await server.execute("CREATE SCHEMA postgres", store.database)  # First in the role's search path.
     queue, _ = await store.open()
     await queue.declare([subscription(WORK), subscription(MAIL, ordered=True)], [])
     worker = await consumer(queue)

@@ -1,4 +1,4 @@
-"""Publishes outside transactions leave in groups, and none is forgotten."""
+"""The group publisher: publishes outside of transactions are sent in groups, and none is lost."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tests.infra.mq.acting import message
 
 
 class Wire:
-    """Takes groups, one after the other when told to."""
+    """Records the groups that it is given; waits while its gate is closed."""
 
     def __init__(self) -> None:
         self.groups: list[list[str]] = []
@@ -23,7 +23,7 @@ class Wire:
         self.error: Exception | None = None
         self.busy: set[str] = set()
         self.attempts: list[tuple[list[str], float]] = []
-        """What met a lock, and how long it would have waited."""
+        """The groups that met a lock, with their timeouts."""
 
     @property
     def sent(self) -> list[str]:

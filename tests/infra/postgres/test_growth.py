@@ -1,4 +1,4 @@
-"""Each step touches as many rows, and as many pages but for the depth of an index, at 100,000 items as at 1,000."""
+"""The cost of each operation on PostgreSQL: equal rows, and nearly equal pages, at 1,000 and 100,000 items."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -77,14 +77,14 @@ Work = Callable[[Driver], Awaitable[object]]
 
 @dataclass(frozen=True)
 class Step:
-    """What is there before it, for a number of items, and the step itself."""
+    """An operation to measure, and the SQL that fills the tables with a number of items."""
 
     fill: Callable[[int], list[str]]
     work: Work
 
 
 async def settle(driver: Driver, outcome: Outcome) -> None:
-    """End the first 100 claims of mailboxes."""
+    """Settle the first 100 claimed mailboxes."""
     rows = await driver.fetch(
         "SELECT ordering_key, fence, last_id FROM beneath_mailbox WHERE state = 1 AND owner = 5 LIMIT 100"
     )
@@ -206,7 +206,7 @@ STEPS = {
         remembered("beneath_accepted", "event, id, at", "'Happened', 'm' || n, n"),
         lambda it: publishing.forget_ids(it, NOW),
     ),
-    # As while a transaction is open that began before: what was deleted stays in the indexes.
+    # As during an older open transaction: deleted rows stay in the indexes.
     "claim behind what was promoted": Step(
         lambda n: [
             living(),
@@ -255,7 +255,7 @@ STEPS = {
 
 
 async def measured(queue: SqlQueue, statements: list[str], work: Work) -> tuple[int, int]:
-    """Return how many rows and pages of the queue's tables `work` reads and writes; nothing of it is kept."""
+    """Return the numbers of rows and pages of the queue's tables that `work` touches; all changes are rolled back."""
     async with queue_dialect(queue)._connections._borrowed() as driver:
         await driver.execute("BEGIN")
         try:
@@ -285,9 +285,9 @@ async def test_step_touches_the_same_number_of_rows_at_any_size(server: Postgres
     async with new_store(server) as store:
         queue, _ = await store.open(options="command_timeout=0")
         await queue.declare([subscription(WORK), subscription(MAIL, ordered=True)], [])
-        with suppress(AssertionError):  # it does less than it should, but makes its plans
+        with suppress(AssertionError):  # Too few items for the step's own check, but enough to prepare the plans.
             await measured(queue, step.fill(1), step.work)
         rows, pages = await measured(queue, step.fill(FEW), step.work)
         many_rows, many_pages = await measured(queue, step.fill(MANY), step.work)
     assert many_rows == rows
-    assert many_pages <= pages * 2 + 50  # an index is a level or two deeper
+    assert many_pages <= pages * 2 + 50  # An index may be one or two levels deeper.

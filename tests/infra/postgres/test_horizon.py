@@ -1,4 +1,4 @@
-"""What `beneath bus stats` warns of: transactions left open elsewhere, and dead rows."""
+"""Warnings of `beneath bus stats`: transactions left open by other clients, and dead rows."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +25,7 @@ async def queue(store: Store) -> SqlQueue:
 
 @asynccontextmanager
 async def left_open(store: Store, level: str) -> AsyncIterator[int]:
-    """A transaction of a report, which has read something; its process is given."""
+    """Hold a transaction open that has read something; yield the process id of its server process."""
     connection = await asyncpg.connect(store.url, server_settings={"application_name": "report"})
     try:
         await connection.execute(f"BEGIN ISOLATION LEVEL {level}")

@@ -1,4 +1,4 @@
-"""Claims whose answer is lost, whose caller gave up, or that a leaving worker made: all are found again."""
+"""Claims with a lost answer, a cancelled caller or a closing worker: all are recovered."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Until when a worker may count on what it owns, and from when on others take over."""
+"""Leases on PostgreSQL: until when a worker owns its claims, and from when they are taken over."""
 
 import asyncio
 import threading

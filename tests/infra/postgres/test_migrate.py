@@ -1,4 +1,4 @@
-"""The same migrations on PostgreSQL: whole or not at all, once, and reversible."""
+"""Migrations on PostgreSQL: atomic, run once, and refused without permission."""
 
 import asyncio
 

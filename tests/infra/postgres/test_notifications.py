@@ -1,4 +1,4 @@
-"""Notifications and polling come back after their tasks were cancelled, as a handler may that cancels all tasks."""
+"""Notifications and polling resume after a handler has cancelled all tasks."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ async def test_notifications_and_polling_resume_after_their_tasks_were_cancelled
     async with new_store(server) as store:
         queue, _ = await store.open()
         notifier = queue_dialect(queue)._notifier
-        await asyncio.sleep(0)  # they begin
+        await asyncio.sleep(0)  # The tasks start.
         assert running() == NAMES
         before = notifier.interruptions
         for task in asyncio.all_tasks():

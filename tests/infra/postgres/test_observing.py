@@ -1,4 +1,4 @@
-"""Who counts as dead goes by what an observer sees, by its own monotonic clock."""
+"""The observer of leases: workers are considered dead by its own monotonic clock."""
 
 from infra.mq.drivers.sql.postgres.observing import ABANDONED, LeaseObserver
 
@@ -7,7 +7,7 @@ VICTIM, OTHER = 1, 2
 
 
 class Watch:
-    """An observer, and leases that it observes every two seconds."""
+    """An observer that reads the leases every two seconds."""
 
     def __init__(self) -> None:
         self.observer = LeaseObserver(LEASE)
@@ -20,7 +20,7 @@ class Watch:
         return [number for number, _ in self.observer.dead(self.now)]
 
     def pass_time(self, seconds: float, *renewing: int) -> list[int]:
-        """Observe for so long, while these workers renew their leases; return who is dead at the end."""
+        """Observe for some seconds, while the given workers renew; return the workers considered dead at the end."""
         dead: list[int] = []
         end = self.now + seconds
         while self.now < end:

@@ -1,4 +1,4 @@
-"""What can be wrong with `db.url` and the server, each said in one line."""
+"""Errors of `db.url` and of the PostgreSQL server: each is explained in one line."""
 
 import asyncio
 import builtins

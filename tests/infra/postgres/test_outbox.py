@@ -1,4 +1,4 @@
-"""The outbox on PostgreSQL: what a transaction locks does not keep the relay waiting."""
+"""The outbox on PostgreSQL: locked rows do not delay other rows."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Claims cost the same while a transaction that is left open elsewhere keeps all that was handled."""
+"""Positions of claims: their cost stays equal while an open transaction prevents the removal of handled rows."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
@@ -29,16 +29,16 @@ async def store(server: PostgresServer) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def queue(store: Store, monkeypatch: pytest.MonkeyPatch) -> SqlQueue:
-    monkeypatch.setattr(connections, "SIZE", 1)  # whose statistics are flushed
+    monkeypatch.setattr(connections, "SIZE", 1)  # The statistics of this process are flushed.
     queue, _ = await store.open()
-    # Once a minute it would read the whole table, and be counted with what the claims touch.
+    # Once a minute it would read the whole table, which would be counted as cost of the claims.
     await store.server.execute("ALTER TABLE beneath_delivery SET (autovacuum_enabled = off)", store.database)
     await queue.declare([subscription(WORK), subscription(MAIL, ordered=True)], [])
     return queue
 
 
 async def touched(store: Store, queue: SqlQueue) -> int:
-    """Return how many blocks of the deliveries and their indexes were touched so far."""
+    """Return how many blocks of the delivery table and its indexes were touched so far."""
 
     async def flush(driver: Driver) -> None:
         await driver.execute("SELECT pg_stat_force_next_flush()")
@@ -79,10 +79,10 @@ async def test_delivery_due_before_the_latest_claim_is_found_by_the_next_poll(
     worker, other = await consumer(queue, WORK), await consumer(queue, WORK)
     await queue.publish([message("early")])
     claims = await other.fetch({WORK: 1}, wait=0)
-    await asyncio.sleep(0.001)  # later by the server's clock, too
+    await asyncio.sleep(0.001)  # So that the server's clock has advanced, too.
     await queue.publish([message("late")])
     assert await handle_all(worker, {WORK: 10}) == ["late"]
-    await other.close()  # gives it back as it was
+    await other.close()  # Releases the claim unchanged.
     again = await worker.fetch({WORK: 10}, wait=30)
     assert ids(again) == ids(claims) == ["early"]
     assert await worker.settle(done(again)) == []

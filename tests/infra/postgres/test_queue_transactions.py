@@ -1,4 +1,4 @@
-"""The queue's part in the application's transactions, where PostgreSQL differs or the contract says nothing."""
+"""Publishes within the application's transactions on PostgreSQL, beyond the contract."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -41,7 +41,7 @@ def db(opened: tuple[SqlQueue, Database]) -> Database:
 
 
 async def be(db: Database, level: str) -> None:
-    """Make the transaction around it strict, and let it see the database as it is now."""
+    """Set the isolation level of the current transaction, and take its snapshot."""
     tx = db.current()
     assert tx is not None
     await tx.session.execute(text(f"SET TRANSACTION ISOLATION LEVEL {level}"))
@@ -189,7 +189,7 @@ async def test_messages_of_a_strictly_isolated_transaction_precede_messages_publ
         return
 
     with monkeypatch.context() as patch:
-        patch.setattr(queue_dialect(queue), "_promote_these", never)  # as if the process had died right after COMMIT
+        patch.setattr(queue_dialect(queue), "_promote_these", never)  # As if the process had died right after COMMIT.
         for name in ("a", "b"):
             async with db.transaction():
                 await be(db, level)
@@ -258,7 +258,7 @@ async def test_declaration_waits_for_publishes_that_used_the_previous_registry(
     async with asyncio.timeout(5):
         await declaring
     await queue.publish([message("after")])
-    # What is published meanwhile goes by the new registry already: no publisher waits for a declaration.
+    # A publish made meanwhile uses the new registry: no publisher waits for a declaration.
     assert await handle_all(await consumer(other, "new"), {"new": 10}) == ["meanwhile", "after"]
 
 

@@ -1,4 +1,4 @@
-"""What holds for every kind of database, once more on PostgreSQL: the tests are those of `tests.infra.db`."""
+"""The tests of `tests.infra.db` that apply to every dialect, run on PostgreSQL."""
 
 from tests.infra.db.test_participants import *  # noqa: F403  # every test in it
 from tests.infra.db.test_savepoint import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""A server, or the network before it, that says nothing any more: no end of a connection, and no answer."""
+"""A silent server or network: requests get no answer, and connections do not end."""
 
 import asyncio
 import socket
@@ -22,12 +22,12 @@ from tests.wire import Wire
 
 LEASE = 0.5
 PATIENCE = 15.0
-"""Seconds for what would take 65 if it waited as for any other statement."""
+"""Seconds for an operation that would take 65 with the timeout of ordinary statements."""
 
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait less than the code does for its users."""
+    """Shorten the timeouts of the code."""
     monkeypatch.setattr(dialect_module, "CLOSE_PATIENCE", 0.2)
     monkeypatch.setattr(workers, "LEAVE_TIMEOUT", 0.2)
     monkeypatch.setattr(lease, "ABANDON_TIMEOUT", 0.2)
@@ -173,7 +173,7 @@ async def test_kept_claim_is_renewed_although_a_connection_is_lost_silently(
             await worker.close()
             for _ in range(wire.opened):
                 wire.fail("hole")
-            # The first renewal to fail has reached the server, too.
+            # The first failed renewal has reached the server, too.
             seen = {(await server.fetch(lease_until, database=store.database))[0][0]}
             async with asyncio.timeout(PATIENCE):
                 while len(seen) < 4:
@@ -229,5 +229,5 @@ async def test_both_ends_of_a_connection_use_tcp_keepalives(server: PostgresServ
 
 
 def distant(store: Store, wire: Wire) -> Store:
-    """Return the same store, by way of the wire."""
+    """Return the same store with connections through the wire."""
     return Store(store.server, wire.instead_of(store.url), store.ends)

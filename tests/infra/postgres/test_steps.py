@@ -1,4 +1,4 @@
-"""Work that may concern many deliveries is done in steps, of which each stands, and none waits for others."""
+"""Operations on many deliveries run in bounded, separately committed steps on PostgreSQL."""
 
 import asyncio
 import secrets
@@ -50,7 +50,7 @@ def queue(opened: tuple[SqlQueue, Database]) -> SqlQueue:
 
 
 class Transactions:
-    """Counts the transactions of a queue, and may refuse one of them."""
+    """Counts the transactions of a queue, and can let one of them fail."""
 
     def __init__(self, queue: MessageQueue, monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(queue, SqlQueue)
@@ -151,7 +151,7 @@ async def test_worker_under_recovery_cannot_renew_its_lease(queue: SqlQueue, mon
     monkeypatch.setattr(keeper.observer, "dead", lambda _: [(number, seen[number])])
     monkeypatch.setattr(queue_dialect(queue)._workers, "_is_alive_here", lambda _: False)
     transactions = Transactions(queue, monkeypatch)
-    transactions.refuse = 3  # the first step after the one that ends its lease
+    transactions.refuse = 3  # The first step after the step that ends the lease.
     with pytest.raises(QueueUnavailable):
         await rescuer.recover()
     assert not await asyncio.to_thread(victim.renew)
@@ -209,7 +209,7 @@ async def test_listener_of_a_live_worker_with_an_expired_lease_is_not_retired(
     queue, _ = await store.open(lease=1.0)
     await queue.declare([subscription(WORK)], [])
     worker = await consumer(queue, WORK)
-    # As after a step of the server's clock.
+    # The lease looks expired, as after a step of the server's clock.
     await server.execute("UPDATE beneath_worker SET lease_until = 1", store.database)
     retiring_it = asyncio.ensure_future(queue.retire(WORK))
     await asyncio.sleep(0.2)
@@ -230,7 +230,7 @@ async def test_dead_letters_are_retried_and_discarded_in_steps(
     letters = [it.id for it in await queue.dead_letters()]
     transactions = Transactions(queue, monkeypatch)
     assert await queue.retry_dead([*letters[:5], "nothing", letters[0]]) == 5
-    assert transactions.count == 2 + 2  # two that prepare it, and two steps
+    assert transactions.count == 2 + 2  # Two transactions prepare the work, and two carry it out.
     assert await queue.discard_dead(letters) == 5
     assert await store.count("dead_letter") == 0
     assert sorted(await handle_all(worker, {WORK: 10})) == [f"m{n}" for n in range(5)]
@@ -249,7 +249,7 @@ async def test_expired_ids_are_deleted_as_fast_as_ids_are_added(
 async def test_unplaceable_scheduled_message_becomes_a_dead_letter_and_blocks_no_other(
     server: PostgresServer, store: Store, queue: SqlQueue
 ) -> None:
-    # As the release before this one accepted it: it fits the index of scheduled rows, but not that of mailboxes.
+    # The previous release accepted such a key: it fits the index of scheduled rows, but not that of mailboxes.
     key = secrets.token_hex(1334)
     due_at = queue.time() - 1
     insert = """
@@ -411,7 +411,7 @@ async def test_publish_to_a_mailbox_with_many_overdue_deliveries_keeps_the_order
     now = queue.time()
     early = [msgspec.structs.replace(message(f"early {n:03}", key="k"), published_at=now) for n in range(120)]
     await queue.publish(early)
-    # As after a long time without any worker.
+    # As after a long time without a worker.
     await store.server.execute(
         "UPDATE beneath_delivery SET state = 3, due_at = published_at - 5 + id / 1e9 WHERE state = 4",
         store.database,
@@ -461,12 +461,12 @@ async def test_declaration_waits_from_the_moment_of_its_visibility(
     honest = registry.mark_changed
 
     async def slow(driver: Driver, now: float) -> None:
-        await honest(driver, now - 3600.0)  # as if its COMMIT had taken an hour
+        await honest(driver, now - 3600.0)  # As if the COMMIT had taken an hour.
 
     monkeypatch.setattr(registry, "mark_changed", slow)
     before = queue.time()
     assert await queue_dialect(queue).declare([subscription(WORK)], []) >= before
-    # Another process sees it before it was noted that all can.
+    # Another process sees the declaration before its visibility is recorded.
     await server.execute("UPDATE beneath_registry SET visible_version = 0", store.database)
     other, _ = await store.open()
     before = other.time()

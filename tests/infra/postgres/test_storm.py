@@ -1,6 +1,6 @@
-"""Processes that publish and handle on few keys, with rings alone: nothing is stranded, and there is one order.
+"""Processes that publish and handle on few keys without polling: no stranded delivery, and one order.
 
-`BENEATH_TEST_SECONDS=600` makes it last ten minutes.
+`BENEATH_TEST_SECONDS=600` sets the duration to ten minutes.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from tests.postgres_servers import PostgresServer
 
 SECONDS = float(os.environ.get("BENEATH_TEST_SECONDS", "6"))
 PATIENCE = 30.0
-"""How long, in seconds, the queue may take to be empty once nobody publishes; then something is stranded."""
+"""Seconds within which the queue must be empty after the last publish; longer means a stranded delivery."""
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ async def end(child: Process) -> Any:  # noqa: ANN401  # whatever JSON can say
 
 
 async def emptied(store: Store) -> float:
-    """Return after how many seconds nothing was left."""
+    """Wait until no delivery is left; return the seconds that it took."""
     began = time.monotonic()
     while left := await store.count("delivery"):
         assert time.monotonic() - began < PATIENCE, f"{left} deliveries are stranded"
@@ -90,7 +90,7 @@ async def make_rows(db: Database) -> None:
 
 
 def check(accepted: list[tuple[str, str, float, float]], handled: list[tuple[str, str, int, str]]) -> None:
-    """Each was handled once by each; all ordered ones saw one order, and who had returned stands before who began."""
+    """Check that each subscription handled each message once, and that the ordered ones agree on a valid order."""
     names = Counter(it[0] for it in accepted)
     orders: defaultdict[str, list[tuple[str, int, int, str]]] = defaultdict(list)
     for nth, (name, key, fence, id_) in enumerate(handled):

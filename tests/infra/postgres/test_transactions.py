@@ -1,4 +1,4 @@
-"""Transactions where PostgreSQL differs: many writers, isolation, failed statements, lost connections."""
+"""Transactions on PostgreSQL: concurrent writers, isolation, failed statements, lost connections, cancellation."""
 
 import asyncio
 import random
@@ -30,7 +30,7 @@ async def kill(server: PostgresServer, pid: int) -> None:
 
 
 async def idle(server: PostgresServer, database: str) -> None:
-    """Return once no transaction or statement of the test's database is under way."""
+    """Wait until the test's database has no open transaction or running statement."""
     async with asyncio.timeout(5):
         while (await server.fetch(BUSY, database))[0][0]:  # noqa: ASYNC110  # it happens on the server
             await asyncio.sleep(0.01)
