@@ -34,8 +34,8 @@ class SqlConsumer:
         self._closed = False
         self._kept: list[Claim] = []
         self._next_due: float | None = None
-        self._expecting = False
-        """Whether the last fetch found something, so that the next one need not poll before it locks."""
+        self._expecting: set[str] = set()
+        """Names whose latest claim found something, so that the next one need not poll before it locks."""
 
     @property
     def info(self) -> WorkerInfo:
@@ -140,12 +140,12 @@ class SqlConsumer:
 
     async def _claim(self, wanted: Mapping[str, int]) -> list[Claim]:
         now = self._clock.time()
-        if not self._expecting:
-            # A look takes no lock; with nothing due it is all that happens.
+        if self._expecting.isdisjoint(wanted):
+            # A poll takes no lock; with nothing due it is all that happens.
             self._next_due = await self._dialect.next_due(wanted.keys())
             if self._next_due is None or self._next_due > now:
                 return []
-        self._expecting = False
+        self._expecting.difference_update(wanted)
         try:
             claims = await self._dialect.claim(self._member, wanted, now)
         except QueueIndeterminate as error:
@@ -156,6 +156,6 @@ class SqlConsumer:
         except QueueClosed:
             self._member.abandon()
             raise
-        self._expecting = bool(claims)
+        self._expecting.update([it.subscription for it in claims])
         self._next_due = None if claims else now
         return claims
