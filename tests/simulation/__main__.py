@@ -1,4 +1,4 @@
-"""`python -m tests.simulation 0:300` runs these seeds; with one seed and `-v`, it prints all that happened."""
+"""The command `python -m tests.simulation FROM:TO`, which runs seeds; with one seed and `-v` it prints the trace."""
 
 import argparse
 import gc
@@ -13,7 +13,7 @@ CLOCK = time.perf_counter
 
 
 def main() -> int:
-    """Run seeds; return 1 if one of them broke a promise."""
+    """Run seeds; return 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation")
     parser.add_argument("seeds", help="one seed, or FROM:TO")
     parser.add_argument(
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--digests", action="store_true", help="print the digest of every trace")
     arguments = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
-        os.execve(  # noqa: S606 - this very program again
+        os.execve(  # noqa: S606 - the same program
             sys.executable,
             [sys.executable, "-m", "tests.simulation", *sys.argv[1:]],
             {**os.environ, "PYTHONHASHSEED": HASH_SEED},
@@ -34,13 +34,13 @@ def main() -> int:
     from tests.simulation.simulation import Simulation
 
     gc.collect()
-    gc.freeze()  # what is loaded stays: collecting after each simulation need not look at it
+    gc.freeze()  # loaded modules stay, so that later collections skip them
     failed = events = runs = 0
     started = CLOCK()
     try:
         for seed in seeds:
             result = Simulation(seed, files.copy() if seed % 2 else None).run()
-            gc.collect()  # now, and not in the middle of the next one
+            gc.collect()  # before the next simulation, not inside it
             failed += bool(result.broken)
             events += result.events
             runs += result.runs
@@ -63,7 +63,7 @@ def main() -> int:
 
 def say(line: str) -> None:
     """Print a line."""
-    print(line, flush=True)  # noqa: T201 - a command's output
+    print(line, flush=True)  # noqa: T201 - the output of a command
 
 
 if __name__ == "__main__":

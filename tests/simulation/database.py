@@ -1,4 +1,4 @@
-"""The real database on a real file, whose statements run in the loop's thread and take virtual time."""
+"""A real SQLite database in a file, whose statements run in the event loop's thread and take virtual time."""
 
 import asyncio
 import shutil
@@ -22,7 +22,7 @@ LATENCY = 0.002
 """Virtual seconds that a statement takes at most."""
 
 BUSY = 0.02
-"""Virtual seconds after which a statement that found the file locked has its answer, at most."""
+"""Maximum virtual seconds between two attempts to lock a file that is locked."""
 
 DISK_ERRORS = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM)
 
@@ -30,7 +30,7 @@ EFFECTS = "CREATE TABLE effect (listener TEXT, key TEXT, n INTEGER)"
 
 
 class _Jobs:
-    """Stands for a connection's thread: does one job after another, each some virtual time after the last."""
+    """The queue of a connection's thread, replaced: runs one job after another, each after some virtual time."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -46,7 +46,7 @@ class _Jobs:
     def _later(self, seconds: float) -> None:
         try:
             loop = asyncio.get_running_loop()
-        except RuntimeError:  # a forgotten connection is collected after the loop's end
+        except RuntimeError:  # a connection of a killed process is collected after the loop has ended
             return
         loop.call_later(self._process.random.uniform(0, seconds), self._do)
 
@@ -56,7 +56,7 @@ class _Jobs:
         result: object = None
         try:
             result = function()
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever asked
+        except BaseException as error:  # noqa: BLE001 - raised to the caller by the future
             failure = error
         if future is not None and not future.done():
             if failure is None:
@@ -69,7 +69,7 @@ class _Jobs:
 
 
 class _NoThread:
-    """What `aiosqlite` starts."""
+    """A replacement for the thread that `aiosqlite` starts."""
 
     daemon = True
 
@@ -78,9 +78,9 @@ class _NoThread:
 
 
 class InlineConnection(SQLiteConnection):
-    """A connection without a thread; a process that is killed loses it, and with it an open transaction."""
+    """A connection without a thread; killing its process closes it, and rolls back an open transaction."""
 
-    def __init__(self, opener: Callable[[], sqlite3.Connection], **options: Any) -> None:  # noqa: ANN401 - as it has them
+    def __init__(self, opener: Callable[[], sqlite3.Connection], **options: Any) -> None:  # noqa: ANN401 - those of the base class
         super().__init__(opener, **options)
         process = self._process = PROCESS.get()
         self._thread = _NoThread()  # type: ignore[assignment]
@@ -127,7 +127,7 @@ class InlineConnection(SQLiteConnection):
 
 
 class Files:
-    """A migrated database file, copied for each simulation, in memory where there is a file system for that."""
+    """Copies of a migrated database file, one for each simulation, in memory where /dev/shm exists."""
 
     def __init__(self) -> None:
         shared = Path("/dev/shm")
@@ -138,7 +138,7 @@ class Files:
         asyncio.run(_migrate(self._template))
 
     def copy(self) -> Path:
-        """Return a new database file."""
+        """Return the path of a new copy; the previous copy is deleted."""
         path = Path(self._folder.name) / "simulated.db"
         for stale in path.parent.glob("simulated.db*"):
             stale.unlink()
@@ -146,7 +146,7 @@ class Files:
         return path
 
     def close(self) -> None:
-        """Delete all of them."""
+        """Delete the folder with all files."""
         self._folder.cleanup()
 
 

@@ -1,4 +1,4 @@
-"""What a simulated application publishes: two versions of its code, which run side by side."""
+"""The events of the simulated application, in two versions of its code that run side by side."""
 
 from typing import Any, ClassVar
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """Has a place in its key's order."""
+    """An ordered event; `n` is its position within its key."""
 
     key: str
     n: int
@@ -16,21 +16,21 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True):
-    """Is delayed; alone in its key."""
+    """A delayed, unordered event."""
 
     key: str
     n: int
 
 
 class Chime(msgspec.Struct, frozen=True, kw_only=True):
-    """Is broadcast."""
+    """A broadcast event."""
 
     key: str
     n: int
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
-    """An event as the old code knows it."""
+    """The first version of an event, as the old code knows it."""
 
     event_name: ClassVar[str] = "Note"
 
@@ -46,7 +46,7 @@ def _add_author(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 class RevisedNote(msgspec.Struct, frozen=True, kw_only=True):
-    """The same event in the new code, whose frames the old code parks."""
+    """The second version of `Note`, in the new code; the old code parks its frames."""
 
     event_name: ClassVar[str] = "Note"
     event_version: ClassVar[int] = 2
@@ -61,7 +61,7 @@ class RevisedNote(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Postscript(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that the new code alone knows; it shares the order of notes."""
+    """An event that only the new code knows, ordered together with notes."""
 
     key: str
     n: int
@@ -73,9 +73,9 @@ class Postscript(msgspec.Struct, frozen=True, kw_only=True):
 Event = Step | Alarm | Note | RevisedNote | Postscript
 
 NOTES = (Note, RevisedNote, Postscript)
-"""Events of one kind in the journal: no two of them have the same key and place."""
+"""Events that the journal calls `Note`: no two of them have the same key and position."""
 
 
 def kind_of(event: Event) -> str:
-    """Return what the journal calls an event's kind."""
+    """Return the kind under which the journal records an event."""
     return "Note" if isinstance(event, NOTES) else type(event).__name__

@@ -1,4 +1,4 @@
-"""What must hold whatever went wrong; a line for each break."""
+"""The invariants of a simulation, checked by its journal; each violation is reported as a line."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ DEADLY_ID = f"Step {DEADLY[0]} {DEADLY[1]}"
 
 
 KINDS = {"alarm": "Alarm", "note_line": "Note", "notes": "Note", LEGACY: "Note"}
-"""The kind of event of each listener; of all others it is "Step"."""
+"""The kind of event that each listener handles; listeners not named here handle "Step"."""
 
 
 def check(
@@ -29,13 +29,13 @@ def check(
     has_database: bool,
     restored: int,
 ) -> list[str]:
-    """Return everything that is wrong; of keys that were begun before the line `restored` nothing is promised."""
+    """Return all violations; keys begun before the line `restored` are exempt, as the server lost its data."""
     found = [
         f"worker of {it.process.pid} ended: {type(it.worker_error).__name__}"
         for it in programs
         if it.worker_error is not None
     ]
-    found += [f"publishing raised {error}" for it in programs for error in it.surprises]
+    found += [f"publishing raised {error}" for it in programs for error in it.unexpected_errors]
     lost = {line.key for line in lines[:restored] if line.kind == "note" and line.text.startswith("tried")}
     lines = [line for line in lines if line.key not in lost]
     dead = [letter for letter in dead if _key_of(letter) not in lost]
@@ -43,7 +43,7 @@ def check(
     steps, alarms, notes = (_with_certainty(lines, kind) for kind in ("Step", "Alarm", "Note"))
     for name in ("ordered", "once") if has_database else ("ordered",):
         found += _in_order(steps, name)
-    # Of a once handler the rows tell whether it was repeated: its COMMIT, which may fail, comes after its end.
+    # For `once` the table tells whether the handler was repeated: its COMMIT, which may fail, follows its end.
     found += [*checker.overcharged(steps, "ordered"), *_repeated(steps, "ordered")]
     found += [*_in_order(notes, "note_line"), *checker.overcharged(notes, "note_line"), *_repeated(notes, "note_line")]
     for name in ("sibling", "threaded"):
@@ -80,7 +80,7 @@ def _unordered(lines: Sequence[Line], listener: str) -> list[str]:
 
 
 def _repeated(lines: Sequence[Line], listener: str) -> list[str]:
-    """Return the runs after a success that no fault explains: one of the process that succeeded, or of theirs."""
+    """Return the runs after a success that no fault explains, in the process of either run."""
     faults = checker.interrupted(lines)
     survived: dict[checker.Message, checker.Run] = {}
     found: list[str] = []
@@ -96,7 +96,7 @@ def _repeated(lines: Sequence[Line], listener: str) -> list[str]:
 
 
 def _with_certainty(lines: Sequence[Line], event: str) -> list[Line]:
-    """Return the lines with the publishes of one event alone, also those whose process died before it knew of them."""
+    """Return the lines with the publishes of one event only; those whose process died unanswered count if handled."""
     wanted = [it for it in lines if it.kind != "accepted" or it.listener == event]
     accepted = {(it.key, it.n) for it in wanted if it.kind == "accepted"}
     starts = [it for it in lines if it.kind == "start" and KINDS.get(it.listener, "Step") == event]
@@ -127,7 +127,7 @@ def _dead_letters(steps: Sequence[Line], dead: Sequence[DeadLetter], *, deadly: 
 
 
 def _read_by_old_code(notes: Sequence[Line], programs: Sequence[Program]) -> list[str]:
-    """Return the runs of old code on events, or versions of them, that only the new code knows."""
+    """Return the runs of old code for events or versions that only the new code knows."""
     old = {it.process.pid for it in programs if it.version == 1}
     readable = {(it.key, it.n) for it in notes if it.text in {"Note", "tried Note"}}
     return [
@@ -138,7 +138,7 @@ def _read_by_old_code(notes: Sequence[Line], programs: Sequence[Program]) -> lis
 
 
 def _legacy(notes: Sequence[Line], dead: Sequence[DeadLetter], *, flushed: bool) -> list[str]:
-    """Check the listener that is retired: what it has when it is retired for good is handled, or a dead letter."""
+    """Check the retired listener: each delivery that it had at its final retirement was handled or is a dead letter."""
     found = [*checker.phantoms(notes, LEGACY), *checker.overcharged(notes, LEGACY), *_repeated(notes, LEGACY)]
     if flushed:
         return found

@@ -1,4 +1,4 @@
-"""What happened in a simulation, in order: the lines that `tests.torture.checker` reads, and a trace of all else."""
+"""The journal of a simulation: the lines that `tests.torture.checker` reads, and a trace of all other steps."""
 
 import hashlib
 from collections import Counter
@@ -9,13 +9,13 @@ from tests.torture.journal import Kind, Line
 
 
 class SimulatedJournal:
-    """Kept in memory. What a killed process would write is left out."""
+    """A journal in memory, without the lines of processes that are dead."""
 
     def __init__(self, loop: SimulatedLoop, folder: Path | None) -> None:
         self.lines: list[Line] = []
         self.trace: list[str] = []
         self.runs: Counter[tuple[str, str, int]] = Counter()
-        """How often each listener began with each event."""
+        """Number of runs by listener, key and position of the event."""
 
         self._loop = loop
         self._folder = str(folder)
@@ -29,10 +29,10 @@ class SimulatedJournal:
         key: str = "",
         n: int = 0,
         attempt: int = 0,
-        id: str = "",  # noqa: A002 - a message's id, by its own name
+        id: str = "",  # noqa: A002 - the message's id
         text: str = "",
     ) -> None:
-        """Append a line about a process."""
+        """Append a line about a process to the journal and to the trace."""
         if process.dead:
             return
         if kind == "start":
@@ -53,16 +53,16 @@ class SimulatedJournal:
         self.note(process, f"{kind} {listener} {key}/{n} attempt {attempt} {text}")
 
     def note(self, process: Process, text: str) -> None:
-        """Append to the trace alone."""
+        """Append a line to the trace only."""
         if not process.dead:
-            # The folder's name differs from run to run, and the trace of one seed must not.
+            # The folder's name differs in each run, but the trace of a seed must not.
             self.trace.append(f"{self._loop.time():10.4f} [{process.pid}] {text.replace(self._folder, 'FOLDER')}")
 
     def unfinished(self, pid: int) -> bool:
-        """Whether a handler of a process has begun and not ended."""
+        """Whether a handler of a process has started and not ended."""
         kinds = Counter(line.kind for line in self.lines if line.pid == pid)
         return kinds["start"] > kinds["end"] + kinds["failed"] + kinds["cancelled"]
 
     def digest(self) -> str:
-        """Return what two runs of one seed have in common if they are the same."""
+        """Return a digest of the trace, which is equal for all runs of one seed."""
         return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()[:16]

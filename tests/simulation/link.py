@@ -1,8 +1,8 @@
-"""A process's way to the queue, with everything that a network does: it delays, drops, loses answers and is late.
+"""A simulated driver that reaches its server over a network, which delays and loses requests and replies.
 
-It stands for a driver whose server is elsewhere: the memory queue behind it is the server, and what the bus sees keeps
-the contract of `infra.mq.queue`. A request is executed once or never; its answer may be lost, and it may be executed
-after its caller gave up. Claims that nobody was told of are released by the server, or their worker's lease is ended.
+The server is a memory queue, and the driver keeps the contract of `infra.mq.queue`. A request is executed once or
+never; its reply may be lost, and it may be executed after its caller has stopped waiting. If a worker does not receive
+its claims, the server releases them, or the worker's lease is ended.
 """
 
 import asyncio
@@ -29,30 +29,30 @@ from infra.mq import (
 from infra.mq.types import DeadLetter, SubscriptionStats
 from tests.simulation.answer import Answer
 from tests.simulation.loop import Process, SimulatedLoop
-from tests.simulation.server import Fact, Server, facts_of
+from tests.simulation.server import DeclaredEvent, Server, declared_events_of
 
 _T = TypeVar("_T")
 
 MARGIN = 1.2
-"""The server ends a lease after so many times what a worker knows of: clocks differ, and handlers need time to end."""
+"""The server's lease, in lengths of the worker's: clocks differ, and handlers need time to end."""
 
 
 @dataclass(slots=True)
-class Weather:
-    """How the network treats one process now. The rates are per request."""
+class NetworkConditions:
+    """The present state of the network for one process; rates are per request."""
 
     down: bool = False
     dropped: float = 0.0
-    """Never reaches the server."""
+    """Rate of requests that never reach the server."""
 
     lost: float = 0.0
-    """Executed, perhaps late; the answer never arrives."""
+    """Rate of requests that are executed, perhaps late, but whose reply never arrives."""
 
     latency: float = 0.003
-    """Seconds one way, at most."""
+    """Maximum seconds of one direction."""
 
-    patience: float = 0.5
-    """Seconds after which a caller gives up waiting for an answer, at most."""
+    timeout: float = 0.5
+    """Maximum seconds for which a caller waits for a reply."""
 
 
 class Link:
@@ -69,23 +69,23 @@ class Link:
         durable: bool,
     ) -> None:
         self.lease = lease
-        """What a worker knows of its lease, in seconds; the server's is `MARGIN` times as long."""
+        """The lease in seconds, as the worker knows it; the server's is `MARGIN` times as long."""
 
         self.dedupe_window = dedupe_window
         """Seconds for which the server remembers an id."""
 
-        self.weather = Weather()
+        self.conditions = NetworkConditions()
         self.cut_off: Callable[[], None] = lambda: None
-        """Called when the process may have lost what it holds, without having died."""
+        """Called when a live process may have lost its claims."""
 
-        self.facts: set[Fact] = set()
-        """What this process declared."""
+        self.declared_events: set[DeclaredEvent] = set()
+        """The events that this process declared last."""
 
         self.declared_in = -1
-        """The server's era in which it last did so."""
+        """The server's era of that declaration."""
 
         self.failed_at = float("-inf")
-        """When a request last failed, by the loop's time."""
+        """The loop's time of the last failed request."""
 
         self._process = process
         self._server = server
@@ -98,54 +98,54 @@ class Link:
         return replace(self._server.queue.features, durable=self._durable, multi_process=True)
 
     async def open(self) -> None:
-        await self.ask(_nothing)
+        await self.request(_nothing)
 
     async def close(self) -> None:
-        self._closed = True  # what is asked for by now is answered; consumers still open are as good as dead
+        self._closed = True  # requests in flight are still answered; open consumers lose their lease
 
     @property
     def era(self) -> int:
-        """How often the server has forgotten everything."""
+        """The number of times that the server has lost all data."""
         return self._server.era
 
     def time(self) -> float:
         return self._server.queue.time()
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
-        known_since = await self.ask(lambda: self._server.declare(subscriptions, broadcasts))
-        self.facts, self.declared_in = facts_of(subscriptions, broadcasts), self._server.era
-        # From then on no publisher has a copy of the registry from before.
+        known_since = await self.request(lambda: self._server.declare(subscriptions, broadcasts))
+        self.declared_events, self.declared_in = declared_events_of(subscriptions, broadcasts), self._server.era
+        # After this time every subscription cache is newer than the declaration.
         await asyncio.sleep(max(0.0, known_since + REGISTRY_TTL - self._loop.time()))
 
     async def registry(self) -> Registry:
-        kept = await self.ask(self._server.registry)
+        kept = await self.request(self._server.registry)
         return Registry(routed=frozenset(kept.routed), broadcast=frozenset(kept.broadcast))
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        await self.ask(lambda: self._server.queue.publish(messages), lost=QueueIndeterminate)
+        await self.request(lambda: self._server.queue.publish(messages), lost=QueueIndeterminate)
 
     async def cancel(self, message_id: str) -> bool:
-        return await self.ask(lambda: self._server.queue.cancel(message_id), lost=QueueIndeterminate)
+        return await self.request(lambda: self._server.queue.cancel(message_id), lost=QueueIndeterminate)
 
     async def scheduled(self, message_id: str) -> bool:
-        return await self.ask(lambda: self._server.queue.scheduled(message_id))
+        return await self.request(lambda: self._server.queue.scheduled(message_id))
 
     async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
-        await self.ask(lambda: self._server.queue.broadcast(frames, origin=origin))
+        await self.request(lambda: self._server.queue.broadcast(frames, origin=origin))
 
     async def receiver(self, *, origin: str) -> BroadcastReceiver:
-        inner = await self.ask(lambda: self._server.queue.receiver(origin=origin))
+        inner = await self.request(lambda: self._server.queue.receiver(origin=origin))
         return LinkedReceiver(inner, self, self._server, origin)
 
     async def consumer(self, info: WorkerInfo) -> Consumer:
-        inner = await self.ask(lambda: self._server.queue.consumer(info))
+        inner = await self.request(lambda: self._server.queue.consumer(info))
         return LinkedConsumer(inner, self, self._process)
 
     async def stats(self) -> list[SubscriptionStats]:
-        return await self.ask(self._server.stats)
+        return await self.request(self._server.stats)
 
     async def warnings(self) -> list[str]:
-        return await self.ask(self._server.warnings)
+        return await self.request(self._server.warnings)
 
     async def dead_letters(
         self,
@@ -155,56 +155,60 @@ class Link:
         limit: int = 100,
         after: str | None = None,
     ) -> list[DeadLetter]:
-        return await self.ask(
+        return await self.request(
             lambda: self._server.queue.dead_letters(subscription=subscription, event=event, limit=limit, after=after)
         )
 
     async def dead_letter(self, dead_id: str) -> DeadLetter:
-        return await self.ask(lambda: self._server.queue.dead_letter(dead_id))
+        return await self.request(lambda: self._server.queue.dead_letter(dead_id))
 
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:
-        return await self.ask(lambda: self._server.queue.retry_dead(dead_ids))
+        return await self.request(lambda: self._server.queue.retry_dead(dead_ids))
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
-        return await self.ask(lambda: self._server.queue.discard_dead(dead_ids))
+        return await self.request(lambda: self._server.queue.discard_dead(dead_ids))
 
     async def pause(self, name: str) -> None:
-        await self.ask(lambda: self._server.queue.pause(name))
+        await self.request(lambda: self._server.queue.pause(name))
 
     async def resume(self, name: str) -> None:
-        await self.ask(lambda: self._server.queue.resume(name))
+        await self.request(lambda: self._server.queue.resume(name))
 
     async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
-        await self.ask(lambda: self._server.queue.unblock(name, ordering_key, skip=skip))
+        await self.request(lambda: self._server.queue.unblock(name, ordering_key, skip=skip))
 
     async def retire(
         self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
     ) -> int:
-        return await self.ask(lambda: self._server.retire(name, event=event, backlog=backlog))
+        return await self.request(lambda: self._server.retire(name, event=event, backlog=backlog))
 
-    async def ask(
+    async def request(
         self,
         call: Callable[[], Awaitable[_T]],
         *,
         lost: type[QueueUnavailable | QueueIndeterminate] = QueueUnavailable,
-        unheard: Callable[[_T], Awaitable[object]] | None = None,
+        undelivered: Callable[[_T], Awaitable[object]] | None = None,
     ) -> _T:
-        """Have the server execute `call`, or not, and return its answer, or not.
+        """Send a request to the server, which executes `call`, and return the reply.
 
-        `unheard` is what the server does with an answer that nobody took.
+        `undelivered` is called by the server with the result of a request whose caller has stopped waiting.
+
+        Raises:
+            QueueUnavailable: the request was lost.
+            QueueUnavailable | QueueIndeterminate: the reply was lost; `lost` is the class.
         """
         self._check()
-        random, weather = self._process.random, self.weather
-        fate = random.random()
-        if weather.down or fate < weather.dropped:
+        random, conditions = self._process.random, self.conditions
+        draw = random.random()
+        if conditions.down or draw < conditions.dropped:
             self.failed_at = self._loop.time()
-            await asyncio.sleep(random.uniform(0, weather.patience))
-            raise QueueUnavailable("simulated: the request was lost on its way")
-        answer = self._execute(call, random.uniform(0, weather.latency), unheard)
-        if fate < weather.dropped + weather.lost:
+            await asyncio.sleep(random.uniform(0, conditions.timeout))
+            raise QueueUnavailable("simulated: the request was lost")
+        answer = self._execute(call, random.uniform(0, conditions.latency), undelivered)
+        if draw < conditions.dropped + conditions.lost:
             self.failed_at = self._loop.time()
-            await self._give_up(answer, random.uniform(0, weather.patience))
-            raise lost("simulated: the answer was lost on its way")
+            await self._give_up(answer, random.uniform(0, conditions.timeout))
+            raise lost("simulated: the reply was lost")
         await self._wait(answer)
         self._check()
         return answer.take()
@@ -215,7 +219,7 @@ class Link:
 
     async def _give_up(self, answer: "Answer[Any]", after: float) -> None:
         if self._process.random.random() < 0.5:
-            answer.delay(self._process.random.uniform(0, 4 * self.weather.patience))
+            answer.delay(self._process.random.uniform(0, 4 * self.conditions.timeout))
         try:
             await asyncio.sleep(after)
         finally:
@@ -224,21 +228,21 @@ class Link:
     async def _wait(self, answer: "Answer[Any]") -> None:
         try:
             await answer.done.wait()
-            await asyncio.sleep(self._process.random.uniform(0, self.weather.latency))
+            await asyncio.sleep(self._process.random.uniform(0, self.conditions.latency))
         except BaseException:
             answer.abandon()
             raise
 
     def _execute(
-        self, call: Callable[[], Awaitable[_T]], after: float, unheard: Callable[[_T], Awaitable[object]] | None
+        self, call: Callable[[], Awaitable[_T]], after: float, undelivered: Callable[[_T], Awaitable[object]] | None
     ) -> "Answer[_T]":
-        answer = Answer(call, after, unheard, self._loop)
-        self._loop.spawn(self._loop.world, answer.execute())
+        answer = Answer(call, after, undelivered, self._loop)
+        self._loop.spawn(self._loop.environment, answer.execute())
         return answer
 
 
 class LinkedConsumer:
-    """A `Consumer` of a `Link`. It learns that its lease is lost as a real one does: by being told."""
+    """The consumer of a `Link`; it learns from replies that its lease is lost, as a real consumer does."""
 
     def __init__(self, inner: Consumer, link: Link, process: Process) -> None:
         self._inner = inner
@@ -261,35 +265,35 @@ class LinkedConsumer:
         return self._lost
 
     async def fetch(self, wants: Mapping[str, int], *, wait: float) -> list[Claim]:
-        asked = self._ask(lambda: self._inner.fetch(wants, wait=wait), unheard=self._unheard)
+        pending = self._request(lambda: self._inner.fetch(wants, wait=wait), undelivered=self._release_undelivered)
         try:
-            return await asked
+            return await pending
         except (QueueUnavailable, asyncio.CancelledError):
-            self._inner.wake()  # the server notices that nobody waits any more
+            self._inner.wake()  # ends the wait on the server
             raise
 
     def wake(self) -> None:
         self._inner.wake()
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        fenced = await self._ask(lambda: self._inner.settle(settlements))
+        fenced = await self._request(lambda: self._inner.settle(settlements))
         if fenced and self._inner.lost:
             self._lose()
         return fenced
 
     async def isolate(self, claim: Claim) -> bool:
-        return await self._ask(lambda: self._inner.isolate(claim))
+        return await self._request(lambda: self._inner.isolate(claim))
 
     async def recover(self) -> int:
-        return await self._ask(self._inner.recover)
+        return await self._request(self._inner.recover)
 
     async def unpark(self, known: Mapping[str, Collection[str]]) -> int:
-        return await self._ask(lambda: self._inner.unpark(known))
+        return await self._request(lambda: self._inner.unpark(known))
 
     def renew(self) -> bool:
-        weather = self._link.weather
-        if weather.down or self._process.random.random() < weather.dropped + weather.lost:
-            raise QueueUnavailable("simulated: the renewal was lost on its way")
+        conditions = self._link.conditions
+        if conditions.down or self._process.random.random() < conditions.dropped + conditions.lost:
+            raise QueueUnavailable("simulated: the renewal was lost")
         if self._lost or not self._inner.renew():
             self._lose()
         return not self._lost
@@ -302,29 +306,29 @@ class LinkedConsumer:
         if self._lost or self._closed:
             return
         self._closed = True
-        await self._link.ask(self._inner.close)
+        await self._link.request(self._inner.close)
 
     def keep(self, claim: Claim) -> None:
         self._inner.keep(claim)
-        # The memory queue takes such a worker for alive as long as itself; here its process may end before.
+        # The memory queue keeps the claim until it is closed; here the worker's process may end before.
         self._process.on_kill.append(self._inner.abandon)
 
-    async def _ask(
-        self, call: Callable[[], Awaitable[_T]], *, unheard: Callable[[_T], Awaitable[object]] | None = None
+    async def _request(
+        self, call: Callable[[], Awaitable[_T]], *, undelivered: Callable[[_T], Awaitable[object]] | None = None
     ) -> _T:
         if self._lost or self._closed:
             raise QueueClosed("simulated: this consumer was closed, or has lost its lease")
         try:
-            return await self._link.ask(call, unheard=unheard)
+            return await self._link.request(call, undelivered=undelivered)
         except QueueClosed:
             self._lose()
             raise
 
-    async def _unheard(self, claims: list[Claim]) -> None:
+    async def _release_undelivered(self, claims: list[Claim]) -> None:
         if not claims:
             return
         if self._process.random.random() < 0.5:
-            self._lose()  # nothing renews it from now on; what runs here has until it runs out to end
+            self._lose()  # the lease is not renewed any more; handlers must end before it expires
             return
         await self._inner.settle(
             [
@@ -340,7 +344,7 @@ class LinkedConsumer:
 
 
 class LinkedReceiver:
-    """A `BroadcastReceiver` of a `Link`, which begins anew when the server has forgotten it."""
+    """The broadcast receiver of a `Link`, which is opened again after the server has lost its data."""
 
     def __init__(self, inner: BroadcastReceiver, link: Link, server: Server, origin: str) -> None:
         self._inner = inner
@@ -352,7 +356,7 @@ class LinkedReceiver:
 
     async def receive(self, wait: float) -> tuple[list[bytes], bool]:
         try:
-            frames, gap = await self._link.ask(lambda: self._receive(wait))
+            frames, gap = await self._link.request(lambda: self._receive(wait))
         except QueueUnavailable:
             self._gap = True
             raise
@@ -378,4 +382,4 @@ class LinkedReceiver:
 
 
 async def _nothing() -> None:
-    """Be reached."""
+    """Answer a request that only checks whether the server is reachable."""

@@ -1,4 +1,4 @@
-"""The handlers of simulated processes: they do their work, or not, by a die that each attempt throws anew."""
+"""The handlers of simulated processes, which succeed or misbehave at random, independently for each attempt."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -12,28 +12,28 @@ from infra.db import Database
 from tests.simulation.events import Alarm, Chime, Event, Note, Postscript, RevisedNote, Step
 from tests.simulation.journal import SimulatedJournal
 from tests.simulation.loop import Process
-from tests.simulation.misdeeds import MISDEEDS, TIMEOUT, Unlucky, exits
+from tests.simulation.misbehaviours import MISBEHAVIOURS, TIMEOUT, HandlerFailed, exits
 from tests.torture.journal import Kind
 
 SOON = Retry(max_attempts=12, min_delay=0.05, max_delay=0.5)
 PATIENT = Retry(max_attempts=1000, min_delay=0.05, max_delay=0.5)
-"""For a handler that fails as long as its disk does."""
+"""For the handler that fails while the disk fails."""
 
 FEW = Retry(max_attempts=3, min_delay=0.05, max_delay=0.2)
-GOOD_RUN = 5
-"""From this run of a delivery on its handler behaves, so that everything comes to its end."""
+SUCCEEDS_FROM_RUN = 5
+"""From this run on the handler of a delivery succeeds, so that every simulation ends."""
 
 HOPELESS = 7
-"""Every event with this place in its key fails each time for the listener `giving_up`."""
+"""The listener `giving_up` always fails for events at this position of their key."""
 
 DEADLY = ("1.0.1", 2)
-"""The key and the place of the event that ends its process each time for the listener `deadly`."""
+"""The key and position of the event for which the listener `deadly` always ends the process."""
 
-FORMERLY = {"lines": "note_line"}
-"""What the old code calls a listener, and its name in the new code and in the journal."""
+FORMER_NAMES = {"lines": "note_line"}
+"""Names of listeners in the old code, and their names in the new code and in the journal."""
 
 LEGACY = "legacy"
-"""A listener that the new code does not have."""
+"""The listener that the new code does not have."""
 
 
 class Listeners:
@@ -83,15 +83,15 @@ class Listeners:
         await self._act(event, delivery)
 
     def threaded(self, event: Step, delivery: Delivery) -> None:
-        with self._written(event, delivery, in_thread=True) as die:
-            if die.random() < 0.1 and self._may_fail(event, delivery):
-                raise SystemExit(4) if die.random() < 0.3 else Unlucky
+        with self._written(event, delivery, in_thread=True) as random:
+            if random.random() < 0.1 and self._may_fail(event, delivery):
+                raise SystemExit(4) if random.random() < 0.3 else HandlerFailed
 
     async def giving_up(self, event: Step, delivery: Delivery) -> None:
         with self._written(event, delivery):
             await asyncio.sleep(0)
             if event.n == HOPELESS:
-                raise Unlucky
+                raise HandlerFailed
 
     async def alarm(self, event: Alarm, delivery: Delivery) -> None:
         await self._act(event, delivery)
@@ -122,34 +122,34 @@ class Listeners:
 
     async def once(self, event: Step, delivery: Delivery) -> None:
         assert self._db is not None
-        with self._written(event, delivery) as die:
+        with self._written(event, delivery) as random:
             async with self._db.transaction() as transaction:
                 await transaction.session.execute(
                     text("INSERT INTO effect (listener, key, n) VALUES ('once', :key, :n)"),
                     {"key": event.key, "n": event.n},
                 )
-            if die.random() < 0.1 and self._may_fail(event, delivery):
-                raise SystemExit(6) if die.random() < 0.1 else Unlucky
+            if random.random() < 0.1 and self._may_fail(event, delivery):
+                raise SystemExit(6) if random.random() < 0.1 else HandlerFailed
 
     async def _act(self, event: Event, delivery: Delivery) -> None:
-        with self._written(event, delivery) as die:
-            await asyncio.sleep(die.uniform(0, 0.02))
-            if die.random() < 0.3 and self._may_fail(event, delivery):
-                await die.choice(MISDEEDS)(die)
+        with self._written(event, delivery) as random:
+            await asyncio.sleep(random.uniform(0, 0.02))
+            if random.random() < 0.3 and self._may_fail(event, delivery):
+                await random.choice(MISBEHAVIOURS)(random)
             await asyncio.sleep(0)
 
     def _runs(self, event: Event, delivery: Delivery) -> int:
         return self._journal.runs[(_name_of(delivery), event.key, event.n)]
 
     def _may_fail(self, event: Event, delivery: Delivery) -> bool:
-        return self._runs(event, delivery) < GOOD_RUN
+        return self._runs(event, delivery) < SUCCEEDS_FROM_RUN
 
     @contextmanager
     def _written(self, event: Event, delivery: Delivery, *, in_thread: bool = False) -> Iterator[Random]:
         loop = asyncio.get_running_loop()
         started = loop.time()
         listener = _name_of(delivery)
-        die = Random(f"{self._seed} {listener} {event.key} {event.n} {self._runs(event, delivery)}")
+        random = Random(f"{self._seed} {listener} {event.key} {event.n} {self._runs(event, delivery)}")
 
         def write(kind: Kind, note: str = "") -> None:
             self._journal.write(
@@ -165,9 +165,9 @@ class Listeners:
 
         write("start")
         try:
-            yield die
+            yield random
         except (asyncio.CancelledError, RetryLater) as error:
-            # Its own cancellation and its timeout are failures; a shutdown's and a deferral are not.
+            # Its own cancellation and its timeout are failures; the cancellation by a shutdown and a deferral are not.
             own = loop.time() - started >= TIMEOUT or error.args == ("own",)
             write("failed" if own else "cancelled", type(error).__name__)
             raise
@@ -181,4 +181,4 @@ class Listeners:
 
 
 def _name_of(delivery: Delivery) -> str:
-    return FORMERLY.get(delivery.listener, delivery.listener)
+    return FORMER_NAMES.get(delivery.listener, delivery.listener)

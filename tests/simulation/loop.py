@@ -1,7 +1,7 @@
-"""An event loop on virtual time that runs several simulated processes and picks the next callback by a seeded die.
+"""A deterministic event loop on virtual time, which runs several simulated processes.
 
-Everything that a real loop leaves to chance is drawn from one `Random`: which ready callback runs next, how long it
-takes, and what the faults do. So a seed is a schedule, and the same seed is the same schedule again.
+All nondeterminism comes from one seeded `Random`: which ready callback runs next, how long it takes, and which faults
+are injected. The same seed gives the same schedule.
 """
 
 import asyncio
@@ -15,21 +15,21 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 EPOCH = 1_700_000_000.0
-"""The wall-clock time, in seconds since the epoch, at which every simulation starts."""
+"""The wall-clock time in seconds at which every simulation starts."""
 
 STEP = 20e-6
-"""Virtual seconds that one callback takes at most; a busy loop thereby lets time pass."""
+"""Maximum virtual seconds of one callback, so that time passes in a busy loop too."""
 
 MAX_STEPS = 3_000_000
 """Callbacks after which a simulation counts as a livelock."""
 
 
 class Stuck(Exception):
-    """The simulation can make no progress, or makes none although it runs."""
+    """The simulation makes no progress: no callback is ready, or it runs without end."""
 
 
 class Process:
-    """A simulated process: its tasks can be killed or frozen together, and it has clocks of its own."""
+    """A simulated process, with its own clocks; all its tasks can be killed or frozen together."""
 
     def __init__(self, pid: int, random: Random, monotonic_offset: float = 0.0) -> None:
         self.pid = pid
@@ -37,28 +37,28 @@ class Process:
         self.dead = False
         self.frozen = False
         self.thawed_at = float("-inf")
-        """When it was last frozen, or went on, by the loop's time."""
+        """The loop's time at which the process was last frozen or resumed."""
 
         self.waiting: list[asyncio.Handle] = []
-        """Callbacks that are ready, kept until a frozen process goes on."""
+        """Ready callbacks of a frozen process, kept until it is resumed."""
 
         self.on_kill: list[Callable[[], None]] = []
         self.disk_errors = 0.0
-        """The rate at which statements fail."""
+        """The rate of statements that fail."""
 
         self.wall_offset = 0.0
         self.monotonic_offset = monotonic_offset
 
 
-class World(Process):
-    """What is no process of the application: the server, the network, and the faults."""
+class Environment(Process):
+    """The process of all tasks outside of the application: the server, the network, and the faults."""
 
 
 PROCESS: ContextVar[Process] = ContextVar("tests.simulation.process")
 
 
 class SimulatedFuture(asyncio.Future[Any]):
-    """A future whose place in a set depends on when it was made, and not on its address."""
+    """A future that is hashed by its creation number, so that the order of sets does not depend on addresses."""
 
     def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -69,10 +69,10 @@ class SimulatedFuture(asyncio.Future[Any]):
 
 
 class SimulatedTask(asyncio.Task[Any]):
-    """The same for tasks; it knows its process."""
+    """A task that is hashed by its creation number, and belongs to a process."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], number: int, process: Process, **options: Any) -> None:  # noqa: ANN401 - asyncio's own
-        self.number = number  # first: the constructor puts the task into a set
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], number: int, process: Process, **options: Any) -> None:  # noqa: ANN401 - those of asyncio.Task
+        self.number = number  # set first, as the constructor puts the task into a set
         super().__init__(coroutine, **options)
         self.process = process
 
@@ -81,56 +81,56 @@ class SimulatedTask(asyncio.Task[Any]):
 
 
 class SimulatedLoop(base_events.BaseEventLoop):
-    """Runs one ready callback at a time; when nothing is ready, time jumps to the next timer."""
+    """An event loop that runs one random ready callback at a time, and advances to the next timer if none is ready."""
 
-    _scheduled: list[asyncio.TimerHandle]  # asyncio's heap of timers
+    _scheduled: list[asyncio.TimerHandle]  # the heap of timers in BaseEventLoop
 
     def __init__(self, random: Random) -> None:
         super().__init__()
         self.random = random
         self.steps = 0
         self.on_step: Callable[[], None] = _nothing
-        """Called after each callback: the faults that strike at any await."""
+        """Called after each callback, to inject faults at any await."""
 
         self.on_exit: Callable[[Process], None] = lambda _: None
-        """Called when a process's loop would end, because a callback raised SystemExit: as at the end of a task."""
+        """Called with the process whose callback raised SystemExit, which would end its loop."""
 
         self.tasks: list[SimulatedTask] = []
-        """Every task, also those of killed processes: a coroutine that is collected would run its `finally` blocks."""
+        """All tasks, also of killed processes: a coroutine that is garbage-collected would run its `finally` blocks."""
 
-        self.world = World(0, random)
+        self.environment = Environment(0, random)
         self._now = 0.0
         self._numbers = 0
-        self._ready: list[asyncio.Handle] = []  # a deque in asyncio, which cannot be drawn from
-        self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # its protocol wants a name for the loop
+        self._ready: list[asyncio.Handle] = []  # a deque in asyncio, which allows no random access
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # the protocol takes the loop by name
 
     def time(self) -> float:
         return self._now
 
     def number(self) -> int:
-        """Return the next of the numbers that stand for addresses."""
+        """Return the next creation number, which replaces an address as a hash."""
         self._numbers += 1
         return self._numbers
 
     def spawn(self, process: Process, coroutine: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
-        """Start a task of `process`, which sees nothing of the context of its caller."""
+        """Start a task of `process` in an empty context."""
         context = Context()
         context.run(PROCESS.set, process)
         return self.create_task(coroutine, context=context)
 
     def living(self, process: Process) -> list[SimulatedTask]:
-        """Return the tasks of a process that have not ended, in the order in which they were made."""
+        """Return the tasks of a process that have not ended, in the order of their creation."""
         return [task for task in self.tasks if task.process is process and not task.done()]
 
     def kill(self, process: Process) -> None:
-        """End a process at once: nothing of it ever runs again."""
+        """End a process at once, so that none of its callbacks runs again."""
         process.dead = True
         process.waiting.clear()
         for call in process.on_kill:
             call()
 
     def thaw(self, process: Process) -> None:
-        """Let a frozen process go on with all that became ready meanwhile."""
+        """Resume a frozen process, with all callbacks that became ready meanwhile."""
         process.frozen = False
         process.thawed_at = self._now
         self._ready += process.waiting
@@ -144,9 +144,9 @@ class SimulatedLoop(base_events.BaseEventLoop):
         loop: asyncio.AbstractEventLoop,
         coroutine: Coroutine[Any, Any, Any],
         context: Context | None = None,
-        **options: Any,  # noqa: ANN401 - asyncio's own
+        **options: Any,  # noqa: ANN401 - those of asyncio.Task
     ) -> SimulatedTask:
-        process = PROCESS.get(self.world) if context is None else context.get(PROCESS, self.world)
+        process = PROCESS.get(self.environment) if context is None else context.get(PROCESS, self.environment)
         task = SimulatedTask(coroutine, self.number(), process, loop=loop, context=context, **options)
         self.tasks.append(task)
         return task
@@ -160,7 +160,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         try:
             handle._run()
         except (SystemExit, KeyboardInterrupt):
-            self.on_exit(handle._context.get(PROCESS, self.world))  # type: ignore[attr-defined]
+            self.on_exit(handle._context.get(PROCESS, self.environment))  # type: ignore[attr-defined]
         self.on_step()
 
     def _next(self) -> asyncio.Handle:
@@ -168,7 +168,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
             self._take_due()
             while self._ready:
                 handle = self._draw()
-                process = handle._context.get(PROCESS, self.world)  # type: ignore[attr-defined]
+                process = handle._context.get(PROCESS, self.environment)  # type: ignore[attr-defined]
                 if handle._cancelled or process.dead:
                     continue
                 if not process.frozen:
@@ -191,10 +191,10 @@ class SimulatedLoop(base_events.BaseEventLoop):
         return ready.pop()
 
     def _write_to_self(self) -> None:
-        """Wake nobody: there is no selector to sleep in."""
+        """Do nothing, as there is no selector to wake up."""
 
     def _process_events(self, event_list: object) -> None:
-        """Do nothing: there is no I/O."""
+        """Do nothing, as there is no I/O."""
 
 
 def current() -> Process:
@@ -203,4 +203,4 @@ def current() -> Process:
 
 
 def _nothing() -> None:
-    """Strike nowhere."""
+    """Inject no fault."""

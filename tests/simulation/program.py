@@ -1,4 +1,4 @@
-"""One process of the simulated application: a worker, and publishers that repeat what may not have been accepted."""
+"""A process of the simulated application: a worker, and publishers that repeat each publish until it is accepted."""
 
 import asyncio
 import sqlite3
@@ -23,29 +23,29 @@ from tests.simulation.sealing import SimulatedClock
 from tests.torture.journal import Kind
 
 PUBLISHERS = 2
-"""Publishing tasks of one process."""
+"""Number of publishers in a process."""
 
 EVENTS = 9
-"""How many events one key gets."""
+"""Number of events of one key."""
 
 OPTIONS = BusOptions(
     concurrency=4, prefetch=6, grace=3.0, renew_every=0.5, recover_every=0.4, connect_timeout=3.0, max_crashes=1000
 )
-"""Processes are killed too often for the rule of poison: which deaths are a delivery's own fault is chance."""
+"""Faults kill processes at random, so that crashes must not make dead letters: `max_crashes` is out of reach."""
 
 MAX_CRASHES = 3
-"""Where only their own handlers kill processes, that rule holds."""
+"""The limit in simulations where only handlers end processes."""
 
 PAUSE = 0.8
-"""Seconds between two events of a key, at most."""
+"""Maximum seconds between two events of a key."""
 
 
 class RolledBack(Exception):
-    """Ends a transaction that is not to commit."""
+    """Raised to roll back a transaction on purpose."""
 
 
 class Program:
-    """Runs until it is stopped, or a handler ends it; `worker_error` says so if the worker gave up before."""
+    """A process that runs until it is stopped or a handler exits; `worker_error` is set if the worker ended before."""
 
     def __init__(
         self,
@@ -62,31 +62,31 @@ class Program:
         self.process = process
         self.link = link
         self.version = version
-        """Of its code: the old one is 1, the new one 2."""
+        """The version of its code: 1 is the old code, 2 the new code."""
 
         self.deadly = deadly
-        """Whether an event kills its process each time, and nothing else does."""
+        """Whether the listener `deadly` exists, whose handler ends the process for one event."""
 
         self.ready = False
-        """Whether `start()` of its bus has returned."""
+        """Whether `start()` of the bus has returned."""
 
         self.exiting = False
-        """Whether a handler ends the process."""
+        """Whether a handler has ended the process."""
 
-        self.hurried = False
-        """Whether it was stopped although it was ending: what its threads do then does not count."""
+        self.stopped_while_exiting = False
+        """Whether the process was stopped while a handler's exit ended it; then its threads may not finish."""
 
-        self.collapsing = False
-        """Whether all its tasks were cancelled, as at the end of `asyncio.run`."""
+        self.all_tasks_cancelled = False
+        """Whether all tasks of the process were cancelled, as at the end of `asyncio.run`."""
 
         self.ending_since = float("inf")
-        """Since when it is to end, by the loop's time."""
+        """The loop's time at which the shutdown began."""
 
         self.worker_error: BaseException | None = None
-        """Why the worker ended although nobody had stopped it."""
+        """The error with which the worker ended by itself, if it did."""
 
-        self.surprises: list[str] = []
-        """What publishing raised that it does not say."""
+        self.unexpected_errors: list[str] = []
+        """Errors of publishers that are not documented."""
 
         self.publishers: list[SimulatedTask] = []
         self._loop = loop
@@ -101,12 +101,12 @@ class Program:
 
     def _cut_off(self) -> None:
         self._journal.write(self.process, "cut off")
-        # Threads that were asked for before may begin a little later.
+        # Threads that were submitted before may start a little later.
         self._loop.call_later(0.1, self._journal.write, self.process, "cut off")
 
     def stop(self) -> None:
-        """Ask it to end gracefully; if it is just doing so, to end at once."""
-        self.hurried = self.hurried or self.exiting
+        """Begin a graceful shutdown; a second call ends the shutdown at once."""
+        self.stopped_while_exiting = self.stopped_while_exiting or self.exiting
         self.ending_since = min(self.ending_since, self._loop.time())
         self._stopped.set()
 
@@ -115,13 +115,13 @@ class Program:
         self.ending_since = min(self.ending_since, self._loop.time())
 
     def is_undisturbed(self, since: float) -> bool:
-        """Whether it has been running, and has reached the server each time, from a moment on."""
+        """Whether the process has run without a fault and reached the server with every request since a time."""
         process = self.process
-        runs = not (process.dead or process.frozen or self.stopping or self.exiting or self.collapsing)
+        runs = not (process.dead or process.frozen or self.stopping or self.exiting or self.all_tasks_cancelled)
         return self.ready and runs and max(process.thawed_at, self.link.failed_at) < since
 
-    def hush(self) -> None:
-        """Let every publisher end after the event that it is at."""
+    def stop_publishing(self) -> None:
+        """Let every publisher end after its current event."""
         self._quiet = True
 
     async def _run(self) -> None:
@@ -170,7 +170,7 @@ class Program:
             await bus.close()
 
     async def _work(self, bus: Bus) -> None:
-        """Run the worker; a handler's exit ends the process in an orderly way."""
+        """Run the worker until it is cancelled or a handler exits."""
         try:
             await bus.run()
         except SystemExit:
@@ -180,37 +180,37 @@ class Program:
     def _note_end(self, worker: "asyncio.Task[None]") -> None:
         if not self._stopped.is_set() and not (self.exiting and not worker.cancelled() and worker.exception() is None):
             error = asyncio.CancelledError() if worker.cancelled() else worker.exception()
-            self.worker_error = error or RuntimeError("it returned")
+            self.worker_error = error or RuntimeError("the worker returned")
 
     def _publisher(self, bus: Bus, db: Database | None, number: int) -> SimulatedTask:
         publisher = Publisher(self, bus, db, number)
         task = asyncio.create_task(publisher.run(), name=f"publisher {number}")
         assert isinstance(task, SimulatedTask)
-        task.add_done_callback(self._note_surprise)
+        task.add_done_callback(self._note_unexpected_error)
         return task
 
-    def _note_surprise(self, publisher: "asyncio.Task[None]") -> None:
+    def _note_unexpected_error(self, publisher: "asyncio.Task[None]") -> None:
         if not publisher.cancelled() and (error := publisher.exception()) is not None:
-            self.surprises.append(f"{type(error).__name__}: {error}")
+            self.unexpected_errors.append(f"{type(error).__name__}: {error}")
 
     @property
     def quiet(self) -> bool:
-        """Whether publishers are to end."""
+        """Whether publishers must end."""
         return self._quiet or self._stopped.is_set()
 
     @property
     def stopping(self) -> bool:
-        """Whether the process is to end."""
+        """Whether the process must end."""
         return self._stopped.is_set()
 
     @property
     def journal(self) -> SimulatedJournal:
-        """Where it writes what it did."""
+        """The journal of the simulation."""
         return self._journal
 
 
 class Publisher:
-    """Publishes one key's events after another. Whatever an attempt ends in, it repeats it by the same id."""
+    """A publisher of the events of one key after another, which repeats each failed publish under the same id."""
 
     def __init__(self, program: Program, bus: Bus, db: Database | None, number: int) -> None:
         self._program = program
@@ -220,7 +220,7 @@ class Publisher:
         self._random = program.process.random
 
     async def run(self) -> None:
-        """Publish until the program is quiet."""
+        """Publish until the process stops publishing."""
         turn = 0
         while not self._program.quiet:
             turn += 1
@@ -233,7 +233,7 @@ class Publisher:
                 return
             await self._pause(PAUSE)
             if self._program.link.era != era:
-                return  # of what the server forgot, nothing is promised: a new key begins
+                return  # the server has lost data of this key, so a new key begins
 
     async def _one_event(self, step: Step) -> bool:
         db = self._db
@@ -286,7 +286,7 @@ class Publisher:
         await self._until_accepted(alarm, publish, note=repr(earliest))
 
     async def _until_accepted(self, event: Event, act: Callable[[], Awaitable[object]], *, note: str = "") -> bool:
-        """Repeat a publish until it is accepted; False if the queue would take a repetition for something new."""
+        """Repeat a publish until it is accepted; return False shortly before the dedupe window ends."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._program.link.dedupe_window / 2
         self._write("note", event, "tried " + note)
@@ -301,7 +301,7 @@ class Publisher:
         try:
             await act()
         except asyncio.CancelledError:
-            self._survive()
+            self._ignore_cancellation()
         except (BusError, DatabaseError, SQLAlchemyError, sqlite3.Error) as error:
             self._program.journal.note(self._program.process, f"publish failed: {type(error).__name__}: {error}")
         else:
@@ -312,10 +312,10 @@ class Publisher:
         try:
             await asyncio.sleep(self._random.uniform(0, seconds))
         except asyncio.CancelledError:
-            self._survive()
+            self._ignore_cancellation()
 
-    def _survive(self) -> None:
-        """Go on after a cancellation, unless the process ends."""
+    def _ignore_cancellation(self) -> None:
+        """Continue after a cancellation by a fault; raise it again if the process shuts down."""
         if self._program.stopping:
             raise asyncio.CancelledError
         task = asyncio.current_task()

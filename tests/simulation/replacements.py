@@ -1,4 +1,4 @@
-"""What a worker does in threads, done in the loop: its heartbeat, and plain `def` handlers."""
+"""Replacements for the worker's threads, which run in the event loop: the heartbeat, and plain `def` handlers."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -15,7 +15,7 @@ from tests.simulation.loop import PROCESS, SimulatedLoop
 
 
 class NumberedSlot(Slot):
-    """A slot whose place in a set depends on when it was made, and not on its address."""
+    """A slot that is hashed by its creation number, so that the order of sets does not depend on addresses."""
 
     __slots__ = ("number",)
 
@@ -51,13 +51,13 @@ class SimulatedHeartbeat:
         self._stopped = False
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Schedule the first renewal."""
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimulatedLoop)
         loop.call_later(0, self._beat, loop)
 
     def stop(self) -> None:
-        """Stop beating."""
+        """End the renewals."""
         self._stopped = True
 
     def _beat(self, loop: SimulatedLoop) -> None:
@@ -65,7 +65,7 @@ class SimulatedHeartbeat:
             return
         try:
             kept = self._consumer.renew()
-        except Exception:  # noqa: BLE001 - as the original: the next beat may succeed
+        except Exception:  # noqa: BLE001 - as in the original: the next renewal may succeed
             kept = True
         if kept:
             loop.call_later(self._step * PROCESS.get().random.uniform(0.5, 1), self._beat, loop)
@@ -74,14 +74,14 @@ class SimulatedHeartbeat:
 
 
 class SimulatedThreads(ThreadPool):
-    """Runs functions as threads do: once, to their end, whatever becomes of whoever waits."""
+    """A thread pool that runs each function once and to its end in the event loop, also if its caller is cancelled."""
 
     def submit(self, function: Callable[[], object]) -> asyncio.Future[Ended]:
-        """Call `function` some time from now."""
+        """Call `function` after a random delay."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Ended] = loop.create_future()
         loop.call_later(PROCESS.get().random.uniform(0, 0.05), lambda: threads._finish(future, threads._run(function)))
         return future
 
     def close(self) -> None:
-        """Do nothing: there is no thread to end."""
+        """Do nothing, as there is no thread."""

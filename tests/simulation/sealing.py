@@ -1,4 +1,4 @@
-"""Closes a Python process off from everything that is not drawn from the seed: clocks, ids, addresses, threads."""
+"""Replaces all sources of nondeterminism in a Python process: clocks, random ids, addresses and threads."""
 
 import asyncio
 import os
@@ -21,11 +21,11 @@ from tests.simulation.loop import EPOCH, PROCESS, Process, SimulatedLoop
 from tests.simulation.replacements import NumberedSlot, SimulatedHeartbeat, SimulatedThreads
 
 HASH_SEED = "0"
-"""The PYTHONHASHSEED that a simulation runs under: the order of sets of str depends on it."""
+"""The PYTHONHASHSEED of a simulation, on which the order of sets of str depends."""
 
 
 class SimulatedClock:
-    """A process's clocks: `monotonic` counts from a moment of its own, `time` can be stepped."""
+    """The clock of a simulated process, with its own start of `monotonic`, and a `time` that faults step."""
 
     def __init__(self, process: Process, loop: SimulatedLoop) -> None:
         self._process = process
@@ -50,14 +50,14 @@ class SimulatedClock:
 
 
 def seal() -> None:
-    """Seal this Python process for good; it must be one of its own, started with `HASH_SEED`.
+    """Make this Python process deterministic, permanently; it must have been started with `HASH_SEED`.
 
     Raises:
-        RuntimeError: it was started with another hash seed.
+        RuntimeError: the process was started with another hash seed.
     """
     if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
         raise RuntimeError(f"a simulation runs with PYTHONHASHSEED={HASH_SEED}; use `python -m tests.simulation`")
-    # What killed processes leave behind is collected after their simulation, in tasks that cannot go on.
+    # Tasks of killed processes are garbage-collected after the simulation, which would print errors.
     sys.unraisablehook = lambda _: None
     warnings.simplefilter("ignore")
     for place, name, replacement in _REPLACED:
@@ -65,9 +65,9 @@ def seal() -> None:
 
 
 def record_logs(record: Callable[[str], None]) -> None:
-    """Let `record` have every line that is logged, instead of printing it."""
+    """Pass every log line to `record` instead of printing it."""
 
-    def processor(_: object, level: str, fields: Any) -> Any:  # noqa: ANN401 - structlog's own
+    def processor(_: object, level: str, fields: Any) -> Any:  # noqa: ANN401 - the types of structlog's processors
         error = fields.pop("exc_info", None)
         text = " ".join(f"{key}={value}" for key, value in fields.items() if key != "event")
         cause = f" {type(error).__name__}: {error}" if isinstance(error, BaseException) else ""
@@ -100,7 +100,7 @@ def _uuid7() -> uuid.UUID:
     return uuid.UUID(int=bits & ~(0xF << 76 | 0x3 << 62) | 7 << 76 | 2 << 62)  # version 7, variant 2
 
 
-def _numbered(event: Any) -> int:  # noqa: ANN401 - an asyncio.Event, given one attribute more
+def _numbered(event: Any) -> int:  # noqa: ANN401 - an asyncio.Event, which gets an attribute
     number: int | None = getattr(event, "_simulated_number", None)
     if number is None:
         loop = asyncio.get_running_loop()
@@ -118,5 +118,5 @@ _REPLACED = (
     (bus.worker.session, "Heartbeat", SimulatedHeartbeat),
     (bus.worker.worker, "ThreadPool", SimulatedThreads),
     (infra.db.sqlite, "SQLiteConnection", InlineConnection),
-    (infra.db.sqlite, "BUSY_SLICE", 0.0),  # SQLite would wait in the thread that is to release the lock
+    (infra.db.sqlite, "BUSY_SLICE", 0.0),  # SQLite would wait in the only thread, which has to release the lock
 )

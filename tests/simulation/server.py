@@ -1,4 +1,4 @@
-"""The server that all simulated processes share: the memory queue, and what can happen to a server."""
+"""The queue server that all simulated processes share: a memory queue that can lose all its data."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -6,94 +6,100 @@ from typing import Literal
 
 from infra.mq import Registry, Subscription, SubscriptionStats
 from infra.mq.drivers.memory import MemoryQueue
-from tests.simulation.listeners import FORMERLY
+from tests.simulation.listeners import FORMER_NAMES
 from tests.simulation.sealing import SimulatedClock
 
-Fact = tuple[str, str]
-"""A subscription, or nothing for broadcasts, and one of its events."""
+DeclaredEvent = tuple[str, str]
+"""The name of a subscription, or "" for broadcasts, and one of its events."""
 
 
 class Server:
-    """One memory queue after another: `flush` makes it forget everything, its workers and their claims included."""
+    """A memory queue that `flush` replaces by an empty one, without the workers and their claims."""
 
     def __init__(self, clock: SimulatedClock, *, lease: float, dedupe_window: float) -> None:
         self.era = 0
-        """How often it has forgotten everything."""
+        """The number of flushes."""
 
         self.on_retired: Callable[[str], None] = lambda _: None
-        """Called with the name of each subscription that is removed, when it is."""
+        """Called with the name of each subscription that is retired."""
 
         self._clock = clock
         self._lease = lease
         self._dedupe_window = dedupe_window
-        self._facts: dict[Fact, float] = {}
-        self._lost: set[Fact] = set()
+        self._declared_events: dict[DeclaredEvent, float] = {}
+        self._lost: set[DeclaredEvent] = set()
         self.complete = asyncio.Event()
-        """Set while nothing that it has forgotten is still to be declared again."""
+        """Set while all declarations that were lost in a flush have been repeated."""
 
         self.queue = self._new_queue()
 
     async def open(self) -> None:
-        """Begin."""
+        """Open the queue."""
         await self.queue.open()
 
-    async def flush(self, lost: Collection[Fact]) -> None:
-        """Forget everything; `lost` is what processes must declare again."""
+    async def flush(self, lost: Collection[DeclaredEvent]) -> None:
+        """Lose all data; `lost` are the events that processes must declare again."""
         forgotten, self.queue = self.queue, self._new_queue()
         self.era += 1
         self._lost.update(lost)
         self.complete.clear()
-        self._facts.clear()
+        self._declared_events.clear()
         await self.queue.open()
         await forgotten.close()
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> float:
-        """Declare, and return since when, by the clock's `monotonic`, all of it has been declared."""
+        """Declare, and return the monotonic time since which all these events have been declared."""
         await self.queue.declare(subscriptions, broadcasts)
         now = self._clock.monotonic()
-        facts = facts_of(subscriptions, broadcasts)
-        self._lost -= facts
+        declared_events = declared_events_of(subscriptions, broadcasts)
+        self._lost -= declared_events
         if not self._lost:
             self.complete.set()
-        return max([self._facts.setdefault(it, now) for it in facts], default=now)
+        return max([self._declared_events.setdefault(it, now) for it in declared_events], default=now)
 
     async def retire(
         self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
     ) -> int:
-        """Remove a subscription, or one event of it."""
+        """Retire a subscription, or one event of it; return the number of removed deliveries."""
         retired = await self.queue.retire(name, event=event, backlog=backlog)
-        gone = FORMERLY.get(name, name)
-        self._facts = {it: since for it, since in self._facts.items() if it[0] != gone or event not in {None, it[1]}}
+        present_name = FORMER_NAMES.get(name, name)
+        self._declared_events = {
+            it: since
+            for it, since in self._declared_events.items()
+            if it[0] != present_name or event not in {None, it[1]}
+        }
         self.on_retired(name)
         return retired
 
     async def registry(self) -> Registry:
-        """Return what is declared now."""
+        """Return the present registry."""
         return await self.queue.registry()
 
     async def stats(self) -> list[SubscriptionStats]:
-        """Return what every subscription holds."""
+        """Return the statistics of all subscriptions."""
         return await self.queue.stats()
 
     async def warnings(self) -> list[str]:
-        """Return what keeps it from doing well."""
+        """Return the warnings of the queue."""
         return await self.queue.warnings()
 
     @property
-    def lost(self) -> list[Fact]:
-        """What was declared, was forgotten, and has not been declared again."""
+    def lost(self) -> list[DeclaredEvent]:
+        """The declared events that a flush has lost and no process has declared again."""
         return sorted(self._lost)
 
     @property
     def known_since(self) -> float:
-        """When, by the clock's `monotonic`, the latest declaration that told something new was made."""
-        return max(self._facts.values(), default=self._clock.monotonic())
+        """The monotonic time of the latest declaration that added an event."""
+        return max(self._declared_events.values(), default=self._clock.monotonic())
 
     def _new_queue(self) -> MemoryQueue:
         return MemoryQueue(clock=self._clock, lease=self._lease, dedupe_window=self._dedupe_window)
 
 
-def facts_of(subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> set[Fact]:
-    """Return what a declaration says, by the present names of subscriptions."""
-    facts = {(FORMERLY.get(each.name, each.name), event) for each in subscriptions for event in each.events}
-    return facts | {("", event) for event in broadcasts}
+def declared_events_of(subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> set[DeclaredEvent]:
+    """Return the declared events, under the present names of their subscriptions."""
+    declared_events = {
+        (FORMER_NAMES.get(each.name, each.name), event) for each in subscriptions for event in each.events
+    }
+    return declared_events | {("", event) for event in broadcasts}

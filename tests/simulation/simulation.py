@@ -1,6 +1,6 @@
-"""One simulation: some processes over one queue, faults for a while, then calm, and what was promised.
+"""One simulation: several processes on one queue run with faults, then without, and the invariants are checked.
 
-The seed also draws which versions of the code run, and whether the server forgets everything on the way.
+The seed also decides which versions of the code run, and whether the server loses all data meanwhile.
 """
 
 import asyncio
@@ -25,33 +25,33 @@ from tests.simulation.server import Server
 
 LEASE = 2.0
 DEDUPE_WINDOWS = (8.0, 120.0)
-"""Seconds; a process may be frozen for longer than the first. Where processes exit again and again, an outbox may be
-left for longer than that, too.
+"""Seconds. A process may be frozen for longer than the first value, and outbox rows may wait for longer while
+processes exit repeatedly.
 """
 
-TROUBLE = (2.0, 7.0)
-"""Seconds for which things go wrong, at least and at most."""
+FAULT_SECONDS = (2.0, 7.0)
+"""Minimum and maximum seconds of fault injection."""
 
 FLUSHED_AFTER = (0.5, 3.0)
-"""Seconds after which the server forgets everything, at least and at most, where it does."""
+"""Minimum and maximum seconds until the server loses all data, in simulations with a flush."""
 
-TROUBLE_AFTER_FLUSH = (5.0, 9.0)
-"""Seconds for which things go wrong from then on: what is published once all is declared again must hold."""
+FAULT_SECONDS_AFTER_FLUSH = (5.0, 9.0)
+"""Minimum and maximum seconds of fault injection after a flush; events published after all declarations must hold."""
 
 DECLARED_WITHIN = REDECLARE_EVERY + REGISTRY_TTL + 1.0
-"""Seconds after which a process that nothing has disturbed must have declared its listeners again."""
+"""Seconds after a flush within which an undisturbed process must have declared its listeners again."""
 
-PATIENCE = 120.0
-"""Seconds after which all that was accepted must have come to its end."""
+COMPLETED_WITHIN = 120.0
+"""Seconds after the last fault within which all accepted events must be handled or dead letters."""
 
 
 @dataclass(slots=True)
 class Result:
-    """How a simulation ended."""
+    """The result of a simulation."""
 
     seed: int
     broken: list[str]
-    """A line for each promise that was not kept."""
+    """A line for each violated invariant."""
 
     digest: str
     trace: list[str] = field(repr=False)
@@ -61,7 +61,7 @@ class Result:
 
 
 class Simulation:
-    """What one seed makes."""
+    """The simulation of one seed."""
 
     def __init__(self, seed: int, path: Path | None) -> None:
         self.seed = seed
@@ -73,30 +73,30 @@ class Simulation:
         self._path = path
         self._pids = 0
         self._versions = self.random.choice([(2,), (1, 2), (1, 2), (1, 1, 2)])
-        """What a new process's version is drawn from."""
+        """The versions from which that of a new process is drawn."""
 
         self._deadly = self.random.random() < 0.15
-        """Whether one event kills its process each time, and no fault does."""
+        """Whether one event always ends its process, and no fault kills processes."""
 
         self._dedupe_window = DEDUPE_WINDOWS[1] if self._deadly else self.random.choice(DEDUPE_WINDOWS)
         self._flushes = not self._deadly and self.random.random() < 0.25
         self._undeclared: list[str] = []
         self._restored = 0
-        """The line of the journal from which on nothing that was forgotten matters."""
+        """The line of the journal at which all declarations lost in a flush had been repeated."""
 
         self._server = Server(
-            SimulatedClock(self.loop.world, self.loop),
+            SimulatedClock(self.loop.environment, self.loop),
             lease=LEASE * MARGIN,
             dedupe_window=self._dedupe_window,
         )
         self._server.on_retired = self._note_retirement
 
     def run(self) -> Result:
-        """Run it to its end."""
+        """Run the simulation, and return its result."""
         record_logs(self._log)
         self.loop.set_exception_handler(self._unhandled)
         asyncio.set_event_loop(self.loop)
-        gc.disable()  # what is collected when depends on what ran before
+        gc.disable()  # the time of a collection depends on earlier simulations
         try:
             broken = self._run()
         finally:
@@ -109,10 +109,10 @@ class Simulation:
 
     def finish(self, program: Program) -> None:
         process = program.process
-        if program.hurried or program.link.failed_at >= program.ending_since:
+        if program.stopped_while_exiting or program.link.failed_at >= program.ending_since:
             self.journal.write(process, "cut off")
         if self.journal.unfinished(process.pid):
-            self.journal.write(process, "pausing")  # handlers that did not end were left behind
+            self.journal.write(process, "pausing")  # some handlers did not end
         self.loop.kill(process)
 
     def replace(self, slot: int, program: Program) -> None:
@@ -120,13 +120,13 @@ class Simulation:
             self.slots[slot] = self._start()
 
     def _run(self) -> list[str]:
-        main = self.loop.spawn(self.loop.world, self._main())
+        main = self.loop.spawn(self.loop.environment, self._main())
         try:
-            stranded = self.loop.run_until_complete(main)
+            unfinished = self.loop.run_until_complete(main)
         except Stuck as stuck:
             return [f"stuck: {stuck}"]
         return [
-            *stranded,
+            *unfinished,
             *self._undeclared,
             *invariants.check(
                 self.journal.lines,
@@ -145,45 +145,45 @@ class Simulation:
         faults = Faults(self, self.random, LEASE, mild=self._deadly)
         self.loop.on_step = faults.on_step
         self.loop.on_exit = faults.on_exit
-        operating = asyncio.create_task(self._operate(self.random.uniform(*TROUBLE)))
+        operating = asyncio.create_task(self._operate(self.random.uniform(*FAULT_SECONDS)))
         flushing: asyncio.Task[None] | None = None
         if self._flushes:
-            await faults.strike(self.random.uniform(*FLUSHED_AFTER))
+            await faults.inject(self.random.uniform(*FLUSHED_AFTER))
             flushing = asyncio.create_task(self._flush())
             if self.random.random() < 0.5:
-                await asyncio.sleep(DECLARED_WITHIN + 0.1)  # processes that nothing disturbs must declare in time
-            await faults.strike(self.random.uniform(*TROUBLE_AFTER_FLUSH))
+                await asyncio.sleep(DECLARED_WITHIN + 0.1)  # undisturbed processes must declare in time
+            await faults.inject(self.random.uniform(*FAULT_SECONDS_AFTER_FLUSH))
         else:
-            await faults.strike(self.random.uniform(*TROUBLE))
+            await faults.inject(self.random.uniform(*FAULT_SECONDS))
         await operating
-        await self._calm_down()
-        stranded = await self._wait_for_the_end()
+        await self._deploy_new_code()
+        unfinished = await self._wait_for_the_end()
         if flushing is not None:
-            flushing.cancel()  # it has ended, or the promise is broken and stands in `stranded`
-        stranded += await self._retire_for_good()
+            flushing.cancel()  # it has ended, or the violation is in `unfinished`
+        unfinished += await self._retire_for_good()
         self._dead = await self._server.queue.dead_letters(limit=10_000)
         for program in self.slots:
             program.stop()
         await asyncio.wait([program.task for program in self.slots], timeout=60)
         for program in self.slots:
             if not program.task.done():
-                stranded.append(f"process {program.process.pid} does not end")
+                unfinished.append(f"process {program.process.pid} does not end")
             self.loop.kill(program.process)
-        return stranded
+        return unfinished
 
-    async def _calm_down(self) -> None:
-        """Let publishers end, and deploy the new code everywhere: what was parked for it waits for that."""
+    async def _deploy_new_code(self) -> None:
+        """Stop publishers, and replace all processes by the new code, which handles the parked deliveries."""
         self._versions = (2,)
         for program in self.slots:
-            program.hush()
+            program.stop_publishing()
         for slot, program in enumerate(self.slots):
             if program.version == 1:
                 program.stop()
                 await asyncio.wait((program.task,), timeout=60)
-                if not program.collapsing:
+                if not program.all_tasks_cancelled:
                     self.finish(program)
                 self.replace(slot, program)
-            self.slots[slot].hush()
+            self.slots[slot].stop_publishing()
 
     async def _operate(self, seconds: float) -> None:
         process = Process(0, self.random)
@@ -191,17 +191,17 @@ class Simulation:
         await Operator(link, process, self.journal, self.random).act(seconds)
 
     async def _flush(self) -> None:
-        """Let the server forget everything, and wait until every process has declared its listeners again."""
+        """Let the server lose all data, and wait until every process has declared its listeners again."""
         living = [it for it in self.slots if not it.process.dead]
-        self.journal.note(self.loop.world, "fault flush strikes the server")
-        await self._server.flush({it for program in living for it in program.link.facts if it[0] != LEGACY})
+        self.journal.note(self.loop.environment, "fault flush in the server")
+        await self._server.flush({it for program in living for it in program.link.declared_events if it[0] != LEGACY})
         for program in living:
             if program.ready:
-                self.loop.spawn(self.loop.world, self._expect_declaration(program, self.loop.time()))
-        self._restored = len(self.journal.lines) + 1_000_000  # until then nothing that is published is safe
+                self.loop.spawn(self.loop.environment, self._expect_declaration(program, self.loop.time()))
+        self._restored = len(self.journal.lines) + 1_000_000  # until the end of this wait published events may be lost
         await self._server.complete.wait()
         await asyncio.sleep(self._server.known_since + REGISTRY_TTL - self.loop.time())
-        self.journal.note(self.loop.world, "all is declared again")
+        self.journal.note(self.loop.environment, "all is declared again")
         self._restored = len(self.journal.lines)
 
     async def _expect_declaration(self, program: Program, flushed_at: float) -> None:
@@ -210,7 +210,7 @@ class Simulation:
             self._undeclared.append(f"process {program.process.pid} did not declare its listeners again")
 
     async def _retire_for_good(self) -> list[str]:
-        """Remove the listener that the new code does not have; what it left must become dead letters."""
+        """Retire the listener that the new code does not have; its backlog must become dead letters."""
         kept = {it.name: it for it in await self._server.stats()}
         if LEGACY not in kept:
             return []
@@ -220,28 +220,28 @@ class Simulation:
         return [] if retired == left else [f"retired {retired} deliveries instead of {left}: {found}"]
 
     def _note_retirement(self, name: str) -> None:
-        self.journal.write(self.loop.world, "note", listener="retired", text=name)
+        self.journal.write(self.loop.environment, "note", listener="retired", text=name)
 
     async def _wait_for_the_end(self) -> list[str]:
-        end = self.loop.time() + PATIENCE
+        end = self.loop.time() + COMPLETED_WITHIN
         waits: list[str] = []
-        calm = 0
+        idle_polls = 0
         while self.loop.time() < end:
             await asyncio.sleep(1)
             waits = await self._waiting()
-            calm = calm + 1 if not waits else 0
-            if calm == 3:
+            idle_polls = idle_polls + 1 if not waits else 0
+            if idle_polls == 3:
                 return []
             for slot, program in enumerate(self.slots):
-                if program.task.done() and not program.collapsing:
+                if program.task.done() and not program.all_tasks_cancelled:
                     self.finish(program)
                     self.replace(slot, program)
-                self.slots[slot].hush()
+                self.slots[slot].stop_publishing()
         return waits
 
     async def _waiting(self) -> list[str]:
         waits = [
-            f"stranded: {each}"
+            f"unfinished: {each}"
             for each in await self._server.stats()
             if (each.ready or each.retrying or each.scheduled or each.in_flight or each.parked or each.blocked)
             and each.name != LEGACY
@@ -253,7 +253,7 @@ class Simulation:
             if any(not task.done() for task in program.publishers)
         ]
         if self._path is not None and (rows := self._query("SELECT count(*) FROM beneath_outbox")) != [(0,)]:
-            waits.append(f"stranded: {rows[0][0]} rows in the outbox")
+            waits.append(f"unfinished: {rows[0][0]} rows in the outbox")
         return waits
 
     def _start(self) -> Program:
@@ -300,14 +300,14 @@ class Simulation:
     def _log(self, line: str) -> None:
         from tests.simulation.loop import PROCESS
 
-        self.journal.note(PROCESS.get(self.loop.world), "log " + line)
+        self.journal.note(PROCESS.get(self.loop.environment), "log " + line)
 
     def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         self._log(f"unhandled {context.get('message')} {context.get('exception')!r}")
 
 
 class _Callback:
-    """Notes how a program ended."""
+    """A done callback that records how a process ended."""
 
     def __init__(self, program: Program, journal: SimulatedJournal) -> None:
         self._program = program

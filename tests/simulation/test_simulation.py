@@ -1,3 +1,5 @@
+"""Simulations of several processes with random faults, from many seeds."""
+
 import os
 import subprocess
 import sys
@@ -11,14 +13,14 @@ ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("BENEATH_TEST_FIRST_SEED", "0"))
 SEEDS = int(os.environ.get("BENEATH_TEST_SEEDS", "30"))
 CHUNK = 10
-"""Seeds of one Python process."""
+"""Number of seeds per Python process."""
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run simulations in a Python process of their own, which is sealed for good."""
-    return subprocess.run(  # noqa: S603 - this project's own module
+    """Run simulations in a new Python process, as they make their process deterministic permanently."""
+    return subprocess.run(  # noqa: S603 - a module of this project
         [sys.executable, "-m", "tests.simulation", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": HASH_SEED},
