@@ -3,20 +3,23 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from infra.db import sqlite_file
-from infra.mq import QueueClosed, QueueIndeterminate, QueueRejected, QueueUnavailable
+from infra.db import Database, sqlite_file
+from infra.mq import Message, QueueClosed, QueueIndeterminate, QueueRejected, QueueUnavailable
 from infra.mq.drivers.sql import SqlQueue
-from infra.mq.drivers.sql.sqlite.connection import connect
-from infra.mq.drivers.sql.sqlite.writer import GROUP_BYTES, GROUP_ITEMS, GROUP_LIMIT, Weight, Writer
-from tests.infra.mq.acting import consumer, done, messages
+from infra.mq.drivers.sql.sqlite import publishing
+from infra.mq.drivers.sql.sqlite.connection import Operation, connect
+from infra.mq.drivers.sql.sqlite.publishing import publish
+from infra.mq.drivers.sql.sqlite.writer import GROUP_BYTES, GROUP_ITEMS, GROUP_LIMIT, Joinable, Weight, Writer
+from tests.infra.mq.acting import consumer, done, handle_all, message, messages
 
 INSERT = "INSERT INTO beneath_broadcast_event (event) VALUES (?)"
 
@@ -115,6 +118,68 @@ async def test_failed_operation_does_not_fail_its_group(bench: Bench) -> None:
     assert isinstance(results[1], ValueError)
     assert results[2] == "after"
     assert bench.events() == {"before", "after"}
+
+
+class Insert(Joinable):
+    """Inserts `event`, and adds the events of each pass to `passes`."""
+
+    def __init__(self, event: str, passes: list[list[str]]) -> None:
+        self.event = event
+        self.passes = passes
+
+    @classmethod
+    def run_all(cls, db: sqlite3.Connection, operations: Sequence["Insert"]) -> None:
+        operations[0].passes.append([it.event for it in operations])
+        db.executemany(INSERT, [(it.event,) for it in operations])
+
+
+async def test_joinable_operations_run_in_one_pass_between_other_operations(bench: Bench) -> None:
+    passes: list[list[str]] = []
+
+    def other(_: sqlite3.Connection) -> str:
+        passes.append(["other"])
+        return "result"
+
+    operations: list[Operation[Any]] = [Insert("a", passes), Insert("b", passes), other, Insert("c", passes)]
+    assert await asyncio.gather(*map(bench.writer.run, operations)) == [None, None, "result", None]
+    assert passes == [["a", "b"], ["other"], ["c"]]
+    assert bench.events() == {"a", "b", "c"}
+
+
+async def test_failed_joinable_operation_fails_alone(bench: Bench) -> None:
+    await bench.writer.run(partial(insert, event="taken"))
+    passes: list[list[str]] = []
+    operations = [Insert(each, passes) for each in ("a", "taken", "b")]
+    results = await asyncio.gather(*map(bench.writer.run, operations), return_exceptions=True)
+    assert [type(it) for it in results] == [type(None), QueueRejected, type(None)]
+    assert passes == [["a", "taken", "b"], ["a"], ["taken"], ["b"]]
+    assert bench.events() == {"a", "taken", "b"}
+
+
+async def test_publishes_of_a_group_are_stored_in_one_pass_and_refused_alone(
+    queue: SqlQueue, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[list[str]] = []
+
+    def counted(connection: sqlite3.Connection, batch: Sequence[Message], window: float, *, now: float) -> None:
+        stored.append([it.id for it in batch])
+        publish(connection, batch, window, now=now)
+
+    monkeypatch.setattr(publishing, "publish", counted)
+    worker = await consumer(queue)
+    for names, passes in (
+        (["a", "b", "c"], [["a", "b", "c"]]),
+        (["d", "\ud800", "e"], [["d", "\ud800", "e"], ["d"], ["\ud800"], ["e"]]),
+    ):
+        async with db.write_lock():
+            bodies = [replace(message("body"), id=name) for name in names]
+            calls = [asyncio.ensure_future(queue.publish([it])) for it in bodies]
+            await asyncio.sleep(0)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(it) for it in results] == [QueueRejected if it == "\ud800" else type(None) for it in names]
+        assert stored == passes
+        assert await handle_all(worker, {"work": 10}) == [it for it in names if it != "\ud800"]
+        stored.clear()
 
 
 async def test_operation_refused_by_the_database_is_rejected(bench: Bench) -> None:

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from itertools import count
 from json import dumps
+from operator import itemgetter
 from typing import Any
 
 from infra.mq.drivers.sql.sqlite.mailboxes import drop, heads
@@ -87,14 +88,21 @@ class _Capacity:
         self._bytes = FETCH_BYTES
         self._empty = True
 
-    def take(self, body: bytes) -> bool:
-        """Take room for a delivery if there is enough; for the first one there always is."""
-        fits = self._empty or (self.deliveries > 0 and self._bytes >= len(body))
-        if fits:
-            self._empty = False
-            self.deliveries -= 1
-            self._bytes -= len(body)
-        return fits
+    def take(self, cursor: sqlite3.Cursor) -> list[Row]:
+        """Return the first rows that fit, and count them as taken; the first row of a claim always fits."""
+        rows: list[Row] = []
+        deliveries, left, empty = self.deliveries, self._bytes, self._empty
+        for row in cursor:
+            size = len(row[4])
+            if not empty and (deliveries <= 0 or left < size):
+                break
+            empty = False
+            deliveries -= 1
+            left -= size
+            rows.append(row)
+        cursor.close()
+        self.deliveries, self._bytes, self._empty = deliveries, left, empty
+        return rows
 
 
 def next_due(db: sqlite3.Connection, names: Iterable[str]) -> float | None:
@@ -124,7 +132,7 @@ def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now:
         if (limit := min(wants[name], claiming_pass.capacity.deliveries)) > 0:
             take = claiming_pass.mailboxes if ordered else claiming_pass.deliveries
             found += take(name, subscription, limit)
-    found.sort(key=lambda it: it[:2])
+    found.sort(key=itemgetter(0, 1))
     return [it[2] for it in found]
 
 
@@ -172,12 +180,7 @@ class _ClaimPass:
 
     def _take(self, subscription: int, cursor: sqlite3.Cursor) -> list[Row]:
         """Return the rows that there is room for and that may be handed out."""
-        rows: list[Row] = []
-        for row in cursor:
-            if not self.capacity.take(row[4]):
-                break
-            rows.append(row)
-        cursor.close()
+        rows = self.capacity.take(cursor)
         return rows if self._retiring is None else self._retiring.without(subscription, rows)
 
 

@@ -70,11 +70,13 @@ class QueueClock(WrappedClock):
         db.execute(_START, {"boot": self._boot, "ahead": self._ahead, "seen": now})
         db.execute(_FORGET, (STARTS_KEPT,))
 
-    def note(self, db: sqlite3.Connection, now: float) -> None:
-        """Write down how far the time is, if that was long ago."""
+    def reach(self, db: sqlite3.Connection, now: float) -> float:
+        """Return the time, `now` at the earliest, and write it down if the last time was long ago."""
+        now = max(now, self.time())
         if now - self._noted >= NOTED_EVERY:
             self._noted = now
             db.execute(_NOTE, (now, self._boot, now))
+        return now
 
 
 def _elapsed(clock: Clock) -> Callable[[], float]:

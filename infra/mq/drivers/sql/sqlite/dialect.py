@@ -155,10 +155,9 @@ class SqliteQueueDialect:
         self._watcher.remove(event)
 
     async def publish(self, messages: Sequence[Message], now: float) -> None:
-        window = self._options.dedupe_window
-        size = sum(len(it.body) for it in messages)
-        operation = partial(publishing.publish, messages=messages, dedupe_window=window)
-        await self._join_or_write(self._at(now, operation), Weight(len(messages), size))
+        operation = publishing.Publish(messages, self._options.dedupe_window, self.clock, now=now)
+        size = sum([len(it.body) for it in messages])
+        await self._join_or_write(operation, Weight(len(messages), size))
 
     async def cancel(self, message_id: str, now: float) -> bool:
         return await self._join_or_write(self._at(now, partial(scheduling.cancel, message_id=message_id)))
@@ -314,9 +313,7 @@ class SqliteQueueDialect:
         """Give an operation the time at which it has the write lock: what is due then is decided there."""
 
         def run(db: sqlite3.Connection) -> T:
-            at = max(now, self.clock.time())
-            self.clock.note(db, at)
-            return operation(db, now=at)
+            return operation(db, now=self.clock.reach(db, now))
 
         return run
 

@@ -2,10 +2,14 @@
 
 import sqlite3
 from collections.abc import Collection, Sequence
+from itertools import chain
+from typing import Self
 
+from infra.mq.drivers.sql.sqlite.clock import QueueClock
 from infra.mq.drivers.sql.sqlite.mailboxes import MailboxRow, open_mailboxes
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.drivers.sql.sqlite.scheduling import HAS_DUE, Overdue
+from infra.mq.drivers.sql.sqlite.writer import Joinable
 from infra.mq.types import Message
 
 PRUNED_AT_ONCE = 100
@@ -40,6 +44,27 @@ DELETE FROM beneath_dedupe WHERE id IN (SELECT id FROM beneath_dedupe WHERE at <
 
 Routes = dict[str, list[tuple[int, int, int]]]
 DeliveryRow = tuple[int, int, int, float, float, str, str, str | None, str | None, bytes]
+
+
+class Publish(Joinable):
+    """Stores `messages` as of `now` or, if that is later, the time at which it has the write lock."""
+
+    __slots__ = ("_clock", "_messages", "_now", "_window")
+
+    def __init__(self, messages: Sequence[Message], dedupe_window: float, clock: QueueClock, *, now: float) -> None:
+        self._messages = messages
+        self._window = dedupe_window
+        self._clock = clock
+        self._now = now
+
+    @classmethod
+    def run_all(cls, db: sqlite3.Connection, operations: Sequence[Self]) -> None:
+        first = operations[0]
+        messages = first._messages  # noqa: SLF001  # our own kind
+        if len(operations) > 1:
+            messages = list(chain.from_iterable([it._messages for it in operations]))  # noqa: SLF001
+        now = first._clock.reach(db, max([it._now for it in operations]))  # noqa: SLF001
+        publish(db, messages, first._window, now=now)  # noqa: SLF001
 
 
 def publish(db: sqlite3.Connection, messages: Sequence[Message], dedupe_window: float, *, now: float) -> None:

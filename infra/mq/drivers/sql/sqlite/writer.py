@@ -6,12 +6,14 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import structlog
 
@@ -45,6 +47,21 @@ class Weight(NamedTuple):
 
 
 LIGHT = Weight(1)
+
+
+class Joinable(ABC):
+    """An operation without a result; a group runs consecutive operations of one class in one call."""
+
+    __slots__ = ()
+
+    @classmethod
+    @abstractmethod
+    def run_all(cls, db: sqlite3.Connection, operations: Sequence[Self]) -> None:
+        """Run `operations`, at least one, to the same effect as one after the other."""
+
+    def __call__(self, db: sqlite3.Connection) -> None:
+        """Run this operation alone."""
+        self.run_all(db, [self])
 
 
 @dataclass(slots=True)
@@ -257,7 +274,7 @@ class Writer:
         try:
             self._begin(db)
             try:
-                return self._commit(db, [operation(db) for operation in operations], check)
+                return self._commit(db, _run_in_order(db, operations), check)
             except Exception as error:  # handed to the caller whose operation it was
                 _roll_back(db)
                 meaning = self._meaning(error)
@@ -385,6 +402,19 @@ class _Deliver:
             self._done.set_exception(self._error)
         else:
             self._done.set_result(self._result)
+
+
+def _run_in_order(db: sqlite3.Connection, operations: Sequence[Operation[Any]]) -> list[Any]:
+    """Run operations one after the other, or joined where they can be, and return the result of each."""
+    results: list[Any] = []
+    for kind, run in groupby(operations, key=type):
+        if issubclass(kind, Joinable):
+            joined = cast("list[Joinable]", list(run))
+            kind.run_all(db, joined)
+            results += [None] * len(joined)
+        else:
+            results += [operation(db) for operation in run]
+    return results
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
