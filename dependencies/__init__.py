@@ -1,4 +1,4 @@
-"""The composition root: the only place that knows everything and picks drivers."""
+"""The composition root: the only package that imports all others and chooses drivers."""
 
 from dependencies.container import Container
 from dependencies.errors import IncompleteContainer, SettingsError, SetupError

@@ -1,4 +1,4 @@
-"""No service is forgotten: whoever takes the bus is in the container, or nothing starts."""
+"""The completeness check: every service that takes the bus must be in the container."""
 
 import importlib
 import inspect
@@ -22,12 +22,12 @@ PLACE = "dependencies/services.py"
 
 
 def check_completeness(container: Container) -> None:
-    """Make sure that every class under `services` whose constructor takes a `Bus` is provided, and in `AllServices`.
+    """Check that every class under `services` whose constructor takes a `Bus` has a provider and is in `AllServices`.
 
-    Overridden providers count as what they stand for.
+    An overridden provider counts as a provider of the original class.
 
     Raises:
-        IncompleteContainer: with one line that names the class and what to add where.
+        IncompleteContainer: a class is missing. The text names it, and the lines to add.
     """
     services_container: Any = container.services
     providers: Mapping[str, Any] = services_container.providers
@@ -61,7 +61,7 @@ def bus_takers(package: ModuleType) -> Iterator[type]:
 
 
 def _modules(package: ModuleType) -> Iterator[ModuleType]:
-    # By its files: a folder without __init__.py imports as well, and pkgutil does not see it.
+    # pkgutil does not find folders without __init__.py, which can be imported as well.
     yield package
     for root in map(Path, package.__path__):
         for file in sorted(root.rglob("*.py")):
@@ -74,12 +74,12 @@ def _modules(package: ModuleType) -> Iterator[ModuleType]:
 def _takes_bus(cls: type) -> bool:
     if getattr(cls, "_is_protocol", False):
         return False
-    constructor: Callable[..., object] = cls.__init__  # type: ignore[misc]  # it is only looked at
+    constructor: Callable[..., object] = cls.__init__  # type: ignore[misc]  # it is not called
     try:
         annotated: Mapping[str, object] = typing.get_type_hints(constructor)
         takes = any(_mentions_bus(hint) for name, hint in annotated.items() if name != "return")
     except (NameError, AttributeError, TypeError):
-        # Names that only a type checker sees: go by what is written.
+        # Names that are imported for type checkers only: compare the source text of the annotations.
         annotated = _written_annotations(constructor)
         takes = any(re.search(r"\bBus\b", str(each)) for each in annotated.values())
     code: CodeType | None = getattr(constructor, "__code__", None)

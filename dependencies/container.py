@@ -1,4 +1,4 @@
-"""The whole object graph, described but not built."""
+"""The container: the providers of all objects, constructed at their first use."""
 
 from dependency_injector.containers import DeclarativeContainer
 from dependency_injector.providers import Container as SubContainer

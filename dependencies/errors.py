@@ -1,12 +1,12 @@
-"""What the composition root refuses, each in one line for people."""
+"""Errors of settings and of the container; each text is one line."""
 
 
 class SetupError(Exception):
-    """Base of every error that keeps the application from being put together; its text is one line."""
+    """Base of all errors of settings, container and usage, for which the command line exits with code 2."""
 
 
 class SettingsError(SetupError):
-    """A setting is unknown, has a wrong value, or its file cannot be read."""
+    """A setting is unknown or invalid, or its file cannot be read."""
 
 
 class IncompleteContainer(SetupError):

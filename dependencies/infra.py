@@ -1,4 +1,4 @@
-"""What the application stands on. The only place that picks a queue driver."""
+"""Providers of clock, database, queue, bus, mailer and telemetry. The only module that chooses a queue driver."""
 
 from functools import partial
 
@@ -52,7 +52,7 @@ def build_queue(settings: Settings, db: Database, clock: Clock) -> MessageQueue:
 
 
 def build_mailer(settings: Settings, clock: Clock) -> Mailer:
-    """Return what sends mail: over `mail.smtp_url`, or else to `mail.folder`."""
+    """Return the mailer: SMTP with `mail.smtp_url`, otherwise one that writes into `mail.folder`."""
     mail = settings.mail
     if mail.smtp_url is not None:
         return SmtpMailer(mail.smtp_url.get_secret_value(), mail.sender, timeout=mail.timeout, clock=clock)
@@ -79,7 +79,7 @@ def build_bus(settings: Settings, mq: MessageQueue, db: Database, clock: Clock) 
 
 
 def build_telemetry(bus: Bus, mq: MessageQueue, clock: Clock) -> Telemetry:
-    """Return the metrics of everything here; queue depths are read when somebody asks, and kept a few seconds."""
+    """Return the telemetry of bus, queue and outbox; queue depths are read at a scrape and cached for a few seconds."""
     telemetry = Telemetry(version=application_version(), clock=clock)
     telemetry.add(partial(bus_samples, bus))
     telemetry.add(partial(task_samples, bus))
@@ -89,7 +89,7 @@ def build_telemetry(bus: Bus, mq: MessageQueue, clock: Clock) -> Telemetry:
 
 
 class Infra(DeclarativeContainer):
-    """Built once per container, synchronously and without I/O; `Application` opens and closes what needs it."""
+    """The objects of infrastructure, built once per container without I/O; `Application` opens and closes them."""
 
     settings: Dependency[Settings] = Dependency(instance_of=Settings)
 

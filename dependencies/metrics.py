@@ -60,12 +60,12 @@ def task_samples(bus: Bus) -> Iterator[Sample]:
 
 
 async def queue_samples(mq: MessageQueue) -> list[Sample]:
-    """Return the deliveries of each subscription; raises what `MessageQueue.stats` does."""
+    """Return the deliveries of each subscription. Raises the errors of `MessageQueue.stats`."""
     return [sample for each in await mq.stats() for sample in _subscription(each, mq.time())]
 
 
 async def outbox_samples(bus: Bus) -> list[Sample]:
-    """Return the number and age of the outbox's rows; always 0 where the queue is in the application's database."""
+    """Return the number and age of the outbox's rows, which are 0 if the queue is in the application's database."""
     waiting, oldest = await bus.outbox_backlog()
     age = 0.0 if oldest is None else max(0.0, bus.mq.time() - oldest)
     rejected = await bus.outbox_rejected()

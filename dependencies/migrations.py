@@ -1,4 +1,4 @@
-"""The two migration histories of one database, in the order in which they run."""
+"""The two migration histories of the database, in the order in which they are applied."""
 
 from infra.db.migrate import History
 

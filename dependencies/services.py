@@ -1,4 +1,4 @@
-"""Every service. To add one: its provider in `Services`, and its name in `AllServices` and in the provider of that."""
+"""The list of services. To add one, add it to `Services`, to `AllServices`, and to the provider `all`."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from services.user.service import UserService
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllServices:
-    """Every service of the application; making one registers every listener."""
+    """All services of the application; constructing them registers all listeners."""
 
     secret: SecretService
     user: UserService
@@ -28,7 +28,7 @@ class AllServices:
 
 
 class Services(DeclarativeContainer):
-    """One provider for each service, and `all`."""
+    """The providers: one for each service, and `all`."""
 
     infra = DependenciesContainer()
 

@@ -1,4 +1,4 @@
-"""Settings written out: as a commented file to start from, and as they are in force."""
+"""Settings as text: a commented template, and the values in force."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ HEAD = """\
 
 
 def render_template() -> str:
-    """Return a YAML file that names every setting, its default, its meaning and its variable, and changes nothing."""
+    """Return a YAML file with every setting, its default, meaning and variable, all commented out."""
     return HEAD + "".join(_sections(Settings, ()))
 
 
@@ -34,7 +34,7 @@ def _sections(model: type[BaseModel], above: Key) -> Iterator[str]:
     for name, field in model.model_fields.items():
         key = (*above, name)
         if key == ("env",):
-            continue  # picks the file, so it can't stand in one
+            continue  # selects the file, so it cannot be set in one
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             yield f"\n{indent}# {(section.__doc__ or '').strip()}\n{indent}{name}:\n"

@@ -1,4 +1,4 @@
-"""Which version of the application this is."""
+"""The version of the installed application."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -6,7 +6,7 @@ DISTRIBUTION = "beneath-backend"
 
 
 def application_version() -> str:
-    """Return the installed version; `unknown` for a source tree that nobody installed."""
+    """Return the installed version; `unknown` for a source tree that is not installed."""
     try:
         return version(DISTRIBUTION)
     except PackageNotFoundError:

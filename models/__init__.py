@@ -1,6 +1,6 @@
 """Tables and events of each domain; data only.
 
-Importing this package makes every table known to `Base.metadata`, which the migrations are compared with.
+Importing this package registers every table in `Base.metadata`, with which a test compares the migrations.
 """
 
 from models import audit, idempotency, organization, project, secret, user

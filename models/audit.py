@@ -1,4 +1,4 @@
-"""The journal of what happened in each organization."""
+"""The table of the journal: the recorded events of each organization."""
 
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,7 @@ from models.base import Base
 class JournalEntry(Base):
     """One event of an organization; `sequence` counts from 1 without gaps, in the order of the events.
 
-    It refers to nothing by foreign key: it outlives what it tells of.
+    It has no foreign keys, so that an entry outlives the rows that it mentions.
     """
 
     __tablename__ = "journal_entries"

@@ -1,4 +1,4 @@
-"""What every table shares: names of constraints, times in UTC, and ids that sort by age."""
+"""The base of all tables: names of constraints, times in UTC, and ids that sort by age."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -16,11 +16,11 @@ NAMING_CONVENTION = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
-"""Fixed names, so that a migration can drop what an earlier one made, on every database."""
+"""Names of constraints and indexes, fixed so that a later migration can drop them on every database."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC. SQLite keeps no time zone, so it is added again on the way out."""
+    """A column type for aware datetimes in UTC. SQLite stores no time zone, so it is added when a value is read."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -29,7 +29,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            msg = f"a time without a time zone: {value!r}"
+            msg = f"expected a datetime with a time zone, not {value!r}"
             raise ValueError(msg)
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
@@ -53,5 +53,5 @@ def new_id() -> UUID:
 
 
 def utc(seconds: float) -> datetime:
-    """Return the time `seconds` after the epoch, as tables and events keep it."""
+    """Return the time `seconds` after the epoch as a datetime in UTC."""
     return datetime.fromtimestamp(seconds, UTC)

@@ -1,4 +1,4 @@
-"""The form of email addresses in every table and event."""
+"""Validation and normal form of email addresses."""
 
 import re
 
@@ -22,9 +22,9 @@ class InvalidEmail(ValueError):
 
 
 def normalise_email(raw: str) -> str:
-    """Return `raw` trimmed and in lower case, so that one mailbox is one text; raise `InvalidEmail`."""
+    """Return `raw` trimmed and in lower case, so that one mailbox has one text; raise `InvalidEmail`."""
     email = raw.strip().lower()
-    # Some letters that are not ASCII become such in lower case: another mailbox than was asked for.
+    # Some letters outside of ASCII have lower case forms in ASCII: that would be another mailbox.
     is_valid = raw.isascii() and len(email) <= MAX_LENGTH and _VALID.match(email)
     if not is_valid or email.index("@") > MAX_LOCAL:
         msg = "not an email address: expected name@domain, in ASCII"

@@ -1,4 +1,4 @@
-"""Requests that were carried out, so that a client which lost the answer can ask again without doing it twice."""
+"""The table of idempotency keys: requests that were carried out, with their responses."""
 
 from datetime import datetime
 from typing import Any
@@ -11,10 +11,10 @@ from models.base import Base
 
 
 class IdempotencyKey(Base):
-    """A user's request under a key of the client's choice, and the answer to it.
+    """A user's request with a key of the client's choice, and its response.
 
-    `status` is None while it is being carried out, which no other transaction ever sees. `body` is None where the
-    answer must not be kept.
+    `status` is None while the request is carried out, which no other transaction sees. `body` is None if the response
+    must not be stored.
     """
 
     __tablename__ = "idempotency_keys"
@@ -23,7 +23,7 @@ class IdempotencyKey(Base):
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(64))
-    """The SHA-256 of what was asked: the same key for something else is a mistake."""
+    """SHA-256 of the request, by which the same key with another request is refused."""
     status: Mapped[int | None]
     headers: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     body: Mapped[str | None] = mapped_column(Text)

@@ -1,4 +1,4 @@
-"""Organizations, who belongs to them, and who is invited."""
+"""Tables and events of organizations, members and invites."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +12,7 @@ from models.base import Base, new_id
 
 
 class Role(StrEnum):
-    """What a member may do; each role may do all that the one before it may."""
+    """The role of a member; each role includes the permissions of the one before it."""
 
     MEMBER = "member"
     """Read everything of the organization; create and change projects."""
@@ -24,11 +24,11 @@ class Role(StrEnum):
     """Also change roles. An organization always has at least one owner."""
 
     def covers(self, other: "Role") -> bool:
-        """Whether this role may do what `other` may."""
+        """Return whether this role includes the permissions of `other`."""
         return _RANK[self] >= _RANK[other]
 
     def invites_to(self, role: "Role") -> bool:
-        """Whether this role may invite to `role`: admins and owners may, to roles up to their own."""
+        """Return whether this role may invite to `role`: admins and owners may, to roles up to their own."""
         return self.covers(Role.ADMIN) and self.covers(role)
 
 
@@ -36,7 +36,7 @@ _RANK = {role: rank for rank, role in enumerate(Role)}
 
 
 class InviteStatus(StrEnum):
-    """Where an invite stands. Only a pending one can be accepted."""
+    """The status of an invite. Only a pending one can be accepted."""
 
     PENDING = "pending"
     ACCEPTED = "accepted"
@@ -45,14 +45,14 @@ class InviteStatus(StrEnum):
 
 
 def _stored(kind: type[StrEnum]) -> Enum:
-    """As short text with the values, not the names: readable in SQL, and a new value needs no migration."""
+    """Return a column type that stores values as short text: readable in SQL, and a new value needs no migration."""
     return Enum(
         kind, native_enum=False, create_constraint=False, length=20, values_callable=lambda it: [m.value for m in it]
     )
 
 
 class Organization(Base):
-    """A group of users that owns projects; `personal` is the one that came with a user's sign-up."""
+    """A group of users that owns projects; `personal` is true for one that was created at a user's sign-up."""
 
     __tablename__ = "organizations"
 
@@ -65,7 +65,7 @@ class Organization(Base):
 
 
 class Member(Base):
-    """A user's belonging to an organization."""
+    """A user's membership in an organization."""
 
     __tablename__ = "members"
     __table_args__ = (Index(None, "user_id", "organization_id"),)
@@ -77,9 +77,9 @@ class Member(Base):
 
 
 class Invite(Base):
-    """An offer of membership to whoever reads the mailbox `email`.
+    """An offer of membership to the owner of an email address.
 
-    The token that proves it is only ever in the mail; here is its hash, None until a mail was written.
+    The token that accepts it is only in the mail. `token_hash` is its hash, None until the first mail is written.
     """
 
     __tablename__ = "invites"
@@ -96,7 +96,7 @@ class Invite(Base):
     status: Mapped[InviteStatus] = mapped_column(_stored(InviteStatus), default=InviteStatus.PENDING)
     token_hash: Mapped[str | None] = mapped_column(String(64), unique=True)
     expiry_id: Mapped[str] = mapped_column(String(100))
-    """The scheduled `InviteDeadlineReached`, to cancel it by."""
+    """Id of the scheduled `InviteDeadlineReached`, by which it is cancelled."""
     invited_by: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime]
@@ -149,7 +149,7 @@ class InviteDeadlineReached:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InviteExpired:
-    """Nobody accepted an invite in time."""
+    """An invite was not accepted in time."""
 
     organization_id: UUID
     invite_id: UUID

@@ -1,4 +1,4 @@
-"""Projects of an organization."""
+"""Table and events of projects."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +11,7 @@ from models.base import Base, new_id
 
 
 class Project(Base):
-    """Something an organization works on; `version` grows by one with every change."""
+    """A project of an organization; `version` grows by one with every change."""
 
     __tablename__ = "projects"
     __table_args__ = (Index(None, "organization_id", "id"),)
@@ -27,7 +27,7 @@ class Project(Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectCreated:
-    """A project exists."""
+    """A project was created."""
 
     organization_id: UUID
     actor_id: UUID
@@ -53,7 +53,7 @@ class ProjectUpdated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectDeleted:
-    """A project is gone; its name is kept here for the journal."""
+    """A project was deleted; the journal shows its last name."""
 
     organization_id: UUID
     actor_id: UUID

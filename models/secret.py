@@ -1,4 +1,4 @@
-"""API secrets: what a client proves itself with."""
+"""Table and event of API secrets, with which clients authenticate."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +12,7 @@ from models.base import Base, new_id
 
 
 class Scope(StrEnum):
-    """What a secret is good for; scopes do not contain each other."""
+    """A permission of a secret; no scope includes another."""
 
     READ = "read"
     """Read what its user may read."""
@@ -25,7 +25,7 @@ class Scope(StrEnum):
 
 
 class Secret(Base):
-    """A secret of a user. The secret itself is shown once, when it is issued; only its SHA-256 is kept."""
+    """A secret of a user. The token is shown once, when it is issued; only its SHA-256 is stored."""
 
     __tablename__ = "secrets"
     __table_args__ = (Index(None, "user_id", "id"),)
@@ -34,7 +34,7 @@ class Secret(Base):
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     name: Mapped[str] = mapped_column(String(200))
     hint: Mapped[str] = mapped_column(String(20))
-    """The secret's first characters, by which its owner knows it again."""
+    """The secret's first characters, by which its owner recognizes it."""
     token_hash: Mapped[str] = mapped_column(String(64), unique=True)
     scopes: Mapped[list[str]] = mapped_column(JSON)
     created_at: Mapped[datetime]
@@ -43,7 +43,7 @@ class Secret(Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretRevoked:
-    """A secret must not be accepted any more."""
+    """A secret was revoked."""
 
     secret_id: UUID
     user_id: UUID

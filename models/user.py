@@ -1,4 +1,4 @@
-"""People who use the application."""
+"""Table and events of users."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +25,7 @@ class User(Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserCreated:
-    """Someone signed up."""
+    """A user signed up."""
 
     user_id: UUID
     email: str

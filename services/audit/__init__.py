@@ -1,1 +1,1 @@
-"""The journal of every organization."""
+"""The audit service: a journal of each organization's events."""

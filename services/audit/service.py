@@ -1,4 +1,4 @@
-"""The journal: what happened in an organization, in order."""
+"""The audit service: records each organization's events in a journal, in order."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -38,26 +38,26 @@ OrganizationEvent = (
     | ProjectUpdated
     | ProjectDeleted
 )
-"""Everything that is journaled. One listener over the union: one queue, so their order among each other is kept."""
+"""All events that the journal records. One listener for the union handles them in publish order."""
 
 
 class Access(Protocol):
-    """Whoever knows what a user may do in an organization."""
+    """The service that checks roles in organizations."""
 
     async def require(
         self, session: AsyncSession, user_id: UUID, organization_id: UUID, role: Role = Role.MEMBER
     ) -> None:
-        """Return if the user has `role` or a higher one there; otherwise raise what says so."""
+        """Return if the user has `role` or a higher one in the organization; raise an error otherwise."""
         ...
 
 
 class AuditService:
-    """Owns the journals; they are only ever appended to."""
+    """Owns the journals, to which it only appends."""
 
     def __init__(self, bus: Bus, db: Database, access: Access) -> None:
         self._db = db
         self._access = access
-        # Ordered by organization, so nobody else counts in the same journal; once, so no entry is there twice.
+        # Ordered by organization, so that sequence numbers do not collide; once, so that no entry is recorded twice.
         bus.add_async_ordered_listener(self.record, once=True)
 
     async def record(self, event: OrganizationEvent, delivery: Delivery) -> None:
@@ -80,7 +80,7 @@ class AuditService:
     async def list_entries(
         self, actor_id: UUID, organization_id: UUID, *, after: int = 0, limit: int = 100
     ) -> Sequence[JournalEntry]:
-        """Return the organization's journal, oldest first, the entries after the sequence number `after`."""
+        """Return the entries of an organization's journal after the sequence number `after`, oldest first."""
         query = (
             select(JournalEntry)
             .where(JournalEntry.organization_id == organization_id, JournalEntry.sequence > after)

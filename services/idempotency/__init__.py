@@ -1,1 +1,1 @@
-"""Answers kept for clients that ask again."""
+"""The idempotency service: stores responses for clients that repeat a request."""

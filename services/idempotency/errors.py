@@ -1,4 +1,4 @@
-"""Why an idempotency key gets no answer."""
+"""Errors that the idempotency service raises."""
 
 
 class IdempotencyError(Exception):
@@ -10,4 +10,4 @@ class KeyReused(IdempotencyError):
 
 
 class AnswerNotKept(IdempotencyError):
-    """The request was carried out before, and what it answered must not be kept."""
+    """The request was carried out before, and its response was not stored."""

@@ -1,4 +1,4 @@
-"""Idempotency keys: a request is carried out once, however often it is sent."""
+"""The idempotency service: carries out a request with an idempotency key once, and repeats its response."""
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,26 +19,26 @@ from services.idempotency.errors import AnswerNotKept, KeyReused
 
 KEPT: Final = timedelta(hours=24)
 _SWEEP: Final = 10
-"""Outdated keys that each new one clears away."""
+"""Expired keys that each new key deletes, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a client got."""
+    """A response to a request with an idempotency key."""
 
     status: int
     headers: Mapping[str, str]
     body: str
     replayed: bool = False
-    """It was given before, and nothing was done this time."""
+    """Whether this is a stored response, and the request was not carried out again."""
 
 
 class _InUse(Exception):
-    """The key has a row already."""
+    """The key already has a row."""
 
 
 class IdempotencyService:
-    """Owns the answers that are kept for 24 hours, by user and key."""
+    """Owns the responses that are stored for 24 hours, by user and key."""
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
@@ -47,14 +47,14 @@ class IdempotencyService:
     async def answer(
         self, user_id: UUID, key: str, request: bytes, work: Callable[[], Awaitable[Answer]], *, keep: bool = True
     ) -> Answer:
-        """Return what `work` returns, or what it returned for the same user, key and request before.
+        """Return the result of `work`, or the stored result of an earlier call with this user, key and request.
 
-        `work` and the memory of it are one transaction: if it raises, nothing was done, and the key is free again.
-        Without `keep` only that it was done is remembered, not the answer.
+        `work` and its stored result are one transaction: if it raises, nothing is changed, and the key is free again.
+        Without `keep` the result is not stored, only the fact that the request was carried out.
 
         Raises:
             KeyReused: the key was used for another request.
-            AnswerNotKept: it was done before, without `keep`.
+            AnswerNotKept: the request was carried out before, without `keep`.
         """
         fingerprint = hashlib.sha256(request).hexdigest()
         while True:
@@ -63,7 +63,7 @@ class IdempotencyService:
             except _InUse:
                 if (row := await self._find(user_id, key)) is not None:
                     return _replay(row, fingerprint)
-                # It was outdated, or was cleared away since: the key is free, and `work` has not begun.
+                # The row has expired or was deleted since. The key is free, and `work` was not called.
 
     async def _carry_out(
         self, user_id: UUID, key: str, fingerprint: str, work: Callable[[], Awaitable[Answer]], *, keep: bool
@@ -82,17 +82,17 @@ class IdempotencyService:
         row = IdempotencyKey(user_id=user_id, key=key, fingerprint=fingerprint, headers={}, created_at=now)
         session.add(row)
         try:
-            # Of two at once the second waits here for the first to end, and then finds the key in use or free.
+            # The second of two concurrent requests waits here until the first has ended.
             await session.flush()
         except IntegrityError as error:
             raise _InUse from error
         return row
 
     async def _find(self, user_id: UUID, key: str) -> IdempotencyKey | None:
-        """Return the key's row if its time is not over; otherwise delete it, wherever the sweep has got to."""
+        """Return the key's row, or None; an expired row is deleted at once, before the sweep reaches it."""
         async with self._db.read() as session:
             row = await session.get(IdempotencyKey, (user_id, key))
-        if row is None or row.created_at > self._outdated_at():
+        if row is None or row.created_at > self._expired_at():
             return row
         mine = (IdempotencyKey.user_id == user_id, IdempotencyKey.key == key)
         async with self._db.transaction() as tx:
@@ -100,19 +100,19 @@ class IdempotencyService:
         return None
 
     async def _sweep(self, session: AsyncSession) -> None:
-        outdated = (
+        expired = (
             select(IdempotencyKey.user_id, IdempotencyKey.key)
-            .where(IdempotencyKey.created_at <= self._outdated_at())
+            .where(IdempotencyKey.created_at <= self._expired_at())
             .order_by(IdempotencyKey.created_at)
             .limit(_SWEEP)
-            # Two requests at once clear different rows away, and neither waits for the other's work.
+            # Two concurrent requests delete different rows, and neither waits for the other's transaction.
             .with_for_update(skip_locked=True)
         )
-        if rows := (await session.execute(outdated)).all():
+        if rows := (await session.execute(expired)).all():
             identity = tuple_(IdempotencyKey.user_id, IdempotencyKey.key)
             await session.execute(delete(IdempotencyKey).where(identity.in_([tuple(row) for row in rows])))
 
-    def _outdated_at(self) -> datetime:
+    def _expired_at(self) -> datetime:
         return utc(self._clock.time()) - KEPT
 
 
@@ -120,5 +120,5 @@ def _replay(row: IdempotencyKey, fingerprint: str) -> Answer:
     if row.fingerprint != fingerprint:
         raise KeyReused("this idempotency key was used for another request")
     if row.status is None or row.body is None:
-        raise AnswerNotKept("this was done before; its answer had a secret in it and was not kept")
+        raise AnswerNotKept("the request was carried out before; its response contained a secret and was not stored")
     return Answer(status=row.status, headers=row.headers, body=row.body, replayed=True)

@@ -1,1 +1,1 @@
-"""Emails to people about what happened."""
+"""The notification service: sends emails about events."""

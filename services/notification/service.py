@@ -1,4 +1,4 @@
-"""Emails: a welcome to new users, and invites."""
+"""The notification service: mails a welcome to new users, and invites."""
 
 from typing import Protocol
 from uuid import UUID
@@ -10,19 +10,19 @@ from models.user import UserCreated
 
 MAIL_RETRY = Retry(max_attempts=8)
 MAIL_TIMEOUT = 30.0
-"""Seconds that one mail may take."""
+"""Seconds after which sending a mail is cancelled and counts as a failure."""
 
 
 class InviteTokens(Protocol):
-    """Whoever keeps the invites."""
+    """The service that owns the invites."""
 
     async def new_invite_token(self, invite_id: UUID) -> str | None:
-        """Return a token that accepts the invite, replacing the one before; None if it can't be accepted any more."""
+        """Return a new token for the invite and invalidate the previous one; None if the invite is not open."""
         ...
 
 
 class NotificationService:
-    """Mails people, once or, after a crash at the wrong moment, twice."""
+    """Sends one mail for each event; after a crash between sending and settling, a second one."""
 
     def __init__(self, bus: Bus, mailer: Mailer, invites: InviteTokens) -> None:
         self._mailer = mailer
@@ -31,12 +31,12 @@ class NotificationService:
         bus.add_async_listener(self.send_invite, retry=MAIL_RETRY, timeout=MAIL_TIMEOUT)
 
     async def send_welcome_email(self, event: UserCreated, delivery: Delivery) -> None:
-        """Greet a new user."""
+        """Send a welcome mail to a new user."""
         text = f"Hello {one_line(event.name)},\n\nwelcome! Your organization and a first project are waiting for you.\n"
         await self._send(Mail(id=delivery.id, to=event.email, subject="Welcome", text=text))
 
     async def send_invite(self, event: MemberInvited, delivery: Delivery) -> None:
-        """Mail an invite, with the token that accepts it: it is made here, so that it is kept nowhere in the clear."""
+        """Mail an invite with its token, which is generated here because it is stored only as a hash."""
         token = await self._invites.new_invite_token(event.invite_id)
         if token is None:
             raise Discard(f"invite {event.invite_id} is no longer open")
@@ -52,10 +52,10 @@ class NotificationService:
         try:
             await self._mailer.send(message)
         except MailRejected as error:
-            # Trying again would be refused again; whatever else goes wrong is retried.
+            # The server would reject it again. Other errors are retried.
             raise Discard(str(error)) from error
 
 
 def one_line(name: str) -> str:
-    """Return a name in one line: events of earlier releases may hold names that are checked today."""
+    """Return a name as one line: events of earlier releases may contain names that are refused today."""
     return " ".join(name.split())

@@ -1,1 +1,1 @@
-"""Organizations, their members and invites, and who may do what in them."""
+"""The organization service: organizations, their members, roles and invites."""

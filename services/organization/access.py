@@ -1,4 +1,4 @@
-"""Who may do what in an organization."""
+"""Queries and locks that check roles in an organization."""
 
 from uuid import UUID
 
@@ -15,7 +15,7 @@ async def lock_organization(session: AsyncSession, organization_id: UUID) -> Org
     Every change of members or invites locks it first and checks roles afterwards. So an acceptance and the removal of
     the inviter, or two removals, run one after the other, and cannot deadlock.
     """
-    # Not FOR UPDATE: the foreign keys of new projects and the like may go on meanwhile.
+    # FOR UPDATE would block inserts of rows whose foreign key refers to the organization, such as projects.
     query = select(Organization).where(Organization.id == organization_id).with_for_update(key_share=True)
     organization = await session.scalar(query.execution_options(populate_existing=True))
     if organization is None:
@@ -27,7 +27,7 @@ async def require_role(session: AsyncSession, user_id: UUID, organization_id: UU
     """Return the user's role if it covers `role`.
 
     Raises:
-        OrganizationNotFound: there is none, or the user is not in it.
+        OrganizationNotFound: the organization does not exist, or the user is not a member.
         NotAllowed: the user's role is too low.
     """
     query = select(Member.role).where(Member.organization_id == organization_id, Member.user_id == user_id)
@@ -35,7 +35,7 @@ async def require_role(session: AsyncSession, user_id: UUID, organization_id: UU
     if held is None:
         raise OrganizationNotFound(str(organization_id))
     if not held.covers(role):
-        raise NotAllowed(f"this takes the role {role}, yours is {held}")
+        raise NotAllowed(f"this requires the role {role}, yours is {held}")
     return held
 
 
@@ -53,12 +53,12 @@ async def require_other_owner(session: AsyncSession, member: Member) -> None:
     if member.role is not Role.OWNER:
         return
     owners = select(Member.user_id).where(Member.organization_id == member.organization_id, Member.role == Role.OWNER)
-    # Locked, or two owners who leave at once would each count on the other.
+    # Locked: of two owners who leave at once, each would count the other.
     if len((await session.scalars(owners.with_for_update())).all()) < 2:  # noqa: PLR2004
         raise LastOwner(str(member.organization_id))
 
 
 async def is_member(session: AsyncSession, organization_id: UUID, user_id: UUID) -> bool:
-    """Whether the user is in the organization."""
+    """Return whether the user is a member of the organization."""
     query = select(func.count()).where(Member.organization_id == organization_id, Member.user_id == user_id)
     return bool(await session.scalar(query))

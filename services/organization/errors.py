@@ -6,11 +6,11 @@ class OrganizationError(Exception):
 
 
 class OrganizationNotFound(OrganizationError):
-    """There is no such organization, or the caller is not in it; the error does not tell which."""
+    """The organization does not exist, or the caller is not a member; the error does not reveal which."""
 
 
 class OrganizationChanged(OrganizationError):
-    """The organization is no longer at the version that the caller had seen."""
+    """The organization is no longer at the version that the caller expects."""
 
 
 class NotAllowed(OrganizationError):
@@ -18,11 +18,11 @@ class NotAllowed(OrganizationError):
 
 
 class MemberNotFound(OrganizationError):
-    """That user is not in the organization."""
+    """The user is not a member of the organization."""
 
 
 class AlreadyMember(OrganizationError):
-    """That person is in the organization already."""
+    """The user is a member of the organization already."""
 
 
 class LastOwner(OrganizationError):
@@ -34,13 +34,13 @@ class AlreadyInvited(OrganizationError):
 
 
 class TooManyInvites(OrganizationError):
-    """The inviter has made, or keeps open, as many invites as one user may."""
+    """The inviter has reached the limit of invites per hour, or of open invites."""
 
     def __init__(self, message: str, retry_after: float) -> None:
-        """Take the seconds after which one more may be made."""
+        """`retry_after` is the number of seconds until the next invite is allowed."""
         super().__init__(message)
         self.retry_after = retry_after
 
 
 class InviteNotFound(OrganizationError):
-    """There is no such invite where the caller may look, or it is no longer open."""
+    """The invite does not exist, is not visible to the caller, or is no longer open."""

@@ -26,7 +26,7 @@ from services.organization.errors import AlreadyInvited, AlreadyMember, TooManyI
 HOUR: Final = timedelta(hours=1)
 
 MAX_OPEN: Final = 200
-"""Open invites of one user to one organization, which bounds what the removal of that user withdraws."""
+"""Open invites of one user to one organization, at most. It limits the work of removing that user."""
 
 
 async def find_pending(session: AsyncSession, invite_id: UUID) -> Invite | None:
@@ -53,7 +53,7 @@ async def organization_of(session: AsyncSession, token: str) -> UUID | None:
 
 
 async def is_backed(session: AsyncSession, invite: Invite) -> bool:
-    """Whether the inviter's present role allows the invite; the caller has locked the organization."""
+    """Return whether the inviter's current role allows the invite; the caller must have locked the organization."""
     inviter = select(Member.role).where(
         Member.organization_id == invite.organization_id, Member.user_id == invite.invited_by
     )
@@ -84,7 +84,7 @@ async def require_uninvited(session: AsyncSession, organization_id: UUID, email:
         .where(Member.organization_id == organization_id, User.email == email)
     )
     if await session.scalar(member):
-        raise AlreadyMember(f"{email} is in this organization already")
+        raise AlreadyMember(f"{email} is a member of this organization already")
     invite = select(Invite.id).where(Invite.organization_id == organization_id, Invite.email == email, *_open_at(now))
     if await session.scalar(invite):
         raise AlreadyInvited(f"an invite to {email} is open already")
@@ -92,7 +92,7 @@ async def require_uninvited(session: AsyncSession, organization_id: UUID, email:
 
 async def require_within_limits(session: AsyncSession, invite: Invite, *, limit: int) -> None:
     """Raise `TooManyInvites` if the inviter made `limit` in an hour, or has `MAX_OPEN` open to the organization."""
-    # One user's invites to several organizations take turns, or each would count without the others.
+    # Serializes one user's invites to several organizations, which count together.
     await session.execute(select(User.id).where(User.id == invite.invited_by).with_for_update(key_share=True))
     now = invite.created_at
     mine = Invite.invited_by == invite.invited_by
@@ -104,7 +104,7 @@ async def require_within_limits(session: AsyncSession, invite: Invite, *, limit:
     here = select(Invite.expires_at).where(mine, Invite.organization_id == invite.organization_id, *_open_at(now))
     ends = (await session.scalars(here.order_by(Invite.expires_at).limit(MAX_OPEN))).all()
     if len(ends) == MAX_OPEN:
-        text = f"{MAX_OPEN} invites of yours to this organization are open: withdraw some"
+        text = f"{MAX_OPEN} of your invites to this organization are open; withdraw some"
         raise TooManyInvites(text, (ends[0] - now).total_seconds())
 
 

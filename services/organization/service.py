@@ -1,4 +1,4 @@
-"""Organizations, their members, and invites to become one.
+"""The organization service: organizations, their members, and invites.
 
 An invite is closed once: the transaction that finds its row pending, and holds the lock on it, changes the status and
 publishes the event for it (`MemberJoined`, `InviteWithdrawn` or `InviteExpired`). The scheduled `InviteDeadlineReached`
@@ -76,7 +76,7 @@ class OrganizationService:
     """Owns organizations, members and invites, and checks roles in them."""
 
     def __init__(self, bus: Bus, db: Database, clock: Clock, *, invite_lifetime: float, max_invites: int) -> None:
-        """Take the seconds after which an unanswered invite expires, and how many one user may make in an hour."""
+        """`invite_lifetime` is in seconds; `max_invites` is the limit of one user's invites per hour."""
         self._bus = bus
         self._db = db
         self._clock = clock
@@ -86,8 +86,8 @@ class OrganizationService:
         bus.add_async_listener(self.expire_invite)
 
     async def create_personal(self, event: UserCreated) -> None:
-        """Give a new user an organization of their own, in the same transaction."""
-        name = f"{event.name}'s organization"[:MAX_LENGTH].rstrip()  # cut off behind a word, it is still a name
+        """Create a personal organization for a new user, in the same transaction."""
+        name = f"{event.name}'s organization"[:MAX_LENGTH].rstrip()  # a name must not end with a space
         await self._create(event.user_id, name, personal=True)
 
     async def create(self, actor_id: UUID, name: str) -> Organization:
@@ -100,13 +100,13 @@ class OrganizationService:
         """Return if the user has `role` or a higher one in the organization.
 
         Raises:
-            OrganizationNotFound: there is none, or the user is not in it.
+            OrganizationNotFound: the organization does not exist, or the user is not a member.
             NotAllowed: the user's role is too low.
         """
         await require_role(session, user_id, organization_id, role)
 
     async def get(self, actor_id: UUID, organization_id: UUID) -> Organization:
-        """Return an organization that the actor is in; raise `OrganizationNotFound`."""
+        """Return an organization of which the actor is a member; raise `OrganizationNotFound`."""
         query = _organizations_of(actor_id).where(Organization.id == organization_id)
         async with self._db.read() as session:
             organization = await session.scalar(query)
@@ -117,7 +117,7 @@ class OrganizationService:
     async def list_organizations(
         self, actor_id: UUID, *, after: UUID | None = None, limit: int = 100
     ) -> Sequence[Organization]:
-        """Return the organizations that the actor is in, oldest first, those after the id `after`."""
+        """Return the actor's organizations after the id `after`, oldest first."""
         query = _organizations_of(actor_id)
         if after is not None:
             query = query.where(Organization.id > after)
@@ -127,18 +127,18 @@ class OrganizationService:
     async def rename(
         self, actor_id: UUID, organization_id: UUID, name: str, *, expected_version: int | None = None
     ) -> Organization:
-        """Give an organization another name; only admins may.
+        """Rename an organization; only admins may.
 
         Raises:
-            InvalidName: `name` is not a name.
-            OrganizationChanged: it is not at `expected_version`.
+            InvalidName: `name` is invalid.
+            OrganizationChanged: the organization is not at `expected_version`.
         """
         name = normalise_name(name)
         async with self._db.transaction() as tx:
             organization = await lock_organization(tx.session, organization_id)
             await require_role(tx.session, actor_id, organization_id, Role.ADMIN)
             if expected_version not in {None, organization.version}:
-                raise OrganizationChanged(f"it is at version {organization.version} now")
+                raise OrganizationChanged(f"the organization is at version {organization.version} now")
             if name == organization.name:
                 return organization
             organization.name = name
@@ -151,7 +151,7 @@ class OrganizationService:
     async def list_members(
         self, actor_id: UUID, organization_id: UUID, *, after: UUID | None = None, limit: int = 100
     ) -> Sequence[MemberView]:
-        """Return the members, in the order in which they signed up, those after the user id `after`."""
+        """Return the members after the user id `after`, in the order of their sign-ups."""
         query = (
             select(User.id.label("user_id"), User.email, User.name, Member.role, Member.joined_at)
             .join(Member, Member.user_id == User.id)
@@ -165,11 +165,11 @@ class OrganizationService:
             return [MemberView(**row) for row in rows.mappings()]
 
     async def change_role(self, actor_id: UUID, organization_id: UUID, user_id: UUID, role: Role) -> None:
-        """Give a member another role; only owners may. Open invites of the member beyond that role are withdrawn.
+        """Change a member's role; only owners may. The member's open invites beyond the new role are withdrawn.
 
         Raises:
             MemberNotFound: the user is not in the organization.
-            LastOwner: nobody else owns it.
+            LastOwner: the member is the only owner.
         """
         async with self._db.transaction() as tx:
             await lock_organization(tx.session, organization_id)
@@ -184,13 +184,13 @@ class OrganizationService:
             await self._withdraw_unbacked(tx.session, actor_id, member, role)
 
     async def remove_member(self, actor_id: UUID, organization_id: UUID, user_id: UUID) -> None:
-        """Take a user out of the organization: oneself (to leave), or as an admin anybody whose role is not higher.
+        """Remove a member: the actor itself, or as an admin any member whose role is not higher.
 
-        Open invites that the user made, and one to the user's own mailbox, are withdrawn with it.
+        Open invites that the user made, and one to the user's own email address, are withdrawn in the same transaction.
 
         Raises:
             MemberNotFound: the user is not in the organization.
-            LastOwner: nobody else owns it.
+            LastOwner: the member is the only owner.
         """
         async with self._db.transaction() as tx:
             await lock_organization(tx.session, organization_id)
@@ -198,7 +198,9 @@ class OrganizationService:
             held = await require_role(tx.session, actor_id, organization_id, needed)
             member = await find_member(tx.session, organization_id, user_id)
             if not held.covers(member.role):
-                raise NotAllowed(f"a member with the role {member.role} can't be removed by one with {held}")
+                raise NotAllowed(
+                    f"a member with the role {member.role} cannot be removed by a member with the role {held}"
+                )
             await require_other_owner(tx.session, member)
             await tx.session.delete(member)
             event = MemberLeft(organization_id=organization_id, actor_id=actor_id, user_id=user_id)
@@ -206,13 +208,13 @@ class OrganizationService:
             await self._withdraw_unbacked(tx.session, actor_id, member, None)
 
     async def invite(self, actor_id: UUID, organization_id: UUID, *, email: str, role: Role = Role.MEMBER) -> Invite:
-        """Invite whoever reads the mailbox `email`; only admins may, and only to roles that their own covers.
+        """Invite the owner of an email address; only admins may, to roles that their own covers.
 
         Raises:
-            InvalidEmail: it is not an email address.
-            AlreadyMember: a member has it.
-            AlreadyInvited: an invite to it is open.
-            TooManyInvites: the actor has made as many in the past hour as one user may, or has as many open here.
+            InvalidEmail: `email` is not an email address.
+            AlreadyMember: a member has this email address.
+            AlreadyInvited: an invite to this email address is open.
+            TooManyInvites: the actor has reached the limit of invites per hour, or of open invites here.
         """
         now = self._clock.time()
         invite = Invite(
@@ -229,7 +231,7 @@ class OrganizationService:
             organization = await lock_organization(tx.session, organization_id)
             held = await require_role(tx.session, actor_id, organization_id, Role.ADMIN)
             if not held.invites_to(role):
-                raise NotAllowed(f"one with the role {held} can't invite to the role {role}")
+                raise NotAllowed(f"a member with the role {held} cannot invite to the role {role}")
             await require_within_limits(tx.session, invite, limit=self._max_invites)
             await require_uninvited(tx.session, organization_id, invite.email, utc(now))
             deadline = InviteDeadlineReached(invite_id=invite.id)
@@ -242,7 +244,7 @@ class OrganizationService:
     async def list_invites(
         self, actor_id: UUID, organization_id: UUID, *, after: UUID | None = None, limit: int = 100
     ) -> Sequence[Invite]:
-        """Return the invites, open or not, oldest first, those after the id `after`; only admins may see them."""
+        """Return the invites, open or not, after the id `after`, oldest first; only admins may see them."""
         query = select(Invite).where(Invite.organization_id == organization_id)
         if after is not None:
             query = query.where(Invite.id > after)
@@ -261,7 +263,7 @@ class OrganizationService:
             await self._withdraw(invite, actor_id)
 
     async def accept_invite(self, actor_id: UUID, token: str) -> Organization:
-        """Make the actor a member by a mailed token, and cancel the invite's deadline.
+        """Make the actor a member by an invite's token, and cancel the invite's deadline.
 
         Raises:
             InviteNotFound: no open invite has this token, or its inviter's role no longer allows it.
@@ -276,19 +278,19 @@ class OrganizationService:
             if invite is None or not await is_backed(tx.session, invite):
                 raise InviteNotFound("no open invite has this token")
             if await is_member(tx.session, invite.organization_id, actor_id):
-                raise AlreadyMember("you are in this organization already")
+                raise AlreadyMember("you are a member of this organization already")
             await self._close(invite, InviteStatus.ACCEPTED)
             await self._join(invite, actor_id)
             return organization
 
     async def new_invite_token(self, invite_id: UUID) -> str | None:
-        """Return a token that accepts the invite, replacing the one before; None if it can't be accepted any more."""
+        """Return a new token for the invite and invalidate the previous one; None if the invite is not open."""
         async with self._db.transaction() as tx:
             invite = await find_open(tx.session, invite_id, self._now())
             return replace_token(invite) if invite else None
 
     async def expire_invite(self, event: InviteDeadlineReached) -> None:
-        """Close an invite that nobody accepted in time, and say so."""
+        """Close an invite that was not accepted in time, and publish `InviteExpired`."""
         async with self._db.transaction() as tx:
             if invite := await find_pending(tx.session, event.invite_id):
                 invite.status = InviteStatus.EXPIRED

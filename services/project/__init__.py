@@ -1,1 +1,1 @@
-"""Projects of organizations."""
+"""The project service: projects of organizations."""

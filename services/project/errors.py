@@ -1,4 +1,4 @@
-"""What can be wrong with a call to the project service."""
+"""Errors that the project service raises."""
 
 
 class ProjectError(Exception):
@@ -6,8 +6,8 @@ class ProjectError(Exception):
 
 
 class ProjectNotFound(ProjectError):
-    """There is no such project where the caller may look; which of both is not told."""
+    """The project does not exist or is not visible to the caller; the error does not reveal which."""
 
 
 class ProjectChanged(ProjectError):
-    """The project is no longer at the version that the caller had seen."""
+    """The project is no longer at the version that the caller expects."""

@@ -1,4 +1,4 @@
-"""Projects: created with their organization and by its members."""
+"""The project service: creates, changes and deletes projects, and a first one for each organization."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -20,12 +20,12 @@ STARTER_NAME = "Starter project"
 
 
 class Access(Protocol):
-    """Whoever knows what a user may do in an organization."""
+    """The service that checks roles in organizations."""
 
     async def require(
         self, session: AsyncSession, user_id: UUID, organization_id: UUID, role: Role = Role.MEMBER
     ) -> None:
-        """Return if the user has `role` or a higher one there; otherwise raise what says so."""
+        """Return if the user has `role` or a higher one in the organization; raise an error otherwise."""
         ...
 
 
@@ -40,11 +40,11 @@ class ProjectService:
         bus.add_sync_listener(self.create_starter)
 
     async def create_starter(self, event: OrganizationCreated) -> None:
-        """Give a new organization a project to look at, in the same transaction."""
+        """Create a first project for a new organization, in the same transaction."""
         await self._create(event.actor_id, event.organization_id, STARTER_NAME, "")
 
     async def create(self, actor_id: UUID, organization_id: UUID, *, name: str, description: str = "") -> Project:
-        """Add a project; any member may. Raises `InvalidName`."""
+        """Create a project; any member may. Raises `InvalidName`."""
         async with self._db.transaction() as tx:
             await self._access.require(tx.session, actor_id, organization_id)
             return await self._create(actor_id, organization_id, normalise_name(name), description)
@@ -58,7 +58,7 @@ class ProjectService:
     async def list_projects(
         self, actor_id: UUID, organization_id: UUID, *, after: UUID | None = None, limit: int = 100
     ) -> Sequence[Project]:
-        """Return the organization's projects, oldest first, those after the id `after`."""
+        """Return the organization's projects after the id `after`, oldest first."""
         query = select(Project).where(Project.organization_id == organization_id)
         if after is not None:
             query = query.where(Project.id > after)
@@ -76,12 +76,12 @@ class ProjectService:
         description: str | None = None,
         expected_version: int | None = None,
     ) -> Project:
-        """Change what is given, and nothing else; any member may.
+        """Change the given fields of a project; any member may.
 
         Raises:
-            InvalidName: `name` is not a name.
-            ProjectNotFound: there is no such project.
-            ProjectChanged: it is not at `expected_version`.
+            InvalidName: `name` is invalid.
+            ProjectNotFound: the project does not exist.
+            ProjectChanged: the project is not at `expected_version`.
         """
         async with self._db.transaction() as tx:
             await self._access.require(tx.session, actor_id, organization_id)
@@ -101,7 +101,7 @@ class ProjectService:
     async def delete(
         self, actor_id: UUID, organization_id: UUID, project_id: UUID, *, expected_version: int | None = None
     ) -> None:
-        """Delete a project for good; only admins may. Raises what `update` does."""
+        """Delete a project permanently; only admins may. Raises `ProjectNotFound` or `ProjectChanged`."""
         async with self._db.transaction() as tx:
             await self._access.require(tx.session, actor_id, organization_id, Role.ADMIN)
             project = await _find(tx.session, organization_id, project_id, expected_version, lock=True)
@@ -142,5 +142,5 @@ async def _find(
     if project is None:
         raise ProjectNotFound(str(project_id))
     if expected_version not in {None, project.version}:
-        raise ProjectChanged(f"it is at version {project.version} now")
+        raise ProjectChanged(f"the project is at version {project.version} now")
     return project

@@ -1,1 +1,1 @@
-"""API secrets, and authentication by them."""
+"""The secret service: API secrets, and authentication by them."""

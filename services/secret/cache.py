@@ -1,4 +1,4 @@
-"""Who is behind a secret, remembered for a while."""
+"""A cache of authenticated principals, by the hash of their secret."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from infra.clock import Clock
 from models.secret import Scope
 
 CAPACITY: Final = 10_000
-"""Entries kept at most; the ones put in first go first."""
+"""Entries that the cache holds at most; the oldest is removed first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Whom a request comes from, and what the secret that it came with is good for."""
+    """The user who sent a request, and the scopes of the secret that authenticated it."""
 
     user_id: UUID
     email: str
@@ -25,7 +25,7 @@ class Principal:
 
 
 class PrincipalCache:
-    """Principals by the hash of their secret, each for `seconds` at most."""
+    """Principals by the hash of their secret, each cached for at most `seconds`."""
 
     def __init__(self, clock: Clock, seconds: float, capacity: int = CAPACITY) -> None:
         self._clock = clock
@@ -33,10 +33,10 @@ class PrincipalCache:
         self._capacity = capacity
         self._entries: OrderedDict[str, tuple[float, Principal]] = OrderedDict()
         self.generation = 0
-        """Grows whenever something was dropped: read it before the database, hand it to `put`."""
+        """Grows with every removal. Read it before the database, and pass it to `put`."""
 
     def get(self, digest: str) -> Principal | None:
-        """Return what is remembered and still fresh."""
+        """Return the cached principal, or None if there is none or it has expired."""
         entry = self._entries.get(digest)
         if entry is None:
             return None
@@ -47,7 +47,7 @@ class PrincipalCache:
         return None
 
     def put(self, digest: str, principal: Principal, generation: int) -> None:
-        """Remember `principal`, unless something was dropped since `generation`: it may have been this very one."""
+        """Cache `principal`, unless an entry was removed since `generation`: this principal may be stale, too."""
         if generation != self.generation:
             return
         self._entries[digest] = (self._clock.monotonic() + self._seconds, principal)
@@ -56,12 +56,12 @@ class PrincipalCache:
             self._entries.popitem(last=False)
 
     def drop(self, stale: Callable[[Principal], bool]) -> None:
-        """Forget the principals that `stale` says True to."""
+        """Remove the principals for which `stale` returns True."""
         self.generation += 1
         for digest in [digest for digest, (_, principal) in self._entries.items() if stale(principal)]:
             del self._entries[digest]
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         self.generation += 1
         self._entries.clear()

@@ -1,4 +1,4 @@
-"""What can be wrong with a call to the secret service."""
+"""Errors that the secret service raises."""
 
 
 class SecretError(Exception):
@@ -6,7 +6,7 @@ class SecretError(Exception):
 
 
 class InvalidSecret(SecretError):
-    """The secret is unknown, malformed or revoked; which of them is not told."""
+    """The secret is unknown, malformed or revoked; the error does not reveal which."""
 
 
 class SecretNotFound(SecretError):
@@ -14,4 +14,4 @@ class SecretNotFound(SecretError):
 
 
 class ScopeNotGranted(SecretError):
-    """A secret was asked to do, or to hand on, more than its scopes allow."""
+    """A secret lacks a scope for the request, or for a secret that it should issue."""

@@ -1,4 +1,4 @@
-"""API secrets: issued, listed, revoked, and what authentication stands on."""
+"""The secret service: issues, lists and revokes API secrets, and authenticates by them."""
 
 import hashlib
 import re
@@ -21,10 +21,10 @@ from services.secret.cache import Principal, PrincipalCache
 from services.secret.errors import InvalidSecret, ScopeNotGranted, SecretNotFound
 
 PREFIX: Final = "bnth_"
-"""Lets people and leak scanners see at a glance what a secret belongs to."""
+"""The prefix by which people and leak scanners recognize a secret of this application."""
 
 CACHE_SECONDS: Final = 30.0
-"""How long a process may accept a secret without asking the database, should every notice of its end be lost."""
+"""Seconds for which a process may accept a revoked secret if the broadcast of its revocation is lost."""
 
 ALL_SCOPES: Final = frozenset(Scope)
 
@@ -34,14 +34,14 @@ _TOKEN = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuedSecret:
-    """A new secret; `token` is what the client sends, and cannot be shown again."""
+    """A new secret; `token` is the text that the client sends, and is not stored."""
 
     secret: Secret
     token: str
 
 
 class SecretService:
-    """Owns the API secrets, and knows who a request comes from."""
+    """Owns the API secrets, and authenticates requests by them."""
 
     def __init__(self, bus: Bus, db: Database, clock: Clock) -> None:
         self._bus = bus
@@ -51,21 +51,21 @@ class SecretService:
         bus.add_broadcast_listener(self.forget, on_gap=self._cache.clear)
 
     async def forget(self, event: SecretRevoked | UserUpdated) -> None:
-        """Drop from this process's cache what the event made stale."""
+        """Remove the principals that the event makes stale from this process's cache."""
         if isinstance(event, SecretRevoked):
             self._cache.drop(lambda principal: principal.secret_id == event.secret_id)
         else:
             self._cache.drop(lambda principal: principal.user_id == event.user_id)
 
     async def authenticate(self, token: str) -> Principal:
-        """Return whom `token` stands for; raise `InvalidSecret`.
+        """Return the principal of a secret; raise `InvalidSecret`.
 
-        A revocation is noticed at once in this process, in others as soon as its broadcast arrives, and after
-        30 seconds even if that is lost.
+        A revocation takes effect at once in the process that revokes, in other processes when its broadcast arrives,
+        and after 30 seconds if the broadcast is lost.
         """
         if not _TOKEN.fullmatch(token):
             raise InvalidSecret
-        # Looking a hash up tells nothing by its timing: whoever can choose the hash has the secret already.
+        # The timing of a look-up by hash reveals nothing: a client that can choose the hash has the secret already.
         digest = _digest(token)
         if principal := self._cache.get(digest):
             return principal
@@ -75,20 +75,22 @@ class SecretService:
         return principal
 
     async def issue_first(self, user_id: UUID) -> str:
-        """Return a new secret with every scope, for a user without any."""
+        """Issue a secret with every scope, for a new user."""
         return (await self.issue(user_id, name="first", scopes=ALL_SCOPES)).token
 
     async def issue(
         self, user_id: UUID, *, name: str, scopes: Collection[Scope], within: Collection[Scope] = ALL_SCOPES
     ) -> IssuedSecret:
-        """Give a user another secret.
+        """Issue a secret for a user.
 
         Raises:
-            InvalidName: `name` is not a name.
-            ScopeNotGranted: a scope is not in `within`, the scopes of who asks.
+            InvalidName: `name` is invalid.
+            ScopeNotGranted: a scope is not in `within`, the scopes of the secret that authenticated the request.
         """
         if excess := sorted(set(scopes) - set(within)):
-            raise ScopeNotGranted(f"this secret cannot hand on the scope {', '.join(excess)}")
+            raise ScopeNotGranted(
+                f"this secret lacks the scope {', '.join(excess)}, so it cannot issue a secret with it"
+            )
         token = PREFIX + secrets.token_urlsafe(32)
         secret = Secret(
             user_id=user_id,
@@ -104,7 +106,7 @@ class SecretService:
         return IssuedSecret(secret=secret, token=token)
 
     async def list_secrets(self, user_id: UUID, *, after: UUID | None = None, limit: int = 100) -> Sequence[Secret]:
-        """Return the user's secrets that are in force, oldest first, those after the id `after`."""
+        """Return the user's valid secrets after the id `after`, oldest first."""
         query = select(Secret).where(Secret.user_id == user_id, Secret.revoked_at.is_(None))
         if after is not None:
             query = query.where(Secret.id > after)
@@ -112,7 +114,7 @@ class SecretService:
             return (await session.scalars(query.order_by(Secret.id).limit(limit))).all()
 
     async def revoke(self, user_id: UUID, secret_id: UUID) -> None:
-        """Make a secret worthless; once it is, revoking it again changes nothing. Raises `SecretNotFound`."""
+        """Revoke a secret; repeating it changes nothing. Raises `SecretNotFound`."""
         query = select(Secret).where(Secret.id == secret_id, Secret.user_id == user_id).with_for_update()
         async with self._db.transaction() as tx:
             secret = await tx.session.scalar(query)
@@ -137,5 +139,5 @@ class SecretService:
 
 
 def _digest(token: str) -> str:
-    # A fast hash is right here: there is nothing to guess in 256 random bits.
+    # A slow hash protects guessable passwords; a token has 256 random bits.
     return hashlib.sha256(token.encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""Users: who they are."""
+"""The user service: sign-up and profiles."""

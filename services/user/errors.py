@@ -1,4 +1,4 @@
-"""What can be wrong with a call to the user service."""
+"""Errors that the user service raises."""
 
 
 class UserError(Exception):
@@ -10,8 +10,8 @@ class EmailTaken(UserError):
 
 
 class UserNotFound(UserError):
-    """There is no such user."""
+    """The user does not exist."""
 
 
 class UserChanged(UserError):
-    """The user is no longer at the version that the caller had seen."""
+    """The user is no longer at the version that the caller expects."""

@@ -1,4 +1,4 @@
-"""Users: sign-up and profile."""
+"""The user service: signs users up, and shows and changes their profiles."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,16 +18,16 @@ from services.user.errors import EmailTaken, UserChanged, UserNotFound
 
 
 class SecretIssuer(Protocol):
-    """Whoever keeps the API secrets."""
+    """The service that owns the API secrets."""
 
     async def issue_first(self, user_id: UUID) -> str:
-        """Return a new secret with every scope, for a user without any."""
+        """Issue a secret with every scope, for a new user."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignUp:
-    """A new user, and the secret to act as that user; it cannot be shown again."""
+    """A new user and that user's first secret, which is not stored."""
 
     user: User
     secret: str
@@ -43,12 +43,12 @@ class UserService:
         self._secrets = secrets
 
     async def sign_up(self, email: str, name: str) -> SignUp:
-        """Create a user with a first secret; what `UserCreated` sets off synchronously is in the same transaction.
+        """Create a user with a first secret. The sync listeners of `UserCreated` run in the same transaction.
 
         Raises:
-            InvalidEmail: it is not an email address.
-            InvalidName: `name` is not a name.
-            EmailTaken: another user has it.
+            InvalidEmail: `email` is not an email address.
+            InvalidName: `name` is invalid.
+            EmailTaken: another user has this email address.
         """
         async with self._db.transaction():
             user = await self.create(email, name)
@@ -56,7 +56,7 @@ class UserService:
         return SignUp(user=user, secret=secret)
 
     async def create(self, email: str, name: str) -> User:
-        """Create a user who has no secret yet; raises what `sign_up` does."""
+        """Create a user without a secret. Raises the errors of `sign_up`."""
         now = utc(self._clock.time())
         user = User(email=normalise_email(email), name=normalise_name(name), version=1, created_at=now, updated_at=now)
         async with self._db.transaction() as tx:
@@ -76,21 +76,21 @@ class UserService:
     async def update(
         self, user_id: UUID, *, name: str | None = None, email: str | None = None, expected_version: int | None = None
     ) -> User:
-        """Change what is given, and nothing else.
+        """Change the given fields of a user.
 
         Raises:
             InvalidEmail: `email` is not an email address.
-            InvalidName: `name` is not a name.
-            EmailTaken: another user has it.
+            InvalidName: `name` is invalid.
+            EmailTaken: another user has this email address.
             UserChanged: the user is not at `expected_version`.
-            UserNotFound: there is no such user.
+            UserNotFound: the user does not exist.
         """
         async with self._db.transaction() as tx:
             user = await tx.session.scalar(select(User).where(User.id == user_id).with_for_update())
             if user is None:
                 raise UserNotFound(str(user_id))
             if expected_version not in {None, user.version}:
-                raise UserChanged(f"it is at version {user.version} now")
+                raise UserChanged(f"the user is at version {user.version} now")
             user.name = user.name if name is None else normalise_name(name)
             user.email = user.email if email is None else normalise_email(email)
             if not tx.session.is_modified(user):
@@ -103,7 +103,7 @@ class UserService:
 
 
 async def _flush(tx: Transaction, email: str) -> None:
-    # The unique index decides, not a look beforehand: two sign-ups may run at once.
+    # The unique index decides, not a query beforehand: two sign-ups may run concurrently.
     try:
         await tx.session.flush()
     except IntegrityError as error:

@@ -1,4 +1,4 @@
-"""HTTP: the `/v1` API, health and metrics. Handlers translate; what happens is decided in the services."""
+"""The HTTP interface: the `/v1` API, health and metrics. Routes translate; the services decide."""
 
 from beneath.http.app import HttpOptions, create_app
 from beneath.http.health import Probe, Scrape, create_health_app

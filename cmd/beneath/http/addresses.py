@@ -1,16 +1,16 @@
-"""Addresses of clients."""
+"""Network addresses of clients and proxies: normalised forms and keys."""
 
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 _SITE = 64
-"""Bits of an IPv6 address that one client does not choose freely."""
+"""Bits of an IPv6 address that identify a client's network; a client may choose the others freely."""
 
 _MAPPED = 96
-"""Bits before an IPv4 address that is written as an IPv6 address."""
+"""Bits before the IPv4 address in an IPv4-mapped IPv6 address."""
 
 
 def plain_address(text: str) -> str:
-    """Return an IPv4-mapped IPv6 address, as dual-stack sockets show them, as IPv4; any other text unchanged."""
+    """Return an IPv4-mapped IPv6 address, as dual-stack sockets report it, as IPv4; any other text unchanged."""
     try:
         address = ip_address(text)
     except ValueError:
@@ -20,10 +20,10 @@ def plain_address(text: str) -> str:
 
 
 def client_key(text: str) -> str:
-    """Return the key of a client's rate limits: its IPv4 address, or its IPv6 network of 64 bits.
+    """Return the key of a client's rate limits: its IPv4 address, or the 64-bit network of its IPv6 address.
 
-    One IPv6 client may use every address of such a network. Texts that are no address, which a misconfigured proxy may
-    send, share one key.
+    An IPv6 client may use every address of such a network. Texts that are not addresses, which a misconfigured proxy
+    may send, share one key.
     """
     try:
         address = ip_address(plain_address(text))
@@ -33,7 +33,7 @@ def client_key(text: str) -> str:
 
 
 def network_forms(text: str) -> list[str]:
-    """Return a network in each form in which proxies write its addresses: an IPv4 network also as a part of IPv6."""
+    """Return a network in each notation of its addresses: an IPv4 network also as IPv4-mapped IPv6, and vice versa."""
     network = ip_network(text)
     if isinstance(network, IPv4Network):
         return [str(network), f"::ffff:{network.network_address}/{_MAPPED + network.prefixlen}"]

@@ -1,4 +1,4 @@
-"""The control server's application, put together."""
+"""The ASGI application of the control server: routes, middleware, limits and error handlers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from beneath.http.services import Services
 from infra.clock import Clock, SystemClock
 
 DESCRIPTION: Final = """\
-Sign up with `POST /v1/users`; send the secret that it answers as `Authorization: Bearer <secret>` with everything else.
-Errors are `application/problem+json`; lists come in pages of `items`, with `next` to ask for more."""
+Sign up with `POST /v1/users`; send the secret from its response as `Authorization: Bearer <secret>` with all other
+requests. Errors are `application/problem+json`. Lists come in pages of `items`; `next` is the next page's cursor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpOptions:
-    """What can be set about the API."""
+    """Options of the API."""
 
     version: str = "0.1.0"
-    """The application's own, told in the API's description."""
+    """Version of the application, shown in the API's description."""
 
     max_body: int = 1024 * 1024
     """Largest request body, in bytes."""
@@ -50,10 +50,10 @@ def create_app(
     clock: Clock | None = None,
     options: HttpOptions | None = None,
 ) -> FastAPI:
-    """Return the API over `services`, with health and metrics.
+    """Return the API of `services`, with health and metrics.
 
-    `correlate` gives what a request publishes a correlation id (`bus.correlation`); `ready` names what `/readyz` asks;
-    `metrics` answers `/metrics`.
+    `correlate` is `bus.correlation`: it sets the correlation id of the events that a request publishes. `ready` has the
+    probes of `/readyz` by name; `metrics` returns the body of `/metrics`.
     """
     options = options or HttpOptions()
     app = FastAPI(
@@ -73,8 +73,8 @@ def create_app(
     for routes in (users, secrets, organizations, members, invites, projects, audit):
         app.include_router(routes.router, prefix="/v1")
     app.router.routes.extend([*health_routes(ready, metrics), *docs_routes()])
-    app.openapi = describe(app)  # type: ignore[method-assign]  # as FastAPI's documentation says to
+    app.openapi = describe(app)  # type: ignore[method-assign]  # FastAPI documents this way of replacing it
     problems.install(app)
     app.add_middleware(BodyGuard, max_body=options.max_body)
-    app.add_middleware(RequestContext, correlate=correlate)  # added last, so it stands outermost
+    app.add_middleware(RequestContext, correlate=correlate)  # added last, so it is the outermost
     return app

@@ -15,7 +15,7 @@ from services.secret.errors import InvalidSecret
 
 
 class Bearer(SecurityBase):
-    """A dependency: the principal behind `Authorization: Bearer <secret>`, whose secret has `scope`."""
+    """A FastAPI dependency: the principal of `Authorization: Bearer <secret>`; requires that the secret has `scope`."""
 
     def __init__(self, scope: Scope) -> None:
         self.model = HTTPBearer(description="An API secret, from sign-up or `POST /v1/secrets`.")
@@ -25,7 +25,7 @@ class Bearer(SecurityBase):
     async def __call__(self, request: Request) -> Principal:
         principal = await authenticate(request)
         if self._scope not in principal.scopes:
-            detail = f"this takes a secret with the scope {self._scope}"
+            detail = f"this request requires a secret with the scope {self._scope}"
             challenge = f'Bearer error="insufficient_scope", scope="{self._scope}"'
             raise ProblemError(INSUFFICIENT_SCOPE, detail, {"WWW-Authenticate": challenge})
         return principal
@@ -34,11 +34,15 @@ class Bearer(SecurityBase):
 Reader = Annotated[Principal, Depends(Bearer(Scope.READ))]
 Writer = Annotated[Principal, Depends(Bearer(Scope.WRITE))]
 Keeper = Annotated[Principal, Depends(Bearer(Scope.SECRETS))]
-"""Whoever may issue, list and revoke secrets."""
+"""The principal of a secret that may issue, list and revoke secrets."""
 
 
 async def authenticate(request: Request) -> Principal:
-    """Return the principal of the request's secret, looked up once per request; raise `ProblemError`."""
+    """Return the principal of the request's secret, looked up once per request.
+
+    Raises:
+        ProblemError: the secret is missing, unknown or revoked, or too many were wrong.
+    """
     if not hasattr(request.state, "principal"):
         request.state.principal = await _authenticate(request)
     principal: Principal = request.state.principal
@@ -48,7 +52,7 @@ async def authenticate(request: Request) -> Principal:
 async def _authenticate(request: Request) -> Principal:
     services: Services = request.app.state.services
     limit: AddressLimit = request.app.state.failure_limit
-    # With two of them, a proxy in front may have judged by another one than we would.
+    # Of two headers, a proxy may have checked the other one.
     sent = request.headers.getlist("authorization")
     scheme, _, token = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
     token = token.strip()
@@ -58,7 +62,7 @@ async def _authenticate(request: Request) -> Principal:
     try:
         return await services.secret.authenticate(token)
     except InvalidSecret:
-        # Counted after the look-up: a valid secret is let in all the same, for many people may share an address.
+        # Counted after the look-up: many users may share an address, and a valid secret is never refused.
         raise _refusal(limit.take(address_of(request))) from None
 
 

@@ -1,4 +1,4 @@
-"""Client connections, bounded in number and in the time for which each may keep the server waiting."""
+"""Client connections of a server, limited in number and in the time for which the server waits for each client."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 
 from beneath.http.addresses import plain_address
 from beneath.http.middleware import SECURITY_HEADERS
-from beneath.http.problems import BAD_REQUEST, REQUEST_TIMEOUT, UNAVAILABLE, Kind, problem_response, retry_after
+from beneath.http.problems import BAD_REQUEST, REQUEST_TIMEOUT, UNAVAILABLE, ProblemType, problem_response, retry_after
 from beneath.http.strict import StrictConnection
 from infra.telemetry import Sample
 
@@ -27,10 +27,10 @@ MAX_HEAD: Final = 16 * 1024
 """Largest request line with headers, in bytes."""
 
 PROGRESS: Final = 64 * 1024
-"""Bytes of an answer that a client must take within `request_timeout`, or all that is left."""
+"""Bytes of a response that a client must read within `request_timeout`, unless fewer are left."""
 
 REPORT_EVERY: Final = 60.0
-"""Seconds between two log lines about a limit that is reached again and again."""
+"""Seconds between two log lines about a limit that is reached repeatedly."""
 
 _RETRY_AFTER: Final = 1
 
@@ -40,10 +40,10 @@ class ConnectionLimits:
     """Bounds on the connections of one server."""
 
     max_connections: int = 500
-    """Connections that are open at the same time. Half of the process's file descriptors are the bound beyond that."""
+    """Connections that are open at the same time, but at most half of the process's file descriptors."""
 
     request_timeout: float = 20.0
-    """Seconds from a request's beginning to its last byte, and for a client to take `PROGRESS` bytes of its answer."""
+    """Seconds from a request's first byte to its last, and for a client to read `PROGRESS` bytes of its response."""
 
     keep_alive: float = 5.0
     """Seconds that a connection may wait for another request."""
@@ -52,17 +52,17 @@ class ConnectionLimits:
 class Connections:
     """The open connections of one server.
 
-    At the limit a new connection takes the place of the one that has kept the server waiting longest, for a request or
-    for room to write its answer. If the server works on a request of every one, the new one gets 503. So clients that
-    neither send nor read never keep others out.
+    At the limit a new connection replaces the one whose client has kept the server waiting longest, by not sending its
+    request or not reading its response. If the server is working on a request of every connection, the new one gets
+    503. So clients that neither send nor read do not exclude other clients.
     """
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         open_files = _max_open_files()
-        # The rest is for the database, the queue and files: a process that cannot open those ends.
+        # The other half is for the database, the queue and files, without which the process ends.
         self.limit = min(limits.max_connections, max(1, open_files // 2))
-        """Most connections that this server keeps open."""
+        """Open connections of this server, at most."""
         self.evicted = 0
         self.refused = 0
         self.timed_out = 0
@@ -85,14 +85,14 @@ class Connections:
         return iter(list(self._open))
 
     def protocol(self) -> type[asyncio.Protocol]:
-        """Return a factory of connections, for uvicorn's option `http`."""
+        """Return a factory of connections for uvicorn's option `http`."""
 
         def connect(
             config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: object = None
         ) -> HttpConnection:
             return HttpConnection(self, config, server_state, app_state)
 
-        # It is only ever called, with these arguments.
+        # uvicorn only calls it, with these arguments.
         return cast("type[asyncio.Protocol]", connect)
 
     def admit(self, connection: "HttpConnection") -> bool:
@@ -108,17 +108,17 @@ class Connections:
         self._waiting.pop(connection, None)
 
     def wait(self, connection: "HttpConnection", *, again: bool) -> None:
-        """Note that the connection keeps the server waiting: from now on if `again`, otherwise since it began to."""
+        """Record that the server waits for the client: since now if `again`, otherwise since the wait began."""
         if again:
             self._waiting.pop(connection, None)
         self._waiting.setdefault(connection)
 
     def serve(self, connection: "HttpConnection") -> None:
-        """Note that the server works for the connection and waits for nothing from its client."""
+        """Record that the server works on a request and does not wait for the client."""
         self._waiting.pop(connection, None)
 
     def sweep(self, now: float) -> None:
-        """End the connections whose deadline has passed at `now`, by the event loop's clock."""
+        """End the connections whose deadline has passed at `now`, the event loop's time."""
         for connection in self:
             connection.check(now)
 
@@ -132,7 +132,7 @@ class Connections:
             self._report(loop.time())
 
     def samples(self) -> Iterator[Sample]:
-        """Yield what telemetry shows of the connections."""
+        """Yield the metrics of the connections."""
         yield Sample("http_connections", "Open connections.", "gauge", len(self._open), {})
         ended = "Connections that were ended or refused, by reason."
         counts = {
@@ -151,7 +151,7 @@ class Connections:
         self._reported, self._report_from = self.evicted + self.refused, now + REPORT_EVERY
 
     def _evict(self) -> bool:
-        # One that closes with nothing left to write is gone with the next turn of the event loop, in any case.
+        # A closing connection with nothing left to write ends in the next turn of the event loop without eviction.
         oldest = next((each for each in self._waiting if not each.transport.is_closing() or each.unsent), None)
         if oldest is None:
             return False
@@ -162,7 +162,7 @@ class Connections:
 
 
 class HttpConnection(H11Protocol):
-    """One connection, with a deadline for every wait for its client. Its own refusals are problems (RFC 9457)."""
+    """One connection, with a deadline for every wait for its client. It refuses with problems (RFC 9457)."""
 
     conn: StrictConnection
 
@@ -171,20 +171,20 @@ class HttpConnection(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state)
         self.conn = StrictConnection(MAX_HEAD)
-        # uvicorn warns of every request that is malformed: that would let anyone fill the log. They are counted.
+        # uvicorn logs every malformed request, so that any client could fill the log. A metric counts them.
         self.logger = logging.getLogger("uvicorn.error.connection")
         self.logger.setLevel(logging.ERROR)
         self._connections = connections
         self._timeout = connections.limits.request_timeout
         self._deadline: float | None = None
         self._phase = (0, False)
-        """What the deadline is for: a request's number, and whether nothing of that request has arrived."""
+        """The wait that the deadline limits: a request's number, and whether no byte of it has arrived."""
         self._unsent = 0
         self._unsent_since = 0.0
 
     @property
     def unsent(self) -> int:
-        """Bytes that were written and that the client has not taken."""
+        """Bytes that were written and not yet read by the client."""
         return self.transport.get_write_buffer_size()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in H11Protocol
@@ -219,10 +219,10 @@ class HttpConnection(H11Protocol):
         self._follow()
 
     def _follow(self) -> None:
-        """Note who waits for whom now: called after everything that may change it.
+        """Update the deadline and whether the server waits for the client; called after every event that changes them.
 
-        The time of a request begins with its first byte, also if that came with the request before. It ends with the
-        request's last byte, also if the answer went out before that.
+        The time of a request begins with its first byte, even if that arrived with the previous request. It ends with
+        the request's last byte, even if the response was sent before that.
         """
         if self.transport.is_closing():
             self._deadline = None
@@ -267,16 +267,16 @@ class HttpConnection(H11Protocol):
         return False
 
     def _is_stuck(self, now: float) -> bool:
-        """Whether the client has taken less than `PROGRESS` bytes of its answer within `request_timeout`."""
+        """Return whether the client has read fewer than `PROGRESS` bytes of its response within `request_timeout`."""
         unsent = self.unsent
         if unsent == 0 or self._unsent == 0 or unsent <= self._unsent - PROGRESS:
             self._unsent, self._unsent_since = unsent, now
             return False
         return now - self._unsent_since >= self._timeout
 
-    def _refuse(self, kind: Kind, detail: str, headers: dict[str, str] | None = None) -> None:
-        """Answer with a problem unless another answer has begun, and close the connection."""
-        cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
+    def _refuse(self, kind: ProblemType, detail: str, headers: dict[str, str] | None = None) -> None:
+        """Send a problem unless a response has begun, and close the connection."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -292,9 +292,9 @@ class HttpConnection(H11Protocol):
 
 
 class _Flow(FlowControl):
-    """Reads nothing more while a complete request is being answered: pipelined ones would pile up in memory.
+    """Reads nothing while a complete request is being handled: pipelined requests would accumulate in memory.
 
-    uvicorn reads on whenever an application asks for a body, also if that has arrived.
+    uvicorn continues to read whenever an application asks for a body, even if that has arrived.
     """
 
     def __init__(self, transport: asyncio.Transport, conn: StrictConnection) -> None:

@@ -1,4 +1,4 @@
-"""Changes that must not overwrite one another: `ETag` on what is read, `If-Match` on what is changed."""
+"""Optimistic locking: `ETag` in responses, and `If-Match` in requests that change a resource."""
 
 import re
 from typing import Annotated, Final, Protocol
@@ -7,19 +7,19 @@ from fastapi import Depends, Header, Response
 from pydantic import WithJsonSchema
 
 NO_VERSION: Final = -1
-"""What nothing is ever at."""
+"""A version that no row has."""
 
 _TAG: Final = re.compile(r'"([0-9]{1,9})"')
 
 
 class Versioned(Protocol):
-    """A row with a version that grows with every change."""
+    """A row whose version grows by one with every change."""
 
     version: int
 
 
 def tag(response: Response, row: Versioned) -> None:
-    """Tell the client which version it sees."""
+    """Set the response's `ETag` to the row's version."""
     response.headers["ETag"] = f'"{row.version}"'
 
 
@@ -27,7 +27,8 @@ async def _expected(
     if_match: Annotated[
         str | None,
         Header(
-            description="The `ETag` that you saw: change it only if nobody else did. `*` or nothing: change it anyway.",
+            description="The `ETag` that you read: a resource with another version is not changed. "
+            "`*` or nothing: any version.",
             examples=['"1"'],
         ),
         WithJsonSchema({"type": "string"}),
@@ -36,9 +37,9 @@ async def _expected(
     if if_match is None or if_match.strip() == "*":
         return None
     sent = _TAG.fullmatch(if_match.strip())
-    # RFC 9110, 13.1.1: what matches nothing is a failed precondition, also if it never could have matched.
+    # RFC 9110, 13.1.1: a tag that matches nothing is a failed precondition, even if it is malformed.
     return int(sent[1]) if sent else NO_VERSION
 
 
 Expected = Annotated[int | None, Depends(_expected)]
-"""The version that a change is meant for, None for whatever is there."""
+"""The version that the change requires; None for any version."""

@@ -1,4 +1,4 @@
-"""Liveness, readiness and metrics of the process, without authentication and without data of the domain."""
+"""The routes for liveness, readiness and metrics. They need no authentication and show no data of the domain."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,10 +16,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 Probe = Callable[[], Awaitable[None]]
-"""Returns if a part can do its work; raises the error that prevents it."""
+"""Returns if a part works; raises its error otherwise."""
 
 Scrape = Callable[[], Awaitable[bytes]]
-"""Returns the metrics in Prometheus's text format."""
+"""Returns the metrics in the text format of Prometheus."""
 
 PROBE_SECONDS: Final = 2.0
 
@@ -27,8 +27,8 @@ PROBE_SECONDS: Final = 2.0
 def health_routes(ready: Mapping[str, Probe], metrics: Scrape) -> list[Route]:
     """Return `/healthz`, `/metrics`, and `/readyz`: 200 if every probe returns within 2 seconds, else 503.
 
-    Requests at the same time share one round of probes, or one scrape: anyone may ask, and each costs the database
-    several queries.
+    Concurrent requests share one run of the probes, or one scrape: they need no authentication, and each run costs the
+    database several queries.
     """
 
     async def probe_all() -> dict[str, str]:
@@ -52,12 +52,12 @@ def health_routes(ready: Mapping[str, Probe], metrics: Scrape) -> list[Route]:
 
 
 def create_health_app(*, ready: Mapping[str, Probe], metrics: Scrape) -> Starlette:
-    """Return an application of nothing but health and metrics, for processes without an API."""
+    """Return an application with health and metrics only, for processes without the API."""
     return Starlette(routes=health_routes(ready, metrics))
 
 
 class _Shared(Generic[T]):
-    """A call that runs once at a time; callers that come meanwhile get the same result, or the same error."""
+    """A call that runs once at a time; concurrent callers get the same result or error."""
 
     def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
         self._call = call
@@ -66,7 +66,7 @@ class _Shared(Generic[T]):
     async def __call__(self) -> T:
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
-        # A client that hangs up must not end the call that others wait for.
+        # A client that disconnects must not cancel the call for other clients.
         return await asyncio.shield(self._running)
 
     async def _run(self) -> T:
@@ -77,7 +77,7 @@ async def _state(name: str, probe: Probe) -> str:
     try:
         async with asyncio.timeout(PROBE_SECONDS):
             await probe()
-    except Exception as error:  # noqa: BLE001 - whatever is wrong, the part is not ready
+    except Exception as error:  # noqa: BLE001 - with any error the part is not ready
         log.warning("readiness check failed", part=name, error=str(error) or type(error).__name__)
         return "failed"
     return "ok"

@@ -1,4 +1,4 @@
-"""`Idempotency-Key` on POST: a request that a client repeats, for want of an answer, is carried out once."""
+"""`Idempotency-Key` on POST: a request that a client repeats after a lost response is carried out once."""
 
 from typing import Annotated, ClassVar, Final
 
@@ -21,23 +21,23 @@ async def _declared(
     idempotency_key: Annotated[
         str | None,
         Header(
-            description="Of your choice, new for each thing to do. Sent again with the same request within 24 hours, "
-            "nothing is done twice: the first answer comes again, with `Idempotent-Replayed: true`.",
+            description="A text of your choice, new for each request. A request repeated with the same key within 24 "
+            "hours is not carried out again: the first response is returned, with `Idempotent-Replayed: true`.",
             examples=["5f0c1f4e-8a52-4b3e-9d0e-0d5d0b0d6c1b"],
         ),
         Matching(_PATTERN, "expected 1 to 255 visible ASCII characters"),
         WithJsonSchema({"type": "string", "pattern": _PATTERN}),
     ] = None,
 ) -> None:
-    """Check the header, and describe it in the API's description."""
+    """Validate the header; its declaration is part of the API's description."""
 
 
 KEYED: Final = [Depends(_declared)]
-"""The `dependencies` of a route that takes the header."""
+"""The `dependencies` of a route that accepts the header."""
 
 
 class IdempotentRoute(ApiRoute):
-    """Carries a request with `Idempotency-Key` out once per user and key, and repeats its answer."""
+    """A route that carries out a request with `Idempotency-Key` once per user and key, and repeats its response."""
 
     keep: ClassVar[bool] = True
 
@@ -50,7 +50,7 @@ class IdempotentRoute(ApiRoute):
     async def _once(self, request: Request, key: str, handle: Handler) -> Response:
         services: Services = request.app.state.services
         caller = await authenticate(request)
-        # The secret is part of it: what one with more scopes got is not for one with fewer.
+        # The secret is part of the fingerprint: a secret with fewer scopes must not get the response of another.
         asked = b"\0".join([request.url.path.encode(), caller.secret_id.bytes, await request.body()])
 
         async def work() -> Answer:
@@ -63,8 +63,8 @@ class IdempotentRoute(ApiRoute):
         return Response(answer.body, answer.status, {**answer.headers, **replayed})
 
 
-class ForgetfulRoute(IdempotentRoute):
-    """The same for answers that hold a secret: these are not stored, and a repeated request gets 409."""
+class IdempotentSecretRoute(IdempotentRoute):
+    """An idempotent route whose responses contain a secret: they are not stored, and a repeated request gets 409."""
 
     keep = False
 

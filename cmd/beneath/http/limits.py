@@ -1,4 +1,4 @@
-"""Rate limits by client address."""
+"""Rate limits per client address."""
 
 from collections import OrderedDict
 from typing import Final
@@ -13,19 +13,19 @@ from infra.clock import Clock
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 ADDRESSES: Final = 10_000
-"""Addresses remembered by one limit; the least recently seen is forgotten first."""
+"""Addresses that one limit remembers at most; the least recently used is removed first."""
 
 HOUR: Final = 3600.0
 
 LOG_EVERY: Final = 60.0
-"""Seconds between two log lines about one limit, whatever the addresses."""
+"""Seconds between two log lines about one limit, for all addresses together."""
 
 
 class AddressLimit:
-    """A token bucket for each client address, in this process: `count` at once, and as many in `seconds` after that.
+    """A token bucket per client address in this process: `count` uses at once, refilled within `seconds`.
 
-    An IPv6 client is its network of 64 bits. Every process counts for itself: behind a proxy that spreads requests over
-    several, a client may do that many times as much.
+    All addresses of one 64-bit IPv6 network share a bucket. Processes count separately: with N processes behind a proxy
+    a client has up to N times the limit.
     """
 
     def __init__(self, clock: Clock, what: str, count: int, seconds: float) -> None:
@@ -35,7 +35,7 @@ class AddressLimit:
         self._pause = seconds / count
         self._log_from = 0.0
         self._buckets: OrderedDict[str, float] = OrderedDict()
-        """When each address's bucket will be full again; one that is full needs no entry."""
+        """Monotonic time at which each bucket is full again; full buckets have no entry."""
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -57,12 +57,12 @@ class AddressLimit:
         return wait
 
     def spend(self, request: Request) -> None:
-        """Count one use by the request's client; raise a problem with `Retry-After` if its bucket is empty."""
+        """Count one use by the request's client; raise `ProblemError` with `Retry-After` if its bucket is empty."""
         if wait := self.take(address_of(request)):
             detail = f"too many {self._what} came from your address; try again in {wait:.0f} s"
             raise ProblemError(TOO_MANY_REQUESTS, detail, retry_after(wait))
 
 
 def address_of(request: Request) -> str:
-    """Return the client's address, as a trusted proxy names it; empty for a Unix socket."""
+    """Return the client's address, from a trusted proxy's header if there is one; "" for a Unix socket."""
     return request.client.host if request.client else ""

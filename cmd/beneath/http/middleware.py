@@ -1,6 +1,6 @@
-"""Middleware around every request: request ids, unexpected errors, bounds on bodies.
+"""ASGI middleware: request ids, responses to unexpected errors, security headers, limits on bodies.
 
-It is plain ASGI, which costs little and lets context variables reach the handlers.
+Plain ASGI is fast, and context variables that it sets reach the handlers.
 """
 
 import re
@@ -14,12 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
-from beneath.http.problems import INTERNAL, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, Kind, problem_response
+from beneath.http.problems import INTERNAL, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, ProblemType, problem_response
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 Correlate = Callable[[str], AbstractContextManager[None]]
-"""Gives everything published inside the block a correlation id: `Bus.correlation`."""
+"""`Bus.correlation`: a context in which published events get this correlation id."""
 
 REQUEST_ID: Final = "x-request-id"
 _WELL_FORMED: Final = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -31,11 +31,11 @@ SECURITY_HEADERS: Final = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cache-control": "no-store",
 }
-"""Headers of every answer: browsers neither render, sniff nor cache it. A page that needs others sets its own."""
+"""Headers of every response: browsers neither render, sniff nor cache it. A page may set its own."""
 
 
 class RequestContext:
-    """Gives each request an id, which logs, events and the client see, and answers unexpected errors with 500."""
+    """Assigns each request an id for logs, events and the client, and responds to unexpected errors with 500."""
 
     def __init__(self, app: ASGIApp, correlate: Correlate) -> None:
         self._app = app
@@ -50,22 +50,22 @@ class RequestContext:
         if is_head:
             scope = {**scope, "method": "GET"}
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id, has_body=not is_head)
+        response = _ResponseSender(send, request_id, has_body=not is_head)
         bound = structlog.contextvars.bound_contextvars(request_id=request_id, correlation_id=request_id)
         with self._correlate(request_id), bound:
             try:
-                await self._app(scope, receive, answer)
+                await self._app(scope, receive, response)
             except Exception:
                 log.exception("request failed", method=scope["method"], path=scope["path"])
-                if answer.started:
-                    # Half an answer is out; only breaking the connection tells the client so.
+                if response.started:
+                    # A part of the response was sent; only a broken connection shows the client that it is incomplete.
                     raise
                 detail = f"it was logged under the request id {request_id}"
-                await problem_response(INTERNAL, detail, request_id=request_id)(scope, receive, answer)
+                await problem_response(INTERNAL, detail, request_id=request_id)(scope, receive, response)
 
 
-class _Answer:
-    """`send`, with the headers that every answer carries; without a body where only those of a GET were asked for."""
+class _ResponseSender:
+    """Sends a response with the common headers, and without its body for HEAD."""
 
     __slots__ = ("_has_body", "_request_id", "_send", "started")
 
@@ -88,7 +88,7 @@ class _Answer:
 
 
 class BodyGuard:
-    """Refuses bodies that are not JSON, or larger than `max_body` bytes, before anything reads them."""
+    """Refuses bodies that are not JSON, or larger than `max_body` bytes, before they are read."""
 
     def __init__(self, app: ASGIApp, max_body: int) -> None:
         self._app = app
@@ -110,7 +110,7 @@ class BodyGuard:
         elif len(headers.getlist("content-type")) > 1:
             await self._refuse(UNSUPPORTED_MEDIA_TYPE, "send one header Content-Type", scope, receive, send)
         elif any(each.lower() != "identity" for each in headers.getlist("content-encoding")):
-            detail = "send the body as it is, without Content-Encoding"
+            detail = "send the body without Content-Encoding"
             await self._refuse(UNSUPPORTED_MEDIA_TYPE, detail, scope, receive, send)
         else:
             await self._app(scope, self._counted(receive), send)
@@ -131,7 +131,7 @@ class BodyGuard:
     def _limit(self) -> str:
         return f"at most {self._max_body} bytes are accepted"
 
-    async def _refuse(self, kind: Kind, detail: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, kind: ProblemType, detail: str, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = scope.get("state", {}).get("request_id")
         await problem_response(kind, detail, request_id=request_id)(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""The API's description: what FastAPI derives, and the problems that it does not know of."""
+"""The API's OpenAPI description: FastAPI's schema with the problems of each route."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ from beneath.http.problems import (
     UNAUTHENTICATED,
     UNAVAILABLE,
     UNSUPPORTED_MEDIA_TYPE,
-    Kind,
+    ProblemType,
 )
 
 Responses = dict[int | str, dict[str, Any]]
@@ -32,7 +32,7 @@ WITH_BODY = (BAD_REQUEST, MALFORMED_JSON, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE)
 
 _PROBLEM = {
     "title": "Problem",
-    "description": "What is wrong, as RFC 9457 has it. Programs act upon `type`; the rest is for people.",
+    "description": "An error as defined by RFC 9457. Programs rely on `type`; the other fields are for people.",
     "type": "object",
     "required": ["type", "title", "status", "detail"],
     "properties": {
@@ -43,7 +43,7 @@ _PROBLEM = {
         "request_id": {"type": "string", "description": "The id under which the server logged the request."},
         "errors_total": {
             "type": "integer",
-            "description": f"How many errors there are; the first {MAX_ERRORS} are listed.",
+            "description": f"Number of errors; `errors` has the first {MAX_ERRORS}.",
         },
         "errors": {
             "type": "array",
@@ -58,8 +58,8 @@ _PROBLEM = {
 }
 
 
-def problems(*kinds: Kind) -> Responses:
-    """Return the `responses` of a route that may answer with these kinds of problem."""
+def problems(*kinds: ProblemType) -> Responses:
+    """Return the `responses` entries for a route's problems."""
     found: Responses = {}
     for kind in kinds:
         entry = found.setdefault(kind.status, {"description": "", "content": {MEDIA_TYPE: _content()}})
@@ -69,15 +69,15 @@ def problems(*kinds: Kind) -> Responses:
 
 
 def versioned(status: int, *, new: bool = False) -> Responses:
-    """Return the `responses` entry for an answer with `ETag`; one to a thing that is `new` has `Location` too."""
-    headers = {"ETag": {"description": "The version shown, for `If-Match`.", "schema": {"type": "string"}}}
+    """Return the `responses` entry of a response with `ETag`; with `new`, of a created resource, also `Location`."""
+    headers = {"ETag": {"description": "The version of the resource, for `If-Match`.", "schema": {"type": "string"}}}
     if new:
-        headers["Location"] = {"description": "Where the new thing is.", "schema": {"type": "string"}}
+        headers["Location"] = {"description": "Path of the new resource.", "schema": {"type": "string"}}
     return {status: {"headers": headers}}
 
 
 def describe(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """Return what serves as `app.openapi`: the description, made once."""
+    """Return a function for `app.openapi`, which builds the description once."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -99,5 +99,5 @@ def _content() -> dict[str, Any]:
     return {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
 
 
-def _example(kind: Kind) -> dict[str, Any]:
+def _example(kind: ProblemType) -> dict[str, Any]:
     return {"type": TYPE_PREFIX + kind.slug, "title": kind.title, "status": kind.status, "detail": kind.title}

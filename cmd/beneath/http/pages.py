@@ -1,4 +1,4 @@
-"""Lists, a page at a time. A cursor is the key of a page's last item, in letters that mean nothing to clients."""
+"""Pagination of lists. A cursor is the encoded key of a page's last item, opaque to clients."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ Row = TypeVar("Row")
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
 _LARGEST: Final = 2**31 - 1
-"""The largest number that the column holds: a database may refuse to compare it with a larger one."""
+"""The largest number that the column can store; a database may refuse to compare it with a larger one."""
 
 
 class Page(BaseModel, Generic[T]):
-    """Some items of a list, and where the rest begins."""
+    """A page of a list, with the cursor of the next page."""
 
     items: list[T]
-    next: str | None = Field(description="Send it as `cursor` to get the following items; null at the end.")
+    next: str | None = Field(description="The `cursor` of the next page; null on the last page.")
 
 
 def _decode(text: object, size: int) -> bytes:
@@ -29,7 +29,7 @@ def _decode(text: object, size: int) -> bytes:
     except ValueError:
         raw = b""
     if len(raw) != size:
-        raise ValueError("not a cursor: send what `next` said, or nothing")
+        raise ValueError("not a cursor: send the `next` of the previous page, or nothing")
     return raw
 
 
@@ -44,30 +44,30 @@ def _number(text: object) -> int | None:
 class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="How many items to return at most.")
+    limit: int = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Number of items per page, at most.")
 
 
 class ByAge(_Query):
-    """A page of things with ids, oldest first."""
+    """The query of a list of rows with ids, oldest first."""
 
     cursor: Annotated[
         UUID | None, BeforeValidator(_id), WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9_-]{22}$"})
-    ] = Field(None, description="`next` of the page before.")
+    ] = Field(None, description="The `next` of the previous page.")
 
     def of(self, rows: Sequence[Row], item: Callable[[Row], T], key: Callable[[Row], UUID]) -> Page[T]:
-        """Return the page for `rows`, of which one more than `limit` was asked for."""
+        """Return the page of `rows`, which were queried with `limit` + 1."""
         return _page(rows, item, self.limit, lambda row: key(row).bytes)
 
 
 class BySequence(_Query):
-    """A page of numbered things, from 1 on."""
+    """The query of a list of numbered rows, from 1 on."""
 
     cursor: Annotated[
         int | None, BeforeValidator(_number), WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9_-]{11}$"})
-    ] = Field(None, description="`next` of the page before.")
+    ] = Field(None, description="The `next` of the previous page.")
 
     def of(self, rows: Sequence[Row], item: Callable[[Row], T], key: Callable[[Row], int]) -> Page[T]:
-        """Return the page for `rows`, of which one more than `limit` was asked for."""
+        """Return the page of `rows`, which were queried with `limit` + 1."""
         return _page(rows, item, self.limit, lambda row: key(row).to_bytes(8))
 
 

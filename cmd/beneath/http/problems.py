@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 has them: `application/problem+json` with a `type` that programs may rely on."""
+"""Error responses as defined by RFC 9457: `application/problem+json` with a stable `type` for programs."""
 
 import json
 import math
@@ -30,55 +30,55 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:beneath:problem:"
 RETRY_AFTER: Final = 1
-"""Seconds after which to try again what could not be done for now."""
+"""Seconds after which clients should repeat a request that failed temporarily."""
 
 MAX_DETAIL: Final = 1000
 """Characters of a problem's `detail`."""
 
 MAX_ERRORS: Final = 20
-"""Errors that are rendered; `errors_total` counts all of them."""
+"""Errors listed in `errors`; `errors_total` is the number of all of them."""
 
 MAX_SUMMARY: Final = 5
-"""Errors that stand in `detail`, too."""
+"""Errors that `detail` repeats."""
 
 MAX_PART: Final = 200
-"""Characters of anything in it that the client sent."""
+"""Characters of each text in a response that repeats a part of the request."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of problem: the end of its `type`, the status it comes with, what to call it."""
+class ProblemType:
+    """A type of problem: the suffix of its `type`, its HTTP status, and its title."""
 
     slug: str
     status: int
     title: str
 
 
-BAD_REQUEST = Kind("bad-request", 400, "The request cannot be read")
-MALFORMED_JSON = Kind("malformed-json", 400, "The body is not JSON")
-UNAUTHENTICATED = Kind("unauthenticated", 401, "A valid secret is needed")
-INSUFFICIENT_SCOPE = Kind("insufficient-scope", 403, "The secret lacks a scope")
-NOT_ALLOWED = Kind("not-allowed", 403, "Your role does not allow this")
-NOT_FOUND = Kind("not-found", 404, "The resource does not exist")
-METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The resource does not support this method")
-REQUEST_TIMEOUT = Kind("request-timeout", 408, "The request took too long to arrive")
-EMAIL_TAKEN = Kind("email-taken", 409, "Another user has this email")
-ALREADY_MEMBER = Kind("already-member", 409, "The user is a member already")
-ALREADY_INVITED = Kind("already-invited", 409, "An invite is open already")
-ALREADY_DONE = Kind("already-done", 409, "The request was carried out before")
-LAST_OWNER = Kind("last-owner", 409, "An organization needs an owner")
-CHANGED = Kind("changed", 412, "The resource was changed since you read it")
-TOO_LARGE = Kind("too-large", 413, "The body is too large")
-UNSUPPORTED_MEDIA_TYPE = Kind("unsupported-media-type", 415, "The body must be JSON")
-INVALID = Kind("invalid", 422, "The request has invalid values")
-KEY_REUSED = Kind("idempotency-key-reused", 409, "The idempotency key belongs to another request")
-TOO_MANY_FAILURES = Kind("too-many-failures", 429, "Too many wrong secrets")
-TOO_MANY_REQUESTS = Kind("too-many-requests", 429, "The limit of requests is reached")
-INTERNAL = Kind("internal", 500, "Internal error")
-INDETERMINATE = Kind("indeterminate", 503, "The outcome of the request is unknown")
-UNAVAILABLE = Kind("unavailable", 503, "The service is temporarily unavailable")
+BAD_REQUEST = ProblemType("bad-request", 400, "The request cannot be read")
+MALFORMED_JSON = ProblemType("malformed-json", 400, "The body is not JSON")
+UNAUTHENTICATED = ProblemType("unauthenticated", 401, "A valid secret is needed")
+INSUFFICIENT_SCOPE = ProblemType("insufficient-scope", 403, "The secret lacks a scope")
+NOT_ALLOWED = ProblemType("not-allowed", 403, "Your role does not allow this")
+NOT_FOUND = ProblemType("not-found", 404, "The resource does not exist")
+METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "The resource does not support this method")
+REQUEST_TIMEOUT = ProblemType("request-timeout", 408, "The request took too long to arrive")
+EMAIL_TAKEN = ProblemType("email-taken", 409, "Another user has this email")
+ALREADY_MEMBER = ProblemType("already-member", 409, "The user is a member already")
+ALREADY_INVITED = ProblemType("already-invited", 409, "An invite is open already")
+ALREADY_DONE = ProblemType("already-done", 409, "The request was carried out before")
+LAST_OWNER = ProblemType("last-owner", 409, "An organization needs an owner")
+CHANGED = ProblemType("changed", 412, "The resource was changed since you read it")
+TOO_LARGE = ProblemType("too-large", 413, "The body is too large")
+UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The body must be JSON")
+INVALID = ProblemType("invalid", 422, "The request has invalid values")
+KEY_REUSED = ProblemType("idempotency-key-reused", 409, "The idempotency key belongs to another request")
+TOO_MANY_FAILURES = ProblemType("too-many-failures", 429, "Too many wrong secrets")
+TOO_MANY_REQUESTS = ProblemType("too-many-requests", 429, "The limit of requests is reached")
+INTERNAL = ProblemType("internal", 500, "Internal error")
+INDETERMINATE = ProblemType("indeterminate", 503, "The outcome of the request is unknown")
+UNAVAILABLE = ProblemType("unavailable", 503, "The service is temporarily unavailable")
 
-DOMAIN_PROBLEMS: Final[Mapping[type[Exception], Kind]] = {
+DOMAIN_PROBLEMS: Final[Mapping[type[Exception], ProblemType]] = {
     InvalidEmail: INVALID,
     InvalidName: INVALID,
     user.EmailTaken: EMAIL_TAKEN,
@@ -100,7 +100,7 @@ DOMAIN_PROBLEMS: Final[Mapping[type[Exception], Kind]] = {
     project.ProjectNotFound: NOT_FOUND,
     project.ProjectChanged: CHANGED,
 }
-"""What each error of a service means to a client. One that is missing here is answered as an internal error."""
+"""The problem type for each error of a service. An error that is not listed becomes an internal error."""
 
 _BY_STATUS: Final = {
     kind.status: kind
@@ -109,11 +109,11 @@ _BY_STATUS: Final = {
 
 
 class ProblemError(Exception):
-    """Raised in a handler or a dependency to answer with a problem."""
+    """An error that a handler or a dependency raises to respond with a problem."""
 
     def __init__(
         self,
-        kind: Kind,
+        kind: ProblemType,
         detail: str,
         headers: Mapping[str, str] | None = None,
         *,
@@ -127,16 +127,16 @@ class ProblemError(Exception):
 
 
 def problem_response(
-    kind: Kind,
+    kind: ProblemType,
     detail: str,
     *,
     headers: Mapping[str, str] | None = None,
     errors: Sequence[Mapping[str, str]] = (),
     request_id: str | None = None,
 ) -> Response:
-    """Return the answer that tells of one problem; `errors` says what is wrong with which field.
+    """Return the response for a problem; `errors` has an error per invalid field.
 
-    No more than `MAX_ERRORS` of them are in it, and `errors_total` says how many there are.
+    The body lists the first `MAX_ERRORS` of them, and their number as `errors_total`.
     """
     body: dict[str, Any] = {"type": TYPE_PREFIX + kind.slug, "title": kind.title, "status": kind.status}
     body["detail"] = shortened(detail, MAX_DETAIL)
@@ -149,16 +149,16 @@ def problem_response(
 
 
 def shortened(text: str, length: int = MAX_PART) -> str:
-    """Return `text`, or its beginning where it is longer than `length`: an answer repeats no more of a request.
+    """Return `text`, cut to `length` characters: a response repeats no more of a request.
 
-    Half characters (surrogates), which not every client can read, become question marks.
+    Surrogates, which not every client can decode, become question marks.
     """
     text = text[: length + 1].encode("utf-8", "replace").decode()
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error that a handler, a dependency or the router raises with a problem."""
+    """Install the error handlers that turn errors of handlers, dependencies and the router into problems."""
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -173,13 +173,13 @@ def install(app: FastAPI) -> None:
 
 
 async def _problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ProblemError)  # noqa: S101 - Starlette hands a handler what it was registered for
+    assert isinstance(error, ProblemError)  # noqa: S101 - Starlette passes the registered type
     return _answer(request, error.kind, error.detail, headers=error.headers, errors=error.errors)
 
 
 async def _domain(request: Request, error: Exception) -> Response:
     kind = next(DOMAIN_PROBLEMS[cls] for cls in type(error).__mro__ if cls in DOMAIN_PROBLEMS)
-    # What was not found is not repeated: an absent thing and a foreign one must look the same.
+    # The error's text is left out: a resource that is absent and one that is not visible must look the same.
     detail = kind.title if kind is NOT_FOUND else str(error)
     wait = getattr(error, "retry_after", None)
     return _answer(request, kind, detail, headers=None if wait is None else retry_after(wait))
@@ -190,7 +190,9 @@ async def _http(request: Request, error: Exception) -> Response:
     if error.status_code == METHOD_NOT_ALLOWED.status:
         allow = {"Allow": ", ".join(allowed_methods(request))}
         return _answer(request, METHOD_NOT_ALLOWED, _asked(request), headers=allow)
-    kind = _BY_STATUS.get(error.status_code) or Kind(f"http-{error.status_code}", error.status_code, error.detail)
+    kind = _BY_STATUS.get(error.status_code) or ProblemType(
+        f"http-{error.status_code}", error.status_code, error.detail
+    )
     detail = _asked(request) if kind is NOT_FOUND else error.detail
     return _answer(request, kind, detail, headers=error.headers)
 
@@ -215,29 +217,29 @@ async def _unavailable(request: Request, error: Exception) -> Response:
 async def _indeterminate(request: Request, error: Exception) -> Response:
     log.error("request outcome lost", error=str(error))
     return _answer(
-        request, INDETERMINATE, "an answer was lost: check whether the change is stored before you try again"
+        request, INDETERMINATE, "the outcome is unknown: check whether the change is stored before you try again"
     )
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """Return what the API's description has for the request's path; the router only knows one route's methods."""
+    """Return the methods that the API's description has for the request's path; the router knows those of one route."""
     app: FastAPI = request.app
     described = {compile_path(path)[0]: methods for path, methods in app.openapi()["paths"].items()}
     found = {
         method.upper() for path, methods in described.items() if path.match(request.scope["path"]) for method in methods
     }
-    found = found or {"GET"}  # what is not described, like /healthz, is there to be read
+    found = found or {"GET"}  # routes outside of the description, such as /healthz, support GET only
     return sorted(found | {"HEAD"}) if "GET" in found else sorted(found)
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    """Return the header that says when to come back."""
+    """Return the header `Retry-After`, rounded up to at least one second."""
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def _answer(
     request: Request,
-    kind: Kind,
+    kind: ProblemType,
     detail: str,
     *,
     headers: Mapping[str, str] | None = None,
@@ -252,5 +254,5 @@ def _asked(request: Request) -> str:
 
 
 def _where(location: Sequence[str | int]) -> str:
-    """Return `body.name` or `query.limit`, without what the client itself made up: an unknown field's name stays."""
+    """Return the place of an error, such as `body.name` or `query.limit`, with each part shortened."""
     return ".".join(shortened(str(part)) for part in location)

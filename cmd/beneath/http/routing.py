@@ -1,4 +1,4 @@
-"""The API's routes: they check the secret, then the body, and then call the handler."""
+"""The base class of the API's routes: it checks the secret, then the body, and then calls the handler."""
 
 import json
 import re
@@ -14,10 +14,10 @@ from beneath.http.auth import Bearer
 from beneath.http.problems import BAD_REQUEST, INVALID, MALFORMED_JSON, ProblemError, shortened
 
 MAX_VALUES: Final = 1000
-"""Most values in a body, nested ones included, and most parameters in a query: each of them is validated."""
+"""Values in a body, nested ones included, and parameters in a query, at most: each of them is validated."""
 
 MAX_DEPTH: Final = 32
-"""Most levels of objects and arrays in a body."""
+"""Levels of objects and arrays in a body, at most."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -25,13 +25,13 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 _SEPARATORS: Final = (b",", b"[", b"{")
 _QUOTE: Final = ord('"')
 _TOKEN: Final = re.compile(rb'[,\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-"""A separator, or a string; one without an end reaches to the end, so that no part of it is looked at twice."""
+"""A separator or a string. An unterminated string matches to the end, so that the search takes linear time."""
 
-_TOO_DEEP: Final = "it is nested too deeply"
+_TOO_DEEP: Final = f"objects and arrays are nested more than {MAX_DEPTH} levels deep"
 
 
 class ApiRoute(APIRoute):
-    """Authenticates before it reads the body, which FastAPI would do afterwards, and accepts strict JSON only."""
+    """A route that authenticates before the body is read (FastAPI does so afterwards), and accepts strict JSON only."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
@@ -51,31 +51,31 @@ class ApiRoute(APIRoute):
         return answer
 
     async def carry_out(self, request: Request, handle: Handler) -> Response:
-        """Let `handle` answer a request that is authenticated and whose body is JSON."""
+        """Handle a request that is authenticated and whose body is valid JSON."""
         return await handle(request)
 
 
 class JsonRequest(Request):
-    """A request whose body means the same to everyone who reads it: JSON in UTF-8, no name twice, no NaN."""
+    """A request whose body every parser reads the same way: JSON in UTF-8, without duplicate names and NaN."""
 
     async def body(self) -> bytes:
         try:
             return await super().body()
         except ClientDisconnect:
-            raise ProblemError(BAD_REQUEST, "the connection ended before the body did") from None
+            raise ProblemError(BAD_REQUEST, "the connection ended before the body was complete") from None
 
-    async def json(self) -> Any:  # noqa: ANN401 - whatever the client sent
-        """Return the body, parsed once; raise `ProblemError`, which says where it is no JSON."""
+    async def json(self) -> Any:  # noqa: ANN401 - any JSON value
+        """Return the body, parsed once; raise `ProblemError` with the position if it is not valid JSON."""
         if not hasattr(self, "_parsed"):
             self._parsed = _parse(await self.body())
         return self._parsed
 
 
 class _NotJson(ValueError):
-    """Python would read it, JSON does not have it."""
+    """Python's parser accepts the text, but it is not valid JSON."""
 
 
-def _parse(body: bytes) -> Any:  # noqa: ANN401 - whatever the client sent
+def _parse(body: bytes) -> Any:  # noqa: ANN401 - any JSON value
     _require_few_values(body)
     try:
         parsed = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_no_constant)
@@ -96,7 +96,7 @@ def _parse(body: bytes) -> Any:  # noqa: ANN401 - whatever the client sent
 
 
 def _require_few_values(body: bytes) -> None:
-    # Before it is parsed: a million small values in a list take a third of a second.
+    # Checked before parsing: a list of a million small values takes a third of a second to parse.
     if sum(map(body.count, _SEPARATORS)) < MAX_VALUES:
         return
     strings = separators = 0
@@ -122,7 +122,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise _NotJson(f"{json.dumps(shortened(twice, 100))} is there twice in one object")
+        raise _NotJson(f"{json.dumps(shortened(twice, 100))} occurs twice in one object")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the API takes and gives; tables and events may change without these."""
+"""The bodies of requests and responses, separate from tables and events so that these can change alone."""
 
 import re
 from datetime import datetime
@@ -23,7 +23,7 @@ from models.name import normalise_name
 from models.organization import InviteStatus, Role
 from models.secret import Scope
 
-# What a pattern can say of `normalise_name`, for programs that read the description.
+# The part of `normalise_name` that a pattern can express, for programs that read the description.
 _NAME = r"^[^\x00-\x20\x7f-\xa0\u2028\u2029](?:[^\x00-\x1f\x7f-\x9f\u2028\u2029]*[^\x00-\x20\x7f-\xa0\u2028\u2029])?$"
 # Text may have several lines. NUL cannot be stored by every database.
 _TEXT = r"^[^\x00]*$"
@@ -31,7 +31,7 @@ _CHARACTERS = r"^[A-Za-z0-9_-]{1,200}$"
 
 
 class Matching:
-    """Text of a pattern, which is for programs to read in the description; people read `expected` in the error."""
+    """A validator of text by a pattern, which the description shows to programs; the error shows `expected`."""
 
     def __init__(self, pattern: str, expected: str) -> None:
         self._pattern = pattern
@@ -68,7 +68,7 @@ Token = Annotated[str, Matching(_CHARACTERS, "expected the token from the mail")
 
 
 class Body(BaseModel):
-    """What a client sends: nothing that is not asked for, and no guessing at types."""
+    """The base of request bodies: unknown fields and conversions of types are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -77,13 +77,13 @@ def _without_default(schema: dict[str, Any]) -> None:
     del schema["default"]
 
 
-def _unchanged() -> Any:  # noqa: ANN401 - stands where a field's value does
-    """Return what a change leaves alone unless the client names it; null is not a way to say so."""
+def _unchanged() -> Any:  # noqa: ANN401 - the default of a field of any type
+    """Return a field that a change leaves unchanged if the client omits it; null is invalid."""
     return Field(default=None, json_schema_extra=_without_default)
 
 
 class Shown(BaseModel):
-    """What a client gets, read from a row."""
+    """The base of response bodies, which are read from a row."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -96,14 +96,14 @@ class NewUser(Body):
 
 
 class UserChange(Body):
-    """A change of one's profile."""
+    """A change of the user's own profile."""
 
     email: Email = _unchanged()
     name: Name = _unchanged()
 
 
 class UserOut(Shown):
-    """A user, as only that user sees it."""
+    """A user, as shown to that user only."""
 
     id: UUID
     email: str
@@ -113,26 +113,26 @@ class UserOut(Shown):
 
 
 class SignedUp(Shown):
-    """A new user, and a secret to act as that user. The secret is shown only here."""
+    """A new user and that user's first secret, which is shown only once."""
 
     user: UserOut
     secret: str = Field(examples=["bnth_Zm9yIGV4YW1wbGUgb25seSwgbm90IGEgc2VjcmV0ISE"])
 
 
 class NewOrganization(Body):
-    """An organization to create, which you will own."""
+    """An organization to create; you become its owner."""
 
     name: Name = Field(examples=["Analytical Engines"])
 
 
 class OrganizationChange(Body):
-    """Another name for an organization."""
+    """A change of an organization's name."""
 
     name: Name
 
 
 class OrganizationOut(Shown):
-    """An organization that you are in; `personal` is the one that came with your sign-up."""
+    """An organization of which you are a member; `personal` is true for the one created at your sign-up."""
 
     id: UUID
     name: str
@@ -152,13 +152,13 @@ class MemberOut(Shown):
 
 
 class RoleChange(Body):
-    """Another role for a member."""
+    """A change of a member's role."""
 
     role: Annotated[Role, Field(strict=False)]
 
 
 class NewInvite(Body):
-    """An invite, which is mailed with the token that accepts it."""
+    """An invite to create; its mail contains the token that accepts it."""
 
     email: Email
     role: Annotated[Role, Field(strict=False)] = Role.MEMBER
@@ -207,14 +207,14 @@ class ProjectOut(Shown):
 
 
 class NewSecret(Body):
-    """A secret to issue, with no scope that the one you use lacks."""
+    """A secret to issue; its scopes must be among those of the secret that you use."""
 
     name: Name = Field(examples=["ci"])
     scopes: Annotated[list[Annotated[Scope, Field(strict=False)]], Field(min_length=1, max_length=len(Scope))]
 
 
 class SecretOut(Shown):
-    """A secret that is in force; `hint` is how it begins."""
+    """A valid secret; `hint` is its first characters."""
 
     id: UUID
     name: str
@@ -224,7 +224,7 @@ class SecretOut(Shown):
 
 
 class IssuedOut(Shown):
-    """A new secret. It is shown only here."""
+    """A new secret; `token` is shown only once."""
 
     secret: SecretOut
     token: str

@@ -1,4 +1,4 @@
-"""What the routes need of the application."""
+"""The services that the routes use, as a dependency of FastAPI."""
 
 from typing import Annotated, Protocol
 
@@ -13,41 +13,41 @@ from services.user.service import UserService
 
 
 class Services(Protocol):
-    """The services that have routes; attributes that nobody sets."""
+    """The services that have routes, as read-only attributes."""
 
     @property
     def user(self) -> UserService:
-        """See there."""
+        """The `UserService`."""
         ...
 
     @property
     def organization(self) -> OrganizationService:
-        """See there."""
+        """The `OrganizationService`."""
         ...
 
     @property
     def project(self) -> ProjectService:
-        """See there."""
+        """The `ProjectService`."""
         ...
 
     @property
     def secret(self) -> SecretService:
-        """See there."""
+        """The `SecretService`."""
         ...
 
     @property
     def audit(self) -> AuditService:
-        """See there."""
+        """The `AuditService`."""
         ...
 
     @property
     def idempotency(self) -> IdempotencyService:
-        """See there."""
+        """The `IdempotencyService`."""
         ...
 
 
 async def services_of(request: Request) -> Services:
-    """Return what `create_app` was given."""
+    """Return the services that `create_app` was called with."""
     services: Services = request.app.state.services
     return services
 

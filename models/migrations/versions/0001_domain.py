@@ -1,4 +1,4 @@
-"""Users, organizations, projects, secrets and journals."""
+"""Create the tables of users, organizations, projects, secrets and journals."""
 
 import sqlalchemy as sa
 from alembic import op

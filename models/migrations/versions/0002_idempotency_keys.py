@@ -1,4 +1,4 @@
-"""Answers to requests that carried an idempotency key."""
+"""Create the table of idempotency keys and their responses."""
 
 import sqlalchemy as sa
 from alembic import op

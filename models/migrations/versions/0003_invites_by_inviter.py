@@ -1,4 +1,4 @@
-"""Invites by who made them, and when: withdrawn with their maker, and counted."""
+"""Add an index on invites by inviter and time, for their limits and for withdrawal with the inviter."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""`/docs`: the API's description as a page, drawn by a small script of our own, so that it needs no other host."""
+"""`/docs`: a page that shows the API's description, drawn by the script beside it, without any other host."""
 
 from importlib.resources import files
 
@@ -15,7 +15,7 @@ _POLICY = (
 
 
 def docs_routes() -> list[Route]:
-    """Return the routes of the page and of what it loads."""
+    """Return the routes of the page, its style and its script."""
     return [_route(path, name) for path, name in _PAGES.items()]
 
 

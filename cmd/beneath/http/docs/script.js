@@ -13,7 +13,7 @@ function resolve(api, schema) {
   return name ? api.components.schemas[name] : schema ?? {};
 }
 
-/** Return a value that looks like what `schema` describes. */
+/** Return an example value for `schema`. */
 function example(api, schema) {
   const found = resolve(api, schema);
   if (found.examples) return found.examples[0];
@@ -44,7 +44,7 @@ function responseRow(api, status, response) {
   return make("tr", {}, make("td", {}, make("code", { textContent: status })), description);
 }
 
-/** Send what the form says, and show what comes back. */
+/** Send the request of the form, and show the response. */
 async function send(form, method, path, output) {
   const headers = {};
   const query = new URLSearchParams();
@@ -67,7 +67,7 @@ async function send(form, method, path, output) {
     const shown = [...answer.headers].map(([name, value]) => `${name}: ${value}`).join("\n");
     output.textContent = `${answer.status} ${answer.statusText}\n${shown}\n\n${pretty}`;
   } catch (error) {
-    output.textContent = `No answer: ${error.message}`;
+    output.textContent = `No response: ${error.message}`;
   }
 }
 
@@ -94,7 +94,7 @@ function operationView(api, path, method, operation) {
     make("p", { textContent: operation.description ?? "" }),
     make("h3", { textContent: "Try it" }),
     form,
-    make("h3", { textContent: "Answers" }),
+    make("h3", { textContent: "Responses" }),
     make("table", {}, ...responses),
   );
   const head = make("summary", {}, make("code", { className: "method", textContent: method }), make("code", { textContent: path }), make("span", { textContent: operation.summary ?? "" }));

@@ -1,1 +1,1 @@
-"""One module for each kind of thing: translate, call a service, translate back."""
+"""The routes of the `/v1` API, one module per resource: they validate, call a service, and render its result."""

@@ -1,4 +1,4 @@
-"""Journals of organizations."""
+"""The route of an organization's journal."""
 
 from typing import Annotated
 from uuid import UUID
@@ -20,6 +20,6 @@ router = APIRouter(prefix="/organizations/{organization_id}/audit", tags=["audit
 async def list_entries(
     organization_id: UUID, caller: Reader, using: Using, page: Annotated[BySequence, Query()]
 ) -> Page[EntryOut]:
-    """List what happened in an organization, in order; an entry appears a moment after what it tells of."""
+    """List the events of an organization in order; an entry appears shortly after its event."""
     rows = await using.audit.list_entries(caller.user_id, organization_id, after=page.cursor or 0, limit=page.limit + 1)
     return page.of(rows, EntryOut.model_validate, lambda row: row.sequence)

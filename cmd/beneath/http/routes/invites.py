@@ -1,4 +1,4 @@
-"""Invites to an organization."""
+"""The routes of invites to an organization."""
 
 from typing import Annotated
 from uuid import UUID
@@ -45,7 +45,7 @@ async def list_invites(
     ),
 )
 async def invite(organization_id: UUID, body: NewInvite, caller: Writer, using: Using, request: Request) -> InviteOut:
-    """Invite someone by mail; admins and owners may, to roles up to their own."""
+    """Invite a person by mail; admins and owners may, to roles up to their own."""
     limit: AddressLimit = request.app.state.invite_limit
     limit.spend(request)
     made = await using.organization.invite(caller.user_id, organization_id, email=body.email, role=body.role)
@@ -64,5 +64,5 @@ async def withdraw_invite(organization_id: UUID, invite_id: UUID, caller: Writer
     responses=problems(KEY_REUSED, NOT_FOUND, ALREADY_MEMBER, *AUTHENTICATED, *WITH_BODY),
 )
 async def accept_invite(body: Acceptance, caller: Writer, using: Using) -> OrganizationOut:
-    """Become a member, with the token from an invite's mail."""
+    """Become a member by the token from an invite's mail."""
     return OrganizationOut.model_validate(await using.organization.accept_invite(caller.user_id, body.token))

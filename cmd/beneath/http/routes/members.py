@@ -1,4 +1,4 @@
-"""Members of an organization."""
+"""The routes of an organization's members."""
 
 from typing import Annotated
 from uuid import UUID
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/organizations/{organization_id}/members", tags=["mem
 async def list_members(
     organization_id: UUID, caller: Reader, using: Using, page: Annotated[ByAge, Query()]
 ) -> Page[MemberOut]:
-    """List who is in an organization."""
+    """List the members of an organization."""
     rows = await using.organization.list_members(
         caller.user_id, organization_id, after=page.cursor, limit=page.limit + 1
     )

@@ -1,4 +1,4 @@
-"""Organizations."""
+"""The routes of organizations."""
 
 from typing import Annotated
 from uuid import UUID
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/organizations", tags=["organizations"], route_class=
 
 @router.get("", responses=problems(*AUTHENTICATED))
 async def list_organizations(caller: Reader, using: Using, page: Annotated[ByAge, Query()]) -> Page[OrganizationOut]:
-    """List the organizations that you are in."""
+    """List the organizations of which you are a member."""
     rows = await using.organization.list_organizations(caller.user_id, after=page.cursor, limit=page.limit + 1)
     return page.of(rows, OrganizationOut.model_validate, lambda row: row.id)
 
@@ -42,7 +42,7 @@ async def create_organization(
 
 @router.get("/{organization_id}", responses=versioned(200) | problems(NOT_FOUND, *AUTHENTICATED))
 async def show_organization(organization_id: UUID, caller: Reader, using: Using, response: Response) -> OrganizationOut:
-    """Show an organization that you are in."""
+    """Show an organization of which you are a member."""
     organization = await using.organization.get(caller.user_id, organization_id)
     tag(response, organization)
     return OrganizationOut.model_validate(organization)

@@ -1,4 +1,4 @@
-"""Projects of an organization."""
+"""The routes of an organization's projects."""
 
 from typing import Annotated
 from uuid import UUID
@@ -75,5 +75,5 @@ async def change_project(
 async def delete_project(
     organization_id: UUID, project_id: UUID, caller: Writer, using: Using, expected: Expected
 ) -> None:
-    """Delete a project for good; admins and owners may."""
+    """Delete a project permanently; admins and owners may."""
     await using.project.delete(caller.user_id, organization_id, project_id, expected_version=expected)

@@ -1,4 +1,4 @@
-"""Sign-up, and one's own profile."""
+"""The routes of sign-up and of the user's own profile."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["users"], route_class=ApiRoute)
 
 @router.post("/users", status_code=201, responses=problems(EMAIL_TAKEN, TOO_MANY_REQUESTS, *ANYWHERE, *WITH_BODY))
 async def sign_up(body: NewUser, using: Using, request: Request) -> SignedUp:
-    """Sign up: anyone may. You get an organization of your own with a first project in it, and a welcome mail."""
+    """Sign up, without authentication. You get an organization with a first project, and a welcome mail."""
     limit: AddressLimit = request.app.state.sign_up_limit
     limit.spend(request)
     return SignedUp.model_validate(await using.user.sign_up(body.email, body.name))
@@ -39,7 +39,7 @@ async def change_me(
     """Change your name or email."""
     changes = body.model_dump(exclude_unset=True)
     if "email" in changes and changes["email"] != caller.email:
-        # It tells whether another user has the email, as a sign-up does.
+        # Like a sign-up, the response reveals whether another user has the email.
         limit: AddressLimit = request.app.state.sign_up_limit
         limit.spend(request)
     user = await using.user.update(caller.user_id, **changes, expected_version=expected)
