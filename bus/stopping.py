@@ -1,4 +1,4 @@
-"""The stop of a worker: every step is carried out, however often the stopping task is cancelled meanwhile."""
+"""The steps of a shutdown, each carried out however often the task that shuts down is cancelled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 from infra.clock import Clock
 
 ATTEMPTS = 3
-"""How often a step is begun that was itself cancelled, as at the end of `asyncio.run`, which cancels every task."""
+"""How often a step is started whose task is cancelled: `asyncio.run` cancels all tasks at its end."""
 
 
 class StopSequence:
-    """The steps of one stop, and the latest cancellation that came while they ran."""
+    """The steps of one shutdown; `cancelled` is the latest cancellation that arrived while they ran."""
 
     def __init__(self, clock: Clock) -> None:
         self.cancelled: asyncio.CancelledError | None = None
@@ -25,15 +25,15 @@ class StopSequence:
             return event.is_set()
 
     async def wait_for_end(self, task: asyncio.Future[None], seconds: float) -> None:
-        """Wait until `task` is done, as `wait` does."""
+        """Wait for `task` to end, at most `seconds` and at most until the next cancellation."""
         ended = asyncio.Event()
         task.add_done_callback(lambda _: ended.set())
         await self.wait(ended, seconds)
 
     async def through(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Run `step` to its end in a task of its own; a cancellation does not reach it.
+        """Run `step` to its end in a task of its own, which a cancellation of the caller does not reach.
 
-        Raises: what `step` raises.
+        Raises: the errors of `step`.
         """
         for _ in range(ATTEMPTS):
             task = asyncio.ensure_future(step())

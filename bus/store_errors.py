@@ -1,4 +1,4 @@
-"""The errors of a queue or a database that stores nothing."""
+"""The errors of the queue and the database, as publishing and settling handle them."""
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -7,9 +7,9 @@ from infra.failures import describe
 from infra.mq import QueueError
 
 STORE_ERRORS = (QueueError, DatabaseError, SQLAlchemyError)
-"""What a queue or a database raises that does not store an event."""
+"""The errors of a queue or database that has not stored an event, or may not have stored it."""
 
 
 def reason_of(error: Exception) -> str:
-    """Return an error's text in one line, with its class if it is not one of ours."""
+    """Return an error's text in one line, with its class unless it is a QueueError or DatabaseError."""
     return str(error) if isinstance(error, QueueError | DatabaseError) else describe(error)

@@ -15,9 +15,9 @@ __all__ = [
 ]
 
 TRANSIENT = (*STORE_ERRORS, OSError)
-"""Failures that pass once a server, a disk or a network is back, so that no process ends because of them.
+"""Errors that end when a server, disk or network is available again; they never end a process.
 
-Database errors that `infra.db` does not map are among them: an unknown one is retried, visibly, and not final.
+They include database errors that `infra.db` does not map: an unknown error is logged and retried.
 """
 
 

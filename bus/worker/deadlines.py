@@ -1,4 +1,4 @@
-"""The deadlines of running handlers: one sweep over all of them, instead of a timer for every message."""
+"""The deadlines of running handlers, checked by one periodic task instead of a timer for each message."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Deadlines:
-    """Interrupts handlers whose time is up, and reports those that go on all the same."""
+    """Cancels handlers at their deadlines, and logs those that keep running after that."""
 
     def __init__(self, clock: Clock, timeouts: Sequence[float], running: Callable[[], list[Slot]]) -> None:
         self._clock = clock
@@ -20,7 +20,7 @@ class Deadlines:
         self._running = running
 
     async def sweep(self) -> None:
-        """Sweep until cancelled; return at once if no listener has a timeout."""
+        """Check all deadlines until cancelled; return at once if no listener has a timeout."""
         while self._needed:
             await self._clock.sleep(self._step)
             now = self._clock.monotonic()
@@ -32,8 +32,8 @@ class Deadlines:
 
     def _report(self, slot: Slot, now: float) -> None:
         timeout = slot.listener.timeout or 0.0
-        if not slot.complained and now - slot.started > timeout + max(timeout, 1.0):
-            slot.complained = True
+        if not slot.timeout_logged and now - slot.started > timeout + max(timeout, 1.0):
+            slot.timeout_logged = True
             log.error(
                 "handler timeout ignored",
                 listener=slot.listener.name,

@@ -1,4 +1,4 @@
-"""How a delivery is handled: decoded, given to its handler, and settled as `bus.outcomes` says."""
+"""The executor of deliveries: decodes the event, calls the handler, and passes the outcome to the settler."""
 
 import asyncio
 import contextvars
@@ -31,22 +31,22 @@ from infra.mq import Claim, Delivery, Failure, Outcome, Settlement
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 DEFECT_DELAY = 1.0
-"""Seconds after which a delivery is tried again that a defect of the bus kept from being handled."""
+"""Seconds after which a delivery is retried whose attempt failed by a defect of the bus."""
 
 UNDECIDED_DELAY = 5.0
-"""Seconds after which a `once` delivery is tried again that cannot be given up, for the inbox did not answer."""
+"""Seconds after which an exhausted `once` delivery is retried because the inbox could not be read."""
 
 DONE = Outcome.DONE
 
-GIVES_UP = frozenset({Outcome.DEAD, Outcome.BLOCK})
-"""Ends after which no further attempt follows by itself."""
+EXHAUSTED = frozenset({Outcome.DEAD, Outcome.BLOCK})
+"""Outcomes after which only an operator can cause a further attempt."""
 
-LEAVES_IN_MAILBOX = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
-"""Ends after which a delivery is still its mailbox's head."""
+STAYS_HEAD = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
+"""Outcomes after which a delivery is still its mailbox's head."""
 
 
 class Executor:
-    """The policy of one worker: attempts, backoff, dead letters, parking, the inbox."""
+    """Runs the deliveries of claims, and determines their settlements."""
 
     def __init__(
         self,
@@ -73,13 +73,14 @@ class Executor:
         settle: Callable[[Settlement], None],
         may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Run a claim's deliveries in order and hand every end to `settle`; ask `may_begin` before each but the first.
+        """Run a claim's deliveries in order, and pass each settlement to `settle`.
 
-        Nothing that a handler raises leaves this method; when it returns, `slot.claim` is None unless the claim stays
-        unsettled: with a thread that still runs, or as the crash of the process that `slot.exit` asks for.
+        `may_begin` is called before each delivery but the first; where it returns False the rest of the claim is
+        released. The errors of handlers are not raised. On return `slot.claim` is None unless the claim stays
+        unsettled: for a thread that still runs, or for the crash that follows from `slot.exit`.
 
         Raises:
-            BaseException: in a test kit alone, the cancellation or the exit of its own task.
+            BaseException: in a test kit alone, the cancellation or the exit of the kit's task.
         """
         slot.claim = claim
         first, last = claim.deliveries[0], claim.deliveries[-1]
@@ -90,25 +91,25 @@ class Executor:
             try:
                 settlement = await self.handle(slot, claim, delivery, metrics)
             except BaseException:
-                # A test kit's own end, or a defect of the bus: nothing here owns the claim any more.
+                # A test kit ends, or the bus has a defect: without a release the claim would stay unsettled.
                 settle(release(claim, delivery, DEFECT_DELAY))
                 slot.claim = None
                 raise
             if settlement is None:
                 return
-            leaves = settlement.outcome is not DONE and settlement.outcome in LEAVES_IN_MAILBOX
-            settle(replace(settlement, close=True) if claim.ordered and (leaves or delivery is last) else settlement)
-            if leaves or slot.exit is not None:
-                if not leaves and delivery is not last:
+            stays = settlement.outcome is not DONE and settlement.outcome in STAYS_HEAD
+            settle(replace(settlement, close=True) if claim.ordered and (stays or delivery is last) else settlement)
+            if stays or slot.exit is not None:
+                if not stays and delivery is not last:
                     settle(release(claim, claim.deliveries[claim.deliveries.index(delivery) + 1]))
                 break
         slot.claim = None
 
     async def handle(self, slot: Slot, claim: Claim, delivery: Delivery, metrics: ListenerMetrics) -> Settlement | None:
-        """Run the handler on one delivery and return how it ends; None if its claim is to stay unsettled."""
+        """Run the handler on one delivery and return the settlement, None if the claim stays unsettled."""
         if delivery.crashes >= self._max_crashes:
-            return await self._unless_committed(slot, self._killer(claim, delivery), metrics)
-        # A fresh context for each delivery: what one sets in context variables never reaches the next.
+            return await self._unless_committed(slot, self._crashed(claim, delivery), metrics)
+        # Context variables that a handler sets must not reach the next delivery.
         context = contextvars.copy_context()
         started = self._clock.monotonic()
         slot.begin(started)
@@ -117,7 +118,7 @@ class Executor:
             try:
                 waits_for = context.run(attempt.send, None)
             except StopIteration:
-                pass  # it ended without waiting for anything, as many do
+                pass  # the attempt ended without awaiting anything
             else:
                 await run_in_context(context, attempt, waits_for)
         except BaseException as error:
@@ -133,12 +134,12 @@ class Executor:
         task = slot.task
         if task is not None and task.cancelling() and not slot.is_stopping:
             await _absorb_cancellation(task)
-        if settlement is not None and settlement.outcome is not DONE and settlement.outcome in GIVES_UP:
+        if settlement is not None and settlement.outcome is not DONE and settlement.outcome in EXHAUSTED:
             return await self._unless_committed(slot, settlement, metrics)
         return settlement
 
     async def _attempt(self, slot: Slot, delivery: Delivery, metrics: ListenerMetrics) -> None:
-        """Decode a delivery and call the handler, all in the delivery's own context."""
+        """Decode a delivery and call the handler; runs in the delivery's own context."""
         listener = slot.listener
         try:
             frame = decode_frame(delivery.body)
@@ -162,7 +163,7 @@ class Executor:
     def _decode(self, frame: Frame) -> Any:  # noqa: ANN401 - any event class
         event_type = self._events.get(frame.event)
         if event_type is None:
-            raise Parked(f"no class here has the wire name {frame.event!r}")
+            raise Parked(f"this code has no event class with the wire name {frame.event!r}")
         if frame.event_version > event_type.version:
             raise Parked(
                 f"{frame.event} version {frame.event_version} is newer than this code's {event_type.version}",
@@ -183,7 +184,10 @@ class Executor:
             await self._caller.call(slot, event, context)
 
     async def _unless_committed(self, slot: Slot, settlement: Settlement, metrics: ListenerMetrics) -> Settlement:
-        """Give a delivery up, unless its `once` handler committed: after a crash, or with the answer to COMMIT lost."""
+        """Return `settlement`, or the settlement of a handled delivery if its `once` handler has committed.
+
+        That can happen before a crash, or when the answer to COMMIT is lost.
+        """
         claim, delivery, listener = settlement.claim, settlement.delivery, slot.listener
         if listener.once and self._inbox is not None:
             try:
@@ -201,8 +205,8 @@ class Executor:
             metrics.dead += 1
         return settlement
 
-    def _killer(self, claim: Claim, delivery: Delivery) -> Settlement:
-        failure = Failure(error=f"its worker died {delivery.crashes} times while this ran alone")
+    def _crashed(self, claim: Claim, delivery: Delivery) -> Settlement:
+        failure = Failure(error=f"its worker died {delivery.crashes} times while this delivery ran alone")
         log.error(
             "delivery dead-lettered",
             listener=claim.subscription,
@@ -214,31 +218,31 @@ class Executor:
 
 
 async def _absorb_cancellation(task: asyncio.Task[None]) -> None:
-    """Take back every cancellation of an attempt that is over: none of them may reach the next delivery."""
+    """Clear all cancellations of an attempt that has ended, so that they do not reach the next delivery."""
     while task.cancelling():
         task.uncancel()
     with suppress(asyncio.CancelledError):
-        await asyncio.sleep(0)  # one that was asked for, and not raised yet, is raised here
+        await asyncio.sleep(0)  # a pending cancellation is raised here
 
 
 def _ends_caller(slot: Slot, error: BaseException) -> bool:
-    """Whether an error is about the task that runs the handler: a test kit's own, or one that is thrown away."""
+    """Whether an error ends the calling task, not only the attempt: in a test kit, or when a coroutine is closed."""
     try:
         task = asyncio.current_task()
     except RuntimeError:
         task = None
-    kind = type(error)  # `isinstance` would ask the error for its `__class__`
+    kind = type(error)  # `isinstance` would run the error's own `__class__`
     if slot.task is not None:
         return issubclass(kind, GeneratorExit) and task is not slot.task
     cancelled = issubclass(kind, asyncio.CancelledError) and task is not None and task.cancelling() > 0
     return cancelled or issubclass(kind, SystemExit | KeyboardInterrupt | GeneratorExit)
 
 
-_CALLERS = {Executor._attempt.__code__, Caller.call.__code__}  # noqa: SLF001 - this module's own
+_CALLERS = {Executor._attempt.__code__, Caller.call.__code__}  # noqa: SLF001 - a class of this module
 
 
 def running_listener(frame: FrameType) -> str | None:
-    """Return the name of the listener that `frame` runs, if it is the frame that calls handlers."""
+    """Return the name of the listener whose handler `frame` calls; None for other frames."""
     if frame.f_code in _CALLERS:
         slot = frame.f_locals.get("slot")
         return slot.listener.name if isinstance(slot, Slot) else None

@@ -1,4 +1,4 @@
-"""Keeps a worker's lease from a thread of its own, but only while the event loop moves."""
+"""The heartbeat of a worker: a thread that renews the lease while the event loop makes progress."""
 
 import asyncio
 import contextlib
@@ -19,48 +19,48 @@ from infra.mq import Consumer
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 WARN_AFTER = 1.0
-"""How long, in seconds, the loop may stand still before the log says who holds it."""
+"""Seconds for which the event loop may be blocked before that is logged, with the listener that blocks it."""
 
 
 class Heartbeat:
-    """A lease kept by a thread that asks the loop for a sign of life before it gives one."""
+    """Renews the lease of a consumer until the event loop is blocked for longer than `max_stall`."""
 
     def __init__(
         self,
         consumer: Consumer,
         options: BusOptions,
         metrics: BusMetrics,
-        describe: Callable[[FrameType], str | None],
+        listener_of: Callable[[FrameType], str | None],
         on_loss: Callable[[], object],
     ) -> None:
         self._consumer = consumer
         self._options = options
         self._metrics = metrics
-        self._describe = describe
+        self._listener_of = listener_of
         self._on_loss = on_loss
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()
-        self._moved = time.monotonic()
+        self._progressed = time.monotonic()
         self._renewed = 0.0
-        self._heard = True
+        self._is_renewing = True
         self._warned = False
 
     def start(self) -> None:
-        """Begin to beat.
+        """Start the thread.
 
         Raises:
-            RuntimeError: no thread can be started.
+            RuntimeError: the thread cannot be started.
         """
         threading.Thread(target=self._run, name="bus heartbeat", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop beating; the lease then runs out, or is released by its consumer."""
+        """Stop the thread; the lease then expires, unless the consumer is closed before."""
         self._stopped.set()
 
     def _run(self) -> None:
-        # The one background task that is not the supervisor's, for it must beat while the loop stands still. It goes on
-        # after whatever goes wrong: without it a worker that is well would lose its lease.
+        # The supervisor cannot run this, because it must renew the lease while the event loop is blocked. It continues
+        # after every error: without it a healthy worker would lose its lease.
         while True:
             try:
                 self._beat()
@@ -75,71 +75,71 @@ class Heartbeat:
         step = min(self._options.renew_every, WARN_AFTER, self._options.max_stall / 4)
         while not self._stopped.wait(step):
             try:
-                self._loop.call_soon_threadsafe(self._sign_of_life)
+                self._loop.call_soon_threadsafe(self._note_progress)
             except RuntimeError:
                 return  # the loop is closed
-            stalled = time.monotonic() - self._moved
+            stalled = time.monotonic() - self._progressed
             if stalled > self._options.max_stall:
-                self._give_up(stalled)
+                self._abandon(stalled)
                 return
             if stalled > WARN_AFTER + step:
                 if not self._warned:
                     self._warned = True
                     self._metrics.loop_stalls += 1
-                    log.warning("event loop blocked", seconds=round(stalled, 1), by=self._culprit())
+                    log.warning("event loop blocked", seconds=round(stalled, 1), by=self._blocking_listener())
             else:
                 self._warned = False
             if time.monotonic() - self._renewed >= self._options.renew_every:
-                asked = time.monotonic()
-                kept = self._renew(complain=self._heard)
+                renewed = time.monotonic()
+                kept = self._renew(log_failure=self._is_renewing)
                 if kept is False:
                     self._report_loss()
                     return
-                # What failed is tried again at the next step: the lease runs on.
-                self._heard = kept is not None
-                self._renewed = asked if self._heard else self._renewed
+                # A failed renewal is repeated at the next step; the lease has not expired yet.
+                self._is_renewing = kept is not None
+                self._renewed = renewed if self._is_renewing else self._renewed
 
-    def _sign_of_life(self) -> None:
-        self._moved = time.monotonic()
+    def _note_progress(self) -> None:
+        self._progressed = time.monotonic()
 
-    def _renew(self, *, complain: bool) -> bool | None:
+    def _renew(self, *, log_failure: bool) -> bool | None:
+        """Return whether the worker still has its lease, None if the renewal failed."""
         try:
             return self._consumer.renew()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next beat may succeed
-            if complain:
+        except Exception as error:  # noqa: BLE001 - the next renewal may succeed after any error
+            if log_failure:
                 log.warning("lease renewal failed", error=describe(error))
             return None
 
-    def _give_up(self, stalled: float) -> None:
+    def _abandon(self, stalled: float) -> None:
         self._metrics.loop_stalls += 1
-        by = self._culprit()  # first: a moment later the loop may have moved on
+        by = self._blocking_listener()  # first, before the event loop can continue
         try:
             self._consumer.abandon()
-        except Exception as error:  # noqa: BLE001 - the lease then ends by itself
+        except Exception as error:  # noqa: BLE001 - the lease then expires
             log.warning("lease abandonment failed", error=describe(error))
-        # Once the loop moves again, the first thing it does is to notice.
         self._report_loss()
         log.error("lease abandoned", seconds=round(stalled, 1), max_stall=self._options.max_stall, by=by)
 
     def _report_loss(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._on_loss)
 
-    def _culprit(self) -> str:
-        """Return the name of the listener whose handler holds the loop, and the line it stands at."""
+    def _blocking_listener(self) -> str:
+        """Return the name of the listener whose handler blocks the event loop, and the line that it executes."""
         try:
-            return self._find_culprit()
-        except Exception as error:  # noqa: BLE001 - it runs on while it is looked at
+            return self._find_blocking_listener()
+        except Exception as error:  # noqa: BLE001 - the thread continues while its frames are read
             return f"unknown ({type(error).__name__})"
 
-    def _find_culprit(self) -> str:
-        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the documented way to see another thread
+    def _find_blocking_listener(self) -> str:
+        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the documented way to read another thread's frame
         if frame is None:
             return "unknown"
         where = "".join(traceback.format_stack(frame, limit=None)[-1:]).strip().replace("\n", " ")
         walker: FrameType | None = frame
         while walker is not None:
-            if (name := self._describe(walker)) is not None:
+            if (name := self._listener_of(walker)) is not None:
                 return f"{name}, {where}"
             walker = walker.f_back
         return where

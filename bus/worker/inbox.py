@@ -1,4 +1,4 @@
-"""The inbox: which messages a `once=True` listener has handled, kept in the same transaction as what it did."""
+"""The inbox: records which messages a `once=True` listener handled, in the transaction of its effects."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,25 +10,25 @@ from sqlalchemy.dialects import postgresql, sqlite
 from infra.db import Database
 
 PRUNED_AT_ONCE = 500
-"""How many marks one transaction forgets at most."""
+"""How many inbox rows one call of `prune` deletes at most."""
 
 INBOX = table("beneath_inbox", column("listener"), column("message_id"), column("handled_at"))
 
 
 class Time(Protocol):
-    """What tells the time, the same in all processes: a queue, or a clock."""
+    """A source of the time that is the same in all processes: the queue, or a clock."""
 
     def time(self) -> float:
-        """Return it, in seconds since the epoch."""
+        """Return the time in seconds since the epoch."""
         ...
 
 
 class AlreadyHandled(Exception):
-    """Another attempt at the same message has committed: this one must leave no trace."""
+    """Another attempt at the same message has committed; this one must be rolled back."""
 
 
-class _Witness:
-    """Sees a transaction commit, also when what waits for that is cancelled meanwhile."""
+class _CommitObserver:
+    """A participant that reports a commit, also if the task that waits for the commit is cancelled."""
 
     def __init__(self, committed: Callable[[], None]) -> None:
         self._committed = committed
@@ -47,7 +47,7 @@ class _Witness:
 
 
 class Inbox:
-    """Makes a handler's database effects, and what it publishes, happen once per message."""
+    """Makes the database effects and publishes of a `once=True` handler happen once per message."""
 
     def __init__(self, db: Database, clock: Time, *, retention: float) -> None:
         self._db = db
@@ -55,7 +55,7 @@ class Inbox:
         self._retention = retention
 
     async def handled(self, listeners: tuple[str, ...], message_id: str) -> bool:
-        """Return whether the message was handled, under any of the listener's names."""
+        """Return whether the inbox has the message, under any of the listener's names."""
         query = select(INBOX.c.listener).where(INBOX.c.message_id == message_id, INBOX.c.listener.in_(listeners))
         async with self._db.read() as session:
             return (await session.execute(query)).first() is not None
@@ -64,16 +64,16 @@ class Inbox:
     async def once(
         self, listener: str, message_id: str, committed: Callable[[], None] = lambda: None
     ) -> AsyncIterator[None]:
-        """Run the block in a transaction that carries the mark, from its first use of the database on.
+        """Run the block in a transaction that inserts the inbox row when it begins.
 
-        `committed` is called once that has committed, before anything else can happen.
+        `committed` is called right after the commit, before a cancellation can arrive.
 
         Raises:
-            AlreadyHandled: somebody else's mark came first; nothing of the block stays.
+            AlreadyHandled: another attempt inserted the row first; the block is rolled back.
         """
         duplicate = False
 
-        def mark(connection: Connection) -> None:
+        def insert_row(connection: Connection) -> None:
             nonlocal duplicate
             insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
             statement = insert(INBOX).values(listener=listener, message_id=message_id, handled_at=self._clock.time())
@@ -83,21 +83,21 @@ class Inbox:
 
         try:
             async with self._db.transaction() as transaction:
-                transaction.on_begin(mark)
-                transaction.participant(self, lambda: _Witness(committed))
+                transaction.on_begin(insert_row)
+                transaction.participant(self, lambda: _CommitObserver(committed))
                 yield
                 if duplicate:
-                    raise AlreadyHandled(message_id)  # noqa: TRY301 - the block below words it
+                    raise AlreadyHandled(message_id)  # noqa: TRY301 - the `except` below adds the listener
         except Exception as error:
-            # The handler may have caught, wrapped or logged the refusal: its transaction is gone all the same.
+            # The handler may have caught or wrapped AlreadyHandled; the transaction is rolled back all the same.
             if duplicate:
                 raise AlreadyHandled(f"{listener} has handled {message_id} already") from error
             raise
 
     async def prune(self) -> int:
-        """Forget some of the marks older than the retention, the oldest first; return how many.
+        """Delete rows older than the retention, the oldest first, in one short transaction; return how many.
 
-        It is one short transaction: with `PRUNED_AT_ONCE` returned there may be more.
+        Call it again if it returns `PRUNED_AT_ONCE`: there may be more.
         """
         async with self._db.transaction() as transaction:
             result = await transaction.session.execute(pruning(self._clock.time() - self._retention))
@@ -105,12 +105,12 @@ class Inbox:
 
 
 def pruning(horizon: float) -> Delete:
-    """Return the statement that forgets the oldest marks from before `horizon`, some of them."""
+    """Return the statement that deletes the oldest rows before `horizon`, `PRUNED_AT_ONCE` at most."""
     oldest = (
         select(INBOX.c.listener, INBOX.c.message_id)
         .where(INBOX.c.handled_at < horizon)
         .order_by(INBOX.c.handled_at)
         .limit(PRUNED_AT_ONCE)
-        .with_for_update(skip_locked=True)  # where several workers can do this at a time
+        .with_for_update(skip_locked=True)  # several workers may prune at once
     )
     return delete(INBOX).where(tuple_(INBOX.c.listener, INBOX.c.message_id).in_(oldest))

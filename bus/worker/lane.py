@@ -1,4 +1,4 @@
-"""One listener's share of a worker: what waits for it here, and what runs."""
+"""The lane of a listener: the part of a worker that holds the listener's claims."""
 
 from collections import deque
 
@@ -9,7 +9,7 @@ from infra.mq import Claim
 
 
 class Lane:
-    """Claims of one listener, waiting and running. A slow lane never takes another one's place."""
+    """The claims of one listener, waiting and running. A slow listener never uses up another one's capacity."""
 
     def __init__(self, listener: Listener, metrics: ListenerMetrics) -> None:
         self.listener = listener
@@ -17,32 +17,32 @@ class Lane:
         self.waiting: deque[Claim] = deque()
         self.slots: set[Slot] = set()
         self.opening: set[Slot] = set()
-        """Slots that have not begun: each is about to take one of the waiting claims."""
+        """Slots whose tasks have not started: each will take one of the waiting claims."""
 
         self.done_since_fetch = 0
         self.starved = False
-        """It wanted nothing at the last fetch, but may want more as soon as something ends."""
+        """Whether the last fetch asked for nothing; the lane may need claims as soon as a handler ends."""
 
     @property
     def free(self) -> int:
-        """How many more claims could start at once."""
+        """How many more claims could start now."""
         return self.listener.concurrency - len(self.slots) - self._queued
 
     def want(self, shared: int) -> int:
-        """Return how many claims to fetch: those that can start, and as many ahead as its pace deserves.
+        """Return how many claims to fetch: those that can start now, and a number to prefetch.
 
-        Reading ahead follows what the lane finished since the last fetch, so that a fast listener gets large batches
-        and a slow one does not hoard what another worker could be doing. `shared` bounds it.
+        The prefetch is proportional to the claims finished since the last fetch, and at most `shared`: a fast listener
+        gets large batches, and a slow one holds no claims that another worker could run.
         """
         queued = self._queued
         ahead = min(4 * self.done_since_fetch, shared) - max(0, queued + len(self.slots) - self._capacity)
         if queued * 2 > ahead + self._capacity:
-            return 0  # enough for now: fetching by the handful costs more than it brings
+            return 0  # a fetch of a few claims costs more than it gains
         return max(0, self.free) + max(0, ahead)
 
     @property
     def _queued(self) -> int:
-        """How many claims wait for a slot that runs something else."""
+        """How many claims wait for slots that are busy."""
         return max(0, len(self.waiting) - len(self.opening))
 
     @property

@@ -1,7 +1,7 @@
-"""The outcomes of attempts: what becomes of a delivery whose attempt raised.
+"""The outcomes of attempts that raised.
 
-`outcome_of` is the one place that turns whatever user code raised into an outcome. The table "What your code may raise"
-in docs/guarantees.md lists them.
+`outcome_of` alone converts errors of user code to outcomes. The table "What your code may raise" in docs/guarantees.md
+lists them.
 """
 
 import asyncio
@@ -25,17 +25,17 @@ from infra.mq.limits import check_delay, storable_text
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MAX_ERROR_BYTES = 4_096
-"""How much of an error's text is kept with a failure, in bytes."""
+"""The longest text of an error that a failure stores, in bytes."""
 
 NO_THREAD_DELAY = 1.0
-"""Seconds after which a delivery that found no thread is tried again."""
+"""Seconds after which a delivery is retried for which no thread could be started."""
 
-DISTURBED_DELAY = 1.0
-"""Seconds after which a delivery is tried again whose handler was cancelled by that of another delivery."""
+CANCELLED_DELAY = 1.0
+"""Seconds after which a delivery is retried whose handler another delivery's handler cancelled."""
 
 
 def release(claim: Claim, delivery: Delivery, delay: float = 0.0) -> Settlement:
-    """Return the settlement that releases a claim, unchanged, from `delivery` on."""
+    """Return the settlement that releases a claim from `delivery` on, without an attempt."""
     return Settlement(claim=claim, delivery=delivery, outcome=Outcome.RELEASE, delay=delay, close=claim.ordered)
 
 
@@ -44,15 +44,15 @@ class HandlerTimeout(Exception):
 
 
 class HandlerCancelled(Exception):
-    """A handler ended in a cancellation that the worker did not ask for."""
+    """A handler ended by a cancellation that the worker did not request."""
 
 
 class Parked(UnknownEvent):
-    """This code does not know the event. The bus's own finding, which no handler can raise."""
+    """This code does not know the event. Raised by the bus alone; an UnknownEvent of a handler is a failure."""
 
 
 class Attempt:
-    """One attempt that raised: where it ran, and on which delivery. Made for those alone, so success costs nothing."""
+    """An attempt that raised, with its slot and delivery; not made for attempts that succeed, to save time."""
 
     __slots__ = ("claim", "context", "delivery", "metrics", "slot")
 
@@ -65,80 +65,81 @@ class Attempt:
         self.metrics = metrics
         self.context = context
 
-    def ends_as(
+    def settlement(
         self, outcome: Outcome, *, delay: float = 0.0, needs: str | None = None, failure: Failure | None = None
     ) -> Settlement:
-        """Return the settlement by which the delivery ends."""
+        """Return the settlement of the delivery with an outcome."""
         return Settlement(
             claim=self.claim, delivery=self.delivery, outcome=outcome, delay=delay, needs=needs, failure=failure
         )
 
-    def about(self) -> dict[str, object]:
+    def log_fields(self) -> dict[str, object]:
         """Return the log fields that name the delivery."""
         delivery = self.delivery
         return {"listener": self.slot.listener.name, "event_name": delivery.event, "event_id": delivery.message_id}
 
     def log(self, level: str, event: str, **fields: object) -> None:
-        """Log in the delivery's context; a bound value that cannot be shown costs the line its context."""
+        """Log in the delivery's context; without it if a value that the handler bound cannot be rendered."""
         try:
             self.context.run(getattr(log, level), event, **fields)
-        except BaseException as error:  # noqa: BLE001 - it is the bound value's own code
+        except BaseException as error:  # noqa: BLE001 - the bound value's own code may raise anything
             with suppress(Exception):
                 contextvars.Context().run(getattr(log, level), event, log_error=describe(error), **fields)
 
 
 def outcome_of(attempt: Attempt, error: BaseException, random: Random) -> Settlement | None:
-    """Return how an attempt ends that raised `error`; None if its claim is to stay unsettled. Never raises."""
+    """Return the settlement of an attempt that raised `error`, None if the claim stays unsettled. Never raises."""
     try:
         return _decide(attempt, error, random)
-    except BaseException as failure:  # noqa: BLE001 - an error that cannot even be inspected is a failure
+    except BaseException as failure:  # noqa: BLE001 - an error that cannot be inspected counts as a failure
         unreadable = RuntimeError(f"an error that cannot be inspected ({class_name(failure)})")
         return _failed(attempt, unreadable, random)
 
 
 def _decide(attempt: Attempt, error: BaseException, random: Random) -> Settlement | None:
-    """Apply the rule.
+    """Return the settlement, by the first rule that applies.
 
-    What is committed is done, what the handler decided counts, a stop charges nothing, an exit ends the process,
-    and all that is left is one failure.
+    A committed delivery is done. The handler's own decision counts (`Discard`, `RetryLater`). An unknown event is
+    parked. A missing thread, a shutdown and a cancellation by another delivery's handler release the claim. An exit
+    ends the process. Every other error counts as one failure.
     """
     slot, metrics = attempt.slot, attempt.metrics
     slot.exit = exit_in(error)
     if slot.committed or isinstance(error, AlreadyHandled):
         metrics.handled += 1
-        return attempt.ends_as(Outcome.DONE)
+        return attempt.settlement(Outcome.DONE)
     match error:
         case Discard():
             metrics.discarded += 1
             metrics.handled += 1
             attempt.log("info", "delivery discarded", reason=describe(error))
-            return attempt.ends_as(Outcome.DONE)
+            return attempt.settlement(Outcome.DONE)
         case RetryLater() if (delay := _valid_delay(error)) is not None:
             metrics.deferred += 1
-            return attempt.ends_as(Outcome.DEFER, delay=delay)
+            return attempt.settlement(Outcome.DEFER, delay=delay)
         case Parked():
             metrics.parked += 1
             attempt.log("warning", "delivery parked", reason=describe(error))
-            return attempt.ends_as(Outcome.PARK, needs=error.needs)
+            return attempt.settlement(Outcome.PARK, needs=error.needs)
         case NoThread():
             attempt.log("error", "handler thread not started", error=describe(error), retry_in=NO_THREAD_DELAY)
             return release(attempt.claim, attempt.delivery, NO_THREAD_DELAY)
     if slot.is_stopping:
         return None if slot.in_thread else release(attempt.claim, attempt.delivery)
     if slot.exit is not None:
-        # The claim stays unsettled: the end of the process is a crash of this delivery, under the poison rules.
-        attempt.log("error", "process ended by handler", exit=describe(slot.exit), **attempt.about())
+        # The claim stays unsettled, so that the end of the process counts as a crash of this delivery.
+        attempt.log("error", "process ended by handler", exit=describe(slot.exit), **attempt.log_fields())
         return None
-    if slot.disturbed and isinstance(error, asyncio.CancelledError) and not slot.timed_out:
-        attempt.log("warning", "handler cancelled by another handler", retry_in=DISTURBED_DELAY, **attempt.about())
-        return release(attempt.claim, attempt.delivery, DISTURBED_DELAY)
+    if slot.cancelled_by_other and isinstance(error, asyncio.CancelledError) and not slot.timed_out:
+        attempt.log("warning", "handler cancelled by another handler", retry_in=CANCELLED_DELAY, **attempt.log_fields())
+        return release(attempt.claim, attempt.delivery, CANCELLED_DELAY)
     return _failed(attempt, _reason(slot, error), random)
 
 
 def _failed(attempt: Attempt, error: BaseException, random: Random) -> Settlement:
-    """Charge one failure: try again, or give the delivery up."""
+    """Count one failure; retry the delivery, block its key, or make it a dead letter."""
     listener, metrics, failures = attempt.slot.listener, attempt.metrics, attempt.delivery.failures + 1
-    # A timeout's own traceback says nothing; what the handler raised in its place does.
+    # The traceback of a timeout itself shows only the bus; the handler's own error is its cause.
     traceback = "" if type(error) is HandlerTimeout and error.__cause__ is None else render_traceback(error)
     failure = Failure(
         error=storable_text(describe(error), MAX_ERROR_BYTES),
@@ -146,34 +147,34 @@ def _failed(attempt: Attempt, error: BaseException, random: Random) -> Settlemen
     )
     metrics.failed += 1
     metrics.timed_out += type(error) is HandlerTimeout
-    fields: dict[str, object] = {**attempt.about(), "attempt": failures, "error": failure.error}
+    fields: dict[str, object] = {**attempt.log_fields(), "attempt": failures, "error": failure.error}
     if traceback and not isinstance(error, UndecodablePayload):
         fields["exception"] = failure.traceback
     delay = _retry_delay(attempt, failures, random)
     if delay is not None:
         attempt.log("warning", "listener failed", retry_in=round(delay, 3), **fields)
-        return attempt.ends_as(Outcome.RETRY, delay=delay, failure=failure)
+        return attempt.settlement(Outcome.RETRY, delay=delay, failure=failure)
     if attempt.claim.ordered and listener.on_exhausted == "block":
         key = attempt.claim.ordering_key
         attempt.log("error", "ordering key blocked", key=key, **fields)
-        return attempt.ends_as(Outcome.BLOCK, failure=failure)
+        return attempt.settlement(Outcome.BLOCK, failure=failure)
     attempt.log("error", "delivery dead-lettered", **fields)
-    return attempt.ends_as(Outcome.DEAD, failure=failure)
+    return attempt.settlement(Outcome.DEAD, failure=failure)
 
 
 def _retry_delay(attempt: Attempt, failures: int, random: Random) -> float | None:
-    """Ask the listener's policy; the default one takes its place where it raises or makes no sense."""
+    """Return the delay of the listener's retry policy, or of the default policy if that fails."""
     listener = attempt.slot.listener
     try:
         delay = listener.retry.delay(failures, random)
         return None if delay is None else check_delay(delay, "what Retry.delay() returns")
-    except BaseException as error:  # noqa: BLE001 - a subclass may raise anything, and must not end the worker
+    except BaseException as error:  # noqa: BLE001 - a subclass may raise anything
         attempt.log("error", "retry policy failed", listener=listener.name, error=describe(error))
         return DEFAULT_RETRY.delay(failures, random)
 
 
 def _reason(slot: Slot, error: BaseException) -> BaseException:
-    """Return the failure that an attempt counts as: one timeout, one cancellation, or what was raised."""
+    """Return the error that the failure stores: a timeout, a cancellation, or the handler's error."""
     if slot.timed_out:
         timeout = HandlerTimeout(f"took longer than its timeout of {slot.listener.timeout:g} s")
         timeout.__cause__ = None if isinstance(error, asyncio.CancelledError) else error

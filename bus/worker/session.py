@@ -1,4 +1,4 @@
-"""One incarnation of a worker: from the lease that it took to the lease that it gave back, or lost."""
+"""The session of a worker: its work under one lease, from the first claim to the last settlement."""
 
 import asyncio
 import math
@@ -26,17 +26,17 @@ from infra.mq import Claim, Consumer, QueueClosed, QueueError, Settlement
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 FETCH_WAIT = 5.0
-"""How long, in seconds, one fetch waits for something to do."""
+"""How long, in seconds, one fetch waits for due deliveries."""
 
-STUBBORN = 2.0
-"""How long, in seconds, a cancelled handler is waited for while stopping."""
+CANCEL_TIMEOUT = 2.0
+"""How long, in seconds, a shutdown waits for a cancelled handler."""
 
 SUSPENDED_STEP = 0.1
-"""Seconds between two checks whether a lease that ran out was renewed after all."""
+"""Seconds between two checks whether an expired lease has been renewed."""
 
 
 class Session:
-    """Fetches, runs and settles under one lease."""
+    """Claims, runs and settles deliveries under one lease."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Session:
             consumer,
             lanes,
             self._settler.add,
-            wait_until_quiet=self._wait_until_quiet,
+            wait_until_idle=self._wait_until_idle,
             run_alone=self._run_alone,
             is_stopping=self._is_stopping,
         )
@@ -74,17 +74,17 @@ class Session:
         self._crashed: list[Claim] = []
         self._stopping = asyncio.Event()
         self._capacity = asyncio.Event()
-        self._quiet = asyncio.Event()
+        self._idle = asyncio.Event()
         self._ended = asyncio.Event()
         self._fetching = False
         self._fetched = asyncio.Event()
         self._known = {name: lane.listener.known for name, lane in lanes.items()}
 
     async def run(self) -> None:
-        """Work until cancelled, then stop gracefully; return when the lease is lost.
+        """Work until cancelled, then shut down gracefully; return when the lease is lost.
 
-        However often it is cancelled, and also when every task of the loop is, what it claimed is settled, released, or
-        left to `recover`.
+        Every claim is settled, released, or left to `recover`, however often the session is cancelled, and also if all
+        tasks of the event loop are cancelled.
         """
         self._task = asyncio.current_task()
         self._cancelled_before = self._task.cancelling() if self._task is not None else 0
@@ -98,12 +98,12 @@ class Session:
                 ("settle", self._settler.run),
                 ("deadlines", Deadlines(self._clock, timeouts, self._running).sweep),
                 ("recover", self._recover),
-                ("lease", self._mind_the_lease),
+                ("lease", self._watch_lease),
             ):
                 self._tasks[name] = self._supervisor.start(name, work)
             await self._ended.wait()
             log.error("lease lost", worker=self._consumer.info.id, running=len(self._running()))
-        except BaseException as error:  # noqa: BLE001 - a cancellation, usually; it goes on when all has stopped
+        except BaseException as error:  # noqa: BLE001 - usually a cancellation; raised again after the shutdown
             failure = error
         stop = StopSequence(self._clock)
         await self._stop(stop)
@@ -185,16 +185,16 @@ class Session:
             while self._may_begin() and not slot.stopping and (claim := lane.take()) is not None:
                 await self._executor.run(slot, claim, lane.metrics, self._settler.add, self._may_begin)
                 if slot.claim is not None or slot.exit is not None:
-                    self._keep(slot)
+                    self._keep_claim(slot)
                     return
                 lane.done_since_fetch += 1
                 if lane.starved and len(lane.waiting) * 2 <= lane.listener.concurrency:
-                    self._make_room()
+                    self._signal_capacity()
         finally:
             self._close_slot(lane, slot)
 
-    def _keep(self, slot: Slot) -> None:
-        """Keep the claim that a thread still runs, or that ends the process."""
+    def _keep_claim(self, slot: Slot) -> None:
+        """Keep a claim whose thread still runs, or whose handler ends the process."""
         if slot.exit is None:
             self._left_behind.append(slot)
             return
@@ -203,11 +203,11 @@ class Session:
         self._supervisor.end(slot.exit)
 
     def _slot_ended(self, lane: Lane, slot: Slot, task: asyncio.Task[None]) -> None:
-        self._close_slot(lane, slot)  # one that was cancelled before its first step has not done so itself
+        self._close_slot(lane, slot)  # a task that was cancelled before its first step has not closed its slot
         if task.cancelled():
             self._begin_waiting()
         elif (error := task.exception()) is not None:
-            # No handler's error leaves `Executor.run`: this is a defect of the bus.
+            # `Executor.run` raises no handler's error: this is a defect of the bus.
             self._slot_health.failed(error)
             self._begin_waiting()
 
@@ -218,30 +218,30 @@ class Session:
         lane.opening.discard(slot)
         lane.metrics.running -= 1
         if lane.starved:
-            self._make_room()
+            self._signal_capacity()
         if not self._running():
-            self._quiet.set()
+            self._idle.set()
 
-    def _make_room(self) -> None:
+    def _signal_capacity(self) -> None:
         self._capacity.set()
         if self._fetching:
             self._consumer.wake()
 
-    async def _wait_until_quiet(self, patience: float) -> bool:
-        """Wait, for a while, until nothing runs or waits to run here."""
+    async def _wait_until_idle(self, timeout: float) -> bool:
+        """Release waiting claims, and wait for running handlers; return whether no handler runs within `timeout`."""
         for lane in self._lanes.values():
             while (claim := lane.take()) is not None:
                 self._settler.add(release(claim, claim.deliveries[0]))
         if self._running():
-            self._quiet.clear()
-            await self._clock.wait(self._quiet, patience)
+            self._idle.clear()
+            await self._clock.wait(self._idle, timeout)
         return not self._running() and not self._is_stopping()
 
     async def _run_alone(self, lane: Lane, claim: Claim) -> None:
         lane.waiting.appendleft(claim)
-        self._quiet.clear()
+        self._idle.clear()
         self._open_slot(lane)
-        await self._quiet.wait()
+        await self._idle.wait()
         await self._settler.idle.wait()
 
     # --- the lease --------------------------------------------------------------------------------------------------
@@ -250,17 +250,17 @@ class Session:
         return self._stopping.is_set()
 
     def _is_ending(self) -> bool:
-        """Whether the worker stops, or is about to: then a cancellation of its handlers is not their own."""
+        """Whether the worker shuts down or is about to, so that cancellations of its handlers are part of that."""
         return self._stopping.is_set() or (self._task is not None and self._task.cancelling() > self._cancelled_before)
 
     def _may_begin(self) -> bool:
-        # Without a lease, what is still held here may be run by others: not a handler more may begin.
+        # Without a lease, another worker may run the claims of this one.
         return (
             not self._is_ending() and not self._consumer.lost and self._clock.monotonic() < self._consumer.valid_until
         )
 
-    async def _mind_the_lease(self) -> None:
-        """Suspend work when the lease expires, and go on if it turns out that no worker has taken over."""
+    async def _watch_lease(self) -> None:
+        """Suspend work when the lease expires; resume it if the lease is renewed before a worker takes over."""
         suspended = False
         while (until := self._consumer.valid_until) < math.inf:
             left = until - self._clock.monotonic()
@@ -274,7 +274,7 @@ class Session:
             await self._clock.sleep(SUSPENDED_STEP if suspended else left)
 
     def _suspend(self) -> None:
-        """End what must not run beside a successor's; what is unordered may: at worst, it is handled twice."""
+        """Cancel ordered handlers, which must not run beside another worker's; unordered ones may finish."""
         log.warning("lease expired", worker=self._consumer.info.id, running=len(self._running()))
         for slot in self._running():
             if slot.claim is None or not slot.claim.ordered:
@@ -291,7 +291,7 @@ class Session:
                     self._open_slot(lane)
 
     async def _recover(self) -> None:
-        """Take over from dead workers, and unpark what this code can read, until the lease is lost."""
+        """Take over from dead workers, and unpark what this code can decode, until the lease is lost."""
         while not self._consumer.lost:
             try:
                 if recovered := await self._consumer.recover():
@@ -312,10 +312,10 @@ class Session:
         if lane is not None:
             lane.metrics.fenced += 1
 
-    # --- stopping ---------------------------------------------------------------------------------------------------
+    # --- shutdown ---------------------------------------------------------------------------------------------------
 
     async def _stop(self, stop: StopSequence) -> None:
-        """Let running handlers finish within the grace period, release what has not begun, cancel the rest."""
+        """Release waiting claims, let handlers finish within the grace period, and cancel those that remain."""
         self._stopping.set()
         self._capacity.set()
         self._consumer.wake()
@@ -324,11 +324,11 @@ class Session:
             await self._wait_for_slots(stop, self._options.grace)
         for slot in self._running():
             slot.stop()
-        await self._wait_for_slots(stop, STUBBORN)
+        await self._wait_for_slots(stop, CANCEL_TIMEOUT)
         if (fetching := self._tasks.get("fetch")) is not None:
             if self._fetching:
                 self._fetched.clear()
-                await stop.wait(self._fetched, STUBBORN)  # it was woken
+                await stop.wait(self._fetched, CANCEL_TIMEOUT)  # `wake` above ends the fetch
             await stop.through(fetching.stop)
         self._release_waiting()
 
@@ -340,25 +340,25 @@ class Session:
 
     async def _wait_for_slots(self, stop: StopSequence, seconds: float) -> None:
         if self._running():
-            self._quiet.clear()
-            await stop.wait(self._quiet, seconds)
+            self._idle.clear()
+            await stop.wait(self._idle, seconds)
 
     def _running(self) -> list[Slot]:
         return [slot for lane in self._lanes.values() for slot in lane.slots]
 
     async def _settle_all(self, stop: StopSequence) -> None:
-        """Wait until everything is settled, for a grace period; a further cancellation cuts that short."""
+        """Wait within the grace period until everything is settled; a further cancellation shortens the wait."""
         settling = self._tasks.get("settle")
         if settling is not None and settling.running:
             await stop.wait(self._settler.idle, self._options.grace)
         if not self._settler.idle.is_set():
-            # The settler was cancelled with everything else, or by an impatient caller: once more, and briefly.
+            # The settler was cancelled too, or has not finished in time: settle once more, for a short time.
             if settling is not None:
                 await stop.through(settling.stop)
             draining = asyncio.ensure_future(self._settler.drain())
-            await stop.wait_for_end(draining, STUBBORN)
+            await stop.wait_for_end(draining, CANCEL_TIMEOUT)
             draining.cancel()
-            await stop.wait_for_end(draining, STUBBORN)
+            await stop.wait_for_end(draining, CANCEL_TIMEOUT)
         if not self._settler.idle.is_set():
             log.error("deliveries left unsettled", worker=self._consumer.info.id)
 
@@ -369,11 +369,11 @@ class Session:
             if slot.claim is not None:
                 self._consumer.keep(slot.claim)
         if self._crashed and not left_behind:
-            self._consumer.abandon()  # as after a kill: `recover` counts the crash of what is still held
+            self._consumer.abandon()  # as after a kill: `recover` counts a crash for each claim that is still owned
         else:
             for claim in self._crashed:
                 self._consumer.keep(claim)
         try:
             await stop.through(self._consumer.close)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the worker ends, and others take over
+        except Exception as error:  # noqa: BLE001 - after any error other workers take over the claims
             log.warning("consumer close failed", worker=self._consumer.info.id, error=describe(error))

@@ -1,4 +1,4 @@
-"""Sends the ends of deliveries to the queue, many at a time, and until they have arrived."""
+"""The settler of a worker: sends settlements to the queue in batches, and repeats them until they arrive."""
 
 import asyncio
 from collections import deque
@@ -20,13 +20,13 @@ MAX_BACKOFF = 5.0
 """The longest wait, in seconds, between two attempts to settle the same batch."""
 
 REJECTED_DELAY = 60.0
-"""Seconds after which a delivery comes again whose end the queue does not store in any form."""
+"""Seconds after which a delivery is retried whose outcome the queue rejects in every form."""
 
 
 class Settler:
-    """One batch under way at a time; what ends meanwhile forms the next. A lone settlement leaves at once.
+    """Sends one batch at a time; settlements added meanwhile form the next batch.
 
-    A settlement that the queue rejects is found by bisection and replaced by one that says less; the others go on.
+    A settlement that the queue rejects is found by bisection and replaced by one with less text; all others are sent.
     """
 
     def __init__(
@@ -38,29 +38,29 @@ class Settler:
         self._on_fenced = on_fenced
         self._pending: list[Settlement] = []
         self._batches: deque[list[Settlement]] = deque()
-        """What `_pending` was made into, in order; each stays here until it has arrived or was dropped."""
+        """Batches made of `_pending`, in order; each stays here until it has arrived or was dropped."""
 
         self._wanted = asyncio.Event()
         self._backoff = 0.0
         self.idle = asyncio.Event()
-        """Set while everything taken on has arrived, or was dropped with the lease."""
+        """Set while every settlement added has arrived, or was dropped with the lease."""
 
         self.idle.set()
 
     def add(self, settlement: Settlement) -> None:
-        """Take a settlement on; it leaves with the next batch."""
+        """Add a settlement to the next batch."""
         self._pending.append(settlement)
         self._wanted.set()
         self.idle.clear()
 
     async def run(self) -> None:
-        """Send batches until cancelled. What was under way at a cancellation or an error is sent again."""
+        """Send batches until cancelled. A batch that a cancellation or an error interrupted is sent again."""
         while True:
             await self.drain()
             await self._wanted.wait()
 
     async def drain(self) -> None:
-        """Send everything taken on; return once it has arrived or was dropped."""
+        """Send all settlements added; return once they have arrived or were dropped."""
         while self._pending or self._batches:
             self._wanted.clear()
             if not self._batches:
@@ -70,13 +70,13 @@ class Settler:
         self.idle.set()
 
     async def _send(self, batch: list[Settlement]) -> None:
-        """Settle the first batch and take it away, or replace it by smaller ones."""
+        """Send the first batch and remove it, or replace it by smaller batches."""
         try:
             for fenced in await self._consumer.settle(batch):
                 self._on_fenced(fenced)
         except QueueClosed:
             self._drop(batch)
-        except Exception as error:  # noqa: BLE001 - whatever it is, one settlement must not hold up the others
+        except Exception as error:  # noqa: BLE001 - no error of one settlement may block the others
             await self._settle_later(batch, error)
             return
         self._batches.popleft()
@@ -95,10 +95,10 @@ class Settler:
             self._batches.extendleft([batch[middle:], batch[:middle]])
         elif is_final(error):
             self._batches.popleft()
-            plainer = _plainer(batch[0])
-            self._report(batch[0], error, dropped=plainer is None)
-            if plainer is not None:
-                self._batches.appendleft([plainer])
+            reduced = _reduced(batch[0])
+            self._report(batch[0], error, dropped=reduced is None)
+            if reduced is not None:
+                self._batches.appendleft([reduced])
         else:
             self._move_to_the_end(batch[0].claim)
             await self._pause(batch, error)
@@ -110,7 +110,7 @@ class Settler:
         await self._clock.sleep(self._backoff)
 
     def _move_to_the_end(self, claim: Claim) -> None:
-        """Let everything else go first; the settlements of one claim keep their order."""
+        """Send all other settlements first; those of one claim keep their order."""
         moved = [each for batch in self._batches for each in batch if each.claim is claim]
         rest = ([each for each in batch if each.claim is not claim] for batch in self._batches)
         self._batches = deque([*filter(None, rest), moved])
@@ -127,21 +127,21 @@ class Settler:
         )
 
     def _drop(self, batch: list[Settlement]) -> None:
-        # The worker that took over runs these again: that is what at-least-once means.
+        # The lease is lost: the worker that takes over runs these deliveries again.
         log.warning("settlements dropped", count=len(batch))
         for settlement in batch:
             self._on_fenced(settlement)
 
 
 def is_final(error: Exception) -> bool:
-    """Whether a settlement will be refused again because of a value in it."""
+    """Whether the queue will reject the settlement again because of a value in it."""
     if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
-        return True  # a value that did not even reach the database
+        return True  # SQLAlchemy rejected a value before it reached the database
     return isinstance(error, QueueRejected | DataError | ValueError | TypeError)
 
 
-def _plainer(settlement: Settlement) -> Settlement | None:
-    """Return a settlement that says less and may be stored in the place of a rejected one; None if there is none."""
+def _reduced(settlement: Settlement) -> Settlement | None:
+    """Return a settlement with less text to send in place of a rejected one, None if there is none."""
     failure = settlement.failure
     if failure is not None and failure != UNSTORABLE:
         return replace(settlement, failure=UNSTORABLE)
@@ -153,4 +153,4 @@ def _plainer(settlement: Settlement) -> Settlement | None:
     return None
 
 
-UNSTORABLE = Failure(error="the queue rejected the error's text; the log of its worker has it")
+UNSTORABLE = Failure(error="the queue rejected the text of the error; see the worker's log")

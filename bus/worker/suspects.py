@@ -1,4 +1,4 @@
-"""Suspects: deliveries that several workers died with. They run alone, so that only the guilty one is charged."""
+"""Suspects: deliveries whose workers died repeatedly. They run alone, so that a crash counts for the right delivery."""
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,15 +12,15 @@ from infra.mq import Claim, Consumer, QueueError, Settlement
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-ISOLATION_PATIENCE = 10.0
-"""How long, in seconds, to wait for running handlers to end before a suspect is put off."""
+ISOLATION_TIMEOUT = 10.0
+"""Seconds to wait for running handlers to end; then the suspects are released."""
 
 SUSPECT_AFTER = 2
-"""Takeovers from which on a delivery runs alone."""
+"""Takeovers after which a delivery is a suspect."""
 
 
 class Suspects:
-    """The suspects of one session, which run one at a time and with nothing beside them."""
+    """The suspects of one session; each runs alone in the worker."""
 
     def __init__(
         self,
@@ -28,14 +28,14 @@ class Suspects:
         lanes: Mapping[str, Lane],
         settle: Callable[[Settlement], None],
         *,
-        wait_until_quiet: Callable[[float], Awaitable[bool]],
+        wait_until_idle: Callable[[float], Awaitable[bool]],
         run_alone: Callable[[Lane, Claim], Awaitable[None]],
         is_stopping: Callable[[], bool],
     ) -> None:
         self._consumer = consumer
         self._lanes = lanes
         self._settle = settle
-        self._wait_until_quiet = wait_until_quiet
+        self._wait_until_idle = wait_until_idle
         self._run_alone = run_alone
         self._is_stopping = is_stopping
         self._waiting: deque[Claim] = deque()
@@ -44,19 +44,19 @@ class Suspects:
         return bool(self._waiting)
 
     def add(self, claim: Claim) -> None:
-        """Take a suspect on."""
+        """Add the claim of a suspect."""
         self._waiting.append(claim)
 
     def release_all(self, delay: float = 0.0) -> None:
-        """Release all that have not run."""
+        """Release all suspects that have not run."""
         while self._waiting:
             claim = self._waiting.popleft()
             self._settle(release(claim, claim.deliveries[0], delay))
 
     async def run(self) -> None:
-        """Run them, or put them off if what runs beside them does not end."""
-        if not await self._wait_until_quiet(ISOLATION_PATIENCE):
-            self.release_all(ISOLATION_PATIENCE * 3)
+        """Run the suspects one by one, or release them if the handlers that run now do not end."""
+        if not await self._wait_until_idle(ISOLATION_TIMEOUT):
+            self.release_all(ISOLATION_TIMEOUT * 3)
             return
         while self._waiting and not self._is_stopping():
             claim = self._waiting.popleft()

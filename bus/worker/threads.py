@@ -1,4 +1,4 @@
-"""Threads for plain `def` handlers: daemons, so that one that never ends cannot keep the process."""
+"""Threads for plain `def` handlers: daemons, so that a handler that never ends does not keep the process alive."""
 
 import asyncio
 import contextvars
@@ -11,21 +11,21 @@ from infra.failures import describe
 
 
 class NoThread(Exception):
-    """No thread could be started: the function was not called, and will not be."""
+    """No thread could be started; the function was not called."""
 
 
-class Ended(NamedTuple):
-    """How a function ended in its thread."""
+class CallResult(NamedTuple):
+    """The return value or the error of a function that ran in a thread."""
 
     result: object
     error: Exception | None
 
 
-Job = tuple[Callable[[], object], asyncio.Future[Ended], asyncio.AbstractEventLoop]
+Job = tuple[Callable[[], object], asyncio.Future[CallResult], asyncio.AbstractEventLoop]
 
 
 class ThreadPool:
-    """Grows with the work that waits; idle threads are used again, and none is ever joined."""
+    """Runs each function in an idle thread, or in a new one; joins no thread."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -35,28 +35,28 @@ class ThreadPool:
         self._closed = False
         self._lock = threading.Lock()
 
-    def submit(self, function: Callable[[], object]) -> asyncio.Future[Ended]:
-        """Call `function` once in a thread, in a copy of this context; the future says how it ended.
+    def submit(self, function: Callable[[], object]) -> asyncio.Future[CallResult]:
+        """Call `function` once in a thread, in a copy of the current context; return a future of its result.
 
-        Cancelling the future leaves it running there.
+        The function runs to its end even if the future is cancelled.
 
         Raises:
-            NoThread: there is none for it; it was not called.
+            NoThread: no thread could be started; the function was not called.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Ended] = loop.create_future()
+        future: asyncio.Future[CallResult] = loop.create_future()
         with self._lock:
             grow = self._idle == 0
             if not grow:
                 self._idle -= 1
         if grow:
-            self._start_thread()  # before the job is queued: a job without a thread of its own might run late, or never
+            self._start_thread()  # first: a job that was queued without a thread might never run
         context = contextvars.copy_context()
         self._jobs.put((lambda: context.run(function), future, loop))
         return future
 
     def close(self) -> None:
-        """Let the idle threads end now, and the others when they have run what they run."""
+        """End idle threads now, and busy threads after their present function."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, 0
@@ -81,28 +81,28 @@ class ThreadPool:
             try:
                 loop.call_soon_threadsafe(_finish, future, ended)
             except RuntimeError:
-                return  # the loop is closed: nobody waits any more
+                return  # the loop is closed, so no task waits for the result
             if last:
                 return
-            del job, function, future, loop, ended  # an idle thread keeps nothing of what it ran
+            del job, function, future, loop, ended  # an idle thread must not keep their objects alive
 
 
-def _run(function: Callable[[], object]) -> Ended:
+def _run(function: Callable[[], object]) -> CallResult:
     try:
-        return Ended(function(), None)
+        return CallResult(function(), None)
     except (StopIteration, StopAsyncIteration) as raised:
-        # Raised in a coroutine they would mean something else.
+        # The event loop gives these errors a meaning of their own when a coroutine raises them.
         error: Exception = RuntimeError(f"the handler raised {describe(raised)}")
         error.__cause__ = raised
-        return Ended(None, error)
-    except Exception as raised:  # noqa: BLE001 - it belongs to the awaiting task
-        return Ended(None, raised)
-    except BaseException as raised:  # noqa: BLE001 - sys.exit() in a thread ends the thread, not the process
+        return CallResult(None, error)
+    except Exception as raised:  # noqa: BLE001 - the awaiting task raises it
+        return CallResult(None, raised)
+    except BaseException as raised:  # noqa: BLE001 - sys.exit() in a thread does not end the process
         error = RuntimeError(f"the handler raised {describe(raised)}")
         error.__cause__ = raised
-        return Ended(None, error)
+        return CallResult(None, error)
 
 
-def _finish(future: asyncio.Future[Ended], ended: Ended) -> None:
+def _finish(future: asyncio.Future[CallResult], ended: CallResult) -> None:
     if not future.done():
         future.set_result(ended)

@@ -1,4 +1,4 @@
-"""The worker: one session after another, for as long as the process lives."""
+"""The worker: runs one session after another until the process ends."""
 
 import asyncio
 import contextlib
@@ -23,14 +23,14 @@ from infra.mq import Consumer, MessageQueue, QueueError, WorkerInfo
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-LEAVE_PATIENCE = 2.0
-"""How long, in seconds, a worker that is stopped while it joins waits for that, so that it can sign off."""
+LEAVE_TIMEOUT = 2.0
+"""How long, in seconds, a worker that is cancelled while it registers waits for the reply, to unregister."""
 
 PRUNE_EVERY = 600.0
-"""How often, in seconds, the inbox forgets what it need not remember."""
+"""Seconds between two prunings of the inbox."""
 
 PRUNE_AGAIN = 0.02
-"""After how many seconds it goes on when there was more than one transaction forgets."""
+"""Seconds until the next pruning if one transaction did not delete all expired rows."""
 
 
 class Worker:
@@ -61,7 +61,7 @@ class Worker:
             metrics.listeners.setdefault(name, ListenerMetrics())
 
     async def run(self) -> None:
-        """Work until cancelled; the cancellation stops it gracefully."""
+        """Work until cancelled, then shut down gracefully."""
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task is not None else 0
         pruning = self._supervisor.start("prune inbox", self._prune)
@@ -73,7 +73,7 @@ class Worker:
                     if ends_task(task, error, cancelled_before):
                         raise
                     if task is not None and task.cancelling() > cancelled_before:
-                        raise asyncio.CancelledError from error  # it failed while it was being stopped
+                        raise asyncio.CancelledError from error  # the session failed during its shutdown
                     self._metrics.queue_errors += isinstance(error, QueueError)
                     await self._clock.sleep(self._health.failed(error))
         finally:
@@ -81,7 +81,7 @@ class Worker:
             await pruning.stop()
 
     def lanes(self) -> dict[str, Lane]:
-        """Return a new lane for every listener."""
+        """Return a new lane for each durable listener, by name."""
         return {name: Lane(each, self._metrics.listeners[name]) for name, each in self._durable.items()}
 
     def info(self) -> WorkerInfo:
@@ -115,9 +115,9 @@ class Worker:
         try:
             await asyncio.wait((joining,))
         except asyncio.CancelledError:
-            # The queue may know of it by now: others would take it for alive until its lease ends.
+            # The queue may have registered this worker: it would count as alive until its lease expires.
             left = asyncio.ensure_future(_leave_when_joined(joining))
-            if not await self._clock.wait(_done(left), LEAVE_PATIENCE):
+            if not await self._clock.wait(_done(left), LEAVE_TIMEOUT):
                 left.cancel()
             raise
         return joining.result()
@@ -132,7 +132,7 @@ class Worker:
 
 
 async def _leave_when_joined(joining: asyncio.Future[Consumer]) -> None:
-    with contextlib.suppress(Exception):  # its lease ends by itself, and it holds nothing
+    with contextlib.suppress(Exception):  # its lease expires by itself, and it has no claims
         await (await joining).close()
 
 

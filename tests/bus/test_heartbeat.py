@@ -84,10 +84,10 @@ async def test_heartbeat_continues_after_an_internal_error(monkeypatch: pytest.M
     failures = iter([ZeroDivisionError(), MemoryError()])
     renew = heartbeat._renew
 
-    def flaky(*, complain: bool) -> bool | None:
+    def flaky(*, log_failure: bool) -> bool | None:
         for failure in failures:
             raise failure
-        return renew(complain=complain)
+        return renew(log_failure=log_failure)
 
     monkeypatch.setattr(heartbeat, "_renew", flaky)
     heartbeat.start()

@@ -55,7 +55,7 @@ MUTANTS: tuple[Mutant, ...] = (
         name="handler-cancelled-by-another-is-charged",
         kind=1,
         file="bus/worker/outcomes.py",
-        old="    if slot.disturbed and isinstance(",
+        old="    if slot.cancelled_by_other and isinstance(",
         new="    if slot.stopping and isinstance(",
         tests=("tests/bus/test_cancelled_handlers.py",),
     ),

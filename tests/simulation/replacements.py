@@ -9,7 +9,7 @@ from bus.metrics import BusMetrics
 from bus.options import BusOptions
 from bus.worker import threads
 from bus.worker.slot import Slot
-from bus.worker.threads import Ended, ThreadPool
+from bus.worker.threads import CallResult, ThreadPool
 from infra.mq import Consumer
 from tests.simulation.loop import PROCESS, SimulatedLoop
 
@@ -23,9 +23,9 @@ class NumberedSlot(Slot):
         self,
         listener: Listener,
         is_worker_ending: Callable[[], bool] = lambda: False,
-        neighbours: Collection[Slot] = (),
+        listener_slots: Collection[Slot] = (),
     ) -> None:
-        super().__init__(listener, is_worker_ending, neighbours)
+        super().__init__(listener, is_worker_ending, listener_slots)
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimulatedLoop)
         self.number = loop.number()
@@ -76,10 +76,10 @@ class SimulatedHeartbeat:
 class SimulatedThreads(ThreadPool):
     """A thread pool that runs each function once and to its end in the event loop, also if its caller is cancelled."""
 
-    def submit(self, function: Callable[[], object]) -> asyncio.Future[Ended]:
+    def submit(self, function: Callable[[], object]) -> asyncio.Future[CallResult]:
         """Call `function` after a random delay."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Ended] = loop.create_future()
+        future: asyncio.Future[CallResult] = loop.create_future()
         loop.call_later(PROCESS.get().random.uniform(0, 0.05), lambda: threads._finish(future, threads._run(function)))
         return future
 
