@@ -177,11 +177,11 @@ class Bus:
     @property
     def has_outbox(self) -> bool:
         """Whether committed events wait in an outbox until the relay has sent them to the queue."""
-        return self._publisher.relay is not None
+        return self._publisher.dispatch.relay is not None
 
     async def outbox_backlog(self) -> tuple[int, float | None]:
         """Return the number of unsent outbox rows, and when the oldest was written (seconds since the epoch)."""
-        return await self._publisher.outbox_backlog()
+        return await self._publisher.dispatch.backlog()
 
     async def outbox_rejected(self) -> int:
         """Return the number of rejected outbox rows; `beneath bus outbox` lists them."""
@@ -214,8 +214,8 @@ class Bus:
             self._require_started("publish")
         publisher = self._publisher
         outgoing = publisher.outgoing(event, id, headers)
-        if publisher.stays_here(outgoing):
-            await publisher.publish_here(outgoing)
+        if publisher.is_local(outgoing):
+            await publisher.publish_locally(outgoing)
         else:
             await publisher.publish([outgoing])
 
@@ -249,7 +249,7 @@ class Bus:
                 listeners, which cannot be delayed.
         """
         self._require_started("publish")
-        return await self._publish_at(event, due_in(delay, await self._publisher.time()), id, headers)
+        return await self._publish_at(event, due_in(delay, await self._publisher.dispatch.time()), id, headers)
 
     async def publish_scheduled(
         self,

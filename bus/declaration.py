@@ -71,16 +71,16 @@ class Declaration:
         """Stop what was started."""
         if self._task is not None:
             await self._task.stop()
-        if self._publisher.relay is not None:
-            await self._publisher.relay.close()
+        if self._publisher.dispatch.relay is not None:
+            await self._publisher.dispatch.relay.close()
         await self._broadcasts.close()
 
     async def _declare_all(self) -> None:
         await self._declare()
         await self._broadcasts.start()
         # Not before: what was sent ahead of the subscriptions would pass them by.
-        if self._publisher.relay is not None:
-            self._publisher.relay.start()
+        if self._publisher.dispatch.relay is not None:
+            self._publisher.dispatch.relay.start()
         self.done.set()
 
     async def _declare(self) -> None:
@@ -95,12 +95,12 @@ class Declaration:
             name for each in self._listeners.listeners if each.kind is ListenerKind.BROADCAST for name in each.events
         }
         await self._mq.declare(subscriptions, broadcasts)
-        self._publisher.learn_limits()
+        self._publisher.dispatch.learn_limits()
         self._publisher.subscriptions.complete = True
         await self._publisher.subscriptions.refresh()
 
     def _postpone(self, reason: str, error: Exception) -> None:
-        if self._publisher.relay is None:
+        if self._publisher.dispatch.relay is None:
             raise BusError(reason) from error
         log.warning("queue connection postponed", error=reason)
 

@@ -1,4 +1,4 @@
-"""Where publishes wait: for their transaction to commit, or for the sync phase around them to end."""
+"""Buffers of publishes: of one transaction until it commits, or of one sync phase until it ends."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from infra.db import Transaction
 
 
 class Committer(Protocol):
-    """Takes a transaction's publishes, before and after COMMIT."""
+    """Takes what a transaction published, before and after COMMIT."""
 
-    async def commit(
+    async def before_commit(
         self, transaction: Transaction, batch: Sequence[Outgoing], cancelled: Sequence[str]
-    ) -> list[Entry]:
-        """Make them part of the transaction, and return the rows of the outbox that they became."""
+    ) -> Sequence[Entry]:
+        """Store the events and cancellations in the transaction, and return the outbox entries written."""
         ...
 
-    async def committed(self, batch: Sequence[Outgoing], entries: Sequence[Entry], cancelled: Sequence[str]) -> None:
-        """See them on their way."""
+    async def after_commit(self, batch: Sequence[Outgoing], entries: Sequence[Entry], cancelled: Sequence[str]) -> None:
+        """Send what the commit does not store."""
         ...
 
 
 class PublishBuffer:
-    """What was published inside one transaction."""
+    """The publishes and cancellations of one transaction."""
 
     def __init__(self, committer: Committer, transaction: Transaction) -> None:
         self._committer = committer
@@ -38,22 +38,22 @@ class PublishBuffer:
         self._entries: list[Entry] = []
 
     def add(self, outgoing: Outgoing) -> None:
-        """Take a place in the order of publishes."""
+        """Add a publish, in order."""
         self._waiting.append(outgoing)
 
     def withdraw(self, message_id: str) -> list[Outgoing]:
-        """Take back, and return, the delayed publishes of that id which are still waiting here."""
+        """Remove and return the delayed publishes of that id that are still in the buffer."""
         withdrawn = [each for each in self._waiting if each.due_at is not None and each.id == message_id]
         if withdrawn:
             self._waiting = [each for each in self._waiting if each.due_at is None or each.id != message_id]
         return withdrawn
 
     def cancels(self, message_id: str) -> bool:
-        """Whether the commit cancels that id already."""
+        """Whether the commit cancels that id."""
         return message_id in self._cancelled
 
     def cancel_at_commit(self, message_id: str) -> None:
-        """Cancel if and only if the transaction commits; for queues that cannot take part in it."""
+        """Cancel that id if and only if the transaction commits; for queues that cannot take part in it."""
         self._cancelled.append(message_id)
 
     def savepoint(self) -> tuple[list[Outgoing], list[str]]:
@@ -69,12 +69,12 @@ class PublishBuffer:
             return
         batch, self._waiting = self._waiting, []
         cancelled, self._cancelled = self._cancelled, []
-        self._entries += await self._committer.commit(self._transaction, batch, cancelled)
+        self._entries += await self._committer.before_commit(self._transaction, batch, cancelled)
         self._flushed += batch
         self._flushed_cancels += cancelled
 
     async def after_commit(self) -> None:
-        await self._committer.committed(self._flushed, self._entries, self._flushed_cancels)
+        await self._committer.after_commit(self._flushed, self._entries, self._flushed_cancels)
 
     async def after_rollback(self) -> None:
         self._waiting.clear()
@@ -83,27 +83,27 @@ class PublishBuffer:
 
 
 class Gathering(msgspec.Struct, eq=False):
-    """The publishes of one tree of sync listeners, where there is no database to hold them in a transaction."""
+    """The publishes of one tree of sync listeners, for a bus without a database and so without transactions."""
 
     task: object
-    """The one whose listeners they are; one that a listener started inherits the cause, not the place."""
+    """The task that runs the listeners. A task that a listener starts inherits the cause, and publishes by itself."""
 
     batch: list[Outgoing]
     ended: bool = False
 
     def add(self, outgoing: Outgoing) -> None:
-        """Take a place in the order of publishes."""
+        """Add a publish, in order."""
         self.batch.append(outgoing)
 
     def savepoint(self) -> int:
-        """Return a mark of what was gathered so far."""
+        """Return a mark of the publishes so far."""
         return len(self.batch)
 
     def rollback_to(self, mark: int) -> None:
-        """Forget what was gathered since."""
+        """Remove the publishes since `mark`."""
         del self.batch[mark:]
 
     @property
     def open(self) -> bool:
-        """Whether it still gathers, and for the running task."""
+        """Whether the sync phase is running, in the current task."""
         return not self.ended and self.task is asyncio.current_task()

@@ -1,4 +1,4 @@
-"""What a publisher knows of the queue's registry."""
+"""The subscription cache: a publisher's copy of the queue's registry."""
 
 import asyncio
 
@@ -7,13 +7,13 @@ from infra.mq import REGISTRY_TTL, MessageQueue, QueueUnavailable, Registry
 
 
 class SubscriptionCache:
-    """This process's copy of who subscribed to what, to skip the queue where nobody did."""
+    """This process's copy of the queue's registry, to skip the queue for events without subscriptions."""
 
     def __init__(self, mq: MessageQueue, clock: Clock) -> None:
         self._mq = mq
         self._clock = clock
         self.complete = False
-        """Whether the queue knows this process's own listeners: a copy from before may lack them, and counts as old."""
+        """Whether this process has declared its listeners; an earlier copy may lack them and is never fresh."""
 
         self._registry = Registry()
         self._fresh_until = float("-inf")
@@ -21,23 +21,23 @@ class SubscriptionCache:
 
     @property
     def fresh(self) -> bool:
-        """Whether the copy was confirmed recently enough to be trusted."""
+        """Whether the copy was read within the last `REGISTRY_TTL` seconds."""
         return self._clock.monotonic() < self._fresh_until
 
     def routed(self, name: str) -> bool:
-        """Whether somebody may have a durable subscription to that event: all are taken to have, until it is known."""
+        """Whether the event may have a durable subscription; True for every event while the copy is not fresh."""
         return name in self._registry.routed or not self.fresh
 
     def broadcast(self, name: str) -> bool:
-        """Whether the copy knows a process that listens to broadcasts of that event."""
+        """Whether the copy, fresh or not, has a broadcast listener of the event."""
         return name in self._registry.broadcast
 
     def may_broadcast(self, name: str) -> bool:
-        """Whether some process may listen to broadcasts of that event: all are taken to have one, until it is known."""
+        """Whether the event may have a broadcast listener; True for every event while the copy is not fresh."""
         return name in self._registry.broadcast or not self.fresh
 
     def unwanted(self, name: str) -> bool:
-        """Whether nobody subscribed to that event in any way, as a fresh copy says."""
+        """Whether the event has no subscription and no broadcast listener, by a fresh copy."""
         registry = self._registry
         return (
             name not in registry.routed
@@ -46,26 +46,26 @@ class SubscriptionCache:
         )
 
     def knows(self, name: str) -> bool:
-        """Whether the copy lists that event, or is fresh enough to say that nobody wants it."""
+        """Whether the copy lists the event, or is fresh, so that the event has no listener."""
         return name in self._registry.routed or name in self._registry.broadcast or self.fresh
 
     def refresh_soon(self) -> None:
-        """Begin to confirm or renew the copy, for the publishes to come."""
+        """Begin to read the registry, for later publishes."""
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._refresh(), name="bus registry")
             self._refreshing.add_done_callback(self._refreshed)
 
     async def refresh(self) -> None:
-        """Confirm or renew the copy; several callers share one request.
+        """Read the registry; concurrent callers share one request.
 
         Raises:
-            QueueError: the queue did not answer.
+            QueueError: the registry could not be read.
         """
         self.refresh_soon()
         if (refreshing := self._refreshing) is None:
             return
         await asyncio.wait((refreshing,))
-        if refreshing.cancelled():  # not by this caller, who is not cancelled himself
+        if refreshing.cancelled():  # by its own task's cancellation, not by the caller's
             raise QueueUnavailable("the request for the registry was cancelled")
         refreshing.result()
 
@@ -78,4 +78,4 @@ class SubscriptionCache:
     def _refreshed(self, task: asyncio.Task[None]) -> None:
         self._refreshing = None
         if not task.cancelled():
-            task.exception()  # its awaiters raise it, and the registration task asks again
+            task.exception()  # `refresh` raises it in its callers; the declaration task tries again

@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from bus import BusError, CancelFailed, PublishIndeterminate, PublishRejected
+from bus.publishing.outbox_dispatch import OutboxDispatch
 from infra.db import CommitIndeterminate, DatabaseUnavailable
 from infra.mq import Message, QueueUnavailable, Subscription
 from tests.bus.events import Deposited, Ticked, UserCreated, UserUpdated
@@ -85,10 +86,10 @@ async def test_database_failure_in_publish_or_cancel_raises_a_bus_error(
         raise error
 
     bus = await site.process()
-    outbox = bus._publisher._outbox
-    assert outbox is not None
-    monkeypatch.setattr(outbox, "put", fail)
-    monkeypatch.setattr(outbox, "standing", fail)
+    dispatch = bus._publisher.dispatch
+    assert isinstance(dispatch, OutboxDispatch)
+    monkeypatch.setattr(dispatch.outbox, "put", fail)
+    monkeypatch.setattr(dispatch.outbox, "standing", fail)
     with pytest.raises(expected, match=r"Deposited (was not|may or may not have been) published"):
         await bus.publish(Deposited(account="a", amount=1))
     with pytest.raises(CancelFailed):
@@ -99,8 +100,8 @@ async def test_database_failure_in_publish_or_cancel_raises_a_bus_error(
 
 async def test_another_process_sends_the_outbox_rows_of_a_dead_process(site: Site) -> None:
     killed, successor = await site.process(), await site.process()
-    assert killed._publisher.relay is not None
-    await killed._publisher.relay.close()  # killed between COMMIT and push
+    assert killed._publisher.dispatch.relay is not None
+    await killed._publisher.dispatch.relay.close()  # killed between COMMIT and push
     async with site.db.transaction():
         await killed.publish(Ticked(1))
         await killed.publish(Deposited(account="a", amount=2))
@@ -159,7 +160,7 @@ async def test_process_death_between_push_and_cleanup_causes_no_second_delivery(
     site: Site, monkeypatch: pytest.MonkeyPatch, event: Ticked | Deposited, outage: float
 ) -> None:
     bus = await site.process()
-    relay = bus._publisher.relay
+    relay = bus._publisher.dispatch.relay
     assert relay is not None
     pushed = asyncio.Event()
 

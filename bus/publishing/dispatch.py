@@ -1,0 +1,162 @@
+"""The dispatch of published events to the queue: what all topologies share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from bus.listener_table import Routes
+from bus.metrics import BusMetrics
+from bus.outgoing import Outgoing
+from bus.publishing.buffer import PublishBuffer
+from bus.publishing.outbox_entries import Entry
+from bus.publishing.relay import Relay
+from bus.publishing.subscription_cache import SubscriptionCache
+from infra.db import Transaction
+from infra.mq import Message, MessageQueue, QueueError
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Dispatch(ABC):
+    """Passes events to the queue, outside of transactions and before and after COMMIT; one subclass per topology.
+
+    It encodes only the events that have durable or broadcast listeners, by the subscription cache.
+    """
+
+    relay: Relay | None = None
+    """The relay of the outbox; None in a topology without one."""
+
+    def __init__(
+        self, mq: MessageQueue, subscriptions: SubscriptionCache, metrics: BusMetrics, *, origin: str, max_payload: int
+    ) -> None:
+        self._mq = mq
+        self._subscriptions = subscriptions
+        self._metrics = metrics
+        self._origin = origin
+        self._max_payload = max_payload
+        self._max_body = max_payload
+        # A reply of a remote queue can get lost: its messages are deduplicated, so that they can be sent again.
+        self._remote = mq.features.durable and not mq.features.transactional
+        self.learn_limits()
+
+    def learn_limits(self) -> None:
+        """Read the queue's limit on message sizes again; it is final once the queue is open."""
+        self._max_body = min(self._max_payload, self._mq.features.max_body)
+
+    # --- what differs between topologies ----------------------------------------------------------------------------
+
+    @abstractmethod
+    async def before_commit(
+        self, transaction: Transaction, batch: Sequence[Outgoing], cancelled: Sequence[str]
+    ) -> Sequence[Entry]:
+        """Store what a transaction published in that transaction, and return the outbox entries written."""
+
+    @abstractmethod
+    async def after_commit(self, batch: Sequence[Outgoing], entries: Sequence[Entry], cancelled: Sequence[str]) -> None:
+        """Send what is not stored by the commit itself."""
+
+    @abstractmethod
+    async def cancel_inside(self, transaction: Transaction, buffer: PublishBuffer, message_id: str) -> bool:
+        """Cancel a delayed event outside of `buffer`, if and only if `transaction` commits; return whether it can be.
+
+        Raises:
+            QueueError, DatabaseError: the event was not cancelled.
+        """
+
+    async def cancel(self, message_id: str, buffer_of: Callable[[Transaction], PublishBuffer]) -> bool:
+        """Cancel a delayed event outside of a transaction; return whether it was still scheduled.
+
+        `buffer_of` returns the buffer of a transaction that this call begins.
+
+        Raises:
+            CancelFailed: the event is just being sent.
+            QueueError, DatabaseError: the event was not cancelled, or that is unknown.
+        """
+        return await self._mq.cancel(message_id)
+
+    async def time(self) -> float:
+        """Return the queue's time, in seconds since the epoch.
+
+        Raises:
+            QueueUnavailable: this process has never reached the queue.
+        """
+        return self._mq.time()
+
+    async def backlog(self) -> tuple[int, float | None]:
+        """Return the number of rows in the outbox, and when the oldest was written (seconds since the epoch)."""
+        return 0, None
+
+    def needs_transaction(self, _batch: Sequence[Outgoing]) -> bool:
+        """Whether `batch`, published outside of a transaction, must be stored in one."""
+        return False
+
+    async def _refresh(self) -> None:
+        """Refresh the subscription cache before an event that it does not know is published."""
+        try:
+            await self._subscriptions.refresh()
+        except QueueError as error:
+            # Until the cache is fresh again, no event is skipped: the queue decides, or fails the publish.
+            log.warning("registry read failed", error=str(error))
+
+    async def _broadcast(self, batch: Sequence[Outgoing]) -> None:
+        """Send the events of `batch` that have broadcast listeners in other processes."""
+        # The publish may have taken long, and another process may have subscribed since.
+        if not self._subscriptions.fresh:
+            await self._refresh()
+        if frames := [each.body for each in self._chosen(batch, self._is_broadcast)]:
+            await self._mq.broadcast(frames, origin=self._origin)
+            self._metrics.broadcasts_sent += len(frames)
+
+    # --- what all topologies do -------------------------------------------------------------------------------------
+
+    async def prepare(self, batch: Sequence[Outgoing]) -> None:
+        """Encode the events of `batch` that have listeners elsewhere, before any sync listener runs.
+
+        Raises:
+            InvalidEvent, PublishRejected: an event cannot be encoded or is too large.
+        """
+        subscriptions = self._subscriptions
+        routes, wanted = None, False
+        for each in batch:
+            if each.routes is not routes:
+                routes = each.routes
+                name = routes.event_type.name
+                if not subscriptions.knows(name):
+                    await self._refresh()
+                elif not subscriptions.fresh:
+                    subscriptions.refresh_soon()  # a broadcast listener may be new
+                wanted = subscriptions.routed(name) or self._is_broadcast(routes)
+            if wanted:
+                self._message(each)
+
+    async def send(self, batch: Sequence[Outgoing]) -> None:
+        """Send the events of `batch` that have durable or broadcast listeners.
+
+        A transactional queue stores them in the current transaction.
+
+        Raises:
+            QueueError, DatabaseError: not stored, or that is unknown.
+        """
+        if messages := self._messages(batch):
+            await self._mq.publish(messages)
+        await self._broadcast(batch)
+
+    def _messages(self, batch: Iterable[Outgoing]) -> list[Message]:
+        return self._chosen(batch, lambda routes: self._subscriptions.routed(routes.event_type.name))
+
+    def _chosen(self, batch: Iterable[Outgoing], wanted: Callable[[Routes], bool]) -> list[Message]:
+        chosen, routes, choose = [], None, False
+        for each in batch:
+            if each.routes is not routes:  # most batches are all of one event
+                routes = each.routes
+                choose = wanted(routes)
+            if choose:
+                chosen.append(self._message(each))
+        return chosen
+
+    def _message(self, outgoing: Outgoing) -> Message:
+        return outgoing.made or outgoing.message(self._max_body, repeatable=self._remote and not outgoing.one_of_many)
+
+    def _is_broadcast(self, routes: Routes) -> bool:
+        return bool(routes.broadcast) or self._subscriptions.broadcast(routes.event_type.name)
