@@ -10,12 +10,12 @@ from tests.world import migrated_file
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes `-n auto` means: two per processor, for most of the longer tests wait."""
+    """Return the number of processes for `-n auto`: two per processor, because most of the longer tests wait."""
     return 2 * (os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is about another stack than the chosen one."""
+    """Skip the tests of other stacks than the chosen one."""
     stack = chosen()
     embedded = stack.database == "sqlite" and stack.broker is None
     for item in items:
@@ -34,12 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a database file with every table and no rows, to copy."""
+    """Return a template of a database file, with every table and no rows."""
     return asyncio.run(migrated_file(tmp_path_factory.mktemp("template") / "template.db"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_tracebacks() -> None:
-    """Log tracebacks as Python writes them: with every local variable in colour they take a second each."""
+    """Log tracebacks in Python's format; the coloured ones with local variables take a second each."""
     renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, renderer])

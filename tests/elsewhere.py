@@ -1,4 +1,4 @@
-"""Doing something in another event loop: in a thread, in a forked child, or after the present one."""
+"""Helpers that run work in another event loop: in a thread, in a forked child, or without a loop."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ def outcome(work: Work) -> str:
     """Return what `work` raises in a new event loop: the class and the text; "" if nothing."""
     try:
         asyncio.run(_awaited(work))
-    except Exception as error:  # noqa: BLE001 - that is what was asked for
+    except Exception as error:  # noqa: BLE001 - the caller asks for any error
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -33,7 +33,7 @@ def in_fork(work: Work) -> str:
 
 
 def in_forked_coroutine(work: Work) -> str:
-    """Return what `work` raises where a coroutine forks, and its child goes on in it."""
+    """Return what `work` raises in a forked child that continues the coroutine of its parent."""
     return forked(lambda: stepped(work))
 
 
@@ -42,7 +42,7 @@ def stepped(work: Work) -> str:
     coroutine = _awaited(work)
     try:
         coroutine.send(None)
-    except Exception as error:  # noqa: BLE001 - that is what was asked for
+    except Exception as error:  # noqa: BLE001 - the caller asks for any error
         return f"{type(error).__name__}: {error}"
     finally:
         coroutine.close()
@@ -53,7 +53,7 @@ def forked(work: Callable[[], str]) -> str:
     """Return what `work` returns in a forked child."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads: the child is careful
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks with threads; the child uses none
         child = os.fork()
     if child == 0:
         try:
@@ -68,5 +68,5 @@ def forked(work: Callable[[], str]) -> str:
     return text
 
 
-async def _awaited(work: Work) -> Any:  # noqa: ANN401 - nobody looks at it
+async def _awaited(work: Work) -> Any:  # noqa: ANN401 - the result is not used
     return await work()

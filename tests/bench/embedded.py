@@ -35,7 +35,7 @@ VALUES (?, 1, 0, ?, ?, ?, 'Signed', ?)
 
 
 class MemoryBench:
-    """Has nothing beneath it to be held against."""
+    """The memory driver, which has no bare client to compare with."""
 
     name = "memory"
 
@@ -63,7 +63,7 @@ class MemoryBench:
 
 
 class SqliteBench:
-    """Held against sqlite3 itself, in this thread, on the same tables, synchronous=FULL."""
+    """The SQL driver on SQLite, compared with sqlite3 in this thread, on the same tables, synchronous=FULL."""
 
     name = "sqlite"
 
@@ -137,9 +137,9 @@ class SqliteBench:
 
 
 async def _handle(event: object) -> None:
-    """Do what the handler under test does: next to nothing."""
+    """Do nothing, as the measured handler."""
 
 
 async def settle_down() -> None:
-    """Let finished tasks and threads go before the next measurement."""
+    """Let finished tasks and threads end before the next measurement."""
     await asyncio.sleep(0.1)

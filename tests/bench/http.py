@@ -1,6 +1,6 @@
-"""`make bench-http`: GETs of the API beside bare FastAPI routes with the same queries, one server process each.
+"""`make bench-http`: compares GETs of the API with bare FastAPI routes of the same queries, each in a server process.
 
-Both are measured in turn in one run, round by round. Absolute figures belong to the machine; the ratio carries over.
+Both are measured alternately in one run. Absolute figures depend on the machine; compare the ratio.
 """
 
 import argparse
@@ -26,17 +26,17 @@ GOAL = ">= 50 %"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server, and what every request to it carries."""
+    """A server, and the headers of every request to it."""
 
     url: str
     headers: Mapping[str, str]
 
     def get(self, path: str) -> httpx2.Response:
-        """Return one answer."""
+        """Return one response."""
         return httpx2.get(self.url + path, headers=self.headers, timeout=30)
 
     async def rate(self, path: str, count: int, connections: int) -> float:
-        """Return how many GETs a second it answers, asked over some connections that are kept open."""
+        """Return GETs per second, over `connections` persistent connections."""
         head = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         request = f"GET {path} HTTP/1.1\r\nHost: bench\r\n{head}\r\n".encode()
         opened = [await self._connect() for _ in range(connections)]
@@ -88,7 +88,7 @@ def start_bare(processes: Processes, folder: Path, user_id: str) -> Target:
 
 
 def compare(ours: Target, bare: Target, path: str, arguments: argparse.Namespace) -> None:
-    """Measure both in turn, and report the best of each: noise only ever takes away."""
+    """Measure both alternately, and report the best of each, because noise only lowers the rate."""
     answers = [json.loads(each.get(path).content) for each in (ours, bare)]
     assert answers[0] == answers[1], "they are to be compared doing the same"
     best, best_bare = 0.0, 0.0

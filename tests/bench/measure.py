@@ -1,4 +1,4 @@
-"""One way to measure every driver: the same events, the same handlers, the same clock."""
+"""The measurements that all drivers share: events, handlers, and rates."""
 
 import asyncio
 import contextlib
@@ -47,13 +47,13 @@ class Moved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unwanted:
-    """Nobody subscribes to it durably."""
+    """An event without a durable subscription."""
 
     n: int = 0
 
 
 class Bench(Protocol):
-    """A driver under test, with the bare client loops that it is held against."""
+    """A measured driver, with the bare client loops to compare it with."""
 
     name: str
 
@@ -84,7 +84,7 @@ class Bench(Protocol):
 
 @dataclass(slots=True)
 class Counter:
-    """A handler that counts, and says when it has seen enough."""
+    """A handler that counts events, and signals when the expected number has arrived."""
 
     enough: int
     seen: int = 0
@@ -99,7 +99,7 @@ class Counter:
             self.done.set()
 
     async def seconds(self) -> float:
-        """Return how long the first to the last took."""
+        """Return the seconds from the first event to the last."""
         await self.done.wait()
         return time.perf_counter() - self.began
 
@@ -134,7 +134,7 @@ async def started(
 
 @asynccontextmanager
 async def working(bus: Bus) -> AsyncIterator[None]:
-    """Run the worker beside the block."""
+    """Run the worker during the block."""
     worker = asyncio.create_task(bus.run())
     try:
         yield
@@ -189,7 +189,7 @@ async def published_together(bench: Bench, count: int) -> float:
 
 
 async def sync_overhead(bench: Bench, count: int) -> tuple[float, float]:
-    """Return seconds per publish to one sync listener that nobody else wants, and per bare await of it."""
+    """Return seconds per publish to one sync listener without other subscriptions, and per bare await of it."""
 
     async def bare(event: Unwanted) -> None: ...
 

@@ -1,6 +1,6 @@
-"""`python -m tests.bench.memory`: what a worker process takes beside its imports, whatever waits for it.
+"""`python -m tests.bench.memory`: measures the memory of a worker process beyond its imports, with any backlog.
 
-The process is one of its own. It is measured while it handles, or waits, for some seconds.
+It is measured in a new process that handles events, or waits, for some seconds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tests.bench.measure import Signed, working
 from tests.servers import KINDS, new_server
 
 GOAL = 30.0
-"""MB above the imports."""
+"""The goal, in MB above the imports."""
 
 BATCH = 500
 
@@ -32,7 +32,7 @@ def resident() -> float:
 
 
 async def work(url: str, seconds: float) -> None:
-    """Be the worker, and print what it took."""
+    """Run the worker, and print its memory."""
     imports = resident()
     handled = 0
     mq = RedisQueue(url, clock=SystemClock())
@@ -50,11 +50,11 @@ async def work(url: str, seconds: float) -> None:
     await bus.close()
     await mq.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{imports:.1f} {peak - imports:.1f} {handled}")  # noqa: T201 - what the parent reads
+    print(f"{imports:.1f} {peak - imports:.1f} {handled}")  # noqa: T201 - the parent reads it
 
 
 async def fill(url: str, backlog: int) -> None:
-    """Have `backlog` events wait for the listener."""
+    """Publish a backlog of `backlog` events."""
 
     async def on_signed(event: Signed) -> None: ...
 
@@ -75,7 +75,7 @@ def measure(kind: str, backlog: int, seconds: float) -> None:
     try:
         asyncio.run(fill(server.url, backlog))
         command = [sys.executable, "-m", "tests.bench.memory", "--work", server.url, "--seconds", str(seconds)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 - itself
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 - this module
     finally:
         server.kill()
     imports, above, handled = said.split()

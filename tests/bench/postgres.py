@@ -39,7 +39,7 @@ def _server() -> postgres_servers.PostgresServer:
 
 
 class PostgresBench:
-    """Held against asyncpg itself, on one connection."""
+    """The SQL driver on PostgreSQL, compared with asyncpg on one connection."""
 
     name = "postgres"
 
@@ -112,9 +112,9 @@ async def _transaction(db: Any, ids: Sequence[str], bodies: Sequence[bytes]) -> 
 
 
 async def _handle(event: object) -> None:
-    """Do what the handler under test does: next to nothing."""
+    """Do nothing, as the measured handler."""
 
 
 async def settle_down() -> None:
-    """Let the server write what it has put off."""
+    """Let the server complete its deferred writes."""
     await asyncio.sleep(0.1)

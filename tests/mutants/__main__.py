@@ -1,4 +1,4 @@
-"""`python -m tests.mutants [NAME ...]`: try seeded bugs, all or these; fails if one of them is not caught."""
+"""`python -m tests.mutants [NAME ...]`: tests all or the named seeded bugs; fails if one is not detected."""
 
 import sys
 import tempfile
@@ -9,7 +9,7 @@ from tests.mutants.trying import caught
 
 
 def main(names: list[str]) -> int:
-    """Return 1 if one was not caught."""
+    """Return 1 if a seeded bug was not detected."""
     chosen = [it for it in MUTANTS if not names or it.name in names]
     missed = 0
     with tempfile.TemporaryDirectory(prefix="beneath-mutants-") as folder:

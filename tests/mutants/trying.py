@@ -1,4 +1,4 @@
-"""Tries a seeded bug: puts it into a copy of the tree and sees whether its tests fail."""
+"""Applies a seeded bug to a copy of the tree, and runs the tests that must fail."""
 
 import os
 import shutil
@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("bus", "cmd", "config", "dependencies", "docs", "infra", "models", "services", "tests")
 FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")
 NOTHING_FAILED, SOMETHING_FAILED = 0, 1
-"""pytest's exit codes; all others say that the tests could not be run."""
+"""Exit codes of pytest; with any other the tests could not run."""
 
 
 def place_of(mutant: Mutant) -> Path:
-    """Return the file that the bug goes into."""
+    """Return the file that the seeded bug changes."""
     return ROOT / mutant.file
 
 
@@ -24,7 +24,7 @@ def caught(mutant: Mutant, folder: Path) -> bool:
     """Return whether the tests of a bug fail in a copy of the tree that has it.
 
     Raises:
-        RuntimeError: the bug cannot be put in, or its tests cannot be run.
+        RuntimeError: the bug cannot be applied, or its tests cannot run.
     """
     copy = folder / mutant.name
     for each in COPIED:

@@ -1,5 +1,4 @@
-"""Load under every fault at once, on one stack, for as long as you like; `python -m tests.soak --help`.
+"""The soak: workers and publishers under load with all faults at once, on one stack; see `python -m tests.soak --help`.
 
-Nothing here is a pytest test. It checks the promises that `tests.torture.checker` reads off a journal, while all faults
-happen together.
+It checks the invariants of `tests.torture.checker`. It is not collected by pytest.
 """

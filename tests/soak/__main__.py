@@ -1,4 +1,4 @@
-"""Run a soak: workers and publishers under load while everything fails, on the stack of `BENEATH_TEST_STACK`."""
+"""Run the soak: workers and publishers under load with all faults at once, on the stack of `BENEATH_TEST_STACK`."""
 
 import argparse
 import asyncio
@@ -37,11 +37,11 @@ SHOWN = 50
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run, print what was counted, and return 1 if a promise was broken."""
+    """Run the soak, print its counts and violations, and return 1 if there are violations."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30.0, help="for how long faults happen")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the faults")
-    parser.add_argument("--pause", type=float, default=0.4, help="seconds between a key's transactions, at most")
+    parser.add_argument("--minutes", type=float, default=30.0, help="minutes for which faults are injected")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the faults")
+    parser.add_argument("--pause", type=float, default=0.4, help="maximum seconds between two transactions of a key")
     parser.add_argument("--without", action="append", default=[], choices=FAULTS, help="a fault to leave out")
     arguments = parser.parse_args(words)
     stack = chosen()
@@ -70,7 +70,7 @@ def end_on_signals() -> None:
 
 @contextmanager
 def _servers(stack: Stack) -> Iterator[list[RedisServer | PostgresServer]]:
-    """Inside the block the stack's servers run, the one that keeps the queue first; each is durable."""
+    """Run the stack's servers for the block, with durable settings; the server of the queue comes first."""
     own: list[RedisServer | PostgresServer] = []
     if stack.broker is not None:
         own.append(servers.new_server(stack.broker, *DURABLE))
@@ -85,7 +85,7 @@ def _servers(stack: Stack) -> Iterator[list[RedisServer | PostgresServer]]:
 
 @contextmanager
 def fleet_on(stack: Stack, folder: Path, own: list[RedisServer | PostgresServer]) -> Iterator[Fleet]:
-    """Inside the block there is a fleet on these servers."""
+    """Create a fleet on these servers for the block."""
     broker = next((it for it in own if isinstance(it, RedisServer)), None)
     postgres = next((it for it in own if isinstance(it, PostgresServer)), None)
     template = asyncio.run(migrated_file(folder / "template.db"))
@@ -134,7 +134,7 @@ def _hire(crew: Crew, clock: Path, pause: float) -> None:
     for _ in range(WORKERS):
         crew.hire("worker", LISTENERS, **common)
     for member in crew.workers:
-        crew.fleet.wait_ready(member.process)  # only who is subscribed gets what is published
+        crew.fleet.wait_ready(member.process)  # events published before the subscription are not delivered
     for half in ("a", "b"):
         keys = [f"{half}{number}" for number in range(4)]
         crew.hire("bookkeeper", work=False, arguments={"keys": keys, "pause": pause}, **common)

@@ -1,4 +1,4 @@
-"""The processes of a soak: each that ends is replaced, and one that ends by itself is a fault of the product."""
+"""The processes of a soak: every process that ends is replaced, and an unexpected end is a violation."""
 
 import time
 from collections.abc import Callable
@@ -11,40 +11,40 @@ from tests.torture.nursery import Child
 from tests.wire import Wire
 
 LONGEST_STOP = 60.0
-"""Seconds within which a worker that was asked to has stopped, also while its server is away."""
+"""Seconds within which a worker must shut down, even while its server is unavailable."""
 
 LONGEST_REST = 120.0
-"""Seconds within which everything is handled once all faults are over."""
+"""Seconds within which all events must be handled after the last fault."""
 
 
 @dataclass(eq=False)
 class Member:
-    """One place in the crew, and the process that has it now."""
+    """A role in the crew, and the process that currently fills it."""
 
     role: str
     listeners: tuple[str, ...]
     changes: dict[str, Any]
-    """Of its plan."""
+    """Changes of its plan."""
 
     wire: Wire | None
     process: Child
     number: int = 0
-    """How many processes had this place before."""
+    """Number of earlier processes in this role."""
 
     stopping_since: float | None = None
 
     def at_work(self, fleet: Fleet) -> bool:
-        """Whether its process has begun, and nobody asked it to stop."""
+        """Return whether its process has begun and was not asked to shut down."""
         return self.process.running and self.stopping_since is None and has_begun(fleet, self.process)
 
 
 def has_begun(fleet: Fleet, process: Child) -> bool:
-    """Whether the process wrote anything yet."""
+    """Return whether the process has written to the journal."""
     return process.pid in fleet.journal.pids()
 
 
 class Crew:
-    """Everybody at work."""
+    """All processes of a soak."""
 
     def __init__(self, fleet: Fleet, wires: Callable[[], Wire | None]) -> None:
         self.fleet = fleet
@@ -56,7 +56,7 @@ class Crew:
         self.failed_starts = 0
 
     def hire(self, role: str, listeners: tuple[str, ...] = (), **changes: Any) -> None:  # noqa: ANN401 - a plan's
-        """Fill a place: `role` is the program, `changes` are those of its plan."""
+        """Start a process: `role` is its program, `changes` are the changes of its plan."""
         wire = self._wires()
         if wire is not None:
             self._entered.append(wire.__enter__())
@@ -69,21 +69,21 @@ class Crew:
             wire.__exit__(None, None, None)
 
     def kill(self, member: Member) -> None:
-        """Kill a process, and fill its place."""
+        """Kill a process and replace it."""
         self.fleet.kill(member.process)
         self._replace(member)
 
     def stop(self, member: Member) -> None:
-        """Ask a process to stop; its place is filled when it has."""
+        """Request a process's shutdown; it is replaced once it has ended."""
         member.process.terminate()
         member.stopping_since = time.monotonic()
 
     def interrupted(self, member: Member) -> None:
-        """Write down that what the process did until now may not have counted."""
+        """Record that the results of the process so far may not have been accepted."""
         self.fleet.cut_off(member.process)
 
     def look_after(self) -> None:
-        """Replace what has ended, and complain about what should not have, or should have by now."""
+        """Replace ended processes; record unexpected ends and overdue shutdowns as violations."""
         for member in (*self.workers, *self.publishers):
             process, since = member.process, member.stopping_since
             if process.running:
@@ -93,14 +93,14 @@ class Crew:
                 continue
             code = process.wait()
             if since is None and not has_begun(self.fleet, process):
-                self.failed_starts += 1  # its server was just away
+                self.failed_starts += 1  # its server was unavailable
             elif since is None or code != 0:
                 self.complaints.append(f"{process} ended with {code}: {process.stderr[-2000:]}")
                 self.fleet.cut_off(process)
             self._replace(member)
 
     def dismiss(self) -> None:
-        """Let publishers end, the queue run empty, and workers stop; everybody has begun before."""
+        """Wait until all processes have begun, end the publishers, wait for an empty queue, and stop the workers."""
 
         def all_have_begun() -> bool:
             self.look_after()
@@ -132,7 +132,7 @@ class Crew:
     ) -> Child:
         arguments = dict(changes.get("arguments", {}))
         if keys := arguments.get("keys"):
-            arguments["keys"] = [f"{key}.{number}" for key in keys]  # what a killed publisher left off is unknown
+            arguments["keys"] = [f"{key}.{number}" for key in keys]  # the last event of a killed publisher is unknown
         self.fleet.detour(wire)
         try:
             return self.fleet.start(*listeners, program=role, **{**changes, "arguments": arguments})

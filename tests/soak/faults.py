@@ -1,4 +1,4 @@
-"""What happens to the processes, the connections, the servers and the clocks of a soak. Each fault ends by itself."""
+"""The faults of a soak: of processes, connections, servers and clocks. Each fault ends after some time."""
 
 import heapq
 import itertools
@@ -17,17 +17,17 @@ from tests.wire import Wire
 
 FAULTS = ("kill", "stop", "pause", "clock", "connection", "network", "server")
 NETWORKED = frozenset({"connection", "network", "server"})
-"""Those that need a server."""
+"""Faults that need a server."""
 
 HOUR = 3600.0
 BROKEN = ("mute", "cut", "half")
-"""What may happen to one connection without a worker losing its lease."""
+"""Faults of one connection, by which no worker loses its lease."""
 
 SILENT = ("black out", "hold up", "cut off")
 
 
 class Faults:
-    """Begins faults, several at a time, and ends them when they are over."""
+    """Begins faults, several at a time, and ends those that are due."""
 
     def __init__(
         self,
@@ -59,17 +59,17 @@ class Faults:
         self._kinds = [every[kind] for kind in kinds if servers or kind not in NETWORKED]
 
     def begin_one(self) -> None:
-        """Let something happen."""
+        """Begin one random fault."""
         if (name := self._random.choice(self._kinds)()) is not None:
             self.done[name] += 1
 
     def end_those_over(self) -> None:
-        """End what has lasted long enough."""
+        """End the faults that are due."""
         while self._ends and self._ends[0][0] <= time.monotonic():
             heapq.heappop(self._ends)[2]()
 
     def end_all(self) -> None:
-        """End everything, and set the clocks right."""
+        """End all faults, and reset the clocks."""
         while self._ends:
             heapq.heappop(self._ends)[2]()
         step(self._clock, 0.0)
@@ -156,5 +156,5 @@ class Faults:
 
 
 def wire_to(servers: list[RedisServer | PostgresServer], seed: int) -> Wire | None:
-    """Return a way of one process's own to the server that keeps the queue, if there is one."""
+    """Return one process's proxy to the server of the queue, or None without a server."""
     return Wire(servers[0].port, seed=seed) if servers else None

@@ -1,4 +1,4 @@
-"""Which promises a soak saw broken, by its journal and its tables."""
+"""The report of a soak: violations found in its journal and its tables."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,13 +11,13 @@ from tests.torture.rows import EFFECT, LEDGER
 from tests.torture.scheduler import CANCELLED, TIMED, TOO_LATE
 
 TOLERANCE = 0.05
-"""Seconds by which a process may estimate the clock of a server wrongly."""
+"""Maximum error, in seconds, of a process's estimate of a server's clock."""
 
 LISTENERS = ("flaky", "sibling", "once", "done")
 
 
 def violations(fleet: Fleet) -> list[str]:
-    """Return a line for each promise that was broken."""
+    """Return a line for each violation."""
     lines = fleet.journal.lines()
     rows = [(str(key), int(n)) for key, n in fleet.rows.fetch(f"SELECT key, n FROM {LEDGER.name} ORDER BY key, n")]  # noqa: S608
     effects = [(str(key), int(n)) for key, n in fleet.rows.fetch(f"SELECT key, n FROM {EFFECT.name} ORDER BY id")]  # noqa: S608
@@ -39,7 +39,7 @@ def violations(fleet: Fleet) -> list[str]:
 
 
 def summary(fleet: Fleet) -> str:
-    """Return what was handled, and how much of it again."""
+    """Return the numbers of handled and repeated events as text."""
     lines = fleet.journal.lines()
     counts = Counter(each.listener for each in lines if each.kind == "end")
     again = {name: duplicates(lines, name) for name in LISTENERS}
@@ -51,7 +51,7 @@ def _accepted(message: Message) -> Line:
 
 
 def _handed_over(lines: Sequence[Line]) -> Iterator[Message]:
-    """Jobs outside of transactions: those accepted, and of each key one more that was under way at a kill."""
+    """Yield the jobs published outside of transactions: accepted ones, and per key one that was in-flight at a kill."""
     told: dict[str, int] = defaultdict(int)
     for each in lines:
         if each.kind == "accepted":
@@ -62,12 +62,12 @@ def _handed_over(lines: Sequence[Line]) -> Iterator[Message]:
 
 
 def _timed(lines: Sequence[Line]) -> Iterator[Message]:
-    """Jobs that were scheduled and must be done; those of unknown fate count if they were."""
+    """Yield the scheduled jobs that must be handled; those of unknown outcome only if they were."""
     accepted = {(it.key, it.n) for it in lines if it.kind == "note" and it.listener == "scheduled"}
     begun = {(it.key, it.n) for it in lines if it.kind == "note" and it.listener == "due"}
     answers = {(it.key, it.n): it.text for it in lines if it.kind == "note" and it.listener == "cancel"}
     done = successes(runs_of(lines), "done")
-    # A publisher that was killed may just have cancelled: those fates are unknown.
+    # A killed publisher may just have cancelled: the outcome of these jobs is unknown.
     killed = {it.pid for it in lines if it.kind == "killing"}
     unknown = {(it.key, it.n) for it in lines if it.pid in killed and it.listener == "due"} - answers.keys()
     for each in begun:
@@ -77,7 +77,7 @@ def _timed(lines: Sequence[Line]) -> Iterator[Message]:
 
 
 def _untrue(lines: Sequence[Line], rows: list[Message]) -> Iterator[str]:
-    """Rows that are not what their publishers were told."""
+    """Yield the rows that contradict what their publishers were told."""
     told: dict[str, set[Message]] = defaultdict(set)
     for each in lines:
         if each.kind == "note" and each.text in {KEPT, DROPPED, UNKNOWN} and not each.listener:
@@ -93,7 +93,7 @@ def _untrue(lines: Sequence[Line], rows: list[Message]) -> Iterator[str]:
 
 
 def _once(rows: list[Message], effects: list[Message]) -> Iterator[str]:
-    """Database effects of a `once` listener that are not there once, in order."""
+    """Yield the database effects of a `once` listener that are missing, repeated or out of order."""
     counts, expected = Counter(effects), Counter(rows)
     yield from (
         f"effect of {it}: {counts[it]} times instead of {expected[it]}"

@@ -1,4 +1,4 @@
-"""A publisher that goes on while its database comes and goes: it writes down how each of its transactions ended."""
+"""A publisher that continues while its database is repeatedly unavailable, and records the end of each transaction."""
 
 import asyncio
 from random import Random
@@ -13,17 +13,17 @@ from tests.torture.persistent import insist
 from tests.torture.rows import LEDGER
 
 KEPT, DROPPED, UNKNOWN = "kept", "dropped", "unknown"
-"""How a transaction ended, as the program that wanted it was told."""
+"""The end of a transaction, as reported to its program."""
 
 DIRECT = "direct-"
-"""What the keys of jobs begin with that are published outside of transactions."""
+"""Prefix of the keys of jobs that are published outside of transactions."""
 
 PAUSE = 0.05
-"""Seconds, at most, between the ends and beginnings of two transactions, unless the plan says otherwise."""
+"""Default of the maximum seconds between two transactions of a key."""
 
 
 async def run(plan: Plan) -> None:
-    """For each key book entries in one task, and publish jobs in another, until the gate opens."""
+    """For each key commit entries in one task and publish jobs in another, until the gate opens."""
     keys, pause = plan.arguments["keys"], plan.arguments.get("pause", PAUSE)
     assert isinstance(keys, list)
     assert isinstance(pause, float)
@@ -32,7 +32,7 @@ async def run(plan: Plan) -> None:
 
 
 async def book(site: Opened, key: str, pause: float) -> None:
-    """Try one transaction after another, each with a number of its own."""
+    """Run one transaction after another, each with a new number."""
     random, n = Random(key), 0
     while not site.gate.exists():
         n += 1
@@ -41,7 +41,7 @@ async def book(site: Opened, key: str, pause: float) -> None:
 
 
 async def outcome(site: Opened, key: str, n: int) -> str:
-    """Commit a row with an event before it, and return how that ended; any other error is the end of the program."""
+    """Commit a row and an event before it, and return the outcome; unexpected errors end the program."""
     try:
         async with site.db.transaction() as tx:
             await site.bus.publish(Step(key=key, n=n))
@@ -54,7 +54,7 @@ async def outcome(site: Opened, key: str, n: int) -> str:
 
 
 async def hand_over(site: Opened, key: str, pause: float) -> None:
-    """Publish one job after another outside of transactions, each until it is certain that it was accepted."""
+    """Publish one job after another outside of transactions, repeating each until it is accepted."""
     random, n = Random(key), 0
     while not site.gate.exists():
         n += 1

@@ -1,4 +1,4 @@
-"""A process that cancels delayed events, each at its own time, and writes down whether that succeeded."""
+"""A program that cancels delayed events at given times, and records whether that succeeded."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ async def run(plan: Plan) -> None:
 
 
 async def cancel(site: Opened, message_id: str, when: float) -> None:
-    """Cancel one message when the time has come."""
+    """Cancel one message at its time."""
     await asyncio.sleep(when - time.time())
     cancelled = await site.bus.cancel(message_id)
     site.journal.write("note", id=message_id, text="cancelled" if cancelled else "too late")

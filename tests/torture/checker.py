@@ -1,11 +1,11 @@
-"""Reads a journal and says which promises were broken: one line for each, so an empty list is a proof.
+"""The verifier: reads a journal and returns a line for each violation of an invariant.
 
-A handler's run goes from its "start" to its "end", "failed" or "cancelled" line. One whose process was killed goes to
-the "killing" line, written just before the signal was sent, or to the end of what that process wrote. One whose process
-was paused for longer than its lease goes to the "pausing" line, written when it stood still: it may come to an end when
-the process goes on, but its result no longer counts, and it is not beside the run that took its place. One whose
-process was cut off from the queue, until the "cut off" line, may have come to an end that did not count; an ordered one
-must not be beside the run that took its place.
+A handler's run begins at its "start" line and ends at its "end", "failed" or "cancelled" line. If its process was
+killed, it ends at the "killing" line, which is written just before the signal is sent, or at that process's last line.
+If its process was paused for longer than its lease, it ends at the "pausing" line, which is written once the process
+has stopped: the run may continue later, but its result does not count, and it does not overlap with its replacement. If
+its process was cut off from the queue, until the "cut off" line, its result may not have counted; an ordered run must
+not overlap with its replacement.
 """
 
 import math
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from tests.torture.journal import Kind, Line
 
 Message = tuple[str, int]
-"""An event, by its key and its place in it."""
+"""An event: its key and its number in it."""
 
 _ENDS: frozenset[Kind] = frozenset({"end", "failed", "cancelled"})
 
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """A handler at work on one event. Places are line numbers."""
+    """One run of a handler for an event. Places are line numbers."""
 
     listener: str
     key: str
@@ -40,7 +40,7 @@ class Run:
 
 
 def runs_of(lines: Sequence[Line]) -> list[Run]:
-    """Return every run, in the order in which they started."""
+    """Return all runs, in the order of their starts."""
     runs: list[Run] = []
     running: dict[tuple[str, str, int, int], Run] = {}
     for place, line in enumerate(lines):
@@ -64,7 +64,7 @@ def runs_of(lines: Sequence[Line]) -> list[Run]:
             for run in running.values():
                 if run.pid == line.pid:
                     run.ended = place
-    # What began between that line and the signal went to the end of what the process wrote.
+    # A run that began between that line and the signal ended at the process's last line.
     written = {line.pid: place for place, line in enumerate(lines)}
     killed = {line.pid for line in lines if line.kind == "killing"}
     for run in running.values():
@@ -74,7 +74,7 @@ def runs_of(lines: Sequence[Line]) -> list[Run]:
 
 
 def accepted(lines: Iterable[Line]) -> dict[str, list[int]]:
-    """Return what was published, in order, by key."""
+    """Return the numbers of accepted events in publish order, by key."""
     published: dict[str, list[int]] = defaultdict(list)
     for line in lines:
         if line.kind == "accepted":
@@ -83,7 +83,7 @@ def accepted(lines: Iterable[Line]) -> dict[str, list[int]]:
 
 
 def interrupted(lines: Iterable[Line]) -> dict[int, float]:
-    """Return until where the results of processes that were killed, paused or cut off may not have counted."""
+    """Return, by process, the line until which results may not have counted because of a kill, pause or partition."""
     places: dict[int, float] = {}
     for place, line in enumerate(lines):
         if line.kind == "killing":
@@ -94,18 +94,18 @@ def interrupted(lines: Iterable[Line]) -> dict[int, float]:
 
 
 def successes(runs: Iterable[Run], listener: str) -> Counter[Message]:
-    """Return how often each event was handled successfully."""
+    """Return the number of successful runs per event."""
     return Counter((run.key, run.n) for run in runs if run.listener == listener and run.outcome == "end")
 
 
 def lost(lines: Sequence[Line], listener: str) -> list[str]:
-    """Published, and never handled."""
+    """Return a line for each accepted event that was never handled."""
     done = successes(runs_of(lines), listener)
     return [f"lost: {key}/{n}" for key, ns in accepted(lines).items() for n in ns if not done[(key, n)]]
 
 
 def phantoms(lines: Sequence[Line], listener: str) -> list[str]:
-    """Handled, and never published."""
+    """Return a line for each handled event that was never accepted."""
     published = {(key, n) for key, ns in accepted(lines).items() for n in ns}
     return [
         f"phantom: {run}" for run in runs_of(lines) if run.listener == listener and (run.key, run.n) not in published
@@ -113,7 +113,7 @@ def phantoms(lines: Sequence[Line], listener: str) -> list[str]:
 
 
 def out_of_order(lines: Sequence[Line], listener: str) -> list[str]:
-    """First successes that are not in publish order, and runs that did not wait for the one before to succeed."""
+    """Return first successes out of publish order, and runs that began before the previous event succeeded."""
     published = accepted(lines)
     found: list[str] = []
     firsts: dict[str, list[int]] = defaultdict(list)
@@ -134,7 +134,7 @@ def out_of_order(lines: Sequence[Line], listener: str) -> list[str]:
 
 
 def overlapping(lines: Sequence[Line], listener: str, *, by_message: bool = False) -> list[str]:
-    """Runs of one key, or of one event of it, that were under way at the same time."""
+    """Return the overlapping runs of one key, or of one event."""
     latest: dict[tuple[str, int], Run] = {}
     found: list[str] = []
     for run in runs_of(lines):
@@ -148,7 +148,7 @@ def overlapping(lines: Sequence[Line], listener: str, *, by_message: bool = Fals
 
 
 def overcharged(lines: Sequence[Line], listener: str) -> list[str]:
-    """Attempts that count more than the real failures before them."""
+    """Return the runs whose attempt number exceeds the failures before them."""
     failures: Counter[Message] = Counter()
     found: list[str] = []
     runs = {run.started: run for run in runs_of(lines)}
@@ -163,7 +163,7 @@ def overcharged(lines: Sequence[Line], listener: str) -> list[str]:
 
 
 def repeated(lines: Sequence[Line], listener: str) -> list[str]:
-    """Runs after a success, or beside a run, that no kill and no pause explains."""
+    """Return runs after a success, or overlapping with another run, without a kill or pause that explains them."""
     faults = interrupted(lines)
     survived: dict[Message, Run] = {}
     found: list[str] = []
@@ -179,13 +179,13 @@ def repeated(lines: Sequence[Line], listener: str) -> list[str]:
 
 
 def duplicates(lines: Sequence[Line], listener: str) -> int:
-    """Return how many successes there were beyond the first of each event."""
+    """Return the number of successes beyond the first of each event."""
     done = successes(runs_of(lines), listener)
     return sum(done.values()) - len(done)
 
 
 def check(lines: Sequence[Line], listener: str, *, ordered: bool) -> list[str]:
-    """Return everything that is wrong with what a listener did, once all is done."""
+    """Return all violations of a listener, once everything is handled."""
     found = [
         *lost(lines, listener),
         *phantoms(lines, listener),

@@ -16,7 +16,7 @@ from tests.torture.nursery import Nursery
 
 @contextmanager
 def fleet_at(folder: Path, place: AbstractContextManager[Place]) -> Iterator[Fleet]:
-    """Have a fleet inside the block, whose processes end with it."""
+    """Create a fleet for the block, and end its processes afterwards."""
     with place as where, Processes() as processes, Nursery() as nursery:
         fleet = Fleet(processes, nursery, folder, where)
         yield fleet
@@ -25,7 +25,7 @@ def fleet_at(folder: Path, place: AbstractContextManager[Place]) -> Iterator[Fle
 
 @pytest.fixture
 def broker() -> Iterator[RedisServer]:
-    """A server of the test's own, which writes everything to disk before it answers."""
+    """A broker for one test, which syncs everything to disk before it responds."""
     kind = chosen().broker
     assert kind is not None
     server = new_server(kind, *DURABLE)
@@ -48,7 +48,7 @@ def fleet(tmp_path: Path, migrated: Path) -> Iterator[Fleet]:
 
 @pytest.fixture
 def postgres() -> Iterator[PostgresServer]:
-    """A server of the test's own, to be stopped and started."""
+    """A PostgreSQL server for one test, which may stop and restart it."""
     server = postgres_servers.new_server()
     yield server
     server.stop(signal.SIGQUIT)
@@ -56,14 +56,14 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def near(tmp_path: Path, migrated: Path, postgres: PostgresServer) -> Iterator[Fleet]:
-    """A fleet on that server; its broker, if there is one, is the one of all tests."""
+    """A fleet on that server; its broker, if any, is the shared one."""
     with fleet_at(tmp_path, chosen().place(tmp_path, template=migrated, postgres=postgres)) as fleet:
         yield fleet
 
 
 @pytest.fixture
 def keeper(request: pytest.FixtureRequest) -> RedisServer | PostgresServer:
-    """A server of the test's own that keeps the queue, and its workers' leases: the broker, or else PostgreSQL."""
+    """The server of queue and leases for one test: the broker, or PostgreSQL without one."""
     server: RedisServer | PostgresServer = request.getfixturevalue("broker" if chosen().broker else "postgres")
     return server
 
@@ -82,6 +82,6 @@ def leased(tmp_path: Path, migrated: Path, keeper: RedisServer | PostgresServer)
 
 @pytest.fixture
 def apart(tmp_path: Path, migrated: Path, postgres: PostgresServer, broker: RedisServer) -> Iterator[Fleet]:
-    """A fleet on both, so that either can go away."""
+    """A fleet on both servers, each of which the test may stop."""
     with fleet_at(tmp_path, chosen().place(tmp_path, template=migrated, postgres=postgres, broker=broker)) as fleet:
         yield fleet

@@ -1,4 +1,4 @@
-"""A publisher that dies at a point of its choice around commit, push and cleanup; or changes its mind."""
+"""A publisher that dies at a given point around commit, push and cleanup, or rolls back."""
 
 import asyncio
 import os
@@ -18,12 +18,12 @@ from tests.torture.opening import Opened, Plan, opened
 
 
 async def run(plan: Plan) -> None:
-    """Commit one row with an event before it and one after it, and die on the way."""
+    """Commit one row with an event before and one after it, and die at the given point."""
     point, key = str(plan.arguments["point"]), str(plan.arguments["key"])
     async with opened(plan) as site:
         POINTS[point]()
         await enter(site, key)
-        # What is to kill it may be the relay, which works beside this.
+        # The relay, which runs concurrently, may be the task that dies.
         await asyncio.Event().wait()
 
 
@@ -37,12 +37,12 @@ async def enter(site: Opened, key: str) -> None:
 
 
 def die() -> NoReturn:
-    """End this process as SIGKILL would."""
+    """Kill this process with SIGKILL."""
     os._exit(9)
 
 
 def before_commit() -> None:
-    """Die with everything written, but not committed."""
+    """Die after all writes and before the commit."""
     put = Outbox.put
 
     async def put_and_die(
@@ -55,7 +55,7 @@ def before_commit() -> None:
 
 
 def after_commit() -> None:
-    """Die with everything committed, and nothing pushed."""
+    """Die after the commit and before the push."""
 
     def die_now(_self: Relay, _entries: Sequence[Entry], *, cancelled: bool) -> None:
         del cancelled
@@ -65,7 +65,7 @@ def after_commit() -> None:
 
 
 def before_push() -> None:
-    """Die just before sending."""
+    """Die just before the relay sends."""
 
     async def die_now(_self: OutboxSender, _entries: Sequence[Entry]) -> None:
         die()
@@ -74,7 +74,7 @@ def before_push() -> None:
 
 
 def after_push() -> None:
-    """Die when the queue has the first of it, before anything is cleaned up."""
+    """Die after the first message was sent, before its row is deleted."""
 
     async def die_now(_self: OutboxSender, _entries: Sequence[Entry]) -> None:
         die()
@@ -83,7 +83,7 @@ def after_push() -> None:
 
 
 def after_cleanup() -> None:
-    """Die with some rows gone, while holding the right to send."""
+    """Die after some rows were deleted, while holding the right to send."""
     remove = Outbox.remove
 
     async def remove_and_die(self: Outbox, entries: Collection[Entry]) -> NoReturn:

@@ -1,11 +1,11 @@
-"""What the torture tests publish."""
+"""The events of the torture tests."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One of a sequence: step `n` of `key`."""
+    """An ordered event: step `n` of `key`."""
 
     key: str
     n: int
@@ -16,7 +16,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Something to do, in no order: job `n` of the kind `key`."""
+    """An unordered event: job `n` of `key`."""
 
     key: str
     n: int
@@ -24,7 +24,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Novelty:
-    """Something that only newer code knows."""
+    """An event that only newer code knows."""
 
     key: str
     n: int

@@ -1,4 +1,4 @@
-"""The test's side: its processes on one database and queue, and what it asks of these meanwhile."""
+"""A fleet: the processes of one test on one database and queue, and the test's operations on them."""
 
 import asyncio
 import json
@@ -21,17 +21,17 @@ from tests.wire import Wire
 T = TypeVar("T")
 
 STANDSTILL = 0.1
-"""Seconds after SIGSTOP by which the last thread of a process stands still: much less than a lease."""
+"""Seconds after SIGSTOP until all threads of a process have stopped; much less than a lease."""
 
 QUICK = {"renew_every": 0.1, "recover_every": 0.1}
-"""Intervals far shorter than the defaults, so that much happens in little time."""
+"""Intervals much shorter than the defaults, so that tests are short."""
 
 QUICK_QUEUE = {"lease": 2.0}
-"""The same of a queue that keeps leases: 20 times an interval, for this machine may be busy."""
+"""A short lease, which is 20 renewal intervals, because the machine may be busy."""
 
 
 class Fleet:
-    """Programs that share a database and a journal."""
+    """The processes of one test, which share a database, a queue and a journal."""
 
     def __init__(self, processes: Processes, nursery: Nursery, folder: Path, place: Place) -> None:
         self._processes = processes
@@ -51,42 +51,42 @@ class Fleet:
         )
 
     def accept(self, key: str, numbers: Iterable[int]) -> None:
-        """Write down that events were accepted, as the checker should see it."""
+        """Record for the checker that events were accepted."""
         for n in numbers:
             self._writer.write("accepted", key=key, n=n)
 
     def detour(self, wire: Wire | None) -> None:
-        """Let the programs that start from now on reach a server by this wire; with None directly, as the test does."""
+        """Let later processes connect through this proxy; None for direct connections, as the test has."""
         urls = {"redis_url": self.place.redis_url, "db_url": self.place.db_url}
         if wire is not None:
             urls = {name: url and wire.instead_of(url) for name, url in urls.items()}
         self.plan = msgspec.structs.replace(self.plan, place=msgspec.structs.replace(self.place, **urls))
 
     def close(self) -> None:
-        """Close the journal, and the test's own way to the database."""
+        """Close the journal and the test's connections."""
         self._writer.close()
         self.rows.close()
 
     def start(self, *listeners: str, program: str = "worker", **changes: Any) -> Child:  # noqa: ANN401 - a plan's
-        """Start a program with these listeners; `changes` are those of its plan."""
+        """Start a program with these listeners; `changes` are the changes of its plan."""
         plan = msgspec.structs.replace(self.plan, listeners=listeners, **changes)
         return self._nursery.start(program, plan)
 
     def started(self, *listeners: str, **changes: Any) -> Child:  # noqa: ANN401 - a plan's
-        """Start a worker, and return when it works."""
+        """Start a worker, and return once it is ready."""
         process = self.start(*listeners, **changes)
         self.wait_ready(process)
         return process
 
     def pair(self, *listeners: str, **changes: Any) -> list[Child]:  # noqa: ANN401 - a plan's
-        """Start two workers, and return when both work."""
+        """Start two workers, and return once both are ready."""
         processes = [self.start(*listeners, **changes) for _ in range(2)]
         for each in processes:
             self.wait_ready(each)
         return processes
 
     def wait_ready(self, process: Child) -> Line:
-        """Return when a worker works."""
+        """Return once a worker is ready."""
 
         def ready() -> Line | None:
             assert process.running, process.stderr
@@ -97,28 +97,28 @@ class Fleet:
         return line
 
     def kill(self, process: Child) -> float:
-        """Kill a process, and write that down before; return when, in seconds since the epoch."""
+        """Record the kill, then kill the process; return the time of the record, in seconds since the epoch."""
         self._writer.write("killing", pid=process.pid)
         process.kill()
         return self.journal.of("killing")[-1].at
 
     def pause(self, process: Child) -> None:
-        """Stop a process in the middle of whatever it does, and write that down once it stands still."""
+        """Stop a process with SIGSTOP, and record that once it has stopped."""
         process.pause()
         time.sleep(STANDSTILL)
         self._writer.write("pausing", pid=process.pid)
 
     def reconnect(self, process: Child, wire: Wire) -> None:
-        """Open up the wire that a process was cut off by, and write down that it was cut off until now."""
+        """End a process's partition, and record that it lasted until now."""
         self.cut_off(process)
         wire.open_up()
 
     def cut_off(self, process: Child) -> None:
-        """Write down that what a process did until now may not have counted."""
+        """Record that the results of a process so far may not have been accepted."""
         self._writer.write("cut off", pid=process.pid)
 
     def publish(self, events: Sequence[Any], *, listeners: Sequence[str] = ()) -> None:
-        """Publish in a process that has these listeners, too, and write down that it was accepted."""
+        """Publish in this process, with these listeners, and record that the events were accepted."""
 
         async def work(site: Opened) -> None:
             await site.bus.publish_many(events)
@@ -133,7 +133,7 @@ class Fleet:
         listeners: Sequence[str] = (),
         **changes: Any,  # noqa: ANN401 - a plan's
     ) -> T:
-        """Run `work` in this process, with a started bus; `changes` are those of its plan."""
+        """Run `work` in this process with a started bus; `changes` are the changes of its plan."""
 
         async def inside() -> T:
             async with opened(msgspec.structs.replace(self.plan, listeners=tuple(listeners), **changes)) as site:
@@ -142,25 +142,25 @@ class Fleet:
         return asyncio.run(inside())
 
     def stats(self) -> dict[str, SubscriptionStats]:
-        """Return what the queue holds, by listener."""
+        """Return the statistics of the queue, by listener."""
         return {each.name: each for each in self.rows.ask(lambda mq: mq.stats())}
 
     def dead_letters(self) -> list[DeadLetter]:
-        """Return what was given up."""
+        """Return the dead letters."""
         return self.rows.ask(lambda mq: mq.dead_letters())
 
     def runs(self, listener: str, kind: str = "start") -> list[Line]:
-        """Return the lines of a listener that say this."""
+        """Return the lines of a listener of one kind."""
         return [each for each in self.journal.lines() if (each.kind, each.listener) == (kind, listener)]
 
     def command(self, *arguments: str) -> Any:  # noqa: ANN401 - JSON
-        """Run `beneath` on this database, and return what it printed: parsed, if it is JSON."""
+        """Run `beneath` on this database, and return its output, parsed with `--json`."""
         process = self._processes.python("-m", "beneath", *arguments, cwd=self._folder, env=self.place.environment)
         assert process.wait() == 0, process.stderr
         return json.loads(process.stdout) if "--json" in arguments else process.stdout
 
     def wait_empty(self, timeout: float = PATIENCE) -> None:
-        """Return when no listener has anything left to do, now or later, and nothing waits for the queue."""
+        """Return once no listener has pending deliveries, and the outbox is empty."""
 
         def empty() -> bool:
             if self.rows.fetch("SELECT 1 FROM beneath_outbox LIMIT 1"):
@@ -170,7 +170,7 @@ class Fleet:
         until(empty, "nothing is left in the queue", timeout=timeout)
 
     def stop(self, *processes: Child) -> None:
-        """Stop processes as a deploy does, and see that they end well."""
+        """Stop processes with SIGTERM, and check that they exit with code 0."""
         for each in processes:
             each.terminate()
         for each in processes:

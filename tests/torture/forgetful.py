@@ -1,4 +1,4 @@
-"""A worker that dies when it is about to tell the queue what it has done."""
+"""A worker that dies just before it settles its first deliveries."""
 
 import os
 from typing import NoReturn
@@ -8,14 +8,14 @@ from tests.torture.opening import Plan, opened
 
 
 async def run(plan: Plan) -> None:
-    """Work until the first settlement."""
+    """Run the worker until the first settlement."""
     async with opened(plan) as site:
         take_memory(site.mq)
         await site.bus.run()
 
 
 def take_memory(mq: MessageQueue) -> None:
-    """Make its consumers die when they are to settle."""
+    """Let the queue's consumers kill the process when they settle."""
     make = mq.consumer
 
     async def consumer(info: WorkerInfo) -> Consumer:

@@ -1,7 +1,7 @@
-"""What every process of a torture test did, line by line, in one file.
+"""The journal of a torture test: one file in which all processes record their actions.
 
-Each line is one write(2) to a file opened with O_APPEND: it survives SIGKILL, and the lines of all processes stand in
-the order in which they were written. That order, and no clock, is what the checker goes by.
+Each line is one write(2) to a file opened with O_APPEND: it survives SIGKILL, and the lines of all processes are in
+the order of their writes. The checker uses that order, and no clock.
 """
 
 import os
@@ -16,7 +16,7 @@ Kind = Literal["ready", "accepted", "start", "end", "failed", "cancelled", "kill
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that one process did."""
+    """One action of one process."""
 
     kind: Kind
     pid: int
@@ -26,7 +26,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     listener: str = ""
     key: str = ""
     n: int = 0
-    """The event's place among those of its key."""
+    """The event's number among those of its key."""
 
     attempt: int = 0
     id: str = ""
@@ -34,7 +34,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Journal:
-    """The writing end, for one process."""
+    """Writes the journal, for one process."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -52,7 +52,7 @@ class Journal:
         text: str = "",
         pid: int | None = None,
     ) -> None:
-        """Append a line; about another process if `pid` is given."""
+        """Append a line about this process, or about the process `pid`."""
         line = Line(
             kind=kind,
             pid=pid or self._pid,
@@ -72,7 +72,7 @@ class Journal:
 
 
 class Reader:
-    """The reading end: each call of `lines` reads on where the last one ended."""
+    """Reads the journal; each call of `lines` continues where the previous one ended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -94,12 +94,12 @@ class Reader:
         return self._lines
 
     def pids(self) -> set[int]:
-        """Return the processes that wrote anything about themselves so far."""
+        """Return the processes that have written about themselves so far."""
         self.lines()
         return self._pids
 
     def of(self, kind: Kind, listener: str | None = None) -> list[Line]:
-        """Return every line of a kind so far, those about one listener if it is named."""
+        """Return all lines of a kind so far, of one listener if it is given."""
         return [each for each in self.lines() if each.kind == kind and listener in {None, each.listener}]
 
 

@@ -1,4 +1,4 @@
-"""A process that commits rows together with their events, until it is killed; now and then it rolls back."""
+"""A program that commits rows together with their events until it is killed, and sometimes rolls back."""
 
 import asyncio
 import os
@@ -13,11 +13,11 @@ ROLLED_BACK = 0.2
 
 
 class Regretted(Exception):
-    """A transaction that is not to be."""
+    """Raised to roll a transaction back."""
 
 
 async def run(plan: Plan) -> None:
-    """Work in four tasks, so that a kill finds some of them at every point of a transaction."""
+    """Run four tasks, so that a kill hits transactions at every point."""
     async with opened(plan) as site:
         await asyncio.gather(*(book(site, Random(f"{os.getpid()} {task}"), task) for task in range(4)))
 
@@ -34,7 +34,7 @@ async def book(site: Opened, random: Random, task: int) -> None:
 
 
 async def enter(site: Opened, key: str, n: int, *, regret: bool) -> None:
-    """Write one row with an event before it and one after it; nothing of it stays with `regret`."""
+    """Write one row with an event before and one after it; roll back with `regret`."""
     async with site.db.transaction() as tx:
         await site.bus.publish(Step(key=key, n=n))
         await tx.session.execute(text("INSERT INTO ledger VALUES (:key, :n)"), {"key": key, "n": n})

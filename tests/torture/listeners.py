@@ -1,4 +1,4 @@
-"""Listeners that write down what they do, and the bad things that handlers do."""
+"""The listeners of the torture tests: they record their runs, and fail in various ways."""
 
 import asyncio
 import os
@@ -17,11 +17,11 @@ from tests.torture.journal import Journal, Kind
 
 SOON = Retry(max_attempts=10, min_delay=0.02, max_delay=0.5)
 PATIENT = Retry(max_attempts=100, min_delay=0.02, max_delay=0.5)
-"""For a handler that fails as long as its database is away."""
+"""A policy for handlers that fail as long as their database is unavailable."""
 
 FAILURE_RATE = 0.1
 LONG = 2.0
-"""How long, in seconds, a long handler takes: many times every lease and interval of the workers in these tests."""
+"""Seconds that a long handler takes, many times every lease and interval of these tests."""
 
 TIMEOUT = 0.4
 
@@ -31,7 +31,7 @@ class Unlucky(Exception):
 
 
 class Listeners:
-    """What a program may listen with; `add` registers those that it wants."""
+    """All listeners of the programs; `add` registers those of one program."""
 
     def __init__(self, bus: Bus, db: Database, journal: Journal, gate: Path) -> None:
         self._bus = bus
@@ -70,7 +70,7 @@ class Listeners:
             self._all[name]()
 
     async def flaky(self, event: Step, delivery: Delivery) -> None:
-        """Fail now and then, by a die that is thrown anew for each attempt, and the same in every run."""
+        """Fail in some attempts, drawn from a seed per attempt."""
         die = Random(f"{event.key} {event.n} {delivery.attempt}")
         with self._written(event, delivery):
             await asyncio.sleep(die.uniform(0, 0.004))
@@ -83,13 +83,13 @@ class Listeners:
             await asyncio.sleep(0)
 
     async def held(self, event: Step, delivery: Delivery) -> None:
-        """Take for ever, until the gate opens."""
+        """Run until the gate opens."""
         with self._written(event, delivery):
             if not self._gate.exists():
                 await asyncio.Event().wait()
 
     async def booked(self, event: Step, delivery: Delivery) -> None:
-        """Be in a transaction for ever, until the gate opens: 0 waits in it, the others ask the database something."""
+        """Stay in a transaction until the gate opens: event 0 waits in it, the other events query the database."""
         with self._written(event, delivery):
             if self._gate.exists():
                 return
@@ -111,30 +111,30 @@ class Listeners:
             await self._perhaps_die(event.key if event.n == 1 else "")
 
     async def long(self, event: Job, delivery: Delivery) -> None:
-        """Take long."""
+        """Take `LONG` seconds."""
         with self._written(event, delivery):
             await asyncio.sleep(LONG)
 
     def long_thread(self, event: Job, delivery: Delivery) -> None:
-        """Take long, in a thread."""
+        """Take `LONG` seconds in a thread."""
         with self._written(event, delivery):
             time.sleep(LONG)
 
     async def done(self, event: Job, delivery: Delivery) -> None:
-        """Do nothing else."""
+        """Only record the run."""
         with self._written(event, delivery):
             pass
 
     async def late(self, event: Job, delivery: Delivery) -> None:
-        """Be new."""
+        """Record the run, as a listener of newer code."""
         with self._written(event, delivery):
             pass
 
     async def quiet(self, event: Job) -> None:
-        """Write down nothing."""
+        """Record nothing."""
 
     async def quiet_key(self, event: Step) -> None:
-        """Write down nothing."""
+        """Record nothing."""
 
     async def failing(self, event: Job, delivery: Delivery) -> None:
         """Fail until the gate opens."""
@@ -143,17 +143,17 @@ class Listeners:
                 raise Unlucky("the gate is closed")
 
     async def old(self, event: Job, delivery: Delivery) -> None:
-        """Know one event only."""
+        """Handle one event, as old code."""
         with self._written(event, delivery):
             pass
 
     async def new(self, event: Job | Novelty, delivery: Delivery) -> None:
-        """Know another event as well."""
+        """Handle another event as well, as new code."""
         with self._written(event, delivery):
             pass
 
     async def impatient(self, event: Step, delivery: Delivery) -> None:
-        """Take too long at first: 1 stops when it is told to, 2 goes on for some time, as if it had not heard."""
+        """Exceed the timeout at first: event 1 ends when cancelled, event 2 ignores the cancellation for a while."""
         with self._written(event, delivery):
             if delivery.attempt > 1 or event.n > 2:
                 return
@@ -165,7 +165,7 @@ class Listeners:
                 raise
 
     async def once(self, event: Step, delivery: Delivery) -> None:
-        """Write a row and publish an event; fail now and then before, between or after these."""
+        """Write a row and publish an event; sometimes fail before, between or after these."""
         die = Random(f"{event.key} {event.n} {delivery.attempt}")
         with self._written(event, delivery):
             for act in (self._write_row, self._publish_job):
@@ -175,17 +175,17 @@ class Listeners:
             self._perhaps_fail(die)
 
     async def blocking(self, event: Step, delivery: Delivery) -> None:
-        """Hold the event loop for long, until the gate opens."""
+        """Block the event loop for long, until the gate opens."""
         with self._written(event, delivery):
             if not self._gate.exists():
-                time.sleep(LONG)  # noqa: ASYNC251 - the very fault that this is about
+                time.sleep(LONG)  # noqa: ASYNC251 - the fault under test
 
     async def chime(self, event: Chime) -> None:
-        """Note a broadcast."""
+        """Record a broadcast."""
         self._journal.write("note", listener="chime", key=event.key, n=event.n)
 
     async def gap(self) -> None:
-        """Note a gap."""
+        """Record a gap."""
         self._journal.write("note", listener="chime", text="gap")
 
     async def _write_row(self, event: Step) -> None:
@@ -210,7 +210,7 @@ class Listeners:
 
     @contextmanager
     def _written(self, event: Step | Job | Novelty, delivery: Delivery) -> Iterator[None]:
-        """Write down the run that the block is."""
+        """Record the block as a run."""
 
         def write(kind: Kind, note: str = "") -> None:
             self._journal.write(

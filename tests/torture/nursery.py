@@ -1,6 +1,6 @@
-"""Processes that start at once: each is forked from a server that has imported everything, and does nothing else.
+"""Child processes that start fast: each is forked from a fork server that has imported all modules.
 
-They are as much processes of their own as any: with their own memory and files, to be killed one by one.
+They have their own memory and files, and can be killed one by one.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ PROGRAMS = (
 
 
 class Child:
-    """A process that runs a program of these tests; what it logs is kept in a file."""
+    """A process that runs a program of these tests and logs into a file."""
 
     def __init__(self, program: str, plan: Plan, log: Path) -> None:
         self._log = log
@@ -40,7 +40,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its id."""
+        """Its process id."""
         assert self._process.pid is not None
         return self._process.pid
 
@@ -51,7 +51,7 @@ class Child:
 
     @property
     def stderr(self) -> str:
-        """What it logged so far."""
+        """Its log so far."""
         return self._log.read_text(errors="replace")
 
     def wait(self, timeout: float = PATIENCE) -> int:
@@ -73,7 +73,7 @@ class Child:
         os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL, and return when it is gone."""
+        """Send SIGKILL, and wait for its end."""
         self._process.kill()
         self._process.join()
 
@@ -82,7 +82,7 @@ class Child:
 
 
 class Nursery:
-    """Every process that a test started. On leaving, what still runs is killed, and what was logged is printed."""
+    """All child processes of a test. At the end of the block it kills the running ones, and prints the logs."""
 
     def __init__(self) -> None:
         self._all: list[Child] = []
@@ -110,7 +110,7 @@ class Nursery:
 
 
 def live(program: str, plan: Plan, log: Path) -> None:
-    """Be the process: run the program to its end."""
+    """Run the program in the child process."""
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -120,7 +120,7 @@ def live(program: str, plan: Plan, log: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    # A test run that is killed cannot end its children.
+    # A killed test run cannot end its children itself.
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

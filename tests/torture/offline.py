@@ -1,4 +1,4 @@
-"""A publisher that commits rows with their events, whether the broker is there or not, and ends."""
+"""A program that commits rows with their events, even while the broker is unavailable, and ends."""
 
 from tests.torture.events import Job, Step
 from tests.torture.opening import Opened, Plan, opened

@@ -1,4 +1,4 @@
-"""What every program of the torture tests opens: a database, a queue, a bus, and the journal."""
+"""The setup of every program of the torture tests: database, queue, bus and journal."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,36 +19,36 @@ from tests.torture.stepping import SteppedClock
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a program is told when it starts."""
+    """The configuration of a program."""
 
     place: Place
     journal: str
     listeners: tuple[str, ...] = ()
-    """Which of `Listeners` this program has."""
+    """The names of the program's `Listeners`."""
 
     options: dict[str, float] = {}
-    """Those of `BusOptions` that differ from the defaults."""
+    """Changes to the defaults of `BusOptions`."""
 
     queue: dict[str, float] = {}
-    """Those of `Place.build` that differ from the defaults."""
+    """Changes to the defaults of `Place.build`."""
 
     log_level: Literal["warning", "error"] = "error"
     clock: str = ""
-    """A file with how far its wall clock is off, see `stepping`; without one it is the machine's."""
+    """A file with the offset of its wall clock, see `stepping`; "" for the machine's clock."""
 
     gate: str = ""
-    """A file that handlers look for."""
+    """A file whose existence opens the gate of handlers."""
 
     work: bool = True
-    """Whether to run the worker, or only to be there, as a server would."""
+    """Whether to run the worker; False for a process that only publishes."""
 
     arguments: dict[str, int | float | str | list[str]] = {}
-    """What else a program needs to know."""
+    """Further arguments of the program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A started bus, and what it stands on."""
+    """A started bus with its database, queue and journal."""
 
     bus: Bus
     db: Database
@@ -59,7 +59,7 @@ class Opened:
 
 @asynccontextmanager
 async def opened(plan: Plan) -> AsyncIterator[Opened]:
-    """Inside the block the bus has started."""
+    """Start the bus for the block."""
     clock = SteppedClock(Path(plan.clock)) if plan.clock else SystemClock()
     db, mq = plan.place.build(clock, **plan.queue)
     bus = Bus(mq, db, clock=clock, options=msgspec.convert(plan.options, BusOptions))
@@ -76,7 +76,7 @@ async def opened(plan: Plan) -> AsyncIterator[Opened]:
 
 @asynccontextmanager
 async def open_both(db: Database, mq: MessageQueue, *, or_later: bool = False) -> AsyncIterator[None]:
-    """Inside the block the database and the queue are open; with `or_later` the bus opens a queue that is away now."""
+    """Open the database and the queue for the block; with `or_later` the bus opens an unavailable queue later."""
     await db.open()
     try:
         try:

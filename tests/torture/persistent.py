@@ -1,4 +1,4 @@
-"""A publisher that does not give up: steps in transactions, jobs alone, repeated by id until they are accepted."""
+"""A program that publishes steps in transactions and jobs alone, repeated by id until they are accepted."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from tests.torture.events import Job, Step
 from tests.torture.opening import Opened, Plan, opened
 
 PAUSE = 0.02
-"""Seconds between two attempts."""
+"""Seconds between two attempts to publish."""
 
 
 async def run(plan: Plan) -> None:
@@ -38,7 +38,7 @@ def until_open(site: Opened) -> Iterator[int]:
 
 
 async def insist(site: Opened, job: Job) -> None:
-    """Publish until it is certain that it was accepted, once."""
+    """Publish, repeated by id until it is accepted."""
     while True:
         try:
             await site.bus.publish(job, id=f"job-{job.key}-{job.n}")

@@ -1,4 +1,4 @@
-"""A process that publishes steps 1 to `count` of each of its keys: in transactions, alone, in batches."""
+"""A program that publishes steps 1 to `count` of each of its keys, in transactions, alone and in batches."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from tests.torture.opening import Opened, Plan, opened
 
 
 async def run(plan: Plan) -> None:
-    """Publish, and write down what was accepted."""
+    """Publish, and record the accepted events."""
     keys, count = plan.arguments["keys"], plan.arguments["count"]
     assert isinstance(keys, list)
     assert isinstance(count, int)
@@ -19,7 +19,7 @@ async def run(plan: Plan) -> None:
 
 
 async def publish(site: Opened, steps: list[Step], turn: int) -> None:
-    """Publish one step of each key, each time in another way."""
+    """Publish one step of each key, in alternating ways."""
     if turn % 10 == 0:
         async with site.db.transaction():
             for step in steps:

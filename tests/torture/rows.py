@@ -1,4 +1,4 @@
-"""The test's own way into the database and the queue, kept open beside the processes that it watches."""
+"""The test's own connections to the database and the queue."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,14 +16,14 @@ T = TypeVar("T")
 _metadata = MetaData()
 
 LEDGER = Table("ledger", _metadata, Column("key", Text, primary_key=True), Column("n", Integer, primary_key=True))
-"""What publishers write beside their events."""
+"""The rows that publishers commit with their events."""
 
 EFFECT = Table("effect", _metadata, Column("id", Integer, primary_key=True), Column("key", Text), Column("n", Integer))
-"""What handlers write, in the order in which they do."""
+"""The rows that handlers write, in their order."""
 
 
 class Rows:
-    """Reads and writes for a test, which is no coroutine. Each of both is opened at its first use."""
+    """Queries database and queue for a test that is not a coroutine. Each is opened at its first use."""
 
     def __init__(self, place: Place) -> None:
         self._db, self._mq = place.build(SystemClock())
@@ -31,7 +31,7 @@ class Rows:
         self._open: set[object] = set()
 
     def create(self, table: Table) -> None:
-        """Make a table."""
+        """Create a table."""
 
         async def work() -> None:
             async with self._db.transaction() as tx:
@@ -50,7 +50,7 @@ class Rows:
         return self._run(work())
 
     def fetch(self, query: str) -> list[tuple[Any, ...]]:
-        """Return rows."""
+        """Return the rows of a query."""
 
         async def work() -> list[tuple[Any, ...]]:
             async with self._db.read() as session:
@@ -59,7 +59,7 @@ class Rows:
         return self._run(work())
 
     def ask(self, work: Callable[[MessageQueue], Awaitable[T]]) -> T:
-        """Ask the queue something."""
+        """Run `work` with the queue."""
 
         async def inside() -> T:
             if self._mq not in self._open:
@@ -70,7 +70,7 @@ class Rows:
         return self._run(inside())
 
     def disconnect(self) -> None:
-        """Let go of both until the next use, for neither notices what becomes of its connections meanwhile."""
+        """Close both until the next use, because faults break their connections meanwhile."""
 
         async def work() -> None:
             for each in (self._mq, self._db):
@@ -81,7 +81,7 @@ class Rows:
         self._open.clear()
 
     def close(self) -> None:
-        """Let go of both."""
+        """Close both."""
         self.disconnect()
         self._runner.close()
 

@@ -1,4 +1,4 @@
-"""A publisher of delayed events that cancels some of them, until the gate opens."""
+"""A program that publishes delayed events and cancels some of them, until the gate opens."""
 
 import asyncio
 import time
@@ -12,16 +12,16 @@ from tests.torture.opening import Opened, Plan, opened
 from tests.torture.persistent import PAUSE
 
 TIMED = "timed-"
-"""What the keys of delayed jobs begin with."""
+"""Prefix of the keys of delayed jobs."""
 
 CANCELLED, TOO_LATE, UNKNOWN = "cancelled", "too late", "unknown"
 SHARE = 0.4
-"""Of the events, how many are cancelled."""
+"""Share of the events that are cancelled."""
 
 LONGEST_DELAY = 3.0
 
 IN_TIME = 15.0
-"""Seconds by which a cancellation is ahead where an outbox has to pass it on: longer than any fault lasts."""
+"""Seconds by which a cancellation precedes the due time with an outbox: longer than any fault lasts."""
 
 
 async def run(plan: Plan) -> None:
@@ -36,7 +36,7 @@ async def run(plan: Plan) -> None:
 async def schedule(site: Opened, key: str, pause: float) -> None:
     """Schedule jobs of a key, half of them in a transaction, and cancel some around the time when they fire.
 
-    Where an outbox passes cancellations on, one just before that time may be late: there they come well ahead.
+    With an outbox a cancellation may arrive late, so it is published `IN_TIME` seconds before the due time.
     """
     random, n = Random(key), 0
     async with asyncio.TaskGroup() as cancelling:
@@ -56,7 +56,7 @@ async def schedule(site: Opened, key: str, pause: float) -> None:
 
 
 async def insist(site: Opened, job: Job, delay: float, message_id: str, *, inside: bool) -> None:
-    """Schedule until it is certain that it was accepted, once."""
+    """Schedule a job, repeated by id until it is accepted."""
     while True:
         try:
             if inside:
@@ -73,7 +73,7 @@ async def insist(site: Opened, job: Job, delay: float, message_id: str, *, insid
 
 
 async def cancel(site: Opened, job: Job, message_id: str, after: float) -> None:
-    """Cancel a job, and write down the answer."""
+    """Cancel a job, and record the result."""
     await asyncio.sleep(after)
     try:
         answer = CANCELLED if await site.bus.cancel(message_id) else TOO_LATE

@@ -1,4 +1,4 @@
-"""A wall clock that a test steps while its process runs; the process's other clocks go on undisturbed."""
+"""A wall clock that a test steps while the process runs; its monotonic clock is not changed."""
 
 import mmap
 import struct
@@ -11,7 +11,7 @@ _OFFSET = struct.Struct("<d")
 
 
 class SteppedClock(SystemClock):
-    """The machine's clock, its wall clock off by the number of seconds in a file."""
+    """The machine's clock, with the wall clock offset by the seconds in a file."""
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
@@ -22,6 +22,6 @@ class SteppedClock(SystemClock):
 
 
 def step(path: Path, seconds: float) -> None:
-    """Set how far the wall clock of the processes with this file is off; make the file if there is none."""
+    """Set the wall clock offset of the processes that use this file; create the file if it is missing."""
     with path.open("r+b" if path.exists() else "wb") as file:
         file.write(_OFFSET.pack(seconds))
