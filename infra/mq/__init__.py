@@ -19,6 +19,7 @@ from infra.mq.errors import (
 )
 from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH, REGISTRY_TTL, BroadcastReceiver, Consumer, MessageQueue
 from infra.mq.types import (
+    BacklogPolicy,
     Claim,
     DeadLetter,
     Delivery,
@@ -37,6 +38,7 @@ __all__ = [
     "FETCH_BYTES",
     "MAILBOX_BATCH",
     "REGISTRY_TTL",
+    "BacklogPolicy",
     "BroadcastReceiver",
     "Claim",
     "Consumer",

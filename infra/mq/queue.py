@@ -16,9 +16,10 @@ from a thread, or from a process forked after `open` raises `infra.ownership.Wro
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from infra.mq.types import (
+    BacklogPolicy,
     Claim,
     DeadLetter,
     Features,
@@ -348,9 +349,7 @@ class MessageQueue(Protocol):
         """
         ...
 
-    async def retire(
-        self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
-    ) -> int:
+    async def retire(self, name: str, *, event: str | None = None, backlog: BacklogPolicy = "refuse") -> int:
         """Remove a subscription, or one event of it, and its pending deliveries; return the number of deliveries.
 
         `backlog` decides about pending deliveries, scheduled and claimed ones included: with "refuse" their existence

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Literal
 
 import msgspec
 
 from infra.mq.limits import MAX_BODY
+
+BacklogPolicy = Literal["refuse", "discard", "dead"]
+"""What `MessageQueue.retire` does with pending deliveries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from infra.db import Database
 from infra.db.dialect import database_dialect_for
 from infra.db.migrate import upgrade
 from infra.db.postgresql import QUEUE_CONNECTIONS
-from infra.mq.drivers.redis.address import Address
+from infra.mq.drivers.redis.address import RedisAddress
 from infra.mq.drivers.sql.postgres.connections import SIZE
 from infra.mq.drivers.sql.sqlite import presence
 from tests import postgres_servers, servers
@@ -106,7 +106,7 @@ def test_environment_files_are_accepted(block: Block) -> None:
     assert settings.env == "production"
     database_dialect_for(settings.db.url.get_secret_value(), 1.0)
     if settings.mq.driver == "redis":
-        Address.parse(settings.mq.redis.url.get_secret_value())
+        RedisAddress.parse(settings.mq.redis.url.get_secret_value())
 
 
 def test_writable_paths_of_the_unit_contain_the_database() -> None:
@@ -217,7 +217,7 @@ async def test_application_works_with_the_documented_permissions(tmp_path: Path)
     (block,) = named("text", file="valkey.conf")
     server = servers.new_server(servers.any_kind(), *options(block))
     (variables,) = named("env", step="redis")
-    given = Address.parse(environment(variables)["BENEATH_MQ_REDIS_URL"]).options
+    given = RedisAddress.parse(environment(variables)["BENEATH_MQ_REDIS_URL"]).options
     settings = Settings(
         db=DbSettings(url=Url(f"sqlite:///{tmp_path}/beneath.db")),
         mq=MqSettings(

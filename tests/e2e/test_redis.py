@@ -96,7 +96,7 @@ def logs(running: Running) -> list[dict[str, str]]:
     [
         ((), "http://127.0.0.1:{port}", "mq.redis.url is not the URL of a Redis server"),
         (("--requirepass", "right"), "redis://:wrong@127.0.0.1:{port}", "it refuses this username or password"),
-        (("--requirepass", "right"), "redis://127.0.0.1:{port}", "it wants a password"),
+        (("--requirepass", "right"), "redis://127.0.0.1:{port}", "it requires a password"),
         (
             ("--user", "reader", "on", ">pw", "~*", "&*", "+@read", "+info", "+client", "+select"),
             "redis://reader:pw@127.0.0.1:{port}",

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from infra.mq.drivers.redis import RedisQueue, bells, exchange
+from infra.mq.drivers.redis import RedisQueue, exchange, notifier
 from tests import servers
 from tests.infra.redis.conftest import Open
 
 
 def cancel_as_a_handler_may(_: RedisQueue, __: pytest.MonkeyPatch) -> None:
     for task in asyncio.all_tasks():
-        if task.get_name().startswith("redis bells"):
+        if task.get_name().startswith("redis notifications"):
             task.cancel()
 
 
@@ -28,9 +28,9 @@ def raise_unexpectedly(queue: RedisQueue, patches: pytest.MonkeyPatch) -> None:
             raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "what no server says")
         return answer
 
-    patches.setattr(bells, "read", failing)
-    assert queue._bells is not None
-    queue._bells._abort()
+    patches.setattr(notifier, "read", failing)
+    assert queue._notifier is not None
+    queue._notifier._abort()
 
 
 @pytest.mark.parametrize("end", [cancel_as_a_handler_may, raise_unexpectedly])
@@ -53,8 +53,8 @@ async def test_notifications_resume_after_their_task_was_ended(
 
 async def eventually_notified(queue: RedisQueue) -> None:
     """Wait until the notification connection is restored."""
-    assert queue._bells is not None
+    assert queue._notifier is not None
     event = asyncio.Event()
-    queue._bells.watch(event)
+    queue._notifier.watch(event)
     await event.wait()  # The restored connection notifies all waiters, in case of a missed notification.
-    queue._bells.unwatch(event)
+    queue._notifier.unwatch(event)

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from infra.clock import SystemClock
 from infra.mq import Message, MessageTooLarge, Outcome, QueueClosed, QueueError, QueueRejected, QueueUnavailable
 from infra.mq.drivers.redis import RedisQueue
-from infra.mq.drivers.redis.address import Address
+from infra.mq.drivers.redis.address import RedisAddress
 from infra.mq.drivers.redis.errors import explain
 from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.scripts import scripts
@@ -28,16 +28,16 @@ from tests.infra.redis.conftest import Open
         ("http://localhost:6379", "redis://"),
         ("redis://", "host"),
         ("redis://localhost:seven", "mq.redis.url"),
-        ("redis://localhost/one", "database is a number"),
-        ("redis://localhost/0?db=one", "'db' is a number"),
+        ("redis://localhost/one", "number of a database"),
+        ("redis://localhost/0?db=one", "'db' must be a number"),
         ("redis://localhost?pasword=x", "unknown option 'pasword'; did you mean 'password'?"),
         ("redis://localhost?PASSWORD=x", "unknown option 'PASSWORD'; did you mean 'password'?"),
-        ("redis://localhost?socket_timeout=3", "unknown option; there are db, password, username"),
+        ("redis://localhost?socket_timeout=3", "unknown option; the options are db, password, username"),
         ("redis://localhost?ssl_ca_certs=x", "unknown option"),
         ("redis://localhost?db=1&db=2", "'db' is given twice"),
         ("redis://localhost?password=", "'password' is empty"),
         ("redis://localhost#0", "mq.redis.url"),
-        ("redis://u:12/hush@host", "database is a number"),
+        ("redis://u:12/hush@host", "number of a database"),
         ("redis://u:hush/@host", "mq.redis.url"),
         ("redis://u:hu?hush@host", "mq.redis.url"),
         ("unix://", "socket"),
@@ -70,7 +70,7 @@ async def test_unreachable_server_is_unavailable(tmp_path: Path) -> None:
 
 async def test_missing_or_wrong_password_is_refused_and_never_shown() -> None:
     server = servers.new_server(servers.any_kind(), "--requirepass", "right")
-    assert "wants a password" in await refusal(server.url)
+    assert "requires a password" in await refusal(server.url)
     wrong = await refusal(f"redis://:wrong@127.0.0.1:{server.port}")
     assert "refuses" in wrong
     assert "wrong" not in wrong
@@ -131,7 +131,7 @@ async def test_message_over_the_limit_is_rejected_with_its_whole_call(opened: Op
     queue = await opened(max_body=1000)
     await queue.declare([subscription()], [])
     large = Message(id="large", event="Happened", body=bytes(1001), published_at=1.0)
-    with pytest.raises(MessageTooLarge, match=r"large has 1001 bytes; Redis takes at most 1000"):
+    with pytest.raises(MessageTooLarge, match=r"large has 1001 bytes; this queue takes at most 1000"):
         await queue.publish([message("a"), large])
     assert (await queue.stats())[0].ready == 0
 
@@ -213,7 +213,7 @@ async def test_server_errors_are_transient_unless_a_retry_is_useless(said: str, 
 
     ended = asyncio.Event()
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    address = Address.parse(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    address = RedisAddress.parse(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     link = Link(address, "test", timeout=5, connect_timeout=5)
     with pytest.raises(QueueError) as raised:
         await link.run(scripts().now, ["meta"])
@@ -300,7 +300,7 @@ async def test_connection_lost_within_the_handshake_is_unavailable(monkeypatch: 
         """Return normally, as the client does when the connection breaks in a request whose errors are ignored."""
 
     monkeypatch.setattr("redis.asyncio.connection.AbstractConnection.connect", lost_unnoticed)
-    link = Link(Address.parse("redis://127.0.0.1:1"), "test", timeout=1, connect_timeout=1)
+    link = Link(RedisAddress.parse("redis://127.0.0.1:1"), "test", timeout=1, connect_timeout=1)
     with pytest.raises(QueueUnavailable, match="handshake"):
         await link.command("PING")
     await link.close()

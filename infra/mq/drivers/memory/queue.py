@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from itertools import islice
-from typing import Literal
 
 from infra.clock import Clock
 from infra.mq.bodies import refuse_larger
@@ -17,7 +16,16 @@ from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.errors import QueueClosed
 from infra.mq.limits import MAX_BODY
 from infra.mq.refusals import has_backlog, in_use, no_dead_letter, not_ordered
-from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
+from infra.mq.types import (
+    BacklogPolicy,
+    DeadLetter,
+    Features,
+    Message,
+    Registry,
+    Subscription,
+    SubscriptionStats,
+    WorkerInfo,
+)
 from infra.ownership import LoopOwner
 
 
@@ -200,9 +208,7 @@ class MemoryQueue:
             raise not_ordered(name)
         backlog.unblock(ordering_key, skip=skip)
 
-    async def retire(
-        self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
-    ) -> int:
+    async def retire(self, name: str, *, event: str | None = None, backlog: BacklogPolicy = "refuse") -> int:
         self._check()
         retiring = self._subscriptions.get(name, event)
         self._store.agenda.promote(self._clock.time())

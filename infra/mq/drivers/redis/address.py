@@ -1,4 +1,4 @@
-"""Where the server is, out of a URL."""
+"""The address of the Redis server, parsed from `mq.redis.url`, and connections to it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _SYNC = {"redis": sync.Connection, "rediss": sync.SSLConnection, "unix": sync.Un
 
 _FORM = (
     "use redis://user:password@host:port/number, rediss://... with TLS, or unix:///path; user, password, port and "
-    "number can be left out, and what is special in user and password is percent-encoded"
+    "number are optional, and special characters in user and password are percent-encoded"
 )
 _NUMBER = re.compile(r"[0-9]{1,5}")
 _SHARED_OPTIONS = frozenset({"db", "username", "password"})
@@ -37,27 +37,27 @@ _TLS_OPTIONS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """A server, and how to connect to it. Every option of the client is set here, so that no default decides."""
+class RedisAddress:
+    """A server, and the client's options for it. Each option is set here, so that no default of the client applies."""
 
     scheme: str
     where: str
-    """For people: without the password."""
+    """The address for error messages, without user and password."""
 
     options: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def parse(cls, url: str) -> "Address":
-        """Read a URL.
+    def parse(cls, url: str) -> "RedisAddress":
+        """Return the address that a URL names.
 
         Raises:
-            QueueUnavailable: it is not one of a Redis server.
+            QueueUnavailable: `url` is not the URL of a Redis server; the message does not show its password.
         """
         try:
             parts = urlsplit(url)
             port = parts.port
             named = parse_qsl(parts.query, keep_blank_values=True)
-        except ValueError:  # it quotes what it takes for a port, which may be a piece of a password
+        except ValueError:  # the error may quote a part of the password as the port
             raise QueueUnavailable(f"mq.redis.url is not the URL of a Redis server; {_FORM}") from None
         if parts.scheme not in _ASYNC or parts.fragment:
             raise QueueUnavailable(f"mq.redis.url is not the URL of a Redis server; {_FORM}")
@@ -69,7 +69,7 @@ class Address:
             if not host:
                 raise QueueUnavailable(f"mq.redis.url names no host; {_FORM}")
             if parts.path not in {"", "/"} and not _NUMBER.fullmatch(parts.path[1:]):
-                raise QueueUnavailable(f"mq.redis.url: the database is a number, unlike what follows the host; {_FORM}")
+                raise QueueUnavailable(f"mq.redis.url: the path must be the number of a database; {_FORM}")
         try:
             options: dict[str, Any] = dict(asynchronous.parse_url(url))
         except ValueError:
@@ -81,7 +81,7 @@ class Address:
         return cls(parts.scheme, shown, options)
 
     def connection(self, name: str, *, connect_timeout: float) -> asynchronous.AbstractConnection:
-        """Return a connection, not connected yet, that never retries and never times out by itself."""
+        """Return a new connection, not connected yet. It never retries, and does not limit how long an answer takes."""
         made: asynchronous.AbstractConnection = _ASYNC[self.scheme](
             **{
                 **self.options,
@@ -95,7 +95,7 @@ class Address:
         return made
 
     def blocking_connection(self, name: str, *, timeout: float) -> sync.AbstractConnection:
-        """Return a connection for a thread, which gives up after `timeout` seconds and never retries."""
+        """Return a new connection for a thread. It raises after `timeout` seconds, and never retries."""
         made: sync.AbstractConnection = _SYNC[self.scheme](
             **{
                 **self.options,
@@ -114,15 +114,15 @@ def _check_options(scheme: str, named: Sequence[tuple[str, str]]) -> None:
     for name, value in named:
         if name not in known:
             near = get_close_matches(name.lower(), known, 1)
-            # What resembles no option may be a piece of a password.
-            guess = f" {name!r}; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            # An unknown name may be a part of a password, so it is shown only if it resembles an option.
+            guess = f" {name!r}; did you mean {near[0]!r}?" if near else f"; the options are {', '.join(known)}"
             raise QueueUnavailable(f"mq.redis.url: unknown option{guess}")
         if name in seen:
-            raise QueueUnavailable(f"mq.redis.url: the option {name!r} is given twice; leave one")
+            raise QueueUnavailable(f"mq.redis.url: the option {name!r} is given twice; remove one")
         if not value:
-            raise QueueUnavailable(f"mq.redis.url: the option {name!r} is empty; leave it out")
+            raise QueueUnavailable(f"mq.redis.url: the option {name!r} is empty; remove it")
         if name == "db" and not _NUMBER.fullmatch(value):
-            raise QueueUnavailable("mq.redis.url: the option 'db' is a number")
+            raise QueueUnavailable("mq.redis.url: the option 'db' must be a number")
         seen.add(name)
 
 

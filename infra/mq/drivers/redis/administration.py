@@ -1,58 +1,61 @@
-"""What operators do to subscriptions."""
+"""Operations on subscriptions: unblock and retire."""
 
 import secrets
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from infra.mq.drivers.redis.core import OUTDATED, Core
-from infra.mq.drivers.redis.registry import Content, Route, Snapshot
-from infra.mq.drivers.redis.retiring import RETIRING, Going, count, finish, finish_retiring
+from infra.mq.drivers.redis.registry import RegistryContent, RegistrySnapshot, Route
+from infra.mq.drivers.redis.retiring import RETIRING, RetirementNote, count, finish, finish_retiring
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.refusals import has_backlog, in_use, not_blocked, not_ordered
+from infra.mq.types import BacklogPolicy
 
 FENCE = 5
-"""Where a packed mailbox has the fence of its last claim."""
-
-Backlog = Literal["refuse", "discard", "dead"]
+"""Index in a packed mailbox of the fence of its last claim."""
 
 
 async def unblock(core: Core, name: str, ordering_key: str, *, skip: bool) -> None:
-    """As `MessageQueue.unblock`."""
-    snapshot = await core.catalog.load()
+    """Implement `MessageQueue.unblock`."""
+    snapshot = await core.registry.load()
     while True:
         route = snapshot.get(name)
-        if not route.kept.ordered:
+        if not route.subscription.ordered:
             raise not_ordered(name)
         keys = [*(core.keys.of(it) for it in ("meta", "dead", "deads")), *route.keys]
         fence = await _fence_of(core, route, ordering_key)
-        arguments = (snapshot.version, core.now(), route.kept.sid, ordering_key, int(skip), fence)
-        answer = await core.link("admin").safely(scripts().unblock, keys, *arguments)
+        arguments = (snapshot.version, core.now(), route.subscription.sid, ordering_key, int(skip), fence)
+        answer = await core.link("admin").run_repeatable(scripts().unblock, keys, *arguments)
         if answer == 0:
             raise not_blocked(name, ordering_key)
         if answer != OUTDATED:
             return
-        snapshot = await core.catalog.load(snapshot)
+        snapshot = await core.registry.load(snapshot)
 
 
 async def _fence_of(core: Core, route: Route, ordering_key: str) -> int:
     """Return the fence of a mailbox's last claim; 0 if there is no mailbox."""
-    packed = await core.link("admin").ask("HGET", route.box, ordering_key)
+    packed = await core.link("admin").query("HGET", route.box, ordering_key)
     return int(msgspec.msgpack.decode(packed)[FENCE]) if packed else 0
 
 
-async def retire(core: Core, name: str, event: str | None, backlog: Backlog) -> int:
-    """As `MessageQueue.retire`."""
+async def retire(core: Core, name: str, event: str | None, backlog: BacklogPolicy) -> int:
+    """Implement `MessageQueue.retire`."""
     while True:
         finished = await finish_retiring(core.link("admin"), core.keys, core.now)
-        snapshot = await core.catalog.load()
+        snapshot = await core.registry.load()
         if name not in snapshot.by_name and name in finished and event is None:
             return finished[name]
         route = snapshot.get(name, event)
-        going = Going.of(route, event, backlog)
-        if event is not None and backlog == "refuse" and (waiting := await count(core.link("admin"), core.keys, going)):
+        retirement = RetirementNote.of(route, event, backlog)
+        if (
+            event is not None
+            and backlog == "refuse"
+            and (waiting := await count(core.link("admin"), core.keys, retirement))
+        ):
             raise has_backlog(name, waiting)
-        answer = await _begin(core, snapshot, route, going)
+        answer = await _begin(core, snapshot, route, retirement)
         if isinstance(answer, list) or answer not in {OUTDATED, RETIRING}:
             break
     if isinstance(answer, list):
@@ -61,38 +64,38 @@ async def retire(core: Core, name: str, event: str | None, backlog: Backlog) -> 
             raise in_use(name, detail)
         raise has_backlog(name, detail)
     if event is None:
-        core.catalog.forget(route.kept.names)
+        core.registry.forget(route.subscription.names)
     else:
-        core.catalog.forget_event(route.kept.names, event)
-    await core.catalog.load()
-    return await finish(core.link("admin"), core.keys, core.now, going)
+        core.registry.forget_event(route.subscription.names, event)
+    await core.registry.load()
+    return await finish(core.link("admin"), core.keys, core.now, retirement)
 
 
-async def _begin(core: Core, snapshot: Snapshot, route: Route, going: Going) -> Any:  # noqa: ANN401 - of the script
+async def _begin(core: Core, snapshot: RegistrySnapshot, route: Route, retirement: RetirementNote) -> Any:  # noqa: ANN401 - the answer of a script
     keys = [core.keys.of(it) for it in ("meta", "leases", "workers", "retiring")]
     arguments = (
         snapshot.version,
         secrets.token_hex(8),
-        msgspec.msgpack.encode(_without(snapshot.content, route, going.event)),
+        msgspec.msgpack.encode(_without(snapshot.content, route, retirement.event)),
         core.now(),
-        going.sid,
-        int(going.ordered),
-        going.event,
-        going.backlog,
-        msgspec.msgpack.encode(route.kept.names),
+        retirement.sid,
+        int(retirement.ordered),
+        retirement.event,
+        retirement.backlog,
+        msgspec.msgpack.encode(route.subscription.names),
         core.keys.changes,
-        msgspec.msgpack.encode(going),
+        msgspec.msgpack.encode(retirement),
     )
-    keys += [*route.keys, core.keys.old_line(going.sid)]
-    return await core.link("admin").safely(scripts().retire, keys, *arguments)
+    keys += [*route.keys, core.keys.old_line(retirement.sid)]
+    return await core.link("admin").run_repeatable(scripts().retire, keys, *arguments)
 
 
-def _without(content: Content, route: Route, event: str) -> Content:
+def _without(content: RegistryContent, route: Route, event: str) -> RegistryContent:
     changed = content.copy()
-    sid = route.kept.sid
+    sid = route.subscription.sid
     if not event:
         changed.subscriptions = [it for it in changed.subscriptions if it.sid != sid]
-        changed.retired[sid] = route.kept.name
+        changed.retired[sid] = route.subscription.name
     else:
         for kept in changed.subscriptions:
             if kept.sid == sid:

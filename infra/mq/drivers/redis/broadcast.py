@@ -1,15 +1,19 @@
-"""This process's ear for broadcasts."""
+"""Broadcasts: sending, and the Redis driver's `BroadcastReceiver`.
+
+The server keeps broadcasts in a short stream. Each entry names the number of the one before it, so that a receiver
+notices a gap.
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
 
-from infra.mq.drivers.redis.bells import Bells
 from infra.mq.drivers.redis.core import Core
+from infra.mq.drivers.redis.notifier import RedisNotifier
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.errors import QueueClosed
 
 PAGE = 500
-"""How many broadcasts are read at a time."""
+"""Number of broadcasts that one request reads."""
 
 
 async def broadcast(core: Core, frames: Sequence[bytes], origin: str) -> None:
@@ -21,16 +25,13 @@ async def broadcast(core: Core, frames: Sequence[bytes], origin: str) -> None:
 
 
 class RedisReceiver:
-    """A `BroadcastReceiver` of `RedisQueue.receiver`; it hears those after number `last`.
-
-    Broadcasts are read from a short stream, each of whose entries names the one before it: whatever is missing shows.
-    """
+    """A `BroadcastReceiver` of `RedisQueue.receiver`; it starts after the broadcast with the number `last`."""
 
     def __init__(
-        self, core: Core, bells: Bells, origin: str, last: bytes, forget: Callable[["RedisReceiver"], None]
+        self, core: Core, notifier: RedisNotifier, origin: str, last: bytes, forget: Callable[["RedisReceiver"], None]
     ) -> None:
         self._core = core
-        self._bells = bells
+        self._notifier = notifier
         self._origin = origin.encode()
         self._last = last
         self._forget = forget
@@ -38,7 +39,7 @@ class RedisReceiver:
         self._gap = False
         self._woken = False
         self._closed = False
-        bells.watch(self._changed)
+        notifier.watch(self._changed)
 
     async def receive(self, wait: float) -> tuple[list[bytes], bool]:
         clock = self._core.clock
@@ -60,7 +61,7 @@ class RedisReceiver:
 
     async def close(self) -> None:
         self._closed = True
-        self._bells.unwatch(self._changed)
+        self._notifier.unwatch(self._changed)
         self._forget(self)
         self._changed.set()
 
@@ -93,10 +94,10 @@ class RedisReceiver:
 async def read_after(
     core: Core, number: bytes
 ) -> tuple[bytes, list[tuple[bytes, tuple[bytes, bytes, bytes, bytes, bytes, bytes]]], bool]:
-    """Return the number of the last broadcast of all, those after `number`, and whether there are more of those.
+    """Return the number of the last broadcast of all, the broadcasts after `number`, and whether more follow them.
 
-    With an empty number there are none.
+    With an empty `number` no broadcasts are returned.
     """
     keys = [core.keys.of("meta"), core.keys.of("news")]
-    last, entries, more = await core.link("broadcast").safely(scripts().receive, keys, number, PAGE)
+    last, entries, more = await core.link("broadcast").run_repeatable(scripts().receive, keys, number, PAGE)
     return last, entries, bool(more)

@@ -1,4 +1,4 @@
-"""One worker's hold on the queue."""
+"""The Redis driver's `Consumer`."""
 
 import asyncio
 import contextlib
@@ -7,32 +7,32 @@ from typing import Any
 
 import msgspec
 
-from infra.mq.drivers.redis.bells import Bells
+from infra.mq.drivers.redis.claim_reconciler import PAGE, ClaimReconciler
 from infra.mq.drivers.redis.core import OUTDATED, Core
 from infra.mq.drivers.redis.keys import owner_name
 from infra.mq.drivers.redis.lease import Lease
-from infra.mq.drivers.redis.ownership import PAGE, Ownership
-from infra.mq.drivers.redis.registry import Route, Snapshot
+from infra.mq.drivers.redis.notifier import RedisNotifier
+from infra.mq.drivers.redis.registry import RegistrySnapshot, Route
 from infra.mq.drivers.redis.retiring import finish_retiring
 from infra.mq.drivers.redis.scripts import scripts
-from infra.mq.drivers.redis.settling import Batch, in_steps
-from infra.mq.drivers.redis.takeover import Audit, find_dead, forget, give_back, take_all, take_over, unpark
+from infra.mq.drivers.redis.settling import SettlementBatch, in_steps
+from infra.mq.drivers.redis.takeover import Audit, find_dead, release_all, release_claims, take_over, unpark, unregister
 from infra.mq.drivers.redis.wire import claims_of, mailbox_claims_of, seconds
 from infra.mq.errors import QueueClosed, QueueError, QueueUnavailable
 from infra.mq.queue import FETCH_BYTES
 from infra.mq.types import Claim, Settlement, WorkerInfo
 
-DEAD = -2
-"""What a script answers to a worker whose lease is gone."""
+LEASE_LOST = -2
+"""The answer of a script to a worker whose lease is lost."""
 
 VOID = -3
-"""What `claim.lua` answers to a claim that its worker has given up for lost."""
+"""The answer of `claim.lua` to a request that its worker has made void."""
 
 AT_ONCE = 0.0
-"""The due time that `claim.lua` answers if it claimed nothing, but did not get to all that may be due."""
+"""The due time that `claim.lua` answers if it claimed nothing, but has not checked all deliveries yet."""
 
 MAX_CLAIMS = 1000
-"""How many claims of one subscription a script hands out at most, so that it keeps no other client waiting long."""
+"""The largest number of claims of one subscription per request, which limits how long a script blocks the server."""
 
 pack = msgspec.msgpack.encode
 
@@ -43,27 +43,32 @@ class RedisConsumer:
     """A `Consumer` of `RedisQueue.consumer`."""
 
     def __init__(
-        self, core: Core, bells: Bells, info: WorkerInfo, lease: Lease, forget: Callable[["RedisConsumer"], None]
+        self,
+        core: Core,
+        notifier: RedisNotifier,
+        info: WorkerInfo,
+        lease: Lease,
+        forget: Callable[["RedisConsumer"], None],
     ) -> None:
         self._core = core
         self._info = info
         self._lease = lease
         self._name = owner_name(info.id)
         self._forget = forget
-        self._bells = bells
+        self._notifier = notifier
         self._changed = asyncio.Event()
-        self.bell = bells.sleeper(self._name, self)
-        """By what others wake this consumer, or hand something over to it."""
+        self.waiter_id = notifier.register(self._name, self)
+        """The id by which scripts notify this consumer or hand over a delivery to it."""
 
-        self._asleep: dict[str, tuple[str, Route]] = {}
-        """Where this consumer left its bell, and under which name it wants that subscription."""
+        self._waiting: dict[str, tuple[str, Route]] = {}
+        """The subscriptions, by sid, for which this consumer is registered as waiting, each with its wanted name."""
 
         self._due_at: float | None = None
         self._woken = False
         self._busy = False
         self._closed = False
         self._audit = Audit()
-        self._ownership = Ownership(core, info, self._name, lease.interrupted, self._lose)
+        self._reconciler = ClaimReconciler(core, info, self._name, lease.interrupted, self._lose)
 
     @property
     def info(self) -> WorkerInfo:
@@ -82,15 +87,15 @@ class RedisConsumer:
         wanted = {name: min(limit, MAX_CLAIMS) for name, limit in wants.items() if limit > 0}
         self._changed.clear()
         if self._busy:
-            # What the last call returned starts before more is asked for.
+            # The handlers of the last call's claims start before the next request.
             await asyncio.sleep(0)
         if not (claims := self._take_handed_over(wanted)):
-            claims = await self._claim(wanted, sleep=wait > 0 and not self._woken)
+            claims = await self._claim(wanted, waits=wait > 0 and not self._woken)
         if not claims and wait > 0 and not self._woken:
             claims = await self._wait(wanted, self._core.clock.monotonic() + wait)
         self._woken = False
         self._busy = bool(claims)
-        # Closed or lost meanwhile: what was claimed is given back, or taken over.
+        # If closed or lost meanwhile: `close` releases these claims, or another worker takes them over.
         self._check()
         return claims
 
@@ -98,22 +103,22 @@ class RedisConsumer:
         self._woken = True
         self._changed.set()
 
-    def wake_up(self, said: bytes) -> None:
-        """Hear a bell; `said` is a delivery that was handed over, if there is one."""
-        if said:
-            sleep, sid, message = said.split(b" ", 2)
-            name, route = self._asleep.get(sid.decode(), (None, None))
-            if self._closed or not self._ownership.requests.handed_over(int(sleep)):
+    def notified(self, handed_over: bytes) -> None:
+        """Wake up; add the delivery that was handed over, if there is one."""
+        if handed_over:
+            wait, sid, message = handed_over.split(b" ", 2)
+            name, route = self._waiting.get(sid.decode(), (None, None))
+            if self._closed or not self._reconciler.requests.handed_over(int(wait)):
                 return
             if name is None or route is None:
-                self._ownership.in_doubt = True
+                self._reconciler.may_own_unknown = True
             else:
-                self._ownership.found += self._claims_of(name, route, ([message], ()))
+                self._reconciler.found += self._claims_of(name, route, ([message], ()))
         self._changed.set()
 
     def interrupted(self) -> None:
-        """Hear that something may have been handed over that did not arrive."""
-        self._ownership.in_doubt = self._ownership.unsure = True
+        """Note that the server was unreachable: deliveries may have been handed over, or claims lost."""
+        self._reconciler.may_own_unknown = self._reconciler.may_have_lost_claims = True
         self._lease.interrupted()
         self._changed.set()
 
@@ -122,17 +127,17 @@ class RedisConsumer:
         if not settlements:
             return []
         fenced: list[Settlement] = []
-        link, holdings = self._core.link("settle"), self._ownership.holdings
+        link, known = self._core.link("settle"), self._reconciler.known
         for step in in_steps(settlements):
-            batch = Batch(step, self._core.keys)
+            batch = SettlementBatch(step, self._core.keys)
             arguments = (self._core.now(), self._name, batch.packed())
-            holdings.settling(step)
+            known.settling(step)
             try:
-                found = await self._ownership.hear(link.safely(scripts().settle, batch.keys(), *arguments))
+                found = await self._reconciler.watch(link.run_repeatable(scripts().settle, batch.keys(), *arguments))
             except BaseException:
-                holdings.unsettled(step)
+                known.unsettled(step)
                 raise
-            holdings.settled(step)
+            known.settled(step)
             fenced += [step[index] for index in sorted(found)]
         return fenced
 
@@ -142,31 +147,31 @@ class RedisConsumer:
         name = (claim.ordering_key or "") if claim.ordered else delivery_id[:31]
         link = self._core.link("settle")
         arguments = (self._name, int(claim.ordered), name, claim.fence)
-        return bool(await self._ownership.hear(link.safely(scripts().isolate, group, *arguments)))
+        return bool(await self._reconciler.watch(link.run_repeatable(scripts().isolate, group, *arguments)))
 
     async def recover(self) -> int:
         self._check()
-        if self._ownership.unsure:
-            await self._ownership.check_claims()
-        hear, core = self._ownership.hear, self._core
+        if self._reconciler.may_have_lost_claims:
+            await self._reconciler.check_claims()
+        watch, core = self._reconciler.watch, self._core
         count = 0
         while True:
-            # Whoever has just reached the server again leaves others the time to do so, too.
+            # A worker that was cut off until recently leaves the others time to reach the server again, too.
             patient = self._lease.held_for >= core.options.patience
-            found = await hear(find_dead(core, self._name, patient=patient))
+            found = await watch(find_dead(core, self._name, patient=patient))
             if isinstance(found, int):
                 raise self._lose()
             dead, retiring = found
             if retiring:
-                await hear(finish_retiring(core.link("admin"), core.keys, core.now))
-            dead = dead or await hear(self._audit.unknown_owners(core))
+                await watch(finish_retiring(core.link("admin"), core.keys, core.now))
+            dead = dead or await watch(self._audit.unknown_owners(core))
             if not dead:
                 return count
-            count += await hear(take_over(core, dead))
+            count += await watch(take_over(core, dead))
 
     async def unpark(self, known: Mapping[str, Collection[str]]) -> int:
         self._check()
-        return await self._ownership.hear(unpark(self._core, known))
+        return await self._reconciler.watch(unpark(self._core, known))
 
     def renew(self) -> bool:
         return self._lease.renew()
@@ -178,54 +183,56 @@ class RedisConsumer:
         if self._closed:
             return
         self._closed = True
-        self._bells.forget(self.bell)
+        self._notifier.unregister(self.waiter_id)
         self.wake()
         try:
             if not self.lost:
-                await self._leave()
+                await self._release_all()
         except BaseException:
-            # Nothing was given back: as a dead worker's, its claims are taken over.
-            self._lease.drop()
+            # The claims were not released, so other workers take them over.
+            self._lease.mark_lost()
             raise
         finally:
-            if self._ownership.holdings.keeps and not self.lost:
+            if self._reconciler.known.keeps and not self.lost:
                 self._lease.keep_alive()
             else:
                 self._lease.close()
                 self._forget(self)
 
     def keep(self, claim: Claim) -> None:
-        self._ownership.holdings.keep(claim)
+        self._reconciler.known.keep(claim)
 
     async def shut(self) -> None:
-        """Count as dead: the queue is closed."""
+        """Abandon the lease, because the queue is closed."""
         lost, self._closed = self.lost, True
-        self._lease.drop()
+        self._lease.mark_lost()
         self.wake()
         if not lost:
             with contextlib.suppress(QueueError):
-                await self._core.link("admin").safely(scripts().abandon, self._keys("leases", "sleepers"), self._name)
+                await self._core.link("admin").run_repeatable(
+                    scripts().abandon, self._keys("leases", "sleepers"), self._name
+                )
         self._lease.close()
         self._forget(self)
 
-    async def _leave(self) -> None:
+    async def _release_all(self) -> None:
         core = self._core
-        owns_more, _ = await self._ownership.stop_claims("admin")
-        holdings = self._ownership.holdings
-        kept = holdings.kept()
-        routes = (await core.catalog.load()).all
-        ordered = {it.kept.sid: it.kept.ordered for it in routes}
-        for sid, names in holdings.all().items():
+        owns_more, _ = await self._reconciler.stop_claims("admin")
+        known = self._reconciler.known
+        kept = known.kept()
+        routes = (await core.registry.load()).all
+        ordered = {it.subscription.sid: it.subscription.ordered for it in routes}
+        for sid, names in known.all().items():
             if sid not in ordered:
                 continue
-            spared = set(kept.get(sid, ()))
-            owned = [it for it in names if it not in spared]
+            exempt = set(kept.get(sid, ()))
+            owned = [it for it in names if it not in exempt]
             for first in range(0, len(owned), PAGE):
-                await give_back(core, sid, self._name, owned[first : first + PAGE], ordered=ordered[sid])
+                await release_claims(core, sid, self._name, owned[first : first + PAGE], ordered=ordered[sid])
         if owns_more:
             for route in routes:
-                await take_all(core, route, [self._name], dies=False, kept=kept.get(route.kept.sid, ()))
-        await forget(core, [self._name], routes, lease=not holdings.keeps)
+                await release_all(core, route, [self._name], dies=False, kept=kept.get(route.subscription.sid, ()))
+        await unregister(core, [self._name], routes, lease=not known.keeps)
 
     def _check(self) -> None:
         self._core.check()
@@ -233,8 +240,8 @@ class RedisConsumer:
             raise QueueClosed(f"worker {self._info.id} {'is closed' if self._closed else 'has lost its lease'}")
 
     def _lose(self) -> QueueClosed:
-        """Count as lost; return the error that says so."""
-        self._lease.drop()
+        """Mark the lease as lost; return the error to raise."""
+        self._lease.mark_lost()
         self._changed.set()
         return QueueClosed(f"worker {self._info.id} has lost its lease")
 
@@ -250,87 +257,90 @@ class RedisConsumer:
             self._changed.clear()
             if claims := self._take_handed_over(wanted):
                 break
-            # The last look takes the bell back: nothing may be handed over to whoever does not wait for it.
-            claims = await self._claim(wanted, sleep=self._may_sleep_until(deadline))
+            # The last request ends the registration as waiting, so that nothing is handed over after this call.
+            claims = await self._claim(wanted, waits=self._may_wait_until(deadline))
         return claims or self._take_handed_over(wanted)
 
-    def _may_sleep_until(self, deadline: float) -> bool:
+    def _may_wait_until(self, deadline: float) -> bool:
         return not self._woken and deadline > self._core.clock.monotonic()
 
     def _take_handed_over(self, wanted: Mapping[str, int]) -> list[Claim]:
-        if not self._ownership.found:
+        if not self._reconciler.found:
             return []
-        taken = [it for it in self._ownership.found if it.subscription in wanted]
-        self._ownership.found = [it for it in self._ownership.found if it.subscription not in wanted]
+        taken = [it for it in self._reconciler.found if it.subscription in wanted]
+        self._reconciler.found = [it for it in self._reconciler.found if it.subscription not in wanted]
         return taken
 
-    async def _claim(self, wanted: Mapping[str, int], *, sleep: bool) -> list[Claim]:
-        if self._ownership.in_doubt:
-            await self._ownership.find_unheard()
+    async def _claim(self, wanted: Mapping[str, int], *, waits: bool) -> list[Claim]:
+        if self._reconciler.may_own_unknown:
+            await self._reconciler.find_unknown_claims()
             if claims := self._take_handed_over(wanted):
                 return claims
         while True:
-            snapshot = self._core.catalog.snapshot
+            snapshot = self._core.registry.snapshot
             wants: Wanted = []
             for name, limit in wanted.items():
                 route = snapshot.by_name.get(name)
-                if route is not None and not route.kept.paused:
+                if route is not None and not route.subscription.paused:
                     wants.append((name, route, limit))
             if not wants:
-                if await self._core.catalog.load(None if wanted else snapshot) is snapshot:
+                if await self._core.registry.load(None if wanted else snapshot) is snapshot:
                     return []
                 continue
-            answer = await self._ask_for(snapshot, wants, sleep=sleep)
+            answer = await self._request_claims(snapshot, wants, waits=waits)
             if answer == OUTDATED:
-                await self._core.catalog.load(snapshot)
+                await self._core.registry.load(snapshot)
                 continue
-            claims = self._take(wants, *answer, sleep=sleep)
+            claims = self._take(wants, *answer, waits=waits)
             if claims or self._due_at != AT_ONCE:
                 return claims
 
-    async def _ask_for(self, snapshot: Snapshot, wants: Wanted, *, sleep: bool) -> Any:  # noqa: ANN401 - as it says
-        asked = {route.kept.sid for _, route, _ in wants}
-        risen = [route for sid, (_, route) in self._asleep.items() if sid not in asked]
-        limits = [(route.kept.ordered, limit) for _, route, limit in wants]
-        limits += [(route.kept.ordered, 0) for route in risen]
+    async def _request_claims(self, snapshot: RegistrySnapshot, wants: Wanted, *, waits: bool) -> Any:  # noqa: ANN401 - the answer of a script
+        asked = {route.subscription.sid for _, route, _ in wants}
+        no_longer_wanted = [route for sid, (_, route) in self._waiting.items() if sid not in asked]
+        limits = [(route.subscription.ordered, limit) for _, route, limit in wants]
+        limits += [(route.subscription.ordered, 0) for route in no_longer_wanted]
         keys = [
             *self._keys("meta", "leases", "plans", "planned", "sleepers", "claims"),
             *_groups([it for _, it, _ in wants]),
-            *_groups(risen),
+            *_groups(no_longer_wanted),
         ]
         link = self._core.link("fetch")
         await self._core.measure(link)
-        number = self._ownership.requests.next()
-        before, self._asleep = self._asleep, self._asleep | {it.kept.sid: (name, it) for name, it, _ in wants}
-        bells = (self.bell if sleep else "", self.bell if before else "")
-        arguments = (snapshot.version, self._core.now(), self._name, *bells, pack(limits), number, FETCH_BYTES)
+        number = self._reconciler.requests.next()
+        before, self._waiting = (
+            self._waiting,
+            self._waiting | {it.subscription.sid: (name, it) for name, it, _ in wants},
+        )
+        ids = (self.waiter_id if waits else "", self.waiter_id if before else "")
+        arguments = (snapshot.version, self._core.now(), self._name, *ids, pack(limits), number, FETCH_BYTES)
         try:
-            answer = await self._ownership.hear(link.safely(scripts().claim, keys, *arguments))
+            answer = await self._reconciler.watch(link.run_repeatable(scripts().claim, keys, *arguments))
         except BaseException:
-            self._ownership.in_doubt = True
+            self._reconciler.may_own_unknown = True
             raise
-        if answer == DEAD:
+        if answer == LEASE_LOST:
             raise self._lose()
         if answer == VOID:
-            self._ownership.in_doubt = True
-            raise QueueUnavailable(f"worker {self._info.id}: this claim came too late")
-        if answer != OUTDATED and not sleep:
-            self._asleep = {}
+            self._reconciler.may_own_unknown = True
+            raise QueueUnavailable(f"worker {self._info.id}: this claim request arrived after it was made void")
+        if answer != OUTDATED and not waits:
+            self._waiting = {}
         return answer
 
-    def _take(self, wants: Wanted, due: bytes, answers: Sequence[Any], ended: int, *, sleep: bool) -> list[Claim]:
+    def _take(self, wants: Wanted, due: bytes, answers: Sequence[Any], ended: int, *, waits: bool) -> list[Claim]:
         claims: list[Claim] = []
         for (name, route, _), answer in zip(wants, answers, strict=False):
             claims += self._claims_of(name, route, answer)
-        self._ownership.requests.answered(claimed=bool(claims), sleeps=sleep, ended=bool(ended))
+        self._reconciler.requests.answered(claimed=bool(claims), waits=waits, ended=bool(ended))
         self._due_at = seconds(due) if due else None
         return claims
 
     def _claims_of(self, name: str, route: Route, answer: Sequence[Any]) -> list[Claim]:
-        kept = route.kept
-        make = mailbox_claims_of if kept.ordered else claims_of
-        claims = make(answer, name, kept.sid)
-        self._ownership.holdings.add(kept.sid, claims, ordered=kept.ordered)
+        subscription = route.subscription
+        make = mailbox_claims_of if subscription.ordered else claims_of
+        claims = make(answer, name, subscription.sid)
+        self._reconciler.known.add(subscription.sid, claims, ordered=subscription.ordered)
         return claims
 
     def _keys(self, *names: str) -> list[str]:

@@ -1,35 +1,35 @@
-"""What all parts of one `RedisQueue` share."""
+"""The state that all parts of one `RedisQueue` share."""
 
 import secrets
 from dataclasses import dataclass
 
 from infra.clock import Clock
 from infra.mq.clock_offset import ClockOffset
-from infra.mq.drivers.redis.address import Address
+from infra.mq.drivers.redis.address import RedisAddress
 from infra.mq.drivers.redis.keys import Keys
 from infra.mq.drivers.redis.link import Link
-from infra.mq.drivers.redis.registry import Catalog, Route
+from infra.mq.drivers.redis.registry import RegistryClient
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.drivers.redis.wire import Serials, microseconds
 from infra.mq.errors import QueueClosed, QueueUnavailable
 from infra.ownership import LoopOwner
 
 OUTDATED = -1
-"""What a script answers to a copy of the registry that is not the present one."""
+"""The answer of a script to a request that was made with an outdated copy of the registry."""
 
 LARGEST_BODY = 511 * 1024 * 1024
-"""How large a message's body may be, in bytes, where the server does not say how large a value may be."""
+"""The largest body, in bytes, on a server that does not tell its limit for values."""
 
 BESIDE_BODY = 64 * 1024
-"""How much more than its body a stored message, or a dead letter, has at most, in bytes."""
+"""The largest size, in bytes, of a stored message or dead letter without its body."""
 
 MEASURED_FOR = 60.0
-"""For how long, in seconds, the difference between the two clocks is taken for the same."""
+"""Seconds between two comparisons of the server's clock with this machine's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How the driver works. Times are in seconds."""
+class RedisOptions:
+    """The options of a `RedisQueue`, which describes them; times are in seconds."""
 
     lease: float = 10.0
     dedupe_window: float = 120.0
@@ -45,42 +45,42 @@ class Options:
 
     @property
     def margin(self) -> float:
-        """For how long a lease must have run out before others take over.
+        """Seconds after the expiry of a lease before other workers take over.
 
-        By then its worker has ended what must not run beside its successor, although its clock may be slower.
+        By then the worker has cancelled its ordered handlers, even if its clock runs slower.
         """
         return self.lease * 0.2
 
     @property
     def patience(self) -> float:
-        """How long a worker must have held its lease before it takes over from others."""
+        """Seconds for which a worker must have held its lease before it takes over from other workers."""
         return self.lease if self.takeover_patience is None else self.takeover_patience
 
 
 class Core:
-    """The server, the names of its keys, its clock, and this process's copy of the registry."""
+    """The server's address and clock, the names of its keys, the links to it, and the registry."""
 
-    def __init__(self, url: str, clock: Clock, namespace: str, options: Options) -> None:
-        self.address = Address.parse(url)
+    def __init__(self, url: str, clock: Clock, namespace: str, options: RedisOptions) -> None:
+        self.address = RedisAddress.parse(url)
         self.keys = Keys(namespace)
         self.clock = clock
         self.options = options
         self.serials = Serials()
         self.process = secrets.token_hex(8)
         self.links: dict[str, Link] = {}
-        self.catalog = Catalog(lambda: self.link("admin"), self.keys, self.now)
+        self.registry = RegistryClient(lambda: self.link("admin"), self.keys, self.now)
         self.owner = LoopOwner("the queue")
-        self.incarnation = ""
-        """Which server it was that the queue was opened on."""
+        self.run_id = ""
+        """The run id of the server at `open`; another one means that the server was restarted or replaced."""
 
         self.max_body = options.max_body or LARGEST_BODY
         self._offset = ClockOffset()
         self._measured_at: float | None = None
-        # This machine's clock as it was at the start: nothing that sets it later changes any due time.
+        # Fixed at the start, so that setting this machine's clock later changes no due time.
         self._began = clock.time() - clock.monotonic()
 
     def link(self, purpose: str) -> Link:
-        """Return the connection for a purpose: one each, so that no long answer keeps others waiting."""
+        """Return the link for a purpose. Each has its own, so that a long answer does not delay other requests."""
         if not self.is_open:
             raise QueueClosed("the queue is not open")
         link = self.links.get(purpose)
@@ -94,9 +94,9 @@ class Core:
         return link
 
     def limit_bodies(self, largest_value: int | None) -> None:
-        """Take note of how large a value the server takes; a message has a little beside its body."""
-        said = min(largest_value or LARGEST_BODY, LARGEST_BODY + BESIDE_BODY) - BESIDE_BODY
-        self.max_body = min(said, self.options.max_body or said)
+        """Set `max_body` from the server's limit for values, in bytes; None if the server does not tell it."""
+        limit = min(largest_value or LARGEST_BODY, LARGEST_BODY + BESIDE_BODY) - BESIDE_BODY
+        self.max_body = min(limit, self.options.max_body or limit)
 
     @property
     def is_open(self) -> bool:
@@ -109,11 +109,11 @@ class Core:
             raise QueueClosed("the queue is not open")
 
     def now(self) -> str:
-        """Return what scripts take for the time: nothing, for they ask the broker; in tests the clock's."""
+        """Return the time for scripts: empty, for the server's clock, or with `broker_time=False` that of `clock`."""
         return "" if self.options.broker_time else str(microseconds(self.clock.time()))
 
     def time(self) -> float:
-        """Return the time of the server's clock as estimated here; a step of this machine's clock does not move it.
+        """Return the estimated time of the server's clock; setting this machine's clock does not change it.
 
         Raises:
             QueueUnavailable: this process has never read the server's clock.
@@ -125,21 +125,16 @@ class Core:
         return self._steady() + self._offset.seconds
 
     async def measure(self, link: Link) -> None:
-        """Compare the clocks, if that is due."""
+        """Compare the server's clock with this machine's, unless that was done in the last `MEASURED_FOR` seconds."""
         if not self.options.broker_time:
             return
         now = self.clock.monotonic()
         if self._measured_at is not None and now - self._measured_at < MEASURED_FOR:
             return
         asked_at = self._steady()
-        answer = await link.safely(scripts().now, [self.keys.of("meta")])
+        answer = await link.run_repeatable(scripts().now, [self.keys.of("meta")])
         self._offset.learn(asked_at, int(answer) / 1e6, self._steady())
         self._measured_at = now
 
     def _steady(self) -> float:
         return self._began + self.clock.monotonic()
-
-
-def ordered_flags(routes: list[Route]) -> list[bool]:
-    """Return for each subscription whether it is ordered."""
-    return [it.kept.ordered for it in routes]

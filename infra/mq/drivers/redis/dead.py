@@ -1,34 +1,34 @@
-"""Dead letters."""
+"""Dead letters: listing, retrying and discarding."""
 
 from collections.abc import Sequence
 
 import msgspec
 
 from infra.mq.drivers.redis.core import OUTDATED, Core
-from infra.mq.drivers.redis.registry import Snapshot
+from infra.mq.drivers.redis.registry import RegistrySnapshot
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.drivers.redis.wire import decode, seconds
 from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter
 
 PAGE = 500
-"""How many entries are looked through at a time."""
+"""Number of entries of the index that one request reads or deletes."""
 
 AT_ONCE = 100
-"""How many dead letters are read at a time where those before them were small, else one."""
+"""Number of dead letters that one request reads while they are small; otherwise it reads one."""
 
 SMALL = 10_000
-"""Up to what size, in bytes, a dead letter is small."""
+"""The largest average size, in bytes, of dead letters that count as small."""
 
 _LENGTH = 8
-"""How many digits tell how long the record before the message is."""
+"""Number of digits in front of a dead letter that say how long the record before its message is."""
 
 
-async def letters(
+async def dead_letters(
     core: Core, subscription: str | None, event: str | None, limit: int, after: str | None
 ) -> list[DeadLetter]:
-    """As `MessageQueue.dead_letters`."""
-    snapshot = await core.catalog.load()
+    """Implement `MessageQueue.dead_letters`."""
+    snapshot = await core.registry.load()
     sids = None if subscription is None else _sids(snapshot, subscription)
     start = after if after is not None else "0"
     if not _is_number(start):
@@ -36,7 +36,7 @@ async def letters(
     found: list[DeadLetter] = []
     link = core.link("admin")
     while len(found) < limit:
-        entries = await link.ask("ZRANGEBYSCORE", core.keys.of("deads"), f"({start}", "+inf", "LIMIT", 0, PAGE)
+        entries = await link.query("ZRANGEBYSCORE", core.keys.of("deads"), f"({start}", "+inf", "LIMIT", 0, PAGE)
         numbers = []
         for entry in entries:
             number, sid, its_event = entry.decode().split(":", 2)
@@ -49,17 +49,17 @@ async def letters(
     return found
 
 
-async def letter(core: Core, dead_id: str) -> DeadLetter:
-    """As `MessageQueue.dead_letter`."""
+async def dead_letter(core: Core, dead_id: str) -> DeadLetter:
+    """Implement `MessageQueue.dead_letter`."""
     sid = await _sid_of(core, dead_id)
-    found = await _read(core, await core.catalog.load(), [(dead_id, sid)]) if sid else []
+    found = await _read(core, await core.registry.load(), [(dead_id, sid)]) if sid else []
     if not found:
         raise no_dead_letter(dead_id)
     return found[0]
 
 
-async def retry(core: Core, dead_ids: Sequence[str]) -> int:
-    """As `MessageQueue.retry_dead`."""
+async def retry_dead(core: Core, dead_ids: Sequence[str]) -> int:
+    """Implement `MessageQueue.retry_dead`."""
     retried = 0
     for dead_id in dead_ids:
         sid = await _sid_of(core, dead_id)
@@ -68,36 +68,36 @@ async def retry(core: Core, dead_ids: Sequence[str]) -> int:
     return retried
 
 
-async def discard(core: Core, dead_ids: Sequence[str]) -> int:
-    """As `MessageQueue.discard_dead`."""
+async def discard_dead(core: Core, dead_ids: Sequence[str]) -> int:
+    """Implement `MessageQueue.discard_dead`."""
     known = [it for it in dict.fromkeys(dead_ids) if _is_number(it)]
     if not known:
         return 0
     keys = [core.keys.of(name) for name in ("meta", "dead", "deads")]
     count = 0
     for first in range(0, len(known), PAGE):
-        count += await core.link("admin").safely(scripts().discard_dead, keys, *known[first : first + PAGE])
+        count += await core.link("admin").run_repeatable(scripts().discard_dead, keys, *known[first : first + PAGE])
     return count
 
 
 async def _retry_one(core: Core, dead_id: str, sid: str) -> int:
-    snapshot = await core.catalog.load()
+    snapshot = await core.registry.load()
     while True:
         route = snapshot.successor(sid)
         if route is None:
             return 0
         keys = [*(core.keys.of(name) for name in ("meta", "dead", "deads")), *route.keys]
-        arguments = (snapshot.version, core.now(), dead_id, sid, int(route.kept.ordered))
-        answer = await core.link("admin").safely(scripts().retry_dead, keys, *arguments)
+        arguments = (snapshot.version, core.now(), dead_id, sid, int(route.subscription.ordered))
+        answer = await core.link("admin").run_repeatable(scripts().retry_dead, keys, *arguments)
         if answer != OUTDATED:
             return int(answer)
-        snapshot = await core.catalog.load(snapshot)
+        snapshot = await core.registry.load(snapshot)
 
 
 async def _sid_of(core: Core, dead_id: str) -> str | None:
     if not _is_number(dead_id):
         return None
-    entries = await core.link("admin").ask("ZRANGEBYSCORE", core.keys.of("deads"), dead_id, dead_id)
+    entries = await core.link("admin").query("ZRANGEBYSCORE", core.keys.of("deads"), dead_id, dead_id)
     for entry in entries:
         number, sid, _ = entry.decode().split(":", 2)
         if number == dead_id:
@@ -105,13 +105,13 @@ async def _sid_of(core: Core, dead_id: str) -> str | None:
     return None
 
 
-async def _read(core: Core, snapshot: Snapshot, numbers: Sequence[tuple[str, str]]) -> list[DeadLetter]:
+async def _read(core: Core, snapshot: RegistrySnapshot, numbers: Sequence[tuple[str, str]]) -> list[DeadLetter]:
     found: list[DeadLetter] = []
     at, at_once = 0, 1
     while at < len(numbers):
         page = numbers[at : at + at_once]
         at += len(page)
-        kept = await core.link("admin").ask("HMGET", core.keys.of("dead"), *(number for number, _ in page))
+        kept = await core.link("admin").query("HMGET", core.keys.of("dead"), *(number for number, _ in page))
         at_once = AT_ONCE if sum(len(it or b"") for it in kept) < len(page) * SMALL else 1
         found += [
             _letter_of(number, snapshot.name_of(sid), packed)
@@ -141,12 +141,12 @@ def _letter_of(number: str, name: str, packed: bytes) -> DeadLetter:
     )
 
 
-def _sids(snapshot: Snapshot, name: str) -> set[str]:
+def _sids(snapshot: RegistrySnapshot, name: str) -> set[str]:
     route = snapshot.by_name.get(name)
     if route is not None:
-        return {route.kept.sid, *snapshot.formerly(route)}
+        return {route.subscription.sid, *snapshot.formerly(route)}
     return {sid for sid, its_name in snapshot.content.retired.items() if its_name == name}
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 20  # noqa: PLR2004 - more digits are no number of ours
+    return text.isascii() and text.isdigit() and len(text) <= 20  # noqa: PLR2004 - no id of a dead letter is longer

@@ -1,39 +1,41 @@
-"""What can go wrong between here and the server, in one line for people."""
+"""Errors of the connection and the server, explained in one line."""
 
 from redis import exceptions as redis_errors
 
 from infra.files import descriptors_short
 from infra.mq.errors import QueueError, QueueIndeterminate, QueueRejected, QueueUnavailable
 
-_UNKNOWN = "it wants a password: put it into mq.redis.url, as redis://:PASSWORD@host:6379"
+_UNKNOWN = "it requires a password: set it in mq.redis.url, as redis://:PASSWORD@host:6379"
 _REFUSED = "it refuses this username or password: correct mq.redis.url"
-_FORBIDDEN = "this user may not do that: its ACL must allow @read, @write, @scripting, publish and subscribe here"
+_FORBIDDEN = (
+    "this user lacks permission: its ACL must allow @read, @write, @scripting, publish and subscribe for mq.namespace"
+)
 
 _MEANS: tuple[tuple[type[Exception], str], ...] = (
     (
         redis_errors.NoPermissionError,
         _FORBIDDEN,
     ),
-    (redis_errors.ReadOnlyError, "it is a read-only replica: put the primary's address into mq.redis.url"),
-    (redis_errors.OutOfMemoryError, "its memory is full (maxmemory): let workers catch up, or give it more"),
+    (redis_errors.ReadOnlyError, "it is a read-only replica: set the primary's address in mq.redis.url"),
+    (redis_errors.OutOfMemoryError, "its memory is full: start more workers, or raise its maxmemory"),
     (redis_errors.BusyLoadingError, "it is still loading its data"),
     (redis_errors.MasterDownError, "it has lost its primary"),
     (redis_errors.ClusterDownError, "its cluster is down"),
 )
-"""What the client's errors mean for people: what a server answers before it has done anything."""
+"""Errors of the client for answers of a server that changed nothing, each with its explanation."""
 
 _SAID = (
     ("NOAUTH", _UNKNOWN),
     ("Authentication required", _UNKNOWN),
     ("WRONGPASS", _REFUSED),
     ("invalid username-password", _REFUSED),
-    ("MISCONF", "it cannot save its data and refuses writes: look into its log"),
-    ("NOREPLICAS", "it has fewer replicas than min-replicas-to-write asks for"),
+    ("MISCONF", "it cannot save its data and refuses writes: its log says why"),
+    ("NOREPLICAS", "it has fewer replicas than min-replicas-to-write requires"),
     ("BUSY ", "it is busy with a script"),
-    ("NOSCRIPT", "it forgot its scripts"),
-    ("max number of clients reached", "it has no room for another connection (maxclients)"),
+    ("NOSCRIPT", "it has lost its scripts"),
+    ("max number of clients reached", "it allows no more connections: raise its maxclients"),
 )
-"""The same for what the client has no error of its own for."""
+"""The same for answers that are known by their text only."""
 
 _FINAL = (
     "unknown command",
@@ -45,23 +47,23 @@ _FINAL = (
     "invalid DB index",
     "SELECT is not allowed",
 )
-"""What a server answers that will not do it however often it is asked; of everything else, nobody knows that."""
+"""Texts of answers that a repeated request would get again; any other answer may be temporary."""
 
 ANSWERS = (redis_errors.ResponseError, redis_errors.BusyLoadingError)
-"""Errors that are the server's answer; nothing was done."""
+"""Errors that are an answer of the server: the request changed nothing."""
 
 
 class Misconfigured(QueueUnavailable):
-    """It will not get better by waiting: somebody has to change a setting, here or at the server."""
+    """A setting, here or of the server, is wrong: repeating the call does not help."""
 
 
-class Lost(Exception):
-    """The connection broke, or no answer came in time, after a request had been sent."""
+class AnswerLost(Exception):
+    """No answer to a sent request: the connection was lost, or the answer took too long."""
 
 
 def explain(error: Exception, where: str) -> QueueError:
-    """Return what an answer or a failure of the server means for a caller whose request changed nothing."""
-    # A server that does not know AUTH quotes the password.
+    """Return the queue's error for an answer or a connection failure after which nothing was changed."""
+    # A server without AUTH quotes the password in its answer.
     said = " ".join(str(error).partition(", with args beginning with")[0].split()) or type(error).__name__
     for kind, meaning in _MEANS:
         if isinstance(error, kind):
@@ -78,8 +80,8 @@ def explain(error: Exception, where: str) -> QueueError:
     return QueueUnavailable(f"Redis at {where} cannot be reached: {short or said}")
 
 
-def lost(error: Exception, where: str) -> QueueIndeterminate:
-    """Return what a lost answer means for a caller whose request may have changed something."""
+def indeterminate(error: Exception, where: str) -> QueueIndeterminate:
+    """Return the queue's error for a lost answer to a request that may have changed something."""
     return QueueIndeterminate(f"the connection to Redis at {where} was lost: {error}")
 
 

@@ -1,7 +1,7 @@
-"""The shortest way to an answer on a connection that the client has made.
+"""Requests and answers on a connection of the client library, without its overhead.
 
-It goes past the client's own timeouts, retries and health checks, which are all switched off here, and cost as much as
-the request itself.
+The client's own timeouts, retries and health checks are disabled for our connections, but calling them costs as much as
+a request. So these functions use the connection's streams and parser directly.
 """
 
 import asyncio
@@ -24,31 +24,31 @@ async def connect(connection: AbstractConnection) -> None:
         RedisError: the server cannot be reached, refused the connection, or closed it during the handshake.
         OSError: the server cannot be reached.
     """
-    await connection.connect()  # type: ignore[no-untyped-call]  # of the client
+    await connection.connect()  # type: ignore[no-untyped-call]  # untyped in the client
     if not connection.is_connected:
-        # The client passes over errors of some of its requests, also when the connection is lost with them.
+        # The client ignores errors of some requests of its handshake, also a lost connection.
         raise redis_errors.ConnectionError("the connection was lost during the handshake")
 
 
 async def send(connection: AbstractConnection, packed: bytes) -> None:
-    """Send a request.
+    """Send a packed request.
 
     Raises:
         OSError: the connection is lost.
     """
-    writer = connection._writer  # noqa: SLF001 - the client's own way takes three more coroutines
+    writer = connection._writer  # noqa: SLF001 - the client's method needs three more coroutines
     if writer is None:
         raise redis_errors.ConnectionError("not connected")
     writer.write(packed)
     await writer.drain()
 
 
-async def read(connection: AbstractConnection) -> Any:  # noqa: ANN401 - what the server says
+async def read(connection: AbstractConnection) -> Any:  # noqa: ANN401 - the server's answer
     """Return the next answer.
 
     Raises:
-        ResponseError: it is an error.
-        ConnectionError: the connection is lost; of the client, or an OSError.
+        ResponseError: the answer is an error.
+        ConnectionError: the connection is lost; the client's class, or an OSError.
     """
     parser: Any = connection._parser  # noqa: SLF001 - as above
     answer = await parser.read_response()
@@ -57,20 +57,20 @@ async def read(connection: AbstractConnection) -> Any:  # noqa: ANN401 - what th
     return answer
 
 
-def count_answers(connection: AbstractConnection, heard: Callable[[int], None]) -> None:
-    """Have `heard` called with the size of every piece of an answer that arrives."""
-    reader: Any = connection._reader  # noqa: SLF001 - its answers are read whole, so that nothing else tells of a part
+def count_answers(connection: AbstractConnection, received: Callable[[int], None]) -> None:
+    """Call `received` with the number of bytes whenever a part of an answer arrives."""
+    reader: Any = connection._reader  # noqa: SLF001 - the client reports whole answers only
     feed = reader.feed_data
 
     def count(data: bytes) -> None:
-        heard(len(data))
+        received(len(data))
         feed(data)
 
     reader.feed_data = count
 
 
 def unsent_bytes(connection: AbstractConnection) -> int:
-    """Return how much of what was sent has not reached the other side, as far as this side can know."""
+    """Return the number of sent bytes that the server has not acknowledged, as far as the system says."""
     writer = connection._writer  # noqa: SLF001 - as above
     if writer is None:
         return 0
@@ -84,10 +84,10 @@ def unsent_bytes(connection: AbstractConnection) -> int:
 
 @asynccontextmanager
 async def bounded(seconds: float) -> AsyncIterator[None]:
-    """Give up what the block waits for after so many seconds.
+    """Limit the block to `seconds`.
 
     Raises:
-        TimeoutError: it says so.
+        TimeoutError: the block took longer.
     """
     try:
         async with asyncio.timeout(seconds):

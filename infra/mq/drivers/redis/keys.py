@@ -1,34 +1,51 @@
-"""What the driver calls its keys. All of one partition share a hash tag, so that a Cluster keeps them together."""
+"""The names of the driver's keys and channels.
+
+All keys of a partition share a hash tag, so that a Cluster would keep them together. The names are stored data: other
+releases use the same ones.
+"""
 
 from dataclasses import dataclass
 
 GROUP = ("line", "later", "body", "plan", "idle", "own", "past", "box", "block")
-"""The keys of a subscription, in the order in which scripts expect them."""
+"""The keys of a subscription, in the order in which scripts expect them; `lua/common.lua` describes each."""
 
 LINE = ("line", "later", "body", "plan", "idle", "own")
-"""Those of them that `send.lua` expects, in this order."""
+"""The keys of a subscription that `send.lua` expects, in this order."""
 
 LONG = 72
-"""How long the names of owners are, in bytes. Hashes with values over 64 bytes are never kept as a list that is
-searched from its start: with a hundred deliveries claimed at once, that took most of a claim's time."""
+"""Length of the names of owners, in bytes. A hash with values over 64 bytes is never stored as a list, in which each
+read searches from the start: with a hundred claimed deliveries that took most of a claim's time."""
 
 PARTITION = 0
-"""The only one so far. Its number is part of every key, so that more of them need no new layout."""
+"""The number of the only partition, which is part of every key, so that further partitions need no new layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The names of everything that one namespace keeps."""
+    """The names of all keys and channels of one namespace."""
 
     namespace: str
 
     @property
     def root(self) -> str:
-        """What all names begin with."""
+        """The prefix of all names."""
         return f"{{{self.namespace}:{PARTITION}}}"
 
     def of(self, name: str) -> str:
-        """Return the key that the whole queue has under this name."""
+        """Return a key of the whole queue.
+
+        - `meta`: HASH of the registry (`r`), its version (`v`) and time (`t`), the last number given out (`n`), the
+          clock (`h`, `s`), the last broadcast (`b`), and the number of dead letters of each sid (`d:<sid>`).
+        - `workers`: HASH of worker -> listeners, host, pid, lease and waiter id. `leases`: ZSET of workers by the time
+          at which their lease expires, 0 for an abandoned one. `since`: HASH of worker -> time since which it has
+          reached the server without a break. `claims`: HASH of worker -> number of its last claim. `sleepers`: HASH of
+          waiting worker -> number of the claim by which it waits.
+        - `accepted`: ZSET of "event NUL id" by the time of acceptance. `dedupe`: the same of earlier releases, with ids
+          alone. `resent`: the same for messages that may be sent again after the dedupe window.
+        - `plans`: ZSET of scheduled messages by due time. `planned`: HASH of message id -> its entries in `plans`.
+        - `dead`: HASH of dead letters by number. `deads`: ZSET of "number:sid:event" by number.
+        - `retiring`: HASH of sid -> note of a retirement in progress. `news`: STREAM of broadcasts.
+        """
         return f"{self.root}:{name}"
 
     def group(self, sid: str) -> tuple[str, ...]:
@@ -36,32 +53,32 @@ class Keys:
         return tuple(f"{self.root}:s:{sid}:{name}" for name in GROUP)
 
     def parking(self, sid: str, event: str) -> str:
-        """Return the key of what is parked for an event, or for another need."""
+        """Return the key of the set of deliveries, or mailboxes, that are parked for an event or another need."""
         return f"{self.root}:s:{sid}:park:{event}"
 
     def parking_index(self, sid: str) -> str:
-        """Return the key of the set of needs that something of a subscription is parked for: what they begin with."""
+        """Return the key of the set of needs for which a subscription has parked deliveries."""
         return self.parking(sid, "")
 
     def old_line(self, sid: str) -> str:
-        """Return the key of a line that is looked through for an event that is retired."""
+        """Return the key of the due deliveries that a retirement of one event has not checked yet."""
         return f"{self.root}:s:{sid}:old"
 
-    def bell(self, process: str) -> str:
-        """Return the channel on which the sleepers of one process are woken."""
-        return f"{self.root}:bell:{process}"
+    def notifications(self, process: str) -> str:
+        """Return the channel of the notifications for the waiters of one process."""
+        return f"{self.root}:notify:{process}"
 
     @property
     def changes(self) -> str:
-        """The channel that tells every process of a new registry."""
+        """The channel that notifies every process of a changed registry."""
         return f"{self.root}:changes"
 
     @property
     def broadcasts(self) -> str:
-        """The channel that tells every process of news."""
+        """The channel that notifies every process of a broadcast."""
         return f"{self.root}:broadcasts"
 
 
 def owner_name(worker: str) -> str:
-    """Return what a worker is called on the server."""
+    """Return the name of a worker as an owner of claims."""
     return worker.ljust(LONG, ".")

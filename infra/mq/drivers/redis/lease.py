@@ -1,4 +1,4 @@
-"""A worker's lease, kept from a thread of its own."""
+"""A worker's lease in the server, renewed from a thread over a connection of its own."""
 
 import contextlib
 import threading
@@ -13,14 +13,13 @@ from infra.mq.drivers.redis.wire import microseconds
 from infra.mq.errors import QueueUnavailable
 
 TIMEOUT = 2.0
-"""How long, in seconds, the server may take to answer a sign of life, if a lease is not so short that a third of it is
-less."""
+"""Seconds that the server may take to answer a renewal; a third of the lease, if that is less."""
 
 
 class Lease:
-    """Whether a worker may still own anything; usable from any thread.
+    """A worker's right to its claims; usable from any thread.
 
-    One that ran out is not lost before somebody took over: whether that is so only the server knows.
+    An expired lease is not lost until another worker has taken over, which only the server knows.
     """
 
     def __init__(self, core: Core, worker: str, *, joined: float) -> None:
@@ -28,37 +27,37 @@ class Lease:
         self._worker = worker
         self._lock = threading.Lock()
         self._connection: Any = None
-        self._gone = False
+        self._lost = False
         self._held_since = joined
         self.valid_until = joined + core.options.lease
-        """When it runs out, by this machine's clock: never later than by the server's, if they run equally fast."""
+        """Monotonic time at which the lease expires: never later than on the server if both clocks run alike."""
 
     @property
     def lost(self) -> bool:
-        """Whether it is over."""
-        return self._gone
+        """Whether the lease is lost or abandoned, as far as this process knows."""
+        return self._lost
 
     @property
     def held_for(self) -> float:
-        """For how many seconds it has been held, and the server reachable, without a break."""
+        """Seconds for which the worker has held the lease and reached the server without a break."""
         return self._core.clock.monotonic() - self._held_since
 
     def interrupted(self) -> None:
-        """Notice that the server could not be reached: until it is heard again, others could not reach it either."""
+        """Restart `held_for`, because the server was unreachable, perhaps for all workers."""
         self._held_since = self._core.clock.monotonic()
 
-    def drop(self) -> None:
-        """Count it as lost, here."""
-        self._gone = True
+    def mark_lost(self) -> None:
+        """Mark the lease as lost in this process, without telling the server."""
+        self._lost = True
 
     def renew(self) -> bool:
-        """Extend it; False when it is lost.
+        """Renew the lease; return False if it is lost.
 
         Raises:
-            QueueUnavailable: the server could not be asked.
+            QueueUnavailable: the server is unreachable.
         """
         with self._lock:
-            if self._gone:
+            if self._lost:
                 return False
             asked = self._core.clock.monotonic()
             lease = microseconds(self._core.options.lease)
@@ -70,17 +69,17 @@ class Lease:
             if held:
                 self.valid_until = asked + self._core.options.lease
             else:
-                self._gone = True
-            return not self._gone
+                self._lost = True
+            return not self._lost
 
     def abandon(self) -> None:
-        """Give it up, here and, if that can be told now, for everybody."""
-        self._gone = True
+        """End the lease in this process and, if the server is reachable now, for all workers."""
+        self._lost = True
         with self._lock, contextlib.suppress(QueueUnavailable):
             self._run(scripts().abandon, ["leases", "sleepers"], self._worker)
 
     def keep_alive(self) -> None:
-        """Keep it for as long as this process lives, for a handler that will not stop."""
+        """Renew the lease in a thread until it is lost or the process ends, for a handler that does not stop."""
 
         def beat() -> None:
             pause = threading.Event()
@@ -97,7 +96,7 @@ class Lease:
         with self._lock:
             self._disconnect()
 
-    def _run(self, script: Script, names: list[str], *arguments: Any) -> Any:  # noqa: ANN401 - the client's own
+    def _run(self, script: Script, names: list[str], *arguments: Any) -> Any:  # noqa: ANN401 - the client's type
         where = self._core.address.where
         asked = (len(names), *(self._core.keys.of(it) for it in names), *arguments)
         try:

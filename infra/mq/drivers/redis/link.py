@@ -1,16 +1,16 @@
-"""One connection to the server, and one request on it at a time."""
+"""A connection to the server that carries one request at a time and reconnects by itself."""
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 from hiredis import pack_command
 from redis import exceptions as redis_errors
 
-from infra.mq.drivers.redis.address import Address
-from infra.mq.drivers.redis.errors import ANSWERS, Lost, explain, lost
+from infra.mq.drivers.redis.address import RedisAddress
+from infra.mq.drivers.redis.errors import ANSWERS, AnswerLost, explain, indeterminate
 from infra.mq.drivers.redis.exchange import bounded, connect, count_answers, read, send, unsent_bytes
 from infra.mq.drivers.redis.scripts import Script
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
@@ -18,33 +18,32 @@ from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
 Argument = bytes | str | int | float
 
 FIRST_BACKOFF = 0.05
-"""How long, in seconds, no second attempt to connect is made after a failed one."""
+"""Seconds after a first failed attempt to connect before the next attempt; doubled by each further failure."""
 
 MAX_BACKOFF = 1.0
-"""The longest such pause, in seconds."""
+"""The largest such delay, in seconds."""
 
 SMALL = 64 * 1024
-"""Up to what size, in bytes, a request is taken to leave at once."""
+"""The largest request, in bytes, whose sending needs no extra time."""
 
 BUFFERED = 8 * 1024 * 1024
-"""How much of a large request, in bytes, may be on its way without this side seeing it move."""
+"""The largest number of bytes of a request that may be in buffers of the network, where progress is not visible."""
 
 SLOWEST = 1024 * 1024
-"""How many bytes of that arrive at least in a second."""
+"""The lowest rate, in bytes per second, at which buffered bytes are assumed to arrive."""
 
 _BROKEN = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, EOFError, asyncio.IncompleteReadError)
 
 
 class Link:
-    """A connection that comes back by itself, and answers or fails each request once.
+    """A connection that reconnects by itself, and sends each request once.
 
-    An answer may take `timeout` seconds, and longer while a large request or answer is on its way and moves.
-    Nothing is ever sent twice here: whoever asks knows whether that is safe. An answer that is not waited for to the
-    end, because of an error, a timeout or a cancellation, costs the connection, so that it can not be taken for the
-    answer to the next request.
+    An answer may take `timeout` seconds, and longer while a large request or answer makes progress. No request is
+    repeated here, since only its caller knows whether that is safe. If the answer is not read to its end, because of an
+    error, a timeout or a cancellation, the connection is closed, so that the rest is not read as the next answer.
     """
 
-    def __init__(self, address: Address, name: str, *, timeout: float, connect_timeout: float) -> None:
+    def __init__(self, address: RedisAddress, name: str, *, timeout: float, connect_timeout: float) -> None:
         self._address = address
         self._timeout = timeout
         self._connect_timeout = connect_timeout
@@ -55,38 +54,38 @@ class Link:
         self._timed_out = False
         self._unsent = 0
         self._patience = timeout
-        self._heard = 0
-        self._heard_before = 0
+        self._received = 0
+        self._received_before = 0
         self._closed = False
         self._retry_at = 0.0
         self._backoff = FIRST_BACKOFF
         self._refusal: QueueUnavailable | None = None
-        self._random = Random()  # noqa: S311 - it spreads reconnections, it keeps no secret
+        self._random = Random()  # noqa: S311 - it spreads reconnections, and protects no secret
         self.connections = 0
-        """How often it has connected."""
+        """Number of times that the link has connected."""
 
     @property
     def where(self) -> str:
-        """The server, for people."""
+        """The server's address for error messages."""
         return self._address.where
 
     async def connect(self) -> None:
-        """Connect now, if it is not connected.
+        """Connect now, unless it is connected.
 
         Raises:
-            QueueUnavailable: with one line that says why.
+            QueueUnavailable: the server is unreachable or refused the connection; the message says why.
         """
         async with self._lock:
             self._retry_at = 0.0
             await self._ensure_connected()
 
-    async def command(self, *arguments: Argument) -> Any:  # noqa: ANN401 - what the server answers
-        """Ask once; the answer is read to the end.
+    async def command(self, *arguments: Argument) -> Any:  # noqa: ANN401 - the server's answer
+        """Send a command once, and return its answer.
 
         Raises:
-            QueueUnavailable: nothing was done.
-            QueueRejected: the server does not want to do it.
-            QueueIndeterminate: no answer came: it may have been done.
+            QueueUnavailable: nothing was changed; repeating the call may help.
+            QueueRejected: nothing was changed, and repeating the call does not help.
+            QueueIndeterminate: the answer was lost, so the command may have been carried out.
         """
         async with self._lock:
             await self._ensure_connected()
@@ -94,14 +93,14 @@ class Link:
                 return await self._exchange(arguments)
             except ANSWERS as error:
                 raise explain(error, self.where) from error
-            except Lost as error:
-                raise lost(error, self.where) from error
+            except AnswerLost as error:
+                raise indeterminate(error, self.where) from error
 
-    async def ask(self, *arguments: Argument) -> Any:  # noqa: ANN401 - as above
-        """Ask what changes nothing.
+    async def query(self, *arguments: Argument) -> Any:  # noqa: ANN401 - as above
+        """Send a command that changes nothing, and return its answer.
 
         Raises:
-            QueueUnavailable: there is no answer.
+            QueueUnavailable: the server refused the command, or the answer was lost.
         """
         try:
             return await self.command(*arguments)
@@ -109,7 +108,7 @@ class Link:
             raise QueueUnavailable(str(error)) from error
 
     async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:  # noqa: ANN401 - as above
-        """Run a script; the server learns it when it does not know it yet. Raises as `command` does."""
+        """Run a script, which is sent in full if the server does not have it. Raises as `command` does."""
         async with self._lock:
             await self._ensure_connected()
             request: tuple[Any, ...] = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
@@ -117,23 +116,23 @@ class Link:
                 try:
                     return await self._exchange(request)
                 except redis_errors.NoScriptError:
-                    # In one step: by the next request it may have forgotten the script again.
+                    # Sent and run in one request: between two requests the server could lose the script again.
                     return await self._exchange(("EVAL", script.source, *request[2:]))
             except ANSWERS as error:
                 if "user_script" in str(error):
-                    # An error in the middle of it: what was written before stays written.
+                    # The script failed midway, and what it had written stays.
                     raise QueueIndeterminate(
                         f"Redis at {self.where}: the script {script.name} failed: {error}"
                     ) from error
                 raise explain(error, self.where) from error
-            except Lost as error:
-                raise lost(error, self.where) from error
+            except AnswerLost as error:
+                raise indeterminate(error, self.where) from error
 
-    async def safely(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:  # noqa: ANN401 - as above
-        """Run a script whose repetition does no harm, or that its caller looks after.
+    async def run_repeatable(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:  # noqa: ANN401 - as above
+        """Run a script that may be repeated, or whose caller finds out whether it was carried out.
 
         Raises:
-            QueueUnavailable: it was not done, or nobody knows.
+            QueueUnavailable: the script was not carried out, or its answer was lost.
         """
         try:
             return await self.run(script, keys, *arguments)
@@ -141,7 +140,7 @@ class Link:
             raise QueueUnavailable(str(error)) from error
 
     async def close(self) -> None:
-        """Disconnect for good."""
+        """Disconnect permanently: later requests raise QueueClosed."""
         self._closed = True
         if self._watch is not None:
             self._watch.cancel()
@@ -157,16 +156,16 @@ class Link:
         if self._refusal is not None and loop.time() < self._retry_at:
             raise type(self._refusal)(str(self._refusal)) from self._refusal
         try:
-            # The client bounds the way to the server, not the greetings once it is reached.
+            # The client limits the time of connecting, but not of its handshake.
             async with bounded(self._connect_timeout):
                 await connect(self._connection)
-            count_answers(self._connection, self._hear)
+            count_answers(self._connection, self._count_received)
             self._check()
         except (redis_errors.RedisError, OSError) as error:
             await self._drop()
             self._check()
-            said = explain(error, self.where)
-            self._refusal = said if isinstance(said, QueueUnavailable) else QueueUnavailable(str(said))
+            reason = explain(error, self.where)
+            self._refusal = reason if isinstance(reason, QueueUnavailable) else QueueUnavailable(str(reason))
             self._retry_at = loop.time() + self._backoff * self._random.uniform(0.5, 1.0)
             self._backoff = min(self._backoff * 2, MAX_BACKOFF)
             raise self._refusal from error
@@ -182,11 +181,11 @@ class Link:
             raise QueueClosed("the queue was closed")
 
     def _has_ended(self) -> bool:
-        """Whether the server has closed the connection while nothing was asked: then asking on it would be in doubt."""
-        reader = self._connection._reader  # noqa: SLF001 - the client only tells by reading, which takes a task
+        """Whether the server has closed the connection between requests: a request on it would be indeterminate."""
+        reader = self._connection._reader  # noqa: SLF001 - the client reports it only by reading, which needs a task
         return reader is not None and reader.at_eof()
 
-    async def _exchange(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - what the server answers
+    async def _exchange(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - the server's answer
         packed = pack_command(arguments)
         self._begin(len(packed))
         try:
@@ -198,7 +197,7 @@ class Link:
             await self._drop()
             self._check()
             reason = f"no answer within {self._timeout:g} s" if self._timed_out else str(error)
-            raise Lost(reason) from error
+            raise AnswerLost(reason) from error
         except BaseException:
             await self._drop()
             raise
@@ -206,17 +205,17 @@ class Link:
             self._busy_until = None
 
     def _begin(self, size: int) -> None:
-        # One timer looks after many requests, instead of each having its own.
+        # One timer serves many requests, since a timer for each would cost more.
         loop = asyncio.get_running_loop()
         self._timed_out = False
-        self._heard_before = self._heard
+        self._received_before = self._received
         self._unsent = size if size > SMALL else 0
         self._patience = self._timeout + min(self._unsent, BUFFERED) / SLOWEST
         self._busy_until = loop.time() + self._patience
         if self._watch is None:
-            self._watch = loop.call_later(self._timeout, self._look)
+            self._watch = loop.call_later(self._timeout, self._check_timeout)
 
-    def _look(self) -> None:
+    def _check_timeout(self) -> None:
         loop = asyncio.get_running_loop()
         self._watch = None
         if self._busy_until is None:
@@ -227,27 +226,23 @@ class Link:
                 self._abort()
                 return
             self._busy_until = loop.time() + self._patience
-        self._watch = loop.call_at(self._busy_until, self._look)
+        self._watch = loop.call_at(self._busy_until, self._check_timeout)
 
     def _has_moved(self) -> bool:
-        """Whether more of a large request left, or more of a large answer came, since this was asked last."""
-        heard, self._heard_before = self._heard != self._heard_before, self._heard
+        """Whether more of a large request was sent, or more of its answer received, since the last call."""
+        received, self._received_before = self._received != self._received_before, self._received
         unsent = unsent_bytes(self._connection)
         sent, self._unsent = unsent < self._unsent, unsent
-        return heard or sent
+        return received or sent
 
-    def _hear(self, count: int) -> None:
-        self._heard += count
+    def _count_received(self, count: int) -> None:
+        self._received += count
 
     def _abort(self) -> None:
-        writer = self._connection._writer  # noqa: SLF001 - the one way to end a read without cancelling its task
+        writer = self._connection._writer  # noqa: SLF001 - the only way to end a read without cancelling its task
         if writer is not None:
             writer.transport.abort()
 
     async def _drop(self) -> None:
         with contextlib.suppress(*_BROKEN):
             await self._connection.disconnect(nowait=True)
-
-
-LinkFactory = Callable[[str], Link]
-"""Makes a link for a purpose."""

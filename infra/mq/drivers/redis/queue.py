@@ -3,55 +3,63 @@
 import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import msgspec
 
 from infra.clock import Clock
+from infra.mq.drivers.redis import dead
 from infra.mq.drivers.redis.administration import retire, unblock
-from infra.mq.drivers.redis.bells import Bells
 from infra.mq.drivers.redis.broadcast import RedisReceiver, broadcast, read_after
 from infra.mq.drivers.redis.consumer import RedisConsumer
-from infra.mq.drivers.redis.core import LARGEST_BODY, Core, Options
-from infra.mq.drivers.redis.dead import discard, letter, letters, retry
+from infra.mq.drivers.redis.core import LARGEST_BODY, Core, RedisOptions
 from infra.mq.drivers.redis.errors import Misconfigured
 from infra.mq.drivers.redis.inspection import stats
 from infra.mq.drivers.redis.keys import owner_name
 from infra.mq.drivers.redis.lease import Lease
-from infra.mq.drivers.redis.publisher import Publisher
-from infra.mq.drivers.redis.schedule import withdraw
+from infra.mq.drivers.redis.notifier import RedisNotifier
+from infra.mq.drivers.redis.publisher import RedisPublisher
+from infra.mq.drivers.redis.schedule import cancel, is_scheduled
 from infra.mq.drivers.redis.scripts import scripts
-from infra.mq.drivers.redis.server import incarnation, inspect, largest_value
+from infra.mq.drivers.redis.server import check_server, largest_value, run_id
 from infra.mq.drivers.redis.wire import microseconds
 from infra.mq.errors import QueueRejected
 from infra.mq.queue import REGISTRY_TTL
-from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
+from infra.mq.types import (
+    BacklogPolicy,
+    DeadLetter,
+    Features,
+    Message,
+    Registry,
+    Subscription,
+    SubscriptionStats,
+    WorkerInfo,
+)
 
 _FEATURES = Features(durable=True, multi_process=True, transactional=False, max_body=LARGEST_BODY)
 
 
 class RedisQueue:
-    """A full `MessageQueue` in Redis 7.0 or newer, or in Valkey; as durable as that server is set up to be.
+    """A complete `MessageQueue` in Redis 7.0 or newer, or in Valkey; as durable as the server's configuration.
 
     Args:
         url: `redis://[[USER]:PASSWORD@]HOST[:PORT][/DB]`, `rediss://…` with TLS, or `unix:///PATH`.
-        clock: Every wait is by it; with `broker_time=False` every due time and lease too.
-        namespace: What the names of all keys begin with; queues of different namespaces know nothing of each other.
-        lease: After how many seconds without `renew` a worker may not count on what it owns; a fifth of that later it
-            counts as dead.
-        dedupe_window: For how many seconds the ids of messages with `dedupe` are remembered.
-        takeover_patience: For how many seconds a worker must have reached the server without a break before it takes
-            over from workers whose lease ran out; without it `lease`, so that nobody is taken for dead who only could
-            not reach the server either.
-        broker_time: Whether times are the server's. False is for tests, which move `clock`.
-        timeout: How many seconds an answer may take.
-        connect_timeout: How many seconds it may take to connect.
-        poll: How many seconds a waiting `fetch` lets pass without looking, in case a wake-up call got lost.
-        max_body: How large a message's body may be, in bytes; by default what the server takes, which is the most.
-        registry_ttl: For how many seconds publishers may trust their copy of the registry.
+        clock: The clock of all waits and, with `broker_time=False`, of due times and leases.
+        namespace: The prefix of all keys; queues of different namespaces on one server are independent.
+        lease: Seconds without `renew` after which a worker's lease expires; a fifth of that later the worker is
+            considered dead.
+        dedupe_window: Seconds for which the ids of messages with `dedupe` are remembered.
+        takeover_patience: Seconds for which a worker must have reached the server without a break before it takes over
+            from workers whose lease has expired; by default `lease`. So a time in which no worker reached the server
+            makes none of them count as dead.
+        broker_time: Use the server's clock for due times and leases. False is for tests, which move `clock`.
+        timeout: Seconds that an answer may take.
+        connect_timeout: Seconds that connecting may take.
+        poll: Seconds after which a waiting `fetch` polls, in case a notification was lost.
+        max_body: The largest body of a message, in bytes; by default, and at most, what the server accepts.
+        registry_ttl: Seconds for which publishers may rely on their copy of the registry.
 
     Raises:
-        QueueUnavailable: `url` is none of a Redis server.
+        QueueUnavailable: `url` is not the URL of a Redis server.
     """
 
     def __init__(
@@ -70,7 +78,7 @@ class RedisQueue:
         max_body: int | None = None,
         registry_ttl: float = REGISTRY_TTL,
     ) -> None:
-        options = Options(
+        options = RedisOptions(
             lease=lease,
             dedupe_window=dedupe_window,
             takeover_patience=takeover_patience,
@@ -82,8 +90,8 @@ class RedisQueue:
             registry_ttl=registry_ttl,
         )
         self._core = Core(url, clock, namespace, options)
-        self._publisher = Publisher(self._core)
-        self._bells: Bells | None = None
+        self._publisher = RedisPublisher(self._core)
+        self._notifier: RedisNotifier | None = None
         self._consumers: set[RedisConsumer] = set()
         self._receivers: set[RedisReceiver] = set()
 
@@ -99,18 +107,18 @@ class RedisQueue:
         try:
             link = core.link("admin")
             await link.connect()
-            await inspect(link, core.keys)
-            core.incarnation = await incarnation(link)
+            await check_server(link, core.keys)
+            core.run_id = await run_id(link)
             core.limit_bodies(await largest_value(link))
             await core.measure(link)
-            await core.catalog.load()
+            await core.registry.load()
         except Misconfigured as error:
             await self.close()
             raise QueueRejected(str(error)) from error
         except BaseException:
             await self.close()
             raise
-        self._bells = Bells(core)
+        self._notifier = RedisNotifier(core)
 
     async def close(self) -> None:
         core = self._core
@@ -121,9 +129,9 @@ class RedisQueue:
         self._publisher.close()
         for receiver in list(self._receivers):
             await receiver.close()
-        if self._bells is not None:
-            await self._bells.close()
-            self._bells = None
+        if self._notifier is not None:
+            await self._notifier.close()
+            self._notifier = None
         links, core.links = core.links, {}
         for link in links.values():
             await link.close()
@@ -134,16 +142,16 @@ class RedisQueue:
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
         core = self._core
         core.check()
-        await core.catalog.declare(subscriptions, broadcasts)
-        # Whoever declared it: until then a publisher may still go by a copy of the registry from before.
+        await core.registry.declare(subscriptions, broadcasts)
+        # Also if another process made the change: until then a publisher may use an older copy of the registry.
         longest = core.options.registry_ttl
-        outdated = core.catalog.changed_at + longest - core.time()
+        outdated = core.registry.changed_at + longest - core.time()
         if longest > 0 and outdated > 0:
             await core.clock.sleep(min(outdated, longest))
 
     async def registry(self) -> Registry:
         self._core.check()
-        return (await self._core.catalog.load()).registry
+        return (await self._core.registry.load()).registry
 
     async def publish(self, messages: Sequence[Message]) -> None:
         self._core.check()
@@ -152,11 +160,11 @@ class RedisQueue:
 
     async def cancel(self, message_id: str) -> bool:
         self._core.check()
-        return await withdraw(self._core, message_id, do=True)
+        return await cancel(self._core, message_id)
 
     async def scheduled(self, message_id: str) -> bool:
         self._core.check()
-        return await withdraw(self._core, message_id, do=False)
+        return await is_scheduled(self._core, message_id)
 
     async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
         self._core.check()
@@ -164,23 +172,27 @@ class RedisQueue:
             await broadcast(self._core, frames, origin)
 
     async def receiver(self, *, origin: str) -> RedisReceiver:
-        bells = await self._listening()
+        notifier = await self._started_notifier()
         last, _, _ = await read_after(self._core, b"")
-        receiver = RedisReceiver(self._core, bells, origin, last, self._receivers.discard)
+        receiver = RedisReceiver(self._core, notifier, origin, last, self._receivers.discard)
         self._receivers.add(receiver)
         return receiver
 
     async def consumer(self, info: WorkerInfo) -> RedisConsumer:
         core = self._core
-        bells = await self._listening()
+        notifier = await self._started_notifier()
         joined, lease, name = core.clock.monotonic(), core.options.lease, owner_name(info.id)
-        consumer = RedisConsumer(core, bells, info, Lease(core, name, joined=joined), self._consumers.discard)
-        who = msgspec.msgpack.encode([sorted(info.subscriptions), info.host, info.pid, lease, consumer.bell])
+        consumer = RedisConsumer(core, notifier, info, Lease(core, name, joined=joined), self._consumers.discard)
+        registration = msgspec.msgpack.encode(
+            [sorted(info.subscriptions), info.host, info.pid, lease, consumer.waiter_id]
+        )
         keys = [core.keys.of(it) for it in ("leases", "workers", "meta", "since")]
         try:
-            await core.link("admin").safely(scripts().join, keys, core.now(), name, microseconds(lease), who)
+            await core.link("admin").run_repeatable(
+                scripts().join, keys, core.now(), name, microseconds(lease), registration
+            )
         except BaseException:
-            bells.forget(consumer.bell)
+            notifier.unregister(consumer.waiter_id)
             raise
         self._consumers.add(consumer)
         return consumer
@@ -202,40 +214,38 @@ class RedisQueue:
         after: str | None = None,
     ) -> list[DeadLetter]:
         self._core.check()
-        return await letters(self._core, subscription, event, limit, after)
+        return await dead.dead_letters(self._core, subscription, event, limit, after)
 
     async def dead_letter(self, dead_id: str) -> DeadLetter:
         self._core.check()
-        return await letter(self._core, dead_id)
+        return await dead.dead_letter(self._core, dead_id)
 
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:
         self._core.check()
-        return await retry(self._core, dead_ids)
+        return await dead.retry_dead(self._core, dead_ids)
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
         self._core.check()
-        return await discard(self._core, dead_ids)
+        return await dead.discard_dead(self._core, dead_ids)
 
     async def pause(self, name: str) -> None:
         self._core.check()
-        await self._core.catalog.set_paused(name, paused=True)
+        await self._core.registry.set_paused(name, paused=True)
 
     async def resume(self, name: str) -> None:
         self._core.check()
-        await self._core.catalog.set_paused(name, paused=False)
+        await self._core.registry.set_paused(name, paused=False)
 
     async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
         self._core.check()
         await unblock(self._core, name, ordering_key, skip=skip)
 
-    async def retire(
-        self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
-    ) -> int:
+    async def retire(self, name: str, *, event: str | None = None, backlog: BacklogPolicy = "refuse") -> int:
         self._core.check()
         return await retire(self._core, name, event, backlog)
 
-    async def _listening(self) -> Bells:
+    async def _started_notifier(self) -> RedisNotifier:
         self._core.check()
-        assert self._bells is not None  # noqa: S101 - an open queue has it
-        await self._bells.start()
-        return self._bells
+        assert self._notifier is not None  # noqa: S101 - set while the queue is open
+        await self._notifier.start()
+        return self._notifier

@@ -1,4 +1,4 @@
-"""Which subscriptions are kept, and this process's copy of that."""
+"""The registry: its stored form, this process's copy of it, and changes to it."""
 
 import asyncio
 import secrets
@@ -19,8 +19,8 @@ from infra.mq.types import Registry, Subscription
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class Kept(msgspec.Struct):
-    """A subscription as it is kept. `sid` stays when the name changes, and is never used again."""
+class StoredSubscription(msgspec.Struct):
+    """A subscription as the registry stores it. `sid` stays when the name changes, and is never reused."""
 
     sid: str
     name: str
@@ -35,31 +35,31 @@ class Kept(msgspec.Struct):
         return (self.name, *self.aliases)
 
 
-class Content(msgspec.Struct):
-    """Everything in the registry."""
+class RegistryContent(msgspec.Struct):
+    """The registry as it is stored: one value, replaced as a whole."""
 
-    subscriptions: list[Kept] = []
+    subscriptions: list[StoredSubscription] = []
     broadcast: list[str] = []
     retired: dict[str, str] = {}
-    """Names of subscriptions that left dead letters behind, by sid."""
+    """Names of retired subscriptions, by sid: their dead letters stay."""
 
     retired_events: dict[str, list[str]] = {}
-    """Events that were retired of subscriptions that stay, by sid: these are not declared again after a loss."""
+    """Events retired from existing subscriptions, by sid: they are not declared again after a loss."""
 
-    def copy(self) -> "Content":
-        """Return one that can be changed."""
-        return msgspec.msgpack.decode(msgspec.msgpack.encode(self), type=Content)
+    def copy(self) -> "RegistryContent":
+        """Return a deep copy."""
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(self), type=RegistryContent)
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A subscription, and its keys."""
+    """A subscription with its keys."""
 
-    kept: Kept
+    subscription: StoredSubscription
     keys: tuple[str, ...]
 
     @property
     def idle(self) -> str:
-        """The key of those who wait until something comes."""
+        """The key of the set of waiting consumers."""
         return self.keys[GROUP.index("idle")]
 
     @property
@@ -69,36 +69,36 @@ class Route(msgspec.Struct, frozen=True):
 
     @property
     def own(self) -> str:
-        """The key of what is claimed, and by which worker."""
+        """The key of the claims, each with its worker."""
         return self.keys[GROUP.index("own")]
 
 
-class Straight(msgspec.Struct, frozen=True):
-    """How `send.lua` is told where an event goes, when that is to unordered subscriptions alone."""
+class SendTargets(msgspec.Struct, frozen=True):
+    """The keys and arguments of `send.lua` for an event that only unordered subscriptions receive."""
 
     keys: tuple[str, ...]
     targets: tuple[str, ...]
-    """For every subscription its sid, and whether it is paused ("1")."""
+    """For each subscription its sid, and "1" if it is paused, else an empty text."""
 
 
-class Snapshot:
+class RegistrySnapshot:
     """The registry at one version."""
 
-    def __init__(self, version: str, content: Content, keys: Keys) -> None:
+    def __init__(self, version: str, content: RegistryContent, keys: Keys) -> None:
         self.version = version
         self.content = content
         self.all = [Route(it, keys.group(it.sid)) for it in content.subscriptions]
-        self.by_name = {name: route for route in self.all for name in route.kept.names}
+        self.by_name = {name: route for route in self.all for name in route.subscription.names}
         self.routes: dict[str, tuple[Route, ...]] = {}
         for route in self.all:
-            for event in route.kept.events:
+            for event in route.subscription.events:
                 self.routes[event] = (*self.routes.get(event, ()), route)
         self._keys = keys
-        self._straight: dict[str, Straight | None] = {}
+        self._send_targets: dict[str, SendTargets | None] = {}
         self.registry = Registry(routed=frozenset(self.routes), broadcast=frozenset(content.broadcast))
 
     def get(self, name: str, event: str | None = None) -> Route:
-        """Return the subscription of that name or alias.
+        """Return the subscription with this name or alias.
 
         Raises:
             SubscriptionNotFound: there is none, or it has no such event.
@@ -106,44 +106,49 @@ class Snapshot:
         route = self.by_name.get(name)
         if route is None:
             raise no_subscription(name)
-        if event is not None and event not in route.kept.events:
+        if event is not None and event not in route.subscription.events:
             raise no_event(name, event)
         return route
 
-    def straight(self, event: str) -> Straight | None:
-        """Return where all messages of an event go at once; None if that takes more than to put them in line."""
-        if event not in self._straight:
-            self._straight[event] = self._straight_to(self.routes.get(event, ()))
-        return self._straight[event]
+    def send_targets(self, event: str) -> SendTargets | None:
+        """Return the targets for `send.lua` of an event; None if an ordered subscription receives it."""
+        if event not in self._send_targets:
+            self._send_targets[event] = self._find_send_targets(self.routes.get(event, ()))
+        return self._send_targets[event]
 
-    def _straight_to(self, routes: Sequence[Route]) -> Straight | None:
-        if any(it.kept.ordered for it in routes):
+    def _find_send_targets(self, routes: Sequence[Route]) -> SendTargets | None:
+        if any(it.subscription.ordered for it in routes):
             return None
         keys = [self._keys.of(name) for name in ("meta", "accepted", "dedupe", "sleepers")]
         for route in routes:
             group = dict(zip(GROUP, route.keys, strict=True))
             keys += [group[name] for name in LINE]
-        said = [it for route in routes for it in (route.kept.sid, "1" if route.kept.paused else "")]
-        return Straight(tuple(keys), tuple(said))
+        arguments = [
+            it for route in routes for it in (route.subscription.sid, "1" if route.subscription.paused else "")
+        ]
+        return SendTargets(tuple(keys), tuple(arguments))
 
     def formerly(self, route: Route) -> list[str]:
-        """Return the sids under which subscriptions of the same name were kept and retired: their dead letters stay."""
-        names = {*route.kept.names}
+        """Return the sids of retired subscriptions with a name of `route`: their dead letters belong to it now."""
+        names = {*route.subscription.names}
         return [sid for sid, name in self.content.retired.items() if name in names]
 
     def successor(self, sid: str) -> Route | None:
-        """Return the subscription with this sid, or else the one that is kept now under its name."""
-        kept = next((it for it in self.all if it.kept.sid == sid), None)
-        return kept or self.by_name.get(self.content.retired.get(sid, ""))
+        """Return the subscription with this sid or, if that was retired, the one that now has its name."""
+        stored = next((it for it in self.all if it.subscription.sid == sid), None)
+        return stored or self.by_name.get(self.content.retired.get(sid, ""))
 
     def name_of(self, sid: str) -> str:
-        """Return the present, or the last, name of a subscription."""
+        """Return the current name of a subscription or, if it was retired, its last name."""
         found = next((it.name for it in self.content.subscriptions if it.sid == sid), None)
         return found or self.content.retired.get(sid, sid)
 
 
-class Catalog:
-    """The registry as this process knows it. Scripts refuse to work with an outdated copy; then it is read anew."""
+class RegistryClient:
+    """Reads and changes the stored registry, and keeps a copy of it, `snapshot`.
+
+    A script that gets an outdated version answers `OUTDATED`, and its caller loads the registry again.
+    """
 
     def __init__(self, link: Callable[[], Link], keys: Keys, now: Callable[[], str]) -> None:
         self._link = link
@@ -151,18 +156,18 @@ class Catalog:
         self._now = now
         self._declared: dict[str, Subscription] = {}
         self._sids: dict[str, set[str]] = {}
-        """Under which sids what this process declared was kept, by name."""
+        """The sids that the subscriptions declared by this process have had, by name."""
 
         self._broadcasts: set[str] = set()
         self._loading = asyncio.Lock()
-        self.snapshot = Snapshot("", Content(), keys)
+        self.snapshot = RegistrySnapshot("", RegistryContent(), keys)
         self.changed_at = 0.0
-        """When the registry was changed for the last time, by the broker's clock."""
+        """Time of the last change, in seconds since the epoch by the server's clock."""
 
-    async def load(self, outdated: Snapshot | None = None) -> Snapshot:
-        """Read the registry; with `outdated`, only if nobody else has done so since.
+    async def load(self, outdated: RegistrySnapshot | None = None) -> RegistrySnapshot:
+        """Read the registry; with `outdated`, only if that is still the current copy.
 
-        After a flush, what this process had declared is declared anew.
+        After a flush of the server, this process declares its subscriptions again.
         """
         async with self._loading:
             if outdated is not None and self.snapshot is not outdated:
@@ -172,9 +177,9 @@ class Catalog:
             return self.snapshot
 
     async def _restore(self) -> None:
-        """Declare anew what this process had declared and the server has lost, as after a flush or with its last log.
+        """Declare again what this process had declared and the server has lost, as after a flush.
 
-        What was retired meanwhile is left alone: a retired sid is remembered, a lost one is not.
+        Retired subscriptions are not declared again: the registry knows retired sids, but not lost ones.
         """
         content = self.snapshot.content
         for name in [it for it, sids in self._sids.items() if sids & content.retired.keys()]:
@@ -187,8 +192,10 @@ class Catalog:
             await self._change(lambda content: self._add_what_fits(content, wanted, self._broadcasts))
         self._note_sids()
 
-    def _add_what_fits(self, content: Content, wanted: Sequence[Subscription], broadcasts: Collection[str]) -> None:
-        """Add what contradicts nothing: what others declared meanwhile under the same names stays as it is."""
+    def _add_what_fits(
+        self, content: RegistryContent, wanted: Sequence[Subscription], broadcasts: Collection[str]
+    ) -> None:
+        """Add what contradicts nothing: subscriptions that other processes declared with these names stay unchanged."""
         for each in wanted:
             try:
                 _add_one(content, each)
@@ -198,23 +205,23 @@ class Catalog:
 
     def _without_retired(self, wanted: Subscription) -> Subscription:
         route = self.snapshot.by_name.get(wanted.name)
-        gone = self.snapshot.content.retired_events.get(route.kept.sid, ()) if route is not None else ()
+        gone = self.snapshot.content.retired_events.get(route.subscription.sid, ()) if route is not None else ()
         return replace(wanted, events=wanted.events - {*gone}) if gone else wanted
 
     def _has(self, wanted: Subscription) -> bool:
         route = self.snapshot.by_name.get(wanted.name)
-        return route is not None and wanted.events <= {*route.kept.events}
+        return route is not None and wanted.events <= {*route.subscription.events}
 
     def _note_sids(self) -> None:
         for name in self._declared:
             if (route := self.snapshot.by_name.get(name)) is not None:
-                self._sids.setdefault(name, set()).add(route.kept.sid)
+                self._sids.setdefault(name, set()).add(route.subscription.sid)
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
-        """Add what is missing.
+        """Add missing subscriptions, events and broadcast events.
 
         Raises:
-            SubscriptionConflict: something contradicts what is kept; nothing was added.
+            SubscriptionConflict: a declared subscription contradicts an existing one; nothing was added.
         """
         async with self._loading:
             if await self._read():
@@ -228,19 +235,19 @@ class Catalog:
         """Pause or resume a subscription.
 
         Raises:
-            SubscriptionNotFound: nothing is kept under that name.
+            SubscriptionNotFound: no subscription has that name.
         """
 
-        def change(content: Content) -> None:
-            route = Snapshot("", content, self._keys).get(name)
-            route.kept.paused = paused
+        def change(content: RegistryContent) -> None:
+            route = RegistrySnapshot("", content, self._keys).get(name)
+            route.subscription.paused = paused
 
         async with self._loading:
             await self._read()
             await self._change(change)
 
     def forget(self, names: Collection[str]) -> None:
-        """Do not declare these again after a flush."""
+        """Do not declare these subscriptions again after a flush."""
         for name in names:
             self._declared.pop(name, None)
             self._sids.pop(name, None)
@@ -252,19 +259,19 @@ class Catalog:
                 self._declared[name] = replace(declared, events=declared.events - {event})
 
     async def _read(self) -> bool:
-        """Read the registry if it is not the one that is known here; return whether it is another one."""
+        """Read the registry if its version has changed; return whether it has."""
         meta = self._keys.of("meta")
-        [version] = await self._link().ask("HMGET", meta, "v")
+        [version] = await self._link().query("HMGET", meta, "v")
         if (version.decode() if version else "") == self.snapshot.version:
             return False
-        version, packed, changed_at = await self._link().ask("HMGET", meta, "v", "r", "t")
-        content = msgspec.msgpack.decode(packed, type=Content) if packed else Content()
-        self.snapshot = Snapshot(version.decode() if version else "", content, self._keys)
+        version, packed, changed_at = await self._link().query("HMGET", meta, "v", "r", "t")
+        content = msgspec.msgpack.decode(packed, type=RegistryContent) if packed else RegistryContent()
+        self.snapshot = RegistrySnapshot(version.decode() if version else "", content, self._keys)
         self.changed_at = int(changed_at) / 1e6 if changed_at else 0.0
         return True
 
-    async def _change(self, change: Callable[[Content], None]) -> None:
-        """Apply `change`, again and again until nobody interferes."""
+    async def _change(self, change: Callable[[RegistryContent], None]) -> None:
+        """Apply `change` to a copy and store it; repeat that while other processes change the registry meanwhile."""
         while True:
             content = self.snapshot.content.copy()
             change(content)
@@ -273,9 +280,9 @@ class Catalog:
             version = secrets.token_hex(8)
             packed = msgspec.msgpack.encode(content)
             growing = _growing(self.snapshot.content, content)
-            said = (self.snapshot.version, version, packed, self._now(), self._keys.changes)
+            arguments = (self.snapshot.version, version, packed, self._now(), self._keys.changes)
             keys = [self._keys.of("meta"), self._keys.of("retiring")]
-            answer = await self._link().safely(scripts().register, keys, *said, *growing)
+            answer = await self._link().run_repeatable(scripts().register, keys, *arguments, *growing)
             if answer == RETIRING:
                 await finish_retiring(self._link(), self._keys, self._now)
             await self._read()
@@ -283,19 +290,19 @@ class Catalog:
                 return
 
     @staticmethod
-    def _add(content: Content, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
+    def _add(content: RegistryContent, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
         for wanted in subscriptions:
             _add_one(content, wanted)
         content.broadcast = sorted({*content.broadcast, *broadcasts})
 
 
-def _growing(before: Content, after: Content) -> list[str]:
-    """Return the sids of subscriptions that get more events."""
+def _growing(before: RegistryContent, after: RegistryContent) -> list[str]:
+    """Return the sids of existing subscriptions that get further events."""
     events = {it.sid: {*it.events} for it in before.subscriptions}
     return [it.sid for it in after.subscriptions if it.sid in events and not events[it.sid].issuperset(it.events)]
 
 
-def _add_one(content: Content, wanted: Subscription) -> None:
+def _add_one(content: RegistryContent, wanted: Subscription) -> None:
     names = (wanted.name, *wanted.aliases)
     by_name = {name: it for it in content.subscriptions for name in it.names}
     same = [*{by_name[name].sid: by_name[name] for name in names if name in by_name}.values()]
@@ -304,18 +311,20 @@ def _add_one(content: Content, wanted: Subscription) -> None:
         raise alias_conflict(first, second)
     if not same:
         content.subscriptions.append(
-            Kept(secrets.token_urlsafe(6), wanted.name, wanted.ordered, sorted(wanted.events), list(wanted.aliases))
+            StoredSubscription(
+                secrets.token_urlsafe(6), wanted.name, wanted.ordered, sorted(wanted.events), list(wanted.aliases)
+            )
         )
         return
-    kept = same[0]
-    if kept.ordered != wanted.ordered:
-        raise order_conflict(wanted.name, ordered=kept.ordered)
-    if wanted.name not in kept.names:
-        # The dead letters of those that were retired under the old name go along.
-        content.retired = {sid: wanted.name if name in kept.names else name for sid, name in content.retired.items()}
-        kept.aliases.append(kept.name)
-        kept.name = wanted.name
-    kept.aliases = [*dict.fromkeys(it for it in (*kept.aliases, *wanted.aliases) if it != kept.name)]
-    kept.events = sorted({*kept.events, *wanted.events})
-    if gone := set(content.retired_events.pop(kept.sid, ())) - wanted.events:
-        content.retired_events[kept.sid] = sorted(gone)
+    stored = same[0]
+    if stored.ordered != wanted.ordered:
+        raise order_conflict(wanted.name, ordered=stored.ordered)
+    if wanted.name not in stored.names:
+        # Dead letters of subscriptions retired with the old name belong to the new name, too.
+        content.retired = {sid: wanted.name if name in stored.names else name for sid, name in content.retired.items()}
+        stored.aliases.append(stored.name)
+        stored.name = wanted.name
+    stored.aliases = [*dict.fromkeys(it for it in (*stored.aliases, *wanted.aliases) if it != stored.name)]
+    stored.events = sorted({*stored.events, *wanted.events})
+    if gone := set(content.retired_events.pop(stored.sid, ())) - wanted.events:
+        content.retired_events[stored.sid] = sorted(gone)

@@ -1,4 +1,4 @@
-"""Messages that their publisher delayed."""
+"""Scheduled messages: cancelling them."""
 
 import msgspec
 
@@ -9,12 +9,21 @@ from infra.mq.drivers.redis.scripts import scripts
 _PLAN, _BODY = GROUP.index("plan"), GROUP.index("body")
 
 
-async def withdraw(core: Core, message_id: str, *, do: bool) -> bool:
-    """Cancel a scheduled message for all its subscriptions, or, without `do`, say whether that would work now."""
+async def cancel(core: Core, message_id: str) -> bool:
+    """Implement `MessageQueue.cancel`."""
+    return await _cancel(core, message_id, check_only=False)
+
+
+async def is_scheduled(core: Core, message_id: str) -> bool:
+    """Implement `MessageQueue.scheduled`."""
+    return await _cancel(core, message_id, check_only=True)
+
+
+async def _cancel(core: Core, message_id: str, *, check_only: bool) -> bool:
     link = core.link("admin")
     names = ("meta", "plans", "planned", "accepted", "resent")
     while True:
-        entries = await link.ask("HGET", core.keys.of("planned"), message_id)
+        entries = await link.query("HGET", core.keys.of("planned"), message_id)
         if entries is None:
             return False
         keys = [core.keys.of(it) for it in names]
@@ -22,6 +31,6 @@ async def withdraw(core: Core, message_id: str, *, do: bool) -> bool:
             for sid in sids:
                 group = core.keys.group(sid)
                 keys += [group[_PLAN], group[_BODY]]
-        found = await link.safely(scripts().cancel, keys, core.now(), message_id, entries, int(do))
+        found = await link.run_repeatable(scripts().cancel, keys, core.now(), message_id, entries, int(not check_only))
         if found != OUTDATED:
             return bool(found)

@@ -1,4 +1,4 @@
-"""The scripts that change the queue's state, each in one atomic step on the server."""
+"""The Lua scripts that change the queue's state, each in one atomic step on the server."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from importlib.resources import files
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script as the server gets it."""
+    """A script, complete with the parts that it uses."""
 
     name: str
     source: bytes
@@ -16,10 +16,10 @@ class Script:
 
 
 def _script(name: str, *parts: str, flags: str = "allow-oom", common: bool = True) -> Script:
-    """Put a script together from its parts.
+    """Return the script `name`, with its parts before it.
 
-    What only frees memory, or moves what is there, must also work when the memory is full: otherwise nothing could
-    ever be handled and deleted again.
+    The flag `allow-oom` is for scripts that free memory or move data: they must work when the memory is full, since
+    otherwise no delivery could be handled and deleted.
     """
     folder = files("infra.mq.drivers.redis.lua")
     shebang = f"#!lua flags={flags}\n" if flags else "#!lua\n"
@@ -31,7 +31,7 @@ def _script(name: str, *parts: str, flags: str = "allow-oom", common: bool = Tru
 
 @dataclass(frozen=True, slots=True)
 class Scripts:
-    """All of them."""
+    """All scripts of the driver."""
 
     stop_claims: Script
     scan_owned: Script
@@ -74,9 +74,9 @@ def scripts() -> Scripts:
         scan_owned=_script("scan_owned"),
         check_owned=_script("check_owned", "past", "mailbox"),
         read_owned=_script("read_owned", "past", "mailbox"),
-        send_one=_script("send_one", "handing", "tidying", flags="", common=False),
-        send=_script("send", "ids", "tidying", flags=""),
-        publish=_script("publish", "mailbox", "due", "ids", "tidying", "handing", flags=""),
+        send_one=_script("send_one", "hand_over", "tidy_ids", flags="", common=False),
+        send=_script("send", "ids", "tidy_ids", flags=""),
+        publish=_script("publish", "mailbox", "due", "ids", "tidy_ids", "hand_over", flags=""),
         claim=_script("claim", "past", "mailbox", "due"),
         settle=_script("settle", "past", "mailbox", "due", "dead", "parking"),
         isolate=_script("isolate", "past", "mailbox"),

@@ -1,4 +1,4 @@
-"""Whether the server is one to trust messages to."""
+"""Checks of the server at the start: version, role, configuration and permissions."""
 
 import contextlib
 
@@ -12,27 +12,27 @@ from infra.mq.errors import QueueError, QueueIndeterminate, QueueUnavailable
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 OLDEST = (7, 0)
-"""The oldest Redis whose scripts can do what is needed. Valkey calls itself 7.2 or newer."""
+"""The oldest version of Redis with the script features that the driver uses. Valkey reports 7.2 or newer."""
 
 _TRIAL = "#!lua flags=allow-oom\nreturn redis.call('HSETNX', KEYS[1], 'n', '0')"
 
 
-async def inspect(link: Link, keys: Keys) -> None:
-    """Refuse a server that would lose messages or cannot keep them; warn of one that forgets them when it restarts.
+async def check_server(link: Link, keys: Keys) -> None:
+    """Refuse a server that cannot store messages or may delete them; warn of one that loses them when it restarts.
 
     Raises:
-        Misconfigured: with one line that says why and what to do.
+        Misconfigured: the server is refused; the message says why, and what to do.
         QueueUnavailable: the server did not answer.
-        QueueRejected: it knows nothing of what is needed.
+        QueueRejected: the server lacks a command.
     """
     where = f"Redis at {link.where}"
-    info = _parse(await link.ask("INFO", "server")) | _parse(await link.ask("INFO", "replication"))
+    info = _parse(await link.query("INFO", "server")) | _parse(await link.query("INFO", "replication"))
     version = info.get("redis_version", "0")
     if tuple(int(it) for it in version.split(".")[:2] if it.isdigit()) < OLDEST:
         raise Misconfigured(f"{where} is version {version}: the queue needs Redis 7.0 or newer, or Valkey")
     if info.get("role") == "slave":
-        raise Misconfigured(f"{where} is a read-only replica: put the primary's address into mq.redis.url")
-    memory = _parse(await link.ask("INFO", "memory"))
+        raise Misconfigured(f"{where} is a read-only replica: set the primary's address in mq.redis.url")
+    memory = _parse(await link.query("INFO", "memory"))
     policy = memory.get("maxmemory_policy", "noeviction")
     if policy.startswith("allkeys"):
         raise Misconfigured(
@@ -40,42 +40,42 @@ async def inspect(link: Link, keys: Keys) -> None:
             "set maxmemory-policy to noeviction"
         )
     await _try_to_write(link, keys)
-    await _warn_if_forgetful(link, where)
+    await _warn_without_aof(link, where)
 
 
-async def incarnation(link: Link) -> str:
-    """Return what is another one whenever the server was started anew, or another server has taken its place."""
-    info = _parse(await link.ask("INFO", "server"))
+async def run_id(link: Link) -> str:
+    """Return the server's run id, which changes when the server restarts or is replaced."""
+    info = _parse(await link.query("INFO", "server"))
     return info.get("run_id", "")
 
 
 async def largest_value(link: Link) -> int | None:
-    """Return how large a value may be, in bytes, if the server says so."""
+    """Return the server's limit for the size of a value, in bytes; None if this user may not read it."""
     with contextlib.suppress(QueueError):
-        # Not every user may read the configuration.
-        answer = await link.ask("CONFIG", "GET", "proto-max-bulk-len")
+        # The user may lack the permission to read the configuration.
+        answer = await link.query("CONFIG", "GET", "proto-max-bulk-len")
         return int(answer[1]) if answer else None
     return None
 
 
 async def _try_to_write(link: Link, keys: Keys) -> None:
-    """Find out at the start, and not at the first publish, whether this user may do what is needed."""
+    """Check at the start, rather than at the first publish, that the user may write and publish."""
     try:
-        # Also when its memory is full: only workers make room.
+        # With `allow-oom`: a process must start when the memory is full, since workers free it.
         await link.command("EVAL", _TRIAL, 1, keys.of("meta"))
         await link.command("PUBLISH", keys.changes, "")
     except QueueIndeterminate as error:
         raise QueueUnavailable(str(error)) from error
 
 
-async def _warn_if_forgetful(link: Link, where: str) -> None:
-    persistence = _parse(await link.ask("INFO", "persistence"))
+async def _warn_without_aof(link: Link, where: str) -> None:
+    persistence = _parse(await link.query("INFO", "persistence"))
     if persistence.get("aof_enabled") == "1":
         return
     saves = b""
     with contextlib.suppress(QueueError):
-        # Not every user may read the configuration.
-        answer = await link.ask("CONFIG", "GET", "save")
+        # The user may lack the permission to read the configuration.
+        answer = await link.query("CONFIG", "GET", "save")
         saves = answer[1] if answer else b""
     risk = "a crash loses messages since the last snapshot" if saves else "a restart loses every message"
     log.warning("append-only file disabled", server=where, risk=risk, fix="set appendonly yes")

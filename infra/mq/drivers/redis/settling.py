@@ -1,4 +1,4 @@
-"""How the ends of claims are told to the script that carries them out."""
+"""Requests for the script that settles claims."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,14 +22,14 @@ _CODES = {
 
 
 STEP = 500
-"""How many settlements a script carries out at most, but for those of one claim."""
+"""The largest number of settlements per request, unless a single claim has more."""
 
 STEP_BYTES = 4 * 1024 * 1024
-"""How large, in bytes, what a script has to copy for them may be together."""
+"""The largest size, in bytes, of the errors and messages that one request makes the server copy."""
 
 
 def in_steps(settlements: Sequence[Settlement]) -> Iterator[Sequence[Settlement]]:
-    """Divide settlements into what one script carries out; those of one claim stay together, in their order."""
+    """Divide settlements into requests; those of one claim stay together, in their order."""
     if len(settlements) <= STEP and (
         all(it.outcome is Outcome.DONE for it in settlements) or sum(map(_weight, settlements)) <= STEP_BYTES
     ):
@@ -42,12 +42,12 @@ def _weight(settlement: Settlement) -> int:
     if settlement.outcome is Outcome.DONE:
         return 0
     failure = settlement.failure
-    said = len(failure.error) + len(failure.traceback) if failure else 0
-    return said + (len(settlement.delivery.body) if settlement.outcome is Outcome.DEAD else 0)
+    texts = len(failure.error) + len(failure.traceback) if failure else 0
+    return texts + (len(settlement.delivery.body) if settlement.outcome is Outcome.DEAD else 0)
 
 
-class Batch:
-    """Settlements, sorted by subscription."""
+class SettlementBatch:
+    """The settlements of one request, grouped by subscription."""
 
     def __init__(self, settlements: Sequence[Settlement], keys: Keys) -> None:
         self._keys = keys
@@ -60,7 +60,7 @@ class Batch:
             group.add(index, settlement)
 
     def keys(self) -> list[str]:
-        """Return the keys that the script works on."""
+        """Return the keys of the script."""
         names = [self._keys.of(name) for name in ("meta", "dead", "deads")]
         for sid in self._groups:
             names += self._keys.group(sid)
@@ -70,12 +70,12 @@ class Batch:
         return names
 
     def packed(self) -> bytes:
-        """Return it as the script reads it."""
+        """Return the settlements as the script reads them."""
         return msgspec.msgpack.encode([group.packed(sid) for sid, group in self._groups.items()])
 
 
 class _Group:
-    """What belongs to one subscription."""
+    """The settlements of one subscription."""
 
     def __init__(self, *, ordered: bool) -> None:
         self.ordered = ordered
@@ -98,7 +98,7 @@ class _Group:
             self._others.append([*self._end(index, serial_of(delivery), settlement), claim.fence])
 
     def packed(self, sid: str) -> list[Any]:
-        """Return it as the script reads it."""
+        """Return the settlements as the script reads them."""
         if self.ordered:
             claims = [(key, fence, ends) for (key, fence), ends in self._claims.items()]
             return [sid, True, len(self.needs), claims]

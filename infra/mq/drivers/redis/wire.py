@@ -1,4 +1,4 @@
-"""How a message is kept, and what comes back of it."""
+"""The stored form of messages, and deliveries and claims read from the answers of scripts."""
 
 import secrets
 from collections.abc import Iterable, Sequence
@@ -9,13 +9,13 @@ import msgspec
 from infra.mq.types import Claim, Delivery, Message
 
 COUNTER_DIGITS = 7
-"""Hexadecimal digits of a serial's counter; when they are used up, the serials get another middle part."""
+"""Hexadecimal digits of a serial's counter; after its last number the serials get a new random part."""
 
 _MICROSECONDS = 1_000_000
 
 
-class Stored(msgspec.Struct, array_like=True):
-    """A message as Redis has it. Scripts read the serial at its place, and the next four elements."""
+class StoredMessage(msgspec.Struct, array_like=True):
+    """A message as Redis stores it. Scripts read the serial at its position, and the next four elements."""
 
     serial: str
     id: str
@@ -26,13 +26,13 @@ class Stored(msgspec.Struct, array_like=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode = msgspec.msgpack.Decoder(Stored).decode
+decode = msgspec.msgpack.Decoder(StoredMessage).decode
 
 
 class Serials:
-    """Names for messages, 31 characters, never used twice: when, which process, and a number.
+    """A generator of unique names for stored messages, of 31 characters: time, random part, counter.
 
-    They begin with the time, so that what waits in line can be compared with what has a due time.
+    They begin with the time in microseconds, so that scripts can compare messages in line with due times.
     """
 
     def __init__(self) -> None:
@@ -41,14 +41,14 @@ class Serials:
         self._endings = [f"{it:02x}" for it in range(256)]
 
     def take(self, now: int, count: int) -> list[str]:
-        """Return as many new ones; `now` in microseconds."""
+        """Return `count` new serials; `now` is in microseconds."""
         taken: list[str] = []
         while len(taken) < count:
             if self._next >> (4 * COUNTER_DIGITS):
                 self._middle = secrets.token_urlsafe(6)
                 self._next = 0
             high, low = divmod(self._next, 256)
-            # Numbers that differ in their last two digits alone: adding these is all that each of them costs.
+            # Up to 256 serials differ in two digits only, so that each costs one concatenation.
             endings = self._endings[low : low + count - len(taken)]
             start = f"{now:016d}{self._middle}{high:0{COUNTER_DIGITS - 2}x}"
             taken += [start + it for it in endings]
@@ -57,22 +57,22 @@ class Serials:
 
 
 def microseconds(seconds: float) -> int:
-    """Return a time, or a span of time, as scripts count it."""
+    """Return a time or duration in microseconds, the unit of scripts."""
     return round(seconds * _MICROSECONDS)
 
 
 def seconds(text: bytes | str) -> float:
-    """Return a time that a script told."""
+    """Return a script's time in seconds."""
     return int(text) / _MICROSECONDS
 
 
-def keep(message: Message, serial: str) -> bytes:
-    """Return what Redis keeps of a message: a `Stored`, without making one."""
+def pack_message(message: Message, serial: str) -> bytes:
+    """Return the packed `StoredMessage` of a message, without constructing the object."""
     return encode((serial, message.id, message.event, message.ordering_key, message.published_at, message.body))
 
 
 def deliveries_of(messages: Sequence[bytes], name: str, sid: str) -> list[Delivery]:
-    """Return unordered deliveries."""
+    """Return the deliveries of stored messages, with ids for an unordered subscription."""
     found = []
     for raw in messages:
         it = decode(raw)
@@ -91,32 +91,32 @@ def deliveries_of(messages: Sequence[bytes], name: str, sid: str) -> list[Delive
 
 
 def claims_of(answer: Sequence[Any], name: str, sid: str) -> list[Claim]:
-    """Return the claims in a script's answer for an unordered subscription."""
+    """Return the claims of a script's answer for an unordered subscription."""
     messages, pasts = answer
     deliveries = deliveries_of(messages, name, sid)
     claims = [Claim(subscription=name, deliveries=[it], fence=1) for it in deliveries]
     for past in pasts:
         claims[past[0] - 1].fence = past[5]
-    count_pasts(deliveries, pasts)
+    set_counters(deliveries, pasts)
     return claims
 
 
 def mailbox_claims_of(answer: Iterable[Sequence[Any]], name: str, sid: str) -> list[Claim]:
-    """Return the claims in a script's answer for an ordered subscription."""
+    """Return the claims of a script's answer for an ordered subscription."""
     claims = []
     for key, fence, sequences, messages, pasts in answer:
         deliveries = deliveries_of(messages, name, sid)
         for delivery, sequence in zip(deliveries, sequences, strict=True):
             delivery.id = f"{delivery.id}.{sequence}"
-        count_pasts(deliveries, pasts)
+        set_counters(deliveries, pasts)
         claims.append(
             Claim(subscription=name, deliveries=deliveries, ordered=True, ordering_key=key.decode(), fence=fence)
         )
     return claims
 
 
-def count_pasts(deliveries: Sequence[Delivery], pasts: Iterable[Sequence[int]]) -> None:
-    """Enter what went wrong so far."""
+def set_counters(deliveries: Sequence[Delivery], pasts: Iterable[Sequence[int]]) -> None:
+    """Set the counters of failures, deferrals, takeovers and crashes from their records."""
     for position, failures, deferrals, takeovers, crashes, *_ in pasts:
         delivery = deliveries[position - 1]
         delivery.failures = failures
@@ -126,10 +126,5 @@ def count_pasts(deliveries: Sequence[Delivery], pasts: Iterable[Sequence[int]]) 
 
 
 def serial_of(delivery: Delivery) -> str:
-    """Return the serial behind the id of an unordered delivery."""
+    """Return the serial in the id of an unordered delivery."""
     return str(delivery.id)[:31]
-
-
-def sequence_of(delivery: Delivery) -> int:
-    """Return the place behind the id of a delivery in a mailbox."""
-    return int(str(delivery.id).rpartition(".")[2])

@@ -12,7 +12,16 @@ from infra.mq.drivers.sql.dialect import QueueDialect, SqlOptions, queue_dialect
 from infra.mq.errors import QueueClosed
 from infra.mq.limits import MAX_BODY
 from infra.mq.queue import REGISTRY_TTL
-from infra.mq.types import DeadLetter, Features, Message, Registry, Subscription, SubscriptionStats, WorkerInfo
+from infra.mq.types import (
+    BacklogPolicy,
+    DeadLetter,
+    Features,
+    Message,
+    Registry,
+    Subscription,
+    SubscriptionStats,
+    WorkerInfo,
+)
 from infra.ownership import LoopOwner
 
 _LONGEST_COMMIT = 30.0
@@ -185,9 +194,7 @@ class SqlQueue:
         self._check()
         await self._dialect.unblock(name, ordering_key, self._clock.time(), skip=skip)
 
-    async def retire(
-        self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
-    ) -> int:
+    async def retire(self, name: str, *, event: str | None = None, backlog: BacklogPolicy = "refuse") -> int:
         self._check()
         return await self._dialect.retire(name, event, backlog, self._clock.time())
 

@@ -1,4 +1,4 @@
-"""What a consumer owns, as far as it knows."""
+"""The claims that a consumer knows to own."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -6,25 +6,25 @@ from infra.mq.drivers.redis.wire import serial_of
 from infra.mq.types import Claim, Settlement
 
 
-class Holdings:
-    """Claims that were heard of and whose end was not confirmed yet, by subscription, each with its fence.
+class KnownClaims:
+    """Received claims whose settlement is not confirmed, by sid and name, each with its fence.
 
-    An unordered one goes by its delivery's serial, an ordered one by the key of its mailbox. So a claim whose answer
-    was lost can be told from those that are known, and one that the server forgot is noticed.
+    The name of an unordered claim is the serial of its delivery, of an ordered claim the key of its mailbox. By
+    comparison with the server the consumer finds claims whose answer was lost, and notices claims that the server lost.
     """
 
     def __init__(self) -> None:
         self._held: dict[str, dict[str, int]] = {}
         self._settling: list[Sequence[Settlement]] = []
-        """Ends that are being told to the server."""
+        """Settlements that are being sent."""
 
-        self._doubtful: dict[str, set[str]] = {}
-        """Claims of which the server may have heard the end."""
+        self._uncertain: dict[str, set[str]] = {}
+        """Claims that the server may have settled, because an answer was lost."""
 
         self._kept: list[Claim] = []
 
     def add(self, sid: str, claims: Iterable[Claim], *, ordered: bool) -> None:
-        """Take note of claims."""
+        """Add received claims."""
         held = self._held.setdefault(sid, {})
         if ordered:
             held.update((it.ordering_key or "", it.fence) for it in claims)
@@ -32,11 +32,11 @@ class Holdings:
             held.update((str(it.deliveries[0].id)[:31], it.fence) for it in claims)
 
     def settling(self, settlements: Sequence[Settlement]) -> None:
-        """Take note that claims are about to end: from now on the server may know of that before this consumer."""
+        """Note that settlements are being sent: from now on the server may have ended the claims."""
         self._settling.append(settlements)
 
     def settled(self, settlements: Sequence[Settlement]) -> None:
-        """Take note of confirmed ends."""
+        """Remove the claims whose settlements the server has confirmed."""
         self._settling.remove(settlements)
         for it in settlements:
             claim = it.claim
@@ -51,34 +51,34 @@ class Holdings:
             held = self._held.get(sid)
             if held is not None and held.get(name) == claim.fence:
                 del held[name]
-            if self._doubtful:
-                self._doubtful.get(sid, set()).discard(name)
+            if self._uncertain:
+                self._uncertain.get(sid, set()).discard(name)
 
     def unsettled(self, settlements: Sequence[Settlement]) -> None:
-        """Take note of ends that the server may have heard of, or not."""
+        """Note that the answer was lost: the server may have ended the claims, or not."""
         self._settling.remove(settlements)
         for sid, name in map(_place_of, settlements):
-            self._doubtful.setdefault(sid, set()).add(name)
+            self._uncertain.setdefault(sid, set()).add(name)
 
     def keep(self, claim: Claim) -> None:
-        """Exempt a claim from what is given back at the end."""
+        """Exempt a claim from the release at close."""
         self._kept.append(claim)
 
     def of(self, sid: str) -> Mapping[str, int]:
-        """Return the claims of a subscription as they are now."""
+        """Return a copy of the known claims of a subscription."""
         return dict(self._held.get(sid, {}))
 
     def knows(self, sid: str, claim: Claim, before: Mapping[str, int]) -> bool:
-        """Return whether this claim was heard of, now or before."""
+        """Return whether this claim is known now, or was known in `before`."""
         name = (claim.ordering_key or "") if claim.ordered else serial_of(claim.deliveries[0])
         return claim.fence in {self._held.get(sid, {}).get(name), before.get(name)}
 
     def sure_of(self, sid: str) -> Mapping[str, int]:
-        """Return the claims of a subscription of which the server cannot have heard an end."""
+        """Return the claims of a subscription that the server cannot have ended by a settlement."""
         return dict(self.sure()).get(sid, {})
 
     def sure(self) -> Iterator[tuple[str, Mapping[str, int]]]:
-        """Return such claims by subscription."""
+        """Yield such claims by subscription."""
         ending = self._ending()
         for sid, held in list(self._held.items()):
             found = {name: fence for name, fence in held.items() if name not in ending.get(sid, ())}
@@ -86,28 +86,28 @@ class Holdings:
                 yield sid, found
 
     def _ending(self) -> dict[str, set[str]]:
-        ending = {sid: set(names) for sid, names in self._doubtful.items()}
+        ending = {sid: set(names) for sid, names in self._uncertain.items()}
         for settlements in self._settling:
             for sid, name in map(_place_of, settlements):
                 ending.setdefault(sid, set()).add(name)
         return ending
 
     def all(self) -> dict[str, list[str]]:
-        """Return the names of all claims by subscription."""
+        """Return the names of all known claims by subscription."""
         return {sid: list(held) for sid, held in self._held.items() if held}
 
     def kept(self) -> dict[str, list[str]]:
-        """Return the names of what is kept by subscription."""
-        told: dict[str, list[str]] = {}
+        """Return the names of the claims passed to `keep`, by subscription."""
+        kept: dict[str, list[str]] = {}
         for claim in self._kept:
             sid = str(claim.deliveries[0].id)[32:40]
             name = (claim.ordering_key or "") if claim.ordered else serial_of(claim.deliveries[0])
-            told.setdefault(sid, []).append(name)
-        return told
+            kept.setdefault(sid, []).append(name)
+        return kept
 
     @property
     def keeps(self) -> bool:
-        """Whether anything is kept."""
+        """Whether any claim was passed to `keep`."""
         return bool(self._kept)
 
 

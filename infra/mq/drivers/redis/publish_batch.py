@@ -1,4 +1,4 @@
-"""How messages are told to the scripts that accept them."""
+"""Requests for the scripts that accept messages."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,72 +7,72 @@ import msgspec
 
 from infra.mq.drivers.redis.keys import Keys
 from infra.mq.drivers.redis.link import Argument
-from infra.mq.drivers.redis.registry import Route, Snapshot
+from infra.mq.drivers.redis.registry import RegistrySnapshot, Route
 from infra.mq.drivers.redis.scripts import Script, scripts
-from infra.mq.drivers.redis.wire import keep, microseconds
+from infra.mq.drivers.redis.wire import microseconds, pack_message
 from infra.mq.limits import RESENT_FOR, RESENT_IDS
 from infra.mq.types import Message
 
 Receivers = tuple[list[list[int]], list[dict[str, list[int]]]]
-"""Where the numbers of an event's messages are gathered: for unordered subscriptions, and by key for ordered ones."""
+"""Lists that collect the numbers of an event's messages: per unordered subscription, and per key of an ordered one."""
 
 
-class Request(msgspec.Struct, frozen=True):
-    """What to run, on what, and what to tell it beside what every publish says."""
+class PublishRequest(msgspec.Struct, frozen=True):
+    """A script, its keys, and its arguments after those that every publish has."""
 
     script: Script
     keys: Sequence[str]
     arguments: list[Argument]
 
 
-class Batch:
-    """Messages that are accepted in one step, each under a serial of its own."""
+class PublishBatch:
+    """Messages that one script accepts together, each with its serial."""
 
     def __init__(self, messages: Sequence[Message], serials: Sequence[str], now: float) -> None:
         self._messages = messages
         self._now = now
         self._contents: list[Argument] = []
         self.ids: list[Argument] = []
-        """Events and ids of messages that are accepted only once."""
+        """Event and id of each message with `dedupe`."""
 
         self._since: list[tuple[int, int]] = []
-        """The number of an id, and since when its message exists, for each that may be sent again."""
+        """For each message with `accepted_since`: the number of its id in `ids`, and that time in microseconds."""
 
         self._event: str | None = messages[0].event
-        """What all of them are, if they are the same, and none is delayed."""
+        """The event of all messages if it is the same and none has a due time; else None."""
 
         self._take(serials)
 
     def _take(self, serials: Sequence[str]) -> None:
-        tell, tell_id, event = self._contents.append, self.ids.append, self._event
+        add, add_id, event = self._contents.append, self.ids.append, self._event
         for serial, message in zip(serials, self._messages, strict=True):
-            tell(keep(message, serial))
+            add(pack_message(message, serial))
             if message.dedupe:
-                tell_id(f"{message.event}\0{message.id}")
+                add_id(f"{message.event}\0{message.id}")
                 if message.accepted_since is not None:
                     self._since.append((len(self.ids), microseconds(message.accepted_since)))
             if message.event != event or message.due_at is not None:
                 self._event = None
 
-    def request(self, snapshot: Snapshot, keys: Keys) -> Request:
-        """Return how it is accepted, as far as this copy of the registry knows."""
+    def request(self, snapshot: RegistrySnapshot, keys: Keys) -> PublishRequest:
+        """Return the request by which the messages are accepted, for one version of the registry."""
         count = len(self._messages)
         if self._event is not None and len(self.ids) in {0, count} and not self._since:
-            straight = snapshot.straight(self._event)
-            if straight is not None:
-                arguments = [count, *straight.targets, *self._contents, *self.ids]
-                return Request(scripts().send_one if count == 1 else scripts().send, straight.keys, arguments)
-        plan = _Plan(snapshot, self._messages, self._now)
+            targets = snapshot.send_targets(self._event)
+            if targets is not None:
+                arguments = [count, *targets.targets, *self._contents, *self.ids]
+                return PublishRequest(scripts().send_one if count == 1 else scripts().send, targets.keys, arguments)
+        routing = _Routing(snapshot, self._messages, self._now)
         names = [keys.of(it) for it in ("meta", "accepted", "dedupe", "sleepers", "plans", "planned", "resent")]
-        names += [key for route in plan.routes for key in route.keys]
+        names += [key for route in routing.routes for key in route.keys]
         since = msgspec.msgpack.encode((RESENT_IDS, RESENT_FOR, self._since)) if self._since else b""
-        return Request(scripts().publish, names, [plan.packed(), since, *self._contents, *self.ids])
+        return PublishRequest(scripts().publish, names, [routing.packed(), since, *self._contents, *self.ids])
 
 
-class _Plan:
-    """Which message goes where."""
+class _Routing:
+    """The subscriptions that receive each message, as `publish.lua` reads it."""
 
-    def __init__(self, snapshot: Snapshot, messages: Sequence[Message], now: float) -> None:
+    def __init__(self, snapshot: RegistrySnapshot, messages: Sequence[Message], now: float) -> None:
         self.routes: list[Route] = []
         self._count = len(messages)
         self._numbers: dict[str, int] = {}
@@ -96,14 +96,23 @@ class _Plan:
                 mailboxes.setdefault(message.ordering_key or "", []).append(index)
 
     def packed(self) -> bytes:
-        """Return it as the script reads it."""
+        """Return the routing in packed form."""
         targets: list[tuple[bool, list[Any] | bool, bool, str]] = []
         for route in self.routes:
-            kept = route.kept
-            if kept.ordered:
-                targets.append((True, list(self._ordered.get(kept.sid, {}).items()), kept.paused, kept.sid))
+            subscription = route.subscription
+            if subscription.ordered:
+                targets.append(
+                    (True, list(self._ordered.get(subscription.sid, {}).items()), subscription.paused, subscription.sid)
+                )
             else:
-                targets.append((False, self._all_or(self._unordered.get(kept.sid, [])), kept.paused, kept.sid))
+                targets.append(
+                    (
+                        False,
+                        self._all_or(self._unordered.get(subscription.sid, [])),
+                        subscription.paused,
+                        subscription.sid,
+                    )
+                )
         return msgspec.msgpack.encode((self._count, targets, self._all_or(self._identified), self._delayed))
 
     def _all_or(self, indexes: list[int]) -> list[int] | bool:
@@ -112,17 +121,21 @@ class _Plan:
     def _receivers(self, routes: Sequence[Route]) -> Receivers:
         for route in routes:
             self._number(route)
-        unordered = [self._unordered.setdefault(it.kept.sid, []) for it in routes if not it.kept.ordered]
-        return unordered, [self._ordered.setdefault(it.kept.sid, {}) for it in routes if it.kept.ordered]
+        unordered = [
+            self._unordered.setdefault(it.subscription.sid, []) for it in routes if not it.subscription.ordered
+        ]
+        return unordered, [
+            self._ordered.setdefault(it.subscription.sid, {}) for it in routes if it.subscription.ordered
+        ]
 
     def _delay(self, index: int, message: Message, due_at: int, routes: Sequence[Route]) -> None:
         if not routes:
             return
         numbers = [self._number(it) for it in routes]
-        self._delayed.append((index, due_at, message.id, [it.kept.sid for it in routes], numbers))
+        self._delayed.append((index, due_at, message.id, [it.subscription.sid for it in routes], numbers))
 
     def _number(self, route: Route) -> int:
-        sid = route.kept.sid
+        sid = route.subscription.sid
         number = self._numbers.get(sid)
         if number is None:
             number = self._numbers[sid] = len(self.routes)

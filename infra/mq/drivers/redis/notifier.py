@@ -1,4 +1,4 @@
-"""This process's ear for what others did: one connection that only listens."""
+"""Notifications between processes: one connection per process that only receives them."""
 
 import asyncio
 import contextlib
@@ -15,39 +15,40 @@ from infra.supervision import SupervisedTask, Supervisor
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PING_EVERY = 2.0
-"""How often, in seconds, the server is asked to say something, so that a dead connection is noticed."""
+"""Seconds between two PINGs, whose answers show that the connection works."""
 
 SILENCE = 6.0
-"""After how many seconds without a word the connection counts as dead."""
+"""Seconds without any message from the server after which the connection is closed."""
 
 MAX_BACKOFF = 1.0
-"""The longest wait, in seconds, between two attempts to connect."""
+"""The longest delay, in seconds, between two attempts to connect."""
 
 
-class Sleeper(Protocol):
-    """Someone who sleeps until something comes."""
+class Waiter(Protocol):
+    """A waiting consumer."""
 
-    def wake_up(self, said: bytes) -> None:
-        """Hear that something came, or what."""
+    def notified(self, handed_over: bytes) -> None:
+        """Handle a notification; `handed_over` is a delivery that the server assigned to the worker, or empty."""
         ...
 
     def interrupted(self) -> None:
-        """Hear that something may have gone unheard."""
+        """Handle that notifications may have been lost."""
         ...
 
 
-class Bells:
-    """Wakes the sleepers of this process. What is said while it is not connected goes unheard, so all are woken then.
+class RedisNotifier:
+    """Receives the notifications of this process and wakes up its waiters.
 
-    Its reads are never cancelled: it ends when its connection is closed under it.
+    Notifications are lost while it is not connected, so it then interrupts all waiters. Its reads are never cancelled:
+    `close` closes the connection, which ends them.
     """
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._sleepers: dict[bytes, Sleeper] = {}
-        self._curious: set[asyncio.Event] = set()
+        self._waiters: dict[bytes, Waiter] = {}
+        self._broadcast_events: set[asyncio.Event] = set()
         self._connection = core.address.connection(
-            f"{core.keys.namespace}-bells", connect_timeout=core.options.connect_timeout
+            f"{core.keys.namespace}-notifications", connect_timeout=core.options.connect_timeout
         )
         self._supervisor = Supervisor(core.clock, transient=(redis_errors.RedisError, OSError, EOFError))
         self._tasks: list[SupervisedTask] = []
@@ -57,41 +58,41 @@ class Bells:
         self._idle.set()
         self._ready = asyncio.Event()
         self._numbers = 0
-        self._heard = 0.0
+        self._received_at = 0.0
         self._closing = asyncio.Event()
-        self._random = Random()  # noqa: S311 - it spreads reconnections, it keeps no secret
+        self._random = Random()  # noqa: S311 - it spreads reconnections, and protects no secret
 
     async def start(self) -> None:
-        """Begin to listen, and wait for that, but not for ever: without it everything only takes longer."""
+        """Start to receive; wait for the connection, but at most `connect_timeout`: without it, consumers poll."""
         if not self._tasks and not self._closing.is_set():
             self._tasks = [
-                self._supervisor.start("redis bells", self._listen, max_backoff=MAX_BACKOFF),
-                self._supervisor.start("redis bells ping", self._ping, max_backoff=MAX_BACKOFF),
+                self._supervisor.start("redis notifications", self._listen, max_backoff=MAX_BACKOFF),
+                self._supervisor.start("redis notifications ping", self._ping, max_backoff=MAX_BACKOFF),
             ]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._core.options.connect_timeout):
                 await self._ready.wait()
 
-    def sleeper(self, worker: str, sleeper: Sleeper) -> str:
-        """Return the bell by which others wake this sleeper, or hand something over to its worker."""
+    def register(self, worker: str, waiter: Waiter) -> str:
+        """Return a new waiter id, by which scripts notify `waiter` or hand over a delivery to its worker."""
         self._numbers += 1
-        self._sleepers[str(self._numbers).encode()] = sleeper
-        return f"{self._core.keys.bell(self._core.process)}\0{self._numbers}\0{worker}"
+        self._waiters[str(self._numbers).encode()] = waiter
+        return f"{self._core.keys.notifications(self._core.process)}\0{self._numbers}\0{worker}"
 
-    def forget(self, bell: str) -> None:
-        """Leave a sleeper alone from now on."""
-        self._sleepers.pop(bell.split("\0")[1].encode(), None)
+    def unregister(self, waiter_id: str) -> None:
+        """Stop notifying a waiter."""
+        self._waiters.pop(waiter_id.split("\0")[1].encode(), None)
 
     def watch(self, event: asyncio.Event) -> None:
-        """Have `event` set when there are broadcasts."""
-        self._curious.add(event)
+        """Set `event` at every broadcast, until `unwatch`."""
+        self._broadcast_events.add(event)
 
     def unwatch(self, event: asyncio.Event) -> None:
-        """Leave `event` alone from now on."""
-        self._curious.discard(event)
+        """Stop setting `event`."""
+        self._broadcast_events.discard(event)
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Stop receiving, and disconnect."""
         self._closing.set()
         if not self._tasks:
             return
@@ -103,14 +104,14 @@ class Bells:
         await pinging.stop()
 
     async def _listen(self) -> None:
-        """Listen until this is closed. A failure that is not the connection's is the supervisor's to log and retry."""
+        """Receive until `close`. Errors other than of the connection end the task, and the supervisor restarts it."""
         self._idle.clear()
         try:
             await self._listen_until_closed()
         finally:
-            # Whatever ended it: what is said from now on goes unheard, and a connection that was being read is spent.
+            # From now on notifications are lost, and a connection whose read was interrupted cannot be used again.
             self._ready.clear()
-            self._wake_all()
+            self._wake_up_all()
             self._idle.set()
             await self._disconnect()
 
@@ -122,14 +123,14 @@ class Bells:
                     await self._subscribe()
                 backoff = 0.05
                 while True:
-                    self._hear(await read(self._connection))
+                    self._dispatch(await read(self._connection))
             except (redis_errors.RedisError, OSError, EOFError) as error:
                 log.debug("notification connection failed", error=str(error))
-            was_heard = self._ready.is_set()
+            was_ready = self._ready.is_set()
             self._ready.clear()
             await self._disconnect()
-            if was_heard:
-                self._wake_all()
+            if was_ready:
+                self._wake_up_all()
             await self._core.clock.wait(self._closing, backoff * self._random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, MAX_BACKOFF)
 
@@ -137,36 +138,36 @@ class Bells:
         keys = self._core.keys
         await connect(self._connection)
         if self._closing.is_set():
-            # Closing found nothing to cut, for there was no connection yet.
+            # `close` came before there was a connection that it could break.
             raise redis_errors.ConnectionError("closed")
-        channels = (keys.bell(self._core.process), keys.changes, keys.broadcasts)
+        channels = (keys.notifications(self._core.process), keys.changes, keys.broadcasts)
         await self._connection.send_command("SUBSCRIBE", *channels, check_health=False)
         for _ in channels:
             await read(self._connection)
-        self._heard = self._core.clock.monotonic()
+        self._received_at = self._core.clock.monotonic()
         self._ready.set()
-        self._wake_all()
+        self._wake_up_all()
 
-    def _hear(self, message: list[bytes]) -> None:
-        self._heard = self._core.clock.monotonic()
+    def _dispatch(self, message: list[bytes]) -> None:
+        self._received_at = self._core.clock.monotonic()
         if message[0] != b"message":
             return
         channel, keys = message[1].decode(), self._core.keys
         if channel == keys.changes:
-            for sleeper in self._sleepers.values():
-                sleeper.wake_up(b"")
+            for waiter in self._waiters.values():
+                waiter.notified(b"")
         elif channel == keys.broadcasts:
-            for event in self._curious:
+            for event in self._broadcast_events:
                 event.set()
         else:
-            number, _, said = message[2].partition(b" ")
-            if (addressed := self._sleepers.get(number)) is not None:
-                addressed.wake_up(said)
+            number, _, handed_over = message[2].partition(b" ")
+            if (addressed := self._waiters.get(number)) is not None:
+                addressed.notified(handed_over)
 
-    def _wake_all(self) -> None:
-        for sleeper in self._sleepers.values():
-            sleeper.interrupted()
-        for event in self._curious:
+    def _wake_up_all(self) -> None:
+        for waiter in self._waiters.values():
+            waiter.interrupted()
+        for event in self._broadcast_events:
             event.set()
 
     async def _ping(self) -> None:
@@ -174,14 +175,14 @@ class Bells:
             await self._core.clock.sleep(PING_EVERY)
             if not self._ready.is_set():
                 continue
-            if self._core.clock.monotonic() - self._heard > SILENCE:
+            if self._core.clock.monotonic() - self._received_at > SILENCE:
                 self._abort()
                 continue
             with contextlib.suppress(redis_errors.RedisError, OSError):
                 await self._connection.send_command("PING", check_health=False)
 
     def _abort(self) -> None:
-        writer = self._connection._writer  # noqa: SLF001 - the one way to end a read without cancelling its task
+        writer = self._connection._writer  # noqa: SLF001 - the only way to end a read without cancelling its task
         if writer is not None:
             writer.transport.abort()
 
