@@ -100,7 +100,7 @@ def logs(running: Running) -> list[dict[str, str]]:
         (
             ("--user", "reader", "on", ">pw", "~*", "&*", "+@read", "+info", "+client", "+select"),
             "redis://reader:pw@127.0.0.1:{port}",
-            "this user may not do that: its ACL must allow",
+            "this user lacks permission: its ACL must allow",
         ),
         (("--replicaof", "127.0.0.1 1"), "redis://127.0.0.1:{port}", "is a read-only replica"),
         (
