@@ -1,3 +1,5 @@
+"""Tests of ids and of times in the database."""
+
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -22,7 +24,7 @@ def test_stored_time_is_read_in_utc() -> None:
 
 def test_a_time_without_a_zone_is_refused() -> None:
     with pytest.raises(ValueError, match="with a time zone, not"):
-        UtcDateTime().process_bind_param(datetime(2026, 5, 1, 12), SQLITE)  # noqa: DTZ001 - that is the point
+        UtcDateTime().process_bind_param(datetime(2026, 5, 1, 12), SQLITE)  # noqa: DTZ001 - the naive time under test
 
 
 def test_utc_keeps_microseconds() -> None:

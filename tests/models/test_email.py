@@ -1,3 +1,5 @@
+"""Tests of the normal form and the validation of email addresses."""
+
 import re
 
 import pytest

@@ -1,3 +1,5 @@
+"""Migrations create the tables of the models, with named constraints."""
+
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -24,7 +26,7 @@ def differences(connection: Connection) -> object:
 
 
 def of_the_application(name: str | None, kind: str, _parents: object) -> bool:
-    # By name, before anything is reflected: the queue has indexes that SQLAlchemy cannot describe.
+    # Skips the queue's tables by name before reflection, as SQLAlchemy cannot describe their indexes.
     return not (kind == "table" and str(name).startswith("beneath_"))
 
 

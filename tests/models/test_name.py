@@ -1,3 +1,5 @@
+"""Tests of the normal form and the validation of names."""
+
 import pytest
 
 from models.name import InvalidName, normalise_name
@@ -28,7 +30,7 @@ MARKS = "\u0301\ufe0f\u034f\u20dd"
 
 
 def with_each(characters: str, form: str) -> list[object]:
-    """Return `form` with each of the characters in place of its underscore, as parameters named by them."""
+    """Return a test parameter for each character, in place of the underscore in `form`."""
     return [pytest.param(form.replace("_", each), id=f"{form} with {each!a}") for each in characters]
 
 

@@ -1,7 +1,7 @@
-"""Seeded bugs: small changes of the code, each of which takes a promise away, and the tests that must notice.
+"""Seeded bugs: small changes of the code that break a guarantee, each with the tests that must fail.
 
-`python -m tests.mutants` tries them all, each in a copy of the tree; `python -m tests.mutants NAME ...` tries some.
-Whoever changes the code that one of them changes moves it along: `old` must occur exactly once in its file.
+`python -m tests.mutants` tries all of them, each in a copy of the tree; `python -m tests.mutants NAME ...` tries some.
+When the code of a seeded bug changes, update the bug: `old` must occur exactly once in its file.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ class Mutant:
 
     name: str
     kind: int
-    """The kind of fault: 1 handlers, 2 arguments, 3 texts, 4 batches, 5 background tasks, 6 late answers, 7 clocks,
-    8 bounds, 9 registrations, 10 the relay, 11 independence, 12 surroundings, 13 HTTP and access.
+    """The kind of fault: 1 handlers, 2 arguments, 3 texts, 4 batches, 5 background tasks, 6 late replies, 7 clocks,
+    8 bounds, 9 registrations, 10 the relay, 11 independence, 12 environment, 13 HTTP and access.
     """
 
     file: str
     old: str
     new: str
     tests: tuple[str, ...]
-    """What pytest is given; at least one of these tests must fail."""
+    """Arguments of pytest; at least one of the selected tests must fail."""
 
 
 MEMORY = ("-k", "memory")

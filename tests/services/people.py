@@ -1,4 +1,4 @@
-"""People for tests, by their first names."""
+"""Shared steps of service tests: sign-up, invite and join of users by their first names."""
 
 import re
 from uuid import UUID
@@ -12,25 +12,25 @@ def email(name: str) -> str:
 
 
 async def sign_up(domain: World, name: str) -> UUID:
-    """Make a user called `name`, and return the id."""
+    """Create a user called `name`, and return the user's id."""
     return (await domain.user.create(email(name), name)).id
 
 
 async def invite(domain: World, actor: UUID, organization: UUID, name: str, role: Role = Role.MEMBER) -> str:
-    """Invite someone, and return the token from the mail."""
+    """Invite `name`, and return the token from the mail."""
     await domain.organization.invite(actor, organization, email=email(name), role=role)
     await domain.kit.drain()
     return token_in(domain.mail.to(email(name))[-1].text)
 
 
 def token_in(text: str) -> str:
-    """Return the token that stands alone on a line."""
+    """Return the token, which is alone on a line."""
     found = re.search(r"^[A-Za-z0-9_-]{43}$", text, re.MULTILINE)
     assert found, text
     return found[0]
 
 
 async def join(domain: World, actor: UUID, organization: UUID, user: UUID, role: Role) -> None:
-    """Make a user a member, by invite."""
+    """Make a user a member by an invite that the user accepts."""
     name = (await domain.user.get(user)).name
     await domain.organization.accept_invite(user, await invite(domain, actor, organization, name, role))

@@ -1,3 +1,5 @@
+"""Tests of the audit journal of organizations."""
+
 from models.organization import Role
 from tests.services.people import invite, join, sign_up
 from tests.world import INVITE_LIFETIME, World

@@ -1,4 +1,4 @@
-"""Invites end with the standing of whoever made them."""
+"""Invites are withdrawn when their inviter is removed or demoted, and their number is limited."""
 
 import asyncio
 from uuid import UUID
@@ -18,7 +18,7 @@ async def statuses(domain: World, actor: UUID, organization: UUID) -> dict[str, 
 
 
 async def owners(domain: World) -> tuple[UUID, UUID, UUID]:
-    """Make an organization with two owners; return it and them."""
+    """Create an organization with two owners; return the ids of the organization and the owners."""
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     await join(domain, ada, made.id, bob, Role.OWNER)
@@ -115,7 +115,7 @@ async def test_invite_left_open_by_an_earlier_release_is_not_accepted(domain: Wo
     made, ada, bob = await owners(domain)
     token = await invite(domain, bob, made, "spare", Role.OWNER)
     async with domain.db.transaction() as tx:
-        # Removed as releases did that knew nothing of invites.
+        # An earlier release removed members without withdrawing their invites.
         await tx.session.delete(await tx.session.get_one(Member, (made, bob)))
     with pytest.raises(InviteNotFound):
         await domain.organization.accept_invite(bob, token)
@@ -160,7 +160,7 @@ async def test_concurrent_acceptance_cannot_restore_a_removed_owner(domain: Worl
     refused = [each for each in outcomes if isinstance(each, InviteNotFound)]
     members = {each.user_id for each in await domain.organization.list_members(ada, made)}
     assert bob not in members
-    # Whoever came first: accepted before the removal, or not at all.
+    # In either order: accepted before the removal, or refused.
     assert (spare in members) is not bool(refused)
     with pytest.raises(InviteNotFound):
         await domain.organization.accept_invite(bob, token)

@@ -1,3 +1,5 @@
+"""Tests of invites: mail, acceptance, expiry and withdrawal."""
+
 import asyncio
 from uuid import UUID
 
@@ -16,7 +18,7 @@ async def statuses(domain: World, actor: UUID, organization: UUID) -> list[Invit
 
 
 async def lose_deadline(domain: World, actor: UUID, organization: UUID) -> None:
-    """Take the only invite's deadline out of the queue, as when that was flushed."""
+    """Remove the deadline of the only invite from the queue, as a flush of the queue would."""
     [invited] = await domain.organization.list_invites(actor, organization)
     assert await domain.kit.mq.cancel(invited.expiry_id)
 

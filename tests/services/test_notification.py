@@ -1,3 +1,5 @@
+"""Tests of mails and of their failures."""
+
 from infra.mail import MailRejected, MailUnavailable
 from models.organization import Organization
 from tests.services.people import email, sign_up
@@ -31,7 +33,7 @@ async def test_line_break_in_an_organization_name_is_removed_from_the_subject(do
     ada = await sign_up(domain, "ada")
     made = await domain.organization.create(ada, "Engines")
     async with domain.db.transaction() as tx:
-        # As an earlier release would have taken it.
+        # An earlier release accepted such names.
         stored = await tx.session.get_one(Organization, made.id)
         stored.name = "Engines\u2028Bcc: eve@example.com\r\n\r\nHello"
     await domain.organization.invite(ada, made.id, email=email("bob"))

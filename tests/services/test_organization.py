@@ -1,3 +1,5 @@
+"""Tests of organizations, their members and roles."""
+
 import asyncio
 from uuid import UUID
 

@@ -1,3 +1,5 @@
+"""Tests of projects: changes, versions and access."""
+
 import asyncio
 
 import pytest

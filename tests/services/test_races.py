@@ -1,4 +1,4 @@
-"""What happens at once, on PostgreSQL, where writers do not take turns by themselves."""
+"""Concurrent changes of organizations on PostgreSQL, where transactions run in parallel."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ from tests.world import MAX_INVITES, World, migrate, world_at
 pytestmark = pytest.mark.timeout(180)
 
 ROUNDS = range(6)
-"""Odd ones begin the other way round."""
+"""Rounds of each test; the calls of odd rounds begin in reverse order."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ async def domain() -> AsyncIterator[World]:
 
 
 async def owners(domain: World) -> tuple[UUID, UUID, UUID]:
-    """Make an organization with two owners; return it and them."""
+    """Create an organization with two owners; return the ids of the organization and the owners."""
     ada, bob = await sign_up(domain, f"ada{uuid7()}"), await sign_up(domain, f"bob{uuid7()}")
     made = await domain.organization.create(ada, "Engines")
     await join(domain, ada, made.id, bob, Role.OWNER)

@@ -1,3 +1,5 @@
+"""Tests of secrets: issue, authentication, revocation, and the cache of principals."""
+
 from uuid import UUID
 
 import pytest

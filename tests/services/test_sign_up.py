@@ -1,3 +1,5 @@
+"""Tests of signing up, which creates a user with an organization, a project and a secret."""
+
 import asyncio
 
 import pytest
@@ -17,7 +19,7 @@ from tests.world import World
 
 
 async def rows(db: Database) -> dict[str, int]:
-    """Count the rows of every table that has any."""
+    """Return the number of rows of each table that is not empty."""
     async with db.read() as session:
         counts = {
             table.name: await session.scalar(select(func.count()).select_from(table))
