@@ -39,7 +39,7 @@ class Keys:
         - `workers`: HASH of worker -> listeners, host, pid, lease and waiter id. `leases`: ZSET of workers by the time
           at which their lease expires, 0 for an abandoned one. `since`: HASH of worker -> time since which it has
           reached the server without a break. `claims`: HASH of worker -> number of its last claim. `sleepers`: HASH of
-          waiting worker -> number of the claim by which it waits.
+          waiting worker -> number of the claim request by which it waits; earlier releases gave the key its name.
         - `accepted`: ZSET of "event NUL id" by the time of acceptance. `dedupe`: the same of earlier releases, with ids
           alone. `resent`: the same for messages that may be sent again after the dedupe window.
         - `plans`: ZSET of scheduled messages by due time. `planned`: HASH of message id -> its entries in `plans`.

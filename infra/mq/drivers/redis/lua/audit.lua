@@ -1,6 +1,6 @@
--- Looks through a bounded part of what is claimed for owners that are no registered workers: such a worker can neither
--- settle nor be found dead. Answers how many subscriptions were looked through, where to go on in the next one, and the
--- owners. KEYS: leases, what is claimed of each subscription. ARGV: where to go on in the first.
+-- Searches a bounded number of claims for unregistered owners, which can neither settle nor be found dead. Returns the
+-- number of subscriptions searched completely, the cursor in the next one, and the owners.
+-- KEYS: leases, the claims of each subscription. ARGV: cursor in the first subscription.
 
 local cursor, seen, known, unknown, PAGE = ARGV[1], 0, {}, {}, 200
 for index = 2, #KEYS do

@@ -1,19 +1,19 @@
--- In front of every script: time, and waking. Each run of a script makes all of its functions anew, so that the most
--- frequent one does with these.
+-- The first part of every script: the clock and notifications. Each run of a script creates all of its functions again,
+-- so the most frequent scripts include this part alone.
 
 local call = redis.call
 
--- Whether a client's copy of the registry is not the present one; before anything was declared there is none.
+-- Whether a client's copy of the registry is outdated. Before the first declaration the version is ''.
 local function is_outdated(meta, version) return (call('HGET', meta, 'v') or '') ~= version end
 
 local function digits(number) return string.format('%.0f', number) end
 
 local SECOND = 1000000
 
--- The queue's clock, in microseconds since the epoch: the server's, or what a test says. It never goes back. Where the
--- server's clock was set back, this one goes on from where it was, and runs a tenth slower until both agree again: else
--- everything that waits for a time would wait for as long as the step, and leases would hold for as long.
--- `meta` keeps how far it got, to within a second, and by how much it is ahead.
+-- The queue's clock, in microseconds since the epoch: the server's, or the time that a test gives. It never goes back.
+-- After the server's clock was set back, this clock goes on and runs a tenth slower until both agree: otherwise all due
+-- times and leases would be late by as much as the clock was set back.
+-- `meta` stores the latest time, to within a second, and by how much this clock is ahead.
 local function clock(given, meta)
   local now = tonumber(given)
   if not now then
@@ -40,20 +40,20 @@ local function clock(given, meta)
   return now
 end
 
--- A message is a packed array that begins with its serial.
+-- A stored message is a packed array that begins with its serial.
 local SERIAL_FROM, SERIAL_TO = 3, 33
 local function serial_of(message) return message:sub(SERIAL_FROM, SERIAL_TO) end
 
-local function sleeper_of(bell) return bell:match('^(.-)%z(.-)%z(.*)$') end
+local function split_waiter(waiter) return waiter:match('^(.-)%z(.-)%z(.*)$') end
 
--- Wakes up to `count` of those that sleep until something comes, the one with `bell`, if it was taken already, first.
--- Whoever left without a word is passed over.
-local function ring(idle, count, bell)
+-- Notifies up to `count` waiting consumers; first `waiter`, if the caller has removed one from the set already. Consumers
+-- whose process does not listen any more do not count.
+local function notify(idle, count, waiter)
   while count > 0 do
-    bell = bell or call('SPOP', idle)
-    if not bell then return end
-    local channel, number = sleeper_of(bell)
+    waiter = waiter or call('SPOP', idle)
+    if not waiter then return end
+    local channel, number = split_waiter(waiter)
     if call('PUBLISH', channel, number) > 0 then count = count - 1 end
-    bell = nil
+    waiter = nil
   end
 end

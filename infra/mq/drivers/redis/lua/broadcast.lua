@@ -1,5 +1,5 @@
--- Sends frames to every receiver: into a short stream in which each entry names the one before it.
--- KEYS: meta, news. ARGV: channel, origin, how many are kept, for how many milliseconds, frames.
+-- Sends frames to every receiver, by a short stream in which each entry names the number of the one before it.
+-- KEYS: meta, news. ARGV: channel, origin, number of entries to keep, milliseconds to keep the stream, frames.
 
 local count = #ARGV - 4
 local last = call('HGET', KEYS[1], 'b') or '0'

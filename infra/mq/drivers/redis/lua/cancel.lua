@@ -1,12 +1,13 @@
--- Withdraws a scheduled message from all its subscriptions, or only tells whether that could be done.
+-- Cancels a scheduled message for all its subscriptions, or only checks whether that is possible; returns the number of
+-- cancelled messages with this id, or -1 if the entries have changed.
 -- KEYS: meta, plans, planned, accepted, resent, then plan and messages of every subscription in the entries.
--- ARGV: time, id, the entries that this was decided on, whether to do it.
+-- ARGV: time, id, the entries as the caller read them, whether to cancel ('1').
 
 local plans, planned = KEYS[2], KEYS[3]
 if call('HGET', planned, ARGV[2]) ~= ARGV[3] then return -1 end
 local now, done, number, rest = clock(ARGV[1], KEYS[1]), 0, 5, {}
 
--- The id of a message that is cancelled may be used anew.
+-- The id of a cancelled message can be published again at once.
 local function forget_id(message)
   local _, event = parts_of(message)
   call('ZREM', KEYS[4], event .. '\0' .. ARGV[2])

@@ -1,5 +1,5 @@
--- Answers which of the named deliveries, or mailboxes, a worker does not own by the claim that it knows.
--- KEYS: a group. ARGV: worker, whether it is ordered, names, fences.
+-- Returns those of the named deliveries, or mailboxes, that a worker does not own with the given fence.
+-- KEYS: a group. ARGV: worker, whether the subscription is ordered, names, fences.
 
 local group, ordered = group_at(0), ARGV[2] == '1'
 local names, fences, missing = cmsgpack.unpack(ARGV[3]), cmsgpack.unpack(ARGV[4]), {}

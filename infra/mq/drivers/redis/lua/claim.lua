@@ -1,53 +1,55 @@
--- Claims what is due for all that a worker wants; with nothing to claim, registers it as waiting.
--- KEYS: meta, leases, plans, planned, sleepers, claims, then a group for every subscription.
--- ARGV: registry version, time, worker, bell to leave ('' for none), bell to take back ('' for none), wants,
---       number of the claim, how many bytes the claims after the first may have.
+-- Claims due deliveries of the subscriptions that a worker wants; without any, registers the worker as waiting.
+-- Returns the next due time ('' for none), the claims of each subscription, and whether the wait before this request has
+-- ended without a handed-over delivery; or -1 (outdated registry), -2 (lease lost), -3 (request is void).
+-- KEYS: meta, leases, plans, planned, waiting workers, claims, then a group for every subscription.
+-- ARGV: registry version, time, worker, waiter id to register ('' for none), waiter id to remove ('' for none), wants,
+--       number of the request, number of bytes that the claims after the first may have.
 
-local meta, leases, plans, planned, sleepers, numbers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local meta, leases, plans, planned, waiting, numbers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local KEPT = 6
 if is_outdated(meta, ARGV[1]) then return -1 end
-local worker, bell, risen = ARGV[3], ARGV[4], ARGV[5]
+local worker, waiter, withdrawn = ARGV[3], ARGV[4], ARGV[5]
 local wants = cmsgpack.unpack(ARGV[6])
 if (tonumber(call('ZSCORE', leases, worker)) or 0) <= 0 then return -2 end
--- A request that its worker gave up for lost, and that comes late, must claim nothing: nobody would know of it.
+-- A request that its worker has made void must claim nothing when it arrives late: the worker would not know the claim.
 if tonumber(ARGV[7]) <= (tonumber(call('HGET', numbers, worker)) or 0) then return -3 end
 local now = clock(ARGV[2], meta)
 expect_large(meta)
 forget_due_plans(plans, planned, now)
 
 local SUSPECT, BATCH = 2, 10
-local room = {claims = 1000, bytes = tonumber(ARGV[8]), first = true, read = 0}
+local budget = {claims = 1000, bytes = tonumber(ARGV[8]), first = true, read = 0}
 
--- How many of these messages, from one on, may go into the answer; the first of all may always.
+-- Returns how many of these messages fit into the answer; the first message of all always does.
 local function fitting(messages, first, last)
-  local bytes, count = room.bytes, 0
+  local bytes, count = budget.bytes, 0
   for index = first, last do
-    room.read = room.read + #messages[index]
-    if room.first then
-      room.first = false
+    budget.read = budget.read + #messages[index]
+    if budget.first then
+      budget.first = false
     else
       bytes = bytes - #messages[index]
       if bytes < 0 then
-        room.bytes = 0
+        budget.bytes = 0
         return count
       end
     end
     count = count + 1
   end
-  room.bytes = bytes
+  budget.bytes = bytes
   return count
 end
 
--- How many are read next: more once they were seen to be small.
+-- Returns how many messages to read next: more once the ones before were small.
 local function next_page(few, size, count)
   return size < count * 4096 and 100 or few
 end
 
 local function counters(past) return past[FAILURES], past[DEFERRALS], past[TAKEOVERS], past[CRASHES] end
 
--- The next in line, and of what was given back and is due, in the order in which they became due: the messages, and for
--- each the id under which it was given back, or false for one that is from the line. A serial begins with the time of its
--- publish.
+-- Returns the next due deliveries, from the line and from the released ones, in the order in which they became due: the
+-- messages, and for each its id if it was released before, or false if it is from the line. A serial begins with the time
+-- of its publish.
 local function next_due(group, limit)
   local back = call('ZRANGEBYSCORE', group.later, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
   local line = call('LRANGE', group.line, 0, limit - 1)
@@ -76,7 +78,7 @@ end
 local function claim_deliveries(group, limit)
   local messages, pasts, page = {}, {}, LARGE
   local remembers = has_past(group)
-  while #messages < limit and room.bytes > 0 do
+  while #messages < limit and budget.bytes > 0 do
     local found, origins, lost = next_due(group, math.min(limit - #messages, page))
     local count = fitting(found, 1, #found)
     local body, own, returned, taken = {}, {}, lost, 0
@@ -86,7 +88,7 @@ local function claim_deliveries(group, limit)
       if origins and origins[index] then
         returned[#returned + 1] = origins[index]
       else
-        -- Out of the line it is kept by its name; what was given back is already.
+        -- A delivery from the line is stored by its id from now on, as a released one is already.
         taken = taken + 1
         body[2 * taken - 1], body[2 * taken] = serial, message
       end
@@ -106,13 +108,13 @@ local function claim_deliveries(group, limit)
     many('HSET', group.own, own)
     many('ZREM', group.later, returned)
     if count == 0 and #lost == 0 then break end
-    page = next_page(LARGE, room.read, #messages)
+    page = next_page(LARGE, budget.read, #messages)
   end
   return {messages, pasts}
 end
 
--- The first deliveries of a mailbox, up to a suspect; a suspect is alone.
-local function letters_of(set, key, box, remembers)
+-- Returns the first deliveries of a mailbox, up to a suspect; a suspect is claimed alone.
+local function first_deliveries(set, key, box, remembers)
   local sequences = sequences_of(set, key, box, BATCH)
   local places, pasts = {}, {}
   for index, sequence in ipairs(sequences) do
@@ -128,8 +130,8 @@ local function letters_of(set, key, box, remembers)
       if t >= SUSPECT then break end
     end
   end
-  -- Large ones are not read only to be left.
-  local bytes = room.bytes
+  -- Where messages are large, their sizes are read first, so that none is read in vain.
+  local bytes = budget.bytes
   for index = 2, LARGE > 1 and 0 or #places do
     bytes = bytes - call('HSTRLEN', set.group.body, places[index])
     if bytes < 0 then places[index] = nil end
@@ -139,14 +141,14 @@ local function letters_of(set, key, box, remembers)
   return sequences, places, pasts
 end
 
--- Cuts a claim to its first deliveries.
+-- Reduces a claim to its first deliveries.
 local function cut(claim, count)
   local sequences, pasts = claim[3], claim[5]
   while #sequences > count do sequences[#sequences] = nil end
   while #pasts > 0 and pasts[#pasts][1] > count do pasts[#pasts] = nil end
 end
 
--- Opens the first mailboxes in line, at most `most`; returns how many of the line are done with, and the claims.
+-- Claims the first mailboxes in line, at most `most`; returns how many leave the line, and the claims.
 local function open_mailboxes(group, most, remembers)
   local keys = call('LRANGE', group.line, 0, most - 1)
   if #keys == 0 then return 0, {} end
@@ -157,11 +159,11 @@ local function open_mailboxes(group, most, remembers)
     if left.holes <= 0 then break end
     local box = get_box(set, key)
     if not box or box[STATE] ~= READY or seen[key] then
-      -- All that was in it was retired. If the key has been used again since, it is in line twice.
+      -- The mailbox was emptied by a retirement. If its key was used again since, it is in line twice.
       left.holes = left.holes - 1
     else
       seen[key] = true
-      local sequences, places, pasts = letters_of(set, key, box, remembers)
+      local sequences, places, pasts = first_deliveries(set, key, box, remembers)
       for _, it in ipairs(places) do wanted[#wanted + 1] = it end
       opened[#opened + 1] = {key, fence, sequences, {}, pasts}
       position_of[#opened] = used
@@ -177,18 +179,18 @@ local function open_mailboxes(group, most, remembers)
     if fits > 0 then
       for position = 1, fits do claim[4][position] = messages[at + position - 1] end
       if fits < count then cut(claim, fits) end
-      -- The head may have been left at a hole.
+      -- The stored head may be at a hole.
       box[STATE], box[HEAD], box[CLAIMED], box[FENCE] = OWNED, claim[3][1], fits, claim[2]
       set.changed[key] = true
       own[#own + 1] = key
       own[#own + 1] = worker
       claims[#claims + 1] = claim
     elseif count == 0 then
-      -- Nothing but holes, as far as was looked: it goes on from there, behind the others.
+      -- Only holes were found: the mailbox continues after them, at the end of the line.
       skip_holes(set, key, box)
       make_ready(set, key, box)
     else
-      -- No room: this one and those behind it stay in line.
+      -- The answer is full: this mailbox and those behind it stay in line.
       used = position_of[index]
       break
     end
@@ -203,42 +205,42 @@ end
 local function claim_mailboxes(group, limit)
   local claims, page = {}, math.max(1, LARGE / 5 * 2)
   local remembers = has_past(group)
-  while #claims < limit and room.bytes > 0 and left.holes > 0 do
+  while #claims < limit and budget.bytes > 0 and left.holes > 0 do
     local used, opened = open_mailboxes(group, math.min(limit - #claims, page), remembers)
     for _, claim in ipairs(opened) do claims[#claims + 1] = claim end
     if used == 0 then break end
-    page = next_page(page, room.read, #claims * BATCH)
+    page = next_page(page, budget.read, #claims * BATCH)
   end
   return claims
 end
 
--- A sleep in which something was handed over has ended already.
-local ended = risen ~= '' and call('HDEL', sleepers, worker) or 0
+-- 0 if a delivery was handed over, which has ended the wait already.
+local ended = withdrawn ~= '' and call('HDEL', waiting, worker) or 0
 local answer, total = {}, 0
 for number, want in ipairs(wants) do
-  local group, ordered, limit = group_at(KEPT + (number - 1) * GROUP), want[1], math.min(want[2], room.claims)
-  if risen ~= '' then call('SREM', group.idle, risen) end
+  local group, ordered, limit = group_at(KEPT + (number - 1) * GROUP), want[1], math.min(want[2], budget.claims)
+  if withdrawn ~= '' then call('SREM', group.idle, withdrawn) end
   local claimed = ordered and {} or {{}, {}}
   if limit > 0 then
     promote_plan(group, ordered, now, ordered and 500 or limit)
     if ordered then promote_waiting(group, now, limit) end
-    if room.bytes > 0 and left.holes > 0 then
+    if budget.bytes > 0 and left.holes > 0 then
       claimed = ordered and claim_mailboxes(group, limit) or claim_deliveries(group, limit)
       local count = ordered and #claimed or #claimed[1]
       total = total + count
-      room.claims = room.claims - count
+      budget.claims = budget.claims - count
     end
   end
   answer[number] = claimed
-  -- A worker that was woken for more than it takes wakes the next one.
-  if call('LLEN', group.line) > 0 then ring(group.idle, 1) end
+  -- More is due than this worker takes, so the next one is notified.
+  if call('LLEN', group.line) > 0 then notify(group.idle, 1) end
 end
 if total > 0 then call('HSET', numbers, worker, ARGV[7]) end
 
--- What could not be looked at now is to be looked at next.
+-- Due times that this run could not check are checked by the next request at once.
 local due = (left.items <= 0 or left.bytes <= 0 or left.holes <= 0) and 0
 if total == 0 then
-  if bell ~= '' then call('HSET', sleepers, worker, ARGV[7]) end
+  if waiter ~= '' then call('HSET', waiting, worker, ARGV[7]) end
   for number, want in ipairs(wants) do
     local group = group_at(KEPT + (number - 1) * GROUP)
     if want[2] > 0 then
@@ -246,7 +248,7 @@ if total == 0 then
         local first = tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2])
         if first and (not due or first < due) then due = first end
       end
-      if bell ~= '' then call('SADD', group.idle, bell) end
+      if waiter ~= '' then call('SADD', group.idle, waiter) end
     end
   end
 end

@@ -1,23 +1,23 @@
--- In front of nearly every script: keys, numbers, and commands with any number of arguments.
+-- A part of nearly every script: groups of keys, numbers, and commands with any number of arguments.
 
--- Groups of keys: one for every subscription, always these, in this order.
+-- The keys of one subscription, in the order of `GROUP` in keys.py.
 local GROUP = 9
 local function group_at(base)
   return {
-    line = KEYS[base + 1],   -- what is due, first come first: LIST of messages, or of the keys of mailboxes
-    later = KEYS[base + 2],  -- what was given back and has a time: ZSET of deliveries, or of the keys of mailboxes
-    body = KEYS[base + 3],   -- everything unfinished that is not in line itself: HASH of delivery -> message
-    plan = KEYS[base + 4],   -- what its publisher delayed: ZSET of a number and the delivery
-    idle = KEYS[base + 5],   -- who sleeps until something comes: SET of bells
-    own = KEYS[base + 6],    -- what is claimed: HASH of delivery or mailbox -> worker
-    past = KEYS[base + 7],   -- what went wrong so far: HASH of delivery -> packed record
-    box = KEYS[base + 8],    -- ordered: HASH of key -> packed mailbox
-    block = KEYS[base + 9],  -- ordered: HASH of blocked key -> last error
+    line = KEYS[base + 1],   -- due, in order: LIST of messages or, if ordered, of the keys of mailboxes
+    later = KEYS[base + 2],  -- released, by due time: ZSET of deliveries, or of the keys of mailboxes
+    body = KEYS[base + 3],   -- unfinished and not in line themselves: HASH of delivery -> message
+    plan = KEYS[base + 4],   -- scheduled by their publisher: ZSET of a number and the delivery, by due time
+    idle = KEYS[base + 5],   -- waiting consumers: SET of waiter ids
+    own = KEYS[base + 6],    -- claims: HASH of delivery or mailbox -> worker
+    past = KEYS[base + 7],   -- counters and last errors: HASH of delivery -> packed record
+    box = KEYS[base + 8],    -- if ordered: HASH of key -> packed mailbox
+    block = KEYS[base + 9],  -- if ordered: HASH of blocked key -> last error
   }
 end
 
--- Reserves numbers that were never given out before: also not by a server that lost its last second, or was flushed,
--- because the numbers never fall behind the time.
+-- Reserves `count` numbers that were never used before, and returns the first. They are at least the time in
+-- microseconds, so that they are also new after the server was flushed, or lost its last second.
 local function next_numbers(meta, count)
   local time = call('TIME')
   local first = math.max((tonumber(call('HGET', meta, 'n')) or 0) + 1, time[1] * 1000000 + time[2])
@@ -25,10 +25,10 @@ local function next_numbers(meta, count)
   return first
 end
 
--- `unpack` has a limit; even, because many of these arguments are pairs.
+-- The largest number of arguments for `unpack`; even, because arguments may be pairs.
 local CHUNK = 4000
 
--- All arguments, or those from `first` to `last`.
+-- Calls a command with all arguments, or those from `first` to `last`; returns the sum of the answers.
 local function many(command, key, arguments, first, last)
   local total = 0
   last = last or #arguments
@@ -52,12 +52,12 @@ local function values(key, fields)
   return found
 end
 
--- What one run of a script works on at most, of all subscriptions together: it is called again for what is left.
-local LARGE = 25 -- how many messages, which may be large, are read at a time: one, if a publisher said that some are large
+-- Limits of one run of a script, for all subscriptions together; its caller runs it again for the rest.
+local LARGE = 25 -- number of messages to read at a time; 1 once a publisher has marked the queue as having large ones
 local left = {items = 1000, bytes = 4 * 1024 * 1024, holes = 2000}
 
--- These are the first elements of a message.
-local PLANNED_FROM = 17 -- where the serial begins in a plan
+-- The first elements of a stored message.
+local PLANNED_FROM = 17 -- where the serial begins in a member of a plan
 local function parts_of(message)
   local _, serial, id, event, key, published_at = cmsgpack.unpack_limit(message, 5, 1)
   return id, event, key, published_at

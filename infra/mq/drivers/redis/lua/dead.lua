@@ -1,7 +1,7 @@
 -- Dead letters: HASH of number -> record and message, and ZSET of "number:subscription:event" by number.
 
--- Keeps the delivery called `id` as a dead letter; the caller takes it out of its group.
-local function bury_message(keys, group, sid, id, message, now, ending)
+-- Stores a dead letter for the delivery `id`; the caller removes the delivery from its group.
+local function add_dead_message(keys, group, sid, id, message, now, ending)
   local past = past_of(group, id)
   local number = digits(next_numbers(keys.meta, 1))
   local record = cmsgpack.pack({
@@ -17,7 +17,7 @@ local function bury_message(keys, group, sid, id, message, now, ending)
   call('HINCRBY', keys.meta, 'd:' .. sid, 1)
 end
 
-local function bury(keys, group, sid, id, now, ending)
+local function add_dead_letter(keys, group, sid, id, now, ending)
   local message = call('HGET', group.body, id)
-  if message then bury_message(keys, group, sid, id, message, now, ending) end
+  if message then add_dead_message(keys, group, sid, id, message, now, ending) end
 end

@@ -1,4 +1,4 @@
--- Deletes dead letters; answers how many there were. KEYS: meta, dead, deads. ARGV: numbers.
+-- Deletes dead letters; returns how many existed. KEYS: meta, dead, deads. ARGV: numbers.
 
 local meta, dead, deads = KEYS[1], KEYS[2], KEYS[3]
 local count = 0

@@ -1,9 +1,9 @@
--- What has become due takes its place, in bounded steps: a million messages may be due at one moment.
+-- Promotes deliveries and mailboxes that have become due, in bounded steps: a million may become due at once.
 
 local function is_due(key, now) return call('ZCOUNT', key, '-inf', now) > 0 end
 
--- Of what was delayed by its publisher, an unordered delivery keeps its time.
-local function promote_deliveries(group, due)
+-- Promotes scheduled deliveries of an unordered subscription; they keep their due time.
+local function promote_unordered(group, due)
   local members, times = {}, {}
   for index = 1, #due, 2 do
     members[#members + 1] = due[index]
@@ -15,8 +15,8 @@ local function promote_deliveries(group, due)
   left.items = left.items - #members
 end
 
--- An ordered one joins its mailbox. Here each message is copied: few at a time.
-local function promote_letters(group, due)
+-- Promotes scheduled deliveries of an ordered subscription into their mailboxes. This copies each message.
+local function promote_ordered(group, due)
   local members, serials, places, bodies = {}, {}, {}, {}
   for index = 1, #due, 2 do
     members[#members + 1] = due[index]
@@ -40,19 +40,19 @@ local function promote_letters(group, due)
   left.items = left.items - #members
 end
 
--- At most about `limit` of what was delayed by its publisher.
+-- Promotes about `limit` scheduled deliveries.
 local function promote_plan(group, ordered, now, limit)
   while limit > 0 and left.items > 0 and left.bytes > 0 do
     local wanted = math.min(limit, left.items, ordered and LARGE or 500)
     local due = call('ZRANGEBYSCORE', group.plan, '-inf', now, 'WITHSCORES', 'LIMIT', 0, wanted)
     if #due == 0 then return end
-    if ordered then promote_letters(group, due) else promote_deliveries(group, due) end
+    if ordered then promote_ordered(group, due) else promote_unordered(group, due) end
     limit = limit - #due / 2
   end
 end
 
--- Mailboxes whose head waited for its time join the line, in the order of their times. If not all of them can do so now,
--- whatever becomes due later joins the rest.
+-- Moves mailboxes whose head has become due into the line, in the order of their due times. If not all fit into this run,
+-- mailboxes that become due later wait behind the rest.
 local function promote_waiting(group, now, limit)
   while limit > 0 and left.items > 0 do
     local keys = call('ZRANGEBYSCORE', group.later, '-inf', now, 'LIMIT', 0, math.min(limit, left.items, 500))
@@ -71,7 +71,7 @@ local function promote_waiting(group, now, limit)
   if is_due(group.later, now) then group.behind = digits(now) end
 end
 
--- A message that is due can be cancelled no more: its entry in the index of ids goes.
+-- A due message cannot be cancelled any more, so its entry in the index of ids is deleted.
 local function forget_due_plans(plans, planned, now)
   for _, entry in ipairs(call('ZRANGEBYSCORE', plans, '-inf', now, 'LIMIT', 0, 100)) do
     local member, id = entry:match('^(.-)%z(.*)$')

@@ -1,12 +1,12 @@
--- Messages that are accepted once: a ZSET of event, NUL, id, by time. One counts only for the window, however long it is
--- kept. Every id is looked for, also one that was made for this very publish: the publish may come late, after whoever
--- sent it has given it up and published the id again.
--- Releases before this one kept ids alone, under another key, which ends some time after the last of them.
+-- Deduplication: a ZSET of marks ("event NUL id") by the time of acceptance. A mark counts for the dedupe window only,
+-- however long it is stored. Every id is checked, also a newly generated one: a publish may arrive late, after its sender
+-- has published the id again.
+-- Earlier releases stored ids alone, under another key, which expires some time after their last publish.
 
 local function id_of(mark) return mark:sub((mark:find('\0', 1, true)) + 1) end
 
--- Which marks from ARGV[first] on were accepted before, or come twice among themselves, where not all were new: those that
--- are new have the score `at`. Returns a set of their places; what is new in name only is marked anew.
+-- Finds duplicates among the marks ARGV[first] to ARGV[last] after not all of them were new: accepted before, or twice in
+-- this call. New marks have the score `at`. Returns the set of their places in ARGV; expired marks are renewed.
 local function find_repeated(accepted, older, first, last, at, since)
   local found, seen, anew, foreign = nil, {}, {}, {}
   local function repeats(place)
@@ -42,9 +42,9 @@ local function find_repeated(accepted, older, first, last, at, since)
   return found
 end
 
--- Marks ids as accepted, those of ARGV[first] to ARGV[last]; returns a set of the places of those that were accepted since
--- then, or come twice, or nil if none is.
--- The time is one that no mark has: so the number of marks that were added tells whether all were new.
+-- Marks the ids ARGV[first] to ARGV[last] as accepted; returns the set of the places of duplicates, accepted after `since`
+-- or twice in this call, or nil without any.
+-- The marks get a time that no other mark has, so that the number of added marks shows whether all were new.
 local function mark_ids(accepted, older, first, last, now, since)
   if first > last then return nil end
   local newest = tonumber(call('ZRANGE', accepted, -1, -1, 'WITHSCORES')[2])
@@ -62,8 +62,9 @@ local function mark_ids(accepted, older, first, last, now, since)
 end
 
 -- Messages that may be sent again after the window, because a process died or lost an answer: the latest of their ids are
--- kept in a ZSET of their own, too. One is a duplicate if its id was accepted since the message exists. `carried` says how
--- many ids to keep, for how many seconds, and pairs of the number of an id, counted from ARGV[last], and that time.
+-- also stored in a ZSET of their own. Such a message is a duplicate if its id was accepted since the message exists.
+-- `carried` has the number of ids to store, the seconds to store them, and pairs of an id's number, counted from
+-- ARGV[last], and the time since which its message exists.
 local function find_resent(resent, last, carried, repetitions)
   if call('EXISTS', resent) == 0 then return end
   for _, pair in ipairs(carried[3]) do
@@ -86,8 +87,7 @@ local function mark_resent(resent, last, carried, repetitions, now)
   call('EXPIRE', resent, digits(carried[2]))
 end
 
--- Does `work`; if that fails, marks that were set for it are taken back, so that the next try does not look like a
--- repetition.
+-- Runs `work`; if that fails, removes the marks of this call, so that a repeated call is not taken for a duplicate.
 local function marked(accepted, first, last, dropped, work)
   local done, failure = pcall(work)
   if done then return end

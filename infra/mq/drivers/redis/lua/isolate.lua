@@ -1,5 +1,5 @@
--- Records that the first unsettled delivery of a claim runs alone; 0 when the claim is fenced.
--- KEYS: a group. ARGV: worker, whether it is ordered, delivery or mailbox, fence.
+-- Marks the first unsettled delivery of a claim as running alone; returns 0 if the claim is fenced.
+-- KEYS: a group. ARGV: worker, whether the subscription is ordered, delivery or mailbox, fence.
 
 local group, worker, id = group_at(0), ARGV[1], ARGV[3]
 if call('HGET', group.own, id) ~= worker then return 0 end

@@ -1,4 +1,4 @@
--- Registers a live worker. KEYS: leases, workers, meta, since. ARGV: time, worker, lease, who it is.
+-- Registers a live worker. KEYS: leases, workers, meta, since. ARGV: time, worker, lease, packed data of the worker.
 
 local now = clock(ARGV[1], KEYS[3])
 call('HSET', KEYS[2], ARGV[2], ARGV[4])

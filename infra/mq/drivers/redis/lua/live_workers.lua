@@ -1,5 +1,5 @@
--- Answers what live workers say of themselves, from one place among them on: a bounded number.
--- KEYS: meta, leases, workers. ARGV: time, place, how many.
+-- Returns the packed data of a page of live workers.
+-- KEYS: meta, leases, workers. ARGV: time, number of the first worker, size of the page.
 
 local now = clock(ARGV[1], KEYS[1])
 local alive = call('ZRANGEBYSCORE', KEYS[2], '(' .. digits(now), '+inf', 'LIMIT', ARGV[2], ARGV[3])

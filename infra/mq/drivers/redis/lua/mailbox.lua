@@ -1,15 +1,16 @@
--- Mailboxes: the deliveries of one key, in order, claimed as a whole.
--- A delivery in a mailbox is called <key> NUL <sequence>; sequences grow, and holes are left by what was retired.
+-- Mailboxes: the deliveries of one ordering key, in order, with one owner at a time.
+-- The id of a delivery in a mailbox is <key> NUL <sequence>. Sequences increase; retired deliveries leave holes.
 
 local STATE, HEAD, TAIL, SIZE, CLAIMED, FENCE, EVENT = 1, 2, 3, 4, 5, 6, 7
 local READY, WAITING, OWNED, PARKED, BLOCKED = 'R', 'W', 'O', 'P', 'B'
 
 local function place(key, sequence) return key .. '\0' .. digits(sequence) end
 
--- How many sequences are looked at for the next letter of a mailbox at most: holes may be many.
+-- The largest number of sequences to check for the next delivery of a mailbox, since there may be many holes.
 local WALK = 200
 
--- Changes are gathered and written at once, what is needed to find a mailbox again before what is no longer needed.
+-- A set of mailboxes of one subscription, with their changes, which `write_boxes` writes all at once: first what is needed
+-- to find a mailbox again, then deletions.
 local function mailboxes_of(group)
   return {group = group, boxes = {}, changed = {}, ready = {}}
 end
@@ -40,7 +41,7 @@ local function make_ready(set, key, box)
   set.ready[#set.ready + 1] = key
 end
 
--- Takes `count` places at the end of a mailbox; returns the first sequence.
+-- Reserves `count` sequences at the end of a mailbox; returns the first.
 local function append(set, key, count)
   local box = get_box(set, key)
   if not box then
@@ -55,8 +56,8 @@ local function append(set, key, count)
   return first
 end
 
--- Gives a mailbox back: due at once if anything is left in it, else it is forgotten.
-local function give_back(set, key, box)
+-- Releases a mailbox: it is due at once if deliveries are left in it, else deleted.
+local function release_mailbox(set, key, box)
   if box[SIZE] > 0 then
     make_ready(set, key, box)
   else
@@ -67,7 +68,7 @@ end
 
 local function write_boxes(set)
   local kept, gone, later = {}, {}, {}
-  -- While mailboxes that are due wait for their place in line, those that come after them wait there, too.
+  -- While earlier due mailboxes wait for their place in line, later ones wait behind them.
   if set.group.behind then
     for _, key in ipairs(set.ready) do
       if set.boxes[key] then
@@ -96,7 +97,7 @@ local function write_boxes(set)
   set.changed, set.ready = {}, {}
 end
 
--- Moves the head over what was retired, or `limit` steps of the way: then the next claim goes on.
+-- Moves the head over holes, at most `limit` of them; the next claim continues.
 local function skip_holes(set, key, box, limit)
   if box[SIZE] > 0 and box[SIZE] < box[TAIL] - box[HEAD] then
     local stop = box[HEAD] + (limit or WALK)
@@ -107,7 +108,7 @@ local function skip_holes(set, key, box, limit)
   end
 end
 
--- The first `limit` sequences of a mailbox; fewer where very many holes are between them.
+-- Returns the first `limit` sequences of a mailbox; fewer if there are very many holes between them.
 local function sequences_of(set, key, box, limit)
   local found, sequence = {}, box[HEAD]
   local whole = box[SIZE] == box[TAIL] - box[HEAD]

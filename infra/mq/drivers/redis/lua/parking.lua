@@ -1,7 +1,6 @@
--- Where deliveries, or mailboxes, wait for a worker that knows what they need: a SET for every need, and a SET of the needs
--- that have one. A need is the name of an event, or another text. What earlier releases parked, by events alone, is not in
--- that index.
--- `parks` has the key of the index, and at numbers the places that are known to the caller.
+-- Parked deliveries, or mailboxes: a SET ("place") for every need, and an index, a SET of the needs that have a place. A
+-- need is the name of an event, or another text. Earlier releases parked by events alone and had no index.
+-- `parks` has the key of the index, and at its numbers the places that the caller knows.
 
 local function park(parks, number, id)
   local place = parks[number]
@@ -23,7 +22,7 @@ local function parking_places(parks)
   return places
 end
 
--- Takes a place that became empty out of the index.
+-- Removes an empty place from the index.
 local function close_place(parks, place)
   if call('EXISTS', place) == 0 then call('SREM', parks.index, place:sub(#parks.index + 1)) end
 end

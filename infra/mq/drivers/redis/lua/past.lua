@@ -1,5 +1,5 @@
--- The record of a delivery's past. RETURNS counts how often an unordered delivery was given back after a claim: the fence
--- of its next claim is one more. Records of earlier releases have no such count.
+-- The record of a delivery: its counters, whether it runs alone, and its last error. RETURNS counts how often an unordered
+-- delivery was released after a claim: the fence of its next claim is one more. Records of earlier releases lack it.
 local FAILURES, DEFERRALS, TAKEOVERS, CRASHES, ALONE, ERROR, TRACEBACK, RETURNS = 1, 2, 3, 4, 5, 6, 7, 8
 
 local function past_of(group, id)
@@ -16,5 +16,5 @@ end
 
 local function has_past(group) return call('EXISTS', group.past) == 1 end
 
--- The fence of an unordered delivery's present claim, or of its next one.
+-- Returns the fence of an unordered delivery's current claim, or of its next one.
 local function fence_of(past) return past[RETURNS] + 1 end

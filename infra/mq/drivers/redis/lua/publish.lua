@@ -1,20 +1,20 @@
--- Accepts a batch of messages, all or none: one delivery for every subscription that the registry has.
--- KEYS: meta, accepted, dedupe, sleepers, plans, planned, resent, then a group for every target.
--- ARGV: registry version, time, dedupe window, for how many milliseconds ids are kept ('' to leave that to a later
---       publish, which will come in time), plan of the batch, which messages may be sent again after the window ('' for
---       none), then the messages, then events with ids.
--- Answers how many ids are still to be forgotten, or -1.
+-- Accepts a batch of messages, all or none: one delivery for every subscription of each event.
+-- KEYS: meta, accepted, dedupe, waiting workers, plans, planned, resent, then a group for every target.
+-- ARGV: registry version, time, dedupe window, milliseconds for which to store ids ('' to delete no old ids in this call),
+--       routing of the batch, messages that may be sent again after the window ('' for none), then the messages, then
+--       marks of events and ids.
+-- Returns the number of expired ids left to delete, or -1 (outdated registry).
 
-local meta, marks, older, sleepers, plans, planned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local meta, marks, older, waiting, plans, planned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local resent = KEYS[7]
 local KEPT = 7
 local FIRST = 7
--- The publisher found the targets in its copy of the registry: it must be the present one.
+-- The publisher took the targets from its copy of the registry, which must be current.
 if is_outdated(meta, ARGV[1]) then return -1 end
 local now = clock(ARGV[2], meta)
 local since = now - ARGV[3]
 expect_large(meta)
--- Which messages have an id that is accepted once: their numbers, or true for all.
+-- `identified`: the numbers of the messages with `dedupe`, or true for all.
 local count, targets, identified, delayed = unpack(cmsgpack.unpack(ARGV[5]))
 local LAST = FIRST + count - 1
 
@@ -30,26 +30,26 @@ for place = LAST + 1, #ARGV do
   end
 end
 
--- An unordered target: all messages, or those of certain numbers.
-local function send(group, target)
+-- Adds messages to an unordered target: all, or those with certain numbers.
+local function append_unordered(group, target)
   local indexes, messages = target[2], {}
   for number = 1, indexes == true and count or #indexes do
     local index = indexes == true and number or indexes[number]
     if not dropped[index] then messages[#messages + 1] = message_at(index) end
   end
-  local given, bell = false, #messages > 0 and call('SPOP', group.idle)
-  if bell and #messages == 1 and not target[3] then
-    given, bell = hand_over(group, now, sleepers, bell, target[4], messages[1])
+  local given, waiter = false, #messages > 0 and call('SPOP', group.idle)
+  if waiter and #messages == 1 and not target[3] then
+    given, waiter = hand_over(group, now, waiting, waiter, target[4], messages[1])
   end
   if given then return end
   many('RPUSH', group.line, messages)
-  if bell then ring(group.idle, #messages, bell) end
+  if waiter then notify(group.idle, #messages, waiter) end
 end
 
--- More is due than can take its place now: what comes after it waits for its place, too.
-local function post_later(group, letters)
-  for _, letter in ipairs(letters) do
-    for _, index in ipairs(letter[2]) do
+-- More scheduled deliveries are due than one run promotes: these messages wait behind them.
+local function postpone(group, by_key)
+  for _, entry in ipairs(by_key) do
+    for _, index in ipairs(entry[2]) do
       if not dropped[index] then
         local message = message_at(index)
         call('HSET', group.body, serial_of(message), message)
@@ -57,19 +57,19 @@ local function post_later(group, letters)
       end
     end
   end
-  ring(group.idle, 1)
+  notify(group.idle, 1)
 end
 
--- An ordered target: the messages of every key.
-local function post(group, letters)
+-- Adds messages to an ordered target: the messages of each key.
+local function append_ordered(group, by_key)
   promote_plan(group, true, now, 500)
-  if is_due(group.plan, now) then return post_later(group, letters) end
+  if is_due(group.plan, now) then return postpone(group, by_key) end
   local set, body, keys = mailboxes_of(group), {}, {}
-  for index, letter in ipairs(letters) do keys[index] = letter[1] end
+  for index, entry in ipairs(by_key) do keys[index] = entry[1] end
   load_boxes(set, keys)
-  for _, letter in ipairs(letters) do
-    local key, indexes = letter[1], {}
-    for _, index in ipairs(letter[2]) do
+  for _, entry in ipairs(by_key) do
+    local key, indexes = entry[1], {}
+    for _, index in ipairs(entry[2]) do
       if not dropped[index] then indexes[#indexes + 1] = index end
     end
     if #indexes > 0 then
@@ -84,22 +84,22 @@ local function post(group, letters)
   local woken = #set.ready
   many('HSET', group.body, body)
   write_boxes(set)
-  ring(group.idle, woken)
+  notify(group.idle, woken)
 end
 
--- Its due time may be over by the broker's clock: then it simply is due at once, wherever it is looked for.
+-- Schedules a message. If its due time has passed by the server's clock, it is due at once.
 local function schedule(it)
   local index, due, id, sids, numbers = it[1], it[2], it[3], it[4], it[5]
   if dropped[index] then return end
   local message = message_at(index)
   local serial = serial_of(message)
-  -- With a number in front, those of one time stay in the order of their acceptance.
+  -- The number in front keeps messages of one due time in the order of acceptance.
   local member = digits(next_numbers(meta, 1)) .. serial
   for _, number in ipairs(numbers) do
     local group = group_at(KEPT + number * GROUP)
     call('HSET', group.body, serial, message)
     call('ZADD', group.plan, due, member)
-    ring(group.idle, 1)
+    notify(group.idle, 1)
   end
   local packed = call('HGET', planned, id)
   local entries = packed and cmsgpack.unpack(packed) or {}
@@ -111,11 +111,11 @@ end
 marked(marks, LAST + 1, #ARGV, repetitions, function()
   for number, target in ipairs(targets) do
     local group = group_at(KEPT + (number - 1) * GROUP)
-    -- Those with delayed messages alone are targets, too.
+    -- A target may get scheduled messages alone.
     if not target[1] then
-      send(group, target)
+      append_unordered(group, target)
     elseif #target[2] > 0 then
-      post(group, target[2])
+      append_ordered(group, target[2])
     end
   end
   for _, it in ipairs(delayed) do schedule(it) end

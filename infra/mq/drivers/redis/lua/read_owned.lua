@@ -1,5 +1,5 @@
--- Reads what a worker owns, in the form of claims; answers how many of the names were read, and the claims.
--- KEYS: a group. ARGV: worker, whether it is ordered, names of deliveries or mailboxes.
+-- Reads named claims of a worker; returns the number of names that were read, and the claims.
+-- KEYS: a group. ARGV: worker, whether the subscription is ordered, names of deliveries or mailboxes.
 
 local group, ordered = group_at(0), ARGV[2] == '1'
 local names = cmsgpack.unpack(ARGV[3])

@@ -1,7 +1,7 @@
--- Replaces the registry if it is still the one that the change was made on; 0 otherwise, and -2 if it adds an event to a
--- subscription of which a part is still being removed: that would remove messages that come after this.
--- KEYS: meta, retiring. ARGV: version expected ('' for none), version, registry, time, channel that tells everyone, sids of
---       the subscriptions that get more events.
+-- Replaces the registry. Returns 1; 0 if the version is not the expected one; -2 if a subscription that gets further events
+-- has a retirement in progress, which would remove messages published after this change.
+-- KEYS: meta, retiring. ARGV: expected version ('' for none), new version, new registry, time, channel for the notification
+--       of all processes, sids of the subscriptions that get further events.
 
 if (call('HGET', KEYS[1], 'v') or '') ~= ARGV[1] then return 0 end
 for index = 6, #ARGV do

@@ -1,11 +1,11 @@
--- Removes a bounded part of what waits for a retired subscription, or one event of it; answers the phase and the place to
--- go on at, and how many deliveries that were. The phases are 'plan', 'line', 'body', 'end', and '' when all is done.
--- With 'count' it only counts, in the line and then elsewhere; otherwise it does nothing once the note is gone: a step that
--- comes late must not remove what was declared and published anew.
--- KEYS: meta, dead, deads, plans, planned, retiring, a group, lines that are looked through, the index of parking places,
---       and those of its events.
--- ARGV: time, sid, whether it is ordered, event ('' for all of it), whether its deliveries become dead letters ('1'),
---       phase, where to go on, the note.
+-- Removes a bounded number of deliveries of a retired subscription, or one event of it; returns the next phase, its cursor,
+-- and the number of deliveries. The phases are 'plan', 'line', 'body', 'end', and '' when all is done. The phase 'count'
+-- only counts, first in the line and then elsewhere. The other phases do nothing without the note: a step that arrives late
+-- must not remove deliveries of a subscription that was declared again.
+-- KEYS: meta, dead, deads, plans, planned, retiring, a group, the line to check, the index of parking places, and the
+--       places of its events.
+-- ARGV: time, sid, whether the subscription is ordered, event ('' for the whole subscription), whether its deliveries become
+--       dead letters ('1'), phase, cursor, the note.
 
 local keys = {meta = KEYS[1], dead = KEYS[2], deads = KEYS[3]}
 local plans, planned, retiring, group = KEYS[4], KEYS[5], KEYS[6], group_at(6)
@@ -13,11 +13,11 @@ local old, parks = KEYS[6 + GROUP + 1], {index = KEYS[6 + GROUP + 2]}
 for index = 6 + GROUP + 3, #KEYS do parks[#parks + 1] = KEYS[index] end
 if ARGV[6] ~= 'count' and call('HGET', retiring, ARGV[2]) ~= ARGV[8] then return {'', '0', 0} end
 local now, sid, ordered, event = clock(ARGV[1], KEYS[1]), ARGV[2], ARGV[3] == '1', ARGV[4]
-local buries, phase, cursor, PAGE = ARGV[5] == '1', ARGV[6], ARGV[7], 200
+local keeps_dead, phase, cursor, PAGE = ARGV[5] == '1', ARGV[6], ARGV[7], 200
 expect_large(KEYS[1])
 local RETIRED = {otherwise = 'its subscription was retired'}
 
-local function is_doomed(message)
+local function is_retired(message)
   if event == '' then return true end
   local _, its = parts_of(message)
   return its == event
@@ -27,8 +27,8 @@ local function size(message)
   left.bytes = left.bytes - #message
 end
 
--- Deliveries that are kept by name: those to remove, and where to go on.
-local function doomed_page()
+-- Returns the ids of the retired deliveries on the next page of `body`.
+local function retired_page()
   local found, seen = {}, 0
   repeat
     local page = call('HSCAN', group.body, cursor, 'COUNT', LARGE)
@@ -36,14 +36,14 @@ local function doomed_page()
     for index = 1, #page[2], 2 do
       seen = seen + 1
       size(page[2][index + 1])
-      if is_doomed(page[2][index + 1]) then found[#found + 1] = page[2][index] end
+      if is_retired(page[2][index + 1]) then found[#found + 1] = page[2][index] end
     end
   until cursor == '0' or seen >= PAGE or left.bytes <= 0
   table.sort(found)
   return found
 end
 
--- A message delayed for several subscriptions still reaches the others.
+-- Removes this subscription from a scheduled message, which its other subscriptions still receive.
 local function unplan(member, message)
   local id = message and parts_of(message)
   local packed = id and call('HGET', planned, id)
@@ -73,9 +73,9 @@ local function clear_plan()
       local message = call('HGET', group.body, serial)
       seen = seen + 1
       if message then size(message) end
-      if not message or is_doomed(message) then
+      if not message or is_retired(message) then
         unplan(member, message)
-        if message and buries then bury_message(keys, group, sid, serial, message, now, RETIRED) end
+        if message and keeps_dead then add_dead_message(keys, group, sid, serial, message, now, RETIRED) end
         call('ZREM', group.plan, member)
         count = count + call('HDEL', group.body, serial)
       end
@@ -84,7 +84,7 @@ local function clear_plan()
   return count
 end
 
--- Of a line that goes as a whole, the first; of one that stays, the last that were not looked at.
+-- Removes retired deliveries from the start of the line if the whole subscription is retired, else from the end of `old`.
 local function clear_line()
   local from, count, kept = event == '' and group.line or old, 0, {}
   while count + #kept < PAGE and left.bytes > 0 do
@@ -92,21 +92,21 @@ local function clear_line()
     if #page == 0 then break end
     for _, message in ipairs(page) do
       size(message)
-      if not is_doomed(message) then
+      if not is_retired(message) then
         kept[#kept + 1] = message
       else
-        if buries then bury_message(keys, group, sid, serial_of(message), message, now, RETIRED) end
+        if keeps_dead then add_dead_message(keys, group, sid, serial_of(message), message, now, RETIRED) end
         count = count + 1
       end
     end
   end
   many('LPUSH', group.line, kept)
-  if #kept > 0 then ring(group.idle, #kept) end
+  if #kept > 0 then notify(group.idle, #kept) end
   if call('EXISTS', from) == 0 then phase, cursor = 'body', '0' end
   return count
 end
 
--- Takes retired deliveries out of their mailboxes; a mailbox whose head was among them goes on.
+-- Removes retired deliveries from their mailboxes; releases a mailbox whose head was among them.
 local function empty_mailboxes(gone)
   local set, heads = mailboxes_of(group), {}
   for _, id in ipairs(gone) do
@@ -126,7 +126,7 @@ local function empty_mailboxes(gone)
   local woken = 0
   for key, before in pairs(heads) do
     local box, head = get_box(set, key), before[1]
-    -- Settlements of a claimed mailbox go by its head; others find it when they are claimed.
+    -- Settlements of a claimed mailbox need its head now; other mailboxes find it at their next claim.
     skip_holes(set, key, box, box[STATE] ~= OWNED and 10 or WALK)
     local head_gone = box[SIZE] == 0 or box[HEAD] ~= head
     if box[STATE] ~= OWNED and head_gone then
@@ -134,20 +134,20 @@ local function empty_mailboxes(gone)
       call('HDEL', group.block, key)
       if box[EVENT] and call('SREM', box[EVENT], key) > 0 then close_place(parks, box[EVENT]) end
       if box[STATE] ~= READY or box[SIZE] == 0 then
-        -- A line is not searched for a key: the next claim passes over one that has no mailbox.
-        give_back(set, key, box)
+        -- The line still has the key; the next claim skips a key without a mailbox.
+        release_mailbox(set, key, box)
         woken = woken + 1
       end
     end
   end
   write_boxes(set)
-  ring(group.idle, woken)
+  notify(group.idle, woken)
 end
 
 local function clear_body()
-  local gone = doomed_page()
-  if buries then
-    for _, id in ipairs(gone) do bury(keys, group, sid, id, now, RETIRED) end
+  local gone = retired_page()
+  if keeps_dead then
+    for _, id in ipairs(gone) do add_dead_letter(keys, group, sid, id, now, RETIRED) end
   end
   many('HDEL', group.past, gone)
   if event == '' then
@@ -177,7 +177,7 @@ local function finish()
   return count
 end
 
--- Counts from the end of the line, which may grow shorter at its beginning, and then all that is kept by name.
+-- Counts retired deliveries in the line, from its end since claims shorten its start, and then in `body`.
 local function count_page()
   if not ordered and cursor:sub(1, 1) == 'l' then
     local at, count, page = tonumber(cursor:sub(2)), 0, nil
@@ -187,14 +187,14 @@ local function count_page()
       at = at + LARGE
       for _, message in ipairs(page) do
         size(message)
-        if is_doomed(message) then count = count + 1 end
+        if is_retired(message) then count = count + 1 end
       end
     until #page == 0 or at >= stop or left.bytes <= 0
     cursor = #page > 0 and 'l' .. digits(at) or '0'
     return count
   end
   if ordered and cursor:sub(1, 1) == 'l' then cursor = '0' end
-  local count = #doomed_page()
+  local count = #retired_page()
   if cursor == '0' then phase = '' end
   return count
 end
@@ -206,13 +206,13 @@ elseif phase == 'plan' then
   count = clear_plan()
   if cursor == '0' then phase = 'line' end
 elseif phase == 'line' then
-  if ordered or (event == '' and not buries) then
+  if ordered or (event == '' and not keeps_dead) then
     count, phase, cursor = 0, 'body', '0'
   else
     count = clear_line()
   end
 elseif phase == 'body' then
-  if event == '' and not buries then
+  if event == '' and not keeps_dead then
     count, cursor = 0, '0'
   else
     count = clear_body()

@@ -1,12 +1,12 @@
--- Turns a dead letter back into a delivery for its own subscription alone; 0 if it is gone.
--- KEYS: meta, dead, deads, a group. ARGV: registry version, time, number, sid, whether it is ordered.
+-- Turns a dead letter back into a delivery of its own subscription; returns 0 if it does not exist.
+-- KEYS: meta, dead, deads, a group. ARGV: registry version, time, number, sid, whether the subscription is ordered.
 
 local meta, dead, deads, group = KEYS[1], KEYS[2], KEYS[3], group_at(3)
 if is_outdated(meta, ARGV[1]) then return -1 end
 local letter = call('HGET', dead, ARGV[3])
 if not letter then return 0 end
 
--- It starts anew, also by name: what its former claims still may say is not about it.
+-- A new serial, so that late settlements of its former claims do not end it.
 local old = letter:sub(9 + tonumber(letter:sub(1, 8)))
 local serial = digits(next_numbers(meta, 1)) .. string.rep('-', 15)
 local message = old:sub(1, SERIAL_FROM - 1) .. serial .. old:sub(SERIAL_TO + 1)
@@ -23,5 +23,5 @@ end
 call('HDEL', dead, ARGV[3])
 call('ZREMRANGEBYSCORE', deads, ARGV[3], ARGV[3])
 if call('HINCRBY', meta, 'd:' .. ARGV[4], -1) <= 0 then call('HDEL', meta, 'd:' .. ARGV[4]) end
-ring(group.idle, 1)
+notify(group.idle, 1)
 return 1

@@ -1,5 +1,5 @@
--- Looks for what a worker owns of one subscription: answers where to go on ('0' at the end), and names of deliveries or
--- mailboxes. KEYS: a group. ARGV: worker, where to go on.
+-- Searches one page of a subscription's claims for those of a worker; returns the next cursor ('0' at the end), and the
+-- names of deliveries or mailboxes. KEYS: a group. ARGV: worker, cursor.
 
 local group, found = group_at(0), {}
 local page = call('HSCAN', group.own, ARGV[2], 'COUNT', 500)

@@ -1,10 +1,10 @@
--- Accepts messages that all go to the same unordered subscriptions, and at once: most are such. They are passed on as
--- they came: what is done here for each of them would take longer than storing it.
--- KEYS: meta, accepted, dedupe, sleepers, then line, later, body, plan, idle and own of every subscription.
--- ARGV: registry version, time, dedupe window, for how many milliseconds ids are kept ('' to leave that to a later
---       publish, which will come in time), how many messages; for every subscription its sid and whether it is paused
---       ('1'); the messages; events with ids, of all of them or of none.
--- Answers how many ids are still to be forgotten, or -1.
+-- Accepts messages of one event that only unordered subscriptions receive, all due now. It does no work per message, which
+-- would take longer than storing the message.
+-- KEYS: meta, accepted, dedupe, waiting workers, then line, later, body, plan, idle and own of every subscription.
+-- ARGV: registry version, time, dedupe window, milliseconds for which to store ids ('' to delete no old ids in this call),
+--       number of messages; for every subscription its sid and whether it is paused ('1'); the messages; marks of events
+--       and ids, for all messages or for none.
+-- Returns the number of expired ids left to delete, or -1 (outdated registry).
 
 local meta, accepted, older = KEYS[1], KEYS[2], KEYS[3]
 local KEPT, EACH = 4, 6
@@ -28,7 +28,7 @@ marked(accepted, first_id, last_id, dropped, function()
   for number = 0, targets - 1 do
     local base = KEPT + number * EACH
     many('RPUSH', KEYS[base + 1], messages, first, last)
-    ring(KEYS[base + 5], last - first + 1)
+    notify(KEYS[base + 5], last - first + 1)
   end
 end)
 

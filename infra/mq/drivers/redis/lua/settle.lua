@@ -1,4 +1,4 @@
--- Ends claims, all in one step; answers which settlements were fenced.
+-- Settles claims, all in one step; returns the numbers of the settlements that were fenced.
 -- KEYS: meta, dead, deads, then a group for every subscription, then for each the index of its parking places and the
 --       places that the settlements name.
 -- ARGV: time, worker, settlements by subscription.
@@ -9,7 +9,7 @@ local fenced = {}
 
 local RETRY, DEFER, RELEASE, PARK, BLOCK, DEAD = 1, 2, 3, 4, 5, 6
 
--- One end: index, delivery, outcome, close, delay, charge, error, traceback, parking place, and if it is unordered fence.
+-- The elements of a settlement; the fence only if it is unordered.
 local INDEX, ID, OUTCOME, CLOSE, DELAY, CHARGE, WHY, WHERE, PLACE, ITS_FENCE = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
 local function keep_end(group, id, it, past)
@@ -21,17 +21,17 @@ local function keep_end(group, id, it, past)
   keep_past(group, id, past)
 end
 
-local function remember_letter(group, id, it, remembers)
+local function update_past(group, id, it, remembers)
   local outcome = it[OUTCOME]
   if not (remembers or outcome == RETRY or outcome == DEFER or outcome == BLOCK or it[WHY]) then return end
   keep_end(group, id, it, past_of(group, id))
 end
 
-local function bury_one(group, sid, id, it)
-  bury(keys, group, sid, id, now, {error = it[WHY], traceback = it[WHERE], charge = it[CHARGE]})
+local function add_dead(group, sid, id, it)
+  add_dead_letter(keys, group, sid, id, now, {error = it[WHY], traceback = it[WHERE], charge = it[CHARGE]})
 end
 
--- Whoever owns them now: the handler did succeed.
+-- DONE is not fenced: the handler has succeeded, whichever worker owns the deliveries now.
 local function delete(group, parks, ids)
   local owned = many('HDEL', group.own, ids)
   many('HDEL', group.body, ids)
@@ -52,7 +52,7 @@ local function settle_deliveries(group, sid, parks, done, others)
     if not past or fence_of(past) ~= it[ITS_FENCE] then
       fenced[#fenced + 1] = it[INDEX]
     elseif outcome == DEAD then
-      bury_one(group, sid, id, it)
+      add_dead(group, sid, id, it)
       delete(group, parks, {id})
     else
       past[RETURNS] = past[RETURNS] + 1
@@ -65,22 +65,22 @@ local function settle_deliveries(group, sid, parks, done, others)
       call('HDEL', group.own, id)
     end
   end
-  if #others > 0 then ring(group.idle, #others) end
+  if #others > 0 then notify(group.idle, #others) end
 end
 
--- Ends the head of an owned mailbox for good.
+-- Removes the head of an owned mailbox.
 local function finish(change, set, sid, key, box, it)
   local group, id = set.group, place(key, box[HEAD])
-  if it[OUTCOME] == DEAD then bury_one(group, sid, id, it) end
+  if it[OUTCOME] == DEAD then add_dead(group, sid, id, it) end
   change.gone[#change.gone + 1] = id
   box[HEAD], box[SIZE], box[CLAIMED] = box[HEAD] + 1, box[SIZE] - 1, box[CLAIMED] - 1
   set.changed[key] = true
 end
 
--- Leaves the head of an owned mailbox where it is, and gives the mailbox back.
+-- Keeps the head of an owned mailbox, and releases the mailbox.
 local function leave(set, parks, key, box, it, remembers)
   local group, outcome = set.group, it[OUTCOME]
-  remember_letter(group, place(key, box[HEAD]), it, remembers)
+  update_past(group, place(key, box[HEAD]), it, remembers)
   box[CLAIMED] = 0
   set.changed[key] = true
   if outcome == PARK then
@@ -92,11 +92,11 @@ local function leave(set, parks, key, box, it, remembers)
     box[STATE] = WAITING
     call('ZADD', group.later, digits(now + it[DELAY]), key)
   else
-    give_back(set, key, box)
+    release_mailbox(set, key, box)
   end
 end
 
--- A closing settlement gives the mailbox back also when its delivery was retired meanwhile.
+-- A closing settlement releases the mailbox also if its delivery was retired meanwhile.
 local function settle_mailbox(change, set, sid, parks, claim, remembers)
   local key, fence, ends = claim[1], claim[2], claim[3]
   local box = get_box(set, key)
@@ -112,7 +112,7 @@ local function settle_mailbox(change, set, sid, parks, claim, remembers)
       skip_holes(set, key, box)
     end
     if owned and (stays or it[CLOSE]) then
-      if not stays then give_back(set, key, box) end
+      if not stays then release_mailbox(set, key, box) end
       change.free[#change.free + 1] = key
       owned = false
     end
@@ -131,7 +131,7 @@ local function settle_mailboxes(group, sid, parks, claims)
   many('HDEL', group.body, change.gone)
   if has_past(group) then many('HDEL', group.past, change.gone) end
   many('HDEL', group.own, change.free)
-  ring(group.idle, woken)
+  notify(group.idle, woken)
 end
 
 local settled = cmsgpack.unpack(ARGV[3])

@@ -1,8 +1,8 @@
--- Counts what subscriptions hold, in time that does not grow with their backlogs: of as many of them as the messages that
--- are read allow. What has to be added up over more mailboxes than a few is left to sum_boxes.lua: then the answer says so.
+-- Counts the deliveries of subscriptions, in time that does not grow with their backlogs; of the first subscriptions alone,
+-- if their messages are large. Sums over more than a few mailboxes are left to sum_boxes.lua; the answer then has -1.
 -- KEYS: meta, then a group for every subscription, then for each the index of its parking places and those of its events.
--- ARGV: registry version, time, per subscription its sid, whether it is ordered, how many parking places it has, and sids
---       of its name that were retired.
+-- ARGV: registry version, time, per subscription its sid, whether it is ordered, number of its parking places, and retired
+--       sids of its name.
 
 local meta = KEYS[1]
 if is_outdated(meta, ARGV[1]) then return -1 end
@@ -10,9 +10,9 @@ local now = clock(ARGV[2], meta)
 local wanted = cmsgpack.unpack(ARGV[3])
 local parking = 1 + #wanted * GROUP
 
--- The oldest is looked for among the first of each kind: with more of them, they stand in the order of their times.
+-- The oldest delivery is searched among the first of each kind, which are in the order of their times.
 local LOOK, LOOK_BYTES = 200, 512 * 1024
--- How many mailboxes, or blocked keys, are looked at here.
+-- The largest number of mailboxes, or blocked keys, to read here.
 local FEW = 200
 
 local function first_elsewhere(group, places)
@@ -40,7 +40,7 @@ end
 
 local function oldest_of(group, ordered, places)
   local oldest, bytes = false, LOOK_BYTES
-  -- As many at a time as fit, judged by those before them.
+  -- Reads as many messages at a time as fit, judged by the size of those before.
   local function look_through(total, read)
     local at, page = 1, 1
     while at <= total and bytes > 0 do

@@ -1,6 +1,6 @@
--- Adds up a part of what mailboxes hold that are claimed, blocked or parked; answers where to go on ('0' at the end), and
--- the sum. KEYS: a group, the HASH or SET of mailboxes. ARGV: command that looks through it, whether only claimed
--- deliveries count, where to go on.
+-- Counts the deliveries in one page of claimed, blocked or parked mailboxes; returns the next cursor ('0' at the end), and
+-- the number. KEYS: a group, the HASH or SET of mailboxes. ARGV: command that scans it, whether only claimed deliveries
+-- count, cursor.
 
 local group, set, keys = group_at(0), nil, {}
 local page = call(ARGV[1], KEYS[GROUP + 1], ARGV[3], 'COUNT', 500)

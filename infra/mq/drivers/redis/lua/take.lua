@@ -1,8 +1,8 @@
--- Takes from workers what they own of one subscription: unchanged when they leave, charged with their death otherwise.
--- A bounded number: answers where to go on ('0' at the end), and how many deliveries that were.
+-- Releases claims of workers on one subscription, a bounded number: unchanged for workers that close, and with the death
+-- counted for dead workers. Returns the next cursor ('0' at the end), and the number of deliveries.
 -- KEYS: meta, a group.
--- ARGV: time, whether it is ordered, 'dead' or 'leaving', workers, ids to take ('' to look for all they own), where to go
---       on, ids to leave alone.
+-- ARGV: time, whether the subscription is ordered, 'dead' or 'leaving', workers, names of the claims ('' for all claims of
+--       the workers), cursor, names of claims to keep.
 
 local group, now, ordered, dies = group_at(1), clock(ARGV[1], KEYS[1]), ARGV[2] == '1', ARGV[3] == 'dead'
 local PAGE = 200
@@ -13,8 +13,8 @@ local function set_of(list)
 end
 local workers, kept = set_of(cmsgpack.unpack(ARGV[4])), set_of(cmsgpack.unpack(ARGV[7]))
 
--- Ends an isolation that nobody died of.
-local function treat(id)
+-- Updates the record of a delivery whose claim ends: no longer alone, and with the death of its worker, if it died.
+local function update_past(id)
   local past = past_of(group, id)
   local alone = past[ALONE]
   past[ALONE] = false
@@ -50,16 +50,16 @@ if ordered then
     local box = get_box(set, key)
     if box then
       local claimed = sequences_of(set, key, box, box[CLAIMED])
-      for _, sequence in ipairs(claimed) do treat(place(key, sequence)) end
+      for _, sequence in ipairs(claimed) do update_past(place(key, sequence)) end
       count = count + #claimed
-      give_back(set, key, box)
+      release_mailbox(set, key, box)
     end
   end
   write_boxes(set)
 else
   local later = {}
   for _, id in ipairs(owned) do
-    treat(id)
+    update_past(id)
     later[#later + 1] = digits(now)
     later[#later + 1] = id
   end
@@ -67,5 +67,5 @@ else
   many('ZADD', group.later, later)
 end
 many('HDEL', group.own, owned)
-ring(group.idle, #owned)
+notify(group.idle, #owned)
 return {cursor, count}

@@ -1,5 +1,5 @@
--- Forgets ids that count no more, in steps that are larger than what each publish adds; all of them, should nobody say it
--- again for `kept_for` milliseconds. Answers how many are still to be forgotten.
+-- Deletes ids older than the dedupe window, more per call than a publish adds, and lets all of them expire `kept_for`
+-- milliseconds after the last call. Returns the number of old ids left to delete.
 local function tidy_ids(accepted, since, kept_for, added)
   if kept_for == '' then return 0 end
   local old, most = call('ZCOUNT', accepted, '-inf', digits(since)), math.max(1000, 2 * added)

@@ -1,6 +1,6 @@
--- Lets a blocked mailbox go on: its head is tried anew, or becomes a dead letter; 0 if it is not blocked, or was blocked
--- by another claim than the caller saw: a request that comes late must not skip what was blocked since.
--- KEYS: meta, dead, deads, a group. ARGV: registry version, time, sid, key, whether to skip the head, fence.
+-- Unblocks a mailbox: its head is retried, or becomes a dead letter. Returns 0 if it is not blocked, or if another claim
+-- than the given one blocked it: a request that arrives late must not skip a delivery that was blocked since.
+-- KEYS: meta, dead, deads, a group. ARGV: registry version, time, sid, key, whether to skip the head ('1'), fence.
 
 local keys, group = {meta = KEYS[1], dead = KEYS[2], deads = KEYS[3]}, group_at(3)
 if is_outdated(keys.meta, ARGV[1]) then return -1 end
@@ -14,7 +14,7 @@ if not box or box[STATE] ~= BLOCKED or box[FENCE] ~= tonumber(ARGV[6]) then retu
 
 local head = place(key, box[HEAD])
 if ARGV[5] == '1' then
-  bury(keys, group, ARGV[3], head, now, {})
+  add_dead_letter(keys, group, ARGV[3], head, now, {})
   call('HDEL', group.body, head)
   call('HDEL', group.past, head)
   box[HEAD], box[SIZE] = box[HEAD] + 1, box[SIZE] - 1
@@ -24,8 +24,8 @@ else
   past[FAILURES] = 0
   keep_past(group, head, past)
 end
-give_back(set, key, box)
+release_mailbox(set, key, box)
 write_boxes(set)
 call('HDEL', group.block, key)
-ring(group.idle, 1)
+notify(group.idle, 1)
 return 1

@@ -1,7 +1,7 @@
--- Makes parked deliveries due whose needs are known: a bounded number; answers how many, and whether there may be more.
+-- Makes a bounded number of parked deliveries due whose needs are known; returns the number, and 1 if there may be more.
 -- KEYS: meta, then a group for every subscription, then for each the index of its parking places and those of its known
 --       needs.
--- ARGV: registry version, time, per subscription whether it is ordered and how many places are known.
+-- ARGV: registry version, time, per subscription whether it is ordered, and the number of its known places.
 
 local meta = KEYS[1]
 if is_outdated(meta, ARGV[1]) then return -1 end
@@ -45,7 +45,7 @@ for number, it in ipairs(wanted) do
       if ordered then unpark_mailboxes(group, ids) else unpark_deliveries(group, ids) end
       many('SREM', place, ids)
       close_place(parks, place)
-      ring(group.idle, #ids)
+      notify(group.idle, #ids)
       steps = steps - #ids
     end
   end
