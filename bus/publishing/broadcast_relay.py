@@ -1,4 +1,4 @@
-"""Sends what committed transactions broadcast: at most once, and bounded while the queue is unavailable."""
+"""The relay of broadcasts: sends those of committed transactions, at most once, and bounded in number and size."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -15,19 +15,20 @@ from infra.mq import MessageQueue, QueueRejected
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 GROUP = 100
-"""How many frames are sent at a time."""
+"""How many frames are sent in one request, at most."""
 
 MAX_FRAMES = 10_000
-"""How many frames wait at most; then the oldest are dropped."""
+"""How many frames wait, at most; then the oldest are dropped."""
 
 MAX_BYTES = 16 * 1024 * 1024
-"""How large, in bytes, the waiting frames are together at most."""
+"""The size of all waiting frames together, in bytes, at most; then the oldest are dropped."""
 
 RETRY_EVERY = 60.0
+"""Seconds after which the loop checks for waiting frames without being woken."""
 
 
 class BroadcastRelay:
-    """The frames that wait to be sent, and the loop that sends them."""
+    """Holds the frames that wait to be sent, and the loop that sends them."""
 
     def __init__(
         self, mq: MessageQueue, subscriptions: SubscriptionCache, clock: Clock, metrics: BusMetrics, *, origin: str
@@ -44,9 +45,9 @@ class BroadcastRelay:
         return len(self._frames)
 
     def add(self, frames: Sequence[tuple[str, bytes]]) -> None:
-        """Send frames, each with the name of its event, soon and in order, if any process listens to broadcasts of it.
+        """Send frames, each with the name of its event, in order; skip those of events without broadcast listeners.
 
-        They are lost if the queue cannot be reached then.
+        The frames are dropped if the queue is unavailable when they are sent.
         """
         if not frames:
             return

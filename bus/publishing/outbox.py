@@ -1,4 +1,4 @@
-"""The outbox: what a transaction publishes to a queue that is not in its database, kept until the queue has it."""
+"""The outbox: the table in which transactions store messages until the relay has sent them to a broker."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.sql.elements import BindParameter
 
 from bus.publishing.outbox_entries import Entry, EntryKind, Pending, Standing
-from bus.publishing.sending_right import SendingRight
+from bus.publishing.relay_lease import RelayLease
 from infra.clock import Clock
 from infra.db import Database, Transaction
 from infra.mq import Message
@@ -59,39 +59,37 @@ OUTBOX = Table(
 )
 
 GROUP = 200
-"""How many rows the relay reads and sends at a time, at most."""
+"""How many rows the relay reads and sends in one group, at most."""
 
 GROUP_BYTES = 1024 * 1024
-"""How many bytes of bodies such a group has at most; a larger row goes alone."""
+"""The size of the bodies of such a group, in bytes, at most; a larger row is sent alone."""
 
 CLOCK_MARGIN = 1.0
-"""Seconds by which a process may be wrong about the queue's clock."""
+"""Seconds by which a process may misjudge the queue's clock."""
 
 SEVERAL = "several"
-"""What `sending` says of a delayed message that more than one sender may have sent."""
+"""The value of `sending` in the row of a delayed message that more than one sender may have sent."""
 
 MAX_ERROR_BYTES = 2_000
-"""How much is kept of the reason why the queue refused a row."""
+"""The longest error that a rejected row stores, in bytes."""
 
 
 class Outbox:
-    """The rows, and the right to send them. They are sent in the order of their ids, and deleted when sent.
+    """The rows of the outbox, and the relay lease. Rows are sent in the order of their ids, and deleted when sent.
 
-    Whatever was committed before a row was inserted has a smaller id and is visible with it: so reading all unsent
-    rows, and sending them in order, keeps the order of each key. A cursor would skip late committers.
+    A row that was committed before another was inserted has a smaller id, and is visible with it. So reading all unsent
+    rows and sending them in order keeps the order of each key. A cursor would skip rows that are committed late.
     """
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
-        right = SendingRight(db, clock)
-        self.acquire = right.acquire
-        self.release = right.release
+        self.lease = RelayLease(db, clock)
 
     async def put(
         self, transaction: Transaction, messages: Sequence[tuple[EntryKind, Message]], cancelled: Sequence[str]
     ) -> list[Entry]:
-        """Write cancellations, then messages, into the transaction; return the messages as entries without row ids."""
+        """Insert cancellations, then messages, in the transaction; return the messages as entries without row ids."""
         now = self._clock.time()
         # Cancellations first: an id that is cancelled and published again in one transaction is published in the end.
         if cancelled:
@@ -102,7 +100,7 @@ class Outbox:
         return [Entry(0, kind, each.id, each) for kind, each in messages]
 
     async def standing(self, message_id: str, now: float) -> Standing | None:
-        """Return what the last row of a message id says at `now`, the queue's time; None if there is no row."""
+        """Return the state of a message id by its rows, at `now`, the queue's time; None if it has no row."""
         columns = OUTBOX.c.kind, OUTBOX.c.due_at
         query = select(*columns).where(OUTBOX.c.message_id == message_id).order_by(OUTBOX.c.id)
         standing: Standing | None = None
@@ -117,30 +115,30 @@ class Outbox:
         return standing
 
     async def pending(self) -> Pending:
-        """Return what there is to send, without reading more than the ends of an index."""
+        """Return which kinds of rows wait; reads only the ends of an index."""
         async with self._db.read() as session:
             cancel, publish, first, last = (await session.execute(_PENDING)).one()
         return Pending(
-            cancellations=cancel is not None, carried=publish is not None, first_direct=first, last_direct=last
+            cancellations=cancel is not None, ordered=publish is not None, first_direct=first, last_direct=last
         )
 
     async def cancellations(self, limit: int) -> list[Entry]:
-        """Return the next cancellations whose message was sent, or was never here."""
+        """Return the next cancellations whose message has no row before them."""
         return await self._entries(_CANCELLATIONS, limit)
 
-    async def carried(self, limit: int) -> list[Entry]:
-        """Return the next messages that only the relay sends.
+    async def ordered(self, limit: int) -> list[Entry]:
+        """Return the next messages of kind PUBLISH, which the relay sends in order.
 
-        One that must wait for an earlier cancellation of its id is left out, with all behind it of its ordering key.
+        A message that must wait for an earlier cancellation of its id is omitted, with later ones of its ordering key.
         """
-        return await self._entries(_CARRIED, limit)
+        return await self._entries(_ORDERED, limit)
 
-    async def left(self, limit: int, last: int) -> list[Entry]:
-        """Return the next messages that their process should have sent, up to the row `last`."""
-        return await self._entries(_LEFT, limit, last)
+    async def leftover(self, limit: int, last: int) -> list[Entry]:
+        """Return the next messages that their process has not pushed, up to the row id `last`."""
+        return await self._entries(_LEFTOVER, limit, last)
 
     async def remove(self, entries: Collection[Entry]) -> None:
-        """Delete rows that the queue has."""
+        """Delete rows whose message or cancellation the queue has."""
         direct = [each.message_id for each in entries if each.kind is EntryKind.DIRECT]
         others = [each.id for each in entries if each.kind is not EntryKind.DIRECT]
         async with self._db.transaction() as transaction:
@@ -149,8 +147,8 @@ class Outbox:
             if others:
                 await transaction.session.execute(_REMOVE, {"ids": others})
 
-    async def set_aside(self, entry: Entry, error: str) -> None:
-        """Keep a row that the queue refuses out of the way of the others, with the reason."""
+    async def reject(self, entry: Entry, error: str) -> None:
+        """Make a row that the queue refuses a rejected row, with the reason."""
         direct = OUTBOX.c.message_id == entry.message_id, _IS_DIRECT
         where = direct if entry.kind is EntryKind.DIRECT else (OUTBOX.c.id == entry.id,)
         values = {"kind": EntryKind.REJECTED.value, "error": storable_text(error, MAX_ERROR_BYTES)}
@@ -158,10 +156,10 @@ class Outbox:
             await transaction.session.execute(update(OUTBOX).where(*where).values(values))
 
     async def claim(self, sender: str, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """Note that `sender` is about to send delayed messages; return the entries without those cancelled meanwhile.
+        """Record that `sender` is about to send delayed messages; return the entries without cancelled ones.
 
-        From then on only the queue can tell whether such a message is still to be cancelled. What another transaction
-        is just cancelling is left out, too; it comes again if that is rolled back.
+        From then on only the queue can cancel such a message. Messages that a running transaction cancels are omitted
+        too; a later call returns them if that transaction is rolled back.
         """
         delayed = [each for each in entries if each.is_delayed]
         if not delayed:
@@ -174,7 +172,7 @@ class Outbox:
         return [each for each in entries if not each.is_delayed or each.key in claimed]
 
     async def unclaim(self, sender: str, entries: Sequence[Entry]) -> None:
-        """Note that the queue has not stored what `sender` claimed, unless another sender may have sent it."""
+        """Record that the queue has not stored what `sender` claimed, unless another sender may have sent it."""
         if delayed := [each for each in entries if each.is_delayed]:
             async with self._db.transaction() as transaction:
                 for statement, keys in _by_kind(_UNCLAIM, _UNCLAIM_DIRECT, delayed):
@@ -201,7 +199,7 @@ class Outbox:
             return float(await session.scalar(_TIME[self._db.dialect.name]))
 
     async def size(self) -> tuple[int, float | None]:
-        """Return how many rows wait to be sent, and since when the oldest does (seconds since the epoch)."""
+        """Return the number of unsent rows, and when the oldest was written (seconds since the epoch)."""
         query = select(_COUNT.scalar_subquery(), _OLDEST.scalar_subquery())
         async with self._db.read() as session:
             count, oldest = (await session.execute(query)).one()
@@ -221,7 +219,7 @@ class Outbox:
 
 
 def _bounded(ids: Select[int]) -> Select[*tuple[object, ...]]:
-    """Return the query of the first rows of `ids`, bounded in number and bytes; of the first one whatever its size."""
+    """Return the query of the first rows of `ids`, bounded in number and bytes; it returns at least one row."""
     # Sizes come out of the limited query: a window over `length(body)` makes SQLite copy every body.
     limited = ids.add_columns(func.length(OUTBOX.c.body).label("size")).order_by(OUTBOX.c.id)
     first = limited.limit(bindparam("limit", type_=Integer())).subquery()
@@ -232,16 +230,16 @@ def _bounded(ids: Select[int]) -> Select[*tuple[object, ...]]:
 
 
 def _earlier(*kinds: EntryKind) -> ColumnElement[bool]:
-    """Return whether an earlier row of the same message id has one of `kinds`."""
+    """Return the condition that an earlier row of the same message id has one of `kinds`."""
     earlier = OUTBOX.alias("earlier")
     same = earlier.c.message_id == OUTBOX.c.message_id
     return exists(select(literal(1)).where(same, _is_of(earlier, *kinds), earlier.c.id < OUTBOX.c.id))
 
 
 def _is_of(rows: FromClause, *kinds: EntryKind) -> ColumnElement[bool]:
-    """Return whether a row that is found by an id is of one of `kinds`.
+    """Return the condition that a row, which is found by an id, has one of `kinds`.
 
-    The expression keeps SQLite from looking in the index of kinds instead, where all that wait may be of one kind.
+    The expression prevents SQLite from using the index on `kind`, in which all waiting rows may have the same kind.
     """
     return (rows.c.kind + "").in_(kinds)
 
@@ -265,7 +263,7 @@ _PENDING = select(
 )
 _WAITING = (EntryKind.CANCEL.value, EntryKind.PUBLISH.value, EntryKind.DIRECT.value)
 _COUNT = select(func.count()).where(OUTBOX.c.kind.in_(_WAITING))
-"""Counts in an index: however many rows wait, none of them is read."""
+"""Counts in an index, and reads no rows."""
 
 _FIRST = [select(func.min(OUTBOX.c.id)).where(OUTBOX.c.kind == kind).scalar_subquery() for kind in _WAITING]
 _OLDEST = select(func.min(OUTBOX.c.created_at)).where(OUTBOX.c.id.in_(_FIRST))
@@ -275,10 +273,10 @@ _CANCELLATIONS = (
     .order_by(OUTBOX.c.id)
     .limit(bindparam("limit", type_=Integer()))
 )
-_CARRIED = _bounded(select(OUTBOX.c.id).where(OUTBOX.c.kind == EntryKind.PUBLISH.value)).add_columns(
+_ORDERED = _bounded(select(OUTBOX.c.id).where(OUTBOX.c.kind == EntryKind.PUBLISH.value)).add_columns(
     _earlier(EntryKind.CANCEL).label("waits")
 )
-_LEFT = _bounded(select(OUTBOX.c.id).where(_DIRECT, OUTBOX.c.id <= bindparam("last")))
+_LEFTOVER = _bounded(select(OUTBOX.c.id).where(_DIRECT, OUTBOX.c.id <= bindparam("last")))
 _REMOVE = delete(OUTBOX).where(
     OUTBOX.c.id.in_(bindparam("ids", expanding=True)), OUTBOX.c.kind != EntryKind.REJECTED.value
 )
@@ -292,7 +290,7 @@ _SENDER = bindparam("sender", type_=Text())
 
 
 def _claim(key: ColumnElement[Any], *where: ColumnElement[bool]) -> ReturningUpdate[tuple[Any]]:
-    # A row that a transaction is about to delete is not waited for: nothing else is to wait with it.
+    # A row that a running transaction deletes is skipped, so that the other rows do not wait for that transaction.
     found = select(OUTBOX.c.id).where(key.in_(_KEYS), *_DELAYED, *where).with_for_update(skip_locked=True)
     mine = or_(OUTBOX.c.sending.is_(None), OUTBOX.c.sending == _SENDER)
     sending = case((mine, _SENDER), else_=SEVERAL)
@@ -308,7 +306,7 @@ _UNCLAIM_DIRECT = (
 
 
 def _by_kind(others: T, direct: T, entries: Collection[Entry]) -> Iterator[tuple[T, list[int | str]]]:
-    """Yield each statement with the keys of those entries that it is for, if there are any."""
+    """Yield each statement with the keys of its entries, if there are any."""
     for statement, is_direct in ((others, False), (direct, True)):
         if keys := [each.key for each in entries if (each.kind is EntryKind.DIRECT) is is_direct]:
             yield statement, keys

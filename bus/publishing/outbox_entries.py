@@ -7,44 +7,46 @@ from infra.mq import Message
 
 
 class EntryKind(StrEnum):
-    """What the queue is to be told."""
+    """What a row is for, and which process may send it."""
 
     PUBLISH = "publish"
-    """A message that only the relay sends, in the order of the rows: an ordered one, or one with an id of its caller's.
+    """A message that only the holder of the relay lease sends, in row order: ordered, or with an explicit id.
 
     The latter may follow a cancellation of the same id, and must not overtake it.
     """
 
     DIRECT = "direct"
-    """A message that the committing process sends at once; the relay sends what such a process left."""
+    """A message that the committing process pushes; the relay sends it if that process does not."""
 
     CANCEL = "cancel"
+    """The cancellation of a delayed message in the queue."""
+
     REJECTED = "rejected"
-    """A message that the queue refuses for good, kept for `beneath bus outbox`."""
+    """A message or cancellation that the queue refused permanently; kept for `beneath bus outbox`."""
 
 
 class Standing(StrEnum):
-    """What the rows of one message id say."""
+    """The state of a message id, by its outbox rows."""
 
     SCHEDULED = "scheduled"
-    """It is delayed, and not sent yet."""
+    """The message is delayed, and not sent yet."""
 
     CANCELLED = "cancelled"
-    """The queue is still to be told that it is cancelled."""
+    """The message is cancelled; the relay has not cancelled it in the queue yet."""
 
     REJECTED = "rejected"
-    """It is delayed, and the queue refused it."""
+    """The message is delayed, and the queue refused it."""
 
     DUE = "due"
-    """It was never delayed, or is due: it can no longer be cancelled."""
+    """The message was not delayed, or is due: it can no longer be cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row: a message to publish, or the id of one to cancel."""
+    """One outbox row: a message to publish, or the id of one to cancel."""
 
     id: int
-    """The row's; 0 where it was just written. One of kind DIRECT is told by its message's id, which is new."""
+    """The row's id; 0 for a row that was just written: rows of kind DIRECT are identified by `message_id`."""
 
     kind: EntryKind
     message_id: str
@@ -52,21 +54,21 @@ class Entry:
 
     @property
     def key(self) -> int | str:
-        """What tells it from all other rows."""
+        """The unique key of the row."""
         return self.message_id if self.kind is EntryKind.DIRECT else self.id
 
     @property
     def is_delayed(self) -> bool:
-        """Whether it is a message with a due time, which may be cancelled."""
+        """Whether the row has a message with a due time, which can be cancelled."""
         return self.message is not None and self.message.due_at is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """What there is to send, as cheaply as it can be found out."""
+    """Which kinds of rows wait to be sent."""
 
     cancellations: bool
-    carried: bool
+    ordered: bool
     first_direct: int | None
     last_direct: int | None
-    """The lowest and the highest id of the rows that their process sends."""
+    """The lowest and the highest id of rows of kind DIRECT."""

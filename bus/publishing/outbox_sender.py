@@ -1,4 +1,4 @@
-"""Sends rows of the outbox to the queue, and finds those that it refuses."""
+"""The sender of outbox rows: sends them to the queue in groups, and isolates those that the queue refuses."""
 
 import uuid
 from collections.abc import Sequence
@@ -14,50 +14,50 @@ from infra.mq import MessageQueue, QueueRejected, QueueUnavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-FINAL = (QueueRejected, ValueError, OverflowError)
-"""What says that a message itself can never be sent: the queue's refusal, or a value that fits no request."""
+PERMANENT = (QueueRejected, ValueError, OverflowError)
+"""Errors after which a message can never be sent: the queue refused it, or a value does not fit into a request."""
 
-PASSING = (*TRANSIENT, MemoryError)
-"""What says nothing about a message: it passes."""
+TEMPORARY = (*TRANSIENT, MemoryError)
+"""Errors that do not depend on a message, and end by themselves."""
 
-MAX_STRIKES = 5
-"""Attempts of a message alone that end in an error of neither kind, after which it is set aside."""
+MAX_FAILURES = 5
+"""Attempts to send one message alone that fail with an error of neither kind, after which its row is rejected."""
 
 
 class OutboxSender:
-    """Publishes and cancels rows, deletes those that the queue has, and sets those aside that it refuses for good.
+    """Sends rows to the queue, deletes those that arrived, and rejects those that the queue refuses permanently.
 
-    A group that fails for a reason in its messages is halved until the message is found; the others go on. A group
-    that fails for any other reason fails as a whole, and the next one is half as large: what does not get through in
-    one piece may do so in several. Then the groups grow again, by a quarter each.
+    A group that fails because of a message in it is halved until the message is found; the other messages are sent. A
+    group that fails for any other reason fails as a whole, and the next group is half as large, in case the size was
+    the reason. After a success the groups grow again, by a quarter each.
     """
 
     def __init__(self, mq: MessageQueue, outbox: Outbox, metrics: BusMetrics, sent: set[int | str]) -> None:
         self.group = GROUP
-        """How many rows to send at a time."""
+        """How many rows to send in one group."""
 
         self._id = uuid.uuid4().hex
         self._mq = mq
         self._outbox = outbox
         self._metrics = metrics
-        self._strikes: dict[int | str, int] = {}
+        self._failures: dict[int | str, int] = {}
         self._sent = sent
-        """Rows that the queue has, and that are not deleted yet; shared by all senders of a process."""
+        """Keys of rows that the queue has and that are not deleted yet; shared by all senders of a process."""
 
     async def publish(self, entries: Sequence[Entry]) -> None:
         """Publish messages in order.
 
         Raises:
-            Exception: what kept them from being sent, if it may pass; all that were not sent still have their rows.
+            Exception: a temporary failure; all messages that were not sent still have their rows.
         """
         if (entries := await self._unsent(entries)) and (entries := await self._outbox.claim(self._id, entries)):
             await self._publish(entries)
 
     async def cancel(self, entries: Sequence[Entry]) -> None:
-        """Carry out cancellations.
+        """Cancel messages in the queue.
 
         Raises:
-            Exception: as `publish`.
+            Exception: a temporary failure; all cancellations that were not sent still have their rows.
         """
         for each in await self._unsent(entries):
             try:
@@ -65,7 +65,7 @@ class OutboxSender:
             except Exception as error:
                 if not self._is_about_messages(error):
                     raise
-                await self._refused(each, error)
+                await self._reject_or_raise(each, error)
             else:
                 await self._remove([each])
 
@@ -84,22 +84,22 @@ class OutboxSender:
                 await self._publish(entries[:half])
                 await self._publish(entries[half:])
                 return
-            await self._refused(entries[0], error)
+            await self._reject_or_raise(entries[0], error)
             return
         self.group = min(self.group + max(1, self.group // 4), GROUP)
         await self._remove(entries)
 
     def _is_about_messages(self, error: Exception) -> bool:
-        return isinstance(error, FINAL) or not isinstance(error, PASSING)
+        return isinstance(error, PERMANENT) or not isinstance(error, TEMPORARY)
 
-    async def _refused(self, entry: Entry, error: Exception) -> None:
-        if not isinstance(error, FINAL):
-            strikes = self._strikes[entry.key] = self._strikes.get(entry.key, 0) + 1
-            if strikes < MAX_STRIKES:
+    async def _reject_or_raise(self, entry: Entry, error: Exception) -> None:
+        if not isinstance(error, PERMANENT):
+            failures = self._failures[entry.key] = self._failures.get(entry.key, 0) + 1
+            if failures < MAX_FAILURES:
                 raise error
-        self._strikes.pop(entry.key, None)
+        self._failures.pop(entry.key, None)
         reason = describe(error)
-        await self._outbox.set_aside(entry, reason)
+        await self._outbox.reject(entry, reason)
         self._metrics.outbox_rejected += 1
         log.error(
             "outbox message rejected",
@@ -114,12 +114,12 @@ class OutboxSender:
         self._sent |= keys
         await self._outbox.remove(entries)
         self._sent -= keys
-        if self._strikes:
+        if self._failures:
             for key in keys:
-                self._strikes.pop(key, None)
+                self._failures.pop(key, None)
 
     async def _unsent(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """Return the rows that were not sent; those that were are still there if the database could not delete them."""
+        """Return the rows that were not sent; delete those that were sent, and whose deletion failed before."""
         if not self._sent:
             return entries
         if sent := [each for each in entries if each.key in self._sent]:

@@ -1,4 +1,4 @@
-"""Rows of the outbox that the queue refused for good: to look at, to send again, or to delete."""
+"""The rejected rows of the outbox: lists, retries and discards them, for `beneath bus outbox`."""
 
 import builtins
 from collections.abc import Collection
@@ -12,12 +12,12 @@ from bus.publishing.outbox_entries import EntryKind
 from infra.db import Database
 
 STEP = 1_000
-"""How many rows one transaction changes at most."""
+"""How many rows one transaction changes, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedRow:
-    """A row that was set aside, and why."""
+    """An outbox row whose message the queue refused permanently, with the reason."""
 
     id: int
     event: str
@@ -26,28 +26,28 @@ class RejectedRow:
     message_id: str
     ordering_key: str | None
     size: int
-    """Of its message, in bytes."""
+    """The size of the encoded message, in bytes."""
 
     created_at: float
     due_at: float | None
-    """Both in seconds since the epoch."""
+    """The due time, None if the message was not delayed; both times are in seconds since the epoch."""
 
     error: str
 
 
 class RejectedRows:
-    """The rejected rows of one database. It needs no queue."""
+    """The rejected rows of one database; needs no queue."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
     async def count(self) -> int:
-        """Return how many there are."""
+        """Return the number of rejected rows."""
         async with self._db.read() as session:
             return (await session.scalars(select(func.count()).select_from(OUTBOX).where(_REJECTED))).one()
 
     async def list(self, *, limit: int = 100, after: int = 0) -> builtins.list[RejectedRow]:
-        """Return at most `limit` rows, the first to be committed first, those after the row `after`."""
+        """Return at most `limit` rows with ids above `after`, in the order of their ids."""
         columns = (
             OUTBOX.c.id,
             OUTBOX.c.event,
@@ -63,27 +63,27 @@ class RejectedRows:
             return [RejectedRow(**row) for row in (await session.execute(query)).mappings()]
 
     async def missing(self, ids: Collection[int]) -> builtins.list[int]:
-        """Return those of `ids` that no rejected row has."""
+        """Return those of `ids` that are not ids of rejected rows."""
         async with self._db.read() as session:
             found = (await session.scalars(select(OUTBOX.c.id).where(_REJECTED, OUTBOX.c.id.in_(ids)))).all()
         return sorted(set(ids) - set(found))
 
     async def retry(self, ids: Collection[int] | None = None) -> int:
-        """Let the relay send rows again, all with None; return how many. What is not rejected is skipped.
+        """Let the relay send rows again, None for all; return how many. Rows that are not rejected are skipped.
 
-        Their ids and their places in the outbox are as they were, but what was behind them may be handled already: an
-        ordered event may come after later ones of its key.
+        The rows keep their ids and order, but later rows may have been sent meanwhile: an ordered event may be handled
+        after later events of its key.
         """
-        # A cancellation has no body; all others are carried by the relay.
+        # Only a cancellation has no body. The relay sends the others in order, because no process can push them.
         kind = case((func.length(OUTBOX.c.body) == 0, EntryKind.CANCEL.value), else_=EntryKind.PUBLISH.value)
         return await self._change(update(OUTBOX).values(kind=kind, error=None), ids)
 
     async def discard(self, ids: Collection[int] | None = None) -> int:
-        """Delete rows for good, all with None; return how many. What is not rejected is skipped."""
+        """Delete rows, None for all; return how many. Rows that are not rejected are skipped."""
         return await self._change(delete(OUTBOX), ids)
 
     async def _change(self, statement: Update | Delete, ids: Collection[int] | None) -> int:
-        """Change the rows in steps, so that no transaction grows with their number."""
+        """Change the rows in several transactions of bounded size."""
         changed = 0
         async with self._db.read() as session:
             last = (await session.scalars(select(func.max(OUTBOX.c.id)).where(_REJECTED))).one()

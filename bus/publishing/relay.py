@@ -1,4 +1,4 @@
-"""The relay: carries what transactions left in the outbox to the queue."""
+"""The relay: the background task that sends outbox rows and broadcasts to the queue."""
 
 import asyncio
 import uuid
@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from bus.metrics import BusMetrics
 from bus.publishing.broadcast_relay import BroadcastRelay
+from bus.publishing.lease_holder import LEASE, RETRY_AFTER, LeaseHolder
 from bus.publishing.outbox import GROUP_BYTES, Outbox
 from bus.publishing.outbox_entries import Entry, EntryKind
 from bus.publishing.outbox_sender import OutboxSender
 from bus.publishing.relay_loop import RelayLoop
-from bus.publishing.shared_right import LEASE, RETRY_AFTER, SharedRight
 from bus.publishing.subscription_cache import SubscriptionCache
 from bus.supervisor import Supervisor
 from infra.clock import Clock
@@ -20,44 +20,45 @@ from infra.mq import MessageQueue
 __all__ = ["LEASE", "Relay"]
 
 POLL_EVERY = 0.5
-"""Seconds between two polls for rows that other processes left."""
+"""Seconds between two polls for rows of other processes."""
 
-LEFT_AFTER = 2.0
-"""Seconds for which a relay has seen a row before the row counts as left by the process that committed it."""
+LEFTOVER_AFTER = 2.0
+"""Seconds for which a relay must have seen an unordered row before it sends the row in place of its process."""
 
-NOTE_EVERY = 0.1
-"""Seconds between two notes of how far the rows go, so that there are few however often rows are committed."""
+RECORD_EVERY = 0.1
+"""Seconds between two records of the highest row id, so that there are few records."""
 
 PUSH_WITHIN = 1.0
-"""Seconds after its commit within which a process sends a row from memory.
+"""Seconds after its commit within which a process pushes a row from memory.
 
-Less than `LEFT_AFTER`: no other process can have sent the row and deleted it by then.
+Less than `LEFTOVER_AFTER`, so that no other process can have sent and deleted the row by then.
 """
 
 MAX_WAITING = 10_000
-"""Messages that wait in memory to be pushed; beyond that their rows alone wait."""
+"""How many messages wait in memory to be pushed, at most; the relay sends the rows of all others."""
 
 MAX_WAITING_BYTES = 16 * 1024 * 1024
-"""How large, in bytes, these messages are together at most; a larger one waits alone."""
+"""The size of these messages together, in bytes, at most; a larger message waits alone."""
 
 
 Read = Callable[[], Awaitable[list[Entry]]]
 """Returns the next rows of one kind."""
 
 Send = Callable[[Sequence[Entry]], Awaitable[None]]
+"""Sends rows to the queue."""
 
 
 class Relay:
-    """Sends this process's unordered messages at once, and all other rows in order, one process at a time.
+    """Pushes this process's unordered messages at once, and sends all other rows in order, if it has the relay lease.
 
-    A loop for each kind, so that none waits for another: one pushes what this process committed, one sends broadcasts,
-    and three, which share the right to send, carry rows in bounded groups: cancellations, ordered messages, and
-    unordered ones that their process left. One more polls for rows and wakes those three.
+    Each kind of row has its own loop, so that none blocks another. One loop pushes what this process committed, and one
+    sends broadcasts. Three loops share the relay lease and send rows in bounded groups: cancellations, ordered
+    messages, and unordered messages that their process has not pushed. One more loop polls for rows and wakes up these
+    three.
 
-    All is sent with `dedupe`: what is sent twice, because a reply or a process was lost in between, is accepted once.
-    A message is sent only while its row exists: carried from the row itself, or pushed before another process may
-    take the row. That also makes a holder of the right harmless that was paused for longer than its lease: it can only
-    repeat.
+    All messages are sent with `dedupe`: one that is sent twice, because a reply or a process was lost, is accepted
+    once. A message is sent only while its row exists: read from the row itself, or pushed before another process may
+    send the row. So a process that was paused for longer than its relay lease can only send duplicates.
     """
 
     def __init__(
@@ -75,77 +76,77 @@ class Relay:
         self._clock = clock
         self._metrics = metrics
         self._supervisor = supervisor
-        self._right = SharedRight(outbox, uuid.uuid4().hex, clock)
+        self._lease = LeaseHolder(outbox.lease, uuid.uuid4().hex, clock)
         sent: set[int | str] = set()
-        # Each with a size of its groups: what gets through of one kind says nothing of another.
-        self._sender, self._canceller, self._carrier, self._sweeper = (
+        # Each sender has its own group size, because the kinds of rows fail independently.
+        self._push_sender, self._cancel_sender, self._ordered_sender, self._leftover_sender = (
             OutboxSender(mq, outbox, metrics, sent) for _ in range(4)
         )
         self._direct: deque[tuple[float, Entry]] = deque()
         self._direct_bytes = 0
         self._seen: deque[tuple[float, int]] = deque()
-        self._last_left = 0
+        self._last_leftover = 0
         self._broadcasts = BroadcastRelay(mq, subscriptions, clock, metrics, origin=origin)
-        self._task = RelayLoop("outbox relay", self._watch, clock, every=POLL_EVERY)
-        self._cancel_task = RelayLoop("outbox cancellations", self._cancel, clock)
-        self._carry_task = RelayLoop("outbox ordered", self._carry, clock)
-        self._sweep_task = RelayLoop("outbox left", self._sweep, clock)
-        self._push_task = RelayLoop("outbox push", self._push, clock, every=POLL_EVERY)
+        self._poll_loop = RelayLoop("outbox relay", self._poll, clock, every=POLL_EVERY)
+        self._cancel_loop = RelayLoop("outbox cancellations", self._send_cancellations, clock)
+        self._ordered_loop = RelayLoop("outbox ordered", self._send_ordered, clock)
+        self._leftover_loop = RelayLoop("outbox left", self._send_leftover, clock)
+        self._push_loop = RelayLoop("outbox push", self._push, clock, every=POLL_EVERY)
 
     @property
     def loops(self) -> tuple[RelayLoop, ...]:
-        """Its background loops."""
-        carrying = self._cancel_task, self._carry_task, self._sweep_task
-        return self._task, *carrying, self._push_task, self._broadcasts.loop
+        """All background loops of the relay."""
+        leased = self._cancel_loop, self._ordered_loop, self._leftover_loop
+        return self._poll_loop, *leased, self._push_loop, self._broadcasts.loop
 
     def start(self) -> None:
-        """Begin to carry; the queue knows this process's subscriptions by now."""
+        """Start sending; the queue must have this process's subscriptions."""
         for loop in self.loops:
             loop.start(self._supervisor)
 
     async def close(self) -> None:
-        """Finish the groups that are just being sent, and stop; what is left is found by the next relay."""
+        """Finish the groups that are being sent, then stop; the next relay sends the remaining rows."""
         await asyncio.gather(*(loop.close() for loop in self.loops))
 
     def committed(self, entries: Sequence[Entry], *, cancelled: bool) -> None:
-        """Take note of rows that a transaction of this process has just left in the outbox."""
+        """Push or announce the rows that a transaction of this process has committed."""
         now = self._clock.monotonic()
-        carried = cancelled
+        needs_lease = cancelled
         for entry in entries:
             if entry.kind is not EntryKind.DIRECT:
-                carried = True
+                needs_lease = True
                 continue
             size = _size(entry)
             fits = len(self._direct) < MAX_WAITING and self._direct_bytes + size <= MAX_WAITING_BYTES
             if fits or not self._direct:
                 self._direct.append((now, entry))
                 self._direct_bytes += size
-        if carried:
-            self._task.wake()
+        if needs_lease:
+            self._poll_loop.wake()
         if self._direct:
-            self._push_task.wake()
+            self._push_loop.wake()
 
     def broadcast(self, frames: Sequence[tuple[str, bytes]]) -> None:
-        """Send broadcasts, each with the name of its event, at most once: they are gone if the queue is."""
+        """Send broadcasts, each with the name of its event, at most once; an unavailable queue loses them."""
         self._broadcasts.add(frames)
 
     # --- pushing ----------------------------------------------------------------------------------------------------
 
     async def _push(self) -> None:
-        while not self._push_task.stopping and (group := self._take_direct()):
+        while not self._push_loop.stopping and (group := self._take_direct()):
             try:
-                await self._sender.publish(group)
+                await self._push_sender.publish(group)
             except Exception:
                 self._metrics.publish_failures += 1
                 raise
-            self._push_task.progressed()
+            self._push_loop.progressed()
 
     def _take_direct(self) -> list[Entry]:
-        """Return the next messages to push, without those whose rows another process may have sent by now."""
+        """Return the next messages to push, without those whose rows another process may have sent."""
         oldest = self._clock.monotonic() - PUSH_WITHIN
         group: list[Entry] = []
         size = 0
-        while self._direct and len(group) < self._sender.group:
+        while self._direct and len(group) < self._push_sender.group:
             committed_at, entry = self._direct[0]
             more = _size(entry)
             if group and size + more > GROUP_BYTES:
@@ -157,52 +158,52 @@ class Relay:
                 size += more
         return group
 
-    # --- carrying ---------------------------------------------------------------------------------------------------
+    # --- sending rows under the lease -------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        """Wake the loops for whose rows there is something to do."""
+    async def _poll(self) -> None:
+        """Wake up the loops that have rows to send."""
         pending = await self._outbox.pending()
         now = self._clock.monotonic()
-        if pending.last_direct is not None and (not self._seen or now - self._seen[-1][0] >= NOTE_EVERY):
+        if pending.last_direct is not None and (not self._seen or now - self._seen[-1][0] >= RECORD_EVERY):
             self._seen.append((now, pending.last_direct))
-        while self._seen and now - self._seen[0][0] >= LEFT_AFTER:
-            self._last_left = max(self._last_left, self._seen.popleft()[1])
+        while self._seen and now - self._seen[0][0] >= LEFTOVER_AFTER:
+            self._last_leftover = max(self._last_leftover, self._seen.popleft()[1])
         if pending.cancellations:
-            self._cancel_task.wake()
-        if pending.carried:
-            self._carry_task.wake()
-        if pending.first_direct is not None and pending.first_direct <= self._last_left:
-            self._sweep_task.wake()
+            self._cancel_loop.wake()
+        if pending.ordered:
+            self._ordered_loop.wake()
+        if pending.first_direct is not None and pending.first_direct <= self._last_leftover:
+            self._leftover_loop.wake()
 
-    async def _cancel(self) -> None:
-        sender = self._canceller
-        await self._work_off(self._cancel_task, lambda: self._outbox.cancellations(sender.group), sender.cancel)
+    async def _send_cancellations(self) -> None:
+        sender = self._cancel_sender
+        await self._send_all(self._cancel_loop, lambda: self._outbox.cancellations(sender.group), sender.cancel)
 
-    async def _carry(self) -> None:
-        sender = self._carrier
-        await self._work_off(self._carry_task, lambda: self._outbox.carried(sender.group), sender.publish)
+    async def _send_ordered(self) -> None:
+        sender = self._ordered_sender
+        await self._send_all(self._ordered_loop, lambda: self._outbox.ordered(sender.group), sender.publish)
 
-    async def _sweep(self) -> None:
-        sender = self._sweeper
+    async def _send_leftover(self) -> None:
+        sender = self._leftover_sender
 
         def read() -> Awaitable[list[Entry]]:
-            return self._outbox.left(sender.group, self._last_left)
+            return self._outbox.leftover(sender.group, self._last_leftover)
 
-        await self._work_off(self._sweep_task, read, sender.publish)
+        await self._send_all(self._leftover_loop, read, sender.publish)
 
-    async def _work_off(self, loop: RelayLoop, read: Read, send: Send) -> None:
-        """Send group after group, if no other process is just doing so, until there is nothing more to send."""
-        async with self._right.held() as held:
+    async def _send_all(self, loop: RelayLoop, read: Read, send: Send) -> None:
+        """Send group after group until no rows are left, unless another process has the relay lease."""
+        async with self._lease.held() as held:
             if not held:
-                # Its holder may be about to release it, with our rows come too late for it: ask again soon.
+                # The holder may release the lease without having seen the newest rows: try again soon.
                 await self._clock.sleep(RETRY_AFTER)
                 loop.wake()
                 return
             try:
-                while self._right.valid and not loop.stopping:
+                while self._lease.valid and not loop.stopping:
                     loop.catch_up()
                     group = await read()
-                    if not group or not self._right.valid:
+                    if not group or not self._lease.valid:
                         break
                     await send(group)
                     loop.progressed()

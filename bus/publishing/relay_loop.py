@@ -1,4 +1,4 @@
-"""A background loop of the relay: supervised, and ended between two steps."""
+"""The loop of a background task of the relay: runs under the supervisor, and is closed between two steps."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,15 +7,15 @@ from bus.supervisor import SupervisedTask, Supervisor
 from infra.clock import Clock
 
 CLOSE_TIMEOUT = 10.0
-"""Seconds that `close()` gives the step under way, so that nothing is left sent with its row in place."""
+"""Seconds that `close()` waits for the present step, so that no sent message is left with its row."""
 
 
 IDLE = 60.0
-"""Seconds between two steps of a loop that `wake()` alone is to begin."""
+"""Seconds between two steps of a loop that usually waits for `wake()`."""
 
 
 class RelayLoop:
-    """Calls `step` whenever `wake()` was called, and every `every` seconds, until it is closed."""
+    """Calls `step` after each `wake()`, and every `every` seconds, until it is closed."""
 
     def __init__(self, name: str, step: Callable[[], Awaitable[None]], clock: Clock, *, every: float = IDLE) -> None:
         self._stopping = False
@@ -30,33 +30,33 @@ class RelayLoop:
 
     @property
     def stopping(self) -> bool:
-        """Whether it is being closed: a step that works in rounds ends after the present one."""
+        """Whether the loop is being closed; a step that sends groups then ends after the present group."""
         return self._stopping
 
     def start(self, supervisor: Supervisor) -> None:
-        """Begin."""
+        """Start the loop under `supervisor`."""
         self._task = supervisor.start(self._name, self._run)
 
     def wake(self) -> None:
-        """Let a step begin now, or right after the present one."""
+        """Run a step now, or right after the present one."""
         self._wanted.set()
 
     def catch_up(self) -> None:
-        """Forget calls of `wake()` so far: the step is about to see what they were for."""
+        """Clear earlier calls of `wake()`: the present step is about to read what they announced."""
         if not self._stopping:
             self._wanted.clear()
 
     def progressed(self) -> None:
-        """Note that a step got something done: a failure after that is the first in a row."""
+        """Report progress to the supervisor, which then counts the next failure as the first in a row."""
         if self._task is not None:
             self._task.succeeded()
 
     def done(self) -> bool:
-        """Whether it does not run, or runs no more."""
+        """Whether the loop has not started, or has ended."""
         return self._task is None or self._task.done()
 
     async def close(self) -> None:
-        """Let the step under way end, then end the loop."""
+        """Wait for the present step to end, then end the loop."""
         self._stopping = True
         self._wanted.set()
         if self._task is None:
@@ -80,5 +80,5 @@ class RelayLoop:
                 await self._step()
                 self.progressed()
         finally:
-            self._wanted.set()  # what was asked for is not forgotten with a failure
+            self._wanted.set()  # a failed step is repeated
             self._ended.set()

@@ -32,8 +32,8 @@ PUSHED = [f"direct{n}" for n in range(1, 201)]
 STEPS: dict[str, tuple[Executable, dict[str, Any]]] = {
     "read which kinds wait": (outbox._PENDING, {}),
     "read cancellations": (outbox._CANCELLATIONS, LIMIT),
-    "read ordered rows": (outbox._CARRIED, LIMIT),
-    "read rows that their process left": (outbox._LEFT, {**LIMIT, "last": 3 * MANY}),
+    "read ordered rows": (outbox._ORDERED, LIMIT),
+    "read rows that their process left": (outbox._LEFTOVER, {**LIMIT, "last": 3 * MANY}),
     "claim ordered rows": (outbox._CLAIM, {**SENDER, "keys": CARRIED}),
     "claim pushed rows": (outbox._CLAIM_DIRECT, {**SENDER, "keys": PUSHED}),
     "release ordered rows": (outbox._UNCLAIM, {**SENDER, "keys": CARRIED}),

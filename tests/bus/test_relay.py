@@ -14,6 +14,7 @@ from bus.publishing.broadcast_relay import MAX_FRAMES
 from bus.publishing.outbox import GROUP, GROUP_BYTES, OUTBOX, Outbox
 from bus.publishing.outbox_entries import Entry, EntryKind
 from bus.publishing.relay import LEASE
+from bus.publishing.relay_lease import RelayLease
 from infra.clock import FakeClock
 from infra.db import Database
 from infra.mq import Message, QueueIndeterminate, QueueRejected, QueueUnavailable
@@ -174,9 +175,9 @@ async def test_rows_of_every_kind_are_sent_in_order_and_in_bounded_groups(site: 
     await insert(site, 3 * GROUP, kind="direct")
     relay = (await site.process())._publisher.dispatch.relay
     assert relay is not None
-    await site.until(lambda: relay._last_left > 0)  # from now on these unordered rows count as left by a dead process
+    await site.until(lambda: relay._last_leftover > 0)  # from now on the relay sends these unordered rows
     await insert(site, 1, kind="cancel")
-    relay._carrier.group = relay._sweeper.group = GROUP
+    relay._ordered_sender.group = relay._leftover_sender.group = GROUP
     mq.before = lambda _messages: None
     await site.until(site.empty)
     assert max(len(each) for each in mq.calls) == GROUP
@@ -255,8 +256,8 @@ async def test_relay_queries_do_not_scan_the_outbox(site: Site) -> None:
     for read in (
         outbox.pending,
         lambda: outbox.cancellations(GROUP),
-        lambda: outbox.carried(GROUP),
-        lambda: outbox.left(GROUP, 10),
+        lambda: outbox.ordered(GROUP),
+        lambda: outbox.leftover(GROUP, 10),
     ):
         statements = await recorded(site.db, read)
         for statement in statements:
@@ -400,10 +401,11 @@ async def test_unmapped_database_error_neither_ends_the_relay_nor_rejects_a_row(
     bus = await site.process()
     relay = bus._publisher.dispatch.relay
     assert relay is not None
-    failing = {"remove": 3, "carried": 3, "acquire": 3}
+    failing = {"remove": 3, "ordered": 3, "acquire": 3}
 
     def unsteady(name: str) -> None:
-        original = getattr(relay._outbox, name)
+        owner = relay._outbox.lease if name == "acquire" else relay._outbox
+        original = getattr(owner, name)
 
         async def call(*arguments: object) -> object:
             if failing[name]:
@@ -411,13 +413,13 @@ async def test_unmapped_database_error_neither_ends_the_relay_nor_rejects_a_row(
                 raise DBAPIError("SELECT 1", None, Exception("canceling statement due to statement timeout"))
             return await original(*arguments)
 
-        monkeypatch.setattr(relay._outbox, name, call)
+        monkeypatch.setattr(owner, name, call)
 
     for name in failing:
         unsteady(name)
     await commit(site, bus, Ticked(1), Deposited(account="a", amount=1))
     await site.until(site.empty)
-    assert failing == {"remove": 0, "carried": 0, "acquire": 0}
+    assert failing == {"remove": 0, "ordered": 0, "acquire": 0}
     assert (await site.delivered("ticks"), await site.delivered("deposits")) == ([1], [1])
     assert bus.metrics.outbox_rejected == 0
 
@@ -450,7 +452,7 @@ async def test_refused_cancellation_is_marked_as_rejected(site: Site, monkeypatc
     assert await site.delivered("deposits") == [1]
 
 
-# --- the right to send ------------------------------------------------------------------------------------------------
+# --- the relay lease --------------------------------------------------------------------------------------------------
 
 
 class Shifted(FakeClock):
@@ -462,10 +464,10 @@ class Shifted(FakeClock):
         return super().time() + self.shift
 
 
-async def test_right_to_send_does_not_depend_on_the_wall_clock(site: Site) -> None:
+async def test_relay_lease_does_not_depend_on_the_wall_clock(site: Site) -> None:
     ahead, behind = Shifted(), Shifted()
     ahead.shift, behind.shift = 3600.0, -3600.0
-    dead, successor = Outbox(site.db, ahead), Outbox(site.db, behind)
+    dead, successor = RelayLease(site.db, ahead), RelayLease(site.db, behind)
     assert await dead.acquire("dead", LEASE)
     assert not await successor.acquire("successor", LEASE)
     await behind.advance(LEASE - 0.1)
@@ -481,10 +483,10 @@ async def test_right_to_send_does_not_depend_on_the_wall_clock(site: Site) -> No
     assert await dead.acquire("dead", LEASE)
 
 
-async def test_right_to_send_is_acquired_by_one_of_two_processes(site: Site) -> None:
+async def test_relay_lease_is_acquired_by_one_of_two_processes(site: Site) -> None:
     clocks = [FakeClock(), FakeClock()]
-    rivals = [Outbox(site.db, each) for each in clocks]
-    dead = Outbox(site.db, FakeClock())
+    rivals = [RelayLease(site.db, each) for each in clocks]
+    dead = RelayLease(site.db, FakeClock())
     assert await dead.acquire("dead", LEASE)
     for name, rival in zip("ab", rivals, strict=True):
         assert not await rival.acquire(name, LEASE)
@@ -494,7 +496,7 @@ async def test_right_to_send_is_acquired_by_one_of_two_processes(site: Site) -> 
     assert sorted(taken) == [False, True]
 
 
-async def test_a_slow_group_keeps_the_right_to_send(site: Site) -> None:
+async def test_a_slow_group_keeps_the_relay_lease(site: Site) -> None:
     one, two = await site.process(), await site.process()
     mq = watched(site)
     mq.held["Deposited"] = asyncio.Event()
@@ -652,7 +654,7 @@ async def test_row_claimed_by_several_senders_cannot_be_taken_back(site: Site) -
     await site.until(lambda: bus.metrics.publish_failures > 0)
     await bus.close()
     outbox = Outbox(site.db, site.clock)
-    [entry] = await outbox.carried(1)
+    [entry] = await outbox.ordered(1)
     for sender in ("one", "other"):
         assert await outbox.claim(sender, [entry]) == [entry]
     await outbox.unclaim("other", [entry])

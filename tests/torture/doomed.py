@@ -83,7 +83,7 @@ def after_push() -> None:
 
 
 def after_cleanup() -> None:
-    """Die after some rows were deleted, while holding the right to send."""
+    """Die after some rows were deleted, while holding the relay lease."""
     remove = Outbox.remove
 
     async def remove_and_die(self: Outbox, entries: Collection[Entry]) -> NoReturn:

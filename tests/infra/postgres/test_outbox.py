@@ -33,7 +33,7 @@ async def test_row_being_cancelled_in_a_transaction_delays_no_other_row(db: Data
     outbox = Outbox(db, FakeClock())
     async with db.transaction() as transaction:
         await outbox.put(transaction, [(EntryKind.PUBLISH, delayed("a")), (EntryKind.PUBLISH, delayed("b"))], [])
-    entries = await outbox.carried(10)
+    entries = await outbox.ordered(10)
     async with db.transaction() as transaction:
         assert await outbox.take_back(transaction, "a")
         with db.hidden():

@@ -1,39 +1,27 @@
-"""The right to send, as the loops of one process's relay share it."""
+"""The holder of the relay lease in one process, shared by the loops of its relay."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol
 
+from bus.publishing.relay_lease import RelayLease
 from infra.clock import Clock
 
 LEASE = 3.0
-"""Seconds after which the right to send passes on if its holder does not renew it."""
+"""Seconds after which another process may take the relay lease if its holder does not renew it."""
 
 RETRY_AFTER = 0.05
-"""Seconds for which an answer that another process has the right is taken for true."""
+"""Seconds to wait before the lease is requested again that another process had."""
 
 
-class Right(Protocol):
-    """A lease in the database; see `bus.sending_right`."""
+class LeaseHolder:
+    """Takes the relay lease when the first loop needs it, renews it, and releases it when no loop needs it.
 
-    async def acquire(self, owner: str, seconds: float) -> bool:
-        """Take or keep the right; False when another process has it."""
-        ...
-
-    async def release(self, owner: str) -> None:
-        """Let another process have the right at once."""
-        ...
-
-
-class SharedRight:
-    """Takes the right when the first loop needs it, renews it, and releases it when no loop does.
-
-    So a loop that is stuck with its group neither keeps the right from the other loops, nor ends it for them.
+    A loop whose group takes long neither blocks the lease for the other loops nor ends it for them.
     """
 
-    def __init__(self, right: Right, owner: str, clock: Clock) -> None:
-        self._right = right
+    def __init__(self, lease: RelayLease, owner: str, clock: Clock) -> None:
+        self._lease = lease
         self._owner = owner
         self._clock = clock
         self._users = 0
@@ -44,12 +32,12 @@ class SharedRight:
 
     @property
     def valid(self) -> bool:
-        """Whether this process has the right now."""
+        """Whether this process has the lease now."""
         return self._clock.monotonic() < self._valid_until
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[bool]:
-        """Surround a block in which this process has the right; False if another process has it."""
+        """Hold the lease during the block; yields False if another process has it."""
         self._users += 1
         try:
             async with self._lock:
@@ -58,7 +46,7 @@ class SharedRight:
         finally:
             self._users -= 1
             if not self._users:
-                await self._give_back()
+                await self._release_unused()
 
     async def _take(self) -> bool:
         if self._clock.monotonic() < self._denied_until or not await self._acquire():
@@ -68,12 +56,12 @@ class SharedRight:
         return True
 
     async def _acquire(self) -> bool:
-        asked = self._clock.monotonic()
-        if not await self._right.acquire(self._owner, LEASE):
+        requested_at = self._clock.monotonic()
+        if not await self._lease.acquire(self._owner, LEASE):
             self._valid_until = float("-inf")
             self._denied_until = self._clock.monotonic() + RETRY_AFTER
             return False
-        self._valid_until = asked + LEASE
+        self._valid_until = requested_at + LEASE
         return True
 
     async def _renew(self) -> None:
@@ -82,13 +70,13 @@ class SharedRight:
             if not await self._acquire():
                 return
 
-    async def _give_back(self) -> None:
+    async def _release_unused(self) -> None:
         async with self._lock:
             if self._users or self._renewal is None:
                 return
             await self._end_renewal()
             self._valid_until = float("-inf")
-            await self._right.release(self._owner)
+            await self._lease.release(self._owner)
 
     async def _end_renewal(self) -> None:
         renewal, self._renewal = self._renewal, None
@@ -97,4 +85,4 @@ class SharedRight:
         renewal.cancel()
         await asyncio.wait((renewal,))
         if not renewal.cancelled():
-            renewal.exception()  # without a renewal the right ends by itself, and the next group says why
+            renewal.exception()  # the lease then expires, and the next request for it raises the cause

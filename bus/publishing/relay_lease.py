@@ -1,4 +1,4 @@
-"""The right to send the outbox's ordered rows: one process at a time has it."""
+"""The relay lease: a lease in the database, whose holder alone relays ordered outbox rows."""
 
 from sqlalchemy import bindparam, column, select, table, update
 
@@ -8,15 +8,15 @@ from infra.db import Database
 RELAY = table("beneath_relay", column("name"), column("owner"), column("held_until"))
 
 SMALLEST_STEP = 1e-3
-"""By how many seconds two renewals in a row differ at least, whatever the clock does in between."""
+"""The least difference, in seconds, between the values of two renewals, also if the clock is set in between."""
 
 
-class SendingRight:
-    """A lease in the database that no clock of another process can prolong or end.
+class RelayLease:
+    """A lease that depends on no wall clock.
 
-    The holder changes the row at every renewal. Another process takes the right only after it has watched the row for
-    the whole lease, by its own monotonic clock, without a change. So a wall clock that is wrong, or is set, in any
-    process, neither keeps the right from the living nor gives it to two.
+    The holder changes the row at every renewal. Another process takes the lease only after the row has not changed for
+    the whole lease time, by that process's monotonic clock. So a wall clock that is wrong or is set in any process
+    neither blocks the lease nor lets two processes hold it.
     """
 
     def __init__(self, db: Database, clock: Clock) -> None:
@@ -24,12 +24,12 @@ class SendingRight:
         self._clock = clock
         self._seen: tuple[str, float] | None = None
         self._seen_at = 0.0
-        self._left: tuple[str, float] | None = None
+        self._last_written: tuple[str, float] | None = None
 
     async def acquire(self, owner: str, seconds: float) -> bool:
-        """Take or keep the right for `seconds` from before this call; False when another process has it."""
-        # As it was left, unless another process took it: then one statement does.
-        if self._left is not None and await self._replace(self._left, owner, seconds):
+        """Take or renew the lease for `seconds`, counted from before this call; False if another process has it."""
+        # One statement is enough if no other process has changed the row since.
+        if self._last_written is not None and await self._replace(self._last_written, owner, seconds):
             return True
         async with self._db.read() as session:
             holder, held_until = (await session.execute(_READ)).one()
@@ -38,24 +38,24 @@ class SendingRight:
         return await self._replace((holder, held_until), owner, seconds)
 
     async def release(self, owner: str) -> None:
-        """Let another process have the right at once."""
+        """End the lease, so that another process can take it at once."""
         async with self._db.transaction() as transaction:
             result = await transaction.session.execute(_RELEASE, {"holder": owner})
-            self._left = ("", 0.0) if getattr(result, "rowcount", 0) else None
+            self._last_written = ("", 0.0) if getattr(result, "rowcount", 0) else None
 
     async def _replace(self, present: tuple[str, float], owner: str, seconds: float) -> bool:
         holder, held_until = present
-        # Read by the release before this one, which goes by wall clocks; for this one it only has to be another value.
+        # The previous release compares this value with its wall clock; this release only compares it with the last one.
         until = self._clock.time() + seconds
         if abs(until - held_until) < SMALLEST_STEP:
             until += SMALLEST_STEP
         values = {"holder": holder, "held_until": held_until, "owner": owner, "until": until}
-        self._left = None
+        self._last_written = None
         async with self._db.transaction() as transaction:
             result = await transaction.session.execute(_REPLACE, values)
             taken = bool(getattr(result, "rowcount", 0))
         if taken:
-            self._left = (owner, until)
+            self._last_written = (owner, until)
         return taken
 
     def _may_take(self, owner: str, holder: str, held_until: float, seconds: float) -> bool:
