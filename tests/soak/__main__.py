@@ -17,8 +17,8 @@ from tests import postgres_servers, servers
 from tests.e2e.processes import Processes, let_pass
 from tests.postgres_servers import PostgresServer
 from tests.servers import DURABLE, RedisServer
-from tests.soak.crew import Crew
 from tests.soak.faults import FAULTS, Faults, wire_to
+from tests.soak.pool import ProcessPool
 from tests.soak.report import LISTENERS, summary, violations
 from tests.stacks import Stack, chosen
 from tests.torture.fleet import QUICK, Fleet
@@ -104,41 +104,41 @@ def _soak(fleet: Fleet, own: list[RedisServer | PostgresServer], clock: Path, ar
     for table in (LEDGER, EFFECT):
         fleet.rows.create(table)
     fleet.rows.disconnect()
-    crew = Crew(fleet, lambda: wire_to(own, random.randrange(1000)))
-    _hire(crew, clock, arguments.pause)
-    print(f"{len(crew.workers)} workers and {len(crew.publishers)} publishers started", flush=True)  # noqa: T201
+    pool = ProcessPool(fleet, lambda: wire_to(own, random.randrange(1000)))
+    _add_processes(pool, clock, arguments.pause)
+    print(f"{len(pool.workers)} workers and {len(pool.publishers)} publishers started", flush=True)  # noqa: T201
     kinds = [each for each in FAULTS if each not in arguments.without]
-    faults = Faults(crew, random, own, clock, LEASE, kinds)
+    faults = Faults(pool, random, own, clock, LEASE, kinds)
     started = time.monotonic()
     try:
-        while time.monotonic() - started < arguments.minutes * 60 and not crew.complaints:
+        while time.monotonic() - started < arguments.minutes * 60 and not pool.errors:
             let_pass(random.uniform(0, LONGEST_PEACE))
             faults.end_those_over()
-            crew.look_after()
+            pool.supervise()
             faults.begin_one()
         faults.end_all()
         fleet.rows.disconnect()
-        crew.dismiss()
-        broken = [*crew.complaints, *violations(fleet)]
+        pool.shut_down()
+        broken = [*pool.errors, *violations(fleet)]
     finally:
-        crew.close()
-    print(f"{faults.done.total()} faults {dict(faults.done)}, {crew.failed_starts} failed starts")  # noqa: T201
+        pool.close()
+    print(f"{faults.done.total()} faults {dict(faults.done)}, {pool.failed_starts} failed starts")  # noqa: T201
     print(f"{summary(fleet)}, {len(broken)} violations in {time.monotonic() - started:.0f} s")  # noqa: T201
     for each in broken[:SHOWN]:
         print(each)  # noqa: T201
     return 1 if broken else 0
 
 
-def _hire(crew: Crew, clock: Path, pause: float) -> None:
+def _add_processes(pool: ProcessPool, clock: Path, pause: float) -> None:
     common: dict[str, Any] = {"queue": {"lease": LEASE}, "options": dict(QUICK), "clock": str(clock)}
     for _ in range(WORKERS):
-        crew.hire("worker", LISTENERS, **common)
-    for member in crew.workers:
-        crew.fleet.wait_ready(member.process)  # events published before the subscription are not delivered
+        pool.add("worker", LISTENERS, **common)
+    for member in pool.workers:
+        pool.fleet.wait_ready(member.process)  # events published before the subscription are not delivered
     for half in ("a", "b"):
         keys = [f"{half}{number}" for number in range(4)]
-        crew.hire("bookkeeper", work=False, arguments={"keys": keys, "pause": pause}, **common)
-        crew.hire("scheduler", work=False, arguments={"keys": keys, "pause": pause}, **common)
+        pool.add("bookkeeper", work=False, arguments={"keys": keys, "pause": pause}, **common)
+        pool.add("scheduler", work=False, arguments={"keys": keys, "pause": pause}, **common)
 
 
 if __name__ == "__main__":

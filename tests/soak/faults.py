@@ -11,7 +11,7 @@ from random import Random
 
 from tests.postgres_servers import PostgresServer
 from tests.servers import RedisServer
-from tests.soak.crew import Crew, Member
+from tests.soak.pool import Member, ProcessPool
 from tests.torture.stepping import step
 from tests.wire import Wire
 
@@ -31,21 +31,21 @@ class Faults:
 
     def __init__(
         self,
-        crew: Crew,
+        pool: ProcessPool,
         random: Random,
         servers: list[RedisServer | PostgresServer],
         clock: Path,
         lease: float,
         kinds: Sequence[str] = FAULTS,
     ) -> None:
-        self._crew = crew
+        self._pool = pool
         self._random = random
         self._servers = servers
         self._clock = clock
         self._lease = lease
         self._ends: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self._afflicted: set[Member] = set()
+        self._disturbed: set[Member] = set()
         self.done: Counter[str] = Counter()
         every: dict[str, Callable[[], str | None]] = {
             "kill": self._kill,
@@ -78,34 +78,34 @@ class Faults:
         heapq.heappush(self._ends, (time.monotonic() + seconds, next(self._order), end))
 
     def _some(self, members: list[Member]) -> Member | None:
-        healthy = [each for each in members if each not in self._afflicted and each.at_work(self._crew.fleet)]
+        healthy = [each for each in members if each not in self._disturbed and each.is_running(self._pool.fleet)]
         return self._random.choice(healthy) if healthy else None
 
     def _kill(self) -> str | None:
-        member = self._some([*self._crew.workers, *self._crew.publishers])
+        member = self._some([*self._pool.workers, *self._pool.publishers])
         if member is None:
             return None
-        self._crew.kill(member)
+        self._pool.kill(member)
         return f"kill of a {member.role}"
 
     def _stop(self) -> str | None:
-        member = self._some(self._crew.workers)
+        member = self._some(self._pool.workers)
         if member is None:
             return None
-        self._crew.stop(member)
+        self._pool.stop(member)
         return "graceful stop"
 
     def _pause(self) -> str | None:
-        member = self._some(self._crew.workers)
+        member = self._some(self._pool.workers)
         if member is None:
             return None
-        self._crew.fleet.pause(member.process)
-        self._afflicted.add(member)
+        self._pool.fleet.pause(member.process)
+        self._disturbed.add(member)
 
         def resume() -> None:
             member.process.resume()
-            self._crew.interrupted(member)
-            self._afflicted.discard(member)
+            self._pool.interrupted(member)
+            self._disturbed.discard(member)
 
         self._later(self._random.uniform(0.2, 2 * self._lease), resume)
         return "pause"
@@ -115,7 +115,7 @@ class Faults:
         return "clock step"
 
     def _break(self) -> str | None:
-        member = self._some([*self._crew.workers, *self._crew.publishers])
+        member = self._some([*self._pool.workers, *self._pool.publishers])
         wire = member.wire if member else None
         if wire is None:
             return None
@@ -124,18 +124,18 @@ class Faults:
         return f"connection: {fault}"
 
     def _silence(self) -> str | None:
-        member = self._some(self._crew.workers)
+        member = self._some(self._pool.workers)
         wire = member.wire if member else None
         if member is None or wire is None:
             return None
         how = self._random.choice(SILENT)
         {"black out": wire.black_out, "hold up": wire.hold_up, "cut off": wire.close_off}[how]()
-        self._afflicted.add(member)
+        self._disturbed.add(member)
 
         def open_up() -> None:
             wire.open_up()
-            self._crew.interrupted(member)
-            self._afflicted.discard(member)
+            self._pool.interrupted(member)
+            self._disturbed.discard(member)
 
         self._later(self._random.uniform(0.2, 3 * self._lease), open_up)
         return f"network: {how}"
@@ -147,11 +147,11 @@ class Faults:
             server.stop(self._random.choice([signal.SIGINT, signal.SIGQUIT]))
         else:
             server.kill()
-        self._crew.fleet.rows.disconnect()
+        self._pool.fleet.rows.disconnect()
         time.sleep(self._random.choice([0.0, 0.5, 1.5 * self._lease]))
         server.start()
-        for member in self._crew.workers:
-            self._crew.interrupted(member)
+        for member in self._pool.workers:
+            self._pool.interrupted(member)
         return f"{kind} restart"
 
 

@@ -19,7 +19,7 @@ LONGEST_REST = 120.0
 
 @dataclass(eq=False)
 class Member:
-    """A role in the crew, and the process that currently fills it."""
+    """A role in the pool, and the process that currently fills it."""
 
     role: str
     listeners: tuple[str, ...]
@@ -33,7 +33,7 @@ class Member:
 
     stopping_since: float | None = None
 
-    def at_work(self, fleet: Fleet) -> bool:
+    def is_running(self, fleet: Fleet) -> bool:
         """Return whether its process has begun and was not asked to shut down."""
         return self.process.running and self.stopping_since is None and has_begun(fleet, self.process)
 
@@ -43,7 +43,7 @@ def has_begun(fleet: Fleet, process: Child) -> bool:
     return process.pid in fleet.journal.pids()
 
 
-class Crew:
+class ProcessPool:
     """All processes of a soak."""
 
     def __init__(self, fleet: Fleet, wires: Callable[[], Wire | None]) -> None:
@@ -52,10 +52,10 @@ class Crew:
         self._entered: list[Wire] = []
         self.workers: list[Member] = []
         self.publishers: list[Member] = []
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.failed_starts = 0
 
-    def hire(self, role: str, listeners: tuple[str, ...] = (), **changes: Any) -> None:  # noqa: ANN401 - a plan's
+    def add(self, role: str, listeners: tuple[str, ...] = (), **changes: Any) -> None:  # noqa: ANN401 - a plan's
         """Start a process: `role` is its program, `changes` are the changes of its plan."""
         wire = self._wires()
         if wire is not None:
@@ -82,45 +82,45 @@ class Crew:
         """Record that the results of the process so far may not have been accepted."""
         self.fleet.cut_off(member.process)
 
-    def look_after(self) -> None:
+    def supervise(self) -> None:
         """Replace ended processes; record unexpected ends and overdue shutdowns as violations."""
         for member in (*self.workers, *self.publishers):
             process, since = member.process, member.stopping_since
             if process.running:
                 if since is not None and time.monotonic() - since > LONGEST_STOP:
-                    self.complaints.append(f"{process} does not stop: {process.stderr[-2000:]}")
+                    self.errors.append(f"{process} does not stop: {process.stderr[-2000:]}")
                     self.kill(member)
                 continue
             code = process.wait()
             if since is None and not has_begun(self.fleet, process):
                 self.failed_starts += 1  # its server was unavailable
             elif since is None or code != 0:
-                self.complaints.append(f"{process} ended with {code}: {process.stderr[-2000:]}")
+                self.errors.append(f"{process} ended with {code}: {process.stderr[-2000:]}")
                 self.fleet.cut_off(process)
             self._replace(member)
 
-    def dismiss(self) -> None:
+    def shut_down(self) -> None:
         """Wait until all processes have begun, end the publishers, wait for an empty queue, and stop the workers."""
 
         def all_have_begun() -> bool:
-            self.look_after()
+            self.supervise()
             return all(has_begun(self.fleet, it.process) for it in (*self.workers, *self.publishers))
 
         until(all_have_begun, "every process has begun", timeout=LONGEST_STOP + LONGEST_REST)
         self.fleet.gate.touch()
         for member in self.publishers:
             if member.process.wait() != 0:
-                self.complaints.append(f"{member.process} ended badly: {member.process.stderr[-2000:]}")
+                self.errors.append(f"{member.process} ended badly: {member.process.stderr[-2000:]}")
         try:
             self.fleet.wait_empty(LONGEST_REST)
         except AssertionError as error:
-            self.complaints.append(f"stranded: {error}: {self.fleet.stats()}")
+            self.errors.append(f"stranded: {error}: {self.fleet.stats()}")
         for member in self.workers:
             if member.stopping_since is None:
                 member.process.terminate()
         for member in self.workers:
             if member.process.wait() != 0:
-                self.complaints.append(f"{member.process} ended badly: {member.process.stderr[-2000:]}")
+                self.errors.append(f"{member.process} ended badly: {member.process.stderr[-2000:]}")
 
     def _replace(self, member: Member) -> None:
         member.number += 1
