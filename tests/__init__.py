@@ -1,1 +1,1 @@
-"""What the project promises, as code that can fail."""
+"""All tests of the project."""

@@ -1,3 +1,5 @@
+"""Fixtures and settings of all tests: processes, stacks, a migrated database file, plain tracebacks."""
+
 import asyncio
 import os
 from pathlib import Path

@@ -10,16 +10,16 @@ from typing import Any
 Work = Callable[[], Awaitable[object]]
 
 SECONDS = 30
-"""How long a forked child may live."""
+"""Seconds after which a forked child is killed."""
 
 
 async def in_thread(work: Work) -> str:
-    """Return what `work` raises in an event loop of its own, in a thread: the class and the text; "" if nothing."""
+    """Return class and text of what `work` raises in an event loop in a thread; "" if nothing."""
     return await asyncio.to_thread(outcome, work)
 
 
 def outcome(work: Work) -> str:
-    """Return what `work` raises in a new event loop: the class and the text; "" if nothing."""
+    """Return class and text of what `work` raises in a new event loop; "" if nothing."""
     try:
         asyncio.run(_awaited(work))
     except Exception as error:  # noqa: BLE001 - the caller asks for any error
@@ -28,7 +28,7 @@ def outcome(work: Work) -> str:
 
 
 def in_fork(work: Work) -> str:
-    """Return what `work` raises in a forked child of this process, in an event loop of its own."""
+    """Return what `work` raises in a new event loop of a forked child."""
     return forked(lambda: outcome(work))
 
 
@@ -38,7 +38,7 @@ def in_forked_coroutine(work: Work) -> str:
 
 
 def stepped(work: Work) -> str:
-    """Take the first step of `work` without an event loop, and return what it raises."""
+    """Run the first step of `work` without an event loop; return what it raises."""
     coroutine = _awaited(work)
     try:
         coroutine.send(None)

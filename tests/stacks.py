@@ -40,7 +40,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings with which the application uses this place."""
+        """The settings of an application on this place, as environment variables."""
         settings = {} if self.db_url is None else {"BENEATH_DB_URL": self.db_url}
         if self.redis_url is not None:
             settings["BENEATH_MQ_DRIVER"] = "redis"

@@ -188,7 +188,7 @@ class _Ends:
 
 
 class _Pair:
-    """One connection, from a client to the server."""
+    """A client's connection and its counterpart to the server."""
 
     def __init__(
         self, client: asyncio.StreamWriter, server: asyncio.StreamWriter, moving: asyncio.Event, ends: _Ends
@@ -207,7 +207,7 @@ class _Pair:
         self.dark = False
 
     def break_by(self, fault: str) -> None:
-        """Fail from now on."""
+        """Let the connection fail from now on."""
         self.fault = fault
         if fault == "cut":
             self.abort()

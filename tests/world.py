@@ -43,7 +43,7 @@ class Outbox:
         self.sent.append(message)
 
     def to(self, email: str) -> list[Mail]:
-        """Return the mails to one person, oldest first."""
+        """Return the mails to one address, oldest first."""
         return [message for message in self.sent if message.to == email]
 
 
@@ -81,7 +81,7 @@ async def migrate(url: str) -> None:
 
 @asynccontextmanager
 async def world(template: Path, path: Path) -> AsyncIterator[World]:
-    """Run the domain on a copy of the database file `template`, at `path`."""
+    """Run the services on a copy of the database file `template`, at `path`."""
     shutil.copy(template, path)
     async with world_at(f"sqlite:///{path}", busy_timeout=0.3) as built:
         yield built
@@ -89,7 +89,7 @@ async def world(template: Path, path: Path) -> AsyncIterator[World]:
 
 @asynccontextmanager
 async def world_at(url: str, *, busy_timeout: float = 10.0) -> AsyncIterator[World]:
-    """Run the domain on the database at `url`, which has every table."""
+    """Run the services on the database at `url`, which has all tables."""
     db = Database(url, busy_timeout=busy_timeout)
     await db.open()
     try:

@@ -1,1 +1,1 @@
-"""The commands, and how processes start and stop."""
+"""Tests of the commands, and of the start and shutdown of processes."""

@@ -1,4 +1,4 @@
-"""Commands as a user gives them, in this process: a folder of their own, and no setting from outside."""
+"""Fixtures that run commands in this process, in an empty folder and without settings from the environment."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ from dependencies.settings import (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a command left behind."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -36,7 +36,7 @@ Beneath = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Work in an empty folder; afterwards log as before."""
+    """Change to an empty folder; restore the logging configuration afterwards."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith("BENEATH_"):
@@ -52,7 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def beneath(capsys: pytest.CaptureFixture[str]) -> Beneath:
-    """Give a command."""
+    """Return a function that runs a command."""
 
     def command(*arguments: str) -> Result:
         capsys.readouterr()
@@ -65,7 +65,7 @@ def beneath(capsys: pytest.CaptureFixture[str]) -> Beneath:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """For an application inside the test: any free port, the memory queue, files in the test's folder."""
+    """Settings of an application in the test: a free port, the memory queue, and files in the test's folder."""
     return Settings(
         db=DbSettings(url=Url(f"sqlite:///{tmp_path}/data/beneath.db")),
         mq=MqSettings(driver="memory"),

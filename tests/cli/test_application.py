@@ -1,4 +1,4 @@
-"""The real application, in this process."""
+"""The complete application, run in this process."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ from models.user import UserCreated
 
 
 class FakeMailer:
-    """Keeps what it is given."""
+    """A mailer that records the mails."""
 
     def __init__(self) -> None:
         self.sent: asyncio.Queue[Mail] = asyncio.Queue()
@@ -39,7 +39,7 @@ class FakeMailer:
 
 
 class FakeNotification:
-    """Stands for a whole service, with a listener of its own."""
+    """A replacement of a whole service, with its own listener."""
 
     def __init__(self, container: Container) -> None:
         self.seen: asyncio.Queue[UserCreated] = asyncio.Queue()
@@ -50,7 +50,7 @@ class FakeNotification:
 
 
 class SilentQueue(MemoryQueue):
-    """A queue whose server does not answer."""
+    """A queue that waits for ever in `open`, as with a silent server."""
 
     def __init__(self) -> None:
         super().__init__(clock=SystemClock())

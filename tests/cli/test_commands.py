@@ -1,4 +1,4 @@
-"""Every command, given as a user gives it."""
+"""Every command: its results and its errors."""
 
 import json
 import sqlite3
@@ -16,7 +16,7 @@ from tests.cli.conftest import Beneath, Result
 
 
 def refused(result: Result, *parts: str, code: int = 2) -> None:
-    """Check that a command said one line on standard error, and nothing else."""
+    """Check that a command wrote one line to standard error, and nothing to standard output."""
     assert (result.code, result.out) == (code, "")
     assert result.err.startswith("beneath: ")
     assert result.err.count("\n") == 1
@@ -182,7 +182,7 @@ def test_publish_refuses_fields_that_do_not_match_the_event(
     assert list(folder.iterdir()) == []
 
 
-# --- users, the queue and its levers ----------------------------------------------------------------------------------
+# --- users, the queue and its operations ------------------------------------------------------------------------------
 
 
 def test_created_user_causes_pending_events(beneath: Beneath) -> None:
@@ -324,11 +324,11 @@ def test_foreign_version_table_is_an_error_of_one_line(beneath: Beneath, folder:
 @pytest.mark.parametrize(
     "payload",
     [
-        b"\x81\xc4\x01a\x01",  # keys: bytes, a time, a list
+        b"\x81\xc4\x01a\x01",  # The keys are bytes, a time and a list.
         b"\x81\xd6\xff\x00\x00\x00\x01\x01",
         b"\x81\x91\x01\x01",
         b"\xd7\xff\x00\x00\x00\x03\xff\xff\xff\xff",
-        b"\xc7\x0c\xff" + b"\x00" * 4 + b"\x7f" + b"\xff" * 7,  # a time after the year 9999
+        b"\xc7\x0c\xff" + b"\x00" * 4 + b"\x7f" + b"\xff" * 7,  # The time is after the year 9999.
         b"\x91" * 900 + b"\x01",
         b"\xc1",
     ],

@@ -1,4 +1,4 @@
-"""Running together, stopping together."""
+"""The lifecycle of runnables: common start and shutdown, failures and signals."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What is wrong with a PostgreSQL server, as a command says it: one line, no traceback, an exit code of its own."""
+"""Errors of PostgreSQL in commands: one line, no traceback, and a distinct exit code."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ def server() -> PostgresServer:
 
 @pytest.fixture
 def name(server: PostgresServer) -> Iterator[str]:
-    """A database of the test's own."""
+    """Return the name of a new database."""
     name = f"test_{secrets.token_hex(6)}"
     asyncio.run(server.execute(f"CREATE DATABASE {name}"))
     yield name
@@ -34,7 +34,7 @@ def name(server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `start` end as other commands do, not with the whole process."""
+    """Let `start` return as other commands do, instead of ending the process."""
 
     def leave(code: int) -> None:
         raise typer.Exit(code)

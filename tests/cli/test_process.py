@@ -1,4 +1,4 @@
-"""The executable as a process: signals, ports, forgotten services, and what an installed copy holds."""
+"""The executable as a process: signals, ports, services without a provider, and the contents of the wheel."""
 
 import json
 import os
@@ -34,7 +34,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start `beneath` in an empty folder, and leave none behind."""
+    """Return a function that starts `beneath` in an empty folder; kill the processes afterwards."""
     processes: list[subprocess.Popen[str]] = []
 
     def beneath(*arguments: str, source: Path = ROOT, pass_fds: Sequence[int] = ()) -> subprocess.Popen[str]:
@@ -96,7 +96,7 @@ def test_signal_ends_the_process_cleanly(start: Start, number: signal.Signals) -
 def test_second_signal_ends_the_process_at_once(start: Start, tmp_path: Path) -> None:
     process = start(*ANY_PORT, "start", "all")
     wait_for_line(process, "worker started")
-    # Stopped in between, so that both signals are there before it can have acted on the first.
+    # The process is stopped meanwhile, so that both signals are pending before it handles the first.
     process.send_signal(signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
@@ -158,7 +158,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with a service that is in no container."""
+    """Return a copy of the project with a service that no container provides."""
     copy = tmp_path_factory.mktemp("copy")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))

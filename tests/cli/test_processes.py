@@ -1,4 +1,4 @@
-"""Child processes, without any: who is started again, who is stopped, and how a child notices its parent's end."""
+"""The supervisor of worker processes, with fake children: restarts, shutdown, and the death of the parent."""
 
 import asyncio
 import errno
@@ -15,7 +15,7 @@ from infra.clock import FakeClock
 
 
 class FakeChild:
-    """A process that ends when a test says so."""
+    """A process that ends when the test ends it."""
 
     def __init__(self, *, obeys: bool = True) -> None:
         self.obeys = obeys
@@ -42,7 +42,7 @@ class FakeChild:
 
 
 class Nursery:
-    """Starts fake children and remembers them."""
+    """Starts and records fake children."""
 
     def __init__(self, *, obeys: bool = True) -> None:
         self.obeys = obeys
@@ -69,7 +69,7 @@ async def test_ended_child_is_restarted_after_a_growing_pause() -> None:
 
 
 class Starved(Nursery):
-    """Cannot create the processes of the given numbers, the first being 0, for `error`."""
+    """A factory that raises `error` in place of creating the processes of the given numbers, counted from 0."""
 
     def __init__(self, error: Exception, *failing: int) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ async def test_process_reports_its_start(tmp_path: Path, monkeypatch: pytest.Mon
     child.stop()
     assert await child.wait() == REFUSED
     assert child.started == (word == "starts")
-    child.stop()  # too late, which is no error
+    child.stop()  # A late notification is no error.
 
 
 async def test_stop_is_forwarded_to_the_children_and_awaited() -> None:
@@ -242,7 +242,7 @@ async def test_child_that_refuses_to_start_stops_the_whole_pool() -> None:
 
 
 class Parent:
-    """The parent's end of the connection, and what its child did."""
+    """The parent's end of the connection to a child, and the child's reactions."""
 
     def __init__(self) -> None:
         self._child, self._end = socket.socketpair()

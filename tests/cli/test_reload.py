@@ -1,4 +1,4 @@
-"""Starting again when a file changes."""
+"""The restart of a child process when a source file changes."""
 
 import asyncio
 import os

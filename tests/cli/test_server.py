@@ -1,4 +1,4 @@
-"""An HTTP server as a runnable."""
+"""The HTTP server as a runnable: start, shutdown and grace period."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +16,7 @@ Serving = Callable[[HttpServer], "asyncio.Task[None]"]
 
 
 class Gate:
-    """An application that answers when a test says so."""
+    """An application that answers when the test opens its gate."""
 
     def __init__(self) -> None:
         self.entered = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What can be started, and what is made for it."""
+"""Startables: their selection by name, ports and processes."""
 
 from contextlib import ExitStack
 

@@ -1,4 +1,4 @@
-"""Commands whose standard streams are closed, narrow or not read, and errors that hold secrets."""
+"""Standard streams of commands: closed, unread or with a limited encoding; and no secrets in the output."""
 
 import json
 import os
@@ -114,7 +114,7 @@ def test_a_traceback_shows_no_password(
 ) -> None:
     monkeypatch.setenv("BENEATH_DB_URL", "postgresql://ada:correcthorse@db/app")
     monkeypatch.setenv("BENEATH_MQ_DRIVER", "memory")
-    assert beneath("bus", "stats").code == 2  # it has read the settings
+    assert beneath("bus", "stats").code == 2  # The settings are loaded.
     error = RuntimeError("to postgresql://ada:correcthorse@db/app")
     error.__cause__ = ValueError("refused: correcthorse")
     assert report(error) == 1
@@ -186,7 +186,7 @@ def test_interrupt_before_the_command_runs_shows_no_traceback(
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Let children take SIGINT; what a shell runs in the background ignores it, and so do its children."""
+    """Reset SIGINT to its default, which background processes of a shell, and their children, ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

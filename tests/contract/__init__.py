@@ -1,1 +1,1 @@
-"""The message queue contract: every promised sentence has a test, and every driver runs them all."""
+"""The tests of the message queue contract, which every driver runs: one or more for each of its sentences."""

@@ -1,4 +1,4 @@
-"""What contract tests do all the time, in one line each."""
+"""Helpers of the contract tests: messages, subscriptions, consumers, claims and settlements."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ WORK = "work"
 """The subscription of most tests."""
 
 ANSWER = 0.2
-"""Seconds of real time within which a server answers, also on a busy machine."""
+"""Seconds of real time within which a server answers, even on a busy machine."""
 
 STAYING = {Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK}
 
@@ -45,7 +45,7 @@ def message(
     fresh: bool = False,
     published_at: float = 1_700_000_000.0,
 ) -> Message:
-    """Return a message whose body tells its id."""
+    """Return a message whose body contains its id."""
     return Message(
         id=id,
         event=event,
@@ -73,9 +73,9 @@ def subscription(
 async def until_done(
     harness: Harness, work: Coroutine[Any, Any, T], *, step: float = 0.1, steps: int = 200, answer: float = 0.01
 ) -> T:
-    """Run `work` while the time goes on in steps, as drivers may need that pause; return its result.
+    """Run `work` while the clock advances in steps, as drivers may wait for a time; return the result.
 
-    Before each step a server has `answer` seconds of real time to answer: ANSWER where the steps that it takes count.
+    Before each step a server has `answer` seconds of real time to answer: ANSWER where the number of steps matters.
     """
     task = asyncio.ensure_future(work)
     for _ in range(steps):
@@ -85,14 +85,14 @@ async def until_done(
         if task.done():
             break
         await harness.clock.advance(step)
-    assert task.done(), "it waits for something that does not come"
+    assert task.done(), f"{work} has not ended after {steps} steps of {step} s"
     return task.result()
 
 
 async def declare(
     harness: Harness, queue: MessageQueue, *subscriptions: Subscription, broadcasts: Collection[str] = ()
 ) -> None:
-    """Declare, letting pass the time that a driver takes for it."""
+    """Declare, while the clock advances as far as the driver needs."""
     await until_done(harness, queue.declare(subscriptions, broadcasts))
 
 
@@ -111,12 +111,12 @@ async def consumer(queue: MessageQueue, *names: str) -> Consumer:
 
 
 async def fetch(worker: Consumer, name: str = WORK, limit: int = 100) -> list[Claim]:
-    """Claim what is due now."""
+    """Claim the due deliveries of one subscription."""
     return await worker.fetch({name: limit}, wait=0)
 
 
 async def fetch_one(worker: Consumer, name: str = WORK) -> Claim:
-    """Claim the one thing that is due."""
+    """Return the only claim that is due."""
     claims = await fetch(worker, name)
     assert len(claims) == 1, [ids(claims)]
     return claims[0]
@@ -137,7 +137,7 @@ def end(
     charge: bool = True,
     needs: str | None = None,
 ) -> Settlement:
-    """Return the settlement of the claim's `nth` delivery; it closes if nothing of the claim can follow."""
+    """Return the settlement of the claim's `nth` delivery; it closes the claim if no other settlement can follow."""
     return Settlement(
         claim=claim,
         delivery=claim.deliveries[nth],
@@ -151,7 +151,7 @@ def end(
 
 
 async def finish(worker: Consumer, *claims: Claim) -> None:
-    """Settle everything in the claims as done."""
+    """Settle all deliveries of the claims as done."""
     done = [end(claim, nth=nth) for claim in claims for nth in range(len(claim.deliveries))]
     assert await worker.settle(done) == []
 
@@ -166,12 +166,12 @@ async def drain(worker: Consumer, name: str = WORK) -> list[str]:
 
 
 async def stats(queue: MessageQueue, name: str = WORK) -> SubscriptionStats:
-    """Return what one subscription holds."""
+    """Return the stats of one subscription."""
     return next(it for it in await queue.stats() if it.name == name)
 
 
 async def kill(harness: Harness, queue: MessageQueue, name: str = WORK) -> None:
-    """Let a new worker claim everything due and die; take its claims over."""
+    """Let a new worker claim everything due and crash; recover its claims."""
     victim = await consumer(queue, name)
     await fetch(victim, name)
     await harness.crash(victim)

@@ -1,4 +1,4 @@
-"""How long the model is searched for differences."""
+"""The number of examples in the search for differences between driver and model."""
 
 from hypothesis import HealthCheck, Phase, settings
 
@@ -12,7 +12,7 @@ def register() -> None:
 
 
 def search(examples: int, *, shrink: bool = True) -> settings:
-    """Return the same few seconds of search every time, or the present profile's if that is the thorough one."""
+    """Return the settings of a short deterministic search, or those of the thorough profile if that is active."""
     thorough = settings.get_current_profile_name() == THOROUGH
     return settings(
         max_examples=settings.default.max_examples if thorough and settings.default else examples,

@@ -1,3 +1,5 @@
+"""Fixtures of the contract tests: each driver, its harness and an open queue."""
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 

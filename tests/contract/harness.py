@@ -1,6 +1,6 @@
-"""What a driver brings to the contract tests: a store of its own, and ways to do to it what the world does.
+"""The interface between a driver and the contract tests: an empty store, its queues, crashes and restarts.
 
-To put a driver under the contract, write a module with `open_harness(folder, clock)` and name it in `DRIVERS`.
+To test another driver, write a module with `open_harness(folder, clock)` and add it to `DRIVERS`.
 """
 
 import importlib
@@ -18,37 +18,37 @@ from infra.mq import Consumer, Features, MessageQueue
 
 
 class Harness(Protocol):
-    """One empty store, and everything that a test may do to it. All its queues go by `clock`."""
+    """One empty store, and the operations of tests on it. All its queues use `clock`."""
 
     @property
     def clock(self) -> FakeClock:
-        """The time, for every queue of this harness."""
+        """The clock of every queue of this harness."""
         ...
 
     @property
     def dedupe_window(self) -> float:
-        """For how many seconds the queues remember an id."""
+        """The dedupe window of the queues in seconds."""
         ...
 
     @property
     def lease(self) -> float | None:
-        """After how many seconds without `renew` a worker counts as dead; None where only its process decides."""
+        """Seconds without `renew` after which a worker is considered dead; None if only its process's end counts."""
         ...
 
     async def queue(self) -> MessageQueue:
         """Return an open queue on the store.
 
-        Each call stands for another process and returns another instance; without `multi_process` always the same.
-        The harness closes them all at its end; a test may close one before that.
+        Each call simulates another process and returns another instance; without `multi_process` always the same one.
+        The harness closes all queues at its end; a test may close one earlier.
         """
         ...
 
     async def reopen(self) -> MessageQueue:
-        """End the processes of all queues so far, without closing anything first; open a new one. Needs `durable`."""
+        """End all processes so far without closing their queues; return a queue of a new process. Needs `durable`."""
         ...
 
     async def crash(self, consumer: Consumer) -> None:
-        """Let the worker die suddenly; when this returns, others can see that it is dead."""
+        """Let the worker crash; on return other workers can recover its claims."""
         ...
 
     def transaction(self, queue: MessageQueue) -> AbstractAsyncContextManager[object]:
@@ -63,10 +63,10 @@ Opener = Callable[[Path, FakeClock], AbstractAsyncContextManager[Harness]]
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """A driver under test: where its harness is, and what it says it can do."""
+    """A driver under test: the module of its harness, and its features."""
 
     module: str
-    """With the name of the opener after a colon, if it is not `open_harness`."""
+    """The module's name, with the opener's name after a colon if it is not `open_harness`."""
 
     features: Features
 
@@ -78,7 +78,7 @@ class Driver:
 
 
 MAX_BODY = 64 * 1024 * 1024
-"""The largest body, in bytes, that every driver takes under the contract, so that a larger one need not be huge."""
+"""The limit for bodies in bytes that all drivers have in these tests, so that too large bodies stay small."""
 
 _SHARED = Features(durable=True, multi_process=True, transactional=False)
 
@@ -102,7 +102,7 @@ DRIVERS = {
 }
 
 TWINS = frozenset({"redis7", "redis8"})
-"""Drivers that differ from another one in the server's version alone: for `make test-all`."""
+"""Drivers that differ from another one only in the server's version; `make test-all` runs them."""
 
 
 def chosen_drivers() -> list[str]:

@@ -1,4 +1,4 @@
-"""Random work on a queue and on the model at once; whatever differs is a bug in one of them."""
+"""A state machine that makes random calls to a queue and to the model; each difference is a bug in one of them."""
 
 import asyncio
 import shutil
@@ -22,34 +22,34 @@ T = TypeVar("T")
 
 
 class Mismatch(AssertionError):
-    """The queue did something else than the model."""
+    """A difference between queue and model."""
 
 
 def check(*, true: bool, otherwise: str) -> None:
-    """Raise Mismatch unless it is true."""
+    """Raise Mismatch unless `true`."""
     if not true:
         raise Mismatch(otherwise)
 
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """A claim, the copies it stands for, and how many of them are settled."""
+    """A claim, its copies in the model, and how many of these are settled."""
 
     worker: Consumer
     claim: Claim
     name: str
-    """Its subscription, by the model's name."""
+    """The model's name of the subscription."""
 
     copies: list[Copy]
     settled: int = 0
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Two workers, one unordered and one ordered subscription of the same event, two keys."""
+    """Two workers on one unordered and one ordered subscription of the same event, with two keys."""
 
     driver: ClassVar[Driver]
     stores: ClassVar[Path]
-    """The folder of the folders in which the stores are."""
+    """The parent folder of the stores' folders."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,11 +68,11 @@ class QueueMachine(RuleBasedStateMachine):
         self.failed = False
 
     def open(self) -> AbstractAsyncContextManager[Harness]:
-        """Return the harness, not yet entered."""
+        """Return the context manager of the harness, not entered yet."""
         return self.driver.open(self.folder, self.clock)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run to the end on the machine's own loop."""
+        """Run `work` to its end on the machine's event loop."""
         return self.runner.get_loop().run_until_complete(work)
 
     @initialize()
@@ -86,7 +86,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.workers = [await self._join(it) for it in self.queues]
 
     async def new_queue(self) -> MessageQueue:
-        """Return a queue of another process."""
+        """Return another queue, as of another process."""
         return await self.harness.queue()
 
     async def _join(self, queue: MessageQueue) -> Consumer:
@@ -129,7 +129,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.model.publish(message_id, key, None)
 
     def reschedule(self, which: int, key: str, delay: float) -> None:
-        """Cancel a message and publish its id anew, for another time; without one to cancel, make one first."""
+        """Cancel a scheduled message, or one published for this, and publish its id again for another time."""
         if not any(self.model.scheduled(it) for it in self.published):
             self.publish(0, key, 5.0, 1)
         scheduled = [it for it in self.published if self.model.scheduled(it)]
@@ -169,7 +169,7 @@ class QueueMachine(RuleBasedStateMachine):
             self._take(worker, claim, name, possible)
 
     def _asked(self, which: int, name: str) -> str:
-        """Return the name by which a worker knows a subscription: the first one keeps to the oldest."""
+        """Return a worker's name of a subscription: the first worker keeps the oldest name."""
         return self.names[name][-which]
 
     def _take(self, worker: Consumer, claim: Claim, name: str, possible: list[list[Copy]]) -> None:
@@ -201,7 +201,7 @@ class QueueMachine(RuleBasedStateMachine):
         self._settle(held, [Outcome.DONE] * done + [outcome], delay)
 
     def settle_again(self, which: int, by: int, outcome: Outcome) -> None:
-        """End a claim, let a worker claim the same again, and repeat an end of the earlier claim."""
+        """Settle a claim, let a worker claim the same deliveries again, and settle the earlier claim once more."""
         held = self._some(which)
         if held.name in self.model.paused:
             self.resume(held.name)
@@ -212,7 +212,7 @@ class QueueMachine(RuleBasedStateMachine):
             self._settle(held, [repeated], 0.0)
 
     def _some(self, which: int) -> Held:
-        """Return one of the claims; without any, make one."""
+        """Return one of the claims; make claims first if none exists."""
         if not self.held:
             self.publish(0, "ab"[which % 2], None, 2)
             for name in (PLAIN, LINE):
@@ -221,7 +221,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _settle(self, held: Held, outcomes: list[Outcome], delay: float) -> None:
         if held.worker.info.id in self.dead_workers:
-            return  # what a dead worker says before its recovery is not promised
+            return  # The contract does not cover settlements of a dead worker before its recovery.
         settlements: list[Settlement] = []
         left = len(held.copies) - held.settled
         outcomes = outcomes[-left:]
@@ -259,7 +259,7 @@ class QueueMachine(RuleBasedStateMachine):
         for copy in held.copies[held.settled :]:
             copy.owner = None
         if held.copies[-1].stage is not Stage.OVER:
-            held.settled = 0  # stays as a stale claim, whose every settlement must be fenced
+            held.settled = 0  # The claim stays as a stale one, whose settlements must all be fenced.
         else:
             self.held.remove(held)
 
@@ -278,7 +278,7 @@ class QueueMachine(RuleBasedStateMachine):
             held.copies[held.settled].isolated = True
 
     def poison(self, which: int) -> None:
-        """Let a delivery that runs alone kill its worker."""
+        """Let an isolated delivery crash its worker."""
         held = self._some(which)
         if held.worker in self.workers:
             self.isolate(which)
@@ -297,7 +297,7 @@ class QueueMachine(RuleBasedStateMachine):
         check(true=recovered == expected, otherwise=f"recovered {recovered} instead of {expected}")
 
     def take_over(self, which: int) -> None:
-        """Let one worker die and the other one go on with its work."""
+        """Let one worker crash, and the other one take over its claims."""
         self.crash(which)
         self.recover(1 - which)
         for name in (PLAIN, LINE):
@@ -373,7 +373,7 @@ class QueueMachine(RuleBasedStateMachine):
             name = present[stats.name]
             told, true = counts_of(stats), self.model.counts(name)
             if name == LINE:
-                # What fell due into a held mailbox may count as ready until the next fetch.
+                # A delivery that became due in a blocked or parked mailbox may count as ready until the next fetch.
                 told, true = (_held_as_ready(it) for it in (told, true))
             check(true=told == true, otherwise=f"{name}: {told} instead of {true}")
 
@@ -388,7 +388,7 @@ class QueueMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def _finish_everything(self) -> None:
-        """Heal all that was broken, and see that every copy comes, each key in order, and nothing else."""
+        """Resume, unblock and recover everything; check that every copy is delivered, in order, and nothing else."""
         self._dead_letters()
         for name in sorted(self.model.paused):
             self.resume(name)
@@ -406,14 +406,14 @@ class QueueMachine(RuleBasedStateMachine):
                 for held in [it for it in self.held if it.worker is self.workers[0]]:
                     self._settle(held, [Outcome.DONE] * len(held.copies), 0.0)
             wants = {self._asked(0, name): 100}
-            check(true=self.run(self.workers[0].fetch(wants, wait=0)) == [], otherwise="a phantom came")
+            check(true=self.run(self.workers[0].fetch(wants, wait=0)) == [], otherwise="unexpected claims")
         left = [it for it in self.model.copies if it.stage not in {Stage.DEAD, Stage.OVER}]
         check(true=not left, otherwise=f"{left} never came")
         self._compare_counts()
 
 
 def fenced_by(claim: Claim, name: str) -> tuple[str, int | str]:
-    """Return what counts the fences of a claim: its mailbox, or its delivery."""
+    """Return the model's key for the fences of a claim: of its mailbox, or of its delivery."""
     return name, claim.ordering_key or "" if claim.ordered else claim.deliveries[0].id
 
 

@@ -1,4 +1,4 @@
-"""The memory driver under the contract: one store is one object."""
+"""The harness of the memory driver: a store is one object."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,7 +11,7 @@ from tests.contract.harness import MAX_BODY
 
 
 class MemoryHarness:
-    """A harness whose every process is this one."""
+    """A harness with one queue for all simulated processes."""
 
     dedupe_window = 120.0
     lease: float | None = 10.0

@@ -1,4 +1,4 @@
-"""The queue as a reader of the contract would imagine it: a list of deliveries, and no thought of speed."""
+"""The reference model of a queue: a plain list of deliveries, without regard to speed."""
 
 import itertools
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ PLAIN, LINE = "plain", "line"
 
 
 class Stage(Enum):
-    """How far a copy has come."""
+    """The state of a copy."""
 
     SCHEDULED = auto()
     WAITING = auto()
@@ -26,7 +26,7 @@ class Stage(Enum):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Copy:
-    """One message for one subscription."""
+    """One message for one subscription, as a delivery of the model."""
 
     subscription: str
     message_id: str
@@ -42,7 +42,7 @@ class Copy:
     crashes: int = 0
 
     def matches(self, delivery: Delivery) -> bool:
-        """Whether the delivery is this copy, and tells the truth about its past."""
+        """Return whether a delivery is this copy, with the same counters."""
         mine = (self.message_id, self.key, self.failures, self.deferrals, self.takeovers)
         its = (
             delivery.message_id,
@@ -54,13 +54,13 @@ class Copy:
         return mine == its and self.crashes == delivery.crashes
 
     def matches_dead(self, letter: DeadLetter) -> bool:
-        """Whether the dead letter is this copy."""
+        """Return whether a dead letter is this copy."""
         mine = (self.subscription, self.message_id, self.key, self.failures, self.crashes)
         return mine == (letter.subscription, letter.message_id, letter.ordering_key, letter.failures, letter.crashes)
 
 
 class Model:
-    """All copies there ever were."""
+    """The model of a queue: all copies that ever existed, and the operations of the contract on them."""
 
     def __init__(self, now: float, dedupe_window: float) -> None:
         self.now = now
@@ -85,7 +85,7 @@ class Model:
             copy.stage = Stage.WAITING if copy.due <= self.now else Stage.SCHEDULED
 
     def advance(self, now: float) -> None:
-        """Let the time go on; what was scheduled takes its place when due."""
+        """Advance the time; scheduled copies that become due join their mailboxes."""
         self.now = now
         due = [it for it in self.copies if it.stage is Stage.SCHEDULED and it.due <= now]
         for copy in sorted(due, key=lambda it: (it.due, it.order)):
@@ -108,7 +108,7 @@ class Model:
         return {key: line for key in sorted(keys) if (line := self.line(key))}
 
     def claimable(self, name: str) -> list[list[Copy]]:
-        """Return what claims of a subscription could hold now."""
+        """Return the possible claims of a subscription at this time."""
         if name in self.paused:
             return []
         if name == PLAIN:
@@ -116,7 +116,7 @@ class Model:
         return [self._batch(line) for line in self.lines().values() if self._is_free(line)]
 
     def settle(self, copy: Copy, outcome: Outcome, delay: float) -> None:
-        """End an owned copy's claim."""
+        """Settle an owned copy."""
         copy.failures += outcome in {Outcome.RETRY, Outcome.BLOCK, Outcome.DEAD}
         copy.deferrals += outcome is Outcome.DEFER
         copy.isolated = False
@@ -131,12 +131,12 @@ class Model:
             copy.stage = Stage.BLOCKED
 
     def bury(self, copy: Copy) -> None:
-        """Make a dead letter of it."""
+        """Make a dead letter of a copy."""
         copy.stage = Stage.DEAD
         self.dead.append(copy)
 
     def give_back(self, owners: Iterable[str], *, dead: bool) -> int:
-        """Take from these workers what they own; return how much that was."""
+        """Release all copies that these workers own, as recovery or as close; return their number."""
         owners = set(owners)
         held = [it for it in self.copies if it.owner in owners and it.stage is Stage.WAITING]
         for copy in held:
@@ -147,36 +147,36 @@ class Model:
         return len(held)
 
     def unpark(self) -> int:
-        """Make due whatever is parked; return how much that was."""
+        """Make all parked copies due; return their number."""
         parked = [it for it in self.copies if it.stage is Stage.PARKED]
         for copy in parked:
             copy.stage, copy.due = Stage.WAITING, self.now
         return len(parked)
 
     def waiting(self, name: str) -> list[Copy]:
-        """Return every copy of a subscription that has not ended, in whatever stage."""
+        """Return every unfinished copy of a subscription, in any state."""
         return [it for it in self.copies if it.subscription == name and it.stage not in {Stage.DEAD, Stage.OVER}]
 
     def forget(self, name: str) -> int:
-        """Drop what waits for a subscription; return how much that was."""
+        """Discard the backlog of a subscription; return its size."""
         gone = self.waiting(name)
         for copy in gone:
             copy.stage, copy.owner, copy.isolated = Stage.OVER, None, False
         return len(gone)
 
     def retry_dead(self, copy: Copy) -> None:
-        """Deliver a dead letter anew."""
+        """Deliver a dead letter again."""
         self.dead.remove(copy)
         copy.stage = Stage.OVER
         self._add(copy.subscription, copy.message_id, copy.key, self.now)
 
     def discard_dead(self, copy: Copy) -> None:
-        """Forget a dead letter."""
+        """Discard a dead letter."""
         self.dead.remove(copy)
         copy.stage = Stage.OVER
 
     def counts(self, name: str) -> dict[str, int]:
-        """Return what `stats` should say."""
+        """Return the counts that `stats` must return."""
         counts = dict.fromkeys(("ready", "retrying", "in_flight", "parked", "blocked"), 0)
         counts["scheduled"] = len(self._of(name, Stage.SCHEDULED))
         counts["dead"] = sum(it.subscription == name for it in self.dead)
@@ -217,6 +217,6 @@ class Model:
 
 
 def counts_of(stats: SubscriptionStats) -> dict[str, int]:
-    """Return what a queue says, in the model's form."""
+    """Return the counts of a queue's stats in the model's form."""
     names = ("ready", "retrying", "in_flight", "parked", "blocked", "scheduled", "dead")
     return {name: getattr(stats, name) for name in names}

@@ -1,4 +1,4 @@
-"""The SQL driver on PostgreSQL under the contract: a store is a database, a process a `Database` and a `SqlQueue`."""
+"""The harness of the SQL driver on PostgreSQL: a store is a database, a process a `Database` and a `SqlQueue`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +17,7 @@ TEMPLATE = "beneath_queue_template"
 
 
 class PostgresHarness(SqlHarness):
-    """Its store is one database of a server. Leases are by the server's clock, which no test moves."""
+    """A harness on one database of a server. Leases use the server's clock, which no test sets."""
 
     def new_process(self) -> tuple[Database, SqlQueue]:
         db = Database(f"{self.url}?pool_size=3")
@@ -26,7 +26,7 @@ class PostgresHarness(SqlHarness):
 
 @asynccontextmanager
 async def open_harness(folder: Path, clock: FakeClock) -> AsyncIterator[PostgresHarness]:
-    """Open an empty queue in a database of its own."""
+    """Open a harness on a new database with an empty queue."""
     server = postgres_servers.shared()
     template = await server.template(TEMPLATE, migrate)
     async with server.database(template) as url:
@@ -38,7 +38,7 @@ async def open_harness(folder: Path, clock: FakeClock) -> AsyncIterator[Postgres
 
 
 async def migrate(url: str) -> None:
-    """Make an empty queue's tables."""
+    """Create the tables of an empty queue."""
     db = Database(url)
     await db.open()
     try:

@@ -1,4 +1,4 @@
-"""The Redis driver under the contract: one store is one namespace, one process is one `RedisQueue`."""
+"""The harness of the Redis driver: a store is a namespace, a process is a `RedisQueue`."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ _namespaces = itertools.count(1)
 
 
 class RedisHarness:
-    """A harness whose processes are queues of their own in this process, on one server."""
+    """A harness whose simulated processes are queues in this process, on one server."""
 
     dedupe_window = 120.0
     lease: float | None = 12.0
@@ -36,7 +36,7 @@ class RedisHarness:
             namespace=self._namespace,
             lease=10.0,
             dedupe_window=self.dedupe_window,
-            # The tests go by a clock that they move themselves, which neither the server nor its leases know.
+            # The tests advance a fake clock, which neither the server nor its leases use.
             broker_time=False,
             takeover_patience=0.0,
             max_body=MAX_BODY,
@@ -56,7 +56,7 @@ class RedisHarness:
         raise NotImplementedError("Redis has no part in the application's transactions")
 
     async def close(self) -> None:
-        """End all processes."""
+        """Close all queues."""
         for queue in self._queues:
             await queue.close()
         self._queues.clear()
@@ -64,7 +64,7 @@ class RedisHarness:
 
 @asynccontextmanager
 async def open_harness(folder: Path, clock: FakeClock, *, kind: str) -> AsyncIterator[RedisHarness]:
-    """Open an empty queue in a namespace of its own."""
+    """Open a harness on a new namespace."""
     harness = RedisHarness(servers.shared(kind).url, clock)
     try:
         yield harness

@@ -1,4 +1,4 @@
-"""The SQL driver under the contract, on whatever database: a process is a `Database` and a `SqlQueue`."""
+"""The harness of the SQL driver on any dialect: a process is a `Database` and a `SqlQueue`."""
 
 from contextlib import AbstractAsyncContextManager
 
@@ -9,7 +9,7 @@ from infra.mq.drivers.sql import SqlQueue
 
 
 class SqlHarness:
-    """A harness whose processes are databases and queues of their own in this process, on one store."""
+    """A harness whose simulated processes are databases and queues in this process, on one store."""
 
     dedupe_window = 120.0
     lease: float | None = None
@@ -20,7 +20,7 @@ class SqlHarness:
         self._databases: dict[MessageQueue, Database] = {}
 
     def new_process(self) -> tuple[Database, SqlQueue]:
-        """Return another database and queue on the store, not yet open."""
+        """Return another database and queue on the store, not open yet."""
         raise NotImplementedError
 
     async def queue(self) -> MessageQueue:
@@ -41,7 +41,7 @@ class SqlHarness:
         return self._databases[queue].transaction()
 
     async def close(self) -> None:
-        """End all processes."""
+        """Close all queues and databases."""
         for queue, db in self._databases.items():
             await queue.close()
             await db.close()

@@ -1,4 +1,4 @@
-"""The SQL driver on SQLite under the contract: one store is one file, one process is one `Database` and `SqlQueue`."""
+"""The harness of the SQL driver on SQLite: a store is a file, a process a `Database` and a `SqlQueue`."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ HISTORY = History("bus", "infra.db.migrations", "beneath_bus_version")
 
 
 class SqliteHarness(SqlHarness):
-    """Its store is one file."""
+    """A harness on one file."""
 
     def new_process(self) -> tuple[Database, SqlQueue]:
         db = Database(self.url)
@@ -25,7 +25,7 @@ class SqliteHarness(SqlHarness):
 
 @asynccontextmanager
 async def open_harness(folder: Path, clock: FakeClock) -> AsyncIterator[SqliteHarness]:
-    """Open an empty queue in a file of its own."""
+    """Open a harness on a new file with an empty queue."""
     path = folder / "queue.db"
     template = folder.parent / "sqlite-queue-template.db"
     if not template.exists():
@@ -39,7 +39,7 @@ async def open_harness(folder: Path, clock: FakeClock) -> AsyncIterator[SqliteHa
 
 
 async def migrate(path: Path) -> None:
-    """Make an empty queue's file."""
+    """Create the file of an empty queue."""
     db = Database(f"sqlite:///{path}")
     await db.open()
     try:

@@ -1,4 +1,4 @@
-"""What the machine may do."""
+"""The random steps of the state machine."""
 
 import itertools
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from infra.mq import Outcome
 from tests.contract.model import LINE, PLAIN
 
 ANY = range(8)
-"""Which one, of however many there are."""
+"""Indexes by which a step chooses among a varying number of items."""
 
 EITHER = (0, 1)
 NAMES = (PLAIN, LINE)
@@ -20,15 +20,15 @@ Step = tuple[str, dict[str, Any]]
 
 
 def every(step: str, /, **values: Iterable[Any]) -> list[Step]:
-    """Return the step of that name with each combination of the values."""
+    """Return the step of the given name with each combination of the values."""
     return [(step, dict(zip(values, each, strict=True))) for each in itertools.product(*values.values())]
 
 
 def steps() -> st.SearchStrategy[Step]:
-    """Return what may happen next, the usual more often than the rest.
+    """Return the strategy for the next step: usual steps are three times as frequent as rare ones.
 
-    One strategy instead of one rule each: Hypothesis leaves whole rules out of a run, and the bugs worth finding need
-    a publish, a fetch, a death and a settlement in the same one.
+    All steps share one strategy because Hypothesis omits whole rules from a run, and most bugs need
+    a publish, a fetch, a crash and a settlement in one run.
     """
     leaving = [it for it in Outcome if it is not Outcome.DONE]
     usual = [

@@ -1,6 +1,6 @@
-"""Every driver does what the model does, whatever happens.
+"""Comparison of every driver with the model over random steps.
 
-`pytest tests/contract/test_model.py --hypothesis-profile=thorough` searches longer, and elsewhere every time.
+`pytest tests/contract/test_model.py --hypothesis-profile=thorough` searches longer, with other examples in each run.
 """
 
 from pathlib import Path

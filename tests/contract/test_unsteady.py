@@ -1,4 +1,4 @@
-"""Every driver does what the model does, whatever becomes of requests, answers and connections."""
+"""Comparison of every driver with the model while requests, answers and connections fail."""
 
 from pathlib import Path
 
@@ -17,6 +17,6 @@ from tests.contract.wired import WIRED
 def test_driver_matches_the_model_despite_failing_requests(name: str, times: int, tmp_path: Path) -> None:
     driver = DRIVERS[name]
     machine = unsteady_machine_of(name, driver, tmp_path)
-    # Broken connections cost real time: eight times as many would take a quarter of an hour.
+    # Broken connections take real time: eight times as many examples would take a quarter of an hour.
     examples = 3 * min(times, 3) if name in WIRED else times * (6 if driver.features.durable else 40)
     run_state_machine_as_test(machine, settings=search(examples, shrink=name not in WIRED))

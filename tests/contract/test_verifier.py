@@ -1,4 +1,4 @@
-"""The model finds bugs: each of these, put into the memory driver, is caught by a search of a few seconds."""
+"""Test of the model: a search of a few seconds finds each of these bugs in the memory driver."""
 
 # ruff: noqa: ANN401  # what is put into a class from outside takes any self
 import itertools
@@ -35,7 +35,7 @@ BUGS: dict[str, Break] = {}
 
 
 def bug(break_it: Break) -> Break:
-    """Have a way to break the driver tried."""
+    """Register a function that puts a bug into the driver."""
     BUGS[break_it.__name__] = break_it
     return break_it
 

@@ -1,7 +1,7 @@
-"""A queue whose caller has bad luck: requests are dropped, answered in vain, late or cancelled, and made again.
+"""A queue on an unreliable network: answers are lost, requests are late or cancelled, and calls are repeated.
 
-It stands between the machine and any driver, and hands the machine the outcome that repetition leads to, so that the
-model can go on knowing exactly what must be there.
+The wrapper is between the machine and any driver, and gives the machine the result of the repeated call, so that the
+model still knows the exact state of the queue.
 """
 
 import asyncio
@@ -36,21 +36,21 @@ ATTEMPTS = 50
 
 
 class Network(Protocol):
-    """What the requests of one machine go through."""
+    """The network state of one machine."""
 
     harness: Harness
     luck: Luck | None
-    """What happens to the next request that is made for the first time."""
+    """The fault of the next request that is not a repetition."""
 
     patience: int
-    """After how many rounds of the loop a request is cancelled."""
+    """The iterations of the event loop after which a request is cancelled."""
 
     late: list[Callable[[], Awaitable[object]]]
-    """Requests that are still to arrive."""
+    """Requests that arrive later."""
 
 
 class Unknown:
-    """The answer to a request that was made again: the first one may have done it. It equals whatever is expected."""
+    """The answer to a repeated request, whose first try may have taken effect; equals every value."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -63,11 +63,11 @@ class Unknown:
 
 
 class Unheard(Exception):
-    """A fetch failed: what it claimed, if anything, belongs to its worker, and the caller does not know of it."""
+    """A fetch failed: its worker may own claims that the caller does not know."""
 
 
 class UnsteadyQueue:
-    """A `MessageQueue` as far as the machine uses it; the rest is the driver's own."""
+    """A wrapper of a `MessageQueue` that repeats failed calls; other attributes are the driver's."""
 
     def __init__(self, inner: MessageQueue, network: Network) -> None:
         self._inner = inner
@@ -111,7 +111,7 @@ class UnsteadyQueue:
             asked_at = clock.time()
             answer = await ask(self._network, self._inner.stats, reading=True)
             if clock.time() == asked_at:
-                return answer  # else some counts may be of that moment, and some of this one
+                return answer  # Otherwise the counts may belong to two different times.
 
     async def dead_letters(self, *, limit: int = 100) -> list[DeadLetter]:
         return await ask(self._network, lambda: self._inner.dead_letters(limit=limit), reading=True)
@@ -124,7 +124,7 @@ class UnsteadyQueue:
 
 
 class UnsteadyConsumer:
-    """A `Consumer` as far as the machine uses it."""
+    """A wrapper of a `Consumer` that repeats failed calls; other attributes are the driver's."""
 
     def __init__(self, inner: Consumer, network: Network) -> None:
         self._inner = inner
@@ -137,18 +137,18 @@ class UnsteadyConsumer:
         """Return claims.
 
         Raises:
-            Unheard: nobody knows what was claimed.
+            Unheard: the caller does not know the claims.
         """
         network = self._network
         luck, network.luck = network.luck, None
         try:
-            # An answer is not lost here, where its driver would not know of it, but on the wire.
+            # Answers of fetch are lost on the wire only: here the driver would not notice the loss.
             return await attempt(network, lambda: self._inner.fetch(wants, wait=wait), luck)
         except (QueueUnavailable, asyncio.CancelledError) as error:
             raise Unheard from error
 
     def renew(self) -> bool:
-        """Renew the lease as the heartbeat does, which tries again."""
+        """Renew the lease, with retries as the heartbeat makes them."""
         for _ in range(ATTEMPTS):
             try:
                 return self._inner.renew()
@@ -175,7 +175,7 @@ class UnsteadyConsumer:
 async def ask(
     network: Network, call: Callable[[], Awaitable[T]], *, may_be_late: bool = True, reading: bool = False
 ) -> T:
-    """Make a request again until it is answered; the answer is `Unknown` if it was made more than once."""
+    """Repeat a request until it is answered; return `Unknown` if it was made more than once."""
     luck: Luck | None = None
     if not reading:
         luck, network.luck = network.luck, None
@@ -190,14 +190,14 @@ async def ask(
             continue
         except (SubscriptionNotFound, MailboxNotBlocked):
             if tried or luck == "lose":
-                return cast("T", Unknown())  # the first time it was done
+                return cast("T", Unknown())  # The first request took effect.
             raise
         return cast("T", Unknown()) if (tried and not reading) or luck == "lose" else answer
     raise AssertionError(f"unanswered after {ATTEMPTS} attempts")
 
 
 async def attempt(network: Network, call: Callable[[], Awaitable[T]], luck: Luck | None) -> T:
-    """Make a request once, while the time goes on; with bad luck, cancel it."""
+    """Make a request once while the clock advances; cancel it if the fault is `cancel`."""
     task = asyncio.ensure_future(call())
     if luck == "cancel":
         await network.harness.clock.settle(network.patience)
@@ -207,13 +207,13 @@ async def attempt(network: Network, call: Callable[[], Awaitable[T]], luck: Luck
 
 
 async def deliver(network: Network) -> None:
-    """Let all that is late arrive; what it does then is nothing."""
+    """Make the late requests, which must have no effect."""
     late, network.late = network.late, []
     for call in late:
         try:
             await attempt(network, call, None)
         except QueueError:
-            continue  # nobody waits for what it says
+            continue  # No caller waits for the answer.
 
 
 async def _result(task: "asyncio.Future[T]") -> T:

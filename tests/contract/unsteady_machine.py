@@ -1,4 +1,4 @@
-"""The machine on an unsteady way to its queue: whatever happens to requests, the outcome is the model's."""
+"""The state machine on an unreliable network: the queue must still agree with the model."""
 
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -24,7 +24,7 @@ CONNECTIONS = ("cut", "mute", "half", "late")
 
 
 class UnsteadyMachine(WholeMachine):
-    """Most steps have bad luck with one of their requests, or with all connections."""
+    """A machine in which one request of most steps, or all connections, fail."""
 
     wired: ClassVar[Wired | None]
 
@@ -48,7 +48,7 @@ class UnsteadyMachine(WholeMachine):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         result = super().run(work)
         if hasattr(self, "model"):
-            self.model.advance(self.clock.time())  # some drivers wait before they ask again
+            self.model.advance(self.clock.time())  # Some drivers wait before they repeat a request.
         return result
 
     @rule(
@@ -61,7 +61,7 @@ class UnsteadyMachine(WholeMachine):
         name, values = step
         with self._noticing():
             if name == "advance":
-                self._deliver()  # what is late for longer than the dedupe window is another message
+                self._deliver()  # A publish delayed for longer than the dedupe window would be a new message.
             if name not in STEADY and (luck != "late" or name in LATE):
                 self._have(luck, patience)
             try:
@@ -76,7 +76,7 @@ class UnsteadyMachine(WholeMachine):
         self.patience = patience
         if luck in CONNECTIONS and self.wire is not None:
             self.wire.fail_everywhere(luck)
-            self.notified = False  # the connection on which it listens breaks, too: then it comes with the next fetch
+            self.notified = False  # The notification connection breaks, too.
         elif luck in CALLS:
             self.luck = luck
 
@@ -90,7 +90,7 @@ class UnsteadyMachine(WholeMachine):
             self._connect_again()
 
     def _connect_again(self) -> None:
-        """Use every connection, so that each call from now on finds a good one: not all of them can be repeated."""
+        """Use every connection, so that later calls, some of which cannot be repeated, do not meet a broken one."""
         for queue in self.queues:
             self.run(queue.stats())
         for worker in self.workers:
@@ -114,7 +114,7 @@ class UnsteadyMachine(WholeMachine):
             self._close_unheard(which)
 
     def _close_unheard(self, which: int) -> None:
-        """Let a worker that may own what it does not know of go; all of it is due again."""
+        """Close a worker that may own unknown claims, which releases them."""
         self._calm_down()
         self.close(which)
 
@@ -125,11 +125,11 @@ class UnsteadyMachine(WholeMachine):
 
 
 STEADY = frozenset({"advance", "close", "retire", "crash", "take_over", "poison", "give_up_a_fetch"})
-"""Steps that renew leases, or in which a worker leaves or dies: what fails then is a death that no model can count."""
+"""Steps without faults: they renew leases or end a worker, where a fault may cause a takeover unknown to the model."""
 
 
 LATE = frozenset({"publish", "publish_again", "fetch", "succeed", "fail", "settle_again", "isolate"})
-"""Steps whose requests do nothing when they arrive late; what an operator asks for late is done late."""
+"""Steps whose late requests have no effect; late requests of operators take effect."""
 
 
 def unsteady_machine_of(name: str, tested: Driver, folder: Path) -> type[UnsteadyMachine]:

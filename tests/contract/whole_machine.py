@@ -1,4 +1,4 @@
-"""What the machine does beside the usual: fetches that wait or are given up, renames, and removals."""
+"""The state machine with all steps: also waiting and cancelled fetches, renames and retirements."""
 
 import asyncio
 from pathlib import Path
@@ -13,11 +13,11 @@ from tests.contract.model import LINE, Copy
 Backlog = Literal["refuse", "discard", "dead"]
 
 WAIT = 3.0
-"""Seconds that a fetch waits."""
+"""The wait of a fetch in seconds."""
 
 
 class WholeMachine(QueueMachine):
-    """Every step that there is."""
+    """A machine with all steps."""
 
     notified = True
     """Whether what is published reaches a fetch that waits at once."""
@@ -27,12 +27,12 @@ class WholeMachine(QueueMachine):
         self.renames = 0
 
     def wait(self, which: int, name: str, limit: int, end: str) -> None:
-        """Fetch with patience, which a publish elsewhere, `wake()`, or the time ends."""
+        """Fetch with a wait, which a publish of the other queue, `wake()`, or the time ends."""
         if name in self.model.paused:
             self.resume(name)
-        self.fetch(which, name, 100)  # what is due by now would be claimed at once
+        self.fetch(which, name, 100)  # Otherwise the waiting fetch would claim due deliveries at once.
         if self.model.claimable(name):
-            return  # that fetch was given up, and what it may have claimed is due again
+            return  # The fetch failed, and its claims were released.
         claims = self.run(self._wait(which, name, limit, end))
         possible = self.model.claimable(name)
         enough = bool(claims) or not possible or end == "wake" or not self.notified
@@ -66,7 +66,7 @@ class WholeMachine(QueueMachine):
             check(true=worker.renew(), otherwise="a live worker lost its lease")
 
     def give_up_a_fetch(self, which: int, name: str, key: str, pause: int) -> None:
-        """Cancel a fetch while something is published for it; whatever it claimed is back once its worker closes."""
+        """Cancel a fetch during a publish for it; the close of its worker releases its claims."""
         self.run(self._give_up_a_fetch(which, name, key, pause))
         self._pass_time()
         self.close(which)
@@ -80,7 +80,7 @@ class WholeMachine(QueueMachine):
         await publishing
 
     def rename(self, name: str, queue: int) -> None:
-        """Give a subscription another name; what it holds goes with it, and its former names still do."""
+        """Rename a subscription; its backlog moves along, and its former names stay valid."""
         names = self.names[name]
         self.renames += 1
         wanted = subscription(f"{name}-{self.renames}", ordered=name == LINE, aliases=tuple(names))
@@ -89,14 +89,14 @@ class WholeMachine(QueueMachine):
         self._pass_time()
 
     def retire_the_event(self, name: str) -> None:
-        """Remove the event of a subscription, with all that waits, while workers hold some of it; then add it again."""
+        """Retire the event of a subscription with its backlog, some of it claimed; then declare the event again."""
         self.recover(0)
         owned = [it for it in self.held if it.name == name and self._owned(it)]
         retired = self.run(self.queues[0].retire(self.names[name][-1], event=EVENT, backlog="discard"))
         expected = self.model.forget(name)
         check(true=retired == expected, otherwise=f"retired {retired} deliveries of {name} instead of {expected}")
         for held in owned:
-            # What it held is gone, but a mailbox is its own until it gives it back.
+            # Its deliveries are deleted, but the worker owns the mailbox until it releases it.
             last = held.claim.deliveries[-1]
             ends = [Settlement(claim=held.claim, delivery=last, outcome=Outcome.RETRY, close=held.claim.ordered)]
             check(true=self.run(held.worker.settle(ends)) == ends, otherwise=f"{held.claim} outlived its event")
@@ -105,7 +105,7 @@ class WholeMachine(QueueMachine):
         self._pass_time()
 
     def retire(self, name: str, backlog: Backlog) -> None:
-        """Remove a subscription: not while a worker has it, and not with a backlog if that is to be refused."""
+        """Retire a subscription; refused while a worker uses it, and with `refuse` while it has a backlog."""
         check(true=self.run(self._in_use(name, "discard")), otherwise=f"{name} was retired under its workers")
         self.recover(0)
         for worker in self.workers:
@@ -133,7 +133,7 @@ class WholeMachine(QueueMachine):
         self.model.advance(self.clock.time())
 
     def _bury_in_any_order(self, gone: list[Copy]) -> None:
-        """Bury what died in the same moment in the order that the queue tells, which is not promised."""
+        """Add the dead letters of one moment to the model in the queue's order, which the contract leaves open."""
         letters = self.run(self.queues[0].dead_letters(limit=1000))[len(self.model.dead) :]
         for letter in letters:
             copy = next((it for it in gone if it.message_id == letter.message_id), None)
@@ -144,7 +144,7 @@ class WholeMachine(QueueMachine):
         check(true=not gone, otherwise=f"no dead letters of {gone}")
 
     def _discard_dead_letters(self, name: str) -> None:
-        """Discard what a subscription left: whether one of its name that comes later has them is not promised."""
+        """Discard a subscription's dead letters: the contract leaves open whether a later one of its name has them."""
         left = [it for it, copy in zip(self._dead_letters(), self.model.dead, strict=True) if copy.subscription == name]
         ended = self.run(self.queues[0].discard_dead([it.id for it in left]))
         check(true=ended == len(left), otherwise=f"{left} did not end")
@@ -161,7 +161,7 @@ class WholeMachine(QueueMachine):
 async def _ended(task: "asyncio.Future[list[Claim]]") -> None:
     await asyncio.wait({task})
     if not task.cancelled():
-        task.exception()  # whatever it is, nobody waits for it
+        task.exception()  # No caller waits for the exception.
 
 
 def machine_of(tested: Driver, folder: Path) -> type[WholeMachine]:

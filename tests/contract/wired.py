@@ -1,4 +1,4 @@
-"""Harnesses of the drivers that have a server, by a wire that breaks."""
+"""Harnesses of the drivers with a server, connected through a wire that can break."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,15 +16,15 @@ OpenBy = Callable[[Wire], AbstractAsyncContextManager[Harness]]
 
 
 class Wired(Protocol):
-    """Says where a driver's server is, and how to reach it by a wire."""
+    """A function that gives a driver's server and a harness connected to it through a wire."""
 
     def __call__(self, clock: FakeClock) -> tuple[int, OpenBy]:
-        """Return the server's port, and what opens a harness on an empty store by a wire to that."""
+        """Return the server's port, and a function that opens a harness on an empty store through a wire."""
         ...
 
 
 def redis(clock: FakeClock, *, kind: str) -> tuple[int, OpenBy]:
-    """Open an empty namespace."""
+    """Return the server of a kind, and a function that opens a harness on a new namespace."""
     server = servers.shared(kind)
 
     @asynccontextmanager
@@ -40,7 +40,7 @@ def redis(clock: FakeClock, *, kind: str) -> tuple[int, OpenBy]:
 
 
 def postgres(clock: FakeClock) -> tuple[int, OpenBy]:
-    """Open an empty database."""
+    """Return the server, and a function that opens a harness on a new database."""
     server = postgres_servers.shared()
 
     @asynccontextmanager

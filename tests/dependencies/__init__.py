@@ -1,1 +1,1 @@
-"""The composition root: settings, containers, completeness."""
+"""Tests of the composition root: settings, containers and their completeness."""

@@ -1,4 +1,4 @@
-"""A service that takes the bus cannot be forgotten."""
+"""The check that every service whose constructor takes the bus has a provider."""
 
 import importlib
 import itertools
@@ -22,7 +22,7 @@ Plant = Callable[..., ModuleType]
 
 @pytest.fixture
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
-    """Make a package of the given files and import it."""
+    """Return a function that creates a package of the given files and imports it."""
 
     def make(**files: str) -> ModuleType:
         name = f"planted_{next(_numbers)}"

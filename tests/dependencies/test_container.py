@@ -1,4 +1,4 @@
-"""The object graph: what is built, once, and how a test puts something else into it."""
+"""The container: construction of each object, choice of drivers, and overrides in tests."""
 
 import threading
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Where settings come from, which of them wins, and what is said when one is wrong."""
+"""Settings: sources and their precedence, parsing, and errors."""
 
 import re
 from pathlib import Path

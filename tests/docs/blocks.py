@@ -1,4 +1,4 @@
-"""The project's documents, and the code blocks in them."""
+"""The project's documents and their code blocks."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ DOCUMENTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A fenced block: what stands behind the opening fence, and what stands in it."""
+    """A fenced code block: its info string and its contents."""
 
     document: Path
     line: int
@@ -33,7 +33,7 @@ class Block:
 
 
 def blocks(document: Path, language: str | None = None) -> Iterator[Block]:
-    """Yield a document's code blocks, top to bottom, or those in one language."""
+    """Yield the code blocks of a document in order, all or those in one language."""
     lines = document.read_text(encoding="utf-8").splitlines()
     start: int | None = None
     header = ""

@@ -1,4 +1,4 @@
-"""The project's command line, to hold what the documents say against."""
+"""The check of documented commands against the command line of the project."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -9,7 +9,7 @@ from beneath.cli import app as command_line
 
 
 def check_command(where: object, arguments: list[str], *, whole: bool = True) -> None:
-    """Walk through the command line's tree by `arguments`; an option must be one of the command that it stands at."""
+    """Check that `arguments` name existing commands, and options of these commands."""
     command: Any = typer.main.get_command(command_line)
     given = iter(arguments)
     for each in given:
@@ -21,7 +21,7 @@ def check_command(where: object, arguments: list[str], *, whole: bool = True) ->
         elif commands := cast("Mapping[str, Any]", getattr(command, "commands", {})):
             assert each in commands or not whole, f"{where}: {each}"
             if each not in commands:
-                # A sentence may list several: `beneath bus dead list|show`.
+                # A sentence may list several commands: `beneath bus dead list|show`.
                 assert all(part in commands for part in each.split("|")), f"{where}: {each}"
                 return
             command = commands[each]

@@ -1,4 +1,4 @@
-"""A copy of the project that a document's steps are carried out on."""
+"""A copy of the project on which the steps of a document are carried out."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ LEFT_OUT = shutil.ignore_patterns(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command did."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -26,12 +26,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """The copy."""
+    """A copy of the project."""
 
     path: Path
 
     def apply(self, block: Block) -> None:
-        """Write the file that a block holds, or make the change that it shows."""
+        """Write the file that a block contains, or apply the change that it shows."""
         target = self.path / block.options["file"]
         if block.language == "diff":
             assert target.exists(), f"{block}: there is no {block.options['file']} to change"
@@ -58,13 +58,13 @@ class Project:
 
 
 def copy_project(path: Path) -> Project:
-    """Copy everything but what tools made; the type checker's memory goes along, or it would take a minute."""
+    """Copy the project without generated files, but with the type checker's cache, which saves a minute."""
     shutil.copytree(ROOT, path, ignore=LEFT_OUT)
     return Project(path)
 
 
 def changed(text: str, block: Block) -> str:
-    """Return `text` with the change made that a block shows, hunk by hunk, each found by its own lines."""
+    """Return `text` with the hunks of a block applied, each located by its own lines."""
     lines = text.splitlines()
     for hunk in block.text.split("@@\n"):
         given = hunk.splitlines()

@@ -1,4 +1,4 @@
-"""The configurations of docs/deploy.md: what they name exists, what they set is accepted; what can run here runs."""
+"""The configurations of docs/deploy.md: named files exist, settings are accepted, and commands run."""
 
 import re
 import shlex
@@ -53,7 +53,7 @@ BEGIN = "/srv/beneath/.venv/bin/beneath "
 
 
 def named(language: str, **options: str) -> list[Block]:
-    """Return the page's blocks in a language, with these options."""
+    """Return the page's blocks in a language with the given options."""
     found = [each for each in blocks(DEPLOY, language) if options.items() <= each.options.items()]
     assert found, (language, options)
     return found
@@ -72,7 +72,7 @@ def environment(block: Block) -> dict[str, str]:
 
 
 def slowest_stop(settings: Settings) -> float:
-    """Return how many seconds a stop may take: the runnables, then bus, queue and database."""
+    """Return the longest duration of a shutdown in seconds: runnables, bus, queue and database."""
     return Application(Container(settings=settings)).grace + 3 * CLOSE_TIMEOUT
 
 
@@ -160,7 +160,7 @@ def pins(name: str) -> dict[str, str]:
 async def test_backup_of_a_running_database_contains_its_queue_without_lock_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A worker whose lock file is missing counts as dead only after that time.
+    # A worker without its lock file is considered dead only after that time.
     monkeypatch.setattr(presence, "MISSING_PATIENCE", 0.0)
     backup = unit(named("ini", step="sqlite")[1])["Service"]["ExecStart"]
     (statement,) = re.findall(r'"(VACUUM INTO .*)"', backup)

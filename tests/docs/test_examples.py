@@ -1,4 +1,4 @@
-"""Python in the documents runs as it stands there."""
+"""The Python examples of the documents, run as they are written."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ from tests.docs.blocks import DOCUMENTS, ROOT, Block, blocks
 
 
 def examples(document: Path) -> list[Block]:
-    """Return the Python blocks that are no files: one after another they are one module."""
+    """Return the Python blocks that are not whole files; together they form one module."""
     return [each for each in blocks(document, "python") if "file" not in each.options]
 
 
@@ -27,7 +27,7 @@ async def test_examples_of_a_document_run_in_order(
     module = ModuleType(document.stem)
     monkeypatch.setitem(sys.modules, document.stem, module)
     for block in examples(document):
-        # Blank lines before it, so that a traceback names the document's own line.
+        # The leading blank lines let tracebacks show the line numbers of the document.
         source = "\n" * (block.line - 1) + block.text
         code = compile(source, str(document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         result = eval(code, module.__dict__)  # noqa: S307 - the project's own documents

@@ -1,4 +1,4 @@
-"""The glossary: sorted, one line per term, and each term in use."""
+"""The glossary: its order, its format, and the use of its terms."""
 
 import ast
 import re
@@ -32,7 +32,7 @@ def docstrings() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def words() -> str:
-    """All documentation but the glossary, and all docstrings, as one text with single blanks."""
+    """Return all documentation except the glossary, and all docstrings, as one text with single blanks."""
     documents = [prose(each) for each in DOCUMENTS if each != GLOSSARY]
     return " ".join(" ".join([*documents, *docstrings()]).split())
 

@@ -1,4 +1,4 @@
-"""The guide, carried out step by step on a copy of the project."""
+"""The steps of the guide, carried out on a copy of the project."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.docs.project import Project, copy_project
 GUIDE = ROOT / "docs" / "guide.md"
 
 CONCERNED = ("cmd/beneath/control.py", "cmd/beneath/startables.py", "tests/http/conftest.py")
-"""What must still fit to what the steps change, though they do not touch it."""
+"""Unchanged files that must still agree with the files that the steps change."""
 
 CONTRACTS = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
 
@@ -46,7 +46,7 @@ def edits(part: str) -> list[Block]:
 
 
 def carried_out(project: Project, steps: Sequence[Block]) -> None:
-    """Do what the blocks say, and make sure that what `make check` looks at passes for all that they touched."""
+    """Apply the blocks, and run the checks of `make check` on the changed files."""
     for step in steps:
         project.apply(step)
     touched = sorted({each.options["file"] for each in steps})
@@ -57,7 +57,7 @@ def carried_out(project: Project, steps: Sequence[Block]) -> None:
 
 
 def passes(project: Project, *command: str) -> None:
-    """Run a command in the copy, and make sure that it finds nothing wrong."""
+    """Run a command in the copy, and check that it succeeds."""
     outcome = project.run(*command)
     assert outcome.code == 0, f"{' '.join(command)}\n{outcome.out}{outcome.err}"
 

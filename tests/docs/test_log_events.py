@@ -14,7 +14,7 @@ LEVELS = {name: name for name in ("debug", "info", "warning", "error", "critical
 """The level of each method of a logger that the source may call."""
 
 FORWARDING = "log"
-"""The one method that passes events on to a logger, of an attempt; its arguments are the level and the event's name."""
+"""The method of an attempt that forwards events to a logger; its arguments are the level and the event's name."""
 
 RENDERED = {"exc_info", "exception"}
 """Fields that hold a traceback; the table leaves them out."""

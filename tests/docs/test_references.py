@@ -1,4 +1,4 @@
-"""Whatever the documents name is there: tests, files, headings, commands, targets, routes, settings."""
+"""References in the documents: tests, files, headings, commands, targets, routes and settings exist."""
 
 import re
 import shlex
@@ -18,12 +18,12 @@ from tests.docs.commands import check_command
 KEYS = {".".join(path) for path, _ in walk_leaves(Settings)} | set(Settings.model_fields)
 VARIABLES = {variable(path) for path, _ in walk_leaves(Settings)}
 INVENTED = {"invoicing.project_price", "BENEATH_INVOICING_PROJECT_PRICE", "BENEATH_SERVICE_HOST", "BENEATH_TEST_STACK"}
-"""What the guide adds, what somebody else makes, and what only tests read."""
+"""Names that the guide adds, that other projects define, or that only tests read."""
 
 FOREIGN = {"export", ".venv/bin/python", "python3", "/srv/beneath/.venv/bin/pip", "sed"} | {
     *("pg_dump", "pg_restore", "valkey-cli"),
 }
-"""What the documents call beside our own commands."""
+"""Programs in shell blocks that are not commands of this project."""
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
@@ -88,7 +88,7 @@ def test_settings_exist(document: Path) -> None:
     text = prose(document)
     sections = "|".join(name for name in Settings.model_fields if name != "env")
     keys = set(re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:=\w+)?`", text))
-    # `bus.testing`, `bus.start()` and the like are no settings.
+    # `bus.testing`, `bus.start()` and similar names are not settings.
     wrong = {key for key in keys - KEYS - INVENTED if not _is_code(key)}
     assert wrong == set()
     assert set(re.findall(r"\bBENEATH_[A-Z][A-Z_]*[A-Z]\b", text)) <= VARIABLES | INVENTED

@@ -1,4 +1,4 @@
-"""What the documents say of a running application, asked of one."""
+"""Statements of the documents about a running application, checked against one."""
 
 import asyncio
 import re
@@ -57,11 +57,11 @@ async def test_table_of_metrics_lists_the_exported_metrics(application: Applicat
     assert sorted(told) == sorted(exported)
 
 
-async def until(look: Callable[[], Awaitable[T | None]]) -> T:
-    """Look every now and then until there is something."""
+async def until(condition: Callable[[], Awaitable[T | None]]) -> T:
+    """Call `condition` until it returns a true value; return that value."""
     async with asyncio.timeout(10):
         while True:
-            if found := await look():
+            if found := await condition():
                 return found
             await asyncio.sleep(0.01)
 
@@ -81,7 +81,7 @@ async def _metrics(client: httpx2.AsyncClient, url: str) -> str | None:
 
 
 async def carry_out(client: httpx2.AsyncClient, line: str, url: str, known: dict[str, str]) -> httpx2.Response:
-    """Do what a `curl` line does, at another address, with the shell's variables."""
+    """Send the request of a `curl` line to another address, with the shell's variables replaced."""
     for name, value in known.items():
         line = line.replace(f"${name}", value)
     headers: dict[str, str] = {}

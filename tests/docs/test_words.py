@@ -1,4 +1,4 @@
-"""The wording of the documentation, as far as a test can judge it: CONTRIBUTING.md has the rules."""
+"""The rules for wording in CONTRIBUTING.md, as far as a test can check them."""
 
 import re
 from pathlib import Path

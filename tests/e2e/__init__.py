@@ -1,0 +1,1 @@
+"""End-to-end tests: the application as separate processes."""

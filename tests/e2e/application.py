@@ -1,4 +1,4 @@
-"""The application as its user has it: `beneath` in a directory of its own, and HTTP."""
+"""The application as separate processes: `beneath` in a new directory, and HTTP clients."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ SERVER, WORKER = "control-server", "control-worker"
 
 
 class Installation:
-    """A directory in which `beneath` runs, and its processes there, which listen at ports that are free."""
+    """A directory in which `beneath` runs, and its processes, which listen on free ports."""
 
     def __init__(self, processes: Processes, folder: Path, place: Place, command: tuple[str, ...] = ()) -> None:
         self._processes = processes
@@ -37,19 +37,19 @@ class Installation:
         return self._processes.python("-m", "beneath", *arguments, cwd=self.folder, env=settings)
 
     def start(self, *names: str, env: Mapping[str, str] | None = None) -> "Running":
-        """Start parts of the application, and return when they are ready."""
+        """Start the given startables; return when they are ready."""
         running = Running(self.spawn("start", *names, env=env))
         running.wait_ready()
         return running
 
     def run(self, *arguments: str) -> Any:  # noqa: ANN401 - JSON
-        """Run a command that has to succeed; return what it printed: parsed, if that is JSON."""
+        """Run a command that must succeed; return its output, parsed if it is JSON."""
         process = self.spawn(*arguments)
         assert process.wait() == 0, process.stderr
         return json.loads(process.stdout) if "--json" in arguments else process.stdout.strip()
 
     def stats(self, listener: str) -> dict[str, Any]:
-        """Return what `beneath bus stats` says of a listener."""
+        """Return the row of `beneath bus stats` for a listener."""
         rows: list[dict[str, Any]] = self.run("bus", "stats", "--json")
         return next(row for row in rows if row["listener"] == listener)
 
@@ -58,7 +58,7 @@ class Installation:
         return [each.read_text() for each in sorted((self.folder / "data" / "mail").glob("*.eml"))]
 
     def mails_to(self, email: str) -> list[str]:
-        """Return the mails to one person."""
+        """Return the mails to one address."""
         return [mail for mail in self.mails() if f"To: {email}" in mail]
 
 
@@ -70,17 +70,17 @@ class Running:
 
     @property
     def logs(self) -> list[dict[str, Any]]:
-        """What it logged so far."""
+        """The log output so far."""
         whole = self.process.stderr.rpartition("\n")[0]
         return [json.loads(line) for line in whole.splitlines()]
 
     @property
     def url(self) -> str:
-        """Where it answers HTTP, as its log says."""
+        """The URL of the HTTP server, from the log."""
         return str(next(each["url"] for each in self.logs if each["event"] == "server listening"))
 
     def wait_ready(self) -> None:
-        """Return when it says that it is ready."""
+        """Wait until the process is ready."""
 
         def listening() -> bool:
             assert self.process.running, self.process.stderr
@@ -90,22 +90,22 @@ class Running:
         until(lambda: self.get("/readyz").status_code == 200, f"{self.process} is ready")
 
     def get(self, path: str) -> httpx2.Response:
-        """Ask for something that needs no secret."""
+        """Send a GET without a secret; return the response."""
         return httpx2.get(self.url + path, timeout=30)
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics, by name and labels as Prometheus writes them."""
+        """Return the metrics by name and labels in the Prometheus format."""
         answer = self.get("/metrics")
         assert answer.status_code == 200, answer.text
         lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
     def metric(self, name: str) -> float:
-        """Return a metric without labels."""
+        """Return the value of a metric without labels."""
         return self.metrics()[name]
 
     def sign_up(self, email: str, name: str = "Ada") -> "Caller":
-        """Make a user, and return what acts as that user."""
+        """Create a user, and return a client that acts as that user."""
         answer = httpx2.post(f"{self.url}/v1/users", json={"email": email, "name": name}, timeout=30)
         assert answer.status_code == 201, answer.text
         body = answer.json()
@@ -113,14 +113,14 @@ class Running:
         return Caller(self.url, body["secret"])
 
     def stop(self) -> None:
-        """Stop it as a user does, and see that it ends well."""
+        """Stop the process with SIGTERM; check that it exits with 0."""
         self.process.terminate()
         assert self.process.wait() == 0, self.process.stderr
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Someone with a secret."""
+    """A client with the secret of a user."""
 
     url: str
     secret: str

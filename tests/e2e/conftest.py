@@ -1,3 +1,5 @@
+"""Fixtures of the end-to-end tests: processes, and an installation of the application."""
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A real SMTP server in the test's own process, which refuses what it is told to."""
+"""An SMTP server in the test's process, which can refuse recipients and mails."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 @dataclass(slots=True)
 class PostOffice:
-    """Takes mails at a free port, in a thread of its own."""
+    """An SMTP server on a free port, in a separate thread."""
 
     refusals: dict[str, list[str]] = field(default_factory=dict)
     """What to answer the next attempts to mail an address; after them, and to all others, mail is accepted."""
@@ -44,7 +44,7 @@ class PostOffice:
 
     @property
     def url(self) -> str:
-        """Where it takes mail."""
+        """The URL of the server."""
         return f"smtp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def mails_to(self, address: str) -> list[EmailMessage]:

@@ -1,4 +1,4 @@
-"""Starts real processes for tests, waits for what they do, and ends every one of them, whatever the test does."""
+"""Processes of tests: starts them, waits for their effects, and ends all of them after the test."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[2]
 """The project's root."""
 
 PATIENCE = 60.0
-"""How long, in seconds, to wait for what should come at once: only a machine under load, or a failure, needs it."""
+"""Timeout in seconds of waits for events that normally come at once."""
 
 POLL = 0.02
 
 
 def until(condition: Callable[[], T], what: str, *, timeout: float = PATIENCE) -> T:
-    """Return the first true value of `condition`, looking again and again; `AssertionError` after `timeout` seconds."""
+    """Poll `condition` until it returns a true value; return that value, or raise AssertionError after `timeout` s."""
     deadline = time.monotonic() + timeout
     while True:
         if value := condition():
@@ -34,13 +34,13 @@ def until(condition: Callable[[], T], what: str, *, timeout: float = PATIENCE) -
 
 
 def let_pass(seconds: float) -> None:
-    """Return that much later: for what has to last, never for what has to happen."""
+    """Wait for some seconds: only for states that must last, never for events that must happen."""
     start = time.monotonic()
     until(lambda: time.monotonic() - start > seconds, "time passes")
 
 
 class Process:
-    """A process of this test; what it writes is kept in files, so that it never waits for a reader."""
+    """A process of a test; its output goes to files, so that it never waits for a reader."""
 
     def __init__(self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], logs: Path) -> None:
         self._stdout, self._stderr = logs / "stdout", logs / "stderr"
@@ -52,22 +52,22 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its id."""
+        """The process id."""
         return self._popen.pid
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process still runs."""
         return self._popen.poll() is None
 
     @property
     def stdout(self) -> str:
-        """What it wrote so far to standard output."""
+        """The standard output so far."""
         return self._stdout.read_text(errors="replace")
 
     @property
     def stderr(self) -> str:
-        """What it wrote so far to standard error."""
+        """The standard error so far."""
         return self._stderr.read_text(errors="replace")
 
     def wait(self, timeout: float = PATIENCE) -> int:
@@ -82,7 +82,7 @@ class Process:
         self._popen.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL, and return when it is gone."""
+        """Send SIGKILL; return when the process has ended."""
         self._popen.kill()
         self._popen.wait()
 
@@ -91,7 +91,7 @@ class Process:
 
 
 class Processes:
-    """Every process that a test started. On leaving, what still runs is killed, and what was logged is printed."""
+    """The processes of a test. On exit it kills those that still run, and prints their logs."""
 
     def __init__(self) -> None:
         self._all: list[Process] = []
@@ -107,12 +107,12 @@ class Processes:
             if each.running:
                 each.kill()
         for each in self._all:
-            # pytest shows it for a failed test only.
+            # Pytest shows the output of failed tests only.
             print(f"--- {each}, exit code {each.wait()}\n{each.stderr[-8000:]}")  # noqa: T201
         self._logs.cleanup()
 
     def start(self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None) -> Process:
-        """Start a process, with `env` put over this one's environment."""
+        """Start a process; `env` overrides variables of this process's environment."""
         logs = Path(self._logs.name) / str(len(self._all))
         logs.mkdir()
         process = Process(arguments, cwd=cwd, env={**clean_environment(), **(env or {})}, logs=logs)
@@ -120,10 +120,10 @@ class Processes:
         return process
 
     def python(self, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Process:
-        """Start this interpreter."""
+        """Start this Python interpreter."""
         return self.start([sys.executable, *arguments], cwd=cwd, env=env)
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without what would change the settings, or how tests of tests run."""
+    """Return this process's environment without variables that affect settings or nested test runs."""
     return {key: value for key, value in os.environ.items() if not key.startswith(("BENEATH_", "PYTEST_"))}

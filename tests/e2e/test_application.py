@@ -1,4 +1,4 @@
-"""The application as processes: from a request to rows, events, mails and a journal, and to its end."""
+"""The application as processes: effects of requests, gaps, restarts and shutdown."""
 
 import json
 import os
@@ -19,14 +19,14 @@ from tests.stacks import chosen
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 MAIL_BOUND = 2.0
-"""Seconds within which the welcome mail is there: the promise."""
+"""The guaranteed seconds within which the welcome mail is sent."""
 
 LOCKED = 5.5
-"""Seconds for which nobody can write; 5 without a sign of life are what the queue reports as a gap."""
+"""Seconds for which the database is locked; the queue reports a gap after 5 seconds."""
 
 
 def assert_sign_up_is_whole(installation: Installation, ada: Caller, email: str, signed_up_at: float) -> None:
-    """See that everything exists that a sign-up makes."""
+    """Check that all effects of a sign-up exist."""
     [organization] = ada.items("/v1/organizations")
     [project] = ada.items(f"/v1/organizations/{organization['id']}/projects")
     assert project["organization_id"] == organization["id"]
@@ -64,7 +64,7 @@ def test_single_process_carries_out_all_effects_of_a_sign_up(
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, Running, Running]]:
-    """A server and a worker as two processes, started at the same time."""
+    """Start a server and a worker as two processes at the same time."""
     folder = tmp_path_factory.mktemp("pair")
     with chosen().place(folder) as place, Processes() as processes:
         installation = Installation(processes, folder, place)
@@ -114,7 +114,7 @@ def test_server_and_worker_report_a_gap_after_a_locked_database(
     gaps = "beneath_bus_broadcast_gaps_total"
     with closing(sqlite3.connect(installation.folder / "data" / "beneath.db", isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
-        # Nobody can tell that broadcasts may be missing before the 5 s are over after which that is assumed.
+        # The processes cannot report a gap before the 5 s after which broadcasts are assumed to be missing.
         let_pass(LOCKED)
         db.execute("ROLLBACK")
     until(lambda: server.metric(gaps) >= 1, "the server knows of the gap")
@@ -138,7 +138,7 @@ def test_second_signal_ends_the_application_at_once(installation: Installation) 
     running = installation.start("all", env={"BENEATH_CONTROL_GRACE": "60", "BENEATH_WORKER_GRACE": "60"})
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
-        # A request that does not end keeps the server for its whole grace period.
+        # An unfinished request delays the shutdown for the whole grace period.
         connection.sendall(b"POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         connection.sendall(b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 100")

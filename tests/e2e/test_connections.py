@@ -1,4 +1,4 @@
-"""A process with few file descriptors, and more silent clients than it has."""
+"""A server with few file descriptors and more silent clients than these allow."""
 
 import socket
 import sys
@@ -14,7 +14,7 @@ from tests.stacks import chosen
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 FEW = 192
-"""File descriptors of the server."""
+"""The limit of the server's file descriptors."""
 
 SCRIPT = f'ulimit -n {FEW}; exec "$0" -m beneath "$@"'
 

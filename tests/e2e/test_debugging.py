@@ -1,4 +1,4 @@
-"""The standard library's debugger works from the project's root: our folder `cmd` does not hide its module `cmd`."""
+"""The debugger works in the project's root: the folder `cmd` does not hide the standard library's module `cmd`."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def test_that_fails() -> None:
 
 
 def python(*arguments: str, answers: str = "") -> "subprocess.CompletedProcess[str]":
-    """Run this interpreter in the project's root; `answers` are typed in."""
+    """Run this interpreter in the project's root, with `answers` as standard input."""
     return subprocess.run(  # noqa: S603 - the tests' own arguments
         [sys.executable, *arguments],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The application on a PostgreSQL that goes away and comes back."""
+"""The application during and after an outage of PostgreSQL."""
 
 import signal
 import time
@@ -17,7 +17,7 @@ from tests.stacks import chosen
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.timeout(120)]
 
 SECONDS = 20.0
-"""Within which every process must have gone on by itself."""
+"""Seconds within which every process must recover."""
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def near(processes: Processes, tmp_path: Path, postgres: PostgresServer) -> Iterator[Installation]:
-    """An installation on a server of its own."""
+    """Return an installation on a separate server."""
     with chosen().place(tmp_path, postgres=postgres) as place:
         yield Installation(processes, tmp_path, place)
 

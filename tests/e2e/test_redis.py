@@ -1,4 +1,4 @@
-"""The application on a broker that goes away, and on brokers that it cannot use."""
+"""The application during an outage of the broker, and with unusable brokers."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.stacks import chosen
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
 
 SECONDS = 20.0
-"""Within which every process must have gone on by itself."""
+"""Seconds within which every process must recover."""
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def started(*options: str) -> RedisServer:
 
 @pytest.fixture
 def far(processes: Processes, tmp_path: Path, broker: RedisServer) -> Iterator[Installation]:
-    """An installation with a broker of its own."""
+    """Return an installation with a separate broker."""
     with chosen().place(tmp_path, broker=broker) as place:
         yield Installation(processes, tmp_path, place)
 
@@ -51,7 +51,7 @@ def test_requests_succeed_during_a_broker_outage_and_effects_follow_later(
         took.append(time.monotonic() - asked_at)
     assert server.get("/readyz").status_code == 200
     assert worker.get("/readyz").json()["checks"]["queue"] == "failed"
-    # One that starts while the queue is away serves as well.
+    # A process that starts during the outage works as well.
     other = Running(installation.spawn("start", SERVER))
     until(lambda: any(each["event"] == "server listening" for each in logs(other)), "it listens")
     callers.append(other.sign_up("ada5@example.com"))
@@ -73,7 +73,7 @@ def test_requests_succeed_during_a_broker_outage_and_effects_follow_later(
 
 
 def waiting(server: Running) -> float:
-    """Return how much waits in the outbox."""
+    """Return the number of rows in the outbox."""
     return server.metric("beneath_outbox_rows")
 
 

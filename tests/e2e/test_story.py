@@ -1,4 +1,4 @@
-"""A story of users, told by processes: two servers, two workers, and an SMTP server with moods."""
+"""A scenario of several users on two servers, two workers and an SMTP server that refuses mails."""
 
 import time
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ from tests.services.people import token_in
 pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(180)]
 
 INVITE_LIFETIME = 20.0
-"""Seconds: long enough for a mail, a command and an acceptance on a busy machine, short enough to wait for."""
+"""Seconds: enough for a mail, a command and an acceptance on a busy machine, and short enough for the test."""
 
 REVOCATION_BOUND = 1.0
-"""Seconds within which every server refuses a revoked secret: the promise."""
+"""The guaranteed seconds within which every server refuses a revoked secret."""
 
 ADA, BOB, DEE, EVE = (f"{name}@example.com" for name in ("ada", "bob", "dee", "eve"))
 
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Everyone in the story."""
+    """The processes and the SMTP server of the scenario."""
 
     installation: Installation
     office: PostOffice
@@ -35,7 +35,7 @@ class Cast:
     workers: tuple[Running, Running]
 
     def lines(self, event: str, correlation_id: str) -> list[dict[str, Any]]:
-        """Return what the workers logged of a kind, about what one request set off."""
+        """Return the workers' log lines of an event that one request caused."""
         lines = [line for worker in self.workers for line in worker.logs]
         return [each for each in lines if each["event"] == event and each.get("correlation_id") == correlation_id]
 
@@ -57,7 +57,7 @@ def cast(installation: Installation) -> Iterator[Cast]:
 
 
 def send(caller: Caller, path: str, body: object, *, request_id: str) -> dict[str, Any]:
-    """POST something under a request id; return the answer."""
+    """POST a body with a request id; return the response."""
     headers = {"Authorization": f"Bearer {caller.secret}", "X-Request-ID": request_id}
     answer = httpx2.post(caller.url + path, json=body, headers=headers, timeout=30)
     assert answer.is_success, answer.text
@@ -67,7 +67,7 @@ def send(caller: Caller, path: str, body: object, *, request_id: str) -> dict[st
 
 
 def invited(cast: Cast, ada: Caller, organization: str, email: str) -> tuple[dict[str, Any], str]:
-    """Invite someone; return the invite, and the token from its mail."""
+    """Invite a user; return the invite, and the token from the mail."""
     path = f"/v1/organizations/{organization}/invites"
     invite = send(ada, path, {"email": email}, request_id=f"invite-{email}")
     [mail] = until(lambda: cast.office.mails_to(email), f"the invite to {email} is mailed")
@@ -85,14 +85,14 @@ def test_users_sign_up_invite_join_and_lose_their_secrets(cast: Cast) -> None:
     assert welcome["Subject"] == "Welcome"
     organization = ada.items("/v1/organizations")[0]["id"]
 
-    # Refused for now: tried again, and the log tells which request is behind it.
+    # Refused temporarily: the delivery is retried, and the log names the request.
     accepted, token = invited(cast, ada, organization, BOB)
     assert cast.office.attempts.count(BOB) == 2
     [failure] = until(lambda: cast.lines("listener failed", f"invite-{BOB}"), "a worker tells of the refusal")
     assert (failure["listener"], failure["attempt"]) == ("notification.send_invite", 1)
     assert "451 4.7.1 come back later" in failure["error"]
 
-    # Accepted at another server than the one that scheduled the deadline.
+    # Accepted on another server than the one that scheduled the expiry.
     bob = there.sign_up(BOB, "Bob")
     assert cast.installation.stats("organization.expire_invite")["scheduled"] == 1
     joined = send(bob, "/v1/invites/accept", {"token": token}, request_id="accept")
@@ -100,7 +100,7 @@ def test_users_sign_up_invite_join_and_lose_their_secrets(cast: Cast) -> None:
     assert {each["email"] for each in bob.items(f"/v1/organizations/{organization}/members")} == {ADA, BOB}
     assert cast.installation.stats("organization.expire_invite")["scheduled"] == 0
 
-    # Refused for good: given up, and no dead letter.
+    # Refused permanently: the delivery is discarded, without a dead letter.
     answer = httpx2.post(
         f"{here.url}/v1/users", json={"email": EVE, "name": "Eve"}, headers={"X-Request-ID": "eve"}, timeout=30
     )
@@ -109,7 +109,7 @@ def test_users_sign_up_invite_join_and_lose_their_secrets(cast: Cast) -> None:
     assert given_up["listener"] == "notification.send_welcome_email"
     assert "550 5.1.1 nobody of that name" in given_up["reason"]
 
-    # Not accepted in time; by then the first one's time is up as well.
+    # Not accepted in time; the first invite has expired by then as well.
     expiring, token = invited(cast, ada, organization, DEE)
     journal = f"/v1/organizations/{organization}/audit"
     until(lambda: ada.items(journal)[-1]["event"] == "InviteExpired", "the invite expires", timeout=60)
@@ -138,7 +138,7 @@ def test_users_sign_up_invite_join_and_lose_their_secrets(cast: Cast) -> None:
 
 
 def assert_a_revoked_secret_is_refused_everywhere(cast: Cast, ada: Caller) -> None:
-    """Revoke one at one server, and see both refuse it, though both know it."""
+    """Revoke a secret on one server; check that both servers refuse it, although both have it cached."""
     issued = send(ada, "/v1/secrets", {"name": "ci", "scopes": ["read"]}, request_id="issue")
     here, there = (Caller(server.url, issued["token"]) for server in cast.servers)
     assert [each.request("GET", "/v1/me").status_code for each in (here, there)] == [200, 200]

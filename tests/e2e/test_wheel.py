@@ -1,4 +1,4 @@
-"""The wheel, installed elsewhere without this checkout, is the whole application and nothing else."""
+"""The wheel: its contents, and the application installed from it without this checkout."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: str) -> None:
-    """Run a command in the project's root; it needs no network."""
+    """Run a command in the project's root, without a network."""
     done = subprocess.run(  # noqa: S603 - the tests' own arguments
         arguments, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
     )
@@ -49,8 +49,8 @@ def test_installed_wheel_starts_from_an_empty_directory(wheel: Path, processes: 
     venv.create(environment, with_pip=False, symlinks=True)
     python = environment / "bin" / "python"
     run(*(sys.executable, "-m", "pip", "--python", str(python)), *("install", "--no-deps", "--no-index", str(wheel)))
-    # In place of a network: the other packages of this environment. A .pth file in there, such as that of this
-    # checkout, counts for nothing, for only a site's own ones are read.
+    # The packages of this environment replace the network. A .pth file in it, such as that of this
+    # checkout, has no effect, because only those of the site directory are read.
     [site] = environment.glob("lib/python*/site-packages")
     others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "others.pth").write_text("".join(f"{each}\n" for each in sorted(others)))

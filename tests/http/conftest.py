@@ -1,3 +1,5 @@
+"""Fixtures of the HTTP tests: the API in this process, clients, and checks of problems."""
+
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from tests.world import World, world
 
 @dataclass(slots=True)
 class Api:
-    """The API in this process, and a client for it."""
+    """The API in this process, with a client."""
 
     domain: World
     app: FastAPI
@@ -22,7 +24,7 @@ class Api:
     """What `/readyz` finds wrong, by part."""
 
     async def sign_up(self, email: str = "ada@example.com", name: str = "Ada") -> "Caller":
-        """Make a user, and return what acts as that user."""
+        """Create a user, and return a client that acts as that user."""
         answer = await self.client.post("/v1/users", json={"email": email, "name": name})
         assert answer.status_code == 201, answer.text
         body = answer.json()
@@ -31,7 +33,7 @@ class Api:
 
 @dataclass(slots=True)
 class Caller:
-    """Sends requests with a secret."""
+    """A client with the secret of a user."""
 
     client: httpx2.AsyncClient
     secret: str
@@ -80,7 +82,7 @@ async def api(tmp_path: Path, migrated: Path, options: HttpOptions) -> AsyncIter
 
 
 def problem(answer: httpx2.Response, status: int, slug: str) -> dict[str, Any]:
-    """Check that `answer` is the problem `slug`, and return it."""
+    """Check that `answer` is the problem `slug`; return its body."""
     body: dict[str, Any] = answer.json()
     assert (answer.status_code, body["type"]) == (status, f"urn:beneath:problem:{slug}"), answer.text
     assert answer.headers["content-type"] == "application/problem+json"

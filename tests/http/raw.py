@@ -1,4 +1,4 @@
-"""A real server on a free port, and clients that send bytes as they please."""
+"""A real server on a free port, and clients that send arbitrary bytes."""
 
 import asyncio
 import json
@@ -15,27 +15,27 @@ from beneath.server import HttpServer
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer as it came over the wire."""
+    """A response as received over the connection."""
 
     status: int
     headers: dict[str, str]
     body: bytes
 
     def problem(self) -> dict[str, Any]:
-        """Return the body as a problem, checked to be one."""
+        """Check that the body is a problem; return it."""
         assert self.headers["content-type"] == "application/problem+json", self
         found: dict[str, Any] = json.loads(self.body)
         return found
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return once `condition` holds; the test's own timeout ends a wait in vain."""
+    """Return once `condition` holds; the timeout of the test ends the wait otherwise."""
     while not condition():  # noqa: ASYNC110 - what is watched here tells nobody of its changes
         await asyncio.sleep(0.005)
 
 
 class Raw:
-    """One connection."""
+    """A client connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -45,14 +45,14 @@ class Raw:
         self.writer.write(data)
 
     async def reply(self) -> Reply:
-        """Return the next answer; raise `IncompleteReadError` if the connection ends first."""
+        """Return the next response; raise `IncompleteReadError` if the connection ends first."""
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
         body = await self.reader.readexactly(int(headers.get("content-length", "0")))
         return Reply(int(head[0].split()[1]), headers, body)
 
     async def ended(self) -> bytes:
-        """Wait until the server ends the connection, and return what it sent before."""
+        """Wait until the server closes the connection; return the bytes received before."""
         received = b""
         with suppress(ConnectionError):
             while part := await self.reader.read(65536):
@@ -66,7 +66,7 @@ class Raw:
 
 
 class Wire:
-    """A running server, and connections to it."""
+    """A running server and its client connections."""
 
     def __init__(self, server: HttpServer) -> None:
         self.server = server
@@ -83,7 +83,7 @@ class Wire:
         return raw
 
     async def ask(self, data: bytes) -> Reply:
-        """Return the answer to `data`, sent over a connection of its own."""
+        """Send `data` over a new connection; return the response."""
         return await (await self.connect(data)).reply()
 
     async def close(self) -> None:

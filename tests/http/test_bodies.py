@@ -1,4 +1,4 @@
-"""How bodies are read: after the secret, and as JSON that means the same to everyone."""
+"""Request bodies: read after the check of the secret, and parsed as unambiguous JSON."""
 
 import json
 import zlib

@@ -1,4 +1,4 @@
-"""Small requests make neither much work nor large answers."""
+"""Bounds of the work and of the response size that one request can cause."""
 
 import json
 
@@ -17,7 +17,7 @@ def fields(count: int) -> bytes:
 
 
 def padded(part: bytes) -> bytes:
-    """Return a list with as many of `part` as the largest body holds."""
+    """Return a JSON list with as many of `part` as fit into the largest body."""
     return b"[" + part * ((ONE_MIB - 10) // len(part)) + b"0]"
 
 

@@ -1,4 +1,4 @@
-"""Connections over real sockets: bounded in number, and in the time that a client may keep the server waiting."""
+"""Connections over real sockets: limits of their number, and timeouts of slow clients."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.timeout(120)
 
 
 class Echo:
-    """Answers with the body that it got; `/gate` waits until `open` is set, `/large` is larger than sockets hold.
+    """An application that returns the request's body; `/gate` waits for `open`, `/large` exceeds the socket buffers.
 
-    `/early` answers before the body has come, `/turn` after it has let others run.
+    `/early` answers before the body is received, `/turn` after other tasks have run.
     """
 
     def __init__(self) -> None:
@@ -59,8 +59,8 @@ async def served(echo: Echo, limits: ConnectionLimits) -> AsyncIterator[Wire]:
         yield found
 
 
-class TestFew:
-    """With three connections at most, and all the time of the world."""
+class TestConnectionLimit:
+    """At most three connections, with a long request timeout."""
 
     @pytest.fixture
     def limits(self) -> ConnectionLimits:
@@ -114,8 +114,8 @@ class TestFew:
         assert found["http_connections_ended", "refused"] == 0
 
 
-class TestHurried:
-    """With a fifth of a second for a request."""
+class TestRequestTimeout:
+    """A request timeout of 0.2 seconds."""
 
     @pytest.fixture
     def limits(self) -> ConnectionLimits:

@@ -1,4 +1,4 @@
-"""Schemathesis against the running API: what it describes is what it does."""
+"""Schemathesis against the running API: the API conforms to its OpenAPI description."""
 
 import asyncio
 import sys
@@ -13,11 +13,11 @@ from tests.http.conftest import Api
 
 pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(300)]
 
-# That whatever fits the description is accepted. An `If-Match` that fits may still match nothing, and is answered by
-# 412, which that check does not know.
+# The check that every valid request is accepted: a valid `If-Match` that matches nothing is answered by
+# 412, which the check does not know.
 LEFT_OUT = "positive_data_acceptance"
 
-# It revokes the secret that it works with, and the rest would learn nothing from then on.
+# This operation revokes the secret of the test client, which would fail all later requests.
 REVOCATION = "/v1/secrets/{secret_id}"
 
 

@@ -1,3 +1,5 @@
+"""Error responses of the HTTP API, its health routes, and the limit of wrong secrets."""
+
 import asyncio
 import contextlib
 import sqlite3

@@ -1,4 +1,4 @@
-"""Requests as bytes: what a proxy in front might read in another way is refused, and nothing breaks the server."""
+"""Requests as bytes: ambiguous requests are refused, and malformed ones cause no server error."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -17,7 +17,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
 async def who(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with the client's address and scheme, and 401 before the body where a secret is needed."""
+    """Answer with the client's address and scheme; 401 before the body is read if a secret is missing."""
     request = Request(scope, receive)
     host = request.client.host if request.client else None
     is_secured = request.url.path == "/v1/secrets"
@@ -116,7 +116,7 @@ async def test_small_chunks_are_accepted_up_to_a_share_of_the_body(served: Wire,
 
 
 async def test_body_error_after_the_response_started_closes_the_connection(served: Wire) -> None:
-    # The secret is asked for first, so 401 is out before the body is.
+    # The secret is checked first, so the 401 is sent before the body is read.
     raw = await served.connect(POST.replace(b"users", b"secrets") + CHUNKED + b"\r\n1\r\n{")
     assert (await raw.reply()).status == 401
     raw.send(b"zzz\r\n\r\n")

@@ -1,3 +1,5 @@
+"""Idempotency keys of the HTTP API."""
+
 import asyncio
 from uuid import UUID
 

@@ -1,4 +1,4 @@
-"""Sign-ups and invites by address and by inviter."""
+"""Rate limits of sign-ups and invites, by address and by user."""
 
 import pytest
 

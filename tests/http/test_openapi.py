@@ -1,3 +1,5 @@
+"""The OpenAPI description of the HTTP API."""
+
 import re
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""The HTTP routes of organizations, projects, members and invites."""
+
 import pytest
 
 from tests.http.conftest import Api, Caller, problem
@@ -5,7 +7,7 @@ from tests.services.people import token_in
 
 
 async def joined(api: Api, owner: Caller, organization: str, name: str, role: str) -> Caller:
-    """Sign someone up, invite and accept."""
+    """Sign up a user, invite the user to the organization, and accept the invite."""
     email = f"{name}@example.com"
     other = await api.sign_up(email, name)
     path = f"/v1/organizations/{organization}/invites"
@@ -100,7 +102,7 @@ BODIES: dict[str, dict[str, object]] = {
 
 
 async def operations(api: Api) -> list[tuple[str, str, object]]:
-    """Return every operation on an organization, with a body that fits."""
+    """Return method, path and a valid body of every operation on an organization."""
     found: list[tuple[str, str, object]] = []
     for path, methods in (await api.client.get("/openapi.json")).json()["paths"].items():
         for method, operation in methods.items():
@@ -113,7 +115,7 @@ async def operations(api: Api) -> list[tuple[str, str, object]]:
 
 @pytest.fixture
 async def ids(api: Api) -> dict[str, str]:
-    """Return the ids of Ada's things."""
+    """Return the ids of Ada's organization and of the objects in it."""
     ada = await api.sign_up()
     organization = await ada.organization()
     path = f"/v1/organizations/{organization}"

@@ -1,3 +1,5 @@
+"""Pagination of lists in the HTTP API."""
+
 import pytest
 
 from beneath.http.pages import BySequence

@@ -1,3 +1,5 @@
+"""The HTTP routes of secrets, and authentication."""
+
 import pytest
 
 from tests.http.conftest import Api, problem

@@ -1,3 +1,5 @@
+"""The HTTP routes of users."""
+
 import pytest
 
 from tests.http.conftest import Api, problem

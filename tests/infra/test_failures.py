@@ -1,4 +1,4 @@
-"""The text of an error costs a bounded time and never raises, whatever the error's class does."""
+"""Rendering of errors: bounded in time, and never raising, for any class of error."""
 
 import traceback
 from contextlib import suppress
@@ -12,7 +12,7 @@ E = TypeVar("E", bound=BaseException)
 
 
 class PanicException(BaseException):
-    """What a native library raises when it panics."""
+    """An error such as a native library raises when it panics."""
 
 
 class Circular(ExceptionGroup[Exception]):

@@ -1,4 +1,4 @@
-"""Files that hold people's data are their owner's alone, whatever the umask."""
+"""Permissions of files with personal data: only their owner has access, for any umask."""
 
 import os
 import resource
@@ -28,7 +28,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def modes(folder: Path) -> dict[str, int]:
-    """Return the permissions of everything below `folder`."""
+    """Return the permissions of all files and folders below `folder`."""
     return {str(each.relative_to(folder)): stat.S_IMODE(each.stat().st_mode) for each in folder.rglob("*")}
 
 

@@ -1,4 +1,4 @@
-"""One look for every line, and no secret in any."""
+"""The logging configuration: one format for all lines, and masked secrets."""
 
 import io
 import json
@@ -124,14 +124,14 @@ def test_secrets_in_text_are_masked(text: str, shown: str) -> None:
 
 
 class Silent:
-    """A value of user code whose text cannot be had."""
+    """A value of user code whose `__str__` raises."""
 
     def __str__(self) -> str:
         raise ValueError("hunter2")
 
 
 class Spoken:
-    """A value of user code whose text holds a secret."""
+    """A value of user code whose text contains a secret."""
 
     def __str__(self) -> str:
         return "to redis://:hunter2@host"

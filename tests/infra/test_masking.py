@@ -1,4 +1,4 @@
-"""Secrets in text are masked, whatever characters they hold, in time linear in the text."""
+"""Masking of secrets in text, for secrets of any characters, in linear time."""
 
 import json
 import re
@@ -119,7 +119,7 @@ def test_password_visible_elsewhere_in_its_url_is_no_known_secret() -> None:
 
 
 class Text(str):  # noqa: SLOT000 - it has an attribute
-    """A text that counts the characters that searches read."""
+    """A string that counts the characters that searches read."""
 
     read = 0
 
@@ -138,7 +138,7 @@ class Text(str):  # noqa: SLOT000 - it has an attribute
 
 
 class Pattern:
-    """A pattern that counts in the text what it reads."""
+    """A pattern that counts the characters that its searches read."""
 
     def __init__(self, pattern: re.Pattern[str]) -> None:
         self._pattern = pattern

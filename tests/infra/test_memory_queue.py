@@ -1,3 +1,5 @@
+"""The memory driver beyond the contract: due times, bounded memory, leases and receivers."""
+
 import asyncio
 import math
 

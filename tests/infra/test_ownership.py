@@ -1,4 +1,4 @@
-"""A database and a bus belong to the event loop that opened them, and two of them in one process to nobody else."""
+"""Ownership by event loops: a database and a bus refuse other loops, and two of them in a process are independent."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -41,7 +41,7 @@ async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Da
 
 
 def uses(db: Database) -> list[Work]:
-    """Return uses of a database by every block, and what is not about a block."""
+    """Return functions that use a database, one for each of its methods."""
 
     async def transaction() -> None:
         async with db.transaction() as tx:
@@ -150,7 +150,7 @@ async def test_bus_refuses_another_event_loop_but_accepts_coroutines_from_thread
 
 
 async def opened(ends: AsyncExitStack, path: Path) -> tuple[Bus, Database]:
-    """Return a bus, and its database, which both close at the end."""
+    """Return a bus and its database, which both close at the end of `ends`."""
     db = Database(f"sqlite:///{path}")
     await db.open()
     ends.push_async_callback(db.close)

@@ -1,4 +1,4 @@
-"""No background task dies unseen."""
+"""Supervision of background tasks: restarts, backoff and guarded blocks."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ async def supervisor(clock: FakeClock) -> AsyncIterator[Supervisor]:
 
 
 class Failing:
-    """Work that raises each of `errors` in turn, and then waits until it is stopped."""
+    """A task that raises each of `errors` in turn, and then waits until it is stopped."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = list(errors)
@@ -230,7 +230,7 @@ async def test_task_cancelled_by_foreign_code_is_restarted(supervisor: Superviso
 async def test_error_without_printable_text_counts_as_a_failure(clock: FakeClock, supervisor: Supervisor) -> None:
     class Hostile(BaseException):
         def __str__(self) -> str:
-            raise asyncio.CancelledError  # one that pytest can show
+            raise asyncio.CancelledError  # Pytest can show this one.
 
         __repr__ = __str__
 

@@ -1,4 +1,4 @@
-"""What a scrape answers."""
+"""Metrics in the Prometheus format, and the scrape."""
 
 import asyncio
 

@@ -1,1 +1,1 @@
-"""The contract's tests by topic."""
+"""The contract's tests, one module per topic."""

@@ -1,3 +1,5 @@
+"""The contract: broadcasts and receivers."""
+
 import asyncio
 
 from infra.mq import MessageQueue

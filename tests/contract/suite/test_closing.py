@@ -1,3 +1,5 @@
+"""The contract: closing a queue, its consumers and its receivers."""
+
 import asyncio
 
 import pytest
@@ -41,7 +43,7 @@ async def test_consumers_of_a_closed_queue_are_abandoned(harness: Harness, queue
 async def test_close_ends_the_wait_of_consumers_and_receivers(
     harness: Harness, queue: MessageQueue, turns: int
 ) -> None:
-    """However far they are: after a few turns of the loop they may still be asking for the first time."""
+    """Both calls end at any stage: after a few iterations of the loop they may still be in their first request."""
     worker, receiver = await start(harness, queue), await queue.receiver(origin="here")
     fetching = asyncio.ensure_future(worker.fetch({"work": 1}, wait=9))
     receiving = asyncio.ensure_future(receiver.receive(9))

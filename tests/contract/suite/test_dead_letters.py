@@ -1,3 +1,5 @@
+"""The contract: dead letters."""
+
 import pytest
 
 from infra.mq import DeadLetter, DeadLetterNotFound, MessageQueue, Outcome
@@ -22,7 +24,7 @@ from tests.contract.harness import Harness
 
 
 async def bury(harness: Harness, queue: MessageQueue, *message_ids: str, name: str = "work") -> list[DeadLetter]:
-    """Publish messages to one new subscription and bury each in turn; return the letters."""
+    """Publish messages to one new subscription and let each fail for good in turn; return the dead letters."""
     worker = await start(harness, queue, names=(name,))
     for each in message_ids:
         await queue.publish([message(each)])

@@ -1,3 +1,5 @@
+"""The features that drivers declare, and the tests that drivers without them skip."""
+
 import importlib
 import inspect
 import pkgutil

@@ -1,3 +1,5 @@
+"""The contract: fetching claims."""
+
 import asyncio
 
 import pytest
@@ -208,7 +210,7 @@ async def test_fetch_returns_when_a_message_published_meanwhile_becomes_due(harn
     await harness.clock.settle()
     await elsewhere.publish([message("a", due_at=before + 3)])
     assert ids(await until_done(harness, _result(fetching), step=0.25)) == ["a"]
-    # Before the wait is over; how much before is up to how fast the store answers while the test's clock runs.
+    # Before the end of the wait; how long before depends on the store's speed while the fake clock advances.
     assert 3 <= harness.clock.time() - before < 8
 
 

@@ -1,3 +1,5 @@
+"""The contract: leases, recovery and takeovers."""
+
 import math
 import threading
 

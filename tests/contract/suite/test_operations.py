@@ -1,3 +1,5 @@
+"""The contract: pausing, unblocking and retiring."""
+
 import asyncio
 from typing import Literal
 

@@ -1,3 +1,5 @@
+"""The contract: ordered subscriptions and their mailboxes."""
+
 import pytest
 
 from infra.mq import Claim, MessageQueue, Outcome

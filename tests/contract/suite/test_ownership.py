@@ -1,4 +1,4 @@
-"""A queue belongs to the event loop that opened it."""
+"""The contract: a queue belongs to the event loop that opened it."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.elsewhere import Work, in_fork, in_forked_coroutine, in_thread
 
 
 def calls(queue: MessageQueue) -> list[Work]:
-    """Return calls of every entry point."""
+    """Return a call of every method that uses the queue."""
     return [
         queue.open,
         queue.close,

@@ -1,3 +1,5 @@
+"""The contract: parking deliveries of unknown events or versions."""
+
 import pytest
 
 from infra.mq import MessageQueue, Outcome

@@ -1,3 +1,5 @@
+"""The contract: publishing, deduplication and transactions."""
+
 import asyncio
 
 import pytest
@@ -89,7 +91,7 @@ async def test_refused_publish_stores_nothing(harness: Harness, queue: MessageQu
     refused = [*batch[:place], too_large, *batch[place:]]
     with pytest.raises(QueueRejected):
         await queue.publish(refused)
-    # Those of other callers that share its round trip are accepted.
+    # Messages of other callers in the same round trip are accepted.
     outcomes = await asyncio.gather(
         queue.publish([message("x")]), queue.publish(refused), queue.publish([message("y")]), return_exceptions=True
     )
@@ -98,7 +100,7 @@ async def test_refused_publish_stores_nothing(harness: Harness, queue: MessageQu
         assert sorted(await drain(worker, name)) == ["x", "y"]
     assert [(each.ready, each.scheduled) for each in await queue.stats()] == [(0, 0), (0, 0)]
     assert not await queue.scheduled("b")
-    # Nor does it remember an id of them.
+    # The queue has not stored the ids of the refused messages either.
     await queue.publish(batch)
     await harness.clock.advance(5)
     for name in ("work", "ordered"):
@@ -173,9 +175,9 @@ async def test_message_sent_again_after_the_window_is_distinguished_from_a_new_p
     sent = [structs.replace(message(it, dedupe=True, key=it), accepted_since=queue.time()) for it in "abc"]
     await queue.publish(sent[:2])
     await harness.clock.advance(harness.dedupe_window * 10)
-    await queue.publish([message(f"other {n}", dedupe=True) for n in range(3)])  # so that ids are forgotten
+    await queue.publish([message(f"other {n}", dedupe=True) for n in range(3)])  # Deletes expired ids.
     await queue.publish(sent)
-    again = ["a", "b"] if queue.features.transactional else []  # nothing is sent to such a queue again
+    again = ["a", "b"] if queue.features.transactional else []  # No outbox sends messages again.
     drained = await drain(await consumer(queue))
     assert sorted(drained) == sorted(["a", "b", *again, "c", "other 0", "other 1", "other 2"])
     await harness.clock.advance(harness.dedupe_window * 10)

@@ -1,3 +1,5 @@
+"""The contract: scheduled messages and their cancellation."""
+
 from infra.mq import MessageQueue, Outcome
 from tests.contract.acting import (
     consumer,

@@ -1,3 +1,5 @@
+"""The contract: settlements, outcomes and fences."""
+
 import itertools
 
 import pytest

@@ -1,10 +1,12 @@
+"""The contract: stats and warnings."""
+
 from infra.mq import MessageQueue, Outcome, SubscriptionStats
 from tests.contract.acting import consumer, declare, end, fetch, keyed, message, start, stats, subscription
 from tests.contract.harness import Harness
 
 
 def unfinished(now: SubscriptionStats) -> int:
-    """Return how many deliveries the numbers tell of."""
+    """Return the number of unfinished deliveries in the stats."""
     return now.ready + now.retrying + now.scheduled + now.in_flight + now.parked + now.blocked
 
 

@@ -1,3 +1,5 @@
+"""The contract: declarations, the registry, aliases and renames."""
+
 import asyncio
 
 import pytest
