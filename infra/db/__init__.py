@@ -2,7 +2,7 @@
 
 async with db.transaction() as tx:
     tx.session.add(user)
-    await bus.publish(UserCreated(...))   # takes part in it: kept or dropped together with the row
+    await bus.publish(UserCreated(...))   # commits or rolls back together with the row
 """
 
 from infra.db.database import Database

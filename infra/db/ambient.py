@@ -1,4 +1,4 @@
-"""The blocks of `Database`, and the transaction that surrounds the code running in a task."""
+"""The context managers of `Database`, and the ambient transaction of the running code."""
 
 import asyncio
 from contextvars import ContextVar
@@ -19,7 +19,7 @@ from infra.ownership import LoopOwner
 
 
 class _Frame(NamedTuple):
-    """What surrounds the running code: a transaction of a database, or None where that is hidden."""
+    """The transaction of one database around the running code; None where `db.hidden()` hides it."""
 
     dialect: DatabaseDialect
     transaction: Transaction | None
@@ -30,10 +30,10 @@ _frames: ContextVar[_Frame | None] = ContextVar("infra.db.transaction", default=
 
 
 def surrounding(dialect: DatabaseDialect) -> Transaction | None:
-    """Return the transaction on `dialect` around the running code; one that ended counts as none.
+    """Return the open transaction on `dialect` around the running code; None if there is none.
 
     Raises:
-        TransactionNotOwned: it belongs to another task.
+        TransactionNotOwned: the transaction belongs to another task.
     """
     frame = _frames.get()
     while frame is not None and frame.dialect is not dialect:
@@ -60,7 +60,7 @@ class Hidden:
 
 
 class TransactionBlock:
-    """A block inside a transaction: a new one, or the one that is around it already."""
+    """A block inside a transaction: a new one, or the one that is already open."""
 
     def __init__(self, dialect: DatabaseDialect, lock: WriteLock) -> None:
         self._dialect = dialect
@@ -94,7 +94,7 @@ class TransactionBlock:
         if error is None:
             try:
                 await transaction.prepare()
-            except BaseException as raised:  # noqa: BLE001  # it goes on once the transaction has ended
+            except BaseException as raised:  # noqa: BLE001  # raised again once the transaction has ended
                 failure = raised
         ending = await transaction.end(failure)
         _frames.set(self._outer)
@@ -129,7 +129,7 @@ class SavepointBlock:
 
 
 class ReadBlock:
-    """A block with a session that only reads."""
+    """A block with a read-only session."""
 
     def __init__(self, dialect: DatabaseDialect, owner: LoopOwner, slots: asyncio.Semaphore, timeout: float) -> None:
         self._dialect = dialect
@@ -149,7 +149,7 @@ class ReadBlock:
             await self._slots.acquire()
 
         def gate() -> Engine:
-            self._owner.is_here()  # the session may have been handed to a thread
+            self._owner.is_here()  # the session may have been passed to a thread
             return engine
 
         session = AsyncSession(sync_session_class=ReadSession, expire_on_commit=False, autoflush=False, gate=gate)
@@ -162,7 +162,7 @@ class ReadBlock:
         try:
             await greenlet_spawn(self._session.end)
         except Exception as error:
-            # What was read was read, even if the connection did not live to hear that it is over.
+            # The results of the reads are valid, even if the connection was lost before the transaction ended.
             if self._dialect.explain(error) is None:
                 raise
         finally:
@@ -180,7 +180,7 @@ class ReadBlock:
 
 
 class LockBlock:
-    """A block that has the write lock, if there is one."""
+    """A block that holds the write lock, on databases that have one."""
 
     def __init__(self, lock: WriteLock | None) -> None:
         self._lock = lock

@@ -1,4 +1,4 @@
-"""Work that a cancelled task must not leave half done."""
+"""Helpers to complete work although the task that waits for it is cancelled."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,22 +10,22 @@ _T = TypeVar("_T")
 
 
 class Finished(NamedTuple, Generic[_T]):
-    """How a piece of work ended, and the cancellation of the caller that arrived meanwhile and must go on."""
+    """The completed task of some work, and a cancellation of the caller that arrived meanwhile and must be raised."""
 
     task: "asyncio.Task[_T]"
     cancelled: asyncio.CancelledError | None
 
     @property
     def failure(self) -> BaseException | None:
-        """What the work raised; a CancelledError if somebody ended all tasks of the loop."""
+        """The exception of the work; a CancelledError if the work was cancelled, as when all tasks of the loop are."""
         return asyncio.CancelledError() if self.task.cancelled() else self.task.exception()
 
 
 class _Begun(asyncio.Task[_T]):
-    """A task that takes its first step before a cancellation reaches it.
+    """A task that runs its first step before a cancellation reaches it.
 
-    A task that is cancelled before that never runs: cancelling all tasks of the loop, as `asyncio.run` does at its end,
-    would keep a connection from ever being returned.
+    A task that is cancelled before its first step never runs: when `asyncio.run` cancels all tasks of the loop at its
+    end, a connection would never be returned to its pool.
     """
 
     def cancel(self, msg: object = None) -> bool:
@@ -37,9 +37,9 @@ class _Begun(asyncio.Task[_T]):
 
 
 def begin(work: Coroutine[Any, Any, _T], *, context: Context | None = None) -> "asyncio.Task[_T]":
-    """Return a task that does `work` and takes its first step before a cancellation reaches it.
+    """Return a task for `work` that runs its first step before a cancellation reaches it.
 
-    For work that sees to its own end: its `finally` blocks run in any case.
+    So the `finally` blocks of `work` run in any case.
     """
     return _Begun(work, loop=asyncio.get_running_loop(), context=context)
 
@@ -49,8 +49,8 @@ async def finish(
 ) -> Finished[_T]:
     """Run `work` to its end, however often the calling task is cancelled meanwhile; never raises.
 
-    Work that has not ended `patience` seconds after such a cancellation is cancelled as well; `hurried` says that there
-    was one before.
+    `patience` is the time, in seconds, that the work may still take after a cancellation of the calling task; then the
+    work is cancelled too. `hurried` says that the calling task was cancelled before this call.
     """
     task = begin(work)
     cancelled: asyncio.CancelledError | None = None

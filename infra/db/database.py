@@ -1,4 +1,4 @@
-"""The database of the application, and the transaction that surrounds the code that is running."""
+"""The application's database and its ambient transaction."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -18,12 +18,12 @@ class Database:
     """A database and its ambient transaction.
 
     `url` is the setting `db.url`, such as `sqlite:///./data/beneath.db`; a relative path is relative to the working
-    directory. `busy_timeout` is how long, in seconds, a transaction waits to begin before `DatabaseUnavailable`.
-    Making one does no I/O. From `open` to `close` it belongs to the running event loop: every use in another one, in a
-    thread or in a forked process raises `WrongEventLoop`.
+    directory. `busy_timeout` is the time, in seconds, that a transaction waits to begin before it raises
+    `DatabaseUnavailable`. The constructor does no I/O. From `open` to `close` the database belongs to the running event
+    loop: every use in another event loop, in a thread or in a forked process raises `WrongEventLoop`.
 
     Raises:
-        DatabaseError: the URL is invalid or of a kind that is not supported.
+        DatabaseError: the URL is invalid, or its kind of database is not supported.
     """
 
     def __init__(self, url: str, *, busy_timeout: float = 10.0, clock: Clock | None = None) -> None:
@@ -45,11 +45,11 @@ class Database:
         return self._dialect.path
 
     async def open(self) -> None:
-        """Connect, creating a SQLite file and its folder if need be, and check that it can be read and written.
+        """Connect, and check that the database can be read and written; create a missing SQLite file and its folder.
 
         Raises:
-            DatabaseUnavailable: it is locked by another process, or its disk is full.
-            DatabaseError: it is no database, damaged, read-only, or a folder.
+            DatabaseUnavailable: another process has locked the database, or its disk is full.
+            DatabaseError: the file is not a database, is damaged or read-only, or is a folder.
         """
         self._owner.is_here()
         await self._dialect.open()
@@ -62,15 +62,15 @@ class Database:
         self._owner.leave()
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Surround a block by a transaction, joining the one that is around it in this task already.
+        """Return a block inside a transaction; it joins the transaction that is already open in this task.
 
-        It begins at the first use of the database; without any it costs no I/O. It commits when the outermost block
-        ends, and rolls back when an exception leaves that. An exception that leaves a joined block makes the innermost
-        savepoint, or else the transaction, rollback-only.
+        The transaction begins at the first use of the database; a block that does not use it costs no I/O. It commits
+        when the outermost block ends, and rolls back when an exception leaves the outermost block. An exception that
+        leaves a joined block makes the innermost savepoint, or else the transaction, rollback-only.
 
         Raises, at the end of the outermost block:
             TransactionRolledBack: the block ended normally, but the transaction was rollback-only.
-            DatabaseUnavailable: COMMIT failed; nothing was kept.
+            DatabaseUnavailable: COMMIT failed; nothing was committed.
             CommitIndeterminate: the connection was lost during COMMIT.
         Raises at once:
             TransactionNotOwned: the surrounding transaction belongs to another task.
@@ -79,62 +79,63 @@ class Database:
         return TransactionBlock(self._dialect, self._lock)
 
     def savepoint(self) -> AbstractAsyncContextManager[Transaction]:
-        """Surround a block by a savepoint: an exception that leaves it undoes the block alone, and goes on.
+        """Return a block inside a savepoint: an exception that leaves the block rolls back the block alone.
 
-        It undoes rows, the session's objects and what participants took in. The transaction around it stays usable.
+        The rollback covers rows, the session's objects and the state of participants; the exception is raised further.
+        The surrounding transaction stays usable.
 
         Raises:
-            NoTransaction: there is no transaction around it.
-            TransactionNotOwned: that transaction belongs to another task.
-            TransactionRolledBack: the block ended normally, but was rollback-only; it was undone.
+            NoTransaction: no transaction is open in this task.
+            TransactionNotOwned: the surrounding transaction belongs to another task.
+            TransactionRolledBack: the block ended normally, but was rollback-only and was rolled back.
         """
         return SavepointBlock(self._dialect)
 
     def read(self) -> AbstractAsyncContextManager[AsyncSession]:
-        """Surround a block by a read-only session that sees one state of the database and waits for no writer.
+        """Return a block with a read-only session that reads one snapshot and waits for no writer.
 
-        Inside a transaction it is that transaction's session, which may have to wait to begin.
+        Inside a transaction the session is that of the transaction, which may have to wait to begin.
 
         Raises:
-            DatabaseUnavailable: too many reads were under way for longer than `busy_timeout`.
+            DatabaseUnavailable: too many reads were open for longer than `busy_timeout`.
             TransactionNotOwned: the surrounding transaction belongs to another task.
         """
         self._owner.is_here()
         return ReadBlock(self._dialect, self._owner, self._reads, self._busy_timeout)
 
     def current(self) -> Transaction | None:
-        """Return the transaction that surrounds the running code, if there is one.
+        """Return the transaction that is open around the running code; None if there is none.
 
         Raises:
-            TransactionNotOwned: it belongs to another task.
+            TransactionNotOwned: the transaction belongs to another task.
         """
         return surrounding(self._dialect)
 
     def hidden(self) -> AbstractContextManager[None]:
-        """Surround a block in which no transaction is ambient, and so for the tasks and threads started in it."""
+        """Return a block in which no transaction is ambient, nor in the tasks and threads started in the block."""
         return Hidden(self._dialect)
 
     def write_lock(self) -> AbstractAsyncContextManager[None]:
-        """Surround a block by this process's write lock, first come, first served.
+        """Return a block that holds this process's write lock, which is granted in the order of the requests.
 
-        Every transaction takes it by itself when it begins; a task that has it may begin one. Where the database
-        allows several writers it is no lock at all.
+        Every transaction acquires the lock when it begins; the task that holds the lock may begin one. On a database
+        that allows several writers the block holds no lock.
 
         Raises:
-            DatabaseUnavailable: it could not be had within `busy_timeout`.
+            DatabaseUnavailable: the lock was not granted within `busy_timeout`.
         """
         self._owner.is_here()
         return LockBlock(self._lock if self._dialect.one_writer else None)
 
     def sqlite_warning(self) -> str | None:
-        """Return one line to log at start if this version of SQLite has a bug that may corrupt the database."""
+        """Return one line to log at the start if this version of SQLite has a bug that may corrupt the database."""
         return self._dialect.warning()
 
     def migrating(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """Surround a block by a transaction for migrations, alone among all processes; see `infra.db.migrate`.
+        """Return a block inside a transaction that excludes all other migrations; see `infra.db.migrate`.
 
         Raises:
-            DatabaseUnavailable: it cannot begin now.
+            DatabaseUnavailable: the transaction cannot begin now.
         """
         self._owner.is_here()
         return self._dialect.migrating()

@@ -25,34 +25,34 @@ class DatabaseDialect(Protocol):
 
     @property
     def path(self) -> Path | None:
-        """Its file, if it is one."""
+        """The database file; None if the database is a server."""
         ...
 
     @property
     def one_writer(self) -> bool:
-        """Whether only one transaction may write at a time, so that this process's writers queue for a lock."""
+        """Whether only one transaction may write at a time, so that the writers of a process wait for `WriteLock`."""
         ...
 
     @property
     def max_reads(self) -> int:
-        """How many `db.read()` blocks of this process may use the database at a time."""
+        """The number of `db.read()` blocks of this process that may use the database at a time."""
         ...
 
     @property
     def writer(self) -> AsyncEngine:
-        """The engine whose transactions may write; a transaction begun on it has its locks, or raised."""
+        """The engine for transactions that may write. BEGIN on it either acquires the needed locks or raises."""
         ...
 
     @property
     def reader(self) -> AsyncEngine:
-        """The engine whose transactions see one state of the database and cannot write."""
+        """The engine for read-only transactions, each of which reads one snapshot."""
         ...
 
     async def open(self) -> None:
         """Connect and check that the database can be read and written.
 
         Raises:
-            DatabaseError: it cannot be used, and why.
+            DatabaseError: the database cannot be used; the text names the reason.
         """
         ...
 
@@ -62,47 +62,47 @@ class DatabaseDialect(Protocol):
 
     @property
     def settled(self) -> bool:
-        """Whether nothing that a cancelled transaction left behind still holds the write lock."""
+        """Whether no work left over from a cancelled transaction still holds the write lock."""
         ...
 
     async def settle(self) -> None:
-        """Return once `settled`."""
+        """Wait until `settled` is true."""
         ...
 
     @property
     def rollback_timeout(self) -> float | None:
-        """Seconds that a cancelled task waits for the answer to a ROLLBACK; then its connection is given up."""
+        """Seconds that a cancelled task waits for ROLLBACK before its connection is closed; None: no limit."""
         ...
 
     def migrating(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """Open a transaction for migrations, of which there is one at a time among all processes.
+        """Open a transaction for migrations, which excludes such transactions of all other processes.
 
-        It commits at the end of the block, or rolls back when an exception leaves it.
+        The transaction commits at the end of the block, or rolls back when an exception leaves the block.
         """
         ...
 
     def explain(self, error: BaseException) -> DatabaseError | None:
-        """Say in one line what is wrong with the connection, a lock or the disk; None for any other error."""
+        """Return `error` as a `DatabaseError` if it is about the connection, a lock or the disk; else None."""
         ...
 
     def explain_commit(self, error: BaseException) -> DatabaseError | None:
-        """Do the same for an error that COMMIT raised, telling the known from the indeterminate."""
+        """Do the same for an error of COMMIT: `CommitIndeterminate` if the transaction may have been committed."""
         ...
 
     def warning(self) -> str | None:
-        """Say in one line what is risky about this version of the database, if anything is."""
+        """Return one line about a known risk of this version of the database; None if there is none."""
         ...
 
 
 def database_dialect_for(url: str, busy_timeout: float) -> DatabaseDialect:
-    """Return the dialect that `url`, the setting `db.url`, asks for.
+    """Return the dialect for `url`, the setting `db.url`.
 
     Raises:
-        DatabaseError: the URL is invalid, or nothing here supports it.
+        DatabaseError: the URL is invalid, or its kind of database is not supported.
     """
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # the latter for a port that is no number, which it quotes
+    except (ArgumentError, ValueError):  # ValueError for a port that is not a number; its text would quote the URL
         raise DatabaseError(
             "db.url is not a database URL; write it like sqlite:///./data/beneath.db (a file below this folder), "
             "or postgresql://user:password@host/name"

@@ -1,18 +1,18 @@
-"""What the database can answer instead of doing what it was asked."""
+"""The errors of the database package."""
 
 from collections.abc import Sequence
 
 
 class DatabaseError(Exception):
-    """Base of every error that `infra.db` raises. Its text is one line for people: what is wrong, where, what to do."""
+    """Base class of the errors of `infra.db`. Its text is one line: what is wrong, where, and what to do."""
 
 
 class DatabaseUnavailable(DatabaseError):
-    """The database cannot be reached, locked or written to now; the transaction at hand changed nothing."""
+    """The database cannot be reached, locked or written to at present; the transaction has changed nothing."""
 
 
 class NoTransaction(DatabaseError):
-    """What was asked for needs a transaction that is under way, and there is none."""
+    """The operation needs an open transaction, and there is none."""
 
 
 class TransactionNotOwned(DatabaseError):
@@ -20,15 +20,15 @@ class TransactionNotOwned(DatabaseError):
 
 
 class TransactionRolledBack(DatabaseError):
-    """The block ended normally, but its work could not be kept and was rolled back; the cause is chained."""
+    """The block ended normally, but its changes were rolled back; the cause is chained."""
 
 
 class CommitIndeterminate(DatabaseError):
-    """The connection was lost during COMMIT: the transaction may be committed, or not. Only the rows can tell."""
+    """The connection was lost during COMMIT: the transaction may be committed or not; only its rows can show that."""
 
 
 class MigrationPending(DatabaseError):
-    """The database lacks migrations that this code needs."""
+    """The database lacks migrations that this code needs; `revisions` names them."""
 
     def __init__(self, revisions: Sequence[str]) -> None:
         self.revisions = tuple(revisions)
@@ -39,7 +39,7 @@ class MigrationPending(DatabaseError):
 
 
 class MigrationNewer(DatabaseError):
-    """The database has migrations that this code does not know."""
+    """The database has migrations that this code does not know; `revisions` names them."""
 
     def __init__(self, revisions: Sequence[str]) -> None:
         self.revisions = tuple(revisions)

@@ -1,4 +1,4 @@
-"""The lock that makes the writers of one process wait here, in order, instead of inside SQLite."""
+"""The lock for which the writers of one process wait in order, instead of polling SQLite's file lock."""
 
 import asyncio
 from collections import deque
@@ -8,7 +8,7 @@ from infra.db.errors import DatabaseError, DatabaseUnavailable
 
 
 class WriteLock:
-    """A fair lock: first come, first served. The task that has it may take it again."""
+    """A fair, reentrant lock: tasks get it in the order of their requests; its holder may acquire it again."""
 
     def __init__(self, clock: Clock, timeout: float) -> None:
         self._clock = clock
@@ -16,16 +16,16 @@ class WriteLock:
         self._holder: asyncio.Task[object] | None = None
         self._depth = 0
         self.occupied = False
-        """Whether a transaction has begun under it; its task cannot begin another one beside that."""
+        """Whether a transaction of the holder has begun; the holder cannot begin a second one."""
         self._waiting: deque[tuple[asyncio.Event, asyncio.Task[object]]] = deque()
 
     @property
     def locked(self) -> bool:
-        """Whether some task has it."""
+        """Whether a task holds the lock."""
         return self._depth > 0
 
     def acquire_nowait(self) -> bool:
-        """Take it for the current task if that needs no waiting."""
+        """Acquire the lock for the current task if that needs no waiting; return whether it was acquired."""
         task = current_task()
         if self._holder is task:
             self._depth += 1
@@ -36,10 +36,10 @@ class WriteLock:
         return True
 
     async def acquire(self) -> None:
-        """Take it for the current task.
+        """Acquire the lock for the current task.
 
         Raises:
-            DatabaseUnavailable: it could not be had within the timeout.
+            DatabaseUnavailable: the lock was not granted within the timeout.
         """
         if self.acquire_nowait():
             return
@@ -63,7 +63,7 @@ class WriteLock:
         )
 
     def release(self) -> None:
-        """Let the next one have it; called once for each time it was taken."""
+        """Undo one `acquire`; the last one grants the lock to the next waiter."""
         self._depth -= 1
         if self._depth:
             return
@@ -78,7 +78,7 @@ def current_task() -> "asyncio.Task[object]":
     """Return the running task.
 
     Raises:
-        DatabaseError: there is none.
+        DatabaseError: no task is running.
     """
     task = asyncio.current_task()
     if task is None:

@@ -1,7 +1,7 @@
-"""Migrations: what the database lacks, and how it gets there. Two histories, the bus's and the application's.
+"""Migrations: the state of a database, and its upgrade, for the histories of the bus and of the application.
 
 A history is a package with Alembic's layout (`env.py`, `script.py.mako`, `versions/`). Its `env.py` only calls
-`run_environment`. All of an upgrade is one transaction that excludes every other process: it happens whole or not at
+`run_environment`. An upgrade is one transaction that excludes all other processes: it is applied as a whole or not at
 all, and each migration once, however many processes start at the same time.
 """
 
@@ -33,13 +33,13 @@ _MISSING_STATES = frozenset({"42P01", "42703", "3F000"})
 _MISSING_TEXT = re.compile(r"no such (?:table|column)|table \S+ has no column")
 _FORBIDDEN = ": migrate as the role that owns the database, or GRANT CREATE ON SCHEMA to this one"
 
-# Alembic keeps the migration that runs in globals of its own (`alembic.op`, `alembic.context`).
+# Alembic stores the running migration in its own globals (`alembic.op`, `alembic.context`).
 _alembic = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A sequence of migrations: its name for people, its package, and the table that says how far a database is."""
+    """A sequence of migrations: its name in messages, its package, and the table that stores a database's revision."""
 
     name: str
     package: str
@@ -48,7 +48,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far a database is in one history. `unknown` is what it has and the code has not; else it is empty."""
+    """The state of a database in one history; `unknown` are applied revisions that this code does not have."""
 
     history: str
     current: tuple[str, ...]
@@ -57,10 +57,10 @@ class Status:
 
 
 async def status(db: Database, histories: Sequence[History]) -> list[Status]:
-    """Return how far the database is in each of `histories`; changes nothing.
+    """Return the state of the database in each of `histories`, without changing anything.
 
     Raises:
-        DatabaseError: the database cannot be read, or a history is not well-formed.
+        DatabaseError: the database cannot be read, or a history is malformed.
     """
     async with db.read() as session:
         connection = await session.connection()
@@ -68,7 +68,7 @@ async def status(db: Database, histories: Sequence[History]) -> list[Status]:
 
 
 async def pending(db: Database, histories: Sequence[History]) -> list[str]:
-    """Return the migrations that the database lacks, such as `bus/0001_queue`, in the order of their application.
+    """Return the migrations that the database lacks, such as `bus/0001_queue`, in the order in which they apply.
 
     Raises:
         MigrationNewer: the database has migrations that this code does not know.
@@ -79,11 +79,11 @@ async def pending(db: Database, histories: Sequence[History]) -> list[str]:
 
 
 async def require_current(db: Database, histories: Sequence[History]) -> None:
-    """Return if the database is where this code needs it.
+    """Check that the database has exactly the migrations of this code.
 
     Raises:
-        MigrationPending: it lacks migrations.
-        MigrationNewer: it has migrations that this code does not know.
+        MigrationPending: the database lacks migrations.
+        MigrationNewer: the database has migrations that this code does not know.
     """
     missing = await pending(db, histories)
     if missing:
@@ -91,12 +91,12 @@ async def require_current(db: Database, histories: Sequence[History]) -> None:
 
 
 async def upgrade(db: Database, histories: Sequence[History]) -> list[str]:
-    """Apply what the database lacks, all in one transaction, and return what was applied by this call.
+    """Apply the pending migrations in one transaction, and return those that this call applied.
 
     Raises:
         MigrationNewer: the database has migrations that this code does not know; nothing was changed.
         DatabaseUnavailable: another process kept the database locked; nothing was changed.
-        DatabaseError: a migration failed, which is named; nothing was changed.
+        DatabaseError: a migration failed; the text names it, and nothing was changed.
     """
     async with _exclusive(), db.write_lock(), db.migrating() as connection:
         states = [await connection.run_sync(_status, history) for history in histories]
@@ -110,9 +110,9 @@ async def upgrade(db: Database, histories: Sequence[History]) -> list[str]:
 
 
 def run_environment(metadata: MetaData | None = None) -> None:
-    """Run the migrations that `upgrade` asked for; this is all that an `env.py` does.
+    """Run the migrations of `upgrade`; an `env.py` calls only this.
 
-    `metadata` holds the tables as the models have them, for `alembic revision --autogenerate`.
+    `metadata` holds the tables of the models, for `alembic revision --autogenerate`.
     """
     attributes = context.config.attributes
     context.configure(
@@ -129,7 +129,7 @@ def run_environment(metadata: MetaData | None = None) -> None:
 
 @asynccontextmanager
 async def _exclusive() -> AsyncIterator[None]:
-    while not _alembic.acquire(blocking=False):  # noqa: ASYNC110  # its holder may live in another thread's loop
+    while not _alembic.acquire(blocking=False):  # noqa: ASYNC110  # the holder may be in the event loop of another thread
         await asyncio.sleep(0.01)
     try:
         yield
@@ -156,7 +156,7 @@ def _status(connection: Connection, history: History) -> Status:
         migrations = MigrationContext.configure(connection, opts={"version_table": history.version_table})
         current = migrations.get_current_heads()
     except DBAPIError as error:
-        raise DatabaseError(f"the database cannot say which migrations it has: {_reason(error)}") from error
+        raise DatabaseError(f"cannot read which migrations the database has: {_reason(error)}") from error
     known = {step.revision for step in steps}
     unknown = tuple(f"{history.name}/{revision}" for revision in current if revision not in known)
     done = set() if unknown else _done(scripts, current)
@@ -188,9 +188,9 @@ def _upgrade(connection: Connection, history: History, steps: Sequence[str]) -> 
 
 
 def missing_object(error: BaseException) -> str | None:
-    """Return which table or column a statement missed, as the database says it; None for any other error.
+    """Return the database's text about a missing table or column; None for any other error.
 
-    In a database that is where the migrations say it is, somebody has removed it, or a backup lacks it.
+    If all migrations are applied, the object was dropped by hand, or a restored backup lacks it.
     """
     if not isinstance(error, DBAPIError):
         return None
@@ -203,7 +203,7 @@ def _reason(error: DBAPIError) -> str:
 
 
 def _cause(error: Exception) -> BaseException:
-    """Return the driver's own error behind SQLAlchemy's."""
+    """Return the driver's error that SQLAlchemy's error wraps."""
     if not isinstance(error, DBAPIError) or error.orig is None:
         return error
     return error.orig.__cause__ or error.orig

@@ -1,34 +1,34 @@
-"""What takes part in a transaction beside its rows."""
+"""The interface of objects that take part in a transaction beside its rows."""
 
 from typing import Protocol
 
 
 class Participant(Protocol):
-    """Something that is kept or dropped together with a transaction, such as a buffer of messages to publish."""
+    """An object that commits and rolls back together with a transaction, such as a buffer of messages to publish."""
 
     def savepoint(self) -> object:
-        """Return a mark of the present state, to which `rollback_to` can return. Called first when it is empty."""
+        """Return a mark of the present state for `rollback_to`. The first call comes while the participant is empty."""
         ...
 
     def rollback_to(self, mark: object) -> None:
-        """Forget what was added since `mark`."""
+        """Drop everything added since `mark`."""
         ...
 
     async def before_commit(self) -> None:
-        """Do what belongs inside the transaction, which is still the ambient one and may be used.
+        """Do the work that must happen inside the transaction, which is still ambient and may be used.
 
-        Called at least once, and again for as long as anybody asked the transaction for a participant meanwhile: a
-        second call has only what is new to do. An exception rolls the transaction back and goes on to its block.
+        It is called at least once, and again as long as `Transaction.participant` was called during the previous round;
+        a later call processes only what was added since. An exception rolls the transaction back and leaves the block.
         """
         ...
 
     async def after_commit(self) -> None:
-        """Do what may only happen once the transaction is kept; it is no longer the ambient one.
+        """Do the work that may only happen after COMMIT; the transaction is no longer ambient.
 
-        Runs before the outermost block exits. An exception is logged: the transaction is kept all the same.
+        It runs before the outermost block exits. An exception is logged and does not undo the commit.
         """
         ...
 
     async def after_rollback(self) -> None:
-        """Do what is due when the transaction was not kept, or nobody knows. An exception is logged."""
+        """Do the work that follows a rollback or an indeterminate commit. An exception is logged."""
         ...

@@ -1,4 +1,4 @@
-"""PostgreSQL: its settings, its errors in plain words, and one pool of connections for everything."""
+"""The PostgreSQL dialect: settings, checks at the start, and one connection pool for transactions and reads."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,10 +30,10 @@ from infra.db.postgresql_errors import OLDEST
 from infra.db.postgresql_url import Address, parse
 
 MIGRATING = int.from_bytes(b"beneath", "big")
-"""The advisory lock of whoever migrates."""
+"""The key of the advisory lock that a migration holds."""
 
 QUEUE_CONNECTIONS = 7
-"""How many connections this process may open beside the pool: those of the queue."""
+"""The number of connections that the queue of a process may open beside the pool."""
 
 _STATE = """
 SELECT pg_is_in_recovery() AS replica, current_setting('default_transaction_read_only') = 'on' AS read_only,
@@ -45,7 +45,7 @@ SELECT pg_is_in_recovery() AS replica, current_setting('default_transaction_read
         nullif((SELECT datconnlimit FROM pg_database WHERE datname = current_database()), -1)
     ) AS connections
 """
-# Visible, not in the current schema: a schema that was put in front of theirs does not make them others.
+# By visibility, not by the current schema: a schema added in front of theirs does not hide the tables.
 _FORBIDDEN = """
 SELECT relname, relnamespace::regnamespace::text AS schema FROM pg_class
 WHERE pg_table_is_visible(oid) AND relname LIKE 'beneath\\_%' AND NOT CASE relkind
@@ -59,10 +59,10 @@ ORDER BY relname LIMIT 1
 
 
 class PostgreSQL:
-    """A PostgreSQL database, whose writers do not wait for each other unless they change the same rows.
+    """A PostgreSQL database; its writers wait for each other only if they change the same rows.
 
-    Transactions are READ COMMITTED; one that is to be stricter says `SET TRANSACTION ISOLATION LEVEL ...` as its first
-    statement. A statement that fails ends the transaction, unless it stands in a `db.savepoint()`.
+    Transactions are READ COMMITTED; a stricter one executes `SET TRANSACTION ISOLATION LEVEL ...` as its first
+    statement. A statement that fails ends the transaction, unless it is inside a `db.savepoint()`.
     """
 
     name: Literal["postgresql"] = "postgresql"
@@ -93,7 +93,7 @@ class PostgreSQL:
 
     @property
     def mode(self) -> ConnectionMode:
-        """How connections are made."""
+        """The mode of new connections, found by `open`."""
         if self._mode is None:
             raise DatabaseError("the database is not open; call `await db.open()` first")
         return self._mode
@@ -113,20 +113,20 @@ class PostgreSQL:
 
     async def close(self) -> None:
         if self._writer is not None:
-            # All at once: SQLAlchemy would wait for each of them in turn, should the server not answer.
+            # Concurrently: SQLAlchemy would wait for each of them in turn if the server did not answer.
             idle = [it for it in self._drivers if not it.is_closed() and not it.is_in_transaction()]
             await asyncio.gather(*(close(it) for it in idle))
             await self._writer.dispose()
         self._writer = self._reader = None
 
     async def settle(self) -> None:
-        """Return at once: a cancelled transaction leaves no lock that others of this process would wait for."""
+        """Return at once: a cancelled transaction leaves no lock for which other tasks of this process would wait."""
 
     async def connect(self, *, limited: bool = True, **settings: str) -> Driver:
-        """Open a connection beside the pool, for the queue.
+        """Open a connection outside of the pool, for the queue.
 
         Raises:
-            DatabaseError: it cannot be had, and why.
+            DatabaseError: the connection cannot be opened; the text names the reason.
         """
         return await self._connect(self.mode, limited=limited, **settings)
 
@@ -172,7 +172,7 @@ class PostgreSQL:
         version = probe.get_server_version()
         if version.major < OLDEST:
             raise DatabaseError(
-                f"PostgreSQL at {self.address.where} is version {version.major}; this needs {OLDEST} or newer"
+                f"PostgreSQL at {self.address.where} is version {version.major}; version {OLDEST} or newer is required"
             )
         pooled = await is_pooled(probe)
         state = await probe.fetchrow(_STATE)
@@ -182,8 +182,9 @@ class PostgreSQL:
         needed = self.address.pool_size + QUEUE_CONNECTIONS
         if not pooled and state["connections"] < needed:
             raise DatabaseError(
-                f"PostgreSQL at {self.address.where} allows {state['connections']} connections, and each of our "
-                f"processes may need {needed}; raise max_connections or the role's limit, or lower pool_size in db.url"
+                f"PostgreSQL at {self.address.where} allows {state['connections']} connections, and each process "
+                f"of this application may need {needed}; raise max_connections or the role's limit, or lower pool_size "
+                "in db.url"
             )
         switch = self.address.prepared_statements
         prepared = switch == "on" or (switch == "auto" and not pooled)
@@ -197,14 +198,14 @@ class PostgreSQL:
         if read_only:
             raise DatabaseError(
                 f"the database {self.address.database!r} at {self.address.where} is read-only "
-                "(default_transaction_read_only is on); switch that off, or point db.url at another one"
+                "(default_transaction_read_only is on); switch that off, or point db.url at another database"
             )
 
     def _check_encoding(self, encoding: str) -> None:
         if encoding != "UTF8":
             raise DatabaseError(
                 f"the database {self.address.database!r} at {self.address.where} is encoded in {encoding}, which "
-                "cannot hold every text; create it anew with ENCODING 'UTF8' TEMPLATE template0"
+                "cannot store every text; create it again with ENCODING 'UTF8' TEMPLATE template0"
             )
 
     async def _check_permission(self, probe: Driver, role: str, schema: str | None) -> None:
@@ -229,7 +230,7 @@ class PostgreSQL:
         engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=creator,
-            hide_parameters=True,  # errors are logged and kept; values may be hashes of secrets, or people's data
+            hide_parameters=True,  # errors are logged and stored; values may be secrets or personal data
             poolclass=_pool_class_for(self.address),
             pool_size=self.address.pool_size,
             max_overflow=0,
@@ -245,12 +246,12 @@ class PostgreSQL:
     def _mark_if_lost(self, context: ExceptionContext) -> BaseException | None:
         error = postgresql_errors.original(context.original_exception)
         if postgresql_errors.is_lost(error) and not isinstance(error, TimeoutError):
-            # SQLAlchemy would know only once the end of the connection has arrived, too.
+            # SQLAlchemy would notice only when the end of the connection has arrived too.
             context.is_disconnect = True
         elif postgresql_errors.sqlstate(error) == postgresql_errors.READ_ONLY and not _only_reads(context):
-            # The server was demoted: its connections live on, and db.url may lead to the primary by now.
+            # The server was demoted; db.url may lead to the new primary already.
             context.is_disconnect = True
-        # What COMMIT raises is told apart by `explain_commit`.
+        # Errors of COMMIT are translated by `explain_commit`.
         if context.statement is None or not context.is_disconnect:
             return None
         return self.explain(context.original_exception)
@@ -271,13 +272,13 @@ class PostgreSQL:
 
 def _pool_class_for(at: Address) -> type[AsyncAdaptedQueuePool]:
     class Pool(AsyncAdaptedQueuePool):
-        """A pool that says in plain words why there is no connection."""
+        """A pool that raises `DatabaseError` with the reason why there is no connection."""
 
         def connect(self) -> PoolProxiedConnection:
             try:
                 return super().connect()
             except postgresql_errors.CONNECTING as error:
-                # SQLAlchemy asks a new connection for this and that, and hands on whatever the driver raises then.
+                # SQLAlchemy queries a new connection and passes the driver's errors on unchanged.
                 raise postgresql_errors.explain_connect(error, at) or error from error
 
         def _do_get(self) -> ConnectionPoolEntry:
@@ -293,12 +294,12 @@ def _pool_class_for(at: Address) -> type[AsyncAdaptedQueuePool]:
 
 
 def _uncached() -> dict[str, Any]:
-    # A statement without a name lasts until the next one, which is as long as a pooler leaves us the connection.
+    # An unnamed statement lasts until the next one; a pooler may assign another server connection after that.
     return {"prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
 
 
 def _refuse_closed(connection: AdaptedConnection, _: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
-    # The server may have ended it while it lay in the pool; asyncpg has noticed, so that no question need be asked.
+    # The server may have closed an idle connection of the pool; asyncpg has noticed that, so no query is needed.
     if connection.driver_connection.is_closed():
         raise DisconnectionError("the server has closed this connection")
 

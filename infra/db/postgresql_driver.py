@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: asyncpg behind types, and what is between this process and the server."""
+"""Connections to PostgreSQL: a typed interface to asyncpg, timeouts, and the detection of poolers."""
 
 import asyncio
 import socket
@@ -12,30 +12,30 @@ import asyncpg  # type: ignore[import-untyped]  # it has no types; `Driver` says
 from infra.db.postgresql_url import Address
 
 CANCEL_CHECK = 2000
-"""How often, in milliseconds, the server looks whether the client of a running statement is still there."""
+"""Milliseconds between the server's checks that the client of a running statement is still connected."""
 
 CLIENT_MARGIN = 5.0
-"""How much longer, in seconds, than the server's own limit this process waits for a statement's end."""
+"""Seconds that this process waits for a statement beyond the server's own limit."""
 
 CLOSE_TIMEOUT = 1.0
-"""How long, in seconds, this process waits for the server to see a connection end."""
+"""Seconds that this process waits for a connection to be closed in order."""
 
 ROLLBACK_TIMEOUT = 1.0
-"""How long, in seconds, this process waits for a ROLLBACK: hanging up does the same, and whoever was cancelled should
-have ended before others take over from it, which is a fifth of a lease later."""
+"""Seconds that this process waits for a ROLLBACK before it closes the connection, which rolls back too. A cancelled
+handler should end before its claims are taken over, which is a fifth of a lease later."""
 
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 5, 5, 3
-"""Seconds after which the operating system asks a silent peer whether it is there, at both ends; and how often."""
+"""TCP keepalive at both ends: seconds before the first probe, seconds between probes, and number of probes."""
 
 DEAD_AFTER = KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_COUNT
-"""Seconds after which a peer is taken for gone that acknowledges nothing: a network that is cut says nothing."""
+"""Seconds after which a peer that acknowledges nothing is considered dead: a cut network sends no error."""
 
 _SINCE_CHECKS = (14, 0)
-"""The first version of PostgreSQL that looks for clients that are gone."""
+"""The first version of PostgreSQL that checks for disconnected clients."""
 
 
 class Driver(Protocol):
-    """What we use of an asyncpg connection."""
+    """The part of an asyncpg connection that this project uses."""
 
     async def execute(self, query: str, *values: object, timeout: float | None = None) -> str:
         """Execute a statement; return its command tag."""
@@ -66,15 +66,15 @@ class Driver(Protocol):
         ...
 
     def is_closed(self) -> bool:
-        """Whether it has ended, as far as this process knows."""
+        """Whether the connection has ended, as far as this process knows."""
         ...
 
     def is_in_transaction(self) -> bool:
-        """Whether a transaction is under way."""
+        """Whether a transaction is open."""
         ...
 
     def get_server_pid(self) -> int:
-        """Return the number of the server's process, or what a pooler says instead."""
+        """Return the id of the server's process, or the number that a pooler reports instead."""
         ...
 
     def get_server_version(self) -> Any:  # noqa: ANN401  # a named tuple
@@ -82,20 +82,20 @@ class Driver(Protocol):
         ...
 
     async def close(self, *, timeout: float | None = None) -> None:
-        """Say goodbye, having cancelled what was under way."""
+        """Cancel the running statement and close the connection in order."""
         ...
 
     def terminate(self) -> None:
-        """End it without saying goodbye."""
+        """Close the socket at once."""
         ...
 
 
 class CommitRefused(Exception):
-    """COMMIT was answered by ROLLBACK, for a statement of the transaction had failed."""
+    """The server answered COMMIT with ROLLBACK, because a statement of the transaction had failed."""
 
 
 class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """An asyncpg connection that notices a COMMIT that did not, and lets go of its locks however it ends."""
+    """An asyncpg connection that detects a refused COMMIT, and whose end always releases its locks."""
 
     __slots__ = ("_closing",)
 
@@ -113,7 +113,7 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
 
     async def close(self, *, timeout: float | None = None) -> None:
         self._closing = True
-        # SQLAlchemy names a longer limit, or none: that of a statement would keep a process from stopping.
+        # SQLAlchemy passes a longer timeout or none; the timeout of a statement would delay a shutdown.
         with suppress(TimeoutError):
             await super().close(timeout=min(timeout or CLOSE_TIMEOUT, CLOSE_TIMEOUT))
 
@@ -126,7 +126,7 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
         return status
 
     def enable_keepalive(self) -> None:
-        """Have the operating system end this connection when its other end is not heard of any more."""
+        """Make the operating system end this connection when the peer does not acknowledge any more."""
         peer = self._transport.get_extra_info("socket")
         if peer is None or peer.family not in {socket.AF_INET, socket.AF_INET6}:
             return
@@ -136,8 +136,8 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
                 peer.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def terminate(self) -> None:
-        # While it is closing, a cancellation may be on its way to the server: ended now, that would be lost, and a
-        # statement that waits would keep the locks of its transaction. `close` has a time limit of its own.
+        # During `close` a cancellation may be on its way to the server. To end the socket now would lose it, and a
+        # waiting statement would keep the locks of its transaction. `close` has a timeout of its own.
         if not self._closing:
             super().terminate()
 
@@ -148,18 +148,18 @@ _KEEPALIVE = {
     "TCP_KEEPCNT": KEEPALIVE_COUNT,
     "TCP_USER_TIMEOUT": DEAD_AFTER * 1000,
 }
-"""What the systems that have these options are told."""
+"""Socket options, on the systems that have them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionMode:
-    """How connections are made, once it is known what is between this process and the server."""
+    """The properties of connections that depend on the server and on a pooler in front of it."""
 
     pooled: bool
-    """Whether a pooler shares the server's connections out by transaction: nothing may stay in one beyond that."""
+    """Whether a pooler assigns server connections per transaction, so that no state outlives a transaction."""
 
     prepared: bool
-    """Whether statements are prepared once, and kept."""
+    """Whether prepared statements are cached."""
 
     version: tuple[int, int]
 
@@ -167,13 +167,13 @@ class ConnectionMode:
 async def connect(
     address: Address, mode: ConnectionMode | None = None, *, limited: bool = True, **settings: str
 ) -> Driver:
-    """Open a connection; without a `mode` one that works through any pooler.
+    """Open a connection; without a `mode`, one that works through any pooler.
 
-    `limited` statements are cancelled after the address's `command_timeout`. `settings` are the server's, for this
-    connection; a pooler gets none.
+    With `limited`, statements are cancelled after the address's `command_timeout`. `settings` are server settings of
+    this connection; a pooler gets none.
 
     Raises:
-        OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: it cannot be had.
+        OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: the connection cannot be opened.
     """
     limit = address.command_timeout if limited else 0.0
     cached = mode is not None and mode.prepared
@@ -193,13 +193,13 @@ async def connect(
 
 
 async def is_pooled(connection: Driver) -> bool:
-    """Return whether a pooler answers in the server's place: it cannot know which process will work for us."""
+    """Return whether a pooler answers in place of the server: it does not report the server process's real id."""
     process: int = await connection.fetchval("SELECT pg_backend_pid()")
     return process != connection.get_server_pid()
 
 
 async def close(connection: Driver) -> None:
-    """End a connection, whatever state it is in."""
+    """Close a connection in any state."""
     try:
         await connection.close(timeout=CLOSE_TIMEOUT)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -214,7 +214,7 @@ def _settings(mode: ConnectionMode | None, limit: float) -> dict[str, str]:
         return {}
     settings = {
         "statement_timeout": str(int(limit * 1000)),
-        # A server that never hears of our end keeps the locks of our transactions, by default for two hours.
+        # A server that does not learn of a lost client keeps its locks, by default for two hours.
         "tcp_keepalives_idle": str(KEEPALIVE_IDLE),
         "tcp_keepalives_interval": str(KEEPALIVE_INTERVAL),
         "tcp_keepalives_count": str(KEEPALIVE_COUNT),

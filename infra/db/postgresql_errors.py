@@ -1,4 +1,4 @@
-"""PostgreSQL's errors in plain words: what is wrong, with which server, and what to do."""
+"""Translation of PostgreSQL's errors to `DatabaseError`: what is wrong, with which server, and what to do."""
 
 import ssl
 from typing import Any
@@ -12,15 +12,15 @@ from infra.db.postgresql_url import Address
 from infra.files import descriptors_short
 
 OLDEST = 13
-"""The first major version of PostgreSQL that works."""
+"""The oldest supported major version of PostgreSQL."""
 
 LOCK_TIMEOUT = "55P03"
 
 READ_ONLY = "25006"
-"""Something was to be written in a transaction, or on a server, that only reads."""
+"""A write in a read-only transaction, or on a read-only server."""
 
 STALE = frozenset({"0A000", "26000"})
-"""A prepared statement no longer fits the tables, or the server does not know it: a new connection prepares it anew."""
+"""A prepared statement does not fit the tables any more, or is unknown to the server; a new connection helps."""
 
 CONNECTING: tuple[type[Exception], ...] = (
     OSError,
@@ -30,17 +30,17 @@ CONNECTING: tuple[type[Exception], ...] = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
-"""What the driver raises when it cannot connect, or go on."""
+"""The errors that the driver raises when it cannot connect or has lost its connection."""
 
 _LOST = frozenset({"57P01", "57P02", "57P04", "57P05", "25P03", "25P04"})
-"""The server ended the connection; every code of class 08 says so too."""
+"""The server ended the connection, as with every code of class 08."""
 
 _ENDED_WHILE_IDLE = "another operation (2) is in progress"
-"""Said by asyncpg, without sending anything, of a connection that the server has ended while nobody was using it."""
+"""The text of asyncpg's error for a connection that the server ended while it was idle; no statement was sent."""
 
 
 def explain(error: BaseException, at: Address) -> DatabaseError | None:
-    """Return what `error` means, if it is about the server, the connection or the disk rather than a statement."""
+    """Return the meaning of `error` if it is about the server, the connection or the disk; None for other errors."""
     error = original(error)
     code = sqlstate(error)
     match code:
@@ -62,12 +62,12 @@ def explain(error: BaseException, at: Address) -> DatabaseError | None:
             )
         case "25006":
             return DatabaseUnavailable(
-                f"PostgreSQL at {at.where} only reads ({line(error)}): it is a replica, a primary that was demoted, or "
-                "its default_transaction_read_only is on; point db.url at the primary"
+                f"PostgreSQL at {at.where} is read-only ({line(error)}): it is a replica, a demoted primary, or its "
+                "default_transaction_read_only is on; point db.url at the primary"
             )
         case "57014":
             return DatabaseUnavailable(
-                f"PostgreSQL at {at.where} cancelled a statement ({line(error)}); nothing of it was kept"
+                f"PostgreSQL at {at.where} cancelled a statement ({line(error)}); it changed nothing"
             )
     if is_lost(error):
         return DatabaseUnavailable(
@@ -77,14 +77,14 @@ def explain(error: BaseException, at: Address) -> DatabaseError | None:
 
 
 def explain_connect(error: BaseException, at: Address) -> DatabaseError | None:
-    """Return what an error of connecting means."""
+    """Return the meaning of an error that occurred while connecting; None for unrelated errors."""
     error = original(error)
     role = f"role {at.user!r}" if at.user else "role"
     match sqlstate(error):
         case "28P01":
             return DatabaseError(f"db.url: PostgreSQL at {at.where} refuses the password of the {role}; correct it")
         case "28000":
-            return DatabaseError(f"db.url: PostgreSQL at {at.where} does not let us in: {line(error)}")
+            return DatabaseError(f"db.url: PostgreSQL at {at.where} rejects the {role}: {line(error)}")
         case "3D000":
             return DatabaseError(
                 f"db.url: PostgreSQL at {at.where} has no database {at.database!r}; create it (`createdb`), "
@@ -105,7 +105,7 @@ def explain_connect(error: BaseException, at: Address) -> DatabaseError | None:
 
 
 def explain_commit(error: BaseException, at: Address) -> DatabaseError | None:
-    """Return what an error of COMMIT means: rolled back for sure, or unknown."""
+    """Return the meaning of an error of COMMIT: the transaction was rolled back, or its outcome is unknown."""
     error = original(error)
     if isinstance(error, CommitRefused):
         return TransactionRolledBack(
@@ -119,13 +119,13 @@ def explain_commit(error: BaseException, at: Address) -> DatabaseError | None:
     if is_lost(error):
         return CommitIndeterminate(
             f"the connection to PostgreSQL at {at.where} was lost during COMMIT ({line(error)}): "
-            "the transaction may be kept, or not"
+            "the transaction may be committed or not"
         )
     return explain(error, at)
 
 
 def original(error: BaseException) -> BaseException:
-    """Return the driver's own error behind SQLAlchemy's."""
+    """Return the driver's error that SQLAlchemy's error wraps."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
     cause = error.__cause__
@@ -134,13 +134,13 @@ def original(error: BaseException) -> BaseException:
 
 
 def sqlstate(error: BaseException) -> str:
-    """Return the five characters that name an error of the server; "" for any other."""
+    """Return the SQLSTATE code of an error of the server; "" for any other error."""
     code: Any = getattr(error, "sqlstate", None)
     return code if isinstance(code, str) else ""
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether `error` says that the connection has ended, or does not answer."""
+    """Return whether `error` means that the connection has ended or does not answer."""
     code = sqlstate(error)
     if code:
         return code in _LOST or code.startswith("08")
@@ -160,7 +160,7 @@ def _obstacle(error: BaseException) -> str:
 
 
 def not_sent(error: BaseException) -> bool:
-    """Whether a lost connection was lost before the statement could be sent."""
+    """Return whether the connection was lost before the statement was sent."""
     return isinstance(error, asyncpg.InterfaceError) or _ended_while_idle(error)
 
 

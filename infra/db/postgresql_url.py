@@ -1,4 +1,4 @@
-"""What `db.url` says about a PostgreSQL database: where it is, and how it is to be used."""
+"""Parsing of `db.url` for PostgreSQL: the address of the database and the options of its connections."""
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -13,50 +13,50 @@ EXAMPLE = "postgresql://user:password@host:5432/name"
 Switch = Literal["auto", "on", "off"]
 
 _HANDED_ON = frozenset({"host", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword"})
-"""Options that the driver understands as libpq does."""
+"""Options that are passed to the driver, with their meaning in libpq."""
 
 _MOST = 1e6
-"""Of anything that an option counts or times."""
+"""The upper limit of numeric options."""
 
 _OWN = frozenset({"application_name", "pool_size", "connect_timeout", "command_timeout", "prepared_statements"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """A PostgreSQL database, and how this process uses it. Times are in seconds."""
+    """The address of a PostgreSQL database and the options of its connections. Times are in seconds."""
 
     dsn: str = field(repr=False)
-    """For the driver; with the password."""
+    """The URL for the driver, with the password."""
 
     where: str
-    """For people; without it."""
+    """Host and port, for messages."""
 
     database: str
     user: str | None
     application_name: str = "beneath"
     pool_size: int = 10
-    """How many connections transactions and reads share at most."""
+    """The maximum number of connections that transactions and reads share."""
 
     connect_timeout: float = 10.0
     command_timeout: float = 60.0
-    """After how long a statement is cancelled; 0 is never."""
+    """The time after which a statement is cancelled; 0: never."""
 
     prepared_statements: Switch = "auto"
-    """Whether statements are prepared once per connection; "auto": unless a pooler such as PgBouncer is in between."""
+    """Whether statements are prepared once per connection; "auto": unless a pooler such as PgBouncer is in use."""
 
 
 def parse(url: URL) -> Address:
-    """Return what a `postgresql://` URL says.
+    """Parse a `postgresql://` URL.
 
     Raises:
-        DatabaseError: it names no database, or has an unknown or a wrong option.
+        DatabaseError: the URL names no host or database, or has an unknown or invalid option.
     """
     options = _options(url)
     host = url.host or options.get("host")
     if not host:
-        raise DatabaseError(f"db.url: a PostgreSQL URL names a host; write it like {EXAMPLE}")
+        raise DatabaseError(f"db.url: a PostgreSQL URL must name a host; write it like {EXAMPLE}")
     if not url.database:
-        raise DatabaseError(f"db.url: a PostgreSQL URL names a database after the host; write it like {EXAMPLE}")
+        raise DatabaseError(f"db.url: a PostgreSQL URL must name a database after the host; write it like {EXAMPLE}")
     handed_on = {name: value for name, value in options.items() if name in _HANDED_ON}
     dsn = url.set(drivername="postgresql", query=handed_on).render_as_string(hide_password=False)
     return Address(
@@ -78,12 +78,12 @@ def _options(url: URL) -> dict[str, str]:
     for name, value in url.query.items():
         if name not in known:
             near = get_close_matches(name.lower(), known, 1)
-            # What resembles no option may be a piece of a password.
+            # An option that resembles no known one may be a part of a password.
             unknown = f"unknown option {name!r}" if near else "unknown option"
-            guess = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            guess = f"; did you mean {near[0]!r}?" if near else f"; known options are {', '.join(known)}"
             raise DatabaseError(f"db.url: {unknown} in a PostgreSQL URL{guess}")
         if not isinstance(value, str):
-            raise DatabaseError(f"db.url: the option {name!r} is given {len(value)} times; leave one")
+            raise DatabaseError(f"db.url: the option {name!r} is given {len(value)} times; keep one")
         options[name] = value
     return options
 
@@ -94,7 +94,7 @@ def _number(options: dict[str, str], name: str, default: float, *, least: float 
     except ValueError:
         value = -1.0
     if not least <= value < _MOST:
-        raise DatabaseError(f"db.url: the option {name!r} is a number, at least {least:g}, not {options[name]!r}")
+        raise DatabaseError(f"db.url: the option {name!r} must be a number, at least {least:g}, not {options[name]!r}")
     return value
 
 
@@ -107,4 +107,4 @@ def _switch(options: dict[str, str], name: str) -> Switch:
         case "off":
             return "off"
         case other:
-            raise DatabaseError(f"db.url: the option {name!r} is auto, on or off, not {other!r}")
+            raise DatabaseError(f"db.url: the option {name!r} must be auto, on or off, not {other!r}")

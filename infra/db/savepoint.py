@@ -1,4 +1,4 @@
-"""What is rolled back together: a savepoint's rows, and the marks of its participants."""
+"""The scope of a rollback: a transaction or a savepoint, with the state of its participants."""
 
 from collections.abc import Hashable, Mapping
 
@@ -17,25 +17,25 @@ class Scope:
         self._marks: dict[Hashable, object] = {}
 
     def mark(self, cause: BaseException) -> None:
-        """Make it rollback-only; the first cause is the one that counts."""
+        """Make this scope rollback-only; only the first `cause` is kept."""
         if self.cause is None:
             self.cause = cause
 
     def mark_all(self, cause: BaseException) -> None:
-        """Make it and all around it rollback-only."""
+        """Make this scope and all outer scopes rollback-only."""
         scope: Scope | None = self
         while scope is not None:
             scope.mark(cause)
             scope = scope.outer
 
     def joined(self, key: Hashable, participant: Participant) -> None:
-        """Note the participant's present state here, and wherever it was not there yet when the savepoint began."""
+        """Save the participant's state for this savepoint and for outer ones that began before the participant."""
         scope: Scope | None = self
-        while scope is not None and scope.outer is not None and key not in scope._marks:  # noqa: SLF001  # our own kind
+        while scope is not None and scope.outer is not None and key not in scope._marks:  # noqa: SLF001  # the same class
             scope._marks[key] = participant.savepoint()  # noqa: SLF001
             scope = scope.outer
 
     def roll_back(self, participants: Mapping[Hashable, Participant]) -> None:
-        """Return every participant to its state at the beginning of this savepoint."""
+        """Restore every participant to its state at the beginning of this savepoint."""
         for key, participant in participants.items():
             participant.rollback_to(self._marks[key])

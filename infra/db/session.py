@@ -1,4 +1,4 @@
-"""The ORM session of a transaction, which ends when the transaction does and not before."""
+"""The ORM sessions of transactions and reads; only the end of their block ends them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from infra.db.errors import DatabaseError
 
 
 class TransactionSession(Session):
-    """A session whose every use of the database goes through `gate`, and whose failed flushes go to `on_failure`.
+    """A session for one transaction.
 
-    The gate is asked for the engine before each use: it takes the write lock, and refuses strangers. `on_begin` runs
-    once, right after BEGIN.
+    The session calls `gate` for the engine before each use of the database: `gate` acquires the write lock and raises
+    in any task but the owner. `on_begin` is called once, right after BEGIN, and `on_failure` with the error of a flush.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class TransactionSession(Session):
         self._on_failure = on_failure
         self._root: RootTransaction | None = None
 
-    def get_bind(self, *_: Any, **__: Any) -> Engine:  # noqa: ANN401  # whatever is asked for, there is one
+    def get_bind(self, *_: Any, **__: Any) -> Engine:  # noqa: ANN401  # the same engine for every mapper
         return self._gate()
 
     def flush(self, objects: Any = None) -> None:  # noqa: ANN401  # SQLAlchemy's signature
@@ -42,12 +42,12 @@ class TransactionSession(Session):
             raise
 
     def enter_savepoint(self) -> SessionTransaction:
-        """Flush, and begin a savepoint; it is sent with the first statement inside it, or now if there were any."""
+        """Flush and begin a savepoint; SAVEPOINT is sent before the first statement inside it."""
         return super().begin(nested=True)
 
     def end(self, connection: Connection | None, *, commit: bool) -> None:
-        """Commit what was flushed, or roll back, and give the connection back in any case."""
-        # SQLAlchemy takes a transaction whose COMMIT or ROLLBACK failed for ended; the database may not.
+        """Commit the flushed changes or roll back, and return the connection to the pool in any case."""
+        # SQLAlchemy considers a transaction ended whose COMMIT or ROLLBACK failed; in the database it may be open.
         try:
             if commit and connection is not None:
                 with _dropped_on_error(connection):
@@ -57,7 +57,7 @@ class TransactionSession(Session):
                 super().close()
 
     def begun(self, connection: Connection) -> None:
-        """Note that the transaction is under way on `connection`."""
+        """Record that the transaction has begun on `connection`."""
         self._root = connection.get_transaction()
         self._on_begin(connection)
 
@@ -83,29 +83,31 @@ class TransactionSession(Session):
         self._refuse("invalidate()", "an exception that leaves the `db.transaction()` block")
 
     def _commit(self, connection: Connection) -> None:
-        # `Session.commit` would do the same at twice the price: its objects are about to be detached anyway.
+        # `Session.commit` takes twice as long, for objects that are about to be detached.
         if self._root is None or connection.get_transaction() is not self._root:
-            raise DatabaseError("the connection was committed or rolled back inside db.transaction(); leave that to it")
+            raise DatabaseError(
+                "the connection was committed or rolled back inside db.transaction(); let the end of the block do it"
+            )
         self._root.commit()
 
     @staticmethod
     def _refuse(call: str, instead: str) -> NoReturn:
-        raise DatabaseError(f"session.{call} is not for a session of db.transaction(); use {instead}")
+        raise DatabaseError(f"session.{call} is not allowed inside db.transaction(); use {instead}")
 
 
 class ReadSession(Session):
-    """The session of one `db.read()` block, whose every use of the database asks `gate` for the engine."""
+    """The session of one `db.read()` block; it calls `gate` for the engine before each use of the database."""
 
     def __init__(self, *, gate: Callable[[], Engine], **options: Any) -> None:  # noqa: ANN401  # SQLAlchemy's own
         super().__init__(**options)
         self._gate = gate
         self.connected: Connection | None = None
 
-    def get_bind(self, *_: Any, **__: Any) -> Engine:  # noqa: ANN401  # whatever is asked for, there is one
+    def get_bind(self, *_: Any, **__: Any) -> Engine:  # noqa: ANN401  # the same engine for every mapper
         return self._gate()
 
     def end(self) -> None:
-        """Give the connection back; one on which that fails is dropped."""
+        """Return the connection to the pool; close it if that fails."""
         with _dropped_on_error(self.connected):
             self.close()
 

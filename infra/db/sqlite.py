@@ -1,4 +1,4 @@
-"""SQLite: its settings, its errors in plain words, and one writer at a time."""
+"""The SQLite dialect: settings, connections, and one writer at a time."""
 
 import asyncio
 import sqlite3
@@ -24,14 +24,14 @@ from infra.files import THREADS_SHORT, private_file, private_folder
 SYNC = "PRAGMA synchronous = FULL"
 
 READERS = 16
-"""How many read connections are kept open; twice as many may be in use at a time."""
+"""The number of read connections that are kept open; twice as many may be in use at a time."""
 
 
 class SQLite:
-    """A SQLite file in WAL mode: any number of readers beside one writer, none of which waits for the others.
+    """A SQLite file in WAL mode: readers and the one writer do not wait for each other.
 
-    Writing transactions begin with BEGIN IMMEDIATE: a transaction that reads first and writes later can neither lose
-    an update nor fail halfway. There is one write connection; whoever begins on it has the process's write lock.
+    Writing transactions begin with BEGIN IMMEDIATE, so that a transaction that reads first and writes later can neither
+    lose an update nor fail halfway. There is one write connection; only the holder of `WriteLock` begins on it.
     """
 
     name: Literal["sqlite"] = "sqlite"
@@ -42,7 +42,7 @@ class SQLite:
     def __init__(self, path: Path, busy_timeout: float) -> None:
         self.file = DatabaseFile(path)
         self.log_limit = LogLimit(self.file)
-        """What keeps the write-ahead log small; for whoever else writes to the file."""
+        """The limit on the write-ahead log's size, shared with the queue, which also writes to the file."""
         self._busy_timeout = busy_timeout
         self._writing: SQLiteConnection | None = None
         self._writer: AsyncEngine | None = None
@@ -50,7 +50,7 @@ class SQLite:
 
     @property
     def path(self) -> Path:
-        """Where the file is; once it is open, with symbolic links followed."""
+        """The path of the file; once the database is open, with symbolic links resolved."""
         return self.file.path
 
     @property
@@ -124,12 +124,12 @@ class SQLite:
             raise DatabaseError(f"cannot create the folder {self.path.parent} of db.url: {reason}") from error
         if self.path.is_dir():
             raise DatabaseError(f"db.url: {self.path} is a folder; name a file in it")
-        # SQLite would create it as the umask has it; its log and index files take over the mode.
-        with suppress(OSError):  # SQLite says better what is wrong with the file
+        # SQLite would create the file with the permissions of the umask; its log and index inherit the mode.
+        with suppress(OSError):  # SQLite reports the problem in more detail
             private_file(self.path)
 
     async def _check(self) -> None:
-        """Create the file if need be, switch it to WAL, and take its write lock once."""
+        """Create a missing file, switch it to WAL mode, and acquire its write lock once."""
         connection = await self._connect(self._opener("rwc", self._slice()))
         try:
             await self._retry_while_busy(connection, _switch_to_wal)
@@ -143,7 +143,7 @@ class SQLite:
     async def _retry_while_busy(
         self, connection: SQLiteConnection, work: Callable[[sqlite3.Connection], object]
     ) -> None:
-        # SQLite does not wait by itself when the journal mode is busy changing in another process.
+        # SQLite does not wait while another process changes the journal mode.
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._busy_timeout
         while True:
@@ -160,12 +160,12 @@ class SQLite:
         return create_async_engine(
             URL.create("sqlite+aiosqlite", database=str(self.path)),
             async_creator=connect,
-            hide_parameters=True,  # errors are logged and kept; values may be hashes of secrets, or people's data
+            hide_parameters=True,  # errors are logged and stored; values may be secrets or personal data
             pool_size=size,
             max_overflow=extra,
             pool_timeout=self._busy_timeout,
             pool_use_lifo=True,
-            pool_reset_on_return=None,  # every transaction is ended by whoever began it
+            pool_reset_on_return=None,  # the code that begins a transaction always ends it
         )
 
     async def _connect_writer(self) -> SQLiteConnection:
@@ -182,8 +182,8 @@ class SQLite:
         return await self._connect(opener, read_only=True, check=self.file.check)
 
     async def _connect_migrator(self) -> SQLiteConnection:
-        # Rebuilding a table, the only way to change most things in SQLite, would cascade into the tables that refer to
-        # it; the keys are checked before COMMIT instead.
+        # SQLite changes most of a table by rebuilding it, which would cascade into tables that refer to it. The foreign
+        # keys are checked before COMMIT instead.
         return await self._connect(self._opener("rw", SYNC, self._slice()), check=self.file.check)
 
     async def _connect(
@@ -209,7 +209,7 @@ class SQLite:
         return f"PRAGMA busy_timeout = {int(min(BUSY_SLICE, self._busy_timeout) * 1000)}"
 
     def _opener(self, mode: str, *pragmas: str) -> Callable[[], sqlite3.Connection]:
-        # mode=rw: a file that vanished while the application runs must not come back as an empty database.
+        # mode=rw: a file removed while the application runs must not be created again as an empty database.
         uri = f"{self.path.as_uri()}?mode={mode}"
 
         def connect() -> sqlite3.Connection:
@@ -231,7 +231,7 @@ class SQLite:
             await_(_driver(connection).begin_immediate(self._busy_timeout))
         except sqlite3.Error as error:
             if not is_busy(error):
-                connection.invalidate(error)  # whatever is wrong with it, the next transaction gets a new one
+                connection.invalidate(error)  # the next transaction gets a new connection
             explained = self.explain(error)
             if explained is None:
                 raise
@@ -261,7 +261,7 @@ def _begin_reading(connection: Connection) -> None:
 def _driver(connection: Connection) -> SQLiteConnection:
     driver = connection.connection.driver_connection
     if not isinstance(driver, SQLiteConnection):
-        raise TypeError(f"expected our own SQLite connection, not {type(driver).__name__}")
+        raise TypeError(f"expected SQLiteConnection, not {type(driver).__name__}")
     return driver
 
 

@@ -1,4 +1,4 @@
-"""A connection to SQLite that needs one thread switch per statement and never keeps a lock it lost track of."""
+"""A SQLite connection that needs one thread switch per statement and releases its locks under cancellation."""
 
 import asyncio
 import sqlite3
@@ -12,13 +12,13 @@ import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 FIRST_ROWS = 1000
-"""How many rows come along with the statement itself; the rest of a longer result is fetched when it is asked for."""
+"""The number of rows fetched together with the statement; the rest of a longer result is fetched on request."""
 
 BUSY_SLICE = 0.1
-"""How long, in seconds, SQLite itself waits for another process's lock before the event loop gets a say again."""
+"""Seconds that SQLite itself waits for another process's lock before it returns to the event loop."""
 
 INTERRUPT_AGAIN = 0.005
-"""After how many seconds a cancelled statement that still runs is interrupted again."""
+"""Seconds after which a cancelled statement that still runs is interrupted again."""
 
 BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 
@@ -26,21 +26,21 @@ _T = TypeVar("_T")
 
 
 class TransactionLost(sqlite3.OperationalError):
-    """SQLite itself rolled the transaction back after an error that it could not contain, such as a full disk."""
+    """SQLite itself rolled the transaction back after a severe error, such as a full disk."""
 
 
 class SQLiteConnection(aiosqlite.Connection):
     """An aiosqlite connection, tuned for short transactions under cancellation.
 
     - A statement and its first rows take one switch to the connection's thread, where aiosqlite takes three.
-    - A cancelled statement is interrupted, so that its thread is free again at once.
-    - Closing rolls back first. SQLite keeps the locks of a connection that is closed with an unfinished SELECT.
-    - Once SQLite has rolled back by itself, nothing runs until `rollback()`: it would commit statement by statement.
+    - A cancelled statement is interrupted, so that its thread is free at once.
+    - Closing rolls back first, because SQLite keeps the locks of a connection closed with an unfinished SELECT.
+    - Once SQLite has rolled back by itself, no statement runs until `rollback()`: each would commit by itself.
 
     Args:
-        opener: Opens it, in its thread.
-        read_only: Whether other processes need not wait for the end of its transactions.
-        check: Called in each transaction, before its COMMIT or, when it only reads, after its begin; what it raises
+        opener: Opens the connection; called in its thread.
+        read_only: Whether the connection only reads, so that no caller needs to wait for its ROLLBACK.
+        check: Called in each transaction, before its COMMIT or, when it only reads, after BEGIN; an exception of it
             ends the transaction.
         committed: Called in the thread after each COMMIT.
     """
@@ -58,24 +58,24 @@ class SQLiteConnection(aiosqlite.Connection):
         self._committed = committed
         self._thread.daemon = True  # a statement that hangs in the file system must not keep the process
         self.broken = False
-        """Whether it failed to roll back, and was closed for that: the lock goes before everything."""
+        """Whether a ROLLBACK failed, so that the connection was closed to release its lock."""
         self._read_only = read_only
         self._begin_first = False
         self._lost: sqlite3.Error | None = None
-        self._open: set[sqlite3.Cursor] = set()  # with rows left; touched in the thread only
+        self._open: set[sqlite3.Cursor] = set()  # cursors with rows left; used in the thread only
         self._asked = 0
         self._answered = 0
         self._ended: asyncio.Future[None] | None = None
 
     @property
     def idle(self) -> bool:
-        """Whether the thread has done everything it was asked to do."""
+        """Whether the thread has completed all submitted work."""
         return self._asked == self._answered
 
     async def drain(self) -> None:
-        """Return once the thread has done everything it was asked to do, also for callers that were cancelled."""
+        """Wait until the thread has completed all submitted work, including that of cancelled callers."""
         if self._ended is not None:
-            await asyncio.wait((self._ended,))  # unlike `await`, leaves it alone when this task is cancelled
+            await asyncio.wait((self._ended,))  # unlike `await`, does not cancel the future with this task
         elif not self.idle:
             await self._hop(_nothing)
 
@@ -83,7 +83,7 @@ class SQLiteConnection(aiosqlite.Connection):
         """Begin a transaction that holds the write lock, waiting up to `timeout` seconds for other processes.
 
         Raises:
-            sqlite3.OperationalError: the lock could not be had, or the file cannot be written.
+            sqlite3.OperationalError: the lock was not granted in time, or the file is not writable.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -100,7 +100,7 @@ class SQLiteConnection(aiosqlite.Connection):
                 return
 
     def begin_deferred(self) -> None:
-        """Begin a transaction at the next statement, in the same switch to the thread."""
+        """Begin a transaction together with the next statement, in one thread switch."""
         self._begin_first = True
 
     async def commit(self) -> None:
@@ -110,7 +110,7 @@ class SQLiteConnection(aiosqlite.Connection):
         if self._begin_first:
             self._begin_first = False
         elif self._read_only:
-            self._post_rollback()  # nobody waits for the end of a read; the next statement queues behind it
+            self._post_rollback()  # no caller needs the result of this; the next statement runs after it
         elif self._lost is not None or not self.idle or self.in_transaction:
             await self._hop(partial(self._roll_back, self._conn))
 
@@ -121,7 +121,7 @@ class SQLiteConnection(aiosqlite.Connection):
         await self.drain()
 
     def stop(self) -> None:
-        """Close and end the thread without waiting; `drain` waits for that."""
+        """Close the connection and end the thread without waiting; `drain` waits for both."""
         if self._running:
             self._post_rollback()
             self._running = False
@@ -129,11 +129,11 @@ class SQLiteConnection(aiosqlite.Connection):
             connection, self._connection = self._connection, None
             self._tx.put_nowait((None, partial(_close, connection, self._ended)))
 
-    def cursor(self) -> "BufferedCursor":  # type: ignore[override]  # no switch to the thread before there is work
+    def cursor(self) -> "BufferedCursor":  # type: ignore[override]  # creating a cursor needs no thread switch
         return BufferedCursor(self)
 
     async def run(self, statement: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Run `statement` in the thread, inside the transaction; when cancelled meanwhile, interrupt it."""
+        """Run `statement` in the thread, inside the transaction; interrupt it if the caller is cancelled."""
         turn = self._asked + 1
         try:
             return await self._hop(partial(self._guarded, statement))
@@ -142,7 +142,7 @@ class SQLiteConnection(aiosqlite.Connection):
             raise
 
     def _interrupt(self, turn: int) -> None:
-        # SQLite forgets an interruption that comes before the statement has started, so one may not be enough.
+        # SQLite ignores an interruption before the statement has started, so one may not be enough.
         if self._answered < turn and self._connection is not None:
             self._connection.interrupt()
             asyncio.get_running_loop().call_later(INTERRUPT_AGAIN, self._interrupt, turn)
@@ -158,9 +158,9 @@ class SQLiteConnection(aiosqlite.Connection):
         return await answer
 
     def _post_rollback(self) -> None:
-        """Roll back without waiting; whatever is asked of the thread next comes after it."""
+        """Roll back without waiting; all work submitted later runs after the rollback."""
         if self._running and self._connection is not None:
-            # aiosqlite forgets its connection as soon as closing it is cancelled, which may be before this runs.
+            # aiosqlite drops its connection when closing it is cancelled, possibly before this work runs.
             self._ask(partial(self._roll_back, self._connection), None)
 
     def _ask(self, work: Callable[[], _T], answer: "asyncio.Future[_T] | None") -> None:
@@ -172,7 +172,7 @@ class SQLiteConnection(aiosqlite.Connection):
         failure: BaseException | None = None
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001  # it belongs to whoever asked
+        except BaseException as error:  # noqa: BLE001  # raised in the caller
             failure = error
         self._answered += 1
         if answer is not None:
@@ -196,11 +196,11 @@ class SQLiteConnection(aiosqlite.Connection):
             raise
 
     def keep_open(self, cursor: sqlite3.Cursor) -> None:
-        """Note, in the thread, that `cursor` has rows left, so that the transaction's end can close it."""
+        """Record that `cursor` has rows left, so that the end of the transaction closes it; called in the thread."""
         self._open.add(cursor)
 
     def close_cursor(self, cursor: sqlite3.Cursor) -> None:
-        """Close `cursor`, in the thread."""
+        """Close `cursor`; called in the thread."""
         self._open.discard(cursor)
         cursor.close()
 
@@ -231,15 +231,14 @@ class SQLiteConnection(aiosqlite.Connection):
             raise
 
     def _close_cursors(self) -> None:
-        # An unfinished SELECT keeps its snapshot after COMMIT; and one that was interrupted keeps the interruption in
-        # force, also for the ROLLBACK.
+        # An unfinished SELECT keeps its snapshot after COMMIT, and an interrupted one makes ROLLBACK fail too.
         for cursor in self._open:
             cursor.close()
         self._open.clear()
 
 
 class BufferedCursor:
-    """The result of one statement, its first rows already here."""
+    """The result of one statement, with its first rows already fetched."""
 
     arraysize = 1
 
@@ -328,7 +327,7 @@ class BufferedCursor:
 
 
 def _hand_over(answer: "asyncio.Future[Any]", result: object, failure: BaseException | None) -> None:
-    with suppress(RuntimeError):  # its loop was closed: nobody is waiting any more
+    with suppress(RuntimeError):  # the loop was closed: no task waits any more
         answer.get_loop().call_soon_threadsafe(_deliver, answer, result, failure)
 
 
@@ -344,7 +343,7 @@ def _deliver(answer: "asyncio.Future[Any]", result: object, failure: BaseExcepti
 def _new_future() -> "asyncio.Future[None] | None":
     try:
         return asyncio.get_running_loop().create_future()
-    except RuntimeError:  # a forgotten connection is collected after the loop's end
+    except RuntimeError:  # an unclosed connection is garbage-collected after the end of the loop
         return None
 
 
@@ -357,10 +356,10 @@ def _close(connection: sqlite3.Connection | None, ended: "asyncio.Future[None] |
 
 
 def _nothing() -> None:
-    """Take a turn in the thread's queue."""
+    """Do nothing; its answer shows that all earlier work is complete."""
 
 
 def is_busy(error: BaseException) -> bool:
-    """Say whether `error` is SQLite's: another connection holds the lock."""
+    """Return whether `error` means that another connection holds the lock."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in BUSY_CODES

@@ -1,4 +1,4 @@
-"""SQLite's errors in plain words: what is wrong, with which file, and what to do."""
+"""Translation of SQLite's errors to `DatabaseError`: what is wrong, with which file, and what to do."""
 
 import sqlite3
 from pathlib import Path
@@ -13,14 +13,14 @@ _WAL_RESET_BACKPORTS = {(3, 44): 6, (3, 50): 7}
 
 
 def explain(error: BaseException, path: Path, busy_timeout: float) -> DatabaseError | None:
-    """Return what `error` means, if it is about the file, its lock or the disk rather than about a statement."""
+    """Return the meaning of `error` if it is about the file, its lock or the disk; None for errors of a statement."""
     if isinstance(error, FileReplaced):
         return DatabaseUnavailable(f"the database {path}: {error}")
     match _primary_code(error):
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
             return DatabaseUnavailable(
                 f"the database {path} was locked by another process for more than {busy_timeout:g} s; "
-                "find and stop what is writing to it, then try again"
+                "find and end the process that holds the lock, then try again"
             )
         case sqlite3.SQLITE_NOTADB:
             return DatabaseError(f"{path} is not a SQLite database; point db.url at another file or restore a backup")
@@ -39,12 +39,12 @@ def explain(error: BaseException, path: Path, busy_timeout: float) -> DatabaseEr
 
 
 def explain_commit(error: BaseException, path: Path, busy_timeout: float) -> DatabaseError | None:
-    """Return what an error of COMMIT means: rolled back for sure, or unknown."""
+    """Return the meaning of an error of COMMIT: the transaction was rolled back, or its outcome is unknown."""
     if isinstance(error, TransactionLost):
         return TransactionRolledBack(f"SQLite rolled the transaction back: {error}")
     if _primary_code(error) == sqlite3.SQLITE_IOERR or "connection closed" in str(error).lower():
         return CommitIndeterminate(
-            f"the database {path} failed during COMMIT ({error}): the transaction may be kept, or not"
+            f"the database {path} failed during COMMIT ({error}): the transaction may be committed or not"
         )
     return explain(error, path, busy_timeout)
 
@@ -74,5 +74,5 @@ def _obstacle(path: Path) -> str:
     if path.is_dir():
         return "it is a folder; name a file in it"
     if not path.exists():
-        return f"it is not there, or its folder {path.parent} cannot be written to; check both"
+        return f"it does not exist, or its folder {path.parent} is not writable; check both"
     return "check the permissions of the file and of its folder"

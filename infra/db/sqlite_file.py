@@ -1,4 +1,4 @@
-"""The file of a SQLite database: the one place where it is, and whether it is still the file that was opened."""
+"""The file of a SQLite database: its real path, and checks that the path still leads to the opened file."""
 
 import os
 import re
@@ -12,58 +12,58 @@ from infra.db.errors import DatabaseError
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
-"""How a blank in a path is written there."""
+"""The octal escapes of blanks and similar characters in that file."""
 
 CHECK_INTERVAL = 0.1
-"""After how many seconds a connection checks again whether its write-ahead log is there."""
+"""Seconds between two checks that the write-ahead log of a connection still exists."""
 
 _BESIDE = {"-wal": "its write-ahead log", "-shm": "the index of its write-ahead log"}
 
 Identity = tuple[int, int]
 
 _used: Counter[Identity] = Counter()
-"""The files that this process has open, and how often."""
+"""The files that this process has open, with the number of times."""
 
 _inherited: set[Identity] = set()
-"""The files that were open when this process was forked. SQLite, which was copied with its list of locks, takes the
-parent's for its own: a child would wait for some of them for ever, and read without others."""
+"""The files that were open when this process was forked. The child has a copy of SQLite's list of locks, in which the
+parent's locks look like its own: it would wait for some of them for ever, and read without holding others."""
 
 
 class FileReplaced(sqlite3.OperationalError):
-    """The path leads to another file than the one that is open, or to none: what is written would be lost."""
+    """The path leads to another file than the open one, or to none: anything written would be lost."""
 
 
 class DatabaseFile:
-    """A path, as it was given, and the file behind it.
+    """A database path as given in the setting, and the file behind it.
 
-    SQLite finds its write-ahead log by the name of the file, and the queue its lock files. So all processes must come
-    to one name: symbolic links are followed, and a file with several names is refused.
+    SQLite derives the name of the write-ahead log from the name of the file, and the queue those of its lock files. So
+    all processes must use one name: symbolic links are followed, and a file with several names is refused.
     """
 
     def __init__(self, path: Path) -> None:
         self._named = path
-        self._name = str(path)  # for each transaction: a Path is slower to look up
+        self._name = str(path)  # used in each transaction, where a Path would be slower
         self.path = path
-        """Where it really is, once `locate` has been called."""
+        """The real path, once `locate` has been called."""
         self._identity: Identity | None = None
 
     @property
     def log_path(self) -> Path:
-        """Where its write-ahead log is."""
+        """The path of the write-ahead log."""
         return self.path.with_name(f"{self.path.name}-wal")
 
     def locate(self) -> None:
         """Follow symbolic links. The file need not exist.
 
         Raises:
-            DatabaseError: the links lead in a circle, or other processes may know the file by another name.
+            DatabaseError: the links form a cycle, or other processes may use the file under another name.
         """
         try:
             self.path = self._named.resolve()
             links = self.path.stat().st_nlink if self.path.is_file() else 1
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise DatabaseError(f"db.url: cannot find out where {self._named} is: {reason}") from error
+            raise DatabaseError(f"db.url: cannot resolve the path {self._named}: {reason}") from error
         if _identity(self.path) in _inherited:
             raise DatabaseError(
                 f"db.url: {self.path} was open in the process that this one was forked from, and SQLite's locks do not "
@@ -80,31 +80,31 @@ class DatabaseFile:
             )
 
     def remember(self) -> None:
-        """Take the file that is there now for the one that `check` expects."""
+        """Record the file at the path now as the one that `check` expects."""
         self._identity = _identity(self._named)
 
     def use(self) -> None:
-        """Note that this process has the file open until `release`: until then a forked child must not open it."""
+        """Record that this process has the file open until `release`: before that a forked child must not open it."""
         if self._identity is not None:
             _used[self._identity] += 1
 
     def release(self) -> None:
-        """Note that what `use` noted is over."""
+        """Undo one `use`."""
         if self._identity is not None:
             _used[self._identity] -= 1
 
     def check(self) -> None:
-        """Return if the path still leads to the file that was opened.
+        """Check that the path still leads to the file that was opened.
 
         Raises:
-            FileReplaced: it does not.
+            FileReplaced: the file was removed, moved or replaced.
         """
         if self._identity is not None:
-            _expect(self._identity, _identity(self._name), "it")
+            _expect(self._identity, _identity(self._name), "the file")
 
 
 class LogCheck:
-    """Whether the write-ahead log of an open connection, and its index, are still those beside the database."""
+    """A check that the write-ahead log of an open connection and its index are still beside the database."""
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
@@ -112,21 +112,21 @@ class LogCheck:
         self._checked_at = -CHECK_INTERVAL
 
     def reset(self) -> None:
-        """Take those that are there next for the right ones: a connection is opened, and there was none."""
+        """Accept the files that the next check finds; to be called when the first connection is opened."""
         self._identities.clear()
         self._checked_at = -CHECK_INTERVAL
 
     def __call__(self) -> None:
-        """Return if they are, and if the database is; to be called inside a transaction.
+        """Check the database file, and from time to time the log and its index; to be called inside a transaction.
 
         Raises:
-            FileReplaced: one of them is not.
+            FileReplaced: one of the files was removed, moved or replaced.
         """
         self._file.check()
         self._check_log(time.monotonic())
 
     def check_if_due(self) -> None:
-        """Check the same, but only if the last time is a while ago: it takes a system call.
+        """Check the same, but only if the last check was more than `CHECK_INTERVAL` ago, to save system calls.
 
         Raises:
             FileReplaced: as above.
@@ -138,7 +138,7 @@ class LogCheck:
 
     def _check_log(self, now: float) -> None:
         if now - self._checked_at >= CHECK_INTERVAL:
-            # Of the index depend the locks: two processes with two of them would both write.
+            # The locks are in the index: two processes with different indexes would both write.
             for ending, what in _BESIDE.items():
                 found = _identity(f"{self._file.path}{ending}")
                 identity = self._identities.get(ending)
@@ -166,7 +166,7 @@ def _expect(identity: Identity, found: Identity | None, what: str) -> None:
 
 def _identity(path: Path | str) -> Identity | None:
     try:
-        found = os.stat(path)  # noqa: PTH116  # for each transaction: a third faster
+        found = os.stat(path)  # noqa: PTH116  # used in each transaction: a third faster than Path.stat
     except OSError:
         return None
     return found.st_dev, found.st_ino

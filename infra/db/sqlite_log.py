@@ -1,8 +1,8 @@
-"""The write-ahead log of a SQLite database, kept small under reads that overlap.
+"""Limits the size of SQLite's write-ahead log while reads overlap.
 
-SQLite copies the log into the database as it goes, but begins it anew only when no reader is in it at that moment. With
-two requests at a time there always is one. A checkpoint that waits for the readers of that moment lets the next ones
-read from the database alone.
+SQLite copies the log into the database continuously, but restarts the log only at a moment when no reader uses it. With
+two requests at a time some reader always does. A checkpoint that waits for the present readers makes the next ones read
+from the database alone.
 """
 
 import sqlite3
@@ -15,30 +15,30 @@ from infra.db.sqlite_file import DatabaseFile
 _log = structlog.stdlib.get_logger(__name__)
 
 LIMIT = 16 * 1024 * 1024
-"""From so many bytes on the log is to be begun anew. SQLite alone keeps it at about 4 MiB while reads have gaps."""
+"""The size, in bytes, above which the log is truncated. SQLite itself keeps it at about 4 MiB while reads have gaps."""
 
 PATIENCE = 0.08
-"""How long, in seconds, writers wait for readers at that size; with the size this grows."""
+"""Seconds that a writer waits for readers at that size; the time grows in proportion to the size."""
 
 LONGEST_PATIENCE = 1.0
-"""How long, in seconds, they wait at most. Reads that overlap for longer still let the log grow."""
+"""The longest such wait, in seconds. Reads that overlap for longer still let the log grow."""
 
 ATTEMPT = 0.02
-"""How long, in seconds, a checkpoint waits for the readers that it met; new ones take the place of those that it waits
-for, so that a single long wait may be in vain where the next short one succeeds."""
+"""Seconds that one checkpoint waits for readers. During a long wait new readers start, so that several short attempts
+succeed more often."""
 
 RETRY_INTERVAL = 0.5
-"""After how many seconds what did not succeed is tried again."""
+"""Seconds after a failed truncation before the next one."""
 
 COMMITS = 16
-"""After how many commits the size of the log is looked at."""
+"""The number of commits between two checks of the size."""
 
 WARN_ABOVE = 16 * LIMIT
-"""From so many bytes on a checkpoint that fails is logged, once for each time that the size has doubled."""
+"""The size, in bytes, above which a failed checkpoint is logged, once each time that the size has doubled."""
 
 
 class LogLimit:
-    """Begins the log anew when it is large; for the threads of connections that write, after their COMMIT."""
+    """Truncates the log when it is large; called after COMMIT in the threads of connections that write."""
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
@@ -47,7 +47,7 @@ class LogLimit:
         self._warn_above = WARN_ABOVE
 
     def committed(self, connection: sqlite3.Connection) -> None:
-        """Note a COMMIT of `connection`, and see to the log now and then; never raises."""
+        """Count a COMMIT of `connection`, and check the log every `COMMITS` times; never raises."""
         self._commits += 1
         if self._commits % COMMITS == 0:
             self._check_size(connection)
@@ -69,7 +69,7 @@ class LogLimit:
 
 
 def _truncate(connection: sqlite3.Connection, patience: float) -> bool:
-    """Copy all of the log into the database and truncate it; False if readers were in it for all that time."""
+    """Copy the whole log into the database and truncate it; return False if readers used the log all the time."""
     deadline = time.monotonic() + patience
     try:
         (before,) = connection.execute("PRAGMA busy_timeout").fetchone()
@@ -82,5 +82,5 @@ def _truncate(connection: sqlite3.Connection, patience: float) -> bool:
         finally:
             connection.execute(f"PRAGMA busy_timeout = {before}")
     except sqlite3.Error:
-        # It is not what was asked for: what is wrong with the disk, the next transaction says.
+        # The caller has committed already; the next transaction reports a disk error.
         return False

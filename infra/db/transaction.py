@@ -1,4 +1,4 @@
-"""One transaction: begun at its first use of the database, kept or dropped as a whole with its participants."""
+"""One transaction and its participants: begun at the first use of the database, committed or rolled back together."""
 
 import asyncio
 from collections.abc import Callable, Hashable
@@ -24,14 +24,14 @@ from infra.db.savepoint import Scope
 from infra.db.session import TransactionSession
 
 MAX_ROUNDS = 32
-"""How often the participants may give each other work before COMMIT; more is taken for an endless loop."""
+"""The maximum number of rounds in which participants may add work before COMMIT; more count as an endless loop."""
 
 _log = structlog.stdlib.get_logger(__name__)
 _P = TypeVar("_P", bound=Participant)
 
 
 class Ending(NamedTuple):
-    """How a transaction ended: whether it is kept, what was wrong, and a cancellation that has to go on."""
+    """The result of a transaction: whether it was committed, its error, and a cancellation to be raised."""
 
     kept: bool
     error: BaseException | None
@@ -39,9 +39,9 @@ class Ending(NamedTuple):
 
 
 class Transaction:
-    """A transaction of one task. `db.transaction()` hands it out; only that block ends it.
+    """A transaction of one task, created and ended by the outermost `db.transaction()` block.
 
-    Using it from another task raises `TransactionNotOwned`; after its end, `NoTransaction`.
+    Using it in another task raises `TransactionNotOwned`; after its end, `NoTransaction`.
     """
 
     def __init__(self, dialect: DatabaseDialect, lock: WriteLock) -> None:
@@ -60,15 +60,15 @@ class Transaction:
 
     @property
     def begun(self) -> bool:
-        """Whether BEGIN was sent; until then nothing was read, written or locked."""
+        """Whether BEGIN was sent; before that nothing is read, written or locked."""
         return self._connection is not None
 
     @property
     def session(self) -> AsyncSession:
         """The ORM session of this transaction. Its first use of the database begins the transaction.
 
-        It ends with the transaction: `commit`, `rollback`, `close` and `begin_nested` raise `DatabaseError`. A flush
-        that fails makes the innermost block rollback-only; `db.savepoint()` contains that.
+        It ends with the transaction: `commit`, `rollback`, `close` and `begin_nested` raise `DatabaseError`. A failed
+        flush makes the innermost savepoint, or else the transaction, rollback-only.
 
         Raises:
             TransactionNotOwned: this task is not the one that opened the transaction.
@@ -86,7 +86,7 @@ class Transaction:
         return self._session
 
     async def connection(self) -> AsyncConnection:
-        """Return the connection of this transaction, begun.
+        """Begin the transaction if necessary, and return its connection.
 
         Raises:
             DatabaseUnavailable: the transaction cannot begin now.
@@ -96,22 +96,24 @@ class Transaction:
         return await self.session.connection()
 
     def on_begin(self, call: Callable[[Connection], None]) -> None:
-        """Run `call` right after BEGIN, before anything else. An exception of it makes the transaction rollback-only.
+        """Run `call` right after BEGIN, before any other statement. If it raises, the transaction is rollback-only.
 
         Raises:
-            DatabaseError: the transaction has begun already.
+            DatabaseError: the transaction has already begun.
         """
         self.check_owner()
         if self.begun:
-            raise DatabaseError("on_begin() comes too late: this transaction has begun already")
+            raise DatabaseError(
+                "on_begin() was called after the transaction had begun; call it before the first statement"
+            )
         self._on_begin.append(call)
 
     def mark_rollback_only(self, cause: BaseException) -> None:
-        """Let the innermost savepoint or else the transaction end in rollback, and in `TransactionRolledBack`."""
+        """Make the innermost savepoint, or else the transaction, end in a rollback and `TransactionRolledBack`."""
         self._scope.mark(cause)
 
     def participant(self, key: Hashable, factory: Callable[[], _P]) -> _P:
-        """Return this transaction's participant for `key`, made by `factory` if there is none yet.
+        """Return this transaction's participant for `key`; create it with `factory` if there is none.
 
         Raises:
             TransactionNotOwned: this task is not the one that opened the transaction.
@@ -126,17 +128,18 @@ class Transaction:
         return cast("_P", found)
 
     def check_owner(self) -> None:
-        """Let only the task pass that opened this transaction, while it lasts.
+        """Check that the current task opened this transaction and that the transaction has not ended.
 
         Raises:
-            TransactionNotOwned, NoTransaction
+            TransactionNotOwned: this task is not the one that opened the transaction.
+            NoTransaction: the transaction has ended.
         """
         if self.ended:
-            raise NoTransaction("this transaction has ended; what it gave out cannot be used any more")
+            raise NoTransaction("this transaction has ended; its session and connection cannot be used any more")
         if not self.owned:
             raise TransactionNotOwned(
-                f"this transaction belongs to the task {self.owner.get_name()!r}; do the work in that task, or start "
-                "this one inside `with db.hidden():` to give it transactions of its own"
+                f"this transaction belongs to the task {self.owner.get_name()!r}; use it in that task, or start this "
+                "task inside `with db.hidden():` so that it opens its own transactions"
             )
 
     @property
@@ -160,7 +163,9 @@ class Transaction:
         for key, participant in self._participants.items():
             scope.joined(key, participant)
         self._scope = scope
-        if self.begun:  # SQLAlchemy sends SAVEPOINT late; a connection handed out before would slip past it
+        if (
+            self.begun
+        ):  # a statement on a connection that the caller already has would come before SQLAlchemy's SAVEPOINT
             try:
                 await session.connection()
             except BaseException as error:
@@ -169,19 +174,19 @@ class Transaction:
         return scope
 
     async def leave_savepoint(self, scope: Scope, error: BaseException | None) -> None:
-        """Keep what the savepoint holds, or drop it because of `error` or its mark.
+        """Release the savepoint, or roll it back because of `error` or because it is rollback-only.
 
         Raises:
-            TransactionRolledBack: the savepoint was marked rollback-only.
+            TransactionRolledBack: the savepoint was rollback-only.
         """
         nested = scope.nested
         if nested is None or scope.outer is None:
-            raise DatabaseError("the transaction itself is no savepoint")
+            raise DatabaseError("leave_savepoint() was called for the transaction itself; only a savepoint can be left")
         cause = error or scope.cause
         if cause is None:
             try:
                 await greenlet_spawn(nested.commit)
-            except BaseException as failed:  # noqa: BLE001  # it goes on once the savepoint is undone
+            except BaseException as failed:  # noqa: BLE001  # raised again after the rollback
                 cause = error = failed
         if cause is not None:
             scope.roll_back(self._participants)
@@ -204,10 +209,10 @@ class Transaction:
         raise error
 
     async def prepare(self) -> None:
-        """Do all that comes before COMMIT: flush, and let the participants do theirs until they come to rest.
+        """Flush, and run the participants' `before_commit` until they add no more work.
 
         Raises:
-            TransactionRolledBack: the transaction was marked rollback-only.
+            TransactionRolledBack: the transaction was rollback-only.
         """
         self._check_marks()
         for _ in range(MAX_ROUNDS):
@@ -219,19 +224,20 @@ class Transaction:
                 break
         else:
             raise DatabaseError(
-                f"the transaction does not come to rest: after {MAX_ROUNDS} rounds its participants still add work"
+                f"the participants of this transaction still add work after {MAX_ROUNDS} rounds of before_commit(); "
+                "look for two that cause each other"
             )
         await self._flush()
         self._check_marks()
 
     async def end(self, error: BaseException | None) -> Ending:
-        """Commit, or roll back because of `error`; never raises. The connection and the write lock are free then."""
+        """Commit, or roll back because of `error`; never raises. Then the connection and the lock are free."""
         self._ending = True
         cancelled = None
         if self._session is not None:
             session = _sync(self._session)
             if self._connection is None:
-                session.end(None, commit=False)  # there is nothing to send, hence nothing to wait for
+                session.end(None, commit=False)  # not begun: there is nothing to commit
             else:
                 ended = await finish(greenlet_spawn(session.end, self._connection, commit=error is None))
                 cancelled = ended.cancelled
@@ -248,14 +254,14 @@ class Transaction:
         return Ending(error is None, error, cancelled)
 
     async def notify(self, *, kept: bool) -> asyncio.CancelledError | None:
-        """Tell the participants how it ended; return a cancellation that arrived meanwhile."""
+        """Run the participants' `after_commit` or `after_rollback`; return a cancellation that arrived meanwhile."""
         cancelled = None
         for participant in self._participants.values():
             try:
                 await (participant.after_commit() if kept else participant.after_rollback())
             except asyncio.CancelledError as error:
                 cancelled = error
-            except Exception:  # noqa: BLE001  # whatever it was, the other participants have their turn
+            except Exception:  # noqa: BLE001  # the other participants are still notified
                 _log.exception(
                     "transaction participant failed",
                     participant=type(participant).__qualname__,
@@ -283,7 +289,9 @@ class Transaction:
 
     def _commit_error(self, error: BaseException | None) -> BaseException | None:
         if isinstance(error, asyncio.CancelledError):
-            return CommitIndeterminate("the event loop was stopped during COMMIT: the transaction may be kept, or not")
+            return CommitIndeterminate(
+                "the event loop was stopped during COMMIT: the transaction may be committed or not"
+            )
         explained = None if error is None else self._dialect.explain_commit(error)
         if explained is None:
             return error
@@ -304,7 +312,8 @@ class Transaction:
         if self._lock.occupied:
             self._lock.release()
             raise DatabaseError(
-                "this task has a hidden transaction under way, which would wait for itself; end that one first"
+                "this task already has an open transaction, hidden by db.hidden(), and a second one would wait "
+                "for it for ever; end the first one"
             )
         self._locked = self._lock.occupied = True
 

@@ -318,7 +318,7 @@ def test_foreign_version_table_is_an_error_of_one_line(beneath: Beneath, folder:
     assert beneath("migrate", "up").code == 0
     with closing(sqlite3.connect(folder / "data" / "beneath.db")) as connection:
         connection.executescript("DROP TABLE beneath_bus_version; CREATE TABLE beneath_bus_version (other INTEGER)")
-    refused(beneath("migrate", command), "cannot say which migrations it has: no such column", code=1)
+    refused(beneath("migrate", command), "cannot read which migrations the database has: no such column", code=1)
 
 
 @pytest.mark.parametrize(

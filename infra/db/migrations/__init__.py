@@ -1,1 +1,1 @@
-"""The history of the bus's own tables."""
+"""The migration history of the bus's own tables."""

@@ -1,4 +1,4 @@
-"""Runs this history's migrations, for `infra.db.migrate`."""
+"""The Alembic environment of the bus's tables; called by `infra.db.migrate`."""
 
 from infra.db.migrate import run_environment
 

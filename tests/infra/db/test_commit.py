@@ -45,7 +45,7 @@ async def test_begin_blocked_by_another_process_is_unavailable(tmp_path: object)
     [
         (sqlite3.SQLITE_FULL, DatabaseUnavailable, "is full"),
         (sqlite3.SQLITE_BUSY, DatabaseUnavailable, "locked by another process"),
-        (sqlite3.SQLITE_IOERR | (4 << 8), CommitIndeterminate, "may be kept, or not"),
+        (sqlite3.SQLITE_IOERR | (4 << 8), CommitIndeterminate, "may be committed or not"),
     ],
 )
 async def test_error_of_commit_is_unavailable_rejected_or_indeterminate(

@@ -180,7 +180,7 @@ def _make(path: Path, mode: str) -> None:
     [
         (lambda path: _make(path, "delete"), "is read-only; make the file and its folder writable"),
         (lambda path: _make(path, "wal"), "is read-only; make the file and its folder writable"),
-        (lambda path: None, "cannot be opened: it is not there, or its folder"),
+        (lambda path: None, "cannot be opened: it does not exist, or its folder"),
     ],
     ids=["file", "file in WAL mode", "folder"],
 )

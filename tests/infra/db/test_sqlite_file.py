@@ -93,14 +93,16 @@ async def test_separately_mounted_file_is_refused(path: Path, monkeypatch: pytes
 async def test_circular_links_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.db").symlink_to(tmp_path / "b.db")
     (tmp_path / "b.db").symlink_to(tmp_path / "a.db")
-    with pytest.raises(DatabaseError, match=r"cannot find out where .*a\.db is"):
+    with pytest.raises(DatabaseError, match=r"cannot resolve the path .*a\.db"):
         await Database(f"sqlite:///{tmp_path}/a.db").open()
 
 
 async def test_transaction_on_an_exchanged_file_is_refused(db: Database, path: Path) -> None:
     await insert(db)
     exchange(path)
-    with pytest.raises(DatabaseUnavailable, match=r"test\.db: it was replaced by another file: restart this process"):
+    with pytest.raises(
+        DatabaseUnavailable, match=r"test\.db: the file was replaced by another file: restart this process"
+    ):
         await insert(db)
 
 

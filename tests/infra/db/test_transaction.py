@@ -161,7 +161,7 @@ async def test_a_statement_error_that_is_caught_leaves_the_transaction_usable(db
 async def test_the_session_cannot_end_the_transaction(db: Database, call: str) -> None:
     async with db.transaction() as tx:
         await insert(tx, "a")
-        with pytest.raises(DatabaseError, match=r"session\.\w+\(\) is not for a session of db\.transaction\(\); use"):
+        with pytest.raises(DatabaseError, match=r"session\.\w+\(\) is not allowed inside db\.transaction\(\); use"):
             await getattr(tx.session, call)()
     assert await names(db) == ["a"]
 

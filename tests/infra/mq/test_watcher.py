@@ -91,7 +91,7 @@ async def test_missing_file_is_an_interruption_until_the_file_returns(watcher: W
     watcher.poll()
     watcher.poll()
     assert watcher.interruptions == 1
-    with pytest.raises(QueueUnavailable, match=r"queue\.db: it was removed or moved away"):
+    with pytest.raises(QueueUnavailable, match=r"queue\.db: the file was removed or moved away"):
         watcher.read(lambda db: db.execute("SELECT 1"))
     move(away, path)
     event.clear()

@@ -83,13 +83,13 @@ async def test_demoted_server_is_named_in_the_error_and_its_connections_are_repl
     for _ in range(2):  # The first publish may still use a terminated connection.
         with pytest.raises(QueueUnavailable) as refused:
             await queue.publish([message("a")])
-    assert "only reads" in str(refused.value)
+    assert "is read-only" in str(refused.value)
     assert "point db.url at the primary" in str(refused.value)
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable) as unavailable:
             async with db.transaction() as tx:
                 await tx.session.execute(insert)
-    assert "only reads" in str(unavailable.value)
+    assert "is read-only" in str(unavailable.value)
     await server.execute(f"ALTER DATABASE {store.database} RESET default_transaction_read_only")
     await queue.publish([message("b")])
     async with db.transaction() as tx:

@@ -73,7 +73,7 @@ async def test_role_without_permission_to_read_versions_is_refused(server: Postg
     name = url.rpartition("/")[2]
     await server.execute("CREATE TABLE shop_version (version_num text)", name)
     db = await opened(server.url(name, user="plain"))
-    with pytest.raises(DatabaseError, match="cannot say which migrations it has: permission denied for table"):
+    with pytest.raises(DatabaseError, match="which migrations the database has: permission denied for table"):
         await status(db, [SHOP])
     await db.close()
 

@@ -39,8 +39,8 @@ async def refusal(url: str) -> DatabaseError:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("postgresql://", "names a host"),
-        ("postgresql://user:hush@host", "names a database after the host"),
+        ("postgresql://", "must name a host"),
+        ("postgresql://user:hush@host", "must name a database after the host"),
         ("postgresql://user:hush@host/db?ssl_mode=require", "unknown option 'ssl_mode'"),
         (
             "postgresql://user:hush@host/db?SSLMODE=require",
@@ -51,9 +51,9 @@ async def refusal(url: str) -> DatabaseError:
         ("postgresql://user:x@hush@host/db", "an @ in the user name or the password is written %40"),
         ("postgresql://user:x@host:hush/db", "db.url is not a database URL"),
         ("postgresql://user:hush@host/db?sslmod=require", "did you mean 'sslmode'?"),
-        ("postgresql://user:hush@host/db?pool_size=0", "'pool_size' is a number, at least 1, not '0'"),
-        ("postgresql://user:hush@host/db?command_timeout=soon", "'command_timeout' is a number, at least 0"),
-        ("postgresql://user:hush@host/db?prepared_statements=no", "'prepared_statements' is auto, on or off"),
+        ("postgresql://user:hush@host/db?pool_size=0", "'pool_size' must be a number, at least 1, not '0'"),
+        ("postgresql://user:hush@host/db?command_timeout=soon", "'command_timeout' must be a number, at least 0"),
+        ("postgresql://user:hush@host/db?prepared_statements=no", "'prepared_statements' must be auto, on or off"),
         ("postgresql+psycopg://user:hush@host/db", "'postgresql+psycopg' is not supported"),
         ("postgres://user:hush@host/db", "'postgres' is not supported"),
     ],
@@ -113,7 +113,7 @@ async def test_wrong_password_is_refused(server: PostgresServer) -> None:
 
 
 async def test_role_without_access_is_refused(server: PostgresServer) -> None:
-    assert "does not let us in" in str(await refusal(server.url(user="forbidden")))
+    assert "rejects the role" in str(await refusal(server.url(user="forbidden")))
     assert 'role "stranger" does not exist' in str(await refusal(server.url(user="stranger")))
 
 
@@ -165,7 +165,7 @@ async def test_a_database_that_is_not_utf8_is_refused(server: PostgresServer) ->
 async def test_too_small_connection_limit_is_refused(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     error = await refusal(server.url(name, user="few"))
-    assert "allows 5 connections, and each of our processes may need 17" in str(error)
+    assert "allows 5 connections, and each process of this application may need 17" in str(error)
 
 
 async def test_exhausted_connection_limit_is_unavailable(server: PostgresServer, url: str) -> None:
@@ -223,7 +223,7 @@ async def test_server_of_another_protocol_is_unavailable(server: PostgresServer)
 
 async def test_unsupported_server_version_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infra.db.postgresql.OLDEST", 99)
-    assert "this needs 99 or newer" in str(await refusal(url))
+    assert "version 99 or newer is required" in str(await refusal(url))
 
 
 @pytest.mark.timeout(120)

@@ -186,7 +186,7 @@ async def test_a_commit_whose_answer_is_lost_is_indeterminate(
         return await honest(self, query, *values, timeout=timeout)
 
     recorder = Recorder()
-    with monkeypatch.context() as patch, pytest.raises(CommitIndeterminate, match="may be kept, or not") as raised:
+    with monkeypatch.context() as patch, pytest.raises(CommitIndeterminate, match="may be committed or not") as raised:
         patch.setattr(PostgreSQLConnection, "execute", lost)
         async with db.transaction() as tx:
             tx.participant("p", lambda: recorder)

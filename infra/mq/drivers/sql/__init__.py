@@ -1,4 +1,4 @@
-"""The queue in the application's own database: durable, shared by processes, part of its transactions."""
+"""The SQL driver: a queue in the application's database, which joins its transactions. It may import `infra.db`."""
 
 from infra.mq.drivers.sql.queue import SqlQueue
 

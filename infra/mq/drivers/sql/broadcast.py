@@ -1,4 +1,4 @@
-"""This process's ear for broadcasts."""
+"""The SQL driver's `BroadcastReceiver`."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from infra.mq.errors import QueueClosed
 
 
 class SqlReceiver:
-    """A `BroadcastReceiver` of `SqlQueue.receiver`; it hears those after number `last`."""
+    """The `BroadcastReceiver` of `SqlQueue.receiver`; it returns the broadcasts after number `last`."""
 
     def __init__(
         self, dialect: QueueDialect, clock: Clock, origin: str, last: int, forget: Callable[["SqlReceiver"], None]

@@ -1,4 +1,4 @@
-"""One worker's hold on the queue."""
+"""The SQL driver's `Consumer`."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,7 +12,7 @@ from infra.ownership import LoopOwner
 
 
 class SqlConsumer:
-    """A `Consumer` of `SqlQueue.consumer`."""
+    """The `Consumer` of one worker, opened by `SqlQueue.consumer`."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class SqlConsumer:
         self._kept: list[Claim] = []
         self._next_due: float | None = None
         self._expecting: set[str] = set()
-        """Names whose latest claim found something, so that the next one need not poll before it locks."""
+        """The subscriptions whose latest claim found deliveries, so that the next claim needs no poll before it."""
 
     @property
     def info(self) -> WorkerInfo:
@@ -56,7 +56,7 @@ class SqlConsumer:
         if not claims and wait > 0 and not self._woken:
             claims = await self._wait(wanted, self._clock.monotonic() + wait)
         self._woken = False
-        # Closed or lost meanwhile: what was claimed is given back, or taken over.
+        # If the consumer was closed or lost meanwhile, its claims are released or taken over.
         self._check()
         return claims
 
@@ -71,7 +71,7 @@ class SqlConsumer:
         try:
             return await self._dialect.settle(self._member, settlements, self._clock.time())
         except QueueIndeterminate as error:
-            # Settling again is safe either way: what has happened already is fenced, or deleted twice.
+            # Repeating the settlements is safe: those that were carried out are fenced, or delete no row.
             raise QueueUnavailable(str(error)) from error
 
     async def isolate(self, claim: Claim) -> bool:
@@ -98,17 +98,17 @@ class SqlConsumer:
             return
         self._closed = True
         if not self._kept:
-            # Else the queue abandons this consumer when it is closed, and with it the claims that are kept.
+            # With kept claims the queue must still know this consumer, to abandon it when the queue is closed.
             self._forget(self)
         self.wake()
         if self.lost:
             return
         left = await finish(self._dialect.leave(self._member, self._kept, self._clock.time()))
         if left.task.cancelled():
-            # With all tasks of the event loop; this one is there still, and once more is enough.
+            # All tasks of the event loop were cancelled; a second attempt is not.
             left = await finish(self._dialect.leave(self._member, self._kept, self._clock.time()))
         if left.failure is not None:
-            # Not all was released: as a dead worker's, its claims are taken over.
+            # Some claims were not released. Abandon the lease so that they are recovered.
             self._member.abandon()
             raise left.failure
         if left.cancelled is not None:
@@ -141,7 +141,7 @@ class SqlConsumer:
     async def _claim(self, wanted: Mapping[str, int]) -> list[Claim]:
         now = self._clock.time()
         if self._expecting.isdisjoint(wanted):
-            # A poll takes no lock; with nothing due it is all that happens.
+            # The poll takes no lock; without due deliveries no claim is tried.
             self._next_due = await self._dialect.next_due(wanted.keys())
             if self._next_due is None or self._next_due > now:
                 return []

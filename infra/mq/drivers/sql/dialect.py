@@ -1,4 +1,4 @@
-"""What the queue's flow asks of one kind of database; everything that is written in SQL is behind this seam."""
+"""The interface between the SQL driver and the kind of database; all SQL is written behind it."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,33 +22,33 @@ from infra.mq.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqlOptions:
-    """How a dialect works. Times are in seconds."""
+    """The settings of the SQL driver. Times are in seconds."""
 
     dedupe_window: float = 120.0
-    """How long the ids of messages with `dedupe` are remembered."""
+    """The time for which the ids of messages with `dedupe` are stored."""
 
     broadcast_kept: float = 60.0
-    """How long broadcasts are kept for processes that are late."""
+    """The time for which broadcasts are stored for processes that poll late."""
 
     longest_silence: float = 5.0
-    """After how long without a look at the database broadcasts may have been missed."""
+    """The time without a poll of the database after which broadcasts may have been missed."""
 
     patience: float = 10.0
-    """How long a write waits for other writers."""
+    """The time that a write waits for other writers."""
 
     lease: float = 10.0
-    """PostgreSQL: after how long without a sign of life a worker counts as dead."""
+    """PostgreSQL: the lease time of workers."""
 
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
-    """SQLite: whether a commit survives a power cut, or only the end of the process."""
+    """SQLite: with "FULL" a commit survives a power cut, with "NORMAL" only the end of the process."""
 
 
 class Membership(Protocol):
-    """A registered worker, as its own process holds it."""
+    """A registered worker of this process, with its lease."""
 
     @property
     def alive(self) -> bool:
-        """Whether others take this worker for alive, as far as this process knows."""
+        """Whether this worker has its lease, as far as this process knows."""
         ...
 
     @property
@@ -57,37 +57,37 @@ class Membership(Protocol):
         ...
 
     def renew(self) -> bool:
-        """Say that it is alive; False when that is over. From any thread."""
+        """Renew the lease; return False if it is lost. May be called from any thread."""
         ...
 
     def abandon(self) -> None:
-        """Let others take it for dead. From any thread."""
+        """Give up the lease, so that the claims are recovered. May be called from any thread."""
         ...
 
 
 class QueueDialect(Protocol):
-    """The queue's state changes, each one atomic and durable, and ways to learn of those of others.
+    """The queue on one kind of database: its state changes, each atomic and durable, and notifications of changes.
 
-    `publish`, `cancel`, `scheduled` and `broadcast` join the ambient transaction; nothing else does. Whatever cannot
-    be done now raises `QueueUnavailable`. `now` is the queue's time, in seconds since the epoch.
+    Only `publish`, `cancel`, `scheduled` and `broadcast` join the ambient transaction. An operation that is impossible
+    at present raises `QueueUnavailable`. `now` is the queue's time, in seconds since the epoch.
     """
 
     @property
     def clock(self) -> Clock:
-        """What every due time is by."""
+        """The queue's clock; all due times refer to it."""
         ...
 
     @property
     def interruptions(self) -> int:
-        """How often, so far, changes made by others may have gone unseen."""
+        """The number of times so far that changes of other processes may have been missed."""
         ...
 
     async def open(self) -> None:
-        """Connect, and check that the tables are there."""
+        """Connect, and check that the queue's tables exist."""
         ...
 
     async def close(self) -> None:
-        """Finish what was asked for, and disconnect."""
+        """Complete the submitted operations, and disconnect."""
         ...
 
     def watch(self, event: asyncio.Event) -> None:
@@ -95,7 +95,7 @@ class QueueDialect(Protocol):
         ...
 
     def unwatch(self, event: asyncio.Event) -> None:
-        """Leave `event` alone from now on."""
+        """Stop setting `event`."""
         ...
 
     async def publish(self, messages: Sequence[Message], now: float) -> None:
@@ -115,15 +115,15 @@ class QueueDialect(Protocol):
         ...
 
     async def last_broadcast(self) -> int:
-        """Return the number of the last broadcast; a receiver that opens now sees those after it."""
+        """Return the number of the last broadcast; a receiver that opens now gets only later ones."""
         ...
 
     async def broadcasts_after(self, number: int, origin: str) -> tuple[list[bytes], int, bool]:
-        """Return the frames after `number` of other origins, the last number seen, and whether any are missing."""
+        """Return the later frames of other origins, the last number read, and whether frames are missing."""
         ...
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> float:
-        """Add what is missing; return when the registry changed for the last time."""
+        """Add missing subscriptions and events; return the time of the last change of the registry."""
         ...
 
     async def registry(self) -> Registry:
@@ -135,18 +135,18 @@ class QueueDialect(Protocol):
         ...
 
     async def leave(self, member: Membership, keep: Collection[Claim], now: float) -> None:
-        """Give back all but `keep`, and unregister the worker unless it keeps something."""
+        """Release all claims but `keep`, and unregister the worker if it keeps none."""
         ...
 
     async def next_due(self, names: Collection[str]) -> float | None:
-        """Return when there may be something to claim for these names: cheap, and takes no lock."""
+        """Return the time at which a delivery of these subscriptions may be due; cheap, and takes no lock."""
         ...
 
     async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
-        """Claim what is due; `QueueClosed` if the worker is considered dead.
+        """Claim due deliveries; raise `QueueClosed` if the worker is considered dead.
 
-        What it claims although its caller was cancelled is released without the caller, at the latest by the next
-        `next_due`, `claim`, `recover` or `leave`.
+        Claims of a call whose caller was cancelled are released by the dialect, at the latest in the next `next_due`,
+        `claim`, `recover` or `leave`.
         """
         ...
 

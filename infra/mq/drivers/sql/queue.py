@@ -25,26 +25,26 @@ from infra.mq.types import (
 from infra.ownership import LoopOwner
 
 _LONGEST_COMMIT = 30.0
-"""How long, in seconds, a declaration may have taken from its timestamp until others saw its COMMIT."""
+"""The longest time, in seconds, from the timestamp of a declaration until its COMMIT is visible."""
 
 
 class SqlQueue:
     """A full `MessageQueue` in the application's database, which must be open and migrated before `open()`.
 
     Args:
-        db: Where the queue lives; `publish`, `cancel`, `scheduled` and `broadcast` join its ambient transaction.
-        clock: Every due time and wait is by it, but for the pace of looking at the database.
-        dedupe_window: For how many seconds the ids of messages with `dedupe` are remembered.
-        broadcast_kept: For how many seconds broadcasts are kept for processes that are late.
-        longest_silence: After how many seconds without a look at the database a gap is reported to receivers.
-        patience: How many seconds a write waits for other writers.
-        registry_ttl: For how many seconds publishers may trust their copy of the registry.
-        lease: PostgreSQL: after how many seconds without a sign of life a worker counts as dead.
-        synchronous: SQLite: "FULL" survives a power cut, "NORMAL" only the end of the process.
-        max_body: How large a message's body may be, in bytes.
+        db: The database of the queue; `publish`, `cancel`, `scheduled` and `broadcast` join its ambient transaction.
+        clock: The clock of all due times and waits; the database is polled by real time.
+        dedupe_window: Seconds for which the ids of messages with `dedupe` are stored.
+        broadcast_kept: Seconds for which broadcasts are stored for processes that poll late.
+        longest_silence: Seconds without a poll of the database after which receivers report a gap.
+        patience: Seconds that a write waits for other writers.
+        registry_ttl: Seconds for which publishers may rely on their subscription cache.
+        lease: PostgreSQL: seconds without a renewal after which a worker is considered dead.
+        synchronous: SQLite: with "FULL" a commit survives a power cut, with "NORMAL" only the end of the process.
+        max_body: The largest size of a message's body, in bytes.
 
     Raises:
-        QueueUnavailable: the driver cannot work on this kind of database.
+        QueueUnavailable: the driver does not support this kind of database.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SqlQueue:
         self._clock = self._dialect.clock
         self._registry_ttl = registry_ttl
         self._known_since = 0.0
-        """When the declarations were changed that every publisher is known to have seen; by the queue's clock."""
+        """The time of the last registry change that all publishers are known to use; by the queue's clock."""
 
         self._consumers: set[SqlConsumer] = set()
         self._receivers: set[SqlReceiver] = set()
@@ -108,8 +108,8 @@ class SqlQueue:
         changed_at = await self._dialect.declare(subscriptions, broadcasts)
         if changed_at == self._known_since or self._registry_ttl <= 0:
             return
-        # Whoever declared it: others see it from the end of its COMMIT on, which may have been just now, and until the
-        # TTL has passed from then on a publisher may go by a copy of the registry from before.
+        # Another process may have declared it. Its COMMIT may have ended just now, and for the TTL from then on a
+        # publisher may use a subscription cache from before.
         if changed_at + _LONGEST_COMMIT + self._registry_ttl > self._clock.time():
             await self._clock.sleep(self._registry_ttl)
         self._known_since = changed_at

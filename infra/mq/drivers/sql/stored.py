@@ -1,4 +1,4 @@
-"""What both databases keep, and read in the same way."""
+"""Rows that both dialects read in the same way: subscriptions and dead letters."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,17 +10,18 @@ from infra.mq.types import DeadLetter, Subscription
 
 @dataclass(frozen=True, slots=True)
 class StoredSubscription:
-    """A subscription as the database has it."""
+    """A subscription as stored in the database."""
 
     id: int
     ordered: bool
 
 
 def refuse_conflict(wanted: Subscription, kept: dict[str, StoredSubscription]) -> None:
-    """Refuse what contradicts what is kept under a subscription's names.
+    """Check a declaration against `kept`, the stored subscriptions of its name and aliases.
 
     Raises:
-        SubscriptionConflict: they are those of two, or of one of the other kind.
+        SubscriptionConflict: the names belong to two subscriptions, or to one that is ordered and should not be, or the
+            reverse.
     """
     by_number = {it.id: name for name, it in kept.items()}
     if len(by_number) > 1:
@@ -31,7 +32,7 @@ def refuse_conflict(wanted: Subscription, kept: dict[str, StoredSubscription]) -
 
 
 def dead_letter_of(row: Iterable[Any]) -> DeadLetter:
-    """Return what a row of the dead letters says, its columns in the order of the statements that read them."""
+    """Return the dead letter of a row, whose columns are in the order of the unpacking below."""
     number, subscription, message_id, event, key, body, error, traceback, failures, crashes, published_at, died_at = row
     return DeadLetter(
         id=str(number),
@@ -50,5 +51,5 @@ def dead_letter_of(row: Iterable[Any]) -> DeadLetter:
 
 
 def dead_letter_number(dead_id: str) -> int | None:
-    """Return the number behind the id of a dead letter; None for what never was one."""
+    """Return the row number of a dead letter's id; None if `dead_id` is not a valid id."""
     return int(dead_id) if dead_id.isascii() and dead_id.isdigit() and len(dead_id) < 19 else None  # noqa: PLR2004

@@ -1,4 +1,4 @@
-"""What the queue's clocks on both databases take over from the clock that they are made of."""
+"""The base class of the queue's clocks on both databases."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from infra.clock import Clock
 
 
 class WrappedClock:
-    """Monotonic time and waiting by another clock; a subclass adds `time`, the queue's own, and is a `Clock`."""
+    """Monotonic time and waits of another clock; a subclass adds `time`, the queue's time, and so is a `Clock`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

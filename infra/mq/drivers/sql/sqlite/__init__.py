@@ -1,1 +1,1 @@
-"""The queue on SQLite: every statement, and how this process writes, watches and stays alive."""
+"""The queue on SQLite: its SQL statements, its writer thread, its polling, and its workers' lock files."""

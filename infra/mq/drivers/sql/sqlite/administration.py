@@ -1,4 +1,4 @@
-"""What operators do about dead letters and blocked keys."""
+"""Commands of operators on SQLite: retry and discard dead letters, unblock keys."""
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
@@ -12,10 +12,10 @@ from infra.mq.drivers.sql.stored import dead_letter_number
 from infra.mq.refusals import not_blocked
 
 DEAD_LETTERS_AT_ONCE = 200
-"""How many dead letters a step retries or discards."""
+"""The maximum number of dead letters in a step."""
 
 DEAD_LETTERS_BYTES = 4 * 1024 * 1024
-"""A step ends once the bodies of its dead letters are larger than this."""
+"""The size of bodies, in bytes, after which a step ends."""
 
 _RETRY_DEAD = """
 INSERT INTO beneath_delivery
@@ -33,29 +33,29 @@ _ANEW = "UPDATE beneath_delivery SET failures = 0 WHERE id = ?"
 
 
 def numbers_of(dead_ids: Iterable[str]) -> list[int]:
-    """Return the numbers behind ids of dead letters, each once; what never was an id is left out."""
+    """Return the row numbers of dead letter ids, each once; invalid ids are omitted."""
     numbers = (dead_letter_number(it) for it in dict.fromkeys(dead_ids))
     return [it for it in numbers if it is not None]
 
 
 def retry_some(db: sqlite3.Connection, numbers: Sequence[int], *, now: float) -> tuple[int, int]:
-    """Turn the first of these dead letters into deliveries again; return how many, and how many were looked at.
+    """Turn the first of these dead letters into deliveries; return their number, and the number of ids processed.
 
-    Those whose subscription is gone, or going, stay.
+    Dead letters of a subscription that was or is being retired stay.
     """
     return _with_some(db, numbers, lambda number, letter: _retry(db, number, letter, now))
 
 
 def discard_some(db: sqlite3.Connection, numbers: Sequence[int]) -> tuple[int, int]:
-    """Delete the first of these dead letters; return how many, and how many were looked at."""
+    """Delete the first of these dead letters; return their number, and the number of ids processed."""
     return _with_some(db, numbers, lambda number, _: db.execute(_DISCARD, (number,)).rowcount > 0)
 
 
 def unblock(db: sqlite3.Connection, name: str, key: str, *, skip: bool, now: float) -> None:
-    """Let a blocked mailbox go on.
+    """Unblock a mailbox; with `skip` its head becomes a dead letter.
 
     Raises:
-        SubscriptionNotFound: nothing is kept under that name.
+        SubscriptionNotFound: no subscription has that name.
         MailboxNotBlocked: that key is not blocked.
     """
     subscription = registry.get(db, name).id
@@ -99,10 +99,10 @@ def _retry(db: sqlite3.Connection, dead_number: int, letter: DeadLetterRow, now:
     mailbox = key if kept.ordered else None
     state = 0
     if mailbox is not None:
-        # It joins the end of its mailbox, behind what became due before but has not taken its place yet.
+        # It joins the end of its mailbox, behind scheduled messages that are due but not promoted yet.
         state = 3 if Overdue(db, {kept.id}, now).in_mailbox(kept.id, mailbox) else 4
     db.execute(_RETRY_DEAD, (number, kept.id, state, now, mailbox, dead_number))
-    if mailbox is not None and state != 3:  # noqa: PLR2004  # as the migration lists them
+    if mailbox is not None and state != 3:  # noqa: PLR2004  # the states are listed in migration 0001
         open_mailboxes(db, [(kept.id, mailbox, now, number)])
     db.execute(_DISCARD, (dead_number,))
     return True

@@ -1,4 +1,4 @@
-"""Queue work inside a transaction of the application."""
+"""Queue operations inside the ambient transaction."""
 
 import sqlite3
 from collections.abc import Callable
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class NotifyAfterCommit:
-    """Tells those of this process that wait for changes, once a transaction is kept."""
+    """A participant that wakes up the waiters of this process after COMMIT."""
 
     def __init__(self, announce: Callable[[], None]) -> None:
         self._announce = announce
@@ -24,7 +24,7 @@ class NotifyAfterCommit:
         return None
 
     def rollback_to(self, mark: object) -> None:
-        """Forget nothing: the rows are the transaction's, and to look for them once too often is harmless."""
+        """Do nothing: the rows belong to the transaction, and a notification without a change is harmless."""
 
     async def before_commit(self) -> None:
         return
@@ -37,7 +37,7 @@ class NotifyAfterCommit:
 
 
 async def run_in(transaction: Transaction, operation: Operation[T], path: Path) -> T:
-    """Run `operation` in `transaction`, in one switch to its thread; if it fails, nothing of it has happened.
+    """Run `operation` in `transaction` with one thread switch; if it fails, its changes are rolled back.
 
     Raises:
         QueueUnavailable: the transaction could not begin, or the database failed.

@@ -1,4 +1,4 @@
-"""Frames for every process, kept just long enough to be seen."""
+"""Storage of broadcasts on SQLite, for the time in which receivers read them."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from infra.mq.drivers.sql.sqlite.publishing import PRUNED_AT_ONCE
 FRAMES_AT_ONCE = 1000
 
 FRAMES_BYTES = 4 * 1024 * 1024
-"""A receiver gets no more frames at once when they are larger than this: the event loop reads them."""
+"""The size of frames, in bytes, after which a read ends; the reads run in the event loop."""
 
 _SEQUENCE = "beneath_broadcast_number"
 _INSERT = "INSERT INTO beneath_broadcast (id, origin, at, frame) VALUES (?, ?, ?, ?)"
@@ -20,7 +20,7 @@ _AFTER = f"SELECT id, origin, frame FROM beneath_broadcast WHERE id > ? ORDER BY
 
 
 def broadcast(db: sqlite3.Connection, frames: Sequence[bytes], origin: str, kept: float, *, now: float) -> None:
-    """Store frames, and remove some of those that are older than `kept` seconds."""
+    """Store frames, and remove some frames older than `kept` seconds."""
     if not frames:
         return
     first = reserve(db, len(frames), _SEQUENCE)
@@ -29,12 +29,12 @@ def broadcast(db: sqlite3.Connection, frames: Sequence[bytes], origin: str, kept
 
 
 def last_broadcast(db: sqlite3.Connection) -> int:
-    """Return the number of the last frame that was ever stored."""
+    """Return the number of the last stored frame, even if it has been removed."""
     return last_number(db, _SEQUENCE)
 
 
 def broadcasts_after(db: sqlite3.Connection, after: int, origin: str) -> tuple[list[bytes], int, bool]:
-    """Return other origins' frames after number `after`, the last number seen, and whether any were gone already."""
+    """Return other origins' frames after number `after`, the last number read, and whether frames are missing."""
     frames: list[bytes] = []
     seen, missing, size = after, False, 0
     cursor = db.execute(_AFTER, (after,))
@@ -48,7 +48,7 @@ def broadcasts_after(db: sqlite3.Connection, after: int, origin: str) -> tuple[l
             break
     cursor.close()
     if seen == after:
-        # All that was sent meanwhile may have been removed again.
+        # All frames sent meanwhile may have been removed.
         seen = max(after, last_broadcast(db))
         missing = seen > after
     return frames, seen, missing

@@ -1,4 +1,4 @@
-"""Claims whose caller was cancelled before it learned of them: released, for their worker would never settle them."""
+"""Release of claims whose caller was cancelled before it got them, so that it could never settle them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,7 +11,7 @@ Settle = Callable[[LockMembership, Sequence[Settlement]], Awaitable[object]]
 
 
 class CancelledClaims:
-    """Releases late claims at once; what could not be released then is kept until the next call of `release`."""
+    """Releases such claims at once; after a failure they are stored here until the next call of `release`."""
 
     def __init__(self, settle: Settle) -> None:
         self._settle = settle
@@ -19,9 +19,9 @@ class CancelledClaims:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, member: LockMembership, result: list[Claim] | Exception) -> None:
-        """Take in what a claim of `member` brought whose caller was cancelled."""
+        """Add the result of a claim of `member` whose caller was cancelled."""
         if isinstance(result, QueueIndeterminate):
-            member.abandon()  # only as a dead worker's are its claims found
+            member.abandon()  # its claims are unknown here: abandon the lease so that they are recovered
         elif isinstance(result, list) and result:
             self._unwanted.setdefault(member, []).extend(result)
             task = asyncio.get_running_loop().create_task(self._try_to_release(member))
@@ -29,12 +29,12 @@ class CancelledClaims:
             task.add_done_callback(self._tasks.discard)
 
     async def release(self) -> None:
-        """Release what is kept of all workers of this process; after an error it is kept further."""
+        """Release the stored claims of all workers of this process; after an error they stay stored."""
         for member in list(self._unwanted):
             await self._release(member)
 
     def forget(self, member: LockMembership) -> None:
-        """Drop the late claims of a worker that has left and released all."""
+        """Drop the stored claims of a worker that has left and released all its claims."""
         self._unwanted.pop(member, None)
 
     async def _release(self, member: LockMembership) -> None:

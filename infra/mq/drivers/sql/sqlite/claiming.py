@@ -1,4 +1,4 @@
-"""What a worker takes: deliveries that are due, and mailboxes."""
+"""Claims on SQLite: due deliveries and mailboxes."""
 
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -16,10 +16,10 @@ from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH
 from infra.mq.types import Claim, Delivery
 
 SUSPECT = 2
-"""From so many takeovers on, a delivery is claimed alone."""
+"""The number of takeovers from which a delivery is claimed alone."""
 
 CLAIMED_AT_ONCE = 1000
-"""How many deliveries a claim takes at most, of all subscriptions together."""
+"""The maximum number of deliveries in a call, over all subscriptions."""
 
 _COLUMNS = """
 id, message_id, event, ordering_key, body, published_at, failures, deferrals, takeovers, crashes
@@ -77,11 +77,11 @@ _turns = count()
 
 Row = tuple[Any, ...]
 Placed = tuple[float, int, Claim]
-"""A claim, and its place among the others: when it became due, and its number."""
+"""A due time, a number, and the claim that is ordered by them."""
 
 
 class _Capacity:
-    """How much a claim may still take."""
+    """The deliveries and bytes that a call may still claim."""
 
     def __init__(self) -> None:
         self.deliveries = CLAIMED_AT_ONCE
@@ -89,7 +89,7 @@ class _Capacity:
         self._empty = True
 
     def take(self, cursor: sqlite3.Cursor) -> list[Row]:
-        """Return the first rows that fit, and count them as taken; the first row of a claim always fits."""
+        """Return the first rows that fit, and reduce the capacity; the first row of a call always fits."""
         rows: list[Row] = []
         deliveries, left, empty = self.deliveries, self._bytes, self._empty
         for row in cursor:
@@ -113,10 +113,10 @@ def next_due(db: sqlite3.Connection, names: Iterable[str]) -> float | None:
 
 
 def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now: float) -> list[Claim]:
-    """Give `worker` what is due, oldest first.
+    """Claim due deliveries for `worker`, oldest first.
 
     Raises:
-        QueueClosed: the worker is registered no more.
+        QueueClosed: the worker is not registered any more.
     """
     is_member, retiring = db.execute(_IS_MEMBER, (worker,)).fetchone()
     if not is_member:
@@ -124,7 +124,7 @@ def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now:
     wanted = db.execute(_WANTED, {"names": dumps(list(wants)), "now": now}).fetchall()
     if behind := [subscription for _, subscription, _, has_due in wanted if has_due]:
         promote(db, behind, now)
-    # With more than one call may return, each subscription is the first one from time to time.
+    # Rotate the order, so that a call's limits do not always favour the same subscription.
     start = next(_turns) % len(wanted) if wanted else 0
     claiming_pass = _ClaimPass(db, worker, Retiring(db, now) if retiring else None, now)
     found: list[Placed] = []
@@ -137,7 +137,7 @@ def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now:
 
 
 class _ClaimPass:
-    """One claim of a worker, over all subscriptions."""
+    """One call of `claim`, over all subscriptions."""
 
     def __init__(self, db: sqlite3.Connection, worker: int, retiring: Retiring | None, now: float) -> None:
         self.capacity = _Capacity()
@@ -168,7 +168,7 @@ class _ClaimPass:
             rows = _alone_if_suspect(self._take(subscription, self._db.execute(_HEAD, (subscription, key))))
             if not rows:
                 if heads(self._db, subscription, key):
-                    break  # it does not fit any more
+                    break  # no capacity left
                 drop(self._db, subscription, key)
                 continue
             claimed.append((self._worker, fence, rows[-1][0], subscription, key))
@@ -179,13 +179,13 @@ class _ClaimPass:
         return found
 
     def _take(self, subscription: int, cursor: sqlite3.Cursor) -> list[Row]:
-        """Return the rows that there is room for and that may be handed out."""
+        """Return the rows that fit into the capacity and are not being retired."""
         rows = self.capacity.take(cursor)
         return rows if self._retiring is None else self._retiring.without(subscription, rows)
 
 
 def _alone_if_suspect(rows: list[Row]) -> list[Row]:
-    """Return the first rows of a mailbox; a suspect is alone."""
+    """Return the rows before the first suspect, or the suspect alone if it is the head."""
     for place, row in enumerate(rows):
         if row[8] >= SUSPECT:
             return rows[: max(place, 1)]

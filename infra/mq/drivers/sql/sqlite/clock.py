@@ -1,8 +1,9 @@
-"""The queue's time on SQLite, by which every due time is: one that no step of a machine's clock moves.
+"""The queue's clock on SQLite, which steps of the machine's wall clock do not affect.
 
-All processes on one file run on one machine, so they share its monotonic clock. The first of them after the machine's
-start notes by how much the wall clock is ahead of that; from then on the queue's time is the monotonic clock plus this,
-the same in all processes. After the next start of the machine it goes on by the wall clock, or from where it was.
+All processes on one file run on one machine and share its monotonic clock. The first process after the machine's start
+stores the difference between wall clock and monotonic clock. From then on the queue's time is the monotonic clock plus
+this difference, the same in all processes. After the next start of the machine the queue's time continues with the wall
+clock, or with the latest stored time if that is later.
 """
 
 import sqlite3
@@ -19,10 +20,10 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_NAMESPACE = Path("/proc/self/ns/time")
 
 NOTED_EVERY = 1.0
-"""After how many seconds it is noted, with whatever is written then, how far the time is."""
+"""Seconds between two writes of the present time, which are part of other writes."""
 
 STARTS_KEPT = 8
-"""How many starts of machines are remembered."""
+"""The number of machine starts whose difference is stored."""
 
 _AHEAD = "SELECT ahead, seen FROM beneath_clock WHERE boot = ?"
 _LATEST = "SELECT max(seen) FROM beneath_clock"
@@ -37,7 +38,7 @@ _NOTE = "UPDATE beneath_clock SET seen = ? WHERE boot = ? AND seen < ?"
 
 
 class QueueClock(WrappedClock):
-    """A `Clock` whose `time` is the queue's, once `start` has been called."""
+    """A `Clock` whose `time` is the queue's time, once `resume` or `start` has been called."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
@@ -52,16 +53,16 @@ class QueueClock(WrappedClock):
         return self._elapsed() + self._ahead
 
     def resume(self, db: sqlite3.Connection) -> bool:
-        """Go by what another process of this start of the machine has noted; False if none has. Only reads."""
+        """Use the difference stored since this start of the machine; return False if there is none. Only reads."""
         row = db.execute(_AHEAD, (self._boot,)).fetchone()
-        # A monotonic clock that went back is another one, whatever its name.
+        # A monotonic clock that went back belongs to another start of the machine.
         if row is None or self._elapsed() + row[0] < row[1] - NOTED_EVERY:
             return False
         self._ahead = row[0]
         return True
 
     def start(self, db: sqlite3.Connection) -> None:
-        """Note by how much the wall clock is ahead, unless another process has; time never goes back for it."""
+        """Store the difference unless another process has stored it; the queue's time never goes back."""
         if self.resume(db):
             return
         (latest,) = db.execute(_LATEST).fetchone()
@@ -71,7 +72,7 @@ class QueueClock(WrappedClock):
         db.execute(_FORGET, (STARTS_KEPT,))
 
     def reach(self, db: sqlite3.Connection, now: float) -> float:
-        """Return the time, `now` at the earliest, and write it down if the last time was long ago."""
+        """Return the later of the queue's time and `now`; store it every `NOTED_EVERY` seconds."""
         now = max(now, self.time())
         if now - self._noted >= NOTED_EVERY:
             self._noted = now
@@ -80,14 +81,14 @@ class QueueClock(WrappedClock):
 
 
 def _elapsed(clock: Clock) -> Callable[[], float]:
-    """Return the monotonic clock to go by: of the system's, the one that goes on while the machine is suspended."""
+    """Return the monotonic clock to use; of the system's, the one that continues while the machine is suspended."""
     if type(clock).monotonic is SystemClock.monotonic and hasattr(time, "CLOCK_BOOTTIME"):
         return partial(time.clock_gettime, time.CLOCK_BOOTTIME)
     return clock.monotonic
 
 
 def boot() -> str:
-    """Return what names this start of this machine, as far as its monotonic clock goes; empty where nothing does."""
+    """Return an identifier of this start of the machine and of its monotonic clock; "" if the system has none."""
     names = []
     with suppress(OSError):
         names.append(_BOOT_ID.read_text(encoding="ascii").strip())

@@ -1,4 +1,4 @@
-"""Raw connections to the queue's file, and what SQLite's errors mean to a queue."""
+"""Connections of the queue to its SQLite file, and the translation of SQLite's errors to queue errors."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -13,31 +13,31 @@ from infra.mq.errors import MessageTooLarge, QueueError, QueueRejected, QueueUna
 T = TypeVar("T")
 
 Operation = Callable[[sqlite3.Connection], T]
-"""Something done with a connection, in whatever transaction is open on it."""
+"""A function of a connection that runs in the connection's open transaction."""
 
 Synchronous = Literal["FULL", "NORMAL"]
 
 OPEN_PATIENCE = 1.0
-"""Seconds that opening waits for another process that is just opening or closing the file: that takes it a moment."""
+"""Seconds that opening waits for another process that is opening or closing the file."""
 
 _ADVICE = {
-    sqlite3.SQLITE_BUSY: "another process holds it locked for long; find and stop that",
-    sqlite3.SQLITE_LOCKED: "another connection holds it locked for long; find and stop that",
+    sqlite3.SQLITE_BUSY: "another process has locked it for a long time; find and end that process",
+    sqlite3.SQLITE_LOCKED: "another connection has locked it for a long time; find and end that transaction",
     sqlite3.SQLITE_READONLY: "make the file and its folder writable",
     sqlite3.SQLITE_PERM: "make the file and its folder writable",
     sqlite3.SQLITE_IOERR: "check the disk",
     sqlite3.SQLITE_FULL: "free some disk space",
     sqlite3.SQLITE_CANTOPEN: "check that the file and its folder exist and may be read and written",
     sqlite3.SQLITE_CORRUPT: "restore it from a backup",
-    sqlite3.SQLITE_NOTADB: "check `db.url`: this is another kind of file",
+    sqlite3.SQLITE_NOTADB: "check `db.url`: the file is not a SQLite database",
 }
 
 
 def connect(path: Path, *, synchronous: Synchronous = "FULL", read_only: bool = False) -> sqlite3.Connection:
-    """Open the existing file at `path`, for use by one thread at a time. Once open it waits for no lock.
+    """Open the existing file at `path`, for use by one thread at a time. The open connection waits for no lock.
 
     Raises:
-        sqlite3.Error: it cannot be opened.
+        sqlite3.Error: the file cannot be opened.
     """
     db = sqlite3.connect(
         f"file:{quote(str(path))}?mode=rw",
@@ -51,7 +51,7 @@ def connect(path: Path, *, synchronous: Synchronous = "FULL", read_only: bool = 
         db.execute(f"PRAGMA synchronous = {synchronous}")
         if read_only:
             db.execute("PRAGMA query_only = ON")
-        # A connection is locked out at its first look at the file, and never again as long as it is open.
+        # Only the first read can find the file locked; later ones never wait while the connection is open.
         db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
         db.execute("PRAGMA busy_timeout = 0")
     except sqlite3.Error:
@@ -62,10 +62,10 @@ def connect(path: Path, *, synchronous: Synchronous = "FULL", read_only: bool = 
 
 @contextmanager
 def starting_a_thread(path: Path) -> Iterator[None]:
-    """Surround what starts a thread, and nothing else.
+    """Return a block around the start of a thread, which translates its error.
 
     Raises:
-        QueueUnavailable: the system has no more threads now.
+        QueueUnavailable: the system cannot start another thread.
     """
     try:
         yield
@@ -74,17 +74,17 @@ def starting_a_thread(path: Path) -> Iterator[None]:
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Whether somebody else's lock is all that stands in the way."""
+    """Return whether the error is only that another connection holds the lock."""
     return _primary_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def is_disk_error(error: Exception) -> bool:
-    """Whether the disk failed: a COMMIT that ends so may have happened or not."""
+    """Return whether the disk failed, so that the outcome of a COMMIT is unknown."""
     return _primary_code(error) == sqlite3.SQLITE_IOERR
 
 
 def queue_error(error: Exception, path: Path) -> QueueError:
-    """Return what `error` means to a user of the queue, in one line."""
+    """Return the queue error for `error`, with a text of one line."""
     if isinstance(error, OSError):
         return QueueUnavailable(f"{path}: {error.strerror or error}")
     code = _primary_code(error)

@@ -1,4 +1,4 @@
-"""The queue on SQLite, put together: who executes what, and on which connection."""
+"""The `QueueDialect` of SQLite: it assigns each operation to a thread and connection."""
 
 import asyncio
 import sqlite3
@@ -56,32 +56,32 @@ _log = structlog.stdlib.get_logger(__name__)
 T = TypeVar("T")
 
 Step = Callable[..., tuple[int, Any]]
-"""Does a part of something, from `place` on; returns how much that was, and where to go on, if anywhere."""
+"""A step of long work from `place` on; it returns its count, and the next place or a false value at the end."""
 
 TimedOperation = Callable[..., T]
-"""An operation that takes the time as `now`."""
+"""An operation with the keyword argument `now`, the queue's time."""
 
 PAUSE = 0.005
-"""How long, in seconds, long work leaves the write lock to others after each of its steps."""
+"""Seconds that long work leaves the write lock free after each of its steps."""
 
 CLAIM_WEIGHT = Weight(100)
-"""What a claim counts for in a group: about what it changes."""
+"""The weight of a claim in a group: about the number of rows that it changes."""
 
 OLDEST = (3, 38)
-"""The first version of SQLite that always has RETURNING and the JSON functions."""
+"""The first version of SQLite in which RETURNING and the JSON functions are always available."""
 
 
 class SqliteQueueDialect:
-    """A `QueueDialect` on one SQLite file.
+    """The `QueueDialect` of one SQLite file.
 
-    What changes something runs in the writer's thread, or in the ambient transaction; look-ups that take microseconds
-    run in the event loop; reads that may be long have a thread of their own.
+    Changes run in the writer's thread, or in the ambient transaction; lookups that take microseconds run in the event
+    loop; long reads run in a thread of their own.
     """
 
     def __init__(self, db: Database, clock: Clock, options: SqlOptions) -> None:
         if not isinstance(db.dialect, SQLite):
             raise QueueUnavailable(f"{db.url}: the queue needs a file")
-        # By the name that SQLite itself finds for it: the lock files are beside it, whatever link leads there.
+        # The resolved path: the lock files are beside the real file, whichever link db.url names.
         self._path: Path = db.dialect.path.resolve()
         self._file = db.dialect
         self._db = db
@@ -115,7 +115,7 @@ class SqliteQueueDialect:
                 f"this Python has SQLite {sqlite3.sqlite_version}; the queue needs {wanted} or newer"
             )
         if self._file.path != self._path:
-            raise QueueUnavailable(f"{self._path}: it is now {self._file.path}: restart this process")
+            raise QueueUnavailable(f"{self._path}: db.url now leads to {self._file.path}: restart this process")
         self._watcher.open()
         try:
             self._watcher.read(registry.tables_exist)
@@ -130,7 +130,7 @@ class SqliteQueueDialect:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="beneath-queue-reader")
 
     async def close(self) -> None:
-        # Also when this is cancelled: a queue is closed once, and its threads would stay.
+        # Completed even if the caller is cancelled: there is no second close, and the threads would stay.
         closed = await finish(self._close())
         if closed.cancelled is not None:
             raise closed.cancelled
@@ -189,7 +189,7 @@ class SqliteQueueDialect:
             await self._write(self._at(now, operation))
         visible_at = self._watcher.read(registry.visible_at)
         if visible_at is None:
-            # Whoever changed it has not come to this: a COMMIT may take long, and its process may end with it.
+            # The process that changed it has not recorded that yet: its COMMIT is slow, or the process has ended.
             visible_at = self.clock.time()
             await self._write(partial(registry.mark_visible, now=visible_at))
         return visible_at
@@ -299,18 +299,18 @@ class SqliteQueueDialect:
         return await self._in_steps(step, 0) if numbers else 0
 
     async def _in_steps(self, step: Step, start: object = None) -> int:
-        """Run `step` in a transaction, then again from where it ended, until it has come to its end; return its sum."""
+        """Run `step` in transaction after transaction, each from where the last ended; return the sum of its counts."""
         total, place = 0, start
         while True:
             count, place = await self._write(partial(step, place=place))
             total += count
             if not place:
                 return total
-            # Real time, for other processes poll the lock of the file: one after the other has it in between.
+            # In real time: other processes poll the file's lock, and acquire it in between.
             await asyncio.sleep(PAUSE)
 
     def _at(self, now: float, operation: TimedOperation[T]) -> Operation[T]:
-        """Give an operation the time at which it has the write lock: what is due then is decided there."""
+        """Bind an operation to the time at which it gets the write lock, which decides what is due."""
 
         def run(db: sqlite3.Connection) -> T:
             return operation(db, now=self.clock.reach(db, now))
@@ -344,8 +344,8 @@ class SqliteQueueDialect:
             raise queue_error(error, self._path) from error
 
     async def _probe_writing(self) -> None:
-        """Count it as an interruption when nobody could write for long: who sends broadcasts may have given up."""
-        # So that whatever lasts for the whole of the longest silence is waited for by one probe for half of it.
+        """Count an interruption when no write succeeds for long, because senders of broadcasts may have failed."""
+        # An outage as long as the longest silence always contains half of that time in one probe.
         pause, longest = self._options.longest_silence / 4, self._options.longest_silence / 2
         while True:
             groups = self._writer.groups
@@ -355,7 +355,7 @@ class SqliteQueueDialect:
             began = time.monotonic()
             try:
                 await self._writer.run(_nothing)
-            except Exception as error:  # noqa: BLE001  # whatever it is: nobody may have been able to write
+            except Exception as error:  # noqa: BLE001  # any error means that writes may fail in all processes
                 if not isinstance(error, QueueError):
                     _log.exception("write probe failed")
                 self._watcher.interrupt()
@@ -365,7 +365,7 @@ class SqliteQueueDialect:
 
 
 def _nothing(_: sqlite3.Connection) -> None:
-    """Take the write lock, and give it back."""
+    """Do nothing, in a transaction that acquires the write lock."""
 
 
 def _own(member: Membership) -> LockMembership:

@@ -1,4 +1,4 @@
-"""What the queue holds, for people; everything here only reads, and counts in indexes alone."""
+"""Statistics and dead letters on SQLite; all functions only read, and count in indexes only."""
 
 import json
 import sqlite3
@@ -66,8 +66,8 @@ FROM beneath_dead_letter
 
 
 def stats(db: sqlite3.Connection, live: Collection[frozenset[str]], *, now: float) -> list[SubscriptionStats]:
-    """Count what every subscription holds; `live` has the subscriptions of each live worker."""
-    # One snapshot: nothing is counted twice on its way from one state to the next.
+    """Return the counts of every subscription; `live` holds the subscriptions of each live worker."""
+    # In one snapshot, so that no delivery is counted twice while it changes its state.
     db.execute("BEGIN")
     try:
         return [_stats_of(db, row, live, now) for row in _subscriptions(db)]
@@ -99,7 +99,7 @@ def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
     """Return one dead letter.
 
     Raises:
-        DeadLetterNotFound: there is none of that id.
+        DeadLetterNotFound: no dead letter has that id.
     """
     row = db.execute(f"{_DEAD_LETTER} WHERE id = ?", (dead_letter_number(dead_id),)).fetchone()
     if row is None:
@@ -108,7 +108,7 @@ def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
 
 
 def interrupted_retirements(db: sqlite3.Connection) -> list[str]:
-    """Return a line for each retirement that was begun and is not complete."""
+    """Return a line for each incomplete retirement."""
     return [
         f"retiring {name}{f' (event {event})' if event else ''} was begun and is not complete: "
         f"run `beneath bus retire` again with --backlog {backlog}"

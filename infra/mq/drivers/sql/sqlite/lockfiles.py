@@ -1,4 +1,4 @@
-"""Who is alive: each worker holds an OS lock on a file of its own, which the system takes away with its process."""
+"""Lock files: each worker holds a lock on its file, which the operating system releases when its process ends."""
 
 import errno
 import fcntl
@@ -15,11 +15,11 @@ from infra.mq.errors import QueueUnavailable
 _SUFFIX = ".lock"
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _PATIENCE = 2.0
-"""How long, in seconds, a new worker waits for those that just look whether its file is locked."""
+"""Seconds that a new worker waits for processes that hold its lock only to check it."""
 
 
 class LockFile:
-    """A lock that this process holds; without a descriptor, one whose file is gone."""
+    """A lock held by this process; without a descriptor, the file does not exist."""
 
     def __init__(self, path: Path, descriptor: int | None) -> None:
         self._path = path
@@ -28,20 +28,23 @@ class LockFile:
 
     @property
     def held(self) -> bool:
-        """Whether it was not released yet."""
+        """Whether the lock is still held."""
         return self._descriptor is not None
 
     def release(self) -> None:
-        """Unlock; the file stays, so that others find it unlocked. May be called from any thread, and again."""
+        """Release the lock; the file stays, so that other processes find it unlocked.
+
+        May be called from any thread, and more than once.
+        """
         with self._guard:
             descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
 
     def restore(self) -> bool:
-        """Put the file back if it was deleted; return whether the lock is held. May be called from any thread.
+        """Create the file again if it was deleted; return whether the lock is held. May be called from any thread.
 
-        Others take a worker without a file for dead after a while.
+        Other processes consider a worker dead whose file has been missing for a while.
         """
         with self._guard:
             if self._descriptor is None or _is_at(self._descriptor, self._path):
@@ -54,12 +57,12 @@ class LockFile:
             return True
 
     def detach(self) -> int | None:
-        """Hand over the descriptor, and with it the lock."""
+        """Return the descriptor, and with it the ownership of the lock."""
         descriptor, self._descriptor = self._descriptor, None
         return descriptor
 
     def remove(self) -> None:
-        """Delete the file, then unlock."""
+        """Delete the file, then release the lock."""
         if self._descriptor is not None:
             self._path.unlink(missing_ok=True)
         self.release()
@@ -71,12 +74,12 @@ class LockFolder:
     def __init__(self, database: Path) -> None:
         self._folder = database.with_name(database.name + ".workers")
         self._held: list[LockFile] = []
-        # A child that is forked without exec would keep a dead worker's lock.
+        # A child forked without exec inherits the descriptors, and would hold the locks after the worker's death.
         itself = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forget(itself))
 
     def hold(self, worker: str) -> LockFile:
-        """Lock the file of a worker of this process, for as long as it lives.
+        """Lock the file of a worker of this process, creating it if necessary.
 
         Raises:
             QueueUnavailable: the folder cannot be used, or another live worker has that id.
@@ -96,17 +99,17 @@ class LockFolder:
         return lock
 
     def seize(self, worker: str) -> LockFile | None:
-        """Lock the file of a worker that is dead; None if it lives."""
+        """Lock the file of a dead worker; return None if the worker is alive."""
         try:
             return _lock(self._path(worker), create=False)
         except FileNotFoundError:
             return LockFile(self._path(worker), None)
         except OSError:
-            # Another user's file, or no more descriptors: not knowing is no reason to take its work away.
+            # Another user's file, or no more descriptors: a worker in unknown state keeps its claims.
             return None
 
     def is_alive(self, worker: str) -> bool:
-        """Whether that worker's process lives, and the worker in it."""
+        """Return whether that worker holds its lock."""
         lock = self.seize(worker)
         if lock is None:
             return True
@@ -118,12 +121,12 @@ class LockFolder:
         try:
             names = [it.name for it in self._folder.iterdir()]
         except OSError:
-            # There is none, or no more descriptors: then those that are left over stay for now.
+            # No folder, or no more descriptors: leftover files are removed later.
             return set()
         return {unquote(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)}
 
     def forget_in_child(self) -> None:
-        """Close what a forked child has inherited; its parent's locks stay."""
+        """Close the inherited descriptors in a forked child; the parent keeps its locks."""
         for lock in self._held:
             lock.release()
 
@@ -132,7 +135,7 @@ class LockFolder:
 
 
 def _lock(path: Path, *, create: bool) -> LockFile | None:
-    """Lock the file at `path`; None while somebody else holds it."""
+    """Lock the file at `path`; return None if another process holds the lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
         try:
@@ -145,7 +148,7 @@ def _lock(path: Path, *, create: bool) -> LockFile | None:
         except BaseException:
             os.close(descriptor)
             raise
-        # Somebody removed the file between open and lock: what we have locked is no longer there to be seen.
+        # The file was removed between open and lock: the lock is on a file that no other process can see.
         os.close(descriptor)
 
 

@@ -1,4 +1,4 @@
-"""Mailboxes: opened by what is put in, held by one worker at a time, dropped when empty."""
+"""Mailboxes on SQLite: created by their first delivery, claimed by one worker at a time, deleted when empty."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ MailboxRow = tuple[int, str, float, int]
 
 
 def open_mailboxes(db: sqlite3.Connection, mailboxes: Iterable[MailboxRow]) -> None:
-    """Let mailboxes be claimed, unless they exist and have a state of their own."""
+    """Create mailboxes that do not exist, as due; existing ones keep their state."""
     db.executemany(_OPEN, mailboxes)
 
 
@@ -49,7 +49,7 @@ def release_mailboxes(
     turn: int,
     parked_for: str | None = None,
 ) -> None:
-    """Take mailboxes (subscription, key) from their owner."""
+    """End the claims of mailboxes (subscription, key), and set their state and due time."""
     rows = [(state, due_at, turn, parked_for, subscription, key) for subscription, key in mailboxes]
     db.executemany(_RELEASE, rows)
 
@@ -63,5 +63,5 @@ def close_mailbox(db: sqlite3.Connection, subscription: int, key: str, now: floa
 
 
 def drop(db: sqlite3.Connection, subscription: int, key: str) -> None:
-    """Delete a mailbox, which must be empty."""
+    """Delete an empty mailbox."""
     db.execute(_DROP, (subscription, key))

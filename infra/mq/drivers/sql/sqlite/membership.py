@@ -1,4 +1,4 @@
-"""Workers: joining, leaving, and what becomes of the claims of dead ones."""
+"""Workers on SQLite: joining, leaving, and taking over the claims of dead ones."""
 
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
@@ -12,7 +12,7 @@ from infra.mq.queue import MAILBOX_BATCH
 from infra.mq.types import Claim, WorkerInfo
 
 RELEASED_AT_ONCE = 500
-"""How many deliveries, or a tenth as many mailboxes, a step takes from a worker."""
+"""The maximum number of deliveries that a step takes from a worker; that of mailboxes is a tenth."""
 
 _JOIN = """
 INSERT INTO beneath_worker (id, name, host, pid, subscriptions, joined_at) VALUES (?, ?, ?, ?, ?, ?)
@@ -72,7 +72,7 @@ MemberRow = tuple[int, str, str]
 
 
 def join(db: sqlite3.Connection, info: WorkerInfo, *, now: float) -> int:
-    """Register a worker; return the number under which it owns things."""
+    """Register a worker; return the number that marks its claims as owner."""
     number = reserve(db, 1)
     names = dumps(sorted(info.subscriptions))
     db.execute(_JOIN, (number, info.id, info.host, info.pid, names, now))
@@ -80,21 +80,22 @@ def join(db: sqlite3.Connection, info: WorkerInfo, *, now: float) -> int:
 
 
 def members(db: sqlite3.Connection) -> list[MemberRow]:
-    """Return the registered workers, dead ones among them."""
+    """Return the registered workers, including dead ones."""
     return db.execute(_ALL).fetchall()
 
 
 def unknown_owners(db: sqlite3.Connection) -> set[int]:
-    """Return who owns something without being registered: no worker claims so, but a damaged file may say so."""
+    """Return the owners of claims that are not registered; only a damaged file has such claims."""
     return {number for statement in (_OWNERS, _MAILBOX_OWNERS) for (number,) in db.execute(statement)}
 
 
 def take_over_some(
     db: sqlite3.Connection, place: object, *, worker: int, clock: Callable[[], float]
 ) -> tuple[int, bool]:
-    """Take deliveries from a dead worker and charge them; return how many, and whether there may be more.
+    """Take over a step's worth of a dead worker's deliveries; return their number, and whether to continue.
 
-    The worker is unregistered when it owns nothing any more: until then others find it, should this be interrupted.
+    Each delivery counts a takeover or a crash. The last step unregisters the worker, so that other processes continue
+    an interrupted takeover.
     """
     numbers, mailboxes, more = _owned(db, worker)
     charged = db.execute(_TAKE_OVER, (dumps(numbers),)).rowcount
@@ -109,22 +110,22 @@ def take_over_some(
 def leave_some(
     db: sqlite3.Connection, place: object, *, worker: int, keep: Collection[Claim], clock: Callable[[], float]
 ) -> tuple[int, bool]:
-    """Release what a worker owns but for the claims it keeps; return how many claims, and whether there may be more.
+    """Release a step's worth of a worker's claims but `keep`; return their number, and whether to continue.
 
-    In the last step it is unregistered if it keeps none.
+    The last step unregisters the worker if it keeps none.
     """
     numbers, mailboxes, more = _owned(db, worker, keep)
     db.execute(_RELEASE, (dumps(numbers),))
     db.executemany(_UNMARK, mailboxes)
     requeue_mailboxes(db, mailboxes, clock())
     if not more:
-        # Its row must outlive it as long as it owns something: it is by the row that others find what to take over.
+        # As long as the worker owns claims, its row stays: other processes need it to take the claims over.
         db.execute(_LINGER if keep else _LEAVE, (worker,))
     return len(numbers) + len(mailboxes), more
 
 
 def requeue_mailboxes(db: sqlite3.Connection, mailboxes: Sequence[tuple[Any, ...]], now: float) -> None:
-    """Release mailboxes, whose first columns are subscription and key, behind those that wait."""
+    """Release mailboxes (subscription, key, ...), which become due behind the waiting ones."""
     if mailboxes:
         release_mailboxes(db, [(row[0], row[1]) for row in mailboxes], due_at=now, turn=reserve(db, 1))
 
@@ -132,7 +133,7 @@ def requeue_mailboxes(db: sqlite3.Connection, mailboxes: Sequence[tuple[Any, ...
 def _owned(
     db: sqlite3.Connection, worker: int, keep: Collection[Claim] = ()
 ) -> tuple[list[int], list[tuple[int, str, int]], bool]:
-    """Return some deliveries and mailboxes that a worker owns and does not keep, and whether there may be more."""
+    """Return some deliveries and mailboxes of a worker that are not in `keep`, and whether there may be more."""
     kept = dumps([it.deliveries[0].id for it in keep if not it.ordered])
     numbers = registry.find(db, {it.subscription for it in keep if it.ordered})
     keys = [

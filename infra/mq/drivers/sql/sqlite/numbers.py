@@ -1,10 +1,10 @@
-"""The queue's sequences."""
+"""The sequences of the queue on SQLite."""
 
 import sqlite3
 
 
 def reserve(db: sqlite3.Connection, count: int, sequence: str = "beneath_number") -> int:
-    """Take `count` numbers in a row, never given before, and return the first."""
+    """Reserve `count` consecutive numbers that were never used, and return the first."""
     (last,) = db.execute(
         "UPDATE beneath_counter SET value = value + ? WHERE name = ? RETURNING value", (count, sequence)
     ).fetchone()
@@ -12,6 +12,6 @@ def reserve(db: sqlite3.Connection, count: int, sequence: str = "beneath_number"
 
 
 def last_number(db: sqlite3.Connection, sequence: str) -> int:
-    """Return the last number that was taken."""
+    """Return the last reserved number."""
     (last,) = db.execute("SELECT value FROM beneath_counter WHERE name = ?", (sequence,)).fetchone()
     return int(last)

@@ -1,4 +1,4 @@
-"""Deliveries that no worker knows how to read yet."""
+"""Parked deliveries on SQLite, which wait for a worker that knows their event or version."""
 
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
@@ -8,7 +8,7 @@ from json import dumps
 from infra.mq.drivers.sql.sqlite.membership import requeue_mailboxes
 
 UNPARKED_AT_ONCE = 500
-"""How many deliveries or mailboxes a step makes due."""
+"""The maximum number of deliveries or mailboxes that a step makes due."""
 
 _PARKED = """
 SELECT id FROM beneath_delivery INDEXED BY beneath_delivery_parked
@@ -41,7 +41,7 @@ WHERE a.name = :name
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """What parked deliveries of a subscription need, and a worker knows."""
+    """An event or version that parked deliveries of a subscription need and a worker knows."""
 
     subscription: int
     ordered: bool
@@ -49,7 +49,7 @@ class Needed:
 
 
 def needed(db: sqlite3.Connection, known: Mapping[str, Collection[str]]) -> list[Needed]:
-    """Return what of `known` any parked delivery needs; writes nothing."""
+    """Return the entries of `known` that a parked delivery needs; writes nothing."""
     return [
         Needed(subscription, bool(ordered), name)
         for subscribed, names in known.items()
@@ -63,15 +63,15 @@ def needed(db: sqlite3.Connection, known: Mapping[str, Collection[str]]) -> list
 def unpark_some(
     db: sqlite3.Connection, place: int | str | None, *, it: Needed, clock: Callable[[], float]
 ) -> tuple[int, int | str | None]:
-    """Make some parked deliveries or mailboxes due that need `it`; return how many, and where to go on, if anywhere.
+    """Make some parked deliveries or mailboxes due that need `it`; return their number, and the next place.
 
-    It goes through them once: what somebody who does not know it parks again meanwhile stays parked.
+    The steps pass over them once: deliveries that an older worker parks again meanwhile stay parked.
     """
     if it.ordered:
         values = (it.subscription, it.name, place or "", UNPARKED_AT_ONCE)
         mailboxes = db.execute(_PARKED_MAILBOXES, values).fetchall()
         requeue_mailboxes(db, mailboxes, clock())
-        # A key may be empty, so the next step begins with this; NUL is in none.
+        # The next step begins right behind the last key: no key contains NUL, and a key may be empty.
         return len(mailboxes), f"{mailboxes[-1][1]}\0" if len(mailboxes) == UNPARKED_AT_ONCE else None
     values = (it.subscription, it.name, place or 0, UNPARKED_AT_ONCE)
     numbers = [number for (number,) in db.execute(_PARKED, values)]

@@ -1,4 +1,4 @@
-"""The workers on one database: which of them live, and what the dead leave behind."""
+"""The workers on one database: registration, and recovery of the claims of dead ones."""
 
 import asyncio
 import math
@@ -15,20 +15,20 @@ from infra.mq.drivers.sql.sqlite.watcher import Watcher
 from infra.mq.types import Claim, WorkerInfo
 
 MISSING_PATIENCE = 10.0
-"""After how many seconds without a lock file a worker counts as dead: a live one puts it back with its next `renew`."""
+"""Seconds without a lock file after which a worker is considered dead; a live one restores its file in `renew`."""
 
 Steps = Callable[[Callable[..., tuple[int, bool]]], Awaitable[int]]
-"""Runs something again and again, each time in a transaction, until it says that it is done; returns its sum."""
+"""A function that runs a step in transaction after transaction until the step reports its end; returns the sum."""
 
 
 class LockMembership:
-    """A worker of this process: the number under which it owns things, and the lock that says that it lives."""
+    """A worker of this process: the number that marks its claims as owner, and its lock file."""
 
     def __init__(self, number: int, lock: LockFile) -> None:
         self.number = number
         self.lock = lock
         self.leaving = False
-        """Whether it claims nothing any more, although it may still be registered."""
+        """Whether the worker is leaving and so claims no more, although it may still be registered."""
 
     @property
     def alive(self) -> bool:
@@ -46,7 +46,7 @@ class LockMembership:
 
 
 class _Holding:
-    """The lock of a worker that joins; its thread goes on when the task that waits for it is cancelled."""
+    """The lock of a joining worker; it is acquired in a thread, which continues if the waiting task is cancelled."""
 
     def __init__(self, locks: LockFolder, worker: str) -> None:
         self._locks = locks
@@ -56,10 +56,10 @@ class _Holding:
         self._given_up = False
 
     def hold(self) -> LockFile:
-        """Take the lock, and remove it at once if it is not wanted any more. Called in a thread.
+        """Acquire the lock; remove it at once if `give_up` was called. Called in a thread.
 
         Raises:
-            QueueUnavailable: it cannot be had.
+            QueueUnavailable: the lock cannot be acquired.
         """
         lock = self._locks.hold(self._worker)
         with self._guard:
@@ -69,7 +69,7 @@ class _Holding:
         return lock
 
     def give_up(self) -> None:
-        """Remove the lock, now or as soon as the thread has it."""
+        """Remove the lock, now or as soon as the thread has acquired it."""
         with self._guard:
             self._given_up = True
             if self._lock is not None:
@@ -77,7 +77,7 @@ class _Holding:
 
 
 class Presence:
-    """Registers this process's workers, and finds the dead ones of all processes."""
+    """Registers this process's workers, and recovers the claims of dead workers of all processes."""
 
     def __init__(self, path: Path, watcher: Watcher, steps: Steps) -> None:
         self._path = path
@@ -87,7 +87,7 @@ class Presence:
         self._missing: dict[str, float] = {}
 
     async def join(self, info: WorkerInfo, register: Callable[[], Awaitable[int]]) -> LockMembership:
-        """Register a live worker: first its lock, so that nobody ever finds it without."""
+        """Register a live worker; its lock comes first, so that no process sees it registered without one."""
         holding = _Holding(self._locks, info.id)
         try:
             with starting_a_thread(self._path):
@@ -99,14 +99,14 @@ class Presence:
             raise
 
     async def leave(self, member: LockMembership, keep: Collection[Claim], clock: Callable[[], float]) -> None:
-        """Release all but `keep`; with nothing kept, the worker is gone for good."""
+        """Release all claims but `keep`; unregister the worker if it keeps none."""
         member.leaving = True
         await self._steps(partial(membership.leave_some, worker=member.number, keep=keep, clock=clock))
         if not keep:
             member.lock.remove()
 
     async def recover(self, clock: Callable[[], float]) -> int:
-        """Take from dead workers what they hold; return how many deliveries that were."""
+        """Take over the claims of dead workers; return the number of deliveries."""
         registered = self._watcher.read(membership.members)
         count = 0
         for number, worker, _ in registered:
@@ -132,12 +132,12 @@ class Presence:
         return await self._steps(partial(membership.take_over_some, worker=number, clock=clock))
 
     def _is_overdue(self, worker: str) -> bool:
-        """Whether a worker's lock file has been missing for so long that the worker is dead."""
+        """Return whether a worker's lock file has been missing for `MISSING_PATIENCE`."""
         now = time.monotonic()
         return now - self._missing.setdefault(worker, now) >= MISSING_PATIENCE
 
     def _remove_leftovers(self, registered: Collection[str]) -> None:
-        """Remove the files of workers that died before they were registered, or just after they left."""
+        """Remove the lock files of workers that died before they were registered, or just after they left."""
         for worker in self._missing.keys() - registered:
             del self._missing[worker]
         for worker in self._locks.workers().difference(registered):

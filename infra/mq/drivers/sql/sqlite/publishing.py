@@ -1,4 +1,4 @@
-"""Messages on their way in: deliveries for every subscription, and each id of an event once."""
+"""Publishing on SQLite: deduplication, and one delivery for each subscription."""
 
 import sqlite3
 from collections.abc import Collection, Sequence
@@ -13,7 +13,7 @@ from infra.mq.drivers.sql.sqlite.writer import Joinable
 from infra.mq.types import Message
 
 PRUNED_AT_ONCE = 100
-"""How many outdated rows a call removes along the way, beside as many as it adds."""
+"""The number of expired rows that a call removes beyond the number that it adds."""
 
 _INSERT_DELIVERY = """
 INSERT INTO beneath_delivery
@@ -26,8 +26,7 @@ FROM beneath_route AS r CROSS JOIN beneath_subscription AS s ON s.id = r.subscri
 WHERE r.event = :event ORDER BY r.subscription
 """  # noqa: S608  # constants only
 
-# `beneath_dedupe` holds what an earlier release accepted, by id alone: until it is outdated, those ids count for every
-# event.
+# `beneath_dedupe` holds the ids that an earlier release accepted; until they expire, they count for every event.
 _ACCEPT_ID = """
 INSERT INTO beneath_accepted (event, id, at)
 SELECT :event, :id, :now WHERE NOT EXISTS (SELECT 1 FROM beneath_dedupe WHERE id = :id AND at > :outdated)
@@ -47,7 +46,7 @@ DeliveryRow = tuple[int, int, int, float, float, str, str, str | None, str | Non
 
 
 class Publish(Joinable):
-    """Stores `messages` as of `now` or, if that is later, the time at which it has the write lock."""
+    """A publish: it stores `messages` at the later of `now` and the time at which it gets the write lock."""
 
     __slots__ = ("_clock", "_messages", "_now", "_window")
 
@@ -60,7 +59,7 @@ class Publish(Joinable):
     @classmethod
     def run_all(cls, db: sqlite3.Connection, operations: Sequence[Self]) -> None:
         first = operations[0]
-        messages = first._messages  # noqa: SLF001  # our own kind
+        messages = first._messages  # noqa: SLF001  # the same class
         if len(operations) > 1:
             messages = list(chain.from_iterable([it._messages for it in operations]))  # noqa: SLF001
         now = first._clock.reach(db, max([it._now for it in operations]))  # noqa: SLF001
@@ -97,7 +96,7 @@ def _rows_of(
             if due_at > now:
                 state = 3
             elif mailbox is not None and overdue.in_mailbox(subscription, mailbox):
-                # What became due before this takes its place before it.
+                # Messages that became due earlier must join the mailbox before this one.
                 state, at = 3, now
             elif mailbox is not None:
                 mailboxes.setdefault((subscription, mailbox), (subscription, mailbox, due_at, number))

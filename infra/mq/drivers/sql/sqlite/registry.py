@@ -1,4 +1,4 @@
-"""Which subscriptions are kept, under which names, and for which events."""
+"""The registry on SQLite: subscriptions, their aliases and their events."""
 
 import sqlite3
 from collections.abc import Collection, Iterable
@@ -39,10 +39,10 @@ _VISIBLE_AT = "SELECT visible_at FROM beneath_registry WHERE id = 1 AND visible_
 def declare(
     db: sqlite3.Connection, subscriptions: Collection[Subscription], broadcasts: Collection[str], *, now: float
 ) -> None:
-    """Add what is missing.
+    """Add missing subscriptions, aliases, routes and broadcast events.
 
     Raises:
-        SubscriptionConflict: something contradicts what is kept.
+        SubscriptionConflict: a declaration contradicts a stored subscription, or one that is being retired.
     """
     changes = db.total_changes
     for wanted in subscriptions:
@@ -53,7 +53,7 @@ def declare(
 
 
 def is_declared(db: sqlite3.Connection, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> bool:
-    """Return whether `declare` would change nothing; writes nothing."""
+    """Return whether all of these are stored already, so that `declare` would change nothing."""
     for wanted in subscriptions:
         kept = find(db, [wanted.name, *wanted.aliases])
         if set(kept) != {wanted.name, *wanted.aliases} or len({it.id for it in kept.values()}) != 1:
@@ -65,18 +65,18 @@ def is_declared(db: sqlite3.Connection, subscriptions: Collection[Subscription],
 
 
 def mark_changed(db: sqlite3.Connection, now: float) -> None:
-    """Note that the registry is another one from now on."""
+    """Record that the registry has changed at `now`."""
     db.execute(_CHANGED, (now,))
 
 
 def visible_at(db: sqlite3.Connection) -> float | None:
-    """Return since when every process can read the present registry; None if that was not noted yet."""
+    """Return the time since which every process can read the present registry; None if it is not recorded."""
     row = db.execute(_VISIBLE_AT).fetchone()
     return None if row is None else float(row[0])
 
 
 def mark_visible(db: sqlite3.Connection, *, now: float) -> None:
-    """Note that the present registry can be read: its COMMIT is over, however long it took."""
+    """Record that the present registry can be read, because its COMMIT has ended."""
     db.execute(_VISIBLE, (now,))
 
 
@@ -86,7 +86,7 @@ def tables_exist(db: sqlite3.Connection) -> None:
 
 
 def registry(db: sqlite3.Connection) -> Registry:
-    """Return what is declared."""
+    """Return the declared events."""
     return Registry(
         routed=frozenset(event for (event,) in db.execute(_ROUTED)),
         broadcast=frozenset(event for (event,) in db.execute(_BROADCAST)),
@@ -94,16 +94,16 @@ def registry(db: sqlite3.Connection) -> Registry:
 
 
 def find(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, StoredSubscription]:
-    """Return the subscriptions behind names and aliases; unknown ones are left out."""
+    """Return the subscriptions of names and aliases; unknown names are omitted."""
     rows = db.execute(_KEPT, {"names": dumps(list(names))}).fetchall()
     return {name: StoredSubscription(number, bool(ordered)) for name, number, ordered in rows}
 
 
 def get(db: sqlite3.Connection, name: str) -> StoredSubscription:
-    """Return the subscription behind a name or alias.
+    """Return the subscription of a name or alias.
 
     Raises:
-        SubscriptionNotFound: there is none.
+        SubscriptionNotFound: no subscription has that name.
     """
     kept = find(db, [name]).get(name)
     if kept is None:
@@ -112,7 +112,7 @@ def get(db: sqlite3.Connection, name: str) -> StoredSubscription:
 
 
 def present_name(db: sqlite3.Connection, subscription: int) -> str:
-    """Return the name under which a subscription is kept."""
+    """Return the present name of a subscription."""
     return str(db.execute(_PRESENT_NAME, (subscription,)).fetchone()[0])
 
 
@@ -122,10 +122,10 @@ def events_of(db: sqlite3.Connection, subscription: int) -> list[str]:
 
 
 def set_paused(db: sqlite3.Connection, name: str, *, paused: bool) -> None:
-    """Hand out nothing of a subscription, or again.
+    """Pause or resume a subscription.
 
     Raises:
-        SubscriptionNotFound: nothing is kept under that name.
+        SubscriptionNotFound: no subscription has that name, or it is being retired.
     """
     subscription = get(db, name).id
     if not paused and "" in retiring_events(db, subscription):
@@ -134,7 +134,7 @@ def set_paused(db: sqlite3.Connection, name: str, *, paused: bool) -> None:
 
 
 def retiring_events(db: sqlite3.Connection, subscription: int) -> set[str]:
-    """Return which events of a subscription are being retired; the empty string stands for all of it."""
+    """Return the events of a subscription that are being retired; "" stands for the whole subscription."""
     return {event for (event,) in db.execute(_RETIRING, (subscription,))}
 
 

@@ -1,8 +1,8 @@
-"""The end of a subscription, or of one of its events, in steps.
+"""Retiring a subscription, or one of its events, in steps.
 
-The first step notes what is to go: from then on no route leads there, and no claim hands it out. The next steps remove
-what waits, each a bounded number of deliveries in a transaction of its own; the last one removes the note. The same
-call completes one that was interrupted.
+The first step stores the retirement: from then on no message is routed to it, and no claim returns its deliveries. The
+next steps remove pending deliveries, each a bounded number in its own transaction; the last step removes the stored
+retirement. Repeating the call completes an interrupted one.
 """
 
 import sqlite3
@@ -21,16 +21,16 @@ Live = Collection[tuple[str, frozenset[str]]]
 """The id and the subscriptions of each live worker."""
 
 REMOVED_AT_ONCE = 500
-"""How many deliveries a step looks at."""
+"""The number of deliveries that a step reads."""
 
 REMOVED_BYTES = 4 * 1024 * 1024
-"""A step ends once the bodies that it removes are larger than this."""
+"""The size of removed bodies, in bytes, after which a step ends."""
 
 COUNTED = 1000
-"""How far a backlog is counted for an error message."""
+"""The number up to which a backlog is counted for an error message."""
 
 REASON = "its subscription was retired"
-"""The error of dead letters that had none."""
+"""The error of dead letters whose delivery had none."""
 
 _COLUMNS = "id, subscription, event, mailbox, length(body)"
 _CLAIMED = f"""
@@ -57,7 +57,7 @@ SELECT {_COLUMNS}, mailbox, id FROM beneath_delivery INDEXED BY beneath_delivery
 WHERE state = 4 AND subscription = ? AND (mailbox, id) > (?, ?) ORDER BY mailbox, id LIMIT {REMOVED_AT_ONCE}
 """  # noqa: S608  # constants only
 _LEAST = -1e308
-# In the order in which deliveries move on: what leaves a state while that is gone through is found in a later one.
+# In the order of state changes: a delivery that leaves a state during its walk is found in a later state.
 _WALKS: Sequence[tuple[str, bool, tuple[Any, ...]]] = (
     (_CLAIMED, False, (0, 0, _LEAST, 0, 0)),
     (_PARKED, True, ("", 0)),
@@ -87,7 +87,7 @@ _MAILBOXES = "SELECT ordering_key FROM beneath_mailbox WHERE subscription = ? LI
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """How far the removal of a backlog is."""
+    """The position of the removal of a backlog."""
 
     subscription: int
     event: str | None
@@ -97,10 +97,10 @@ class Walk:
 
 
 def waiting(db: sqlite3.Connection, name: str, event: str | None) -> tuple[int, int]:
-    """Count what waits, up to `COUNTED`; also return the last number that was given then. Only reads, and takes long.
+    """Count pending deliveries up to `COUNTED`; also return the last delivery number. Only reads, and may take long.
 
     Raises:
-        SubscriptionNotFound: nothing is kept under that name.
+        SubscriptionNotFound: no subscription has that name.
     """
     db.execute("BEGIN")
     try:
@@ -118,11 +118,11 @@ def waiting(db: sqlite3.Connection, name: str, event: str | None) -> tuple[int, 
 def begin(
     db: sqlite3.Connection, name: str, event: str | None, backlog: Backlog, live: Live, found: tuple[int, int] | None
 ) -> Walk:
-    """Note that a subscription, or one event of it, is to go; `found` is what `waiting` returned, to refuse that.
+    """Store the retirement of a subscription or of one event; with `found`, the result of `waiting`, refuse a backlog.
 
     Raises:
-        SubscriptionNotFound: nothing is kept under that name, or it has no such event.
-        ListenerInUse: a live worker has it, or a backlog exists and is to be refused.
+        SubscriptionNotFound: no subscription has that name, or it does not have that event.
+        ListenerInUse: a live worker has the listener, or a backlog exists and `found` is given.
     """
     subscription = registry.get(db, name).id
     noted = registry.retiring_events(db, subscription)
@@ -142,7 +142,7 @@ def begin(
 
 
 def remove_some(db: sqlite3.Connection, place: Walk, *, clock: Callable[[], float]) -> tuple[int, Walk | None]:
-    """Remove some of what waits; return how many deliveries that were, and where to go on: None at the end."""
+    """Remove a step's worth of deliveries; return their number, and where to continue: None at the end."""
     walk = place
     if walk.state < len(_WALKS):
         found, following = _next_page(db, walk)
@@ -157,7 +157,7 @@ def remove_some(db: sqlite3.Connection, place: Walk, *, clock: Callable[[], floa
 
 
 def finish(db: sqlite3.Connection, walk: Walk, *, now: float) -> None:
-    """Remove what is left when nothing waits any more."""
+    """Remove the subscription or event, once no deliveries are left."""
     if walk.event is None:
         for statement in (_DROP_ROUTES, _DROP_ALIASES, _DROP_SUBSCRIPTION, _FORGET_ALL):
             db.execute(statement, (walk.subscription,))
@@ -167,7 +167,7 @@ def finish(db: sqlite3.Connection, walk: Walk, *, now: float) -> None:
 
 
 class Retiring:
-    """Which events are being retired: a worker that claims removes their deliveries instead."""
+    """The events that are being retired: a claim removes their deliveries instead of returning them."""
 
     def __init__(self, db: sqlite3.Connection, now: float) -> None:
         self._db = db
@@ -177,7 +177,7 @@ class Retiring:
         }
 
     def without(self, subscription: int, rows: list[Any]) -> list[Any]:
-        """Return those of `rows`, whose first columns are id, message id and event, that may be handed out."""
+        """Return the claimable ones of `rows`, whose first columns are id, message id and event; remove the others."""
         if not self._notes:
             return rows
         left = []
@@ -211,7 +211,7 @@ def _refuse_backlog(
 
 
 def _next_page(db: sqlite3.Connection, walk: Walk) -> tuple[list[tuple[int, str | None]], Walk]:
-    """Return the next deliveries (number, mailbox) of a backlog, and where to go on."""
+    """Return the next deliveries (number, mailbox) of a backlog, and where to continue."""
     statement, by_subscription, least = _WALKS[walk.state]
     values = (*((walk.subscription,) if by_subscription else ()), *(walk.cursor or least))
     rows = db.execute(statement, values).fetchall()
@@ -243,7 +243,7 @@ def _remove(db: sqlite3.Connection, walk: Walk, found: Sequence[tuple[int, str |
 
 
 def _headed_by(db: sqlite3.Connection, subscription: int, keys: Iterable[str], numbers: set[int]) -> list[str]:
-    """Return those mailboxes that go on when `numbers` are gone; claimed ones are closed by their owner."""
+    """Return the mailboxes to release because `numbers` hold their heads; claimed ones are closed by their owner."""
     return [
         key
         for key in keys

@@ -1,7 +1,7 @@
-"""Messages for a later time: taking their places when due, and cancellation before that.
+"""Scheduled messages on SQLite: promotion when they are due, and cancellation before that.
 
-Whether a message is due is decided by `due_at` alone, under the write lock, by a clock that never goes back. So all its
-deliveries are due or none, although those of each subscription take their places with the first claim for that.
+Only `due_at` decides whether a message is due, under the write lock and by a clock that never goes back. So either all
+its deliveries are due or none, although each subscription's deliveries are promoted with the first claim of it.
 """
 
 import sqlite3
@@ -12,13 +12,13 @@ from infra.mq.drivers.sql.sqlite.mailboxes import open_mailboxes
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 
 PROMOTED_AT_ONCE = 200
-"""How many scheduled deliveries a claim lets take their places, of all its subscriptions together."""
+"""The maximum number of deliveries that a claim promotes, over all its subscriptions."""
 
 LEAST_PROMOTED = 10
-"""How many of each subscription at least, however many have some."""
+"""The minimum of that limit for each subscription."""
 
 PROMOTED_BYTES = 4 * 1024 * 1024
-"""A claim promotes no more of a subscription once the bodies are larger than this: their rows are written anew."""
+"""The size of promoted bodies of a subscription, in bytes, after which a claim stops; promotion rewrites rows."""
 
 HAS_DUE = """
 EXISTS (
@@ -26,7 +26,7 @@ EXISTS (
     WHERE state = 3 AND subscription = s.id AND due_at <= :now
 )
 """
-"""Whether the subscription `s` has scheduled deliveries that are due at `:now`."""
+"""The SQL condition that the subscription `s` has scheduled deliveries that are due at `:now`."""
 
 _DUE = """
 SELECT id, due_at, mailbox, length(body) FROM beneath_delivery INDEXED BY beneath_delivery_scheduled
@@ -47,20 +47,20 @@ _SCHEDULED = "SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE state = 3 AND 
 
 
 class Overdue:
-    """Which mailboxes have scheduled deliveries that are due, but have not taken their places yet.
+    """The mailboxes with scheduled deliveries that are due but not promoted yet.
 
-    What is added to such a mailbox is added to the scheduled ones, as due now: it takes its place behind them.
+    A delivery added to such a mailbox is stored as scheduled and due now, so that it is promoted behind them.
     """
 
     def __init__(self, db: sqlite3.Connection, behind: Collection[int], now: float) -> None:
-        """Ask of the subscriptions in `behind` alone, those that have scheduled deliveries that are due."""
+        """Restrict the queries to `behind`, the subscriptions that have scheduled deliveries that are due."""
         self._db = db
         self._now = now
         self._behind = behind
         self._known: dict[tuple[int, str], bool] = {}
 
     def in_mailbox(self, subscription: int, mailbox: str) -> bool:
-        """Return whether that mailbox has any."""
+        """Return whether that mailbox has such deliveries."""
         if subscription not in self._behind:
             return False
         known = self._known.get((subscription, mailbox))
@@ -71,9 +71,9 @@ class Overdue:
 
 
 def promote(db: sqlite3.Connection, behind: Collection[int], now: float) -> None:
-    """Let some of the scheduled deliveries that are due take their places: the first ones of each of `behind`.
+    """Promote the first due deliveries of each of `behind`, the subscriptions that have any.
 
-    `behind` are the subscriptions that have any.
+    The number is bounded by `PROMOTED_AT_ONCE`.
     """
     limit = max(PROMOTED_AT_ONCE // len(behind), LEAST_PROMOTED)
     for subscription in behind:
@@ -81,7 +81,7 @@ def promote(db: sqlite3.Connection, behind: Collection[int], now: float) -> None
 
 
 def cancel(db: sqlite3.Connection, message_id: str, *, now: float) -> bool:
-    """Delete a scheduled message that is not due yet, and forget its id; False if there is none."""
+    """Delete a scheduled message that is not due yet, and its accepted id; return False if there is none."""
     events = {event for (event,) in db.execute(_CANCEL, (message_id, now)).fetchall()}
     if not events:
         return False
@@ -91,7 +91,7 @@ def cancel(db: sqlite3.Connection, message_id: str, *, now: float) -> bool:
 
 
 def scheduled(db: sqlite3.Connection, message_id: str, *, now: float) -> bool:
-    """Return whether `cancel` would find something."""
+    """Return whether `cancel` would succeed."""
     return bool(db.execute(_SCHEDULED, (message_id, now)).fetchone()[0])
 
 

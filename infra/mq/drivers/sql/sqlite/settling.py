@@ -1,4 +1,4 @@
-"""How claims end."""
+"""Settlements on SQLite: the end of claims."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.types import Claim, Outcome, Settlement
 
 SETTLED_AT_ONCE = 500
-"""How many settlements a transaction carries out at most, unless a single claim has more."""
+"""The maximum number of settlements in a transaction, unless a single claim has more."""
 
 _PENDING_OUTCOMES = frozenset({Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK})
 
@@ -44,20 +44,20 @@ _MARK = "UPDATE beneath_delivery SET isolated = 1 WHERE id = ?"
 
 Id = int | str
 Held = tuple[int, str, int]
-"""A mailbox that somebody works on: subscription, key, and the last delivery that was handed out."""
+"""A claimed mailbox: subscription, key, and the number of the last delivery in the claim."""
 
 
 def in_steps(settlements: Sequence[Settlement]) -> Iterator[Sequence[Settlement]]:
-    """Divide settlements into those of one transaction each; those of one claim stay together, in their order."""
+    """Divide settlements into transactions; those of one claim stay together, in their order."""
     if len(settlements) <= SETTLED_AT_ONCE:
         yield settlements
         return
-    # Only their number counts here.
+    # Only the number of settlements is bounded here, not their bytes.
     yield from divided(settlements, most=SETTLED_AT_ONCE, most_bytes=0, size_of=lambda _: 0)
 
 
 def settle(db: sqlite3.Connection, worker: int, settlements: Sequence[Settlement], *, now: float) -> list[Settlement]:
-    """End claims of `worker`; return the settlements that were fenced."""
+    """End claims of `worker`; return the fenced settlements."""
     fenced: list[Settlement] = []
     done: list[Id] = []
     mailboxes: dict[int, list[Settlement]] = {}
@@ -85,7 +85,7 @@ def settle(db: sqlite3.Connection, worker: int, settlements: Sequence[Settlement
 
 
 def isolate(db: sqlite3.Connection, worker: int, claim: Claim) -> bool:
-    """Mark the first delivery of `claim` that is not settled yet; False when fenced."""
+    """Mark the first unsettled delivery of `claim` as isolated; return False when fenced."""
     if claim.ordered:
         mailbox = _held_mailbox(db, worker, claim, _subscription_of(db, claim.subscription))
         marked: Sequence[Id] = heads(db, *mailbox[:2]) if mailbox else []
@@ -110,7 +110,7 @@ def to_dead_letter(
     charge: bool = False,
     otherwise: str = "",
 ) -> None:
-    """Make a delivery a dead letter; without an error of its own it keeps its last one, or `otherwise`."""
+    """Turn a delivery into a dead letter with `error`, or else its last error, or else `otherwise`."""
     db.execute(_TO_DEAD_LETTER, (reserve(db, 1), error, otherwise, traceback, int(charge), now, delivery_id))
     delete(db, [delivery_id])
 
@@ -118,7 +118,7 @@ def to_dead_letter(
 def _settle_mailbox(
     db: sqlite3.Connection, mailbox: Held | None, ends: Sequence[Settlement], now: float, turn: int
 ) -> tuple[list[Id], Sequence[Settlement]]:
-    """End what one claim of a mailbox holds; return the deliveries to delete, and the settlements that were fenced."""
+    """Settle one claim of a mailbox; return the deliveries to delete, and the fenced settlements."""
     if mailbox is None:
         return [], ends
     subscription, key, last = mailbox
@@ -143,7 +143,7 @@ def _settle_mailbox(
 
 
 def _finish(db: sqlite3.Connection, it: Settlement, now: float) -> list[Id]:
-    """End a delivery of a mailbox for good; return it if it is still to be deleted."""
+    """End a delivery of a mailbox; return its number if the caller must delete it."""
     if it.outcome is Outcome.DONE:
         return [it.delivery.id]
     _end(db, it, now, stays_in=4)
@@ -183,7 +183,7 @@ def _is_owned(db: sqlite3.Connection, worker: int, delivery_id: Id, fence: int) 
 
 
 def _held_mailbox(db: sqlite3.Connection, worker: int, claim: Claim, subscription: int | None) -> Held | None:
-    """Return the mailbox that `claim` holds; None when fenced."""
+    """Return the mailbox of `claim`; None when fenced."""
     if subscription is None:
         return None
     key = claim.ordering_key or ""

@@ -1,4 +1,4 @@
-"""How this process notices what others write: one cheap look at the file every few milliseconds."""
+"""Detection of changes by other processes: a cheap poll of the file every few milliseconds."""
 
 import asyncio
 import sqlite3
@@ -14,23 +14,23 @@ T = TypeVar("T")
 
 BUSY_INTERVAL = 0.005
 IDLE_INTERVAL = 0.05
-"""Seconds between two looks: just after something happened, and when nothing has happened for a while."""
+"""Seconds between two polls: right after a change, and when nothing has changed for a while."""
 
 _SLOWDOWN = 1.15
-"""From the first to the last interval in 17 looks, about 0.4 s."""
+"""The factor between two intervals: from the first to the last in 17 polls, about 0.4 s."""
 
 
 class Watcher:
-    """Sets its listeners' events when anything in the database changed, and reads on a connection of its own.
+    """Sets the events of waiters when the database has changed, and runs short reads on its own connection.
 
-    A look is `PRAGMA data_version`, which costs microseconds and no lock; it runs in the event loop. So do the reads,
-    which must therefore be index look-ups. The pace is real time whatever clock the queue goes by: a file is not
-    something that a test's clock can move.
+    A poll is `PRAGMA data_version`, which takes microseconds and no lock. It runs in the event loop, like the reads,
+    which must therefore be index lookups. Polls follow real time, whatever the queue's clock: a test's clock cannot
+    control when other processes write.
 
     Args:
         path: The database.
         check: Raises sqlite3.OperationalError when the path leads to another file than the one that was opened.
-        longest_silence: Looks that are further apart, in seconds, or fail count as an interruption.
+        longest_silence: The longest time, in seconds, between two polls; more, or a failed poll, is an interruption.
     """
 
     def __init__(self, path: Path, check: Callable[[], None], longest_silence: float) -> None:
@@ -46,7 +46,7 @@ class Watcher:
         self._checked_at = 0.0
         self._failure: QueueUnavailable | None = None
         self.interruptions = 0
-        """How often something may have gone unseen so far."""
+        """The number of times so far that changes may have been missed."""
 
     def open(self) -> None:
         """Connect.
@@ -63,7 +63,7 @@ class Watcher:
             raise queue_error(error, self._path) from error
 
     def close(self) -> None:
-        """Disconnect; nobody is told of anything any more."""
+        """Disconnect, and notify no waiter any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -76,14 +76,14 @@ class Watcher:
         """Run a short read at once, in this thread.
 
         Raises:
-            QueueUnavailable: it could not be read now.
+            QueueUnavailable: the file cannot be read now.
         """
         if self._db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         if self._failure is not None:
             raise self._failure
         try:
-            # An open connection goes on with a file that was moved away, and would never see what others write.
+            # An open connection would continue with a file that was moved away, and miss all other changes.
             if time.monotonic() - self._checked_at >= IDLE_INTERVAL:
                 self._check_file()
                 self._checked_at = time.monotonic()
@@ -94,31 +94,31 @@ class Watcher:
     def add(self, event: asyncio.Event) -> None:
         """Set `event` whenever something changes, until `remove`."""
         if not self._waiters and self._db is not None:
-            # Nobody was waiting: what changed meanwhile, each listener sees for itself once it has joined.
+            # There was no waiter to notify of earlier changes; each new waiter reads the present state itself.
             self._polled_at = asyncio.get_running_loop().time()
             self._schedule()
         self._waiters.add(event)
 
     def remove(self, event: asyncio.Event) -> None:
-        """Leave `event` alone from now on."""
+        """Stop setting `event`."""
         self._waiters.discard(event)
         if not self._waiters and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def notify(self) -> None:
-        """Tell the listeners that this process has changed something."""
+        """Wake up all waiters after a change by this process."""
         self._interval = BUSY_INTERVAL
         for event in self._waiters:
             event.set()
 
     def interrupt(self) -> None:
-        """Note that something may have gone unseen."""
+        """Count an interruption: changes may have been missed."""
         self.interruptions += 1
         self.notify()
 
     def poll(self) -> None:
-        """Look now, and tell the listeners if anything changed or can be seen no more."""
+        """Poll now; wake up the waiters if the database has changed or can no longer be read."""
         now = asyncio.get_running_loop().time()
         if now - self._polled_at > self._longest_silence:
             self.interrupt()

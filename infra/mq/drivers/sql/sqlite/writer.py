@@ -1,4 +1,4 @@
-"""One thread that does all of a process's queue work outside its users' transactions, in groups."""
+"""The writer thread: it runs the queue's operations outside of the application's transactions, in groups."""
 
 import asyncio
 import contextvars
@@ -28,19 +28,19 @@ T = TypeVar("T")
 Job = Callable[[], None]
 
 GROUP_LIMIT = 500
-"""How many operations share a transaction at most."""
+"""The maximum number of operations in a transaction."""
 
 GROUP_ITEMS = 2000
-"""Once the operations of a group concern so many deliveries, it takes no more."""
+"""The number of deliveries in a group after which no operation is added."""
 
 GROUP_BYTES = 8 * 1024 * 1024
-"""Once the operations of a group write so many bytes of bodies, it takes no more."""
+"""The size of bodies in a group, in bytes, after which no operation is added."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.005
 
 
 class Weight(NamedTuple):
-    """What an operation counts for in a group."""
+    """The deliveries and bytes for which an operation counts in a group."""
 
     items: int
     bytes: int = 0
@@ -57,7 +57,7 @@ class Joinable(ABC):
     @classmethod
     @abstractmethod
     def run_all(cls, db: sqlite3.Connection, operations: Sequence[Self]) -> None:
-        """Run `operations`, at least one, to the same effect as one after the other."""
+        """Run `operations`, at least one, with the same effect as running them one after the other."""
 
     def __call__(self, db: sqlite3.Connection) -> None:
         """Run this operation alone."""
@@ -79,28 +79,28 @@ class _Failed:
 
 
 class _GroupFailed(Exception):
-    """The database failed, rather than one operation of a group: nothing of the group happened."""
+    """The database failed, not one operation of the group; the whole group was rolled back."""
 
 
 def _nothing(*_: object) -> None:
-    """Leave everything as it is."""
+    """Do nothing."""
 
 
 class Writer:
-    """Runs operations on one connection: those that came in while a group was under way form the next group.
+    """Runs operations on one connection; operations submitted while a group runs form the next group.
 
     A group is one transaction of bounded size, and each caller gets its own result. An operation that fails is rolled
-    back alone: its group is run again, each operation in a savepoint. A caller that is cancelled leaves its operation
-    to happen or not; when the event loop ends all tasks, what has begun is completed, and what has not is refused.
+    back alone: its group runs again, with each operation in a savepoint. The operation of a cancelled caller may happen
+    or not. When the event loop cancels all tasks, a running group is completed, and waiting operations are refused.
 
     Args:
         path: The file, for messages.
-        connect: Opens the connection; it is used in the writer's thread alone.
-        lock: Enters this process's line for the database, so that nobody polls SQLite's lock against a colleague.
-        patience: How many seconds a group waits for other processes.
-        check: Raises sqlite3.OperationalError when the path leads to another file than the one that is open; called
-            before each COMMIT of an operation that accepts something.
-        check_if_due: Does the same, but not each time; called before each other COMMIT.
+        connect: Opens the connection, which only the writer's thread uses.
+        lock: Acquires this process's write lock, so that its writers do not compete for SQLite's lock by polling.
+        patience: Seconds that a group waits for other processes.
+        check: Raises sqlite3.OperationalError when the path leads to another file than the open one; called before
+            each COMMIT of a group in which an operation has `accepts`.
+        check_if_due: Does the same, but only from time to time; called before all other COMMITs.
         committed: Called in the thread after each COMMIT.
     """
 
@@ -128,7 +128,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._db: sqlite3.Connection | None = None
         self.groups = 0
-        """How many groups were committed so far."""
+        """The number of groups committed so far."""
 
     async def open(self) -> None:
         """Start the thread and connect.
@@ -147,7 +147,7 @@ class Writer:
             raise queue_error(error, self._path) from error
 
     async def close(self) -> None:
-        """Finish what was asked for, and disconnect, also when this is cancelled meanwhile."""
+        """Complete the submitted operations and disconnect, even if the caller is cancelled meanwhile."""
         if self._thread is None:
             return
         closed = await finish(self._close())
@@ -170,21 +170,21 @@ class Writer:
         that has been moved away from the path.
 
         Raises:
-            QueueUnavailable: nothing of it happened.
+            QueueUnavailable: the operation changed nothing.
             QueueIndeterminate: the disk failed at COMMIT.
-            QueueError: what the operation raised; nothing of it happened.
+            QueueError: the error of the operation, which changed nothing.
         """
         if self._db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._requests.append(_Request(operation, weight, answer, on_cancelled, accepts))
         if self._pump is None:
-            # In a context of its own: the first caller's transaction is not that of the other callers in its group.
+            # In an empty context: the first caller's transaction must not be ambient for the rest of the group.
             self._pump = begin(self._work_off(), context=contextvars.Context())
         try:
             return await answer
         except asyncio.CancelledError:
-            if answer.done() and not answer.cancelled():  # it came just before the cancellation
+            if answer.done() and not answer.cancelled():  # the answer came just before the cancellation
                 error = answer.exception()
                 on_cancelled(error if isinstance(error, Exception) else answer.result())
             raise
@@ -202,9 +202,9 @@ class Writer:
             while self._requests:
                 await self._next_group()
         except asyncio.CancelledError:
-            self._fail_all(QueueUnavailable(f"{self._path}: not done: the event loop is being shut down"))
+            self._fail_all(QueueUnavailable(f"{self._path}: nothing was written: the event loop is shutting down"))
             raise
-        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+        except Exception as error:  # noqa: BLE001  # no caller may wait for ever
             _log.exception("queue writer failed")
             self._fail_all(QueueUnavailable(f"{self._path}: {error}"))
         finally:
@@ -242,7 +242,7 @@ class Writer:
             raise QueueClosed(f"{self._path}: the queue is not open")
         operations = [it.operation for it in group]
         check = self._check if any(it.accepts for it in group) else self._check_if_due
-        # What has begun goes on in its thread: its callers are told how it ended, whoever is cancelled meanwhile.
+        # A running group continues in its thread, and its callers get their results, even if this task is cancelled.
         done = self._post(lambda: self._run_in_thread(db, operations, check))
         cancelled: asyncio.CancelledError | None = None
         try:
@@ -270,7 +270,7 @@ class Writer:
     def _run_in_thread(
         self, db: sqlite3.Connection, operations: list[Operation[Any]], check: Callable[[], None]
     ) -> list[Any]:
-        """Run a group in one transaction; if one of its operations fails, again, so that this one fails alone."""
+        """Run a group in one transaction; if an operation fails, run the group again with a savepoint for each."""
         try:
             self._begin(db)
             try:
@@ -286,7 +286,7 @@ class Writer:
             return self._commit(db, [self._run_alone(db, operation) for operation in operations], check)
         except _GroupFailed as error:
             failed: QueueError = QueueUnavailable(str(error))
-        except Exception as error:  # noqa: BLE001  # whatever it is, each caller is answered
+        except Exception as error:  # noqa: BLE001  # every caller gets an answer
             failed = self._failure(error)
         _roll_back(db)
         return [_Failed(failed)] * len(operations)
@@ -298,7 +298,7 @@ class Writer:
         except Exception as error:  # handed to the caller whose operation it was
             meaning = self._meaning(error)
             if isinstance(meaning, QueueUnavailable) or not db.in_transaction:
-                # The disk or the file: SQLite may have rolled back all of it.
+                # The disk or the file failed; SQLite may have rolled back the whole transaction.
                 raise _GroupFailed(str(meaning)) from error
             db.execute("ROLLBACK TO beneath_queue")
             db.execute("RELEASE beneath_queue")
@@ -310,7 +310,7 @@ class Writer:
         try:
             check()
             db.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001  # nothing is kept, but for a disk error
+        except Exception as error:  # noqa: BLE001  # the group was rolled back; after a disk error its outcome is unknown
             _roll_back(db)
             failed = self._failure(error)
             if is_disk_error(error):
@@ -320,7 +320,7 @@ class Writer:
         return results
 
     def _meaning(self, error: Exception) -> Exception:
-        """Return what an error of an operation means to its caller."""
+        """Return the error that the caller of a failed operation gets."""
         if isinstance(error, sqlite3.Error | OverflowError | UnicodeError | MemoryError):
             meaning = queue_error(error, self._path)
             meaning.__cause__ = error
@@ -328,14 +328,14 @@ class Writer:
         return error
 
     def _failure(self, error: Exception) -> QueueError:
-        """Return what an error of BEGIN or COMMIT means to all callers of a group."""
+        """Return the error that all callers of a group get when BEGIN or COMMIT fails."""
         if isinstance(error, sqlite3.Error | OSError | MemoryError):
             return queue_error(error, self._path)
         _log.error("queue writer failed", exc_info=error)
         return QueueUnavailable(f"{self._path}: {error}")
 
     def _begin(self, db: sqlite3.Connection) -> None:
-        # SQLite's own waiting backs off to 100 ms, and so starves whoever has waited longest.
+        # SQLite's own busy handler backs off to 100 ms, and so starves the process that has waited longest.
         deadline, pause = time.monotonic() + self._patience, _FIRST_PAUSE
         while True:
             try:
@@ -369,7 +369,7 @@ class Writer:
 
 
 class _Result(asyncio.Future[T]):
-    """What comes from the thread: a task that is cancelled while it waits goes on waiting, and is cancelled then."""
+    """A result of the thread; cancelling a task that waits for it takes effect only once the result is there."""
 
     def cancel(self, msg: object = None) -> bool:  # as in the base class
         return False
@@ -378,14 +378,14 @@ class _Result(asyncio.Future[T]):
 def _answer(loop: asyncio.AbstractEventLoop, done: "asyncio.Future[T]", work: Callable[[], T]) -> None:
     try:
         result = work()
-    except Exception as error:  # noqa: BLE001  # handed to whoever waits
+    except Exception as error:  # noqa: BLE001  # raised in the waiting task
         outcome: Callable[[], None] = _Deliver(done, error=error)
     else:
         outcome = _Deliver(done, result=result)
     try:
         loop.call_soon_threadsafe(outcome)
     except RuntimeError:
-        # The loop was closed without waiting for us: nobody is left to hear it.
+        # The loop was closed meanwhile: no task waits for the result.
         return
 
 
@@ -405,7 +405,7 @@ class _Deliver:
 
 
 def _run_in_order(db: sqlite3.Connection, operations: Sequence[Operation[Any]]) -> list[Any]:
-    """Run operations one after the other, or joined where they can be, and return the result of each."""
+    """Run operations in order, joining consecutive ones where possible; return the result of each."""
     results: list[Any] = []
     for kind, run in groupby(operations, key=type):
         if issubclass(kind, Joinable):
@@ -422,5 +422,5 @@ def _roll_back(db: sqlite3.Connection) -> None:
         try:
             db.execute("ROLLBACK")
         except sqlite3.Error:
-            # SQLite rolled it back by itself, as it does after some disk errors.
+            # SQLite has rolled back by itself, as after some disk errors.
             return
