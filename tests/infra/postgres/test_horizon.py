@@ -87,4 +87,4 @@ async def test_many_removable_dead_rows_cause_a_warning_about_autovacuum(
 ) -> None:
     monkeypatch.setattr(horizon, "MANY_DEAD", 0)
     [line] = await queue.warnings()
-    assert "dead rows: see that autovacuum is on and keeps up, or run VACUUM beneath_" in line
+    assert "dead rows: check that autovacuum is on and keeps up, or run VACUUM beneath_" in line

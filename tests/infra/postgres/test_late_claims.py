@@ -50,7 +50,7 @@ async def test_claim_that_arrives_after_its_caller_gave_up_is_void(
         with pytest.raises(QueueUnavailable):
             await worker.fetch(WANTS, wait=0)
     assert len(await worker.fetch({WORK: 1}, wait=0)) == 1
-    with pytest.raises(QueueUnavailable, match="given up before it arrived"):
+    with pytest.raises(QueueUnavailable, match="voided before it reached the server"):
         await queue_dialect(queue)._connections.run(partial(honest, **under_way[0]))
     assert await store.count("delivery", "state = 1") == 1
     assert await store.count("mailbox", "state = 1") == 0

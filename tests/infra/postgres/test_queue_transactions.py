@@ -267,7 +267,7 @@ async def test_declaration_fails_after_its_timeout(queue: SqlQueue, db: Database
     async with db.transaction():
         await queue.publish([message("before")])
         for _ in range(2):
-            with pytest.raises(QueueUnavailable, match="held what was needed for too long"):
+            with pytest.raises(QueueUnavailable, match="held a needed lock for too long"):
                 await other.declare([subscription("new")], [])
     await other.declare([subscription("new")], [])
 
@@ -276,7 +276,7 @@ async def test_publish_fails_if_its_key_is_locked_for_too_long(queue: SqlQueue, 
     other, _ = await store.open(patience=0.3)
     async with db.transaction():
         await queue.publish([message("first", key="k")])
-        with pytest.raises(QueueUnavailable, match="held what was needed for too long"):
+        with pytest.raises(QueueUnavailable, match="held a needed lock for too long"):
             await other.publish([message("second", key="k")])
     await other.publish([message("third", key="k")])
     assert await handle_all(await consumer(other), {MAIL: 10}) == ["first", "third"]

@@ -1,5 +1,5 @@
-"""The queue on PostgreSQL: every statement, and how this process asks, listens and stays alive.
+"""The queue on PostgreSQL: its SQL statements, its connections, its notifications, and its workers' leases.
 
-The statements that are functions in the database are in the migrations 0004 and 0005, which say why, and which locks
-are taken in which order.
+The functions in the database are created by the migrations 0004 to 0010; 0004 and 0005 explain them, and the order in
+which locks are taken.
 """

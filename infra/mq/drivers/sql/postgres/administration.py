@@ -1,4 +1,7 @@
-"""What operators do to dead letters and blocked keys. Everything here needs a transaction, and is one step's worth."""
+"""Commands of operators on PostgreSQL: retry and discard dead letters, unblock keys.
+
+Each function is one step and must be called in a transaction.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -56,14 +59,14 @@ SELECT s.name, g.message_id, g.event, g.ordering_key, coalesce(g.last_error, $3)
 FROM gone AS g JOIN beneath_subscription AS s ON s.id = g.subscription ORDER BY g.id
 """
 STEP = 500
-"""How many dead letters a step takes at most."""
+"""The maximum number of dead letters in a step."""
 
 STEP_BYTES = 16 * 1024 * 1024
-"""How many bytes of bodies a step revives at most, beyond the first."""
+"""The maximum size of bodies that a step retries beyond the first, in bytes."""
 
 
 async def steps_of(driver: Driver, dead_ids: Iterable[str]) -> list[list[int]]:
-    """Divide dead letters among steps, in the order in which they were given; unknown ids are left out."""
+    """Divide dead letters into steps, in the given order; unknown ids are omitted."""
     numbers = [number for it in dict.fromkeys(dead_ids) if (number := dead_letter_number(it)) is not None]
     steps: list[list[int]] = []
     size = 0
@@ -79,7 +82,7 @@ async def steps_of(driver: Driver, dead_ids: Iterable[str]) -> list[list[int]]:
 
 
 async def retry_dead(driver: Driver, numbers: Sequence[int], now: float) -> int:
-    """Turn dead letters into deliveries again; return how many. Those whose subscription is gone stay."""
+    """Turn dead letters into deliveries; return their number. Dead letters of a retired subscription stay."""
     await driver.execute(registry.SHARE_REGISTRY)
     letters = await driver.fetch(_DEAD_LETTERS, numbers)
     if not letters:
@@ -93,15 +96,15 @@ async def retry_dead(driver: Driver, numbers: Sequence[int], now: float) -> int:
 
 
 async def discard_dead(driver: Driver, numbers: Sequence[int]) -> int:
-    """Delete dead letters; return how many."""
+    """Delete dead letters; return their number."""
     return len(await driver.fetch(_DISCARD, numbers))
 
 
 async def unblock(driver: Driver, name: str, key: str, now: float, *, skip: bool) -> None:
-    """Let a blocked mailbox go on.
+    """Unblock a mailbox; with `skip` its head becomes a dead letter.
 
     Raises:
-        SubscriptionNotFound: nothing is kept under that name.
+        SubscriptionNotFound: no subscription has that name.
         MailboxNotBlocked: that key is not blocked.
     """
     subscription = (await registry.get(driver, name)).id

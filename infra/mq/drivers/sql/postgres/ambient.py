@@ -1,4 +1,4 @@
-"""Queue work inside a transaction of the application."""
+"""Queue operations inside the ambient transaction."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, cast
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 class AfterCommit:
-    """Tells those that wait for changes, once a transaction is kept."""
+    """A participant that notifies waiters and runs follow-up work after COMMIT."""
 
     def __init__(self, announce: Callable[[], None]) -> None:
         self._announce = announce
         self._finish: list[Callable[[], Awaitable[None]]] = []
 
     def finish_with(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Have `work` done after COMMIT."""
+        """Run `work` after COMMIT."""
         self._finish.append(work)
 
     def savepoint(self) -> object:
@@ -43,11 +43,11 @@ class AfterCommit:
 
 
 async def run_in(transaction: Transaction, operation: Operation[T], db: PostgreSQL) -> T:
-    """Run `operation` on the connection of `transaction`; if it fails, the transaction cannot be kept any more.
+    """Run `operation` on the connection of `transaction`; if it fails, the transaction is rollback-only.
 
     Raises:
         QueueUnavailable: the transaction could not begin, or the connection was lost.
-        QueueError: what the error means.
+        QueueError: the operation failed.
     """
     try:
         connection = await transaction.connection()
@@ -56,10 +56,10 @@ async def run_in(transaction: Transaction, operation: Operation[T], db: PostgreS
     driver = cast("Driver", (await connection.get_raw_connection()).driver_connection)
     try:
         if not driver.is_in_transaction():
-            # SQLAlchemy sends BEGIN with the first statement of its own.
+            # SQLAlchemy sends BEGIN only before its own first statement.
             await connection.exec_driver_sql("SELECT 1")
         return await operation(driver)
-    except Exception as error:  # noqa: BLE001  # whatever it was, it has a meaning for the queue
+    except Exception as error:  # noqa: BLE001  # every error is translated to a queue error
         meaning = queue_error(error, db, writing=False)
         transaction.mark_rollback_only(meaning)
         raise meaning from (None if meaning is error else error)

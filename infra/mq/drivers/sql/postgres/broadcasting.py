@@ -1,4 +1,4 @@
-"""Frames for every process, kept just long enough to be seen."""
+"""Storage of broadcasts on PostgreSQL, for the time in which receivers read them."""
 
 import math
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from infra.db.postgresql_driver import Driver
 
 FRAMES_AT_ONCE = 1000
-"""How many frames an answer holds at most."""
+"""The maximum number of frames in an answer."""
 
 BYTES_AT_ONCE = 8 * 1024 * 1024
-"""How many bytes of frames, beyond the first."""
+"""The maximum size of frames in an answer beyond the first, in bytes."""
 
 FORGOTTEN_AT_ONCE = 1000
-"""How many frames a step forgets at most."""
+"""The maximum number of frames that a step removes."""
 
-# One row gives out the numbers, so that they are in the order of commits and without holes; a transaction that has
-# taken one holds the row until COMMIT. A stricter one than READ COMMITTED would fail for every broadcast
-# that committed since it began.
+# One row issues the numbers, so that they are in the order of commits and without gaps; a transaction that has taken a
+# number locks the row until COMMIT. A transaction stricter than READ COMMITTED would fail for every broadcast that
+# was committed since it began.
 _SEND = """
 WITH last AS (
     UPDATE beneath_broadcast_last SET number = number + $3
@@ -49,24 +49,24 @@ WHERE l.id = 1 AND l.number > $1 ORDER BY b.id
 
 
 async def broadcast(driver: Driver, frames: Sequence[bytes], origin: str, now: float) -> bool:
-    """Store frames; False, and nothing is stored, in a transaction that is stricter than READ COMMITTED."""
+    """Store frames; in a transaction stricter than READ COMMITTED store nothing and return False."""
     return await driver.execute(_SEND, origin, now, len(frames), list(frames)) != "INSERT 0 0"
 
 
 async def forget_frames(driver: Driver, before: float, after: float = -math.inf) -> float | None:
-    """Remove a step's worth of those that were sent between these times; return where to go on, None at the end."""
+    """Remove a step's worth of frames sent between `after` and `before`; return where to continue, None at the end."""
     forgotten, last = await driver.fetchrow(_FORGET, before, FORGOTTEN_AT_ONCE, after)
     return last if forgotten == FORGOTTEN_AT_ONCE else None
 
 
 async def last_broadcast(driver: Driver) -> int:
-    """Return the number of the last frame that was ever stored."""
+    """Return the number of the last stored frame, even if it has been removed."""
     number: int = await driver.fetchval(_LAST)
     return number
 
 
 async def broadcasts_after(driver: Driver, after: int, origin: str) -> tuple[list[bytes], int, bool]:
-    """Return other origins' frames after number `after`, the last number seen, and whether any were gone already."""
+    """Return other origins' frames after number `after`, the last number read, and whether frames are missing."""
     rows = await driver.fetch(_AFTER, after, FRAMES_AT_ONCE, BYTES_AT_ONCE)
     if not rows:
         return [], after, False

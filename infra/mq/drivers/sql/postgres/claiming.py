@@ -1,4 +1,4 @@
-"""What a worker takes: deliveries that are due, and mailboxes."""
+"""Claims on PostgreSQL: due deliveries and mailboxes."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -10,7 +10,7 @@ from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH
 from infra.mq.types import Claim, Delivery
 
 MOST = 1000
-"""How many claims of one subscription a call takes at most, whatever is wanted."""
+"""The maximum number of claims of one subscription in a call."""
 
 _CLAIM = "SELECT * FROM beneath_claim_2($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _WANTED = """
@@ -52,7 +52,7 @@ Place = tuple[float, int]
 
 
 class Claimed(NamedTuple):
-    """What a call claimed, when the last of each name was due, and whether scheduled messages are due."""
+    """The claims of a call, the due time of the last one per name, and whether scheduled messages are due."""
 
     claims: list[Claim]
     latest: dict[str, float]
@@ -62,16 +62,16 @@ class Claimed(NamedTuple):
 async def next_due(
     driver: Driver, names: Collection[str], starts: Sequence[float], scheduled_start: float
 ) -> tuple[float | None, float | None]:
-    """Return when the earliest delivery of the named subscriptions is due, and the earliest scheduled message.
+    """Return the earliest due times of deliveries of the named subscriptions, and of scheduled messages.
 
-    What was due before its subscription's time in `starts`, or before `scheduled_start`, is left out.
+    Deliveries due before their subscription's time in `starts`, and messages due before `scheduled_start`, are omitted.
     """
     due_at, scheduled = await driver.fetchrow(_NEXT_DUE, list(names), starts, scheduled_start)
     return due_at, scheduled
 
 
 async def scan(driver: Driver, names: Collection[str]) -> tuple[float, dict[str, float]]:
-    """Return how many seconds a look at all that is kept took the server, and when the first of each name is due."""
+    """Search from the start of the indexes; return the server's time for that in seconds, and the first due times."""
     found, due, seconds = await driver.fetchrow(_SCAN, list(names), [-math.inf] * len(names), -math.inf)
     return seconds, dict(zip(found or (), due or (), strict=True))
 
@@ -86,10 +86,10 @@ async def claim(
     *,
     scheduled_start: float = -math.inf,
 ) -> Claimed:
-    """Give `worker` what is due, oldest first.
+    """Claim due deliveries for `worker`, oldest first.
 
     Raises:
-        PostgresError: BN001: the worker was taken for dead; BN002: `epoch` is over.
+        PostgresError: with code BN001 the worker is considered dead; with BN002 `epoch` is not its present epoch.
     """
     limits = [min(it, MOST) for it in wants.values()]
     rows = await driver.fetch(

@@ -1,4 +1,4 @@
-"""The queue's time on PostgreSQL, as this process reckons it."""
+"""The queue's clock on PostgreSQL: this machine's monotonic clock, corrected by the server's clock."""
 
 import math
 
@@ -8,22 +8,22 @@ from infra.mq.clock_offset import ClockOffset
 from infra.mq.drivers.sql.wrapped_clock import WrappedClock
 
 SLOWER = 0.1
-"""By how much slower than this machine's clock the queue's runs while it is ahead of the server's, as in `0010`."""
+"""The fraction by which the queue's clock runs slower while it is ahead of the server's, as in migration 0010."""
 
 DRIFT = 0.001
-"""By how much this machine's clock and the server's differ in speed at most, in seconds for each second."""
+"""The largest difference in speed between this machine's clock and the server's, in seconds per second."""
 
 _TIME = "SELECT reached, slower FROM beneath_time_1($1, $2)"
 
 
 class ServerClock(WrappedClock):
-    """This machine's monotonic clock, corrected by the server's: all processes have one time.
+    """The queue's clock, which is the same in all processes.
 
-    A step of this machine's wall clock moves nothing: it is read once. When the server's clock is set forward, every
-    process follows it with its next comparison; when it is set back, the queue's time goes on from where it was, and
-    runs a tenth slower until both agree. The server keeps how far it is ahead, so that new processes agree, too.
+    A step of this machine's wall clock has no effect: the wall clock is read once. When the server's clock is set
+    forward, every process follows with its next comparison. When it is set back, the queue's time continues and runs a
+    tenth slower until both agree; the server stores the difference, so that new processes agree too.
 
-    A clock that is not the system's, as in tests, is the time itself and not corrected.
+    A clock other than the system's, as in tests, is used without correction.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -43,7 +43,7 @@ class ServerClock(WrappedClock):
         return local + self._offset.seconds
 
     async def compare(self, driver: Driver) -> None:
-        """Ask the server for the queue's time once."""
+        """Compare this clock with the server's, and correct it."""
         asked_at = self._local()
         slack = (asked_at - self._compared_at) * DRIFT  # infinite before the first answer
         expected = self.time() if math.isfinite(slack) else asked_at

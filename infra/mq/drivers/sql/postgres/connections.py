@@ -1,4 +1,4 @@
-"""The few connections that a process's queue keeps beside those of its users' transactions."""
+"""The queue's own connections, beside the pool for the application's transactions."""
 
 import asyncio
 import random
@@ -18,10 +18,10 @@ T = TypeVar("T")
 Operation = Callable[[Driver], Awaitable[T]]
 
 SIZE = QUEUE_CONNECTIONS - 2
-"""How many there are at most; beside them one listens, and one renews leases."""
+"""The maximum number of them; one more connection listens, and one renews leases."""
 
 ATTEMPTS = 6
-"""How often a statement is tried that PostgreSQL undoes so that others can go on."""
+"""The maximum number of attempts of an operation that fails with one of `RETRYABLE`."""
 
 _BEGIN = {
     "write": "BEGIN ISOLATION LEVEL READ COMMITTED",
@@ -30,11 +30,11 @@ _BEGIN = {
 
 
 class Connections:
-    """Runs operations, each on a connection of its own for as long as it takes.
+    """Runs operations, each on a connection that it uses exclusively.
 
     Args:
-        db: Where to.
-        patience: How many seconds an operation waits for a lock, or for a connection.
+        db: The database to connect to.
+        patience: Seconds that an operation waits for a lock or for a connection.
     """
 
     def __init__(self, db: PostgreSQL, patience: float) -> None:
@@ -49,11 +49,11 @@ class Connections:
         self._closing: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
-        """Let operations run; connections are made when they are needed."""
+        """Allow operations; connections are opened on demand."""
         self._open = True
 
     async def close(self) -> None:
-        """Disconnect; what is under way has a moment to end by itself, and then ends with an error."""
+        """Close all connections; running operations have `CLOSE_TIMEOUT` to end, and then fail."""
         self._open = False
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
@@ -65,7 +65,7 @@ class Connections:
             await asyncio.wait(self._closing)
 
     def terminate(self, after: float = 0.0) -> None:
-        """End the connections on which an operation has been under way for `after` seconds or longer."""
+        """End the connections on which an operation has been running for `after` seconds or longer."""
         until = time.monotonic() - after
         for driver, since in self._busy_since.items():
             if since <= until:
@@ -75,26 +75,26 @@ class Connections:
         """Run one statement, which is a transaction by itself, and return its result.
 
         Raises:
-            QueueUnavailable: nothing happened.
-            QueueIndeterminate: the connection was lost; only if `writing`.
-            QueueError: what the error means.
+            QueueUnavailable: nothing was changed.
+            QueueIndeterminate: the connection was lost, so that the outcome is unknown; only if `writing`.
+            QueueError: the statement failed.
         """
         if self._db.mode.pooled:
-            # The session's own settings are not ours to make: each transaction says what it needs.
+            # Settings of a pooled session would affect its other clients, so each transaction states its isolation.
             return await self.transaction(operation, "write", writing=writing)
         return await self._attempt(operation, writing=writing)
 
     async def transaction(
         self, operation: Operation[T], kind: Literal["read", "write"] = "write", *, writing: bool | None = None
     ) -> T:
-        """Run several statements in a transaction; a "read" sees one state and cannot write. Raises as `run`."""
+        """Run several statements in a transaction; "read" is read-only, on one snapshot. Raises as `run`."""
 
         async def whole(driver: Driver) -> T:
             await driver.execute(_BEGIN[kind])
             try:
                 result = await operation(driver)
             except Exception:
-                # What it says happened, also where the answer to ROLLBACK is missing.
+                # The first error is the one to raise, even if ROLLBACK fails too.
                 with suppress(*CONNECTING):
                     await driver.execute("ROLLBACK")
                 raise
@@ -110,7 +110,7 @@ class Connections:
             try:
                 async with self._borrowed() as driver:
                     return await operation(driver)
-            except Exception as error:  # noqa: BLE001  # whatever it was, it has a meaning for the queue
+            except Exception as error:  # noqa: BLE001  # every error is translated to a queue error
                 if sqlstate(original(error)) not in RETRYABLE or attempts == ATTEMPTS:
                     meaning = queue_error(error, self._db, writing=writing)
                     if isinstance(meaning, QueueUnavailable):
@@ -128,7 +128,7 @@ class Connections:
             try:
                 yield driver
             except asyncio.CancelledError:
-                # Its statement may still run: the next one must not wait for that.
+                # The statement may still run, and the next operation must not wait for it.
                 self._close_soon(driver)
                 raise
             except BaseException as error:
@@ -165,7 +165,7 @@ class Connections:
         return await self._db.connect(
             lock_timeout=str(int(self._patience * 1000)),
             default_transaction_isolation="read committed",
-            # Plans are made once; those from when the tables were empty must not read all of them once they are full.
+            # Plans are cached: a sequential scan chosen while the tables were empty would later read whole tables.
             plan_cache_mode="force_generic_plan",
             enable_seqscan="off",
             jit="off",

@@ -1,4 +1,4 @@
-"""The queue on PostgreSQL, put together: who executes what, and on which connection."""
+"""The `QueueDialect` of PostgreSQL: it assigns each operation to a connection."""
 
 import asyncio
 import time
@@ -54,14 +54,14 @@ T = TypeVar("T")
 _log = structlog.stdlib.get_logger(__name__)
 
 CLOSE_PATIENCE = 5.0
-"""Seconds that a queue which is closed waits for publishes that are under way."""
+"""Seconds that `close` waits for publishes in flight."""
 
 REGISTRY_PAUSE = 0.1
-"""Seconds between two attempts to change the registry while publishes are under way."""
+"""Seconds between two attempts to change the registry while publishes are in flight."""
 
 
 class PostgresQueueDialect:
-    """A `QueueDialect` on one PostgreSQL database."""
+    """The `QueueDialect` of one PostgreSQL database."""
 
     def __init__(self, db: Database, clock: Clock, options: SqlOptions) -> None:
         self._db = db
@@ -93,7 +93,7 @@ class PostgresQueueDialect:
             raise
 
     async def close(self) -> None:
-        # A cancellation, also one of every task of the loop, leaves no task, thread or connection behind.
+        # Every step runs to its end even if all tasks of the loop are cancelled, so that no thread or connection leaks.
         steps = (
             await finish(self._publisher.close(CLOSE_PATIENCE), patience=0),
             await finish(self._workers.close()),
@@ -151,7 +151,7 @@ class PostgresQueueDialect:
             found = await self._read(ask)
         if found.visible_at is None:
             await self._wait_for_publishers()
-            # From here on publishers go by it, however long its COMMIT and theirs took, and whoever made it.
+            # No open publish uses an earlier version, so from this time on all publishers use this one.
             visible_at = self.clock.time()
             with suppress(QueueError):
                 await self._write(partial(registry.mark_visible, version=found.version, now=visible_at))
@@ -256,7 +256,7 @@ class PostgresQueueDialect:
         await self._change_registry(partial(retiring.end, retirement=retirement, now=now))
         return count
 
-    # --- how ----------------------------------------------------------------------------------------------------------
+    # --- helpers ------------------------------------------------------------------------------------------------------
 
     async def _send(self, messages: Sequence[Message], patience: float) -> None:  # see `Send`
         now, window = self.clock.time(), self._options.dedupe_window
@@ -287,20 +287,20 @@ class PostgresQueueDialect:
                 announcement.finish_with(partial(self._promote_these, ids))
 
     async def _count_backlog(self, name: str, event: str | None) -> retiring.Found:
-        # It may read all that is kept, so that no publisher may have to wait for it.
+        # It may read all deliveries, so it must not make publishers wait.
         since = await self._read(retiring.last_number)
-        await self._wait_for_publishers()  # what has a number up to that is committed then
+        await self._wait_for_publishers()  # then all deliveries with a number up to `since` are committed
         count = await self._read(partial(retiring.count_backlog, name=name, event=event), several=True)
         return retiring.Found(count, since)
 
     def _terminate_stuck(self) -> None:
-        # A network that is cut says nothing: who waits for an answer would do so for as long as a statement may take.
+        # A cut network sends no error: operations would wait for the whole statement timeout.
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits
+            with suppress(RuntimeError):  # the loop is closed: no operation waits
                 self._loop.call_soon_threadsafe(self._connections.terminate, self._options.lease)
 
     async def _promote(self, now: float) -> None:
-        """Promote all that is due, but for what other transactions hold."""
+        """Promote all due messages but those locked by other transactions."""
         after: publishing.Position | None = publishing.START
         while after is not None:
             operation = partial(publishing.promote, now=now, after=after)
@@ -313,12 +313,12 @@ class PostgresQueueDialect:
             try:
                 await self._connections.run(operation, writing=False)
             except QueueError:
-                # Whoever claims next does it.
+                # The next claim promotes them.
                 return
         self._notifier.notify()
 
     async def _broadcast_after_commit(self, operation: Operation[bool], count: int) -> None:
-        """Broadcast for a transaction that could not and has committed."""
+        """Send the broadcasts of a committed transaction that was stricter than READ COMMITTED."""
         try:
             await self._write(operation)
         except QueueError as error:
@@ -346,7 +346,7 @@ class PostgresQueueDialect:
         return result
 
     async def _in_steps(self, step: Operation[tuple[int, bool]]) -> int:
-        """Make steps of a change, each a transaction, until one says that it was the last; return their sum."""
+        """Run a step in transaction after transaction until it reports the end; return the sum of its counts."""
         total, more = 0, True
         while more:
             count, more = await self._change(step)
@@ -354,7 +354,7 @@ class PostgresQueueDialect:
         return total
 
     async def _change_registry(self, operation: Operation[T]) -> T:
-        # Whoever waits for the registry keeps every publisher waiting: rather often and briefly than once and long.
+        # Waiting for the registry's lock makes all publishers wait too, so each attempt is short.
         deadline = time.monotonic() + self._options.patience
         while True:
             try:
@@ -365,10 +365,10 @@ class PostgresQueueDialect:
             await asyncio.sleep(REGISTRY_PAUSE)
 
     async def _wait_for_publishers(self) -> None:
-        """Return once every transaction has ended that may have gone by the registry from before.
+        """Wait until all transactions have ended that may have used an earlier version of the registry.
 
         Raises:
-            KeyBusy: one has not ended for too long.
+            KeyBusy: such a transaction has not ended in time.
         """
         deadline = time.monotonic() + self._options.patience
         under_way = await self._read(registry.publishers)
@@ -376,9 +376,7 @@ class PostgresQueueDialect:
         while under_way:
             if time.monotonic() >= deadline:
                 where = self._server.address.where
-                raise KeyBusy(
-                    f"PostgreSQL at {where}: another transaction held what was needed for too long; try again"
-                )
+                raise KeyBusy(f"PostgreSQL at {where}: another transaction held a needed lock for too long; try again")
             await asyncio.sleep(pause)
             pause = min(pause * 2, REGISTRY_PAUSE)
             under_way &= await self._read(registry.publishers)

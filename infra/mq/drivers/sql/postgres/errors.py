@@ -1,4 +1,4 @@
-"""What PostgreSQL's errors mean to a queue."""
+"""Translation of PostgreSQL's errors to queue errors."""
 
 from typing import Literal
 
@@ -15,24 +15,24 @@ from infra.mq.errors import (
 )
 
 WORKER_DEAD = "BN001"
-"""Raised by our own function: the worker is registered no more."""
+"""Raised by the queue's SQL function: the worker is not registered any more."""
 
 CLAIM_VOID = "BN002"
-"""Raised by our own function: the worker gave this claim up before it arrived."""
+"""Raised by the queue's SQL function: the worker voided this claim before it reached the server."""
 
 RETRYABLE = frozenset({"40001", "40P01", *STALE})
-"""PostgreSQL chose this one to be undone so that others could go on, or wants its statement prepared anew."""
+"""Errors after which the operation is tried again: a deadlock, a conflict, or a stale prepared statement."""
 
 _MISSING = frozenset({"42P01", "42883", "42703", "3F000"})
 _TOO_LARGE = frozenset({"54000"})
 
 
 Held = Literal["keys", "ids", "registry"]
-"""What another transaction may hold: ordering keys, ids of messages with `dedupe`, or something that all need."""
+"""The kind of lock that another transaction holds: ordering keys, ids of messages with `dedupe`, or the registry."""
 
 
 class KeyBusy(QueueUnavailable):
-    """Another transaction held what was needed for too long; nothing was changed."""
+    """Another transaction held a needed lock for too long; nothing was changed."""
 
     def __init__(self, text: str, held: Held = "registry") -> None:
         super().__init__(text)
@@ -40,12 +40,15 @@ class KeyBusy(QueueUnavailable):
 
 
 def is_spent(error: BaseException) -> bool:
-    """Whether the connection on which `error` was raised should not be used again."""
+    """Return whether the connection on which `error` was raised must not be used again."""
     return is_lost(error) or sqlstate(original(error)) in {READ_ONLY, *STALE}
 
 
 def queue_error(error: BaseException, db: PostgreSQL, *, writing: bool) -> QueueError:
-    """Return what `error` means to a user of the queue, in one line; `writing`: outside any transaction."""
+    """Return the queue error for `error`, with a text of one line.
+
+    `writing` says that the statement committed by itself, so that a lost connection makes its outcome unknown.
+    """
     if isinstance(error, QueueError):
         return error
     if isinstance(error, DatabaseError):
@@ -58,13 +61,13 @@ def queue_error(error: BaseException, db: PostgreSQL, *, writing: bool) -> Queue
         return QueueUnavailable(f"{where}: the connection was lost ({line(error)})")
     code = sqlstate(error)
     if code == WORKER_DEAD:
-        return QueueClosed("this worker was taken for dead: its claims were given to others")
+        return QueueClosed("this worker is considered dead: its claims were taken over")
     if code == CLAIM_VOID:
-        return QueueUnavailable("this claim was given up before it arrived; nothing was claimed")
+        return QueueUnavailable("this claim was voided before it reached the server; nothing was claimed")
     if code in _MISSING:
         return QueueUnavailable(f"{where}: the queue's tables are missing: run `beneath migrate up`")
     if code == LOCK_TIMEOUT:
-        text = f"{where}: another transaction held what was needed for too long; try again"
+        text = f"{where}: another transaction held a needed lock for too long; try again"
         return KeyBusy(text, _held(error))
     if code in _TOO_LARGE:
         return MessageTooLarge(f"{where}: a message is larger than PostgreSQL can hold ({line(error)})")
@@ -74,7 +77,7 @@ def queue_error(error: BaseException, db: PostgreSQL, *, writing: bool) -> Queue
 
 
 def _held(error: BaseException) -> Held:
-    """Return what was held, by the statement that waited for it."""
+    """Return the kind of lock that was held, derived from the statement that waited for it."""
     context = str(getattr(error, "context", None) or "")
     if "beneath_dedupe" in context or "beneath_accepted" in context:
         return "ids"

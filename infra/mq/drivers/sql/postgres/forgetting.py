@@ -1,4 +1,4 @@
-"""Accepted ids and broadcast frames are forgotten when they are old, in steps."""
+"""Removal of expired accepted ids and broadcast frames, in steps."""
 
 import math
 import time
@@ -10,21 +10,24 @@ from infra.mq.drivers.sql.postgres import broadcasting, publishing
 from infra.mq.drivers.sql.postgres.connections import Connections
 
 STEPS = 50
-"""How many steps a call makes at most for each kind; each forgets a thousand."""
+"""The maximum number of steps in a call for each kind of row; a step removes a thousand rows."""
 
 ANEW_EVERY = 600.0
-"""Seconds after which a process looks from the start again, for what was committed later than it could know."""
+"""Seconds after which a process starts from the beginning again, for rows that were committed late."""
 
 Step = Callable[[Driver, float, float], Awaitable[float | None]]
 
 
 class Forgetter:
-    """Goes on from where it ended: while a transaction is left open, what was forgotten stays in the indexes.
+    """Removes expired rows, each time from where the last call ended.
+
+    While another transaction stays open, removed rows stay in the indexes, and a search from the start would read them
+    all.
 
     Args:
-        connections: To the server.
-        dedupe_window: For how many seconds accepted ids are kept.
-        broadcast_kept: For how many seconds frames are kept.
+        connections: The queue's connections to the server.
+        dedupe_window: Seconds for which accepted ids are stored.
+        broadcast_kept: Seconds for which frames are stored.
     """
 
     def __init__(self, connections: Connections, dedupe_window: float, broadcast_kept: float) -> None:
@@ -38,10 +41,10 @@ class Forgetter:
         self._anew_at = 0.0
 
     async def forget(self, now: float) -> None:
-        """Forget what is old at the queue's time `now`, within bounds.
+        """Remove rows that have expired at the queue's time `now`, at most `STEPS` steps of each kind.
 
         Raises:
-            QueueError: the steps that were carried out stand.
+            QueueError: a step failed; the completed steps stand.
         """
         if time.monotonic() >= self._anew_at:
             self._after.clear()

@@ -1,4 +1,4 @@
-"""Publishes outside transactions: those that come in while others are under way leave together."""
+"""Publishing outside of transactions, in groups: concurrent calls share a statement and a COMMIT."""
 
 import asyncio
 import contextvars
@@ -12,33 +12,33 @@ from infra.mq.errors import QueueClosed, QueueError, QueueRejected
 from infra.mq.types import Message
 
 LANES = 2
-"""How many groups may be under way at a time."""
+"""The maximum number of groups in flight."""
 
 GROUP_LIMIT = 1000
-"""Messages of several calls that leave together at most; a larger call leaves alone."""
+"""The maximum number of messages in a group of several calls; a larger call forms a group by itself."""
 
 GROUP_BYTES = 16 * 1024 * 1024
-"""The same for the size of their bodies."""
+"""The maximum size of their bodies, in bytes."""
 
 GROUP_PATIENCE = 0.05
-"""Seconds that publishes which leave together wait for a lock; then those that need it wait for it apart."""
+"""Seconds that a group waits for a lock; then the calls that need the lock wait for it separately."""
 
 PART_PATIENCE = 0.01
-"""The same for the parts of a group that met a lock, until it is known which of its members need it."""
+"""Seconds that a part of such a group waits, while the calls that need the lock are searched for."""
 
 ATTEMPT_PATIENCE = 0.25
-"""Seconds that an attempt of those which wait apart takes at most; with several that wait, `GROUP_PATIENCE`."""
+"""Seconds that an attempt of separately waiting calls takes at most; with several groups of them, `GROUP_PATIENCE`."""
 
 Send = Callable[[Sequence[Message], float], Awaitable[None]]
-"""Sends messages; raises `KeyBusy` where another transaction holds what they need for longer than so many seconds."""
+"""Publishes messages; raises `KeyBusy` if another transaction holds a lock for longer than the given seconds."""
 
 
 class GroupPublisher:
-    """Joins concurrent publishes: one statement, one COMMIT. A lone one leaves at once.
+    """Combines concurrent publishes into one statement and one COMMIT; a single publish is sent at once.
 
-    A caller that is cancelled leaves its messages to be accepted or not. A call whose messages are refused delays no
-    other call. A call that has to wait for another transaction delays only calls with the same ordering key, or the
-    same id, as those that wait; it fails with `KeyBusy` after `patience` seconds.
+    The messages of a cancelled caller may be accepted or not. A call whose messages are rejected delays no other call.
+    A call that waits for another transaction delays only calls with the same ordering key or the same id; it fails with
+    `KeyBusy` after `patience` seconds.
     """
 
     def __init__(self, send: Send, patience: float) -> None:
@@ -52,14 +52,14 @@ class GroupPublisher:
 
     @property
     def waiting(self) -> int:
-        """How many calls wait for another transaction."""
+        """The number of calls that wait for another transaction."""
         return len(self._apart)
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Return once `messages` are accepted.
 
         Raises:
-            QueueError: what was wrong with them, or with the queue.
+            QueueError: the messages were rejected, or the queue failed.
         """
         request = PublishRequest(messages, asyncio.get_running_loop().create_future())
         if self._apart and self._apart.concerns(request):
@@ -72,14 +72,14 @@ class GroupPublisher:
         await request.answer
 
     async def close(self, patience: float) -> None:
-        """Return when all that was asked for has been answered, or after `patience` seconds."""
+        """Wait until all calls are answered, or for `patience` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 while self._tasks:
                     await asyncio.wait(self._tasks)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        # Without a context: the first caller's transaction is not that of the others in its group.
+        # In an empty context: the first caller's transaction must not be ambient for the rest of the group.
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -90,11 +90,11 @@ class GroupPublisher:
             while group := self._next_group():
                 await self._send_group(group, GROUP_PATIENCE)
         except BaseException as error:
-            _fail(self._queued, QueueClosed(f"the queue's publisher was stopped: {error!r}"))
+            _fail(self._queued, QueueClosed(f"publishing to the queue was stopped: {error!r}"))
             self._queued.clear()
             raise
         finally:
-            # At once, and not when the task is known to be done: what is asked for in between needs a lane of its own.
+            # Not in a done callback: a call that arrives before the callback runs must find the lane free.
             self._free_lanes += 1
 
     def _next_group(self) -> list[PublishRequest]:
@@ -112,7 +112,7 @@ class GroupPublisher:
         return group
 
     async def _send_group(self, group: list[PublishRequest], patience: float) -> None:
-        """Send and answer a group, by halves where that is needed to find what is refused or has to wait."""
+        """Send and answer a group; bisect it to find the calls that are rejected or have to wait."""
         if self._apart:
             for request in [it for it in group if self._apart.concerns(it)]:
                 group.remove(request)
@@ -132,7 +132,7 @@ class GroupPublisher:
                 _fail(group, error)
 
     async def _send_whole(self, group: list[PublishRequest], patience: float) -> None:
-        """Send and answer; what may be different for a part of the group is raised."""
+        """Send and answer a group; raise the errors that may concern only a part of the group."""
         try:
             await self._send([message for request in group for message in request.messages], patience)
         except (QueueRejected, KeyBusy):
@@ -148,7 +148,7 @@ class GroupPublisher:
                 if not request.answer.done():
                     request.answer.set_result(None)
 
-    # --- what waits for other transactions ----------------------------------------------------------------------------
+    # --- calls that wait for other transactions -----------------------------------------------------------------------
 
     def _wait_apart(self, request: PublishRequest, names: frozenset[str]) -> None:
         loop = asyncio.get_running_loop()
@@ -161,11 +161,11 @@ class GroupPublisher:
             while group := self._apart.next_group(GROUP_LIMIT):
                 await self._try(group)
         except BaseException as error:
-            _fail(self._apart.clear(), QueueClosed(f"the queue's publisher was stopped: {error!r}"))
+            _fail(self._apart.clear(), QueueClosed(f"publishing to the queue was stopped: {error!r}"))
             raise
 
     async def _try(self, group: list[PublishRequest]) -> None:
-        """Try a group that waits for the same; those that are through, or have waited for too long, are done."""
+        """Try a group that waits for the same locks; answer calls that succeed or have waited too long."""
         loop = asyncio.get_running_loop()
         alone = len(group) == len(self._apart)
         try:

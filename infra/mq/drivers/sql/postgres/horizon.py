@@ -1,17 +1,17 @@
-"""What keeps PostgreSQL from removing dead rows, for people: then every claim reads past what was handled long ago."""
+"""Warnings about transactions that prevent PostgreSQL from removing dead rows, which slows down claims."""
 
 from typing import Any
 
 from infra.db.postgresql_driver import Driver
 
 LONG = 60.0
-"""Seconds after which a transaction counts as one that was left open."""
+"""Seconds after which an open transaction is reported."""
 
 MANY_TRANSACTIONS = 20_000
-"""The same in transactions that came after it, where the role may not see how old it is."""
+"""The number of later transactions after which it is reported if its age is not visible to the role."""
 
 MANY_DEAD = 200_000
-"""So many dead rows in one table are worth a line by themselves; autovacuum is set to come at 2000."""
+"""The number of dead rows in a table that is reported by itself; autovacuum is set to run at 2000."""
 
 _HOLDERS = """
 SELECT what, pid, name, state, seconds, xids FROM (
@@ -41,14 +41,14 @@ ORDER BY n_dead_tup DESC, relname LIMIT 1
 
 
 async def warnings(driver: Driver) -> list[str]:
-    """Return a line if dead rows are kept, or have become many: by whom, and what to do."""
+    """Return a line if dead rows cannot be removed or are many, with the cause and the remedy."""
     table, dead = await driver.fetchrow(_DEAD)
     holder = await driver.fetchrow(_HOLDERS)
     if holder is not None and _is_old(holder):
         so_far = f"meanwhile PostgreSQL can remove no dead rows ({table} has {dead}), and the queue becomes slower"
         return [f"{_described(holder)}; {so_far}: {_remedy(holder)}"]
     if dead >= MANY_DEAD:
-        return [f"{table} has {dead} dead rows: see that autovacuum is on and keeps up, or run VACUUM {table}"]
+        return [f"{table} has {dead} dead rows: check that autovacuum is on and keeps up, or run VACUUM {table}"]
     return []
 
 

@@ -1,4 +1,4 @@
-"""What the queue holds, for people; everything here only reads, and counts in indexes."""
+"""Statistics and dead letters on PostgreSQL; all functions only read, and count in indexes."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection
@@ -121,7 +121,7 @@ async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
     """Return one dead letter.
 
     Raises:
-        DeadLetterNotFound: there is none.
+        DeadLetterNotFound: no dead letter has that id.
     """
     row = await driver.fetchrow(f"{_DEAD_LETTERS} WHERE id = $1", dead_letter_number(dead_id))
     if row is None:
@@ -130,7 +130,7 @@ async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
 
 
 async def interrupted_retirements(driver: Driver) -> list[str]:
-    """Return a line for each retirement that was begun and is not complete."""
+    """Return a line for each incomplete retirement."""
     return [
         f"retiring {name}{f' (event {event})' if event else ''} was begun and is not complete: "
         f"run `beneath bus retire` again with --backlog {backlog}"
@@ -144,7 +144,7 @@ async def names_of(driver: Driver, subscription: int) -> set[str]:
 
 
 class _Counted:
-    """Every count, by subscription."""
+    """The counts of all subscriptions, by subscription number."""
 
     def __init__(self) -> None:
         self.ready: Counts = {}
@@ -160,7 +160,7 @@ class _Counted:
 
     @classmethod
     async def read(cls, driver: Driver, now: float) -> "_Counted":
-        """Count everything."""
+        """Read all counts."""
         counted = cls()
         counted.ready = await _by_subscription(driver, _READY, now)
         counted.claimed = await _by_subscription(driver, _IN.format(1))

@@ -1,4 +1,4 @@
-"""The leases of this process's workers, kept by a thread that no busy event loop can hold up."""
+"""The leases of this process's workers, renewed by a thread that a busy event loop cannot delay."""
 
 import asyncio
 import threading
@@ -19,12 +19,12 @@ from infra.mq.errors import QueueError, QueueUnavailable
 T = TypeVar("T")
 
 RENEW_TIMEOUT = 1.0
-"""How long, in seconds, a renewal may take, if a third of a lease is not more: there should be time for another one."""
+"""Seconds that a renewal may take, or a third of the lease if that is longer, so that a second one is possible."""
 
 ABANDON_TIMEOUT = 2.0
-"""How long, in seconds, a worker that gives up may wait to tell the server."""
+"""Seconds that an abandoned lease may take to be recorded on the server."""
 
-# It also reads the leases of all, as they were before.
+# It also returns the leases of all workers, with their ends before this statement.
 _RENEW = """
 WITH renewed AS (
     UPDATE beneath_worker SET lease_until = extract(epoch FROM clock_timestamp()) + $2
@@ -36,16 +36,15 @@ _ABANDON = "UPDATE beneath_worker SET lease_until = 0 WHERE id = $1"
 
 
 class LeaseMembership:
-    """A worker of this process: the number under which it owns things, and the lease that says that it lives."""
+    """A worker of this process: the number that marks its claims as owner, and its lease."""
 
     def __init__(self, number: int, epoch: int, keeper: "LeaseKeeper", clock: Clock, joined: float) -> None:
         self.number = number
         self.epoch = epoch
-        """Of its claims; those of earlier ones are void."""
+        """The epoch of its claims; claims of earlier epochs are void."""
 
         self.valid_until = joined + keeper.lease
-        """When its lease runs out, by this machine's clock: never later than by the server's, if both run equally fast.
-        """
+        """The end of its lease by this machine's monotonic clock; never later than on the server at equal clock speed."""
 
         self.owned = OwnedClaims(number)
         self._keeper = keeper
@@ -65,22 +64,22 @@ class LeaseMembership:
         return self._alive
 
     def abandon(self) -> None:
-        # Also one that has left: it may linger, for a claim that it keeps.
+        # Also after `left`: a worker with kept claims still has its lease.
         self._alive = False
         self._keeper.abandon(self.number)
 
     def left(self) -> None:
-        """Note that it is registered no more, or lingers without working."""
+        """Record that the worker has left; with kept claims its lease is still renewed."""
         self._alive = False
 
 
 class LeaseKeeper:
-    """A thread with an event loop and a connection of its own.
+    """Renews leases in a thread with its own event loop and connection.
 
     Args:
-        db: Where the leases are.
-        lease: For how many seconds a sign of life counts, by the server's clock.
-        on_silence: Called, in whatever thread, when a renewal fails and none has succeeded for a whole lease.
+        db: The database with the leases.
+        lease: The lease time, in seconds by the server's clock.
+        on_silence: Called in any thread when a renewal fails and none has succeeded for a whole lease.
     """
 
     def __init__(self, db: PostgreSQL, lease: float, on_silence: Callable[[], object]) -> None:
@@ -99,14 +98,14 @@ class LeaseKeeper:
 
     @staticmethod
     def now() -> float:
-        """Return the monotonic time of its observations."""
+        """Return the monotonic time by which leases are observed."""
         return time.monotonic()
 
     def start(self) -> None:
         """Start the thread, once.
 
         Raises:
-            OSError, RuntimeError: it cannot be had; a later call tries again.
+            OSError, RuntimeError: the thread cannot be started; a later call tries again.
         """
         with self._starting:
             if self._thread is not None:
@@ -121,7 +120,7 @@ class LeaseKeeper:
             self._loop, self._thread, self._turn = loop, thread, asyncio.Lock()
 
     def stop(self) -> None:
-        """Disconnect, and end the thread; what lingers is dead a lease later."""
+        """Disconnect, and end the thread; kept claims are recovered once their lease has expired."""
         loop, thread = self._loop, self._thread
         if loop is None or thread is None:
             return
@@ -132,7 +131,7 @@ class LeaseKeeper:
         self._loop = self._thread = None
 
     def renew(self, number: int) -> bool:
-        """Prolong a worker's lease; False when it is registered no more.
+        """Renew a worker's lease; return False if the worker is not registered any more.
 
         Raises:
             QueueUnavailable: the server does not answer.
@@ -150,14 +149,14 @@ class LeaseKeeper:
         return any(row[0] == number and row[2] for row in rows)
 
     def abandon(self, number: int) -> None:
-        """Say that a worker is dead, if the server can be reached now; else it is so when its lease runs out."""
+        """Record on the server that a worker is dead; if the server is unreachable, the lease expires by itself."""
         self._lingering.discard(number)
         if self._loop is not None:
             with suppress(QueueError):
                 self._call(self._ask(lambda driver: driver.execute(_ABANDON, number)), ABANDON_TIMEOUT)
 
     def linger(self, number: int) -> None:
-        """Prolong a worker's lease from here on, as long as this process lives."""
+        """Renew the lease of a worker that has left with kept claims, until this process ends."""
         first = not self._lingering
         self._lingering.add(number)
         if first and self._loop is not None:

@@ -1,8 +1,8 @@
-"""Workers: joining, leaving, and what becomes of the claims of dead ones.
+"""Workers on PostgreSQL: joining, leaving, and taking over the claims of dead ones.
 
-What may concern many claims is done in steps, each in a transaction of its own. Whoever ends a worker locks its row
-first: a claim holds that row, so that none is under way then, and raises its epoch, so that none that arrives later is
-carried out. The row is deleted last: it is by the row that others find what is left to take over.
+Operations on many claims run in steps, each in its own transaction. A transaction that ends a worker first locks the
+worker's row, which every claim locks too, so that no claim is in flight; then it raises the worker's epoch, so that no
+later claim is carried out. The row is deleted last, because other processes need it to continue a takeover.
 """
 
 import json
@@ -13,7 +13,7 @@ from infra.db.postgresql_driver import Driver
 from infra.mq.types import Claim, WorkerInfo
 
 STEP = 500
-"""How many deliveries, and how many mailboxes, a step takes at most."""
+"""The maximum number of deliveries in a step, and of mailboxes."""
 
 SERVER_TIME = "extract(epoch FROM clock_timestamp())"
 
@@ -23,7 +23,7 @@ VALUES ($1, $2, $3, $4, $5, {SERVER_TIME} + $6)
 ON CONFLICT (name) DO UPDATE SET lease_until = excluded.lease_until, epoch = w.epoch + 1
 RETURNING id, epoch
 """  # noqa: S608  # constants only
-# A clock that was set back leaves ends far ahead; those of the living come right with their next renewal.
+# After the server's clock was set back, lease ends are far ahead; live workers correct theirs at the next renewal.
 _LIVE = f"""
 SELECT name, subscriptions FROM beneath_worker
 WHERE lease_until > {SERVER_TIME} AND lease_until <= {SERVER_TIME} + $1 * 2
@@ -49,7 +49,7 @@ WITH RECURSIVE owners (owner) AS (
 SELECT o.owner FROM owners AS o
 WHERE o.owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM beneath_worker AS w WHERE w.id = o.owner)
 """
-# One owner after the other, by the index of what is claimed: not every claim is read.
+# One owner after the other, by the index of claims, so that not every claim is read.
 _ORPHANS = " UNION ".join(
     f"({_OWNERS.format(owner='owner', table=table)})" for table in ("beneath_delivery", "beneath_mailbox")
 )
@@ -70,7 +70,7 @@ _OWNS = """
 SELECT EXISTS (SELECT 1 FROM beneath_delivery WHERE state = 1 AND owner = $1 AND NOT id = ANY ($2::bigint[]))
     OR EXISTS (SELECT 1 FROM beneath_mailbox WHERE state = 1 AND owner = $1 AND NOT fence = ANY ($3::bigint[]))
 """
-# A lateral subquery with an offset is looked up for each row on its left: no planner turns that around.
+# OFFSET in a lateral subquery makes the planner execute it for each row on its left, by index.
 _HANDED_OUT = """
 id = ANY (ARRAY(
     SELECT t.id FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS m (subscription, key, last_id)
@@ -82,7 +82,7 @@ id = ANY (ARRAY(
 """
 _CHARGE_HANDED_OUT = f"UPDATE beneath_delivery SET {_CHARGE} WHERE {_HANDED_OUT}"  # noqa: S608
 _UNMARK = f"UPDATE beneath_delivery SET isolated = 0 WHERE {_HANDED_OUT} AND isolated = 1"  # noqa: S608
-# The caller has locked them, so that they stay where they are.
+# The caller has locked the mailboxes, so that their ctid does not change.
 _REQUEUE_MAILBOXES = """
 UPDATE beneath_mailbox SET state = 0, due_at = $3, turn = nextval('beneath_number'), owner = NULL, last_id = NULL,
     parked_event = NULL
@@ -136,7 +136,7 @@ SELECT m.subscription, m.ordering_key {_NAMED} {_PARKED_MAILBOX.format(limit=_LO
 
 
 async def join(driver: Driver, info: WorkerInfo, now: float, lease: float) -> tuple[int, int]:
-    """Register a worker; return the number under which it owns things, and its epoch."""
+    """Register a worker; return the number that marks its claims as owner, and its epoch."""
     names = json.dumps(sorted(info.subscriptions))
     number, epoch = await driver.fetchrow(_JOIN, info.id, info.host, info.pid, names, now, lease)
     return number, epoch
@@ -148,9 +148,9 @@ async def live(driver: Driver, lease: float) -> list[tuple[str, frozenset[str]]]
 
 
 async def silent(driver: Driver, lease: float) -> dict[int, tuple[str, frozenset[str], float]]:
-    """Return the id, the subscriptions and the end of the lease of each worker that is not live, and may be alive.
+    """Return the id, the subscriptions and the lease end of each worker whose lease looks expired.
 
-    It is by its next renewal that one is found alive whose lease a step of the server's clock has ended.
+    Such a worker may be alive, because a step of the server's clock can end leases; only its next renewal shows that.
     """
     rows = await driver.fetch(_SILENT, lease)
     return {row[0]: (row[1], frozenset(json.loads(row[2])), row[3]) for row in rows}
@@ -162,20 +162,20 @@ async def leases(driver: Driver) -> list[tuple[int, float]]:
 
 
 async def orphans(driver: Driver) -> list[int]:
-    """Return the numbers of owners that no worker has."""
+    """Return the owners of claims that are not registered as workers."""
     return [row[0] for row in await driver.fetch(_ORPHANS)]
 
 
 async def end(driver: Driver, worker: int, lease_until: float) -> None:
-    """Make a worker dead for everybody, unless it has renewed its lease since, or a claim of it is under way."""
+    """End a worker's lease, unless the worker has renewed it since, or a claim of the worker is in flight."""
     if await driver.fetch(_LOCK_DEAD, worker, lease_until):
         await driver.execute(_END, worker)
 
 
 async def take_over(driver: Driver, worker: int, now: float, *, orphan: bool = False) -> tuple[int, bool]:
-    """Take a step's worth from a dead worker and charge the deliveries; return how many, and whether to go on.
+    """Take over a step's worth of a dead worker's deliveries; return their number, and whether to continue.
 
-    An `orphan` is an owner without a worker.
+    Each delivery counts a takeover or a crash. An `orphan` is an owner that is not registered.
     """
     if not orphan and not await driver.fetch(_LOCK_DEAD, worker, 0.0):
         return 0, False
@@ -190,7 +190,7 @@ async def take_over(driver: Driver, worker: int, now: float, *, orphan: bool = F
 
 
 async def begin_to_leave(driver: Driver, worker: int) -> bool:
-    """See to it that a worker claims nothing any more; False if it was taken over."""
+    """Prevent further claims of a worker; return False if the worker was taken over."""
     if not await driver.fetch(_LOCK, worker):
         return False
     await driver.execute(_RAISE_EPOCH, worker)
@@ -198,11 +198,11 @@ async def begin_to_leave(driver: Driver, worker: int) -> bool:
 
 
 async def leave(driver: Driver, worker: int, keep: Collection[Claim], now: float) -> tuple[int, bool]:
-    """Give back a step's worth of what a worker owns but for the claims it keeps; return how many, whether to go on.
+    """Release a step's worth of a worker's claims but `keep`; return their number, and whether to continue.
 
-    At the end unregister it if it keeps none.
+    The last step unregisters the worker if it keeps none.
     """
-    # Unordered claims that came in one answer have one fence.
+    # Unordered claims of one answer share a fence, so they are told apart by delivery.
     ids = [it.deliveries[0].id for it in keep if not it.ordered]
     fences = [it.fence for it in keep if it.ordered]
     released = _count(await driver.execute(_RELEASE, worker, STEP, ids))
@@ -216,9 +216,9 @@ async def leave(driver: Driver, worker: int, keep: Collection[Claim], now: float
 
 
 async def release_unknown(driver: Driver, worker: int, since: int, known: Collection[int], now: float) -> int | None:
-    """Void claims that are still on their way, and give back, uncharged, those after `since` but for the `known` ones.
+    """Void claims in flight, and release claims with fences above `since` that are not `known`, without counting.
 
-    Return the worker's new epoch; None if it was taken over.
+    Return the worker's new epoch; None if the worker was taken over.
     """
     if not await driver.fetch(_LOCK, worker):
         return None
@@ -229,12 +229,12 @@ async def release_unknown(driver: Driver, worker: int, since: int, known: Collec
 
 
 async def has_parked(driver: Driver, known: Mapping[str, Collection[str]]) -> bool:
-    """Return whether `unpark` would find anything; writes nothing."""
+    """Return whether `unpark` would find any delivery; writes nothing."""
     return bool(await driver.fetchval(_HAS_PARKED, *_pairs(known)))
 
 
 async def unpark(driver: Driver, known: Mapping[str, Collection[str]], now: float) -> tuple[int, bool]:
-    """Make a step's worth of parked deliveries due whose needs are known; return how many, and whether to go on."""
+    """Make some parked deliveries due whose needs are known; return their number, and whether to continue."""
     count = _count(await driver.execute(_UNPARK, *_pairs(known), STEP))
     mailboxes = await driver.fetch(_PARKED_MAILBOXES, *_pairs(known), STEP)
     await _requeue(driver, mailboxes, now)
@@ -256,5 +256,5 @@ def _pairs(known: Mapping[str, Collection[str]]) -> tuple[list[str], list[str]]:
 
 
 def _count(tag: str) -> int:
-    """Return how many rows a command tag counts."""
+    """Return the number of rows in a command tag."""
     return int(tag.rpartition(" ")[2])

@@ -1,4 +1,4 @@
-"""How this process notices what others change: a connection that listens, and a look now and then."""
+"""Notifications on PostgreSQL: LISTEN and NOTIFY between processes, and a regular poll."""
 
 import asyncio
 import contextvars
@@ -19,16 +19,16 @@ from infra.supervision import SupervisedTask, Supervisor
 CHANNEL = "beneath_queue"
 
 POLL_INTERVAL = 1.0
-"""Seconds between two looks where nobody rings; it does for what a ring failed to tell."""
+"""Seconds between two polls, which find the changes of lost notifications."""
 
 NOTIFY_INTERVAL = 0.02
-"""Seconds that this process leaves between two rings: NOTIFY makes every COMMIT of the database queue for a lock."""
+"""Seconds between two notifications of this process: with NOTIFY, all COMMITs of the server take one lock in turn."""
 
 CHECK_INTERVAL = 10.0
-"""Seconds after which the listening connection is asked for a sign of life."""
+"""Seconds between two checks of the listening connection."""
 
 CHECK_TIMEOUT = 5.0
-"""Seconds that it has for that."""
+"""Seconds after which such a check fails."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
@@ -36,16 +36,16 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 class Notifier:
-    """Sets its listeners' events when anything in the queue may have changed, and tells other processes.
+    """Sets the events of waiters when the queue may have changed, and notifies other processes.
 
-    It rings outside transactions, on connections of its own, at most once per `NOTIFY_INTERVAL`. The pace is real time,
-    whatever clock the queue goes by. Behind a pooler nobody can listen; there is only the look every second.
+    Notifications are sent outside of transactions, at most one per `NOTIFY_INTERVAL`, in real time whatever the queue's
+    clock. Behind a pooler LISTEN is impossible; there the queue is only polled every second.
 
     Args:
-        db: Where the queue is.
-        connections: What rings.
-        clock: Compared with the server's on the way.
-        longest_silence: Looks that are further apart, in seconds, count as an interruption.
+        db: The database of the queue.
+        connections: The connections on which notifications are sent.
+        clock: The queue's clock, which this object compares with the server's regularly.
+        longest_silence: The longest time, in seconds, between two polls; more is an interruption.
     """
 
     def __init__(self, db: PostgreSQL, connections: Connections, clock: ServerClock, longest_silence: float) -> None:
@@ -61,10 +61,10 @@ class Notifier:
         self._notifying: asyncio.Task[None] | None = None
         self._again = False
         self.interruptions = 0
-        """How often something may have gone unseen so far."""
+        """The number of times so far that changes may have been missed."""
 
     async def open(self) -> None:
-        """Listen from now on.
+        """Start to listen and to poll.
 
         Raises:
             DatabaseError: the server cannot be reached.
@@ -75,10 +75,10 @@ class Notifier:
             self._tasks.append(contextvars.Context().run(start, name, work, max_backoff=_LONGEST_PAUSE))
 
     async def close(self) -> None:
-        """Neither listen nor ring any more."""
-        tasks, self._tasks = self._tasks, []  # from now on nothing rings
+        """Stop listening, polling and notifying."""
+        tasks, self._tasks = self._tasks, []  # without tasks `notify` sends nothing
         notifying = self._notifying
-        # All at once: this may itself be cancelled while it waits for them.
+        # Cancel all before waiting for any: this call may be cancelled while it waits.
         for task in tasks:
             task.cancel()
         if notifying is not None:
@@ -90,7 +90,7 @@ class Notifier:
         finally:
             if (driver := self._first) is not None:
                 self._first = None
-                await close(driver)  # its task was ended before it began
+                await close(driver)  # its task was cancelled before it took the connection
         self._waiters.clear()
 
     def add(self, event: asyncio.Event) -> None:
@@ -98,11 +98,11 @@ class Notifier:
         self._waiters.add(event)
 
     def remove(self, event: asyncio.Event) -> None:
-        """Leave `event` alone from now on."""
+        """Stop setting `event`."""
         self._waiters.discard(event)
 
     def notify(self) -> None:
-        """Tell this process's listeners, and soon other processes, that something has changed."""
+        """Wake up the waiters of this process, and soon those of other processes."""
         self.wake()
         self._again = True
         if self._notifying is None and self._tasks:
@@ -110,7 +110,7 @@ class Notifier:
             self._notifying = loop.create_task(self._send_notifications(), context=contextvars.Context())
 
     def wake(self) -> None:
-        """Tell this process's listeners alone that something may have changed."""
+        """Wake up the waiters of this process only."""
         for event in self._waiters:
             event.set()
 
@@ -135,12 +135,12 @@ class Notifier:
 
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
-        looked_at = loop.time()
+        polled_at = loop.time()
         while True:
             await asyncio.sleep(POLL_INTERVAL)
-            if loop.time() - looked_at > self._longest_silence:
+            if loop.time() - polled_at > self._longest_silence:
                 self.interruptions += 1
-            looked_at = loop.time()
+            polled_at = loop.time()
             self.wake()
 
     async def _keep_listening(self) -> None:
@@ -163,7 +163,7 @@ class Notifier:
             pause = min(pause * 2, _LONGEST_PAUSE)
             try:
                 driver = await self._listen()
-            except Exception as error:  # noqa: BLE001  # whatever it was, the next attempt may succeed
+            except Exception as error:  # noqa: BLE001  # after any error the next attempt may succeed
                 _log.debug("notification connection failed", error=repr(error))
             else:
                 self._interrupt()
@@ -172,7 +172,7 @@ class Notifier:
         driver = await self._db.connect(limited=False, default_transaction_isolation="read committed")
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
-                await driver.add_listener(CHANNEL, self._heard)
+                await driver.add_listener(CHANNEL, self._notified)
                 await self._clock.compare(driver)
         except BaseException as error:
             await close(driver)
@@ -182,7 +182,7 @@ class Notifier:
         return driver
 
     async def _watch_over(self, driver: Driver) -> None:
-        """Return when the connection is lost."""
+        """Check the connection regularly, and return when it is lost."""
         lost = asyncio.Event()
         driver.add_termination_listener(lambda _: lost.set())
         system = SystemClock()
@@ -190,7 +190,7 @@ class Notifier:
             try:
                 async with asyncio.timeout(CHECK_TIMEOUT):
                     await self._clock.compare(driver)
-            except Exception as error:  # noqa: BLE001  # whatever it was, another connection may do better
+            except Exception as error:  # noqa: BLE001  # after any error a new connection may succeed
                 _log.debug("notification connection failed", error=repr(error))
                 return
 
@@ -203,6 +203,6 @@ class Notifier:
                 _log.debug("clock comparison failed", error=str(error))
             await asyncio.sleep(CHECK_INTERVAL)
 
-    def _heard(self, _: object, __: int, ___: str, sender: str) -> None:
+    def _notified(self, _: object, __: int, ___: str, sender: str) -> None:
         if sender != self._me:
             self.wake()

@@ -1,18 +1,19 @@
-"""Which workers have stopped renewing their leases, as this process observes them."""
+"""Detection of dead workers by observing whether they renew their leases."""
 
 import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
 TIMES = 1.2
-"""In leases: how long a lease is seen unchanged until its worker is dead. After one its worker ends what must not run
-beside its successor, for which it has the rest."""
+"""The time, as a multiple of the lease, after which a worker with an unchanged lease is considered dead. After one
+lease the worker itself ends what must not run beside its successor, and has the rest of the time for that."""
 
 GAP = 0.6
-"""In leases: observations further apart than that begin anew. Renewals are at most half a lease apart."""
+"""The time, as a fraction of the lease, between two observations after which counting restarts. Renewals are at most
+half a lease apart."""
 
 ABANDONED = 0.0
-"""The end of a lease that was given up, or whose worker is being recovered."""
+"""The end of a lease that was abandoned, or whose worker is being recovered."""
 
 
 class _Seen(NamedTuple):
@@ -21,11 +22,11 @@ class _Seen(NamedTuple):
 
 
 class LeaseObserver:
-    """Counts by this process's monotonic clock alone how long each lease has been seen unchanged.
+    """Measures by this process's monotonic clock how long each lease has been unchanged.
 
-    The end of a lease is only compared with what it was before, so that no step of a clock makes a living worker
-    dead, or a dead one live on. What kept this process from observing kept other workers from renewing: after a gap
-    they have the whole time again.
+    The end of a lease is only compared with its earlier value, so that no step of a wall clock makes a live worker look
+    dead or a dead one alive. Whatever prevented this process from observing may have prevented other workers from
+    renewing; so after a gap the full time starts again.
     """
 
     def __init__(self, lease: float) -> None:
@@ -35,7 +36,7 @@ class LeaseObserver:
         self._observed_at = -float("inf")
 
     def observe(self, leases: Iterable[tuple[int, float]], asked_at: float, answered_at: float) -> None:
-        """Take in the number and the end of the lease of every worker, read between the two monotonic times."""
+        """Record the number and the lease end of every worker, read between the two monotonic times."""
         with self._lock:
             anew = asked_at - self._observed_at > self._lease * GAP
             self._observed_at = max(self._observed_at, answered_at)
@@ -48,9 +49,9 @@ class LeaseObserver:
             self._seen = seen
 
     def dead(self, now: float) -> list[tuple[int, float]]:
-        """Return the number and the end of the lease of every worker that is dead at the monotonic time `now`.
+        """Return the number and the lease end of every worker that is dead at the monotonic time `now`.
 
-        `now` must be from before the latest observation was asked for.
+        `now` must be from before the latest observation was requested.
         """
         with self._lock:
             return [

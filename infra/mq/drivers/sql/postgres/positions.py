@@ -1,31 +1,31 @@
-"""From where a process looks for due work, where what was handled cannot be removed and stands in the way."""
+"""The positions in the indexes from which a process claims, to skip dead rows that PostgreSQL cannot remove."""
 
 import math
 import time
 from collections.abc import Collection, Mapping
 
 SCHEDULED = ""
-"""In place of a subscription's name: all scheduled messages."""
+"""The name that stands for all scheduled messages."""
 
 SLOW = 0.003
-"""A look from the very start that takes the server longer, in seconds, has read past much that was handled."""
+"""Seconds of server time from which a scan from the start counts as slow: it has read over many dead rows."""
 
 SCAN_INTERVAL = 1.0
-"""Seconds between two looks from the start."""
+"""Seconds between two scans from the start."""
 
 SHARE = 0.05
-"""Of the time, looks from the start may take so much."""
+"""The fraction of time that scans from the start may take."""
 
 MARGIN = 0.1
-"""Seconds before the latest claim that are looked at again: clocks differ, and some commit later than others."""
+"""Seconds before the latest claim that each claim searches again, for differences of clocks and late commits."""
 
 
 class Positions:
-    """Where the latest claim of each subscription ended, to begin there if a look from the start has become slow.
+    """The end of the latest claim of each subscription, where claims begin while scans from the start are slow.
 
-    While a transaction is left open somewhere, PostgreSQL keeps every row that was handled since, in the indexes too,
-    and all claims would read past all of them. What becomes due before a position, since it was given back or its
-    publisher committed late, is noticed at the next look from the start.
+    While a transaction stays open, PostgreSQL keeps all rows handled since, also in the indexes, and every claim from
+    the start would read over all of them. Deliveries that become due before a position, because they were released or
+    their publisher committed late, are found by the next scan from the start.
     """
 
     def __init__(self) -> None:
@@ -35,27 +35,27 @@ class Positions:
 
     @property
     def scan_in(self) -> float | None:
-        """In how many seconds a look from the start is due; None if every look is one."""
+        """Seconds until the next scan from the start; None while every claim begins at the start."""
         return max(0.0, self._scan_at - time.monotonic()) if self._slow else None
 
     @property
     def scan_due(self) -> bool:
-        """Whether it is time to look from the start, and to tell `looked`."""
+        """Whether it is time to scan from the start, and to pass the result to `scanned`."""
         return time.monotonic() >= self._scan_at
 
     def starts(self, names: Collection[str]) -> list[float]:
-        """Return the due time for each name from which on to look."""
+        """Return for each name the due time from which to search."""
         if not self._slow:
             return [-math.inf] * len(names)
         return [self._latest.get(name, -math.inf) - MARGIN for name in names]
 
     def claimed(self, latest: Mapping[str, float]) -> None:
-        """Note when what was claimed last was due."""
+        """Record the due times of the latest claims."""
         for name, due_at in latest.items():
             self._latest[name] = max(due_at, self._latest.get(name, due_at))
 
     def scanned(self, seconds: float, due: Mapping[str, float]) -> None:
-        """Note how long a look from the start took the server, and what was due first."""
+        """Record the server time of a scan from the start, and the first due times that it found."""
         self._slow = seconds > SLOW
         self._scan_at = time.monotonic() + max(SCAN_INTERVAL, seconds / SHARE)
         for name, due_at in due.items():

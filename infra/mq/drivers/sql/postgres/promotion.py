@@ -1,4 +1,4 @@
-"""Scheduled messages that are due are promoted in steps, by the workers that claim."""
+"""Promotion of scheduled messages that are due, in steps, by the workers that claim."""
 
 from functools import partial
 
@@ -11,15 +11,15 @@ from infra.mq.drivers.sql.postgres.publishing import Position
 from infra.mq.errors import QueueClosed, QueueError
 
 HELD_FOR = 0.05
-"""Seconds for which messages are left alone that are due, but held by other transactions."""
+"""Seconds before due messages that other transactions have locked are tried again."""
 
 _log = structlog.stdlib.get_logger(__name__)
 
 
 class Promoter:
-    """Goes through what is due, a step at a time, and begins anew at the end.
+    """Promotes due messages a step at a time, each step from where the last one ended, and restarts at the end.
 
-    What other transactions hold is passed over, so that nothing behind it waits for it.
+    Messages locked by other transactions are skipped, so that later messages do not wait for them.
     """
 
     def __init__(self, connections: Connections, positions: Positions) -> None:
@@ -27,28 +27,28 @@ class Promoter:
         self._positions = positions
         self._after: Position | None = None
         self._placed = 0
-        """How many deliveries were placed since the start."""
+        """The number of deliveries promoted since the last restart."""
 
         self._not_before = -float("inf")
         self._expected = False
-        """Whether scheduled messages were seen that are due."""
+        """Whether due scheduled messages were seen."""
 
     def expect(self, *, due: bool) -> None:
-        """Note whether scheduled messages were seen that are due."""
+        """Record whether due scheduled messages were seen."""
         self._expected = due
         if not due:
             self._after, self._placed = None, 0
 
     def next_due(self, due_at: float) -> float:
-        """Return when to promote, where the first scheduled message is due at `due_at`."""
+        """Return the time of the next promotion if the first scheduled message is due at `due_at`."""
         return max(due_at, self._not_before)
 
     def is_due(self, now: float) -> bool:
-        """Whether there is anything to promote at the time `now`."""
+        """Return whether to promote at the time `now`."""
         return self._expected and now >= self._not_before
 
     async def step(self, now: float) -> None:
-        """Promote a step's worth; what cannot be promoted now keeps nothing from being claimed.
+        """Promote a step's worth of messages; a failure is logged and does not prevent claims.
 
         Raises:
             QueueClosed: the queue is not open.

@@ -1,4 +1,4 @@
-"""Messages on their way in: fan-out, delays, dedupe."""
+"""Publishing on PostgreSQL: deduplication, fan-out, schedule, cancel and promotion."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,19 +8,19 @@ from infra.db.postgresql_driver import Driver
 from infra.mq.types import Message
 
 DONE, PROMOTE, ROUTES_WANTED = range(3)
-"""What `beneath_publish_2` answers."""
+"""The results of the SQL function `beneath_publish_2`."""
 
 STEP = 200
-"""How many deliveries a step of promotion takes at most."""
+"""The maximum number of deliveries that a step promotes."""
 
 PUBLISHED_AT_ONCE = 5000
-"""How many messages one statement takes at most."""
+"""The maximum number of messages in a statement."""
 
 BYTES_AT_ONCE = 32 * 1024 * 1024
-"""The same for their bodies."""
+"""The maximum size of their bodies, in bytes."""
 
 FORGOTTEN_AT_ONCE = 1000
-"""How many ids a step forgets at most."""
+"""The maximum number of accepted ids that a step removes."""
 
 _PUBLISH = "SELECT beneath_publish_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 _ROUTES = """
@@ -58,7 +58,7 @@ SELECT count(*), max(at) FROM expired
 """
 
 Position = tuple[float, int]
-"""Where a step of promotion ended: the due time and the number of its last delivery."""
+"""The end of a promotion step: the due time and the number of its last delivery."""
 
 START: Position = (-math.inf, 0)
 
@@ -73,9 +73,9 @@ async def publish(
     routes: Routes | None = None,
     patience: float | None = None,
 ) -> int:
-    """Store one delivery of every message for each subscription of its event; return what is left to do.
+    """Store one delivery of every message for each subscription of its event; return what the caller must do next.
 
-    With a `patience`, in seconds, it waits no longer for a lock; not for use in other people's transactions.
+    `patience` limits the wait for a lock, in seconds; it must be None inside the application's transactions.
     """
     longest = None if patience is None else f"{max(1, int(patience * 1000))}ms"
     answer: int = await driver.fetchval(
@@ -93,41 +93,41 @@ async def routes_of(driver: Driver, messages: Sequence[Message]) -> Routes:
 async def promote(
     driver: Driver, now: float, *, after: Position = START, message_ids: Sequence[str] | None = None
 ) -> tuple[int, Position | None]:
-    """Let a step's worth of the scheduled messages that are due take their places, or these.
+    """Promote a step's worth of due scheduled messages, or of those among `message_ids`.
 
-    Return how many deliveries did, and where to go on; None at the end.
+    Return the number of deliveries, and where to continue; None at the end.
     """
     placed, last_at, last_id = await driver.fetchrow(_PROMOTE, now, STEP, *after, message_ids)
     return placed, None if last_at is None else (last_at, last_id)
 
 
 async def cancel(driver: Driver, message_id: str, now: float) -> bool:
-    """Delete a scheduled message that is not due yet; False if there is none."""
+    """Delete a scheduled message that is not due yet, and its accepted id; return False if there is none."""
     return bool(await driver.fetch(_CANCEL, message_id, now))
 
 
 async def scheduled(driver: Driver, message_id: str, now: float) -> bool:
-    """Return whether `cancel` would find something."""
+    """Return whether `cancel` would succeed."""
     return bool(await driver.fetchval(_SCHEDULED, message_id, now))
 
 
 async def forget_ids(driver: Driver, before: float, after: float = -math.inf) -> float | None:
-    """Remove a step's worth of the ids that were accepted between these times; return where to go on.
+    """Remove a step's worth of ids accepted between `after` and `before`; return where to continue.
 
-    None is the end.
+    None means the end.
     """
     forgotten, last = await driver.fetchrow(_FORGET, before, FORGOTTEN_AT_ONCE, after)
     return last if forgotten == FORGOTTEN_AT_ONCE else None
 
 
 async def forget_former_ids(driver: Driver, before: float, after: float = -math.inf) -> float | None:
-    """Do the same with those that the release before this one accepted."""
+    """Do the same for the ids that the previous release accepted."""
     forgotten, last = await driver.fetchrow(_FORGET_BEFORE, before, FORGOTTEN_AT_ONCE, after)
     return last if forgotten == FORGOTTEN_AT_ONCE else None
 
 
 def parts_of(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """Divide messages among statements, of which each is bounded in messages and bytes."""
+    """Divide messages into statements of bounded number and bytes."""
     if len(messages) <= PUBLISHED_AT_ONCE and sum([len(it.body) for it in messages]) <= BYTES_AT_ONCE:
         yield messages
         return
@@ -153,5 +153,5 @@ def _columns(messages: Sequence[Message]) -> tuple[list[Any] | None, ...]:
 
 
 def _sparse(column: list[Any]) -> list[Any] | None:
-    """Return None for a column without any value: it need not be sent."""
+    """Return None for a column without values, which need not be sent."""
     return column if any(it is not None for it in column) else None

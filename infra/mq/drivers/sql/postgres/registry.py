@@ -1,4 +1,4 @@
-"""Which subscriptions are kept, under which names, and for which events."""
+"""The registry on PostgreSQL: subscriptions, their aliases and their events."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -69,32 +69,32 @@ _PAUSE = "UPDATE beneath_subscription SET paused = $1 WHERE id = $2"
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What the registry says of a declaration."""
+    """The state of a declaration in the registry."""
 
     complete: bool
-    """Whether all of it is kept."""
+    """Whether all of it is stored."""
 
     version: int
-    """How often the registry has changed."""
+    """The version of the registry, which grows with each change."""
 
     visible_at: float | None
-    """Since when that version can be read, by the queue's clock; None where it is not noted yet."""
+    """The queue's time since which that version can be read; None if it is not recorded."""
 
 
 async def lock(driver: Driver) -> None:
-    """Wait a moment until every publish that went by the registry so far has committed, and keep others waiting."""
+    """Lock the registry: wait briefly for all publishes that use its present version, and make new ones wait."""
     await driver.execute(_LOCK)
 
 
 async def declare(
     driver: Driver, subscriptions: Collection[Subscription], broadcasts: Collection[str], now: float
 ) -> None:
-    """Add what is missing, in a transaction.
+    """Add missing subscriptions, aliases, routes and broadcast events; to be called in a transaction.
 
     Raises:
-        SubscriptionConflict: something contradicts what is kept, or is being retired.
+        SubscriptionConflict: a declaration contradicts a stored subscription, or one that is being retired.
     """
-    # Publishers need not wait: those that went by the registry from before are waited for after COMMIT.
+    # Publishers need not wait here: after COMMIT the caller waits for those that used the earlier registry.
     await driver.execute(_LOCK_TO_ADD)
     changed = False
     for wanted in subscriptions:
@@ -104,12 +104,12 @@ async def declare(
 
 
 async def publishers(driver: Driver) -> set[str]:
-    """Return the transactions that are under way and may have gone by the registry from before."""
+    """Return the open transactions that may have used an earlier version of the registry."""
     return {row[0] for row in await driver.fetch(_PUBLISHERS)}
 
 
 async def declared(driver: Driver, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> Declared:
-    """Return, with one read, whether all of these are kept, and since when publishers can know."""
+    """Return, with one read, whether all of these are stored, and since when publishers can read them."""
     names = {name for it in subscriptions for name in (it.name, *it.aliases)}
     events = {event for it in subscriptions for event in it.events}
     row = await driver.fetchrow(_STATE, list(names), list(events), list(broadcasts))
@@ -132,23 +132,23 @@ async def declared(driver: Driver, subscriptions: Collection[Subscription], broa
 
 
 async def version(driver: Driver) -> int:
-    """Return how often the registry has changed."""
+    """Return the version of the registry."""
     number: int = await driver.fetchval(_VERSION)
     return number
 
 
 async def mark_visible(driver: Driver, version: int, now: float) -> None:
-    """Note that the registry's `version` was read, after the COMMIT that made it."""
+    """Record that `version` of the registry can be read, because its COMMIT has ended."""
     await driver.execute(_VISIBLE, version, now)
 
 
 async def mark_changed(driver: Driver, now: float) -> None:
-    """Note that the registry is another one from now on; the last thing before COMMIT."""
+    """Record that the registry has changed; to be called last before COMMIT."""
     await driver.execute(_CHANGED, now)
 
 
 async def registry(driver: Driver) -> Registry:
-    """Return what is declared."""
+    """Return the declared events."""
     return Registry(
         routed=frozenset(row[0] for row in await driver.fetch(_ROUTED)),
         broadcast=frozenset(row[0] for row in await driver.fetch(_BROADCAST)),
@@ -156,24 +156,24 @@ async def registry(driver: Driver) -> Registry:
 
 
 async def find(driver: Driver, names: Iterable[str]) -> dict[str, StoredSubscription]:
-    """Return the subscriptions behind names and aliases; unknown ones are left out."""
+    """Return the subscriptions of names and aliases; unknown names are omitted."""
     return {row[0]: StoredSubscription(row[1], bool(row[2])) for row in await driver.fetch(_KEPT, list(names))}
 
 
 async def names_of(driver: Driver, name: str) -> list[str]:
-    """Return all names of the subscription behind a name or alias.
+    """Return all names of the subscription of a name or alias.
 
     Raises:
-        SubscriptionNotFound: there is none.
+        SubscriptionNotFound: no subscription has that name.
     """
     return [row[0] for row in await driver.fetch(_NAMES_OF, (await get(driver, name)).id)]
 
 
 async def get(driver: Driver, name: str) -> StoredSubscription:
-    """Return the subscription behind a name or alias.
+    """Return the subscription of a name or alias.
 
     Raises:
-        SubscriptionNotFound: there is none.
+        SubscriptionNotFound: no subscription has that name.
     """
     kept = (await find(driver, [name])).get(name)
     if kept is None:
@@ -182,7 +182,7 @@ async def get(driver: Driver, name: str) -> StoredSubscription:
 
 
 async def present_name(driver: Driver, subscription: int) -> str:
-    """Return the name under which a subscription is kept."""
+    """Return the present name of a subscription."""
     return str(await driver.fetchval(_PRESENT_NAME, subscription))
 
 
@@ -192,10 +192,10 @@ async def events_of(driver: Driver, subscription: int) -> list[str]:
 
 
 async def set_paused(driver: Driver, name: str, *, paused: bool) -> None:
-    """Hand out nothing of a subscription, or again.
+    """Pause or resume a subscription.
 
     Raises:
-        SubscriptionNotFound: nothing is kept under that name.
+        SubscriptionNotFound: no subscription has that name.
     """
     await driver.execute(_PAUSE, int(paused), (await get(driver, name)).id)
 

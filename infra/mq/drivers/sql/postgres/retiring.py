@@ -1,7 +1,7 @@
-"""The end of a subscription, or of one of its events, in steps.
+"""Retiring a subscription, or one of its events, in steps.
 
-The first step keeps what is to go in `beneath_retirement`: from then on nothing of it arrives. Further steps remove
-what waits, and the last one the rest. A retirement that was interrupted is completed by the next call.
+The first step stores the retirement in `beneath_retirement`: from then on no delivery is added. Further steps remove
+the pending deliveries, and the last one the subscription or event. The next call completes an interrupted retirement.
 """
 
 from dataclasses import dataclass, field
@@ -15,18 +15,18 @@ from infra.mq.refusals import has_backlog, in_use, no_event
 Backlog = Literal["refuse", "discard", "dead"]
 
 STEP = 500
-"""How many deliveries a step looks at."""
+"""The number of deliveries that a step reads."""
 
 STEP_BYTES = 16 * 1024 * 1024
-"""How many bytes of bodies a step moves to the dead letters at most, beyond the first."""
+"""The maximum size of bodies that a step moves to the dead letters beyond the first, in bytes."""
 
 COUNTED = 1000
-"""Up to how many deliveries a refusal counts."""
+"""The number up to which a backlog is counted for an error message."""
 
 WHOLE = ""
-"""In place of an event: all of the subscription."""
+"""The event name that stands for the whole subscription."""
 
-# A row of the same event that was written later is another retirement.
+# xmin identifies the retirement: a later row for the same event belongs to another one.
 _FIND = "SELECT backlog, xmin::text FROM beneath_retirement WHERE subscription = $1 AND event = $2"
 _BEGIN = "INSERT INTO beneath_retirement (subscription, event, backlog) VALUES ($1, $2, $3) RETURNING xmin::text"
 _HOLD = """
@@ -44,14 +44,14 @@ _BACKLOG = " UNION ALL ".join(
 )
 _COUNT = f"SELECT count(*) FROM ({_BACKLOG}) AS backlog"  # noqa: S608  # constants only
 _LAST_NUMBER = "SELECT last_value FROM beneath_number"
-# By number alone: no other index may be chosen, which would read all that is kept.
+# OFFSET 0 forces the index by number: any other index would read all stored deliveries.
 _ARRIVED = """
 SELECT EXISTS (
     SELECT 1 FROM (SELECT subscription, event FROM beneath_delivery WHERE id > $3 ORDER BY id OFFSET 0) AS d
     WHERE d.subscription = $1 AND ($2 = '' OR d.event = $2)
 )
 """
-# Each page goes on where the one before ended in the index of its state; what is claimed is little.
+# Each page continues in the index of its state where the previous page ended; there are few claimed deliveries.
 _PAGES = {
     1: "SELECT {columns} FROM beneath_delivery WHERE state = 1 AND subscription = $1 AND id > $3 ORDER BY id LIMIT $2",
     3: "SELECT {columns} FROM beneath_delivery WHERE state = 3 AND subscription = $1 AND id > $3 ORDER BY id LIMIT $2",
@@ -92,11 +92,11 @@ _DROP_ALL = (
     "DELETE FROM beneath_subscription WHERE id = $1",
 )
 _CLAIMED, _IN_MAILBOX = 1, 4
-"""States: of a mailbox, and of a delivery."""
+"""The state of a claimed mailbox, and of a delivery in a mailbox."""
 
 
 class Found(NamedTuple):
-    """A backlog that was counted, up to `COUNTED`, and the last number of the deliveries that were looked at."""
+    """A counted backlog: its size, up to `COUNTED`, and the last delivery number that it covers."""
 
     number: int
     since: int
@@ -104,31 +104,31 @@ class Found(NamedTuple):
 
 @dataclass(slots=True)
 class Retirement:
-    """A retirement that is under way, and how far its present pass over all deliveries is."""
+    """A retirement in progress, with the position of its present pass over all deliveries."""
 
     subscription: int
     event: str
     backlog: str
     note: str
-    """Names its row in `beneath_retirement`."""
+    """The transaction id of its row in `beneath_retirement`, which identifies this retirement."""
 
     states: list[int] = field(default_factory=lambda: list(_PAGES))
     after: tuple[int, float, str] = (0, float("-inf"), "")
     found: int = 0
-    """How many were found in this pass, removed or not."""
+    """The number of deliveries found in this pass, removed or not."""
 
 
 async def last_number(driver: Driver) -> int:
-    """Return the last number that was given to a delivery."""
+    """Return the number of the latest delivery."""
     number: int = await driver.fetchval(_LAST_NUMBER)
     return number
 
 
 async def count_backlog(driver: Driver, name: str, event: str | None) -> int:
-    """Count what waits, up to `COUNTED`; it only reads, and may take long.
+    """Count pending deliveries up to `COUNTED`; only reads, and may take long.
 
     Raises:
-        SubscriptionNotFound: nothing is kept under that name.
+        SubscriptionNotFound: no subscription has that name.
     """
     subscription = (await registry.get(driver, name)).id
     count: int = await driver.fetchval(_COUNT, subscription, WHOLE if event is None else event, COUNTED)
@@ -138,13 +138,13 @@ async def count_backlog(driver: Driver, name: str, event: str | None) -> int:
 async def begin(
     driver: Driver, name: str, event: str | None, backlog: Backlog, found: Found | None, now: float, lease: float
 ) -> Retirement:
-    """Let nothing more arrive at a subscription, or of one event of it; or find the retirement that did.
+    """Store the retirement of a subscription or of one event, or return the one that was begun earlier.
 
-    `found` is the backlog, if that is to be refused.
+    With `found`, the counted backlog, refuse a backlog.
 
     Raises:
-        SubscriptionNotFound: nothing is kept under that name, or it has no such event.
-        ListenerInUse: a live worker has it, or a backlog exists and is to be refused.
+        SubscriptionNotFound: no subscription has that name, or it does not have that event.
+        ListenerInUse: a live worker has the listener, or a backlog exists and `found` is given.
     """
     await registry.lock(driver)
     subscription = (await registry.get(driver, name)).id
@@ -169,10 +169,10 @@ async def begin(
 
 
 async def step(driver: Driver, retirement: Retirement, now: float) -> tuple[int, bool]:
-    """Remove what is to go of the next page of deliveries; return how many that were, and whether to go on.
+    """Remove the retired deliveries of the next page; return their number, and whether to continue.
 
-    What other transactions have locked is left for the next pass; the last one finds nothing. What came after the end
-    of the retirement, which another call may have completed, is left alone.
+    Deliveries locked by other transactions are left for the next pass; the last pass finds none. If another call has
+    completed the retirement, later deliveries are not touched.
     """
     if not await _hold(driver, retirement):
         return 0, False
@@ -200,7 +200,7 @@ async def step(driver: Driver, retirement: Retirement, now: float) -> tuple[int,
         await driver.execute(TO_DEAD_LETTER, ids, now, "its subscription was retired")
     else:
         await driver.execute(_DELETE, ids)
-    # Mailboxes whose head is gone go on; those that a worker holds are closed by it.
+    # Mailboxes whose head was removed become due; claimed ones are closed by their worker.
     reopened = [row["ordering_key"] for row in mailboxes if row["state"] != _CLAIMED and row["head"] in set(ids)]
     if reopened:
         await driver.execute(CLOSE, [retirement.subscription] * len(reopened), reopened, now)
@@ -208,14 +208,14 @@ async def step(driver: Driver, retirement: Retirement, now: float) -> tuple[int,
 
 
 async def drop_mailboxes(driver: Driver, retirement: Retirement) -> tuple[int, bool]:
-    """Remove some mailboxes of a whole subscription; return 0, and whether to go on."""
+    """Remove some mailboxes of a retired subscription; return 0, and whether to continue."""
     if retirement.event != WHOLE:
         return 0, False
     return 0, await driver.execute(_DROP_MAILBOXES, retirement.subscription, STEP) == f"DELETE {STEP}"
 
 
 async def end(driver: Driver, retirement: Retirement, now: float) -> None:
-    """Remove what is left, and the retirement, unless another call did."""
+    """Remove the subscription or event and the retirement, unless another call has done so."""
     await registry.lock(driver)
     if not await _hold(driver, retirement):
         return
@@ -227,7 +227,7 @@ async def end(driver: Driver, retirement: Retirement, now: float) -> None:
 
 
 async def _hold(driver: Driver, retirement: Retirement) -> bool:
-    """Keep a retirement from ending in this transaction; False if it has ended."""
+    """Lock a retirement so that it cannot end during this transaction; return False if it has ended."""
     return bool(await driver.fetch(_HOLD, retirement.subscription, retirement.event, retirement.note))
 
 

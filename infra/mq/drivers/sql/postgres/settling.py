@@ -1,4 +1,4 @@
-"""How claims end."""
+"""Settlements on PostgreSQL: the end of claims."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ from infra.mq.drivers.sql.postgres.owned_claims import PENDING_OUTCOMES
 from infra.mq.types import Claim, Outcome, Settlement
 
 STEP = 1000
-"""How many settlements one transaction carries out at most, if they are of several claims."""
+"""The maximum number of settlements in a transaction, unless a single claim has more."""
 
 STEP_BYTES = 4 * 1024 * 1024
-"""The same for the texts of their failures."""
+"""The maximum size of their failure texts, in characters, unless a single claim has more."""
 
 DELETE, DEAD_LETTER, KEEP = range(3)
 _STATES = {Outcome.PARK: 2, Outcome.BLOCK: 3}
@@ -43,12 +43,12 @@ UPDATE beneath_delivery SET isolated = 1 WHERE id = (
 
 @dataclass(slots=True)
 class _Columns:
-    """Settlements as the function takes them."""
+    """Settlements as the columns that the SQL function takes."""
 
     listed: list[Settlement] = field(default_factory=list)
     done: list[int | str] = field(default_factory=list)
     mailboxes: dict[int, int] = field(default_factory=dict)
-    """The place of each claim's mailbox, from 1 on."""
+    """The position of each claim's mailbox, counted from 1."""
 
     claims: list[Claim] = field(default_factory=list)
     closing: list[bool] = field(default_factory=list)
@@ -56,7 +56,7 @@ class _Columns:
     fenced: list[Settlement] = field(default_factory=list)
 
     def add(self, it: Settlement) -> None:
-        """Take a settlement in."""
+        """Add a settlement."""
         if not it.claim.ordered:
             if it.outcome is Outcome.DONE:
                 self.done.append(it.delivery.id)
@@ -69,7 +69,7 @@ class _Columns:
             self.closing.append(False)
             place = self.mailboxes[id(it.claim)] = len(self.claims)
         if self.closing[place - 1]:
-            self.fenced.append(it)  # what closed the claim came before it
+            self.fenced.append(it)  # an earlier settlement has closed the claim
             return
         self._list(it, place)
         self.closing[place - 1] = it.close or it.outcome in PENDING_OUTCOMES
@@ -80,7 +80,7 @@ class _Columns:
 
 
 def steps_of(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
-    """Divide settlements among transactions; those of one claim stay together, and in their order."""
+    """Divide settlements into transactions; those of one claim stay together, in their order."""
     return divided(settlements, most=STEP, most_bytes=STEP_BYTES, size_of=_size)
 
 
@@ -90,7 +90,7 @@ def _size(settlement: Settlement) -> int:
 
 
 async def settle(driver: Driver, worker: int, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
-    """End claims of `worker`; return the settlements that were fenced."""
+    """End claims of `worker`; return the fenced settlements."""
     columns = _Columns()
     for it in settlements:
         columns.add(it)
@@ -125,7 +125,7 @@ async def settle(driver: Driver, worker: int, settlements: Sequence[Settlement],
 
 
 async def isolate(driver: Driver, worker: int, claim: Claim) -> bool:
-    """Mark the first delivery of `claim` that is not settled yet; False when fenced."""
+    """Mark the first unsettled delivery of `claim` as isolated; return False when fenced."""
     if claim.ordered:
         key = claim.ordering_key or ""
         return bool(await driver.fetch(_ISOLATE_HEAD, claim.subscription, key, worker, claim.fence))
@@ -141,5 +141,5 @@ def _failures_of(it: Settlement) -> int:
 
 
 def _text(text: str) -> str:
-    # PostgreSQL's text holds neither; a failure must not be refused for how it is worded.
+    # PostgreSQL stores neither NUL nor lone surrogates; a failure must be stored whatever its text is.
     return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")

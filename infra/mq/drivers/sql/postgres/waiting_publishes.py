@@ -1,4 +1,4 @@
-"""Publishes that wait for another transaction to end, each for an ordering key or an id that it holds."""
+"""Publishes that wait for another transaction, which holds the lock on one of their ordering keys or ids."""
 
 import asyncio
 import itertools
@@ -10,25 +10,25 @@ from infra.mq.types import Message
 
 
 class PublishRequest:
-    """The messages of one call, and the future that answers it.
+    """The messages of one call, and the future for its result.
 
-    What it may have to wait for has names: `key` and `id` with the event, for another event's messages without a key,
-    or with the same id, need not wait for the same.
+    The locks for which it may have to wait have names: "key" or "id", the event, and the value. The event is part of
+    the name because messages of different events do not share locks.
     """
 
     def __init__(self, messages: Sequence[Message], answer: "asyncio.Future[None]") -> None:
         self.messages = messages
         self.answer = answer
         self.size = len(messages[0].body) if len(messages) == 1 else sum([len(it.body) for it in messages])
-        """The bytes of the bodies."""
+        """The size of all bodies, in bytes."""
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """All that it may have to wait for."""
+        """The names of all locks for which it may have to wait."""
         return self.names_of("keys") | self.names_of("ids")
 
     def names_of(self, held: Held) -> frozenset[str]:
-        """Return what it has to wait for where another transaction holds keys, ids or the registry."""
+        """Return the names of the locks of one kind for which it may have to wait; none for the registry."""
         if held == "keys":
             return frozenset(f"key {it.event}\n{it.ordering_key or ''}" for it in self.messages)
         if held == "ids":
@@ -44,54 +44,54 @@ class _Waiting:
 
 
 class WaitingPublishes:
-    """Requests in the order in which they came; those that wait for the same are tried together and in order."""
+    """Waiting requests in their order; those that wait for the same locks are tried together and in order."""
 
     def __init__(self) -> None:
         self._requests: dict[PublishRequest, _Waiting] = {}
         self._turns = itertools.count()
         self._busy: dict[str, int] = {}
-        """How many requests wait for each name."""
+        """The number of requests that wait for each name."""
 
     def __len__(self) -> int:
         return len(self._requests)
 
     @property
     def names(self) -> frozenset[str]:
-        """All that is waited for."""
+        """The names of all locks for which requests wait."""
         return frozenset(self._busy)
 
     def concerns(self, request: PublishRequest) -> bool:
-        """Whether `request` would have to wait behind another one."""
+        """Return whether `request` must wait behind another one."""
         return bool(self._busy) and not self._busy.keys().isdisjoint(request.names)
 
     def add(self, request: PublishRequest, names: frozenset[str], deadline: float) -> None:
-        """Let a request wait for `names` until `deadline`, by the loop's clock."""
+        """Add a request that waits for `names` until `deadline`, by the loop's clock."""
         self._requests[request] = _Waiting(names, deadline, next(self._turns))
         for name in names:
             self._busy[name] = self._busy.get(name, 0) + 1
 
     def remove(self, request: PublishRequest) -> None:
-        """Forget a request."""
+        """Remove a request."""
         for name in self._requests.pop(request).names:
             self._busy[name] -= 1
             if not self._busy[name]:
                 del self._busy[name]
 
     def clear(self) -> list[PublishRequest]:
-        """Forget and return all."""
+        """Remove and return all requests."""
         requests = list(self._requests)
         self._requests.clear()
         self._busy.clear()
         return requests
 
     def deadline(self, request: PublishRequest) -> float:
-        """Return until when a request waits, by the loop's clock."""
+        """Return the deadline of a request, by the loop's clock."""
         return self._requests[request].deadline
 
     def next_group(self, limit: int) -> list[PublishRequest]:
-        """Return what to try next: the request whose turn it is, and those that wait for nothing else.
+        """Return the requests to try next: the one whose turn it is, and those that wait for no other locks.
 
-        They have `limit` messages at most. None is tried before an earlier one that waits for the same.
+        They have `limit` messages at most. No request is tried before an earlier one that waits for the same lock.
         """
         chosen = self._next_in_turn()
         if chosen is None:

@@ -1,4 +1,4 @@
-"""What this process's workers do to the queue."""
+"""The operations of this process's workers on the queue: join, claim, settle, recover and leave."""
 
 import asyncio
 import contextvars
@@ -19,22 +19,22 @@ from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUn
 from infra.mq.types import Claim, Settlement, WorkerInfo
 
 LEAVE_TIMEOUT = 5.0
-"""Seconds that a worker which stops tries to give back what it holds; others take over what it could not."""
+"""Seconds that a leaving worker tries to release its claims; the remaining ones are taken over."""
 
 LEAVE_PAUSE = 0.05
-"""Seconds between two attempts to give back what other transactions hold."""
+"""Seconds between two attempts to release claims that other transactions have locked."""
 
 RENEWED_WITHIN = 0.6
-"""In leases: a worker that is alive has renewed its lease by then."""
+"""The time, as a fraction of the lease, within which a live worker renews its lease."""
 
 ORPHANS_SLOW = 0.05
-"""Seconds after which a search for claims without a worker was slow."""
+"""Seconds from which a search for claims without a worker counts as slow."""
 
 ORPHANS_SHARE = 0.02
-"""Of the time, slow searches may take so much."""
+"""The fraction of time that slow searches may take."""
 
 PROMOTED_AT_ONCE = 10
-"""How many steps of promotion a claim makes at most that finds nothing else."""
+"""The maximum number of promotion steps in a claim that finds nothing else."""
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -43,10 +43,10 @@ class Workers:
     """Joins, claims, settles, recovers and leaves for the workers of this process.
 
     Args:
-        connections: To the server.
-        keeper: Renews the leases of the workers, and observes those of others.
-        clock: The queue's.
-        wake: Called when there may be something to claim that was not seen before.
+        connections: The queue's connections to the server.
+        keeper: Renews the leases of these workers, and observes the leases of all workers.
+        clock: The queue's clock.
+        wake: Called when a scan may have found deliveries that claims have not seen.
     """
 
     def __init__(self, connections: Connections, keeper: LeaseKeeper, clock: Clock, wake: Callable[[], object]) -> None:
@@ -61,7 +61,7 @@ class Workers:
         self._orphans_at = 0.0
 
     async def close(self) -> None:
-        """End what goes on beside the workers' own calls."""
+        """Cancel the background scan."""
         if (scan := self._scan_task) is not None:
             scan.cancel()
             await asyncio.wait((scan,))
@@ -70,7 +70,7 @@ class Workers:
         """Register a live worker.
 
         Raises:
-            QueueUnavailable: also where no thread can be had to renew its lease.
+            QueueUnavailable: the server is unavailable, or no thread can be started to renew the lease.
         """
         try:
             await asyncio.to_thread(self._keeper.start)
@@ -84,10 +84,10 @@ class Workers:
         return member
 
     async def leave(self, mine: LeaseMembership, keep: Collection[Claim], now: float) -> None:
-        """Give back all but `keep`, and unregister the worker unless it keeps something.
+        """Release all claims but `keep`, and unregister the worker if it keeps none.
 
         Raises:
-            TimeoutError: not all could be given back in time.
+            TimeoutError: some claims were not released within `LEAVE_TIMEOUT`.
         """
         self._members.discard(mine)
         if keep:
@@ -103,7 +103,7 @@ class Workers:
         mine.left()
 
     async def next_due(self, names: Collection[str]) -> float | None:
-        """Return when there may be something to claim for these names."""
+        """Return the time at which a delivery of these subscriptions may be due."""
         await self._release_all_unknown(self._clock.time())
         self._start_scan(names)
         *starts, scheduled_start = self._positions.starts([*names, SCHEDULED])
@@ -117,7 +117,7 @@ class Workers:
         return min((it for it in (due_at, scheduled, scan_at) if it is not None), default=None)
 
     async def claim(self, mine: LeaseMembership, wants: Mapping[str, int], now: float) -> list[Claim]:
-        """Claim what is due; what a lost answer may have claimed is given back first."""
+        """Claim due deliveries; first release the claims of earlier calls whose answer was lost."""
         if mine.owned.uncertain:
             await self._release_unknown(mine, now)
         self._start_scan(wants)
@@ -132,7 +132,7 @@ class Workers:
         return claims
 
     async def settle(self, mine: LeaseMembership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
-        """Carry out settlements in steps; return those that were fenced."""
+        """Carry out settlements in steps; return the fenced ones."""
         fenced: list[Settlement] = []
         for step in settling.steps_of(settlements):
             operation = partial(settling.settle, worker=mine.number, settlements=step, now=now)
@@ -141,7 +141,7 @@ class Workers:
         return fenced
 
     async def recover(self, now: float) -> int:
-        """Take over from dead workers, from owners that no worker has, and from own claims whose answer was lost."""
+        """Take over the claims of dead workers and unregistered owners; release own claims whose answer was lost."""
         self._members = {it for it in self._members if it.alive}
         await self._release_all_unknown(now)
         asked_at = self._keeper.now()
@@ -157,7 +157,7 @@ class Workers:
         return count
 
     async def user_of(self, names: Collection[str]) -> str | None:
-        """Return the id of a worker that has one of these listeners and is alive, though its lease may look ended."""
+        """Return the id of a live worker with one of these listeners although its lease looks expired; else None."""
         operation = partial(membership.silent, lease=self._keeper.lease)
         before = await self._connections.run(operation, writing=False)
         concerned = [number for number, it in before.items() if not it[1].isdisjoint(names)]
@@ -169,7 +169,7 @@ class Workers:
         return before[renewed[0]][0] if renewed else None
 
     async def _orphans(self) -> list[int]:
-        # While a transaction is left open, this reads past all that was claimed since.
+        # While another transaction stays open, this search reads over all rows claimed since then.
         began = time.monotonic()
         if began < self._orphans_at:
             return []
@@ -206,7 +206,7 @@ class Workers:
         try:
             claims, latest, scheduled_due = await self._connections.run(operation)
         except QueueIndeterminate as error:
-            # What it may have claimed is given back before the next claim; what runs here goes on.
+            # Its claims, if any, are released before the next claim; running handlers continue.
             mine.owned.mark_uncertain(since)
             raise QueueUnavailable(str(error)) from error
         except asyncio.CancelledError:
@@ -214,7 +214,7 @@ class Workers:
             raise
         self._positions.claimed(latest)
         if mine.owned.uncertain or mine.epoch != epoch:
-            # Another claim's answer was lost meanwhile: what is given back for that may include these.
+            # The answer to another claim was lost meanwhile, and its release may include these claims.
             mine.owned.mark_uncertain(since)
             return []
         mine.owned.claimed(claims)
@@ -222,10 +222,10 @@ class Workers:
         return claims
 
     async def _release_all_unknown(self, now: float) -> None:
-        """Release what claims took whose answer was lost, or whose caller was cancelled, of all workers here."""
+        """Release the claims of this process's workers whose answer was lost or whose caller was cancelled."""
         for mine in list(self._members):
             if mine.owned.uncertain:
-                with suppress(QueueClosed):  # its own next claim says so
+                with suppress(QueueClosed):  # the next claim of that worker raises it
                     await self._release_unknown(mine, now)
 
     async def _release_unknown(self, mine: LeaseMembership, now: float) -> None:
@@ -234,12 +234,12 @@ class Workers:
             partial(membership.release_unknown, worker=mine.number, since=since, known=known, now=now)
         )
         if epoch is None:
-            raise QueueClosed("this worker was taken for dead: its claims were given to others")
+            raise QueueClosed("this worker is considered dead: its claims were taken over")
         mine.epoch = epoch
         mine.owned.mark_certain()
 
     def _start_scan(self, names: Collection[str]) -> None:
-        # Beside the claims, which go on from where the latest one ended: it may read much that was handled.
+        # In the background, since it may read over many handled rows; claims continue from their positions meanwhile.
         if self._positions.scan_due and self._scan_task is None:
             loop = asyncio.get_running_loop()
             self._scan_task = loop.create_task(self._scan(names), context=contextvars.Context())
