@@ -46,7 +46,7 @@ async def refusal(url: str) -> DatabaseError:
             "postgresql://user:hush@host/db?SSLMODE=require",
             "'SSLMODE' in a PostgreSQL URL; did you mean",
         ),
-        ("postgresql://user:hush@host/db?hush=1", "unknown option in a PostgreSQL URL; known options are application_name"),
+        ("postgresql://user:hush@host/db?hush=1", "unknown option in a PostgreSQL URL; known options are appl"),
         ("postgresql://user:hush@host/db?sslmode=a&sslmode=b", "'sslmode' is given 2 times"),
         ("postgresql://user:x@hush@host/db", "an @ in the user name or the password is written %40"),
         ("postgresql://user:x@host:hush/db", "db.url is not a database URL"),

@@ -1,4 +1,4 @@
-"""Create the inbox: which message each `once` listener has handled, committed together with what it did."""
+"""Create the inbox: the messages that each `once` listener has handled, committed with the listener's effects."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The outbox: what committed transactions published to a queue that could not take part in them."""
+"""Create the outbox: messages of committed transactions for a queue that cannot join transactions."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Sent rows are deleted; ids must not come back, or a late DELETE would hit somebody else's row.
+    # Sent rows are deleted; with reused ids, a delayed DELETE could delete another message.
     op.create_table(
         "beneath_outbox",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), sa.Identity(), primary_key=True),

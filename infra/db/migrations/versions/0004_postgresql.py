@@ -1,21 +1,22 @@
-"""What the queue needs on PostgreSQL beyond its tables: leases, settings against bloat, and its four busiest steps.
+"""Additions to the queue's tables on PostgreSQL: leases, settings against bloat, and functions for frequent operations.
 
-Those steps are functions, for each is several statements that must see what the one before them waited for: a function
-gives each a snapshot of its own (READ COMMITTED) and costs one round trip. Each has a number, so that code from before
-and after a later migration can run side by side.
+These operations are functions because each has several statements, which must see the changes for which the previous
+statement waited: in a function each has its own snapshot (READ COMMITTED), and the call takes one round trip. Each name
+ends in a number, so that code from before and after a later migration can run side by side.
 
-SQLite has none of it: there one writer at a time does the same in its own process.
+SQLite needs none of this: its only writer does the same in its own process.
 
-Locks, in the order in which they are taken (docs/adr says why):
+Locks, in the order in which they are acquired (docs/adr gives the reasons):
 
-1. the registry (advisory; shared by publishers until they commit, exclusive for whoever declares or retires);
+1. the registry (advisory; shared by publishers until they commit, exclusive for `declare` and `retire`);
 2. ids of messages with `dedupe`, sorted;
 3. scheduled messages, each by its first delivery, sorted;
-4. ordering keys (advisory, 1024 stripes, sorted; exclusive for who adds to a mailbox until it commits: numbers within
-   a mailbox are in the order of commits). Who empties a mailbox only tries for a share, and lets it stay without;
+4. ordering keys (advisory, 1024 stripes, sorted; exclusive for a transaction that adds to a mailbox until it commits,
+   so that numbers within a mailbox are in the order of commits). A worker that empties a mailbox only tries to get a
+   shared lock, and without the lock it does not delete the mailbox;
 5. mailboxes, sorted by subscription and key. Publishers insert them and never wait for one.
 
-Workers thus wait for no transaction of the application.
+So workers wait for no transaction of the application.
 """
 
 # ruff: noqa: S608  # statements are put together from the constants below
@@ -28,16 +29,16 @@ depends_on = None
 
 REGISTRY = 1_650_812_527
 KEYS = 1_650_812_528
-"""Classes of advisory locks."""
+"""The classes of advisory locks."""
 
 STRIPES = 1023
-"""A mask: so many stripes less one."""
+"""The bit mask for the stripes of ordering keys: their number less one."""
 
 INDEXED = (
     "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "
     "SET enable_hashjoin = off SET enable_mergejoin = off"
 )
-"""Plans are made once, which halves a call's time; one from when a table was empty must not read all of it later."""
+"""Cached plans halve a call's time; without sequential scans, a plan made for an empty table stays fast later."""
 
 BUSY = "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0"
 
@@ -48,8 +49,8 @@ TABLES = (
     """
     ALTER TABLE beneath_worker SET (fillfactor = 50)
     """,
-    # No delivery in the mailbox has a lower number. Whoever looks for its first one need not read past those that were
-    # handled, which stay in the index for as long as some old transaction may want them.
+    # No delivery in the mailbox has a lower number. A search for the head begins here, and so skips handled deliveries
+    # that stay in the index while an old transaction is open.
     """
     ALTER TABLE beneath_mailbox ADD COLUMN first_id bigint NOT NULL DEFAULT 0
     """,
@@ -110,10 +111,9 @@ END $$
 """
 
 PLACE = f"""
--- Give scheduled messages that are due their places, in one order in all mailboxes. Whoever calls it has locked their
--- first deliveries, and their keys. Unless they may overtake, what stands behind an earlier one that somebody else has
--- locked stays where it is. They become new rows, which are the workers': an updated one would end up locked by whoever
--- waited for it.
+-- Promote due scheduled messages, in the same order in all mailboxes. The caller has locked their first deliveries and
+-- their keys. Unless they may overtake, messages behind an earlier one that another transaction has locked are not
+-- promoted. They become new rows for the workers: an updated row would be locked by the transaction that waited for it.
 CREATE FUNCTION beneath_place_1(messages text[], now_at double precision, overtaking boolean) RETURNS void
 LANGUAGE plpgsql {INDEXED} AS $$
 BEGIN
@@ -153,8 +153,8 @@ END $$
 """
 
 PROMOTE = f"""
--- Do so for what is due, or for `chosen` messages. All deliveries of a message go together, so that a cancellation
--- finds all of them or none.
+-- Promote due messages, or the `chosen` ones. All deliveries of a message are promoted together, so that a
+-- cancellation finds all of them or none.
 CREATE FUNCTION beneath_promote_1(now_at double precision, most integer, chosen text[]) RETURNS void
 LANGUAGE plpgsql SET lock_timeout = '100ms' {INDEXED} AS $$
 DECLARE
@@ -186,7 +186,7 @@ END $$
 """
 
 PROMOTE_SINGLY = f"""
--- Do so one by one, where all together waited too long for somebody; which, is left to chance.
+-- Promote them one by one, in random order, after promoting them together has waited too long for a lock.
 CREATE FUNCTION beneath_promote_singly_1(now_at double precision) RETURNS void LANGUAGE plpgsql {INDEXED} AS $$
 DECLARE
     single text;
@@ -211,15 +211,15 @@ END $$
 """
 
 PUBLISH = f"""
--- Returns 0: done. 1: done, but ordered deliveries wait for `beneath_promote_1` after COMMIT. 2: nothing done; this
--- transaction sees the registry of its beginning, so the present routes must be given.
+-- Returns 0: done. 1: done, but the caller must call `beneath_promote_1` for ordered deliveries after COMMIT. 2:
+-- nothing done; this transaction's snapshot has an old registry, so the caller must pass the present routes.
 CREATE FUNCTION beneath_publish_1(
     ids text[], events text[], keys text[], dues double precision[], published double precision[], dedupes boolean[],
     bodies bytea[], now_at double precision, forgotten_at double precision,
     route_events text[], route_subscriptions bigint[], route_ordered boolean[], patience text
 ) RETURNS integer LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
-    -- It cannot wait for other writers of a row, only fail: what has to wait is left for later.
+    -- A strict transaction cannot wait for other writers of a row, only fail: such rows are left for later.
     frozen CONSTANT boolean := current_setting('transaction_isolation') <> 'read committed';
     kept boolean[];
     mailboxes text[] := '{{}}';

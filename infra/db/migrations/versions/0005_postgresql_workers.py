@@ -1,4 +1,4 @@
-"""How workers take and give back deliveries on PostgreSQL. Why in functions, and with which locks, 0004 says."""
+"""Functions with which workers claim and settle on PostgreSQL; 0004 explains the functions and their locks."""
 
 # ruff: noqa: S608  # statements are put together from the constants below
 from alembic import op
@@ -12,16 +12,16 @@ KEYS = 1_650_812_528
 """The class of advisory locks for ordering keys, as in 0004."""
 
 STRIPES = 1023
-"""A mask: so many stripes less one."""
+"""The bit mask for the stripes of ordering keys: their number less one."""
 
 BYTES_AT_ONCE = 16 * 1024 * 1024
-"""A subscription gives no more claims to one fetch once its bodies are larger than this."""
+"""The size of bodies of a subscription, in bytes, after which a fetch gets no more of its claims."""
 
 SUSPECT = 2
-"""From so many takeovers on, a delivery is claimed alone."""
+"""The number of takeovers from which a delivery is claimed alone."""
 
 UNSURE = 0.05
-"""After how many seconds a mailbox that may be empty is looked at again."""
+"""Seconds after which a mailbox that may be empty is checked again."""
 
 INDEXED = (
     "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "
@@ -34,15 +34,15 @@ the partial index of that state, which is as good when that is empty, and reads 
 """
 
 CLOSE = f"""
--- Give mailboxes that whoever calls it has locked to who comes next; drop those that are empty for sure. Nothing stands
--- before the delivery in `firsts`, or before what is known of the mailbox already.
+-- Release mailboxes that the caller has locked, for any worker; delete those that are certainly empty. No delivery of a
+-- mailbox comes before the one in `firsts`, or before the stored first number.
 CREATE FUNCTION beneath_close_1(subscriptions bigint[], keys text[], firsts bigint[], now_at double precision)
 RETURNS void
 LANGUAGE plpgsql {INDEXED} AS $$
 DECLARE
     sure boolean[];
 BEGIN
-    -- Without the share somebody may have added to it, but not committed yet.
+    -- Without the shared lock another transaction may have added to the mailbox and not committed yet.
     sure := ARRAY(
         SELECT pg_try_advisory_xact_lock_shared({KEYS}, hashtext(k.key) & {STRIPES})
         FROM unnest(keys) WITH ORDINALITY AS k (key, place) ORDER BY k.place
@@ -67,8 +67,8 @@ END $$
 """
 
 CLAIM = f"""
--- Returns a row for each delivery; those of a mailbox have its fence, and its due time and turn for a place. What was
--- due before its subscription's time in `starts` is left alone.
+-- Returns a row for each delivery; those of a mailbox have its fence, due time and turn. Deliveries due before their
+-- subscription's time in `starts` are omitted.
 CREATE FUNCTION beneath_claim_1(
     worker bigint, names text[], limits integer[], starts double precision[], batch integer, now_at double precision
 ) RETURNS TABLE (
@@ -94,7 +94,7 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'beneath_claim needs READ COMMITTED';
     END IF;
-    -- Not to be taken for dead in the middle of it.
+    -- The row lock prevents a takeover of this worker during the claim.
     PERFORM 1 FROM beneath_worker AS w WHERE w.id = worker FOR KEY SHARE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'this worker was taken for dead' USING ERRCODE = 'BN001';
@@ -155,7 +155,7 @@ BEGIN
     IF held IS NULL THEN
         RETURN;
     END IF;
-    -- A new statement: it sees what was added before the locks were had.
+    -- A new statement, so that it sees all deliveries added before the locks were acquired.
     RETURN QUERY
     WITH heads AS MATERIALIZED (
         SELECT h.name, h.subscription, h.key, h.due_at, h.turn, d.id, d.takeovers, octet_length(d.body) AS size,
@@ -201,10 +201,11 @@ END $$
 """
 
 SETTLE = f"""
--- Ends claims: `done` deletes unordered deliveries, whoever owns them. The mailboxes are `names`, `keys`, `fences`;
--- `closing` says which are given back. Each further settlement is of the mailbox at `places` (0: unordered) and deletes
--- (kind 0), buries (1) or returns (2) its delivery: with `states` as the unordered delivery's or else the mailbox's.
--- Returns which of these, from 1 on, had an effect; the others were fenced.
+-- Ends claims. `done` are unordered deliveries to delete, of any owner. `names`, `keys` and `fences` are the claimed
+-- mailboxes, and `closing` tells which of them to release. Each further settlement belongs to the mailbox at `places`
+-- (0: unordered), and its kind is 0 (delete), 1 (dead letter) or 2 (keep, with `states` as the new state of the
+-- unordered delivery or else of the mailbox). Returns the positions, from 1, of settlements that had an effect; the
+-- others were fenced.
 CREATE FUNCTION beneath_settle_1(
     worker bigint, now_at double precision, done bigint[],
     names text[], keys text[], fences bigint[], closing boolean[],
@@ -293,7 +294,7 @@ BEGIN
     )
     SELECT array_agg(r.subscription), array_agg(r.ordering_key) INTO staying, staying_keys FROM returned AS r;
 
-    -- They end first to last: what was the last to be deleted stood first.
+    -- Deliveries end in their order, so the last deleted one was the head.
     SELECT array_agg(h.subscription), array_agg(h.key), array_agg((
         SELECT max(ids[nth]) FROM unnest(effective) AS nth WHERE places[nth] = h.place AND kinds[nth] < 2
     ))

@@ -1,7 +1,7 @@
-"""What names each claim, what parked deliveries need, ids per event, retiring in steps, and SQLite's own clock.
+"""Add fences of claims, needs of parked deliveries, ids per event, retirements, and SQLite's clock.
 
-The release before this one goes on working beside it: columns have defaults, and what it uses stays, also the indexes
-that it names. Tables that only it writes are dropped a release later.
+The previous release still works beside this one: new columns have defaults, and all tables and indexes that it uses
+stay. Tables that only the previous release writes are dropped one release later.
 """
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 SECONDS: "sa.Double[float]" = sa.Double()
 
 COUNTED = "published_at, state"
-"""The last columns of an index that `bus stats` counts in. SQLite asks for the state although all of it has one."""
+"""The last columns of an index that `bus stats` counts. SQLite needs the state to avoid reading the row."""
 
 
 def upgrade() -> None:
@@ -46,18 +46,17 @@ def downgrade() -> None:
 
 
 def _name_claims() -> None:
-    # The number of an unordered delivery's present claim, which grows with each; a mailbox has had its own from the
-    # beginning.
+    # The fence of an unordered delivery's present claim, which grows with each claim; mailboxes have one since 0001.
     op.add_column("beneath_delivery", sa.Column("fence", NUMBER, nullable=False, server_default="0"))
-    # What a worker must know to get a parked delivery; NULL, as the release before leaves it, means its event.
-    # Of a parked mailbox `parked_event` says it.
+    # What a worker must know to get a parked delivery; NULL, from the previous release, means the event.
+    # For a parked mailbox `parked_event` stores it.
     op.add_column("beneath_delivery", sa.Column("needs", sa.Text()))
     op.drop_index("beneath_delivery_parked")
     _index("parked", f"subscription, coalesce(needs, event), id, {COUNTED}", "state = 2")
 
 
 def _remember_ids_by_event() -> None:
-    # `beneath_dedupe`, by id alone, has what the release before accepted: those ids count as accepted for every event.
+    # `beneath_dedupe` holds the ids that the previous release accepted; they count for every event.
     op.create_table(
         "beneath_accepted",
         sa.Column("event", sa.Text(), primary_key=True),
@@ -69,11 +68,11 @@ def _remember_ids_by_event() -> None:
 
 
 def _retire_in_steps() -> None:
-    # A row is written in the first step and deleted in the last one: whoever finds it completes what was interrupted.
+    # A row is inserted in the first step and deleted in the last one; a later call completes an interrupted one.
     op.create_table(
         "beneath_retirement",
         sa.Column("subscription", NUMBER, primary_key=True, autoincrement=False),
-        # The event that goes; the empty string: all of the subscription.
+        # The retired event; the empty string: the whole subscription.
         sa.Column("event", sa.Text(), primary_key=True),
         sa.Column("backlog", sa.Text(), nullable=False),
         sqlite_with_rowid=False,
@@ -81,8 +80,8 @@ def _retire_in_steps() -> None:
 
 
 def _tell_when_all_know() -> None:
-    # `changed_at` is from before COMMIT, which may take long. After it the declaring process, or the next one that
-    # sees the new version, writes here since when that version can be read.
+    # `changed_at` is a time before COMMIT, which may be slow. After it the declaring process, or the next one that
+    # reads the new version, stores here the time since which that version can be read.
     op.add_column("beneath_registry", sa.Column("visible_version", NUMBER, nullable=False, server_default="0"))
     op.add_column("beneath_registry", sa.Column("visible_at", SECONDS, nullable=False, server_default="0"))
     op.execute("UPDATE beneath_registry SET visible_version = version, visible_at = changed_at")
@@ -90,7 +89,7 @@ def _tell_when_all_know() -> None:
 
 def _keep_time() -> None:
     # The queue's time is a monotonic clock plus `ahead`, the same for all processes of one boot of the machine.
-    # `seen` is a time that was reached: after a restart of the machine it goes on from there at the earliest.
+    # `seen` is a time that was reached; after a restart of the machine the queue's time is not earlier.
     op.create_table(
         "beneath_clock",
         sa.Column("boot", sa.Text(), primary_key=True),
@@ -107,5 +106,5 @@ def _promote_by_subscription() -> None:
 
 
 def _index(name: str, columns: str, where: str) -> None:
-    # As text, for one of the columns is an expression.
+    # As text, because one of the columns is an expression.
     op.execute(f"CREATE INDEX beneath_delivery_{name} ON beneath_delivery ({columns}) WHERE {where}")

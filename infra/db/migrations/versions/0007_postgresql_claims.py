@@ -1,9 +1,9 @@
-"""How workers claim and settle on PostgreSQL: each claim has an epoch and a fence, each step is linear and bounded.
+"""Functions with which workers claim and settle on PostgreSQL: claims have an epoch and a fence, steps are bounded.
 
-A worker that gives a claim up, for its answer was lost or its caller was cancelled, raises its epoch: the claim is void
-if it reaches the server later. Scheduled messages are no longer promoted inside a claim, but in steps of their own, for
-which a row without a name asks. What 0005 says of locks and plans holds here too; its functions serve the release
-before this one.
+When the answer to a claim is lost or its caller is cancelled, the worker raises its epoch; the claim is void if it
+reaches the server later. Scheduled messages are not promoted inside a claim any more, but in separate steps, which a
+row without a name requests. The rules of 0005 for locks and plans apply here too; its functions serve the previous
+release.
 """
 
 # ruff: noqa: S608  # statements are put together from the constants below
@@ -15,16 +15,16 @@ branch_labels = None
 depends_on = None
 
 SUSPECT = 2
-"""From so many takeovers on, a delivery is claimed alone."""
+"""The number of takeovers from which a delivery is claimed alone."""
 
 RETIRED = "its subscription was retired"
-"""The error of dead letters that had none."""
+"""The error of dead letters whose delivery had none."""
 
 INDEXED = (
     "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "
     "SET enable_hashjoin = off SET enable_mergejoin = off"
 )
-"""Plans are made once; one from when a table was empty must not read all of it later. See 0005."""
+"""Plans are cached; one made for an empty table must not read the whole table later. See 0005."""
 
 BUSY = "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0"
 
@@ -44,10 +44,10 @@ TABLES = (
 )
 
 CLAIM = f"""
--- Returns a row for each delivery; those of a mailbox have its due time and turn for a place. A row without a name says
--- that scheduled messages are due. Bodies beyond the first are at most `bytes` together. What was due before its
--- subscription's time in `starts`, or before `scheduled_start`, is left alone. What is being retired is removed instead
--- of handed out.
+-- Returns a row for each delivery; those of a mailbox have its due time and turn. A row without a name means that
+-- scheduled messages are due. Bodies beyond the first add up to at most `bytes`. Deliveries due before their
+-- subscription's time in `starts`, and messages due before `scheduled_start`, are omitted. Retired deliveries are
+-- removed instead of returned.
 CREATE FUNCTION beneath_claim_2(
     worker bigint, its_epoch bigint, names text[], limits integer[], starts double precision[],
     scheduled_start double precision, batch integer, bytes bigint, now_at double precision
@@ -69,7 +69,7 @@ DECLARE
     claimed_at double precision[];
     number CONSTANT bigint := nextval('beneath_number');
     retiring CONSTANT boolean := EXISTS (SELECT 1 FROM beneath_retirement WHERE subscription > 0);
-    -- How many bytes there is room for, and whether nothing has been handed out: the first may have any size.
+    -- The bytes that still fit, and whether no delivery has been claimed yet: the first one may have any size.
     room bigint;
     used bigint := 0;
     nothing boolean := true;
@@ -83,7 +83,7 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'beneath_claim needs READ COMMITTED';
     END IF;
-    -- Not to be taken for dead, and not to leave, in the middle of it.
+    -- The row lock prevents a takeover of this worker, and that it leaves, during the claim.
     PERFORM 1 FROM beneath_worker AS w
     WHERE w.id = worker AND w.epoch = its_epoch AND w.lease_until > 0 FOR KEY SHARE;
     IF NOT FOUND THEN
@@ -166,12 +166,12 @@ BEGIN
             ) AS d
         ), now_at);
     END IF;
-    -- A new statement: it sees what was added before the locks were had.
+    -- A new statement, so that it sees all deliveries added before the locks were acquired.
     RETURN QUERY
     WITH heads AS MATERIALIZED (
         SELECT h.name, h.subscription, h.key, h.due_at, h.turn, d.id, d.takeovers, octet_length(d.body) AS size,
             row_number() OVER mine AS nth, coalesce(bool_or(d.takeovers >= {SUSPECT}) OVER mine, false) AS suspects,
-            -- What is left of an event that is being retired is removed by the next claims, before anything behind it.
+            -- The remaining deliveries of a retired event are removed by the next claims, before later deliveries.
             bool_or(retiring AND EXISTS (
                 SELECT 1 FROM beneath_retirement AS r WHERE r.subscription = h.subscription AND r.event = d.event
             )) OVER mine AS held_up
@@ -218,7 +218,7 @@ END $$
 """
 
 REMOVE_RETIRED = f"""
--- Delete those of these deliveries whose event is being retired from their subscription, or make dead letters of them.
+-- Delete the given deliveries whose event is being retired from their subscription, or turn them into dead letters.
 CREATE FUNCTION beneath_remove_retired_2(ids bigint[], now_at double precision) RETURNS void LANGUAGE plpgsql {INDEXED}
 AS $$
 BEGIN
@@ -240,11 +240,12 @@ END $$
 """
 
 SETTLE = f"""
--- Ends claims: `done` deletes unordered deliveries, whoever owns them. The mailboxes are `names`, `keys`, `fences`;
--- `closing` says which are given back. Each further settlement is of the mailbox at `places` (0: of an unordered
--- delivery, under its `claims` fence) and deletes (kind 0), buries (1) or returns (2) its delivery: with `states` as
--- the unordered delivery's or else the mailbox's. Returns which of these, from 1 on, had an effect; the others were
--- fenced. Arrays are read by subscript and not joined, for without hash joins that takes quadratic time.
+-- Ends claims. `done` are unordered deliveries to delete, of any owner. `names`, `keys` and `fences` are the claimed
+-- mailboxes, and `closing` tells which of them to release. Each further settlement belongs to the mailbox at `places`
+-- (0: an unordered delivery, with its fence in `claims`), and its kind is 0 (delete), 1 (dead letter) or 2 (keep, with
+-- `states` as the new state of the unordered delivery or else of the mailbox). Returns the positions, from 1, of
+-- settlements that had an effect; the others were fenced. Arrays are read by subscript, because joining them without
+-- hash joins takes quadratic time.
 CREATE FUNCTION beneath_settle_2(
     worker bigint, now_at double precision, done bigint[],
     names text[], keys text[], fences bigint[], closing boolean[],
@@ -304,7 +305,7 @@ BEGIN
         IF kinds[nth] = 0 THEN
             over := over || ids[nth];
         END IF;
-        -- They end first to last: what was the last to be deleted stood first.
+        -- Deliveries end in their order, so the last deleted one was the head.
         IF kinds[nth] < 2 AND places[nth] > 0 THEN
             held_first[places[nth]] := greatest(held_first[places[nth]], ids[nth]);
         END IF;

@@ -1,11 +1,11 @@
-"""How messages enter on PostgreSQL: ids are remembered per event, and nobody promotes more than a step's worth.
+"""Functions for publishing and promotion on PostgreSQL: ids are stored per event, and promotion runs in bounded steps.
 
-Scheduled messages that are due are promoted in steps, each a transaction of its own, by workers; a step takes what
-nobody else holds, and waits for no lock. A publisher still places what is due before its own messages, for these come
-later; where that is more than a few, its own messages join the scheduled ones, behind them.
+Workers promote due scheduled messages in steps, each a transaction of its own; a step skips rows that another
+transaction has locked, and waits for no lock. A publisher still promotes the messages of a mailbox that became due
+before its own; if these are more than a few, its own messages are stored as scheduled too, behind them.
 
-A message whose row cannot be placed becomes a dead letter: it would stop all that are due after it. What 0004 says of
-locks and their order holds here too.
+A message whose row cannot be promoted becomes a dead letter, because it would block all later ones. The rules of 0004
+for locks and their order apply here too.
 """
 
 # ruff: noqa: S608  # statements are put together from the constants below
@@ -18,39 +18,39 @@ depends_on = None
 
 REGISTRY = 1_650_812_527
 KEYS = 1_650_812_528
-"""Classes of advisory locks, as in 0004."""
+"""The classes of advisory locks, as in 0004."""
 
 STRIPES = 1023
-"""A mask: so many stripes of ordering keys less one, as in 0004."""
+"""The bit mask for the stripes of ordering keys, as in 0004."""
 
 BYTES = 8 * 1024 * 1024
-"""A step of promotion takes no more messages once their bodies are larger than this."""
+"""The size of bodies, in bytes, after which a promotion step takes no more messages."""
 
 FEW = 50
-"""So many deliveries that are due in one mailbox are placed by a publisher to it."""
+"""The maximum number of due deliveries of one mailbox that a publisher promotes."""
 
 MOST = 500
-"""So many in all its mailboxes."""
+"""The same over all mailboxes of the publisher."""
 
 SKEW = 1.0
-"""By how many seconds, at most, clocks of two publishers differ."""
+"""The largest difference between the clocks of two publishers, in seconds."""
 
 PATIENCE = 20
-"""Milliseconds that a step of promotion waits for a row which another transaction has locked."""
+"""Milliseconds that a promotion step waits for a row that another transaction has locked."""
 
 STUCK = 3
-"""How often a step of promotion waits so long for single messages; the others are left for later then."""
+"""The maximum number of such waits in a promotion step; the remaining messages are left for later."""
 
 REFUSED = "program_limit_exceeded OR data_exception OR integrity_constraint_violation"
-"""Errors that are the row's own, and will come again."""
+"""The conditions of errors that the row itself causes, and that would occur again."""
 
 INDEXED = (
     "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "
     "SET enable_hashjoin = off SET enable_mergejoin = off"
 )
-"""Plans are made once; one from when a table was empty must not read all of it later. See 0005."""
+"""Plans are cached; one made for an empty table must not read the whole table later. See 0005."""
 
-# Each is the only one that its statement can use: a planner that saw an empty table finds all indexes as good.
+# Each index is the only one that its statement can use: for an empty table the planner considers all equally good.
 INDEXES = (
     "CREATE INDEX beneath_delivery_due_message ON beneath_delivery (message_id) WHERE state + 0 = 3",
     """
@@ -71,10 +71,10 @@ FORMER_INDEXES = (
 )
 
 PLACE = f"""
--- Give scheduled messages that are due their places, in one order in all mailboxes. Whoever calls it has locked their
--- first deliveries, and their keys. Unless they may overtake, what stands behind an earlier one that somebody else has
--- locked stays where it is. They become new rows, which are the workers': an updated one would end up locked by whoever
--- waited for it. Returns how many deliveries were placed.
+-- Promote due scheduled messages, in the same order in all mailboxes. The caller has locked their first deliveries and
+-- their keys. Unless they may overtake, messages behind an earlier one that another transaction has locked are not
+-- promoted. They become new rows for the workers: an updated row would be locked by the transaction that waited for it.
+-- Returns the number of promoted deliveries.
 CREATE FUNCTION beneath_place_2(messages text[], now_at double precision, overtaking boolean) RETURNS integer
 LANGUAGE plpgsql {INDEXED} AS $$
 DECLARE
@@ -125,7 +125,7 @@ END $$
 """
 
 BURY = f"""
--- Make a dead letter of what is due of a scheduled message.
+-- Turn the due deliveries of a scheduled message into dead letters.
 CREATE FUNCTION beneath_bury_scheduled_2(message text, now_at double precision, reason text) RETURNS void
 LANGUAGE plpgsql {INDEXED} AS $$
 BEGIN
@@ -143,10 +143,10 @@ END $$
 """
 
 PROMOTE = f"""
--- One step: let messages that are due take their places: the first `most` deliveries after (`after_at`, `after_id`), or
--- the `chosen` messages. All deliveries of a message go together, so that a cancellation finds all of them or none.
--- What another transaction has locked is left for later. Returns how many deliveries were placed, and where the step
--- ended; no place says that nothing comes after it.
+-- Promote one step of due messages: the first `most` deliveries after (`after_at`, `after_id`), or the `chosen`
+-- messages. All deliveries of a message are promoted together, so that a cancellation finds all of them or none.
+-- Messages locked by another transaction are left for later. Returns the number of promoted deliveries and the position
+-- where the step ended; NULL means that no more follow.
 CREATE FUNCTION beneath_promote_2(
     now_at double precision, most integer, after_at double precision, after_id bigint, chosen text[],
     OUT placed integer, OUT last_at double precision, OUT last_id bigint
@@ -183,7 +183,7 @@ BEGIN
             ) AS d WHERE d.first IS NOT NULL
         )) ORDER BY f.id FOR UPDATE SKIP LOCKED
     );
-    -- A publisher has the key until it commits: what it adds must not come between.
+    -- A publisher holds the key until it commits; its messages must not be numbered in between.
     messages := ARRAY(
         SELECT k.id FROM (
             SELECT m.id, d.mailbox FROM unnest(messages) AS m (id) CROSS JOIN LATERAL (
@@ -215,15 +215,15 @@ END $$
 """
 
 PUBLISH = f"""
--- Returns 0: done. 1: done, but deliveries wait for `beneath_promote_2` after COMMIT. 2: nothing done; this transaction
--- sees the registry of its beginning, so the present routes must be given.
+-- Returns 0: done. 1: done, but the caller must call `beneath_promote_2` after COMMIT. 2: nothing done; this
+-- transaction's snapshot has an old registry, so the caller must pass the present routes.
 CREATE FUNCTION beneath_publish_2(
     ids text[], events text[], keys text[], dues double precision[], published double precision[], dedupes boolean[],
     bodies bytea[], now_at double precision, forgotten_at double precision,
     route_events text[], route_subscriptions bigint[], route_ordered boolean[], patience text
 ) RETURNS integer LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
-    -- It cannot wait for other writers of a row, only fail: what has to wait is left for later.
+    -- A strict transaction cannot wait for other writers of a row, only fail: such rows are left for later.
     frozen CONSTANT boolean := current_setting('transaction_isolation') <> 'read committed';
     kept boolean[];
     mailboxes text[] := '{{}}';
@@ -250,7 +250,7 @@ BEGIN
             SELECT DISTINCT ON (m.event COLLATE "C", m.id COLLATE "C") m.event, m.id, m.place
             FROM unnest(events, ids, dedupes) WITH ORDINALITY AS m (event, id, dedupe, place)
             WHERE m.dedupe AND NOT EXISTS (
-                -- The release before this one remembers ids alone.
+                -- The previous release stores ids without events.
                 SELECT 1 FROM beneath_dedupe AS o WHERE o.id = m.id AND o.at > forgotten_at
             ) ORDER BY m.event COLLATE "C", m.id COLLATE "C", m.place
         ), accepted AS (
@@ -346,7 +346,7 @@ OLD_ARGUMENTS = """(
 )"""
 
 OLD_PUBLISH = f"""
--- As the release before this one calls it, so that all remember the same ids.
+-- The function of the previous release, redefined so that both releases store the same ids.
 CREATE FUNCTION beneath_publish_1 {OLD_ARGUMENTS} RETURNS integer LANGUAGE plpgsql AS $$
 BEGIN
     RETURN beneath_publish_2(

@@ -1,4 +1,4 @@
-"""The outbox by kind: rows of each kind are found without reading the others; a rejected one keeps the reason."""
+"""Add the error of rejected outbox rows, and an index that finds the rows of one kind without reading others."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,7 +15,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # The release before knows no rows that are sent at once: it sends all of them, unordered ones included.
+    # The previous release does not know rows that are pushed: its relay sends all rows, including unordered ones.
     op.execute("UPDATE beneath_outbox SET kind = 'publish' WHERE kind = 'direct'")
     op.drop_index("ix_beneath_outbox_kind", "beneath_outbox")
     op.drop_column("beneath_outbox", "error")

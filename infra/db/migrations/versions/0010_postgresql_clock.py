@@ -1,4 +1,4 @@
-"""The queue's clock on PostgreSQL: the server's, which goes on from where it was when the server's is set back."""
+"""Add the queue's clock on PostgreSQL: the server's clock, which continues when the server's is set back."""
 
 from alembic import op
 
@@ -8,10 +8,10 @@ branch_labels = None
 depends_on = None
 
 SLOWER = 0.1
-"""By how much slower than the server's clock the queue's runs while it is ahead, in seconds for each second."""
+"""The fraction by which the queue's clock runs slower than the server's while it is ahead."""
 
 STEP = 0.5
-"""Seconds by which the server's clock differs from what was expected when it counts as set."""
+"""The difference, in seconds, from the expected time from which the server's clock counts as set."""
 
 TABLES = (
     """
@@ -28,10 +28,10 @@ TABLES = (
 )
 
 TIME = f"""
--- The queue's time. A process that asked before knows what it is, by its monotonic clock, to within `earliest` and
--- `latest`; `seen` is what any process was answered. A server's clock that was set back makes the queue's time neither
--- go back nor stand still: it goes on, a tenth slower, until both agree. If it is then set forward again, the queue's
--- time is ahead by less. `slower` says that it is ahead.
+-- Return the queue's time. A process that has called this before expects a time between `earliest` and `latest` by its
+-- monotonic clock; `seen` is the latest time returned to any process. When the server's clock is set back, the queue's
+-- time neither goes back nor stops: it runs a tenth slower until both agree. If the server's clock is then set forward,
+-- the queue's time is less far ahead. `slower` is true while the queue's time is ahead.
 CREATE FUNCTION beneath_time_1(
     earliest double precision, latest double precision, OUT reached double precision, OUT slower boolean
 ) LANGUAGE plpgsql AS $$

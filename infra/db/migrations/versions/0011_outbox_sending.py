@@ -1,4 +1,4 @@
-"""Delayed messages of the outbox: whether one may have been sent, so that a cancellation knows whom to ask."""
+"""Add whether a delayed outbox message may have been sent, so that `cancel` knows whether to ask the queue."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -44,7 +44,7 @@ class LeaseMembership:
         """The epoch of its claims; claims of earlier epochs are void."""
 
         self.valid_until = joined + keeper.lease
-        """The end of its lease by this machine's monotonic clock; never later than on the server at equal clock speed."""
+        """The end of its lease by this machine's monotonic clock; not later than on the server at equal clock speed."""
 
         self.owned = OwnedClaims(number)
         self._keeper = keeper
