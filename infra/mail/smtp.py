@@ -174,8 +174,9 @@ class _Session:
         return smtplib.SMTP(host, port, name, timeout=self._timeout)
 
     def _failure(self, code: int, text: bytes | str) -> MailError:
-        said = f"{self._server.name} said {code} {text.decode(errors='replace') if isinstance(text, bytes) else text}"
-        return MailRejected(said) if code in _PERMANENT else MailUnavailable(said)
+        answer = text.decode(errors="replace") if isinstance(text, bytes) else text
+        reason = f"{self._server.name} answered {code} {answer}"
+        return MailRejected(reason) if code in _PERMANENT else MailUnavailable(reason)
 
 
 def _log_in(smtp: smtplib.SMTP, user: str, password: str) -> None:
@@ -196,6 +197,6 @@ def _address(header: AddressHeader) -> str:
 
 def _text(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
-        said = error.smtp_error
-        return f"{error.smtp_code} {said.decode(errors='replace') if isinstance(said, bytes) else said}"
+        answer = error.smtp_error
+        return f"{error.smtp_code} {answer.decode(errors='replace') if isinstance(answer, bytes) else answer}"
     return str(error) or type(error).__name__

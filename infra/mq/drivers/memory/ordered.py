@@ -129,10 +129,10 @@ class OrderedBacklog(Backlog):
     def remove(self, matches: Callable[[Message], bool]) -> list[PendingDelivery]:
         removed: list[PendingDelivery] = []
         for mailbox in list(self._mailboxes.values()):
-            gone = [it for it in mailbox.entries if matches(it.message)]
-            if gone:
-                self._take_out(mailbox, gone)
-                removed += gone
+            matching = [it for it in mailbox.entries if matches(it.message)]
+            if matching:
+                self._take_out(mailbox, matching)
+                removed += matching
         return sorted(removed, key=lambda it: it.id)
 
     def entries(self) -> Collection[PendingDelivery]:
@@ -215,11 +215,11 @@ class OrderedBacklog(Backlog):
         if settlement.outcome is Outcome.DEAD:
             self.store.add_dead_letter(head, self.name)
 
-    def _take_out(self, mailbox: Mailbox, gone: list[PendingDelivery]) -> None:
-        head, doomed = mailbox.entries[0], {it.id for it in gone}
-        mailbox.claimed -= sum(it.id in doomed for it in islice(mailbox.entries, mailbox.claimed))
-        mailbox.entries = deque(it for it in mailbox.entries if it.id not in doomed)
-        if mailbox.state is State.OWNED or (mailbox.entries and head.id not in doomed):
+    def _take_out(self, mailbox: Mailbox, matching: list[PendingDelivery]) -> None:
+        head, removed_ids = mailbox.entries[0], {it.id for it in matching}
+        mailbox.claimed -= sum(it.id in removed_ids for it in islice(mailbox.entries, mailbox.claimed))
+        mailbox.entries = deque(it for it in mailbox.entries if it.id not in removed_ids)
+        if mailbox.state is State.OWNED or (mailbox.entries and head.id not in removed_ids):
             return
         self.store.agenda.remove(mailbox)
         if mailbox.state is State.READY and mailbox.entries:

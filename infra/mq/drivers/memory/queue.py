@@ -30,7 +30,7 @@ from infra.ownership import LoopOwner
 
 
 class MemoryQueue:
-    """A complete `MessageQueue` in one process and one event loop; its contents live as long as the object.
+    """A complete `MessageQueue` in one process and one event loop; the contents end with the object.
 
     Args:
         clock: The clock of all due times, leases and waits.

@@ -57,11 +57,11 @@ class Subscriptions:
 
     def remove(self, backlog: Backlog, event: str | None) -> None:
         """Remove a subscription, or one event of it."""
-        for gone in [event] if event is not None else list(backlog.events):
-            backlog.events.discard(gone)
-            self.routes[gone].remove(backlog)
-            if not self.routes[gone]:
-                del self.routes[gone]
+        for removed in [event] if event is not None else list(backlog.events):
+            backlog.events.discard(removed)
+            self.routes[removed].remove(backlog)
+            if not self.routes[removed]:
+                del self.routes[removed]
         if event is None:
             for name in [name for name, it in self.by_name.items() if it is backlog]:
                 del self.by_name[name]

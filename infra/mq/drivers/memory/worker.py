@@ -40,7 +40,7 @@ class MemoryWorker:
     def alive(self) -> bool:
         """Whether the worker is alive; once False, it stays False."""
         with self._lock:
-            # A closed worker with a kept claim does not renew its lease any more, and lives as long as this process.
+            # A closed worker with a kept claim renews no more, but stays alive until the queue is closed.
             if not self.closed and self._clock.monotonic() - self._renewed >= self._lease:
                 self._dead = True
             return not self._dead

@@ -11,7 +11,7 @@ _FORBIDDEN = (
     "this user lacks permission: its ACL must allow @read, @write, @scripting, publish and subscribe for mq.namespace"
 )
 
-_MEANS: tuple[tuple[type[Exception], str], ...] = (
+_EXPLANATIONS: tuple[tuple[type[Exception], str], ...] = (
     (
         redis_errors.NoPermissionError,
         _FORBIDDEN,
@@ -24,7 +24,7 @@ _MEANS: tuple[tuple[type[Exception], str], ...] = (
 )
 """Errors of the client for answers of a server that changed nothing, each with its explanation."""
 
-_SAID = (
+_EXPLANATIONS_BY_TEXT = (
     ("NOAUTH", _UNKNOWN),
     ("Authentication required", _UNKNOWN),
     ("WRONGPASS", _REFUSED),
@@ -35,7 +35,7 @@ _SAID = (
     ("NOSCRIPT", "it has lost its scripts"),
     ("max number of clients reached", "it allows no more connections: raise its maxclients"),
 )
-"""The same for answers that are known by their text only."""
+"""Texts of further answers after which nothing was changed, each with its explanation."""
 
 _FINAL = (
     "unknown command",
@@ -64,20 +64,20 @@ class AnswerLost(Exception):
 def explain(error: Exception, where: str) -> QueueError:
     """Return the queue's error for an answer or a connection failure after which nothing was changed."""
     # A server without AUTH quotes the password in its answer.
-    said = " ".join(str(error).partition(", with args beginning with")[0].split()) or type(error).__name__
-    for kind, meaning in _MEANS:
+    text = " ".join(str(error).partition(", with args beginning with")[0].split()) or type(error).__name__
+    for kind, explanation in _EXPLANATIONS:
         if isinstance(error, kind):
-            return _kind(meaning)(f"Redis at {where}: {meaning}")
-    for sign, meaning in _SAID:
-        if sign in said:
-            return _kind(meaning)(f"Redis at {where}: {meaning}")
+            return _error_class(explanation)(f"Redis at {where}: {explanation}")
+    for sign, explanation in _EXPLANATIONS_BY_TEXT:
+        if sign in text:
+            return _error_class(explanation)(f"Redis at {where}: {explanation}")
     if isinstance(error, redis_errors.AuthenticationError):
         return Misconfigured(f"Redis at {where}: {_REFUSED}")
     if isinstance(error, redis_errors.ResponseError):
-        kind = QueueRejected if any(it in said for it in _FINAL) else QueueUnavailable
-        return kind(f"Redis at {where} refuses: {said}")
+        kind = QueueRejected if any(it in text for it in _FINAL) else QueueUnavailable
+        return kind(f"Redis at {where} refuses: {text}")
     short = descriptors_short() if isinstance(error, OSError | redis_errors.ConnectionError) else None
-    return QueueUnavailable(f"Redis at {where} cannot be reached: {short or said}")
+    return QueueUnavailable(f"Redis at {where} cannot be reached: {short or text}")
 
 
 def indeterminate(error: Exception, where: str) -> QueueIndeterminate:
@@ -85,5 +85,5 @@ def indeterminate(error: Exception, where: str) -> QueueIndeterminate:
     return QueueIndeterminate(f"the connection to Redis at {where} was lost: {error}")
 
 
-def _kind(meaning: str) -> type[QueueUnavailable]:
-    return Misconfigured if meaning in {_UNKNOWN, _REFUSED, _FORBIDDEN} else QueueUnavailable
+def _error_class(explanation: str) -> type[QueueUnavailable]:
+    return Misconfigured if explanation in {_UNKNOWN, _REFUSED, _FORBIDDEN} else QueueUnavailable

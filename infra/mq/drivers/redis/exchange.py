@@ -50,7 +50,7 @@ async def read(connection: AbstractConnection) -> Any:  # noqa: ANN401 - the ser
         ResponseError: the answer is an error.
         ConnectionError: the connection is lost; the client's class, or an OSError.
     """
-    parser: Any = connection._parser  # noqa: SLF001 - as above
+    parser: Any = connection._parser  # noqa: SLF001 - the client's method adds its own timeout
     answer = await parser.read_response()
     if isinstance(answer, redis_errors.ResponseError):
         raise answer from None
@@ -70,8 +70,8 @@ def count_answers(connection: AbstractConnection, received: Callable[[int], None
 
 
 def unsent_bytes(connection: AbstractConnection) -> int:
-    """Return the number of sent bytes that the server has not acknowledged, as far as the system says."""
-    writer = connection._writer  # noqa: SLF001 - as above
+    """Return the number of bytes that the server has not acknowledged, or with an unknown system those not sent yet."""
+    writer = connection._writer  # noqa: SLF001 - the client does not expose its socket
     if writer is None:
         return 0
     waiting = writer.transport.get_write_buffer_size()

@@ -34,8 +34,9 @@ class Keys:
     def of(self, name: str) -> str:
         """Return a key of the whole queue.
 
-        - `meta`: HASH of the registry (`r`), its version (`v`) and time (`t`), the last number given out (`n`), the
-          clock (`h`, `s`), the last broadcast (`b`), and the number of dead letters of each sid (`d:<sid>`).
+        - `meta`: HASH of the registry (`r`), its version (`v`) and time (`t`), the last reserved number (`n`),
+          the clock (`h`, `s`), the last broadcast (`b`), whether large messages were published (`large`), and the
+          number of dead letters of each sid (`d:<sid>`).
         - `workers`: HASH of worker -> listeners, host, pid, lease and waiter id. `leases`: ZSET of workers by the time
           at which their lease expires, 0 for an abandoned one. `since`: HASH of worker -> time since which it has
           reached the server without a break. `claims`: HASH of worker -> number of its last claim. `sleepers`: HASH of

@@ -96,7 +96,7 @@ class Link:
             except AnswerLost as error:
                 raise indeterminate(error, self.where) from error
 
-    async def query(self, *arguments: Argument) -> Any:  # noqa: ANN401 - as above
+    async def query(self, *arguments: Argument) -> Any:  # noqa: ANN401 - the server's answer
         """Send a command that changes nothing, and return its answer.
 
         Raises:
@@ -107,7 +107,7 @@ class Link:
         except QueueIndeterminate as error:
             raise QueueUnavailable(str(error)) from error
 
-    async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:  # noqa: ANN401 - as above
+    async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:  # noqa: ANN401 - the server's answer
         """Run a script, which is sent in full if the server does not have it. Raises as `command` does."""
         async with self._lock:
             await self._ensure_connected()
@@ -128,7 +128,7 @@ class Link:
             except AnswerLost as error:
                 raise indeterminate(error, self.where) from error
 
-    async def run_repeatable(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:  # noqa: ANN401 - as above
+    async def run_repeatable(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:  # noqa: ANN401 - the server's answer
         """Run a script that may be repeated, or whose caller finds out whether it was carried out.
 
         Raises:

@@ -17,7 +17,7 @@ Receivers = tuple[list[list[int]], list[dict[str, list[int]]]]
 """Lists that collect the numbers of an event's messages: per unordered subscription, and per key of an ordered one."""
 
 
-class PublishRequest(msgspec.Struct, frozen=True):
+class ScriptCall(msgspec.Struct, frozen=True):
     """A script, its keys, and its arguments after those that every publish has."""
 
     script: Script
@@ -54,19 +54,19 @@ class PublishBatch:
             if message.event != event or message.due_at is not None:
                 self._event = None
 
-    def request(self, snapshot: RegistrySnapshot, keys: Keys) -> PublishRequest:
+    def request(self, snapshot: RegistrySnapshot, keys: Keys) -> ScriptCall:
         """Return the request by which the messages are accepted, for one version of the registry."""
         count = len(self._messages)
         if self._event is not None and len(self.ids) in {0, count} and not self._since:
             targets = snapshot.send_targets(self._event)
             if targets is not None:
                 arguments = [count, *targets.targets, *self._contents, *self.ids]
-                return PublishRequest(scripts().send_one if count == 1 else scripts().send, targets.keys, arguments)
+                return ScriptCall(scripts().send_one if count == 1 else scripts().send, targets.keys, arguments)
         routing = _Routing(snapshot, self._messages, self._now)
         names = [keys.of(it) for it in ("meta", "accepted", "dedupe", "sleepers", "plans", "planned", "resent")]
         names += [key for route in routing.routes for key in route.keys]
         since = msgspec.msgpack.encode((RESENT_IDS, RESENT_FOR, self._since)) if self._since else b""
-        return PublishRequest(scripts().publish, names, [routing.packed(), since, *self._contents, *self.ids])
+        return ScriptCall(scripts().publish, names, [routing.packed(), since, *self._contents, *self.ids])
 
 
 class _Routing:

@@ -41,10 +41,10 @@ class RedisPublisher:
         self._task: asyncio.Task[None] | None = None
         self._tidied_at: float | None = None
         self._sends_large = False
-        """Whether this process has published a large message, which scripts must be told of."""
+        """Whether this process has published a large message: it then marks the queue as having large ones."""
 
         self._marked_for: tuple[RegistrySnapshot, int] | None = None
-        """The registry and the connection number at which the server was last told so."""
+        """The registry and the connection number at which it has last set that mark."""
 
         window = core.options.dedupe_window
         self._window = microseconds(window)

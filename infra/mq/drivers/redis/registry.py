@@ -19,7 +19,7 @@ from infra.mq.types import Registry, Subscription
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class StoredSubscription(msgspec.Struct):
+class RegisteredSubscription(msgspec.Struct):
     """A subscription as the registry stores it. `sid` stays when the name changes, and is never reused."""
 
     sid: str
@@ -38,7 +38,7 @@ class StoredSubscription(msgspec.Struct):
 class RegistryContent(msgspec.Struct):
     """The registry as it is stored: one value, replaced as a whole."""
 
-    subscriptions: list[StoredSubscription] = []
+    subscriptions: list[RegisteredSubscription] = []
     broadcast: list[str] = []
     retired: dict[str, str] = {}
     """Names of retired subscriptions, by sid: their dead letters stay."""
@@ -54,7 +54,7 @@ class RegistryContent(msgspec.Struct):
 class Route(msgspec.Struct, frozen=True):
     """A subscription with its keys."""
 
-    subscription: StoredSubscription
+    subscription: RegisteredSubscription
     keys: tuple[str, ...]
 
     @property
@@ -205,8 +205,8 @@ class RegistryClient:
 
     def _without_retired(self, wanted: Subscription) -> Subscription:
         route = self.snapshot.by_name.get(wanted.name)
-        gone = self.snapshot.content.retired_events.get(route.subscription.sid, ()) if route is not None else ()
-        return replace(wanted, events=wanted.events - {*gone}) if gone else wanted
+        retired = self.snapshot.content.retired_events.get(route.subscription.sid, ()) if route is not None else ()
+        return replace(wanted, events=wanted.events - {*retired}) if retired else wanted
 
     def _has(self, wanted: Subscription) -> bool:
         route = self.snapshot.by_name.get(wanted.name)
@@ -311,7 +311,7 @@ def _add_one(content: RegistryContent, wanted: Subscription) -> None:
         raise alias_conflict(first, second)
     if not same:
         content.subscriptions.append(
-            StoredSubscription(
+            RegisteredSubscription(
                 secrets.token_urlsafe(6), wanted.name, wanted.ordered, sorted(wanted.events), list(wanted.aliases)
             )
         )
@@ -326,5 +326,5 @@ def _add_one(content: RegistryContent, wanted: Subscription) -> None:
         stored.name = wanted.name
     stored.aliases = [*dict.fromkeys(it for it in (*stored.aliases, *wanted.aliases) if it != stored.name)]
     stored.events = sorted({*stored.events, *wanted.events})
-    if gone := set(content.retired_events.pop(stored.sid, ())) - wanted.events:
-        content.retired_events[stored.sid] = sorted(gone)
+    if retired := set(content.retired_events.pop(stored.sid, ())) - wanted.events:
+        content.retired_events[stored.sid] = sorted(retired)
