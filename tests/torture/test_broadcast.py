@@ -1,4 +1,4 @@
-"""Broadcasts between processes, and the gaps in them."""
+"""Broadcasts between processes, and gaps."""
 
 import sqlite3
 from contextlib import closing
@@ -14,11 +14,11 @@ from tests.torture.nursery import Child
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 SILENCE = 0.5
-"""After how many seconds without a look at SQLite a gap is reported in these tests."""
+"""Seconds without a poll of SQLite after which a gap is reported in these tests."""
 
 
 def listen(fleet: Fleet, **queue: float) -> list[Child]:
-    """Start a worker and a process that is none."""
+    """Start a worker, and a process that only listens to broadcasts."""
     processes = [fleet.start("chime", work=work, queue=queue) for work in (True, False)]
     for each in processes:
         fleet.wait_ready(each)

@@ -1,4 +1,4 @@
-"""A broker that is away, is killed, forgets everything, or is hard to reach."""
+"""Faults of the broker: outages, kills, flushes and failing connections."""
 
 import time
 from typing import Any
@@ -18,11 +18,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
 KEYS = [f"key-{number}" for number in range(20)]
 LISTENERS = ("flaky", "sibling", "done")
 SECONDS = 20.0
-"""Within which every process must have gone on by itself."""
+"""Seconds within which every process must recover."""
 
 
 COUNT = 100
-"""How many steps and jobs of each key are published under load."""
+"""The number of steps and jobs of each key that are published under load."""
 
 LOAD: dict[str, Any] = {
     "program": "persistent",
@@ -55,7 +55,7 @@ def test_events_committed_during_a_broker_outage_are_relayed_in_order_afterwards
     until(lambda: len(far.runs("flaky", "end")) == len(KEYS), "all goes well")
     far.wait_empty()
     broker.kill()
-    # One that was there before, and one that starts now, with nobody to tell it what is subscribed.
+    # One publisher ran before the outage; the other starts now, without access to the registry.
     publishers = [
         far.start(program="offline", work=False, arguments={"keys": keys, "count": 20})
         for keys in (KEYS[:10], KEYS[10:])
@@ -140,7 +140,7 @@ def test_broker_that_loses_its_log_tail_continues_with_the_remaining_messages(fa
     workers = far.pair(*LISTENERS)
     far.publish(both(1))
     wait_handled(far, len(KEYS) / 4)
-    tail = LogTail(broker)  # some of the first are settled by then, some are claimed, some wait
+    tail = LogTail(broker)  # Some of the first deliveries are settled by then, some claimed, some waiting.
     far.wait_empty()
     far.publish(both(2))
     wait_handled(far, len(KEYS) * 2 - 1)
@@ -155,7 +155,7 @@ def test_broker_that_loses_its_log_tail_continues_with_the_remaining_messages(fa
         )
     far.wait_empty()
     far.stop(*workers)
-    # What it had lost with its log is lost or comes again; all else goes on in order, and nothing is left behind.
+    # Messages of the lost tail are lost or repeated; all others continue in order, and none stays behind.
     kept = [line for line in far.journal.lines() if line.n != 2]
     for each in LISTENERS:
         assert [*lost(kept, each), *phantoms(kept, each)] == []

@@ -1,4 +1,4 @@
-"""The verifier, verified: a journal without faults passes, and each kind of fault is found."""
+"""Tests of the checker: a correct journal passes, and each kind of violation is found."""
 
 from typing import cast
 
@@ -24,7 +24,7 @@ GOOD = """
 2 start 3 1
 2 end 3 1
 """
-"""Child 3 dies with 1 done but not settled, and in the middle of 2."""
+"""Process 3 is killed with event 1 handled but not settled, and within the run of event 2."""
 
 
 def journal(text: str) -> list[Line]:

@@ -1,4 +1,4 @@
-"""Crashes: what a dead worker held is handled again soon, and only what kills workers is given up."""
+"""Crashes of workers: their claims are handled again soon, and only deliveries that kill workers are dead-lettered."""
 
 import time
 from typing import Any
@@ -13,10 +13,10 @@ from tests.torture.fleet import QUICK, Fleet
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 DEFAULTS: dict[str, Any] = {"options": {}, "queue": {}}
-"""Every interval and lease as long as it is for users."""
+"""The default intervals and leases."""
 
 BOUND = 20.0
-"""Seconds within which a dead worker's deliveries are handled again: the promise."""
+"""The guaranteed seconds within which a dead worker's deliveries are handled again."""
 
 
 def test_claims_of_a_killed_worker_are_handled_by_another_within_20_s(fleet: Fleet) -> None:
@@ -58,7 +58,7 @@ def test_claims_of_the_only_worker_are_handled_within_20_s_of_restart(fleet: Fle
 POISON = ("poison", 1)
 LETHAL = ("poisoned", "poisoned_key")
 DEATHS = 3
-"""How often a message may kill a process in which it was alone."""
+"""The number of crashes of an isolated message before it becomes a dead letter."""
 
 
 @pytest.mark.thorough
@@ -86,7 +86,7 @@ def test_messages_that_kill_their_process_become_dead_letters_and_neighbours_com
 
 
 def supervise(fleet: Fleet, *, done: int) -> int:
-    """Start the worker again whenever it dies, until both killers are given up and all else is done."""
+    """Restart the worker whenever it dies, until both killing messages are dead letters and the rest is handled."""
     deaths = 0
     worker = fleet.start(*LETHAL)
 
@@ -106,7 +106,7 @@ def supervise(fleet: Fleet, *, done: int) -> int:
 
 
 def beside_their_last_runs(runs: list[Run]) -> list[Run]:
-    """Return what ran beside a killer in one of the three lives that count against it: nothing may."""
+    """Return the runs beside a killing message in its last three processes, in which it must run alone."""
     lives = [[run for run in runs if (run.key, run.n) == POISON and run.listener == it][-DEATHS:] for it in LETHAL]
     return [
         run
@@ -117,8 +117,8 @@ def beside_their_last_runs(runs: list[Run]) -> list[Run]:
 
 
 def test_handler_longer_than_every_lease_runs_once_in_loop_and_thread(fleet: Fleet) -> None:
-    # Its 2 s are 20 times the renewals and looks for the dead of both workers, twice their longest stall, and twice
-    # their lease, where there are leases.
+    # Its 2 s are 20 times the intervals of renewal and recovery, twice the longest allowed stall, and twice
+    # the lease, on queues with leases.
     workers = fleet.pair("long", "long_thread", options={**QUICK, "max_stall": 1.0}, queue={"lease": 1.0})
     fleet.publish([Job(key="a", n=1)])
     until(lambda: len(fleet.journal.of("end")) == 2, "they have ended")

@@ -1,4 +1,4 @@
-"""A failing listener, as its operator sees it."""
+"""Dead letters of a failing listener, operated from the command line."""
 
 import pytest
 

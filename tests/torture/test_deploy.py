@@ -69,7 +69,7 @@ def test_new_listener_gets_every_event_accepted_after_its_declaration(fleet: Fle
 
     accepted = [each.n for each in fleet.journal.of("accepted")]
     came = {each.n for each in fleet.runs("late", "end")}
-    # The publish of `first` may have begun before; from the next one on all began after the registration.
+    # The publish of `first` may have begun before the registration; all later ones began after it.
     assert set(accepted[accepted.index(first) + 1 :]) <= came
     assert min(came) > 1
     assert {each.pid for each in fleet.runs("late")} == {newer.pid}
@@ -77,7 +77,7 @@ def test_new_listener_gets_every_event_accepted_after_its_declaration(fleet: Fle
 
 
 def next_accepted(fleet: Fleet, after: Line) -> int:
-    """Return the latest number that was accepted, once one was accepted after a line."""
+    """Wait until a number is accepted after a line of the journal; return the latest accepted number."""
     line = until(
         lambda: next((it for it in reversed(fleet.journal.of("accepted")) if it.at > after.at), None), "one is accepted"
     )

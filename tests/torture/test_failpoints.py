@@ -1,4 +1,4 @@
-"""Publishers that die at each step around commit, push and cleanup; and what a rollback leaves behind."""
+"""Publishers killed at each point around commit, push and cleanup; and rollbacks, which leave nothing."""
 
 import pytest
 import redis
@@ -16,7 +16,7 @@ from tests.torture.rows import LEDGER
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
 
 BOUND = 5.0
-"""Seconds within which what was committed is handled, if a worker is there: the promise."""
+"""The guaranteed seconds within which committed events are handled while a worker runs."""
 
 LISTENERS = ("flaky", "done")
 
@@ -65,7 +65,7 @@ def test_rollback_leaves_no_rows_or_messages(far: Fleet, broker: RedisServer) ->
 
 
 async def enter(bus: Bus) -> None:
-    """Publish in every way."""
+    """Publish in each possible way."""
     await bus.publish(Step(key="regretted", n=1))
     await bus.publish_many([Job(key="regretted", n=n) for n in range(3)])
     await bus.publish_delayed(Job(key="regretted", n=4), 60)
@@ -73,11 +73,11 @@ async def enter(bus: Bus) -> None:
 
 
 def trace(fleet: Fleet, broker: RedisServer) -> object:
-    """Return everything that both keep."""
+    """Return all rows and all keys of database and broker."""
     with redis.Redis.from_url(broker.url) as client:
         keys = sorted(client.scan_iter(count=1000))
         kept = {key: client.dump(key) for key in keys if not key.endswith(b":meta")}
-        # Every call moves the clock of the queue on, which is kept there as `h`.
+        # Every call advances the queue's clock, which is stored as `h`.
         metas = {key: client.hgetall(key) for key in keys if key.endswith(b":meta")}
         kept |= {key: {name: value for name, value in meta.items() if name != b"h"} for key, meta in metas.items()}
     tables = [name for name in fleet.rows.tables() if name != "beneath_relay"]

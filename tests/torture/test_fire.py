@@ -1,4 +1,4 @@
-"""Four workers under load, of which one is killed every second, and one stands still for longer than its lease."""
+"""Four workers under load: each second one is killed, and one is paused for longer than its lease."""
 
 import time
 from typing import Any
@@ -15,12 +15,12 @@ KEYS = [f"key-{number}" for number in range(40)]
 STEPS = 60
 EVENTS = len(KEYS) * STEPS
 RATE = 400
-"""Events of each kind in a second, at most: so that it takes long enough for all that is to happen."""
+"""The largest rate of each kind of event per second, so that the test lasts long enough for all faults."""
 
 LEASE = 1.5
 PAUSED = 2 * LEASE
 IN_HAND = 20 + 16
-"""What a worker has fetched and not settled, for each of its listeners at most: `prefetch`, and what runs."""
+"""The largest number of unsettled claims of a worker per listener: `prefetch` and running handlers."""
 
 LISTENERS = ("flaky", "sibling", "done")
 

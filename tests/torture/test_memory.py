@@ -1,6 +1,6 @@
-"""What a broker still keeps of messages that were handled: nothing but the latest ids of messages from an outbox.
+"""Memory of a broker after all messages are handled: only the latest ids of messages from an outbox remain.
 
-`BENEATH_TEST_MESSAGES=1000000` makes it as many as the promise says.
+`BENEATH_TEST_MESSAGES=1000000` sets the number of messages of the guarantee.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.torture.opening import Opened
 MESSAGES = int(os.environ.get("BENEATH_TEST_MESSAGES", "50000"))
 BATCH = 500
 PATIENCE = 60 + MESSAGES / 1000
-"""How long, in seconds, all of it may take."""
+"""Timeout of the whole test in seconds."""
 
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(2 * PATIENCE)]
 
@@ -28,7 +28,7 @@ WINDOW = 1.0
 """The dedupe window of this test, in seconds."""
 
 BOUND = 5 * 1024 * 1024
-"""How many bytes more than an empty queue it may take: the promise."""
+"""The guaranteed limit in bytes above an empty queue."""
 
 
 def test_broker_keeps_no_keys_or_memory_after_many_messages(far: Fleet, broker: RedisServer) -> None:
@@ -60,14 +60,14 @@ def test_broker_keeps_no_keys_or_memory_after_many_messages(far: Fleet, broker: 
 
 
 def joined(fleet: Fleet, queue: dict[str, float]) -> list[Child]:
-    """Start two workers, and return when the broker knows of both."""
+    """Start two workers; return when both are registered in the broker."""
     workers = fleet.pair("quiet", "quiet_key", queue=queue)
     until(lambda: "quiet" in (stats := fleet.stats()) and stats["quiet"].workers == 2, "both have joined")
     return workers
 
 
 def keys_of(client: "redis.Redis") -> set[bytes]:
-    """Return the names of all keys but the one of the ids that are kept, bounded in number, for messages sent again."""
+    """Return the names of all keys except that of the bounded set of ids kept for messages sent again."""
     keys = set(client.scan_iter(count=1000))
     kept = {key for key in keys if key.endswith(b":resent")}
     assert all(client.zcard(key) <= RESENT_IDS for key in kept)
@@ -75,7 +75,7 @@ def keys_of(client: "redis.Redis") -> set[bytes]:
 
 
 def dataset(client: "redis.Redis") -> int:
-    """Return how many bytes the server's data take."""
+    """Return the size of the server's data in bytes."""
     memory = client.info("memory")
     assert isinstance(memory, dict)
     return int(memory["used_memory_dataset"])

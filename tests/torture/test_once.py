@@ -1,4 +1,4 @@
-"""`once=True` under fire: handlers may run again, what they did to the database is there once."""
+"""`once=True` under crashes: handlers may run again, but their database effects exist once."""
 
 from collections import Counter
 
@@ -50,7 +50,7 @@ def test_rows_and_events_exist_once_although_every_delivery_is_repeated(fleet: F
     fleet.rows.create(EFFECT)
     steps = [Step(key=f"key-{n % 5}", n=n) for n in range(20)]
     fleet.publish(steps, listeners=LISTENERS)
-    # Each of these commits what its handlers did, and dies before the queue hears of it.
+    # Each of these workers commits the effects of its handlers, and dies before the settlement.
     for _ in range(3):
         forgetful = fleet.start("once", program="forgetful")
         assert forgetful.wait() == 9, forgetful.stderr

@@ -1,4 +1,4 @@
-"""Order under fire: two workers on one queue, failures, a crash and a deploy in the middle of it."""
+"""Order with two workers on one queue during failures, a crash and a deployment."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who cannot reach the server that keeps the queue: one worker alone, or all of them for longer than their leases."""
+"""Partitions from the queue's server: of one worker, or of all workers for longer than their leases."""
 
 import time
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ KEYS = ("a", "b", "c", "d")
 LEASE = 1.0
 QUEUE = {"lease": LEASE, "timeout": 0.5}
 SECONDS = 20.0
-"""Within which a process must have gone on by itself."""
+"""Seconds within which a process must recover."""
 
 GRACE = 1.0
 LONGEST_STOP = GRACE + 5 + 3 * 10
-"""Seconds that a process may take to stop: docs/deploy.md says of what it consists."""
+"""The longest duration of a shutdown in seconds; docs/deploy.md lists its parts."""
 
 
 def cut(wire: Wire, how: str) -> None:
@@ -143,12 +143,12 @@ def test_disconnected_worker_shuts_down_in_time_and_its_work_is_taken_over(
 
 
 def effects(fleet: Fleet) -> list[tuple[str, int]]:
-    """Return what the handlers did to the database, in order."""
+    """Return the database effects of the handlers in order."""
     return [(key, n) for key, n in fleet.rows.fetch("SELECT key, n FROM effect ORDER BY id")]
 
 
 def goes_on(fleet: Fleet, process: Child, listeners: Sequence[str]) -> None:
-    """Return when a process has handled something more with each of these listeners."""
+    """Wait until a process has handled another event with each of these listeners."""
     since = len(fleet.journal.lines())
 
     def done() -> bool:

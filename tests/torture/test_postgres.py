@@ -1,4 +1,4 @@
-"""PostgreSQL that restarts, crashes, and ends connections, under load and while events wait for their broker."""
+"""Restarts, crashes and ended connections of PostgreSQL, under load and with rows in the outbox."""
 
 import signal
 import time
@@ -23,20 +23,20 @@ pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.timeout(180)]
 
 LISTENERS = ("flaky", "sibling", "once", "done")
 LEASE = 10.0
-"""As long as it is for users: no fault here lasts as long, so no worker may lose anything."""
+"""The default lease: no fault lasts as long, so that no worker may lose its claims."""
 
 KEYS = [f"key-{number}" for number in range(8)]
 FAULTS = (*["terminate"] * 4, "restart", *["terminate"] * 4, "crash") * 2
 LONGEST_PEACE = 0.6
-"""Seconds between two faults, at most."""
+"""The longest time between two faults in seconds."""
 
 LOST_ANSWERS = ("mute", "cut", "half", "mute") * 30
 
 CARRIED = ("flaky", "sibling", "done")
-"""Those of the listeners that leave the database alone."""
+"""The listeners that do not use the database."""
 
 SECONDS = 20.0
-"""Within which every process must have gone on by itself."""
+"""Seconds within which every process must recover."""
 
 TERMINATE = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -45,7 +45,7 @@ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
 
 
 def strike(server: PostgresServer, fault: str) -> int:
-    """Let something happen to a server; return how many connections that was told to end."""
+    """Cause a fault of a server; return the number of connections that it ended."""
     if fault == "terminate":
         return int(wait_for(server.fetch(TERMINATE))[0][0])
     server.stop(signal.SIGINT if fault == "restart" else signal.SIGQUIT)
@@ -54,7 +54,7 @@ def strike(server: PostgresServer, fault: str) -> int:
 
 
 def booked(fleet: Fleet) -> list[tuple[str, int]]:
-    """Return the committed rows, and see that they are what the publishers were told."""
+    """Return the committed rows; check that they agree with the outcomes that the publishers got."""
     rows = [(key, n) for key, n in fleet.rows.fetch("SELECT key, n FROM ledger ORDER BY key, n")]
     told = defaultdict(set)
     for line in fleet.journal.of("note"):
@@ -67,7 +67,7 @@ def booked(fleet: Fleet) -> list[tuple[str, int]]:
 
 
 def check_once(fleet: Fleet, rows: list[tuple[str, int]]) -> None:
-    """See that what the handlers did to the database is there once, in order, with its event."""
+    """Check that each database effect of the handlers exists once, in order, with its event."""
     effects = fleet.rows.fetch("SELECT key, n FROM effect ORDER BY id")
     assert Counter(effects) == Counter(rows)
     for key in KEYS:
@@ -75,7 +75,7 @@ def check_once(fleet: Fleet, rows: list[tuple[str, int]]) -> None:
 
 
 def check_all(fleet: Fleet) -> None:
-    """See that there is one event for each row and none without, and that nothing was handled again."""
+    """Check that there is exactly one event for each row, and that no event was handled again."""
     rows = booked(fleet)
     for key, n in rows:
         fleet.accept(key, [n])
@@ -89,7 +89,7 @@ def check_all(fleet: Fleet) -> None:
 
 
 def wait_all_go_on(fleet: Fleet, workers: list[Child], publishers: list[Child]) -> None:
-    """Return when each process has done everything that it is for once more."""
+    """Wait until each process has done each of its kinds of work once more."""
     since = time.time()
 
     def of(child: Child) -> list[Line]:
@@ -107,7 +107,7 @@ def wait_all_go_on(fleet: Fleet, workers: list[Child], publishers: list[Child]) 
 
 
 def start(fleet: Fleet) -> tuple[list[Child], list[Child]]:
-    """Start two workers and two publishers, and return once they are at work: one may not start without its server."""
+    """Start two workers and two publishers; return when all work, as a process cannot start during an outage."""
     fleet.rows.create(LEDGER)
     fleet.rows.create(EFFECT)
     fleet.rows.disconnect()
@@ -124,7 +124,7 @@ def start(fleet: Fleet) -> tuple[list[Child], list[Child]]:
 
 
 def finish(fleet: Fleet, workers: list[Child], publishers: list[Child]) -> None:
-    """See that each process does all of its work once more, let them end well, and check what they did."""
+    """Wait until each process has worked once more, stop all of them, and check their results."""
     wait_all_go_on(fleet, workers, publishers)
     fleet.gate.touch()
     for each in publishers:
@@ -161,7 +161,7 @@ def test_event_exists_if_and_only_if_its_row_does_after_indeterminate_commits(
 
 
 def unknown_but_kept(fleet: Fleet) -> set[tuple[str, int]]:
-    """Return the rows of which the publisher was told that nobody knows."""
+    """Return the committed rows whose outcome was reported as indeterminate."""
     unknown = {(each.key, each.n) for each in fleet.journal.of("note") if each.text == UNKNOWN}
     return unknown.intersection((key, n) for key, n in fleet.rows.fetch("SELECT key, n FROM ledger"))
 

@@ -1,4 +1,4 @@
-"""Publishers that die: an event exists if and only if its transaction was committed."""
+"""Killed publishers: an event exists if and only if its transaction was committed."""
 
 from random import Random
 
@@ -31,7 +31,7 @@ def test_sigkill_during_commit_leaves_exactly_one_event_per_row(fleet: Fleet) ->
 
     regretted = [each for each in fleet.journal.of("note") if each.text == "rolled back"]
     assert regretted
-    # What counts as published is what the table says.
+    # The rows of the table determine the published events.
     for key, n in booked:
         fleet.accept(key, [n])
     lines = fleet.journal.lines()

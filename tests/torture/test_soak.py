@@ -1,4 +1,4 @@
-"""A short soak; `make soak` runs long ones."""
+"""A short soak test; `make soak` runs long ones."""
 
 import os
 import signal

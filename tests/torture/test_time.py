@@ -19,7 +19,7 @@ def test_delayed_events_are_never_early_and_never_delivered_after_cancellation(f
     random, start = Random(4), time.time() + 2
     due = {n: start + random.uniform(0, 1.5) for n in range(100)}
     ids = fleet.run(lambda site: schedule(site, due))
-    # Half of them just around the time when they fire: whichever comes first, it is one or the other.
+    # Half of them are cancelled around their due time, where either outcome is valid.
     whens = {n: due[n] + random.uniform(-0.05, 0.05) if n < 50 else start - 1 for n in range(0, 100, 2)}
     canceller = fleet.start(
         program="canceller",
@@ -41,13 +41,13 @@ def test_delayed_events_are_never_early_and_never_delivered_after_cancellation(f
 
 
 async def schedule(site: Opened, due: dict[int, float]) -> dict[int, str]:
-    """Publish a delayed event for each time, and return the ids."""
+    """Publish a delayed event for each time; return the ids."""
     return {n: await site.bus.publish_delayed(Job(key="a", n=n), when - time.time()) for n, when in due.items()}
 
 
 def test_timed_out_handler_is_retried_and_never_overlaps_with_itself(fleet: Fleet) -> None:
     workers = fleet.pair("impatient")
-    # Each key: one that takes too long, and one that has to wait for it.
+    # For each key one event that exceeds the timeout, and one that must wait for it.
     fleet.publish([Step(key="stops", n=1), Step(key="goes on", n=2), Step(key="stops", n=3), Step(key="goes on", n=3)])
     until(lambda: len(fleet.runs("impatient", "end")) == 4, "all are handled")
     fleet.stop(*workers)
