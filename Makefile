@@ -62,7 +62,8 @@ bench-memory: $(READY)  ## Measure the memory of a worker beyond its imports, wi
 bench-http: $(READY)  ## Compare GETs of the API with bare FastAPI routes that run the same queries
 	@$(BIN)/python -m tests.bench.http
 
-fmt: $(READY)  ## Fix what ruff can fix, and format
+fmt: $(READY)  ## Format, and fix what ruff can fix
+	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

@@ -8,23 +8,27 @@ all, and each migration once, however many processes start at the same time.
 import asyncio
 import re
 import threading
+from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 from alembic import command, context
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.operations.ops import MigrationScript
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, MetaData
+from sqlalchemy import Connection, MetaData, TypeDecorator
 from sqlalchemy.exc import DBAPIError
 
 from infra.db.database import Database
 from infra.db.errors import DatabaseError, MigrationNewer, MigrationPending
 
+_OWN_TABLES = "beneath_"
 _CONNECTION = "connection"
 _VERSION_TABLE = "version_table"
 _APPLIED = "applied"
@@ -109,10 +113,30 @@ async def upgrade(db: Database, histories: Sequence[History]) -> list[str]:
         return applied
 
 
+async def write_migration(db: Database, histories: Sequence[History], name: str, message: str) -> Path | None:
+    """Write the next migration of the history `name`: the steps from the database to the tables of the models.
+
+    Return its file, or None if there is no difference. Tables whose names begin with `beneath_` belong to the bus and
+    are ignored. A rename appears as one object dropped and one added.
+
+    Raises:
+        MigrationPending, MigrationNewer: the database is not at the last migration, so it cannot be compared.
+        DatabaseError: the file cannot be written, or the history is not well-formed.
+        ValueError: no file name can be made of `message`, or a docstring cannot contain it.
+    """
+    message = " ".join(message.split())
+    if not re.search(r"[A-Za-z0-9]", message) or '"' in message or "\\" in message:
+        raise ValueError("the message must contain a letter or digit, and neither quotation marks nor backslashes")
+    await require_current(db, histories)
+    history = next(each for each in histories if each.name == name)
+    async with _exclusive(), db.migrating() as connection:
+        return await connection.run_sync(_write_migration, history, message)
+
+
 def run_environment(metadata: MetaData | None = None) -> None:
     """Run the migrations of `upgrade`; an `env.py` calls only this.
 
-    `metadata` holds the tables of the models, for `alembic revision --autogenerate`.
+    `metadata` holds the tables of the models, for `write_migration`.
     """
     attributes = context.config.attributes
     context.configure(
@@ -121,6 +145,8 @@ def run_environment(metadata: MetaData | None = None) -> None:
         target_metadata=metadata,
         render_as_batch=True,
         transactional_ddl=True,
+        render_item=_render_item,
+        include_name=lambda name, kind, _: kind != "table" or not str(name).startswith(_OWN_TABLES),
         on_version_apply=lambda step, **_: attributes[_APPLIED].append(step.up_revision_id),
     )
     with context.begin_transaction():
@@ -185,6 +211,39 @@ def _upgrade(connection: Connection, history: History, steps: Sequence[str]) -> 
         reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
         remedy = _FORBIDDEN if getattr(cause, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE else ""
         raise DatabaseError(f"the migration {failed} failed: {reason}; nothing was changed{remedy}") from error
+
+
+def _write_migration(connection: Connection, history: History, message: str) -> Path | None:
+    config = _config(history)
+    config.cmd_opts = Namespace(quiet=True)
+    config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
+    config.attributes[_CONNECTION] = connection
+    config.attributes[_APPLIED] = []
+    numbers = [int(each.revision) for each in ScriptDirectory.from_config(config).walk_revisions()]
+    try:
+        script = command.revision(
+            config,
+            message,
+            autogenerate=True,
+            rev_id=f"{max(numbers, default=0) + 1:04}",
+            process_revision_directives=_leave_out_empty,
+        )
+    except OSError as error:
+        raise DatabaseError(f"the migration cannot be written: {error}") from error
+    return Path(script.path) if isinstance(script, Script) else None
+
+
+def _render_item(kind: str, item: object, _context: object) -> str | Literal[False]:
+    """Render a type of the models as the SQLAlchemy type that it stores: migrations outlive the models' classes."""
+    if kind == "type" and isinstance(item, TypeDecorator):
+        return f"sa.{item.impl_instance!r}"
+    return False
+
+
+def _leave_out_empty(_context: object, _revision: object, directives: list[MigrationScript]) -> None:
+    operations = directives[0].upgrade_ops
+    if operations is None or operations.is_empty():
+        directives.clear()
 
 
 def missing_object(error: BaseException) -> str | None:

@@ -113,6 +113,13 @@ def test_migrate_up_then_status(beneath: Beneath) -> None:
     assert [(each["history"], each["pending"]) for each in after] == [("bus", []), ("app", [])]
 
 
+def test_migrate_new_needs_a_current_database_a_message_and_a_difference(beneath: Beneath) -> None:
+    refused(beneath("migrate", "new", "Add invoices"), "bus/0001", "run `beneath migrate up`", code=1)
+    beneath("migrate", "up")
+    refused(beneath("migrate", "new", "..."), "'...' cannot be the summary of a migration", code=2)
+    assert "there is nothing to migrate" in beneath("migrate", "new", "Add invoices").out
+
+
 def test_pending_migrations_are_refused_outside_development(beneath: Beneath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENEATH_ENV", "production")
     refused(beneath("bus", "stats"), "bus/0001", "run `beneath migrate up`", code=1)

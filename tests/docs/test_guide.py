@@ -100,3 +100,15 @@ def test_setting_and_startable_of_the_guide_work(project: Project) -> None:
     assert "invoicing-report" in refused.err
     report = project.run("-c", REPORT)
     assert (report.code, report.out) == (0, "[0]\n"), report.err
+
+
+@pytest.mark.thorough
+def test_written_migration_creates_the_tables_of_the_guide(project: Project) -> None:
+    for step in edits("Part 1"):
+        if step.options["file"] in {"models/invoicing.py", "models/__init__.py"}:
+            project.apply(step)
+    passes(project, "-m", "beneath", "migrate", "up")
+    passes(project, "-m", "beneath", "migrate", "new", "Invoices")
+    for command in (["format"], ["check", "--fix"], ["format", "--check"]):
+        passes(project, "-m", "ruff", *command, "models/migrations/versions")
+    passes(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/models/test_migrations.py")

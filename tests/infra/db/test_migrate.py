@@ -13,12 +13,27 @@ import pytest
 from sqlalchemy import text
 
 from infra.db import Database, DatabaseError, DatabaseUnavailable, MigrationNewer, MigrationPending
-from infra.db.migrate import History, Status, pending, require_current, status, upgrade
+from infra.db.migrate import History, Status, pending, require_current, status, upgrade, write_migration
 from tests.infra.db.tables import write_from_outside
 
 BUS = History("bus", "infra.db.migrations", "beneath_bus_version")
 SHOP = History("shop", "shop_migrations", "shop_version")
 ROOT = Path(__file__).parents[3]
+
+MODELS = """
+import sqlalchemy as sa
+from infra.db.migrate import run_environment
+
+class Cents(sa.TypeDecorator):
+    impl = sa.Integer
+    cache_ok = True
+
+metadata = sa.MetaData()
+sa.Table("goods", metadata, sa.Column("id", sa.Integer, primary_key=True))
+sa.Table("prices", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("cents", Cents, nullable=False))
+run_environment(metadata)
+"""
+"""An `env.py` whose models have one table more than the database, with a type of their own."""
 
 STEP = """
 import sqlalchemy as sa
@@ -36,8 +51,8 @@ class Package:
     """A package of migrations to which a test adds files."""
 
     def __init__(self, folder: Path) -> None:
-        self._versions = folder / "shop_migrations" / "versions"
-        self._versions.mkdir(parents=True)
+        self.versions = folder / "shop_migrations" / "versions"
+        self.versions.mkdir(parents=True)
         (folder / "shop_migrations" / "__init__.py").write_text("")
         (folder / "shop_migrations" / "env.py").write_text(
             "from infra.db.migrate import run_environment\nrun_environment()\n"
@@ -48,11 +63,16 @@ class Package:
         number = f"{len(self._steps) + 1:04}"
         before = repr(self._steps[-1]) if self._steps else "None"
         self._steps.append(number)
-        path = self._versions / f"{number}_{name}.py"
+        path = self.versions / f"{number}_{name}.py"
         path.write_text(STEP.format(number=number, before=before, body=body))
 
+    def write_models(self, source: str) -> None:
+        folder = self.versions.parent
+        (folder / "env.py").write_text(source)
+        (folder / "script.py.mako").write_text((ROOT / "models/migrations/script.py.mako").read_text())
+
     def forget_last(self) -> None:
-        for path in self._versions.glob(f"{self._steps.pop()}_*.py"):
+        for path in self.versions.glob(f"{self._steps.pop()}_*.py"):
             path.unlink()
 
 
@@ -250,3 +270,53 @@ async def test_migrations_do_not_change_the_logging_configuration(empty: Databas
     before = (logging.getLogger().level, list(logging.getLogger().handlers), logging.getLogger("alembic").level)
     await upgrade(empty, [BUS])
     assert before == (logging.getLogger().level, list(logging.getLogger().handlers), logging.getLogger("alembic").level)
+
+
+async def test_written_migration_creates_the_missing_table_in_both_directions(
+    empty: Database, package: Package
+) -> None:
+    package.write_models(MODELS)
+    await upgrade(empty, [BUS, SHOP])
+    path = await write_migration(empty, [BUS, SHOP], "shop", "Add  prices, in cents")
+    assert path == package.versions / "0002_add_prices_in_cents.py"
+    source = path.read_text()
+    assert source.startswith('"""Add prices, in cents."""')
+    assert "sa.Column('cents', sa.Integer(), nullable=False)" in source
+    assert "drop_table('prices')" in source
+    assert "beneath_" not in source
+    assert await upgrade(empty, [BUS, SHOP]) == ["shop/0002_add_prices_in_cents"]
+    assert "prices" in await tables(empty)
+    assert await write_migration(empty, [BUS, SHOP], "shop", "Again") is None
+    assert sorted(each.name for each in package.versions.glob("*.py")) == ["0001_goods.py", path.name]
+
+
+async def test_migration_is_not_written_against_a_database_with_pending_migrations(
+    empty: Database, package: Package
+) -> None:
+    package.write_models(MODELS)
+    with pytest.raises(MigrationPending, match=r"shop/0001_goods"):
+        await write_migration(empty, [BUS, SHOP], "shop", "Add prices")
+    assert len(list(package.versions.glob("*.py"))) == 1
+
+
+@pytest.mark.parametrize("message", ["", " \t", "...", 'Add "prices"', "Add \\ prices"])
+async def test_message_that_fits_no_file_or_docstring_is_refused(
+    empty: Database, package: Package, message: str
+) -> None:
+    await upgrade(empty, [BUS, SHOP])
+    with pytest.raises(ValueError, match="the message must contain"):
+        await write_migration(empty, [BUS, SHOP], "shop", message)
+    assert len(list(package.versions.glob("*.py"))) == 1
+
+
+async def test_migration_in_a_folder_without_permission_is_refused(
+    empty: Database, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    package.write_models(MODELS)
+    await upgrade(empty, [BUS, SHOP])
+    monkeypatch.setattr("alembic.script.base.ScriptDirectory.generate_revision", refuse)
+    with pytest.raises(DatabaseError, match=r"the migration cannot be written: .*Permission denied"):
+        await write_migration(empty, [BUS, SHOP], "shop", "Add prices")
