@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 from infra.mq import (
+    BacklogPolicy,
     Claim,
     Consumer,
     DeadLetter,
@@ -94,9 +95,7 @@ class UnsteadyQueue:
     async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
         await self._ask(lambda: self._inner.unblock(name, ordering_key, skip=skip), may_be_late=False)
 
-    async def retire(
-        self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
-    ) -> int:
+    async def retire(self, name: str, *, event: str | None = None, backlog: BacklogPolicy = "refuse") -> int:
         return await self._ask(lambda: self._inner.retire(name, event=event, backlog=backlog), may_be_late=False)
 
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:

@@ -2,15 +2,12 @@
 
 import asyncio
 from pathlib import Path
-from typing import Literal
 
-from infra.mq import Claim, ListenerInUse, Outcome, Settlement
+from infra.mq import BacklogPolicy, Claim, ListenerInUse, Outcome, Settlement
 from tests.contract.acting import EVENT, declare, message, subscription, until_done
 from tests.contract.harness import Driver
 from tests.contract.machine import Mismatch, QueueMachine, check
 from tests.contract.model import LINE, Copy
-
-Backlog = Literal["refuse", "discard", "dead"]
 
 WAIT = 3.0
 """The wait of a fetch in seconds."""
@@ -104,7 +101,7 @@ class WholeMachine(QueueMachine):
         self.run(declare(self.harness, self.queues[1], subscription(self.names[name][-1], ordered=name == LINE)))
         self._pass_time()
 
-    def retire(self, name: str, backlog: Backlog) -> None:
+    def retire(self, name: str, backlog: BacklogPolicy) -> None:
         """Retire a subscription; refused while a worker uses it, and with `refuse` while it has a backlog."""
         check(true=self.run(self._in_use(name, "discard")), otherwise=f"{name} was retired under its workers")
         self.recover(0)
@@ -118,7 +115,7 @@ class WholeMachine(QueueMachine):
             self._retire(name, backlog)
         self.workers = [self.run(self._join(it)) for it in self.queues]
 
-    def _retire(self, name: str, backlog: Backlog) -> None:
+    def _retire(self, name: str, backlog: BacklogPolicy) -> None:
         gone = self.model.waiting(name)
         retired = self.run(self.queues[0].retire(self.names[name][-1], backlog=backlog))
         check(true=retired == len(gone), otherwise=f"retired {retired} deliveries of {name} instead of {len(gone)}")
@@ -150,7 +147,7 @@ class WholeMachine(QueueMachine):
         check(true=ended == len(left), otherwise=f"{left} did not end")
         self.model.dead = [it for it in self.model.dead if it.subscription != name]
 
-    async def _in_use(self, name: str, backlog: Backlog) -> bool:
+    async def _in_use(self, name: str, backlog: BacklogPolicy) -> bool:
         try:
             await self.queues[0].retire(self.names[name][-1], backlog=backlog)
         except ListenerInUse:

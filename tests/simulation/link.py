@@ -8,7 +8,7 @@ its claims, the server releases them, or the worker's lease is ended.
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from infra.mq import (
     REGISTRY_TTL,
@@ -26,7 +26,7 @@ from infra.mq import (
     Subscription,
     WorkerInfo,
 )
-from infra.mq.types import DeadLetter, SubscriptionStats
+from infra.mq.types import BacklogPolicy, DeadLetter, SubscriptionStats
 from tests.simulation.answer import Answer
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.server import DeclaredEvent, Server, declared_events_of
@@ -177,9 +177,7 @@ class Link:
     async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
         await self.request(lambda: self._server.queue.unblock(name, ordering_key, skip=skip))
 
-    async def retire(
-        self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
-    ) -> int:
+    async def retire(self, name: str, *, event: str | None = None, backlog: BacklogPolicy = "refuse") -> int:
         return await self.request(lambda: self._server.retire(name, event=event, backlog=backlog))
 
     async def request(

@@ -4,9 +4,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from random import Random
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from infra.mq import ListenerInUse, QueueError, QueueIndeterminate, QueueUnavailable, SubscriptionNotFound
+from infra.mq import (
+    BacklogPolicy,
+    ListenerInUse,
+    QueueError,
+    QueueIndeterminate,
+    QueueUnavailable,
+    SubscriptionNotFound,
+)
 from tests.simulation.journal import SimulatedJournal
 from tests.simulation.link import Link
 from tests.simulation.listeners import LEGACY
@@ -46,7 +53,7 @@ class Operator:
             await self._request(partial(self._link.resume, name))
 
     async def _retire(self) -> None:
-        backlog: Literal["refuse", "discard", "dead"] = self._random.choice(["refuse", "discard", "dead"])
+        backlog: BacklogPolicy = self._random.choice(["refuse", "discard", "dead"])
         await self._request(lambda: self._link.retire(LEGACY, backlog=backlog))
 
     async def _retry(self) -> None:

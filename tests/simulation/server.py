@@ -2,9 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Collection
-from typing import Literal
 
-from infra.mq import Registry, Subscription, SubscriptionStats
+from infra.mq import BacklogPolicy, Registry, Subscription, SubscriptionStats
 from infra.mq.drivers.memory import MemoryQueue
 from tests.simulation.listeners import FORMER_NAMES
 from tests.simulation.sealing import SimulatedClock
@@ -57,9 +56,7 @@ class Server:
             self.complete.set()
         return max([self._declared_events.setdefault(it, now) for it in declared_events], default=now)
 
-    async def retire(
-        self, name: str, *, event: str | None = None, backlog: Literal["refuse", "discard", "dead"] = "refuse"
-    ) -> int:
+    async def retire(self, name: str, *, event: str | None = None, backlog: BacklogPolicy = "refuse") -> int:
         """Retire a subscription, or one event of it; return the number of removed deliveries."""
         retired = await self.queue.retire(name, event=event, backlog=backlog)
         present_name = FORMER_NAMES.get(name, name)

@@ -308,10 +308,8 @@ class RedisConsumer:
         link = self._core.link("fetch")
         await self._core.measure(link)
         number = self._reconciler.requests.next()
-        before, self._waiting = (
-            self._waiting,
-            self._waiting | {it.subscription.sid: (name, it) for name, it, _ in wants},
-        )
+        before = self._waiting
+        self._waiting = before | {it.subscription.sid: (name, it) for name, it, _ in wants}
         ids = (self.waiter_id if waits else "", self.waiter_id if before else "")
         arguments = (snapshot.version, self._core.now(), self._name, *ids, pack(limits), number, FETCH_BYTES)
         try:

@@ -9,6 +9,7 @@ from infra.clock import Clock
 from infra.db import Database
 from infra.mq.errors import QueueUnavailable
 from infra.mq.types import (
+    BacklogPolicy,
     Claim,
     DeadLetter,
     Message,
@@ -200,9 +201,7 @@ class QueueDialect(Protocol):
         """As `MessageQueue.unblock`."""
         ...
 
-    async def retire(
-        self, name: str, event: str | None, backlog: Literal["refuse", "discard", "dead"], now: float
-    ) -> int:
+    async def retire(self, name: str, event: str | None, backlog: BacklogPolicy, now: float) -> int:
         """As `MessageQueue.retire`."""
         ...
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 
 import structlog
 
@@ -38,6 +38,7 @@ from infra.mq.drivers.sql.postgres.workers import Workers
 from infra.mq.errors import QueueError, QueueUnavailable
 from infra.mq.refusals import in_use
 from infra.mq.types import (
+    BacklogPolicy,
     Claim,
     DeadLetter,
     Message,
@@ -239,9 +240,7 @@ class PostgresQueueDialect:
     async def unblock(self, name: str, ordering_key: str, now: float, *, skip: bool) -> None:
         await self._change(partial(administration.unblock, name=name, key=ordering_key, now=now, skip=skip))
 
-    async def retire(
-        self, name: str, event: str | None, backlog: Literal["refuse", "discard", "dead"], now: float
-    ) -> int:
+    async def retire(self, name: str, event: str | None, backlog: BacklogPolicy, now: float) -> int:
         if event is None:
             names = await self._read(partial(registry.names_of, name=name), several=True)
             if (user := await self._workers.user_of(names)) is not None:

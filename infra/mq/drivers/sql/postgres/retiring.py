@@ -5,14 +5,13 @@ the pending deliveries, and the last one the subscription or event. The next cal
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.postgres import inspection, membership, registry
 from infra.mq.drivers.sql.postgres.administration import CLOSE, TO_DEAD_LETTER
 from infra.mq.refusals import has_backlog, in_use, no_event
-
-Backlog = Literal["refuse", "discard", "dead"]
+from infra.mq.types import BacklogPolicy
 
 STEP = 500
 """The number of deliveries that a step reads."""
@@ -136,7 +135,7 @@ async def count_backlog(driver: Driver, name: str, event: str | None) -> int:
 
 
 async def begin(
-    driver: Driver, name: str, event: str | None, backlog: Backlog, found: Found | None, now: float, lease: float
+    driver: Driver, name: str, event: str | None, backlog: BacklogPolicy, found: Found | None, now: float, lease: float
 ) -> Retirement:
     """Store the retirement of a subscription or of one event, or return the one that was begun earlier.
 

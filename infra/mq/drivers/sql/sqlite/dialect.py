@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import structlog
 
@@ -40,6 +40,7 @@ from infra.mq.drivers.sql.sqlite.watcher import Watcher
 from infra.mq.drivers.sql.sqlite.writer import LIGHT, Weight, Writer
 from infra.mq.errors import QueueClosed, QueueError, QueueUnavailable
 from infra.mq.types import (
+    BacklogPolicy,
     Claim,
     DeadLetter,
     Message,
@@ -276,9 +277,7 @@ class SqliteQueueDialect:
     async def unblock(self, name: str, ordering_key: str, now: float, *, skip: bool) -> None:
         await self._write(self._at(now, partial(administration.unblock, name=name, key=ordering_key, skip=skip)))
 
-    async def retire(
-        self, name: str, event: str | None, backlog: Literal["refuse", "discard", "dead"], now: float
-    ) -> int:
+    async def retire(self, name: str, event: str | None, backlog: BacklogPolicy, now: float) -> int:
         found = await self._read(partial(retiring.waiting, name=name, event=event)) if backlog == "refuse" else None
         live = self._presence.live()
         begin = partial(retiring.begin, name=name, event=event, backlog=backlog, live=live, found=found)

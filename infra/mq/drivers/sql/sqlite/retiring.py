@@ -8,15 +8,15 @@ retirement. Repeating the call completes an interrupted one.
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from infra.mq.drivers.sql.sqlite import inspection, registry
 from infra.mq.drivers.sql.sqlite.mailboxes import CLAIMED, close_mailbox, drop, heads, state_of
 from infra.mq.drivers.sql.sqlite.numbers import last_number, reserve
 from infra.mq.drivers.sql.sqlite.settling import delete, to_dead_letter
 from infra.mq.refusals import has_backlog, in_use, no_event
+from infra.mq.types import BacklogPolicy
 
-Backlog = Literal["refuse", "discard", "dead"]
 Live = Collection[tuple[str, frozenset[str]]]
 """The id and the subscriptions of each live worker."""
 
@@ -116,7 +116,12 @@ def waiting(db: sqlite3.Connection, name: str, event: str | None) -> tuple[int, 
 
 
 def begin(
-    db: sqlite3.Connection, name: str, event: str | None, backlog: Backlog, live: Live, found: tuple[int, int] | None
+    db: sqlite3.Connection,
+    name: str,
+    event: str | None,
+    backlog: BacklogPolicy,
+    live: Live,
+    found: tuple[int, int] | None,
 ) -> Walk:
     """Store the retirement of a subscription or of one event; with `found`, the result of `waiting`, refuse a backlog.
 
