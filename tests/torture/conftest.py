@@ -1,3 +1,5 @@
+"""Fixtures of the torture tests: fleets of processes, and servers that tests stop, kill or disconnect."""
+
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
