@@ -1,4 +1,4 @@
-"""Broadcast listeners: in every running process, at most once, nothing kept for processes that are down."""
+"""Broadcasts: receives them, and runs this process's broadcast listeners, at most once per event."""
 
 import asyncio
 import contextlib
@@ -27,21 +27,21 @@ from infra.mq import BroadcastReceiver, MessageQueue, QueueError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-WAIT = 300.0
-"""How long, in seconds, one receive waits for broadcasts; an arrival, or `wake()`, ends it."""
+RECEIVE_WAIT = 300.0
+"""How long, in seconds, one receive waits; a broadcast or `wake()` ends the wait."""
 
 MAX_BACKOFF = 0.5
-"""The longest pause, in seconds, before the queue is asked again for broadcasts."""
+"""The longest delay, in seconds, before a failed receive is repeated."""
 
-STUBBORN = 2.0
-"""How long, in seconds, a cancelled listener is waited for."""
+CANCEL_TIMEOUT = 2.0
+"""How long, in seconds, to wait for the end of a cancelled listener."""
 
 
 class Broadcasts:
-    """Receives what other processes broadcast, and hands this process's own to its listeners directly.
+    """Runs this process's broadcast listeners on broadcasts of other processes, and directly on those of its own.
 
-    A listener runs in a task and a context of its own, so that nothing that it raises, cancels or sets reaches the
-    publisher, the reception or another listener.
+    Each call of a listener has a task and a context of its own, so that its errors, cancellations and context variables
+    reach neither the publisher, nor the receiving task, nor another listener.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Broadcasts:
         self._supervisor = supervisor
         self._receiver: BroadcastReceiver | None = None
         self._task: SupervisedTask | None = None
-        self._given_up: set[asyncio.Task[None]] = set()
+        self._cancelled: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begin to receive, if anybody listens; on return nothing broadcast from now on is missed unnoticed."""
+        """Start receiving if there are broadcast listeners; a broadcast missed after that is reported as a gap."""
         if any(each.kind is ListenerKind.BROADCAST for each in self._listeners.listeners):
             self._receiver = receiver = await self._mq.receiver(origin=self.origin)
             self._task = self._supervisor.start("broadcasts", partial(self._receive, receiver), max_backoff=MAX_BACKOFF)
@@ -78,14 +78,14 @@ class Broadcasts:
         self._task = self._receiver = None
 
     async def deliver(self, outgoing: Outgoing) -> None:
-        """Run this process's listeners on an event that it broadcast itself."""
+        """Run this process's listeners on an event that this process broadcast."""
         for listener in outgoing.routes.broadcast:
             await self._run_alone(listener, _call_here(listener, outgoing), "handler")
 
     async def _receive(self, receiver: BroadcastReceiver) -> None:
         while True:
             try:
-                frames, gap = await receiver.receive(WAIT)
+                frames, gap = await receiver.receive(RECEIVE_WAIT)
             except QueueError:
                 self._metrics.queue_errors += 1
                 raise
@@ -112,15 +112,15 @@ class Broadcasts:
             log.warning("broadcast decoding failed", error=describe(error))
             return
         if event_type is None or frame.event_version > event_type.version:
-            return  # newer code speaks of something that nothing here could react to
+            return  # newer code published it, and no listener of this code knows it
         for listener in self._listeners.routes(event_type.cls).broadcast:
             await self._run_alone(listener, _decode_and_call(listener, event_type, frame), "handler")
 
     async def _run_alone(self, listener: Listener, work: Coroutine[Any, Any, None], callback: str) -> None:
-        """Run a listener's code in a task of its own, at most as long as its timeout; nothing of it comes back.
+        """Run a listener's code in a task of its own, within its timeout; its errors are logged.
 
         Raises:
-            asyncio.CancelledError: the calling task was cancelled; so was the listener's.
+            asyncio.CancelledError: the calling task was cancelled; the listener's task was cancelled too.
         """
         task = asyncio.create_task(self._contain(listener, work, callback), name=f"broadcast to {listener.name}")
         ended = asyncio.Event()
@@ -132,17 +132,17 @@ class Broadcasts:
             log.error(
                 "broadcast listener cancelled", listener=listener.name, callback=callback, seconds=listener.timeout
             )
-            await self._give_up(listener, task, ended)
+            await self._cancel(listener, task, ended)
         except asyncio.CancelledError:
-            await self._give_up(listener, task, ended)
+            await self._cancel(listener, task, ended)
             raise
 
-    async def _give_up(self, listener: Listener, task: asyncio.Task[None], ended: asyncio.Event) -> None:
-        """Cancel a listener, and leave it behind if it goes on all the same."""
-        self._given_up.add(task)
-        task.add_done_callback(self._given_up.discard)
+    async def _cancel(self, listener: Listener, task: asyncio.Task[None], ended: asyncio.Event) -> None:
+        """Cancel a listener's task, and leave it behind if it does not end."""
+        self._cancelled.add(task)
+        task.add_done_callback(self._cancelled.discard)
         task.cancel()
-        if not await StopSequence(self._clock).wait(ended, STUBBORN):
+        if not await StopSequence(self._clock).wait(ended, CANCEL_TIMEOUT):
             log.error("broadcast listener left behind", listener=listener.name)
 
     async def _contain(self, listener: Listener, work: Coroutine[Any, Any, None], callback: str) -> None:
@@ -150,13 +150,13 @@ class Broadcasts:
         try:
             await work
         except BaseException as error:
-            if task in self._given_up and type(error) is asyncio.CancelledError:
+            if task in self._cancelled and type(error) is asyncio.CancelledError:
                 raise
             if issubclass(type(error), GeneratorExit) and ends_task(task, error):
                 raise
             self._metrics.broadcast_failures += 1
-            with contextlib.suppress(Exception):  # a processor may choke on what the listener bound to the log
-                log.error(  # noqa: TRY400 - the error is hostile at worst, so its traceback is rendered here
+            with contextlib.suppress(Exception):  # a value that the listener bound to the log may fail to render
+                log.error(  # noqa: TRY400 - the traceback is rendered safely here
                     "broadcast listener failed",
                     listener=listener.name,
                     callback=callback,

@@ -1,4 +1,4 @@
-"""A message on the wire: one msgpack array that drivers and tools can handle without knowing any class.
+"""The wire format of messages: one msgpack array, the frame, which can be decoded without the event's class.
 
     [frame version, id, event, event version, ordering key, published at, headers, payload]
 
@@ -18,11 +18,11 @@ CORRELATION = "beneath-correlation-id"
 CAUSATION = "beneath-causation-id"
 
 _packer = msgpack.Packer()
-"""One for all frames: making one takes as long as using it. It keeps nothing from one frame to the next."""
+"""Shared by all frames, because a new packer costs as much as packing; keeps no state between frames."""
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """What a message says about itself, its payload still in bytes."""
+    """The decoded frame of a message, with its payload as bytes."""
 
     id: str
     event: str
@@ -34,12 +34,12 @@ class Frame(msgspec.Struct, frozen=True):
 
 
 def frame_name(version: int) -> str:
-    """Return what `Settlement.needs` and `Consumer.unpark` call a version of the frame."""
+    """Return the name of a frame version in `Settlement.needs` and `Consumer.unpark`."""
     return f"frame version {version}"
 
 
 def encode_frame(frame: Frame) -> bytes:
-    """Return the frame's bytes."""
+    """Return the encoded frame."""
     packed: bytes = _packer.pack(
         (
             FRAME_VERSION,
@@ -56,17 +56,17 @@ def encode_frame(frame: Frame) -> bytes:
 
 
 def decode_frame(body: bytes) -> Frame:
-    """Return the frame that `body` holds.
+    """Decode a frame.
 
     Raises:
-        UnknownEvent: a newer version of the code wrote the frame.
-        UndecodablePayload: the bytes are no frame.
+        UnknownEvent: the frame has a newer version than this code knows.
+        UndecodablePayload: the bytes are not a frame.
     """
     try:
         version, *fields = msgpack.unpackb(body)
         if version == FRAME_VERSION:
             return _frame(*fields)
-    except Exception as error:  # msgpack raises many kinds, for bytes that anyone may have written
+    except Exception as error:  # msgpack raises errors of many types for invalid bytes
         raise UndecodablePayload(f"not a message of this bus: {type(error).__name__}: {error}") from error
     if isinstance(version, int) and version > FRAME_VERSION:
         raise UnknownEvent(

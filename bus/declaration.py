@@ -1,4 +1,4 @@
-"""How a process makes itself known to the queue, and stays known as long as it lives."""
+"""The declaration of a process's listeners in the queue, at the start and periodically."""
 
 import asyncio
 
@@ -19,14 +19,14 @@ RETRY_EVERY = 1.0
 """Seconds between two attempts to reach a queue that was unavailable at the start."""
 
 REDECLARE_EVERY = 2.0
-"""Seconds between two declarations: how long what the queue lost may be missing."""
+"""Seconds between two declarations, and so the longest time for which lost subscriptions are missing."""
 
 
 class Declaration:
-    """Declares this process's listeners, and starts what depends on that: broadcasts, and the relay of the outbox.
+    """Declares this process's listeners, then starts the broadcasts and the relay, which depend on that.
 
-    It declares them again and again, as long as the process lives: a durable queue may lose them, by FLUSHALL, a lost
-    tail of its log or a failover, and then the process with the listener must declare it again.
+    The declaration is repeated as long as the process runs: a durable queue can lose subscriptions (by FLUSHALL, a lost
+    end of its log, or a failover), and only a process that has the listener can declare it again.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Declaration:
         supervisor: Supervisor,
     ) -> None:
         self.done = asyncio.Event()
-        """Set once the queue knows this process's listeners."""
+        """Set once the queue has this process's subscriptions."""
 
         self._mq = mq
         self._clock = clock
@@ -50,10 +50,10 @@ class Declaration:
         self._task: SupervisedTask | None = None
 
     async def start(self, timeout: float) -> None:
-        """Enrol within `timeout` seconds or, where an outbox holds what is published meanwhile, as soon as possible.
+        """Declare the listeners within `timeout` seconds; with an outbox, go on in the background if that fails.
 
         Raises:
-            BusError: the queue cannot be used, or what it keeps contradicts the code.
+            BusError: the queue is unavailable and there is no outbox, or its subscriptions contradict the code.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -65,10 +65,10 @@ class Declaration:
         except QueueError as error:
             raise BusError(str(error)) from error
         if self._mq.features.durable:
-            self._task = self._supervisor.start("registration", self._stay_known)
+            self._task = self._supervisor.start("registration", self._redeclare)
 
     async def close(self) -> None:
-        """Stop what was started."""
+        """Stop declaring, the relay and the broadcasts."""
         if self._task is not None:
             await self._task.stop()
         if self._publisher.dispatch.relay is not None:
@@ -78,7 +78,7 @@ class Declaration:
     async def _declare_all(self) -> None:
         await self._declare()
         await self._broadcasts.start()
-        # Not before: what was sent ahead of the subscriptions would pass them by.
+        # The relay starts last: messages that it sent before the declaration would miss these listeners.
         if self._publisher.dispatch.relay is not None:
             self._publisher.dispatch.relay.start()
         self.done.set()
@@ -104,17 +104,17 @@ class Declaration:
             raise BusError(reason) from error
         log.warning("queue connection postponed", error=reason)
 
-    async def _stay_known(self) -> None:
+    async def _redeclare(self) -> None:
         if not self.done.is_set():
-            await self._declare_late()
+            await self._declare_when_available()
         while True:
             await self._clock.sleep(REDECLARE_EVERY)
             await self._declare()
             if self._task is not None:
                 self._task.succeeded()
 
-    async def _declare_late(self) -> None:
-        said = ""
+    async def _declare_when_available(self) -> None:
+        rejection = ""
         while True:
             await self._clock.sleep(RETRY_EVERY)
             try:
@@ -123,8 +123,8 @@ class Declaration:
             except (QueueUnavailable, QueueClosed, QueueIndeterminate) as error:
                 log.debug("queue connection failed", error=str(error))
             except QueueError as error:
-                if said != (said := str(error)):
-                    log.error("queue connection rejected", error=said)  # noqa: TRY400 - one line, for people
+                if rejection != (rejection := str(error)):
+                    log.error("queue connection rejected", error=rejection)  # noqa: TRY400 - one line without a traceback
             else:
                 log.info("queue connected")
                 return

@@ -1,4 +1,4 @@
-"""Which types the fields of an event may have: those that bring every value back as it was."""
+"""The types of event fields: refuses those whose values change when they are encoded and decoded."""
 
 import typing
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -18,11 +18,11 @@ _ABSTRACT: dict[object, str] = {
 
 
 def refuse_lossy_fields(cls: type, where: str) -> None:
-    """Refuse fields whose values come back from the queue as something else.
+    """Refuse fields whose values may have another type after they are encoded and decoded.
 
-    `Any`, `object` and a bare `dict`, `list` or `set` say nothing of what is inside: a date would come back as text, a
-    tuple as a list, a dataclass as a dict. `Sequence` brings a tuple back as a list, `collections.abc.Set` a frozenset
-    as a set.
+    `Any`, `object` and a bare `dict`, `list` or `set` do not name the types inside: a date would be decoded as text, a
+    tuple as a list, a dataclass as a dict. `Sequence` decodes a tuple as a list, `collections.abc.Set` a frozenset as a
+    set.
 
     Raises:
         InvalidEvent: the message names the field and its type.
@@ -34,7 +34,7 @@ def refuse_lossy_fields(cls: type, where: str) -> None:
             continue
         for abstract in _abstract(hint):
             raise InvalidEvent(
-                f"{where}: field {name} is a {abstract}, which does not say how its values come back: "
+                f"{where}: field {name} is a {abstract}, which does not name the type to decode: "
                 f"use {_ABSTRACT[abstract]}"
             )
 
@@ -44,9 +44,12 @@ def _problems(node: object, path: str, seen: set[int]) -> Iterator[tuple[str, st
         return
     seen.add(id(node))
     if isinstance(node, inspect.AnyType):
-        yield path, "holds Any, whose values do not come back as they were: name the type of what is inside"
+        yield path, "holds Any, whose values may be decoded as another type: name the type"
     elif isinstance(node, inspect.CustomType):
-        yield path, f"holds {node.cls.__name__}, which msgspec can neither write nor validate: name a type that it can"
+        yield (
+            path,
+            f"holds {node.cls.__name__}, which msgspec can neither encode nor validate: use another type",
+        )
     elif isinstance(node, inspect.Field):
         yield from _problems(node.type, f"{path}.{node.name}" if path else node.name, seen)
     elif isinstance(node, tuple):

@@ -1,4 +1,4 @@
-"""Calls of handlers: awaiting what a handler returns, in a context of its own, and the exits that it may raise."""
+"""Calls of handlers: awaits what a handler returns, runs it in a context, and finds exits in its errors."""
 
 import contextvars
 import types
@@ -10,7 +10,7 @@ from infra.failures import members
 
 
 async def finish_call(result: object) -> None:
-    """Await what a handler returned, as long as that can be awaited: a wrapper may return what it did not await."""
+    """Await the result of a handler, again if that is awaitable: a wrapper may return a coroutine."""
     while result is not None and isawaitable(result):
         result = await result
     if result is not None:
@@ -18,10 +18,10 @@ async def finish_call(result: object) -> None:
 
 
 def refuse_generator(result: object) -> None:
-    """Refuse what a wrapper returned of a generator function: its body has not run.
+    """Refuse a generator that a handler returned, because its body has not run.
 
     Raises:
-        TypeError: it is a generator.
+        TypeError: the result is a generator.
     """
     if type(result) in {types.GeneratorType, types.AsyncGeneratorType}:
         raise TypeError(
@@ -33,9 +33,9 @@ def refuse_generator(result: object) -> None:
 def run_in_context(
     context: contextvars.Context, work: Coroutine[Any, Any, None], waits_for: object
 ) -> Generator[object, object, None]:
-    """Go on with `work`, which waits for `waits_for`, in the calling task, but with every step in `context`.
+    """Run the rest of `work`, which awaits `waits_for`, in the calling task, with each step in `context`.
 
-    What it sets in context variables stays there, at a fraction of what a task of its own would cost.
+    Context variables that `work` sets stay in `context`. A task of its own would do the same at a much higher cost.
     """
     try:
         while True:
@@ -44,7 +44,7 @@ def run_in_context(
             except GeneratorExit:
                 context.run(work.close)
                 raise
-            except BaseException as error:  # noqa: BLE001 - a cancellation, or anything else: the handler's to see
+            except BaseException as error:  # noqa: BLE001 - the handler receives it
                 waits_for = context.run(work.throw, error)
             else:
                 waits_for = context.run(work.send, received)
@@ -53,7 +53,7 @@ def run_in_context(
 
 
 def exit_in(error: BaseException) -> BaseException | None:
-    """Return the SystemExit or KeyboardInterrupt that `error` is, or that a group has in it."""
+    """Return `error` if it is a SystemExit or KeyboardInterrupt, or the first one in a group; None if there is none."""
     pending, seen = [error], set[int]()
     while pending:
         each = pending.pop()

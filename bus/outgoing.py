@@ -1,4 +1,4 @@
-"""One publish on its way out: what it needs is made when it is first needed, and once."""
+"""The publish of one event: its id, cause and headers, and its encoding to a message."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -17,37 +17,37 @@ from infra.mq.limits import check_delay, check_due_at, check_id, check_text, sho
 
 MAX_HEADER_NAME_BYTES = 200
 MAX_HEADER_VALUE_BYTES = 2**31 - 1
-"""Headers count as part of their message, which has a limit of its own."""
+"""Headers also count towards the size of their message, which is limited by `bus.max_payload`."""
 
 
 def new_id() -> str:
-    """Return a fresh message id: a UUID of version 7, so that ids sort by time."""
+    """Return a new message id: a UUID of version 7, so that ids sort by time."""
     return str(uuid_utils.uuid7())
 
 
 class Root(Protocol):
-    """Gathers what a tree of sync listeners publishes."""
+    """The publishes of one tree of sync listeners, on a bus without a database."""
 
     def add(self, outgoing: "Outgoing") -> None:
-        """Take a place in the order of publishes."""
+        """Add a publish, in order."""
         ...
 
     def savepoint(self) -> int:
-        """Return a mark of what was gathered so far."""
+        """Return a mark of the publishes so far."""
         ...
 
     def rollback_to(self, mark: int) -> None:
-        """Forget what was gathered since."""
+        """Remove the publishes since `mark`."""
         ...
 
     @property
     def open(self) -> bool:
-        """Whether the running task is the one that the tree belongs to, and the tree has not ended."""
+        """Whether the sync phase is running, in the current task."""
         ...
 
 
 class Outgoing(msgspec.Struct):
-    """A publish between the call and the queue. It is the cause of what its sync listeners publish."""
+    """The publish of one event, and the cause of what the event's sync listeners publish."""
 
     event: object
     routes: Routes
@@ -56,34 +56,34 @@ class Outgoing(msgspec.Struct):
     headers: Mapping[str, str] = NO_HEADERS
     due_at: float | None = None
     explicit_id: str | None = None
-    one_of_many: bool = False
-    """Whether it came in a batch: then nobody is told its id, to repeat it with."""
+    from_batch: bool = False
+    """True for events from `publish_many`: the caller never sees their ids, so it cannot retry them by id."""
 
     depth: int = 0
-    """How many sync listeners it stands inside of."""
+    """How many sync listeners the publish is nested in."""
 
     root: "Root | None" = None
-    """Where there is no transaction: what the outermost publish gathers until its sync phase ends."""
+    """The publishes of the outermost publish until its sync phase ends; None with a database."""
 
-    made: Message | None = None
-    """What the queue takes, once `message()` was called."""
+    encoded: Message | None = None
+    """The result of `message()`; None before its first call."""
 
     _id: str | None = None
 
-    def stand_inside(self, cause: "Outgoing") -> None:
-        """Take note that a sync listener on `cause` publishes this."""
+    def nest_in(self, cause: "Outgoing") -> None:
+        """Record that a sync listener of `cause` publishes this event."""
         self.depth, self.root = cause.depth + 1, cause.root
 
     @property
     def id(self) -> str:
-        """The message's id."""
+        """The message's id: the caller's, or a new one."""
         if self._id is None:
             self._id = self.explicit_id or new_id()
         return self._id
 
     @property
     def correlation_id(self) -> str:
-        """The cause's, or else the message's own id."""
+        """The correlation id of the cause, or the message's own id if there is none."""
         cause = self.cause
         return (cause.correlation_id if cause is not None else None) or self.id
 
@@ -93,11 +93,13 @@ class Outgoing(msgspec.Struct):
         return self.routes.event_type.name
 
     def message(self, max_body: int, *, repeatable: bool) -> Message:
-        """Make, and keep as `made`, what the queue takes; a `repeatable` one that is sent twice is accepted once.
+        """Encode the event, store the message as `encoded`, and return it.
+
+        The queue deduplicates a `repeatable` message, so that it may be sent twice.
 
         Raises:
-            InvalidEvent: the event is not what its class says, or cannot be encoded.
-            PublishRejected: with its headers and all it is larger than `max_body` bytes.
+            InvalidEvent: the event does not match its class, or cannot be encoded.
+            PublishRejected: the message, headers included, is larger than `max_body` bytes.
         """
         event_type, id_, published_at, cause = self.routes.event_type, self.id, self.published_at, self.cause
         name = event_type.name
@@ -114,9 +116,9 @@ class Outgoing(msgspec.Struct):
         if len(body) > max_body:
             raise PublishRejected(
                 f"{name} has {len(body)} bytes, headers included; at most {max_body} are allowed "
-                "(bus.max_payload, and what the queue takes). Publish a reference to the data instead"
+                "(bus.max_payload, and the queue's own limit). Publish a reference to the data instead"
             )
-        self.made = Message(
+        self.encoded = Message(
             id=id_,
             event=name,
             body=body,
@@ -126,10 +128,10 @@ class Outgoing(msgspec.Struct):
             dedupe=repeatable or self.explicit_id is not None,
             fresh=self.explicit_id is None,
         )
-        return self.made
+        return self.encoded
 
     def delivery(self, listener: str) -> Delivery:
-        """Return what a handler in this process gets to know."""
+        """Return the delivery that a sync or broadcast listener of this process receives."""
         return Delivery(
             id=self.id,
             event=self.name,
@@ -137,13 +139,13 @@ class Outgoing(msgspec.Struct):
             published_at=self.published_at,
             correlation_id=self.correlation_id,
             causation_id=self.cause.id if self.cause else None,
-            ordering_key=self.made.ordering_key if self.made else self.routes.event_type.ordering_key(self.event),
+            ordering_key=self.encoded.ordering_key if self.encoded else self.routes.event_type.ordering_key(self.event),
             headers=self.headers,
         )
 
 
 def chain(outgoing: Outgoing) -> list[str]:
-    """Return the names of the publishes that `outgoing` stands inside of, and its own, outermost first."""
+    """Return the names of the events that `outgoing` is nested in, and its own, outermost first."""
     names: list[str] = []
     cause: Cause | None = outgoing
     while isinstance(cause, Outgoing):
@@ -153,10 +155,10 @@ def chain(outgoing: Outgoing) -> list[str]:
 
 
 def valid_id(id_: object, what: str = "a message id") -> str:
-    """Return `id_` if it can be a message's id.
+    """Return `id_` if it is a valid message id; `what` names it in the error.
 
     Raises:
-        InvalidEvent: it cannot.
+        InvalidEvent: `id_` is not valid.
     """
     try:
         return check_id(id_, what)
@@ -165,10 +167,10 @@ def valid_id(id_: object, what: str = "a message id") -> str:
 
 
 def due_in(delay: object, now: float) -> float:
-    """Return the due time, in seconds since the epoch, of what is to wait for `delay` from `now` on.
+    """Return the due time, in seconds since the epoch, of an event that is delayed by `delay` from `now` on.
 
     Raises:
-        InvalidEvent: the delay is no number of seconds or timedelta, or out of range.
+        InvalidEvent: the delay is not a number of seconds or timedelta, or is out of range.
     """
     try:
         return check_due_at(now + check_delay(delay))
@@ -177,10 +179,10 @@ def due_in(delay: object, now: float) -> float:
 
 
 def due_when(when: object) -> float:
-    """Return the due time, in seconds since the epoch, of what is to happen at `when`.
+    """Return the due time, in seconds since the epoch, of an event that is scheduled for `when`.
 
     Raises:
-        InvalidEvent: it is no datetime with a time zone, or out of range.
+        InvalidEvent: `when` is not a datetime with a time zone, or is out of range.
     """
     if not isinstance(when, datetime):
         raise InvalidEvent(f"a time must be a datetime with a time zone, not {shown(when)}")

@@ -156,7 +156,7 @@ class Dispatch(ABC):
         return chosen
 
     def _message(self, outgoing: Outgoing) -> Message:
-        return outgoing.made or outgoing.message(self._max_body, repeatable=self._remote and not outgoing.one_of_many)
+        return outgoing.encoded or outgoing.message(self._max_body, repeatable=self._remote and not outgoing.from_batch)
 
     def _is_broadcast(self, routes: Routes) -> bool:
         return bool(routes.broadcast) or self._subscriptions.broadcast(routes.event_type.name)

@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.sql.elements import BindParameter
 
-from bus.publishing.outbox_entries import Entry, EntryKind, Pending, Standing
+from bus.publishing.outbox_entries import Entry, EntryKind, MessageState, Pending
 from bus.publishing.relay_lease import RelayLease
 from infra.clock import Clock
 from infra.db import Database, Transaction
@@ -93,26 +93,26 @@ class Outbox:
         now = self._clock.time()
         # Cancellations first: an id that is cancelled and published again in one transaction is published in the end.
         if cancelled:
-            await transaction.session.execute(_WITHDRAW.where(OUTBOX.c.message_id.in_(cancelled)))
+            await transaction.session.execute(_DELETE_UNSENT.where(OUTBOX.c.message_id.in_(cancelled)))
         rows = [_row(EntryKind.CANCEL, each, now, None) for each in cancelled]
         rows += [_row(kind, each.id, now, each) for kind, each in messages]
         await transaction.session.execute(_INSERT, rows)
         return [Entry(0, kind, each.id, each) for kind, each in messages]
 
-    async def standing(self, message_id: str, now: float) -> Standing | None:
+    async def state_of(self, message_id: str, now: float) -> MessageState | None:
         """Return the state of a message id by its rows, at `now`, the queue's time; None if it has no row."""
         columns = OUTBOX.c.kind, OUTBOX.c.due_at
         query = select(*columns).where(OUTBOX.c.message_id == message_id).order_by(OUTBOX.c.id)
-        standing: Standing | None = None
+        state: MessageState | None = None
         async with self._db.read() as session:
             for kind, due_at in (await session.execute(query)).all():
                 if kind == EntryKind.CANCEL:
-                    standing = Standing.CANCELLED
+                    state = MessageState.CANCELLED
                 elif due_at is not None and due_at > now:
-                    standing = Standing.REJECTED if kind == EntryKind.REJECTED else Standing.SCHEDULED
+                    state = MessageState.REJECTED if kind == EntryKind.REJECTED else MessageState.SCHEDULED
                 else:
-                    standing = standing or Standing.DUE
-        return standing
+                    state = state or MessageState.DUE
+        return state
 
     async def pending(self) -> Pending:
         """Return which kinds of rows wait; reads only the ends of an index."""
@@ -178,17 +178,17 @@ class Outbox:
                 for statement, keys in _by_kind(_UNCLAIM, _UNCLAIM_DIRECT, delayed):
                     await transaction.session.execute(statement, {"keys": keys, "sender": sender})
 
-    async def take_back(self, transaction: Transaction, message_id: str) -> bool:
-        """Delete, in the transaction, a delayed message that no process has begun to send; False if one has."""
+    async def delete_unsent(self, transaction: Transaction, message_id: str) -> bool:
+        """Delete a delayed message in the transaction; return False if a process has begun to send it."""
         of_id = OUTBOX.c.message_id == message_id
         query = select(literal(1)).where(of_id, *_DELAYED, OUTBOX.c.sending.is_not(None)).limit(1)
         if (await transaction.session.scalars(query)).first() is not None:
             return False
-        result = await transaction.session.execute(_WITHDRAW.where(of_id))
+        result = await transaction.session.execute(_DELETE_UNSENT.where(of_id))
         return bool(getattr(result, "rowcount", 0))
 
-    async def withdraw(self, transaction: Transaction, message_id: str) -> None:
-        """Delete, in the transaction, what the queue refused under an id."""
+    async def delete_rejected(self, transaction: Transaction, message_id: str) -> None:
+        """Delete the rejected rows of a message id in the transaction."""
         await transaction.session.execute(
             delete(OUTBOX).where(OUTBOX.c.message_id == message_id, _is_of(OUTBOX, EntryKind.REJECTED))
         )
@@ -284,7 +284,7 @@ _REMOVE_DIRECT = delete(OUTBOX).where(OUTBOX.c.message_id.in_(bindparam("ids", e
 
 
 _DELAYED = (_is_of(OUTBOX, EntryKind.PUBLISH, EntryKind.DIRECT), OUTBOX.c.due_at.is_not(None))
-_WITHDRAW = delete(OUTBOX).where(*_DELAYED, OUTBOX.c.sending.is_(None))
+_DELETE_UNSENT = delete(OUTBOX).where(*_DELAYED, OUTBOX.c.sending.is_(None))
 _KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
 _SENDER = bindparam("sender", type_=Text())
 

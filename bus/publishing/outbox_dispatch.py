@@ -11,7 +11,7 @@ from bus.outgoing import Outgoing
 from bus.publishing.buffer import PublishBuffer
 from bus.publishing.dispatch import Dispatch
 from bus.publishing.outbox import CLOCK_MARGIN, Outbox
-from bus.publishing.outbox_entries import Entry, EntryKind, Standing
+from bus.publishing.outbox_entries import Entry, EntryKind, MessageState
 from bus.publishing.relay import Relay
 from bus.publishing.subscription_cache import SubscriptionCache
 from bus.supervisor import Supervisor
@@ -23,7 +23,7 @@ SENT_WITHIN = 5.0
 """Seconds for which a cancellation waits for a message that is just being sent to the queue."""
 
 POLL_EVERY = 0.1
-"""Seconds between two polls for that."""
+"""Seconds between two checks whether such a message has been sent."""
 
 
 class OutboxDispatch(Dispatch):
@@ -66,7 +66,7 @@ class OutboxDispatch(Dispatch):
         return await self.outbox.put(transaction, rows, cancelled)
 
     async def after_commit(self, batch: Sequence[Outgoing], entries: Sequence[Entry], cancelled: Sequence[str]) -> None:
-        """Wake the relay, and pass it the broadcasts."""
+        """Wake up the relay, and pass it the broadcasts."""
         self.relay.committed(entries, cancelled=bool(cancelled))
         await self._broadcast(batch)
 
@@ -93,17 +93,17 @@ class OutboxDispatch(Dispatch):
         """Delete the event's row if no process has begun to send it; cancel the event in the queue otherwise."""
         deadline = self._clock.monotonic() + SENT_WITHIN
         while True:
-            match await self.outbox.standing(message_id, await self.time()):
-                case None | Standing.DUE:
+            match await self.outbox.state_of(message_id, await self.time()):
+                case None | MessageState.DUE:
                     return await self._mq.cancel(message_id)
-                case Standing.CANCELLED:
+                case MessageState.CANCELLED:
                     return False
-                case Standing.REJECTED:
+                case MessageState.REJECTED:
                     async with self._db.transaction() as transaction:
                         return await self.cancel_inside(transaction, buffer_of(transaction), message_id)
-                case Standing.SCHEDULED:
+                case MessageState.SCHEDULED:
                     async with self._db.transaction() as transaction:
-                        if await self.outbox.take_back(transaction, message_id):
+                        if await self.outbox.delete_unsent(transaction, message_id):
                             # The queue may hold an earlier event of that id.
                             buffer_of(transaction).cancel_at_commit(message_id)
                             return True
@@ -121,19 +121,19 @@ class OutboxDispatch(Dispatch):
         return True
 
     async def _is_cancellable(self, transaction: Transaction, message_id: str) -> bool:
-        match standing := await self.outbox.standing(message_id, await self.time()):
-            case Standing.SCHEDULED:
+        match state := await self.outbox.state_of(message_id, await self.time()):
+            case MessageState.SCHEDULED:
                 return True
-            case Standing.CANCELLED:
+            case MessageState.CANCELLED:
                 return False
-            case Standing.REJECTED:
-                await self.outbox.withdraw(transaction, message_id)
+            case MessageState.REJECTED:
+                await self.outbox.delete_rejected(transaction, message_id)
                 return True
         try:
             return await self._mq.scheduled(message_id)
         except QueueUnavailable:
             # The commit does not wait for the queue: the relay cancels there later.
-            return standing is None
+            return state is None
 
     async def _refresh(self) -> None:
         # A remote queue may be slow or unavailable, and no publish waits for it: until it answers, no event is skipped.
@@ -144,5 +144,5 @@ class OutboxDispatch(Dispatch):
 
 
 def _kind(message: Message) -> EntryKind:
-    """Return whether a row may be sent at once: not before another of its key, or a cancellation of its id."""
+    """Return the kind of a message's row: PUBLISH if it must be sent after others of its key or id, else DIRECT."""
     return EntryKind.DIRECT if message.ordering_key is None and message.fresh else EntryKind.PUBLISH

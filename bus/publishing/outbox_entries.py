@@ -25,7 +25,7 @@ class EntryKind(StrEnum):
     """A message or cancellation that the queue refused permanently; kept for `beneath bus outbox`."""
 
 
-class Standing(StrEnum):
+class MessageState(StrEnum):
     """The state of a message id, by its outbox rows."""
 
     SCHEDULED = "scheduled"

@@ -78,7 +78,7 @@ class Publisher:
         cause = current_cause()
         outgoing = Outgoing(event, self._listeners.routes(type(event)), cause, self._clock.time())
         if type(cause) is Outgoing:
-            outgoing.stand_inside(cause)
+            outgoing.nest_in(cause)
         if id_ is not None:
             outgoing.explicit_id = valid_id(id_)
         if headers is not None:
@@ -94,10 +94,10 @@ class Publisher:
         if not isinstance(events, Iterable):
             raise InvalidEvent(f"publish_many takes several events, in a list or the like, not {shown(events)}")
         cause, now, routes = current_cause(), self._clock.time(), self._listeners.routes
-        batch = [Outgoing(event, routes(type(event)), cause, now, one_of_many=True) for event in events]
+        batch = [Outgoing(event, routes(type(event)), cause, now, from_batch=True) for event in events]
         if type(cause) is Outgoing:
             for outgoing in batch:
-                outgoing.stand_inside(cause)
+                outgoing.nest_in(cause)
         return batch
 
     async def publish(self, batch: Sequence[Outgoing]) -> None:
@@ -263,7 +263,7 @@ class Publisher:
 async def _run_listeners(outgoing: Outgoing) -> None:
     if outgoing.depth >= MAX_DEPTH:
         raise PublishTooDeep(
-            f"sync listeners are more than {MAX_DEPTH} deep: {' -> '.join(chain(outgoing))}; "
+            f"sync listeners are nested more than {MAX_DEPTH} deep: {' -> '.join(chain(outgoing))}; "
             "make one of these listeners async, or break the cycle"
         )
     token = enter_cause(outgoing)

@@ -89,7 +89,7 @@ async def test_database_failure_in_publish_or_cancel_raises_a_bus_error(
     dispatch = bus._publisher.dispatch
     assert isinstance(dispatch, OutboxDispatch)
     monkeypatch.setattr(dispatch.outbox, "put", fail)
-    monkeypatch.setattr(dispatch.outbox, "standing", fail)
+    monkeypatch.setattr(dispatch.outbox, "state_of", fail)
     with pytest.raises(expected, match=r"Deposited (was not|may or may not have been) published"):
         await bus.publish(Deposited(account="a", amount=1))
     with pytest.raises(CancelFailed):
@@ -155,7 +155,7 @@ async def test_only_direct_publishes_with_a_generated_id_are_marked_fresh(
 
 
 @pytest.mark.parametrize("outage", [5, 7200], ids=["within the window", "much later"])
-@pytest.mark.parametrize("event", [Ticked(1), Deposited(account="a", amount=1)], ids=["pushed", "carried"])
+@pytest.mark.parametrize("event", [Ticked(1), Deposited(account="a", amount=1)], ids=["pushed", "relayed"])
 async def test_process_death_between_push_and_cleanup_causes_no_second_delivery(
     site: Site, monkeypatch: pytest.MonkeyPatch, event: Ticked | Deposited, outage: float
 ) -> None:

@@ -40,7 +40,7 @@ STEPS: dict[str, tuple[Executable, dict[str, Any]]] = {
     "release pushed rows": (outbox._UNCLAIM_DIRECT, {**SENDER, "keys": PUSHED}),
     "delete ordered rows": (outbox._REMOVE, {"ids": CARRIED}),
     "delete pushed rows": (outbox._REMOVE_DIRECT, {"ids": PUSHED}),
-    "withdraw cancelled rows": (outbox._WITHDRAW.where(outbox.OUTBOX.c.message_id.in_(PUSHED)), {}),
+    "withdraw cancelled rows": (outbox._DELETE_UNSENT.where(outbox.OUTBOX.c.message_id.in_(PUSHED)), {}),
     "find the oldest row": (outbox._OLDEST, {}),
 }
 

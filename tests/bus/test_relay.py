@@ -318,7 +318,7 @@ async def test_close_waits_until_the_rows_of_sent_messages_are_deleted(site: Sit
     assert await site.rows() == []
 
 
-@pytest.mark.parametrize("event", [Ticked(1), Deposited(account="a", amount=1)], ids=["pushed", "carried"])
+@pytest.mark.parametrize("event", [Ticked(1), Deposited(account="a", amount=1)], ids=["pushed", "relayed"])
 async def test_failed_row_deletion_does_not_resend_the_message(
     site: Site, monkeypatch: pytest.MonkeyPatch, event: object
 ) -> None:
@@ -660,7 +660,7 @@ async def test_row_claimed_by_several_senders_cannot_be_taken_back(site: Site) -
     await outbox.unclaim("other", [entry])
     await outbox.unclaim("one", [entry])
     async with site.db.transaction() as transaction:
-        assert not await outbox.take_back(transaction, message_id)
+        assert not await outbox.delete_unsent(transaction, message_id)
 
 
 async def test_only_delayed_messages_are_claimed_before_sending(site: Site) -> None:

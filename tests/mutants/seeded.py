@@ -543,7 +543,7 @@ MUTANTS: tuple[Mutant, ...] = (
         name="cancelled-event-stays-in-the-outbox",
         kind=10,
         file="bus/publishing/outbox.py",
-        old="            await transaction.session.execute(_WITHDRAW.where(OUTBOX.c.message_id.in_(cancelled)))",
+        old="            await transaction.session.execute(_DELETE_UNSENT.where(OUTBOX.c.message_id.in_(cancelled)))",
         new="            pass",
         tests=("tests/bus/test_relay.py", "-k", "after_a_long_outage"),
     ),

@@ -35,12 +35,12 @@ async def test_row_being_cancelled_in_a_transaction_delays_no_other_row(db: Data
         await outbox.put(transaction, [(EntryKind.PUBLISH, delayed("a")), (EntryKind.PUBLISH, delayed("b"))], [])
     entries = await outbox.ordered(10)
     async with db.transaction() as transaction:
-        assert await outbox.take_back(transaction, "a")
+        assert await outbox.delete_unsent(transaction, "a")
         with db.hidden():
             claiming = asyncio.create_task(outbox.claim("relay", entries))
         assert [each.message_id for each in await claiming] == ["b"]
     async with db.transaction() as transaction:
-        assert not await outbox.take_back(transaction, "b")
+        assert not await outbox.delete_unsent(transaction, "b")
     async with db.read() as session:
         rows = (await session.execute(text("SELECT message_id, sending FROM beneath_outbox"))).all()
     assert [tuple(row) for row in rows] == [("b", "relay")]
