@@ -55,7 +55,7 @@ class FakeClock:
         self._start = start
         self._now = start
         self._order = itertools.count()
-        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._waiters: list[tuple[float, int, asyncio.Future[None]]] = []
 
     def time(self) -> float:
         return self._now
@@ -67,13 +67,13 @@ class FakeClock:
         if seconds <= 0:
             await asyncio.sleep(0)
             return
-        await self._sleeper(seconds)
+        await self._waiter(seconds)
 
     async def wait(self, event: asyncio.Event, timeout: float) -> bool:
         if event.is_set() or timeout <= 0:
             await asyncio.sleep(0)
             return event.is_set()
-        alarm = self._sleeper(timeout)
+        alarm = self._waiter(timeout)
         waiter = asyncio.ensure_future(event.wait())
         try:
             await asyncio.wait((alarm, waiter), return_when=asyncio.FIRST_COMPLETED)
@@ -83,21 +83,21 @@ class FakeClock:
         return event.is_set()
 
     async def advance(self, seconds: float) -> None:
-        """Move on by `seconds`, waking every sleeper on the way at its own time, in order, and letting it run."""
+        """Advance the time by `seconds`; wake up each waiter at its own time, in order, and let it run."""
         end = self._now + seconds
         await self.settle()
-        while self._sleepers and self._sleepers[0][0] <= end:
-            when, _, sleeper = heapq.heappop(self._sleepers)
-            if sleeper.done():
+        while self._waiters and self._waiters[0][0] <= end:
+            when, _, waiter = heapq.heappop(self._waiters)
+            if waiter.done():
                 continue
             self._now = when
-            sleeper.set_result(None)
+            waiter.set_result(None)
             await self.settle()
         self._now = end
         await self.settle()
 
     def move_to(self, time: float) -> None:
-        """Set the time to `time`, seconds since the epoch, waking nobody; it never goes back."""
+        """Set the time to `time`, in seconds since the epoch, without waking up waiters; it never goes back."""
         self._now = max(self._now, time)
 
     @staticmethod
@@ -106,7 +106,7 @@ class FakeClock:
         for _ in range(rounds):
             await asyncio.sleep(0)
 
-    def _sleeper(self, seconds: float) -> asyncio.Future[None]:
+    def _waiter(self, seconds: float) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self._now + seconds, next(self._order), future))
+        heapq.heappush(self._waiters, (self._now + seconds, next(self._order), future))
         return future

@@ -109,7 +109,7 @@ async def run(bench: Bench, count: int, rounds: int) -> None:
         bench.bare_publish_together,
     )
     publish, bare = await measure.sync_overhead(bench, 5_000)
-    print(f"sync publish that nobody else wants: {publish * 1e6:.2f} us, bare await {bare * 1e6:.2f} us")  # noqa: T201
+    print(f"publish to a sync listener only: {publish * 1e6:.2f} us, bare await {bare * 1e6:.2f} us")  # noqa: T201
     await compare_latencies(bench, rounds)
     idle = await measure.idle_cpu(bench, 3.0)
     print(f"idle worker: {idle:.2%} of a core")  # noqa: T201

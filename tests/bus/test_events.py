@@ -1,3 +1,5 @@
+"""Encoding and decoding of events and frames."""
+
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,3 +1,5 @@
+"""Registration of listeners: names, events, signatures and option defaults."""
+
 import functools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass

@@ -1,3 +1,5 @@
+"""Delays and limits of the retry policy."""
+
 from random import Random
 
 from hypothesis import given

@@ -30,7 +30,7 @@ class Reply:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return once `condition` holds; the timeout of the test ends the wait otherwise."""
-    while not condition():  # noqa: ASYNC110 - what is watched here tells nobody of its changes
+    while not condition():  # noqa: ASYNC110 - the watched state has no event to wait for
         await asyncio.sleep(0.005)
 
 

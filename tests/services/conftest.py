@@ -1,3 +1,5 @@
+"""The fixture of service tests: all services on a new database."""
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Registers the profiles of Hypothesis."""
+
 from tests.contract.budget import register
 
 

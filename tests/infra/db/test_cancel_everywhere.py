@@ -141,16 +141,16 @@ async def check_free(db: Database) -> None:
 
 
 @pytest.mark.parametrize("scenario", KEPT, ids=lambda it: it.__name__)
-@pytest.mark.parametrize("everybody", [False, True], ids=["one task", "all tasks"])
+@pytest.mark.parametrize("all_tasks", [False, True], ids=["one task", "all tasks"])
 @pytest.mark.timeout(180)
 async def test_transaction_cancelled_at_any_await_is_committed_whole_or_not_at_all(
-    db: Database, scenario: Scenario, everybody: bool
+    db: Database, scenario: Scenario, all_tasks: bool
 ) -> None:
     await scenario(db, ["warm", "up"], Recorder())
     awaits = await count_awaits(lambda: scenario(db, ["a", "b"], Recorder()))
     assert awaits >= 3
     spared = set(asyncio.all_tasks())
-    interrupt = cancelling_all(spared) if everybody else cancel_this
+    interrupt = cancelling_all(spared) if all_tasks else cancel_this
     outcomes = set()
     for at in range(1, awaits + 1):
         recorder, wanted = Recorder(), [f"{at} one", f"{at} two"]
@@ -168,8 +168,8 @@ async def test_transaction_cancelled_at_any_await_is_committed_whole_or_not_at_a
     assert False in outcomes
 
 
-@pytest.mark.parametrize("everybody", [False, True], ids=["one task", "all tasks"])
-async def test_rollback_cancelled_at_any_await_leaves_no_rows(db: Database, everybody: bool) -> None:
+@pytest.mark.parametrize("all_tasks", [False, True], ids=["one task", "all tasks"])
+async def test_rollback_cancelled_at_any_await_leaves_no_rows(db: Database, all_tasks: bool) -> None:
     async def fail() -> None:
         async with db.transaction() as tx:
             await insert(tx, "dropped")
@@ -181,7 +181,7 @@ async def test_rollback_cancelled_at_any_await_leaves_no_rows(db: Database, ever
     with pytest.raises(ScenarioError):
         awaits = await count_awaits(fail)
     spared = set(asyncio.all_tasks())
-    interrupt = cancelling_all(spared) if everybody else cancel_this
+    interrupt = cancelling_all(spared) if all_tasks else cancel_this
     for at in range(1, 40):
         raised = await interrupted(fail, at, interrupt)
         await check_free(db)
@@ -193,8 +193,8 @@ async def test_rollback_cancelled_at_any_await_leaves_no_rows(db: Database, ever
     assert 3 <= awaits < 39
 
 
-@pytest.mark.parametrize("everybody", [False, True], ids=["one task", "all tasks"])
-async def test_a_read_cancelled_at_any_await_leaves_its_connection_free(db: Database, everybody: bool) -> None:
+@pytest.mark.parametrize("all_tasks", [False, True], ids=["one task", "all tasks"])
+async def test_a_read_cancelled_at_any_await_leaves_its_connection_free(db: Database, all_tasks: bool) -> None:
     async def read() -> None:
         async with db.read() as session:
             await session.execute(text("SELECT 1"))
@@ -202,22 +202,22 @@ async def test_a_read_cancelled_at_any_await_leaves_its_connection_free(db: Data
 
     await read()
     spared = set(asyncio.all_tasks())
-    interrupt = cancelling_all(spared) if everybody else cancel_this
+    interrupt = cancelling_all(spared) if all_tasks else cancel_this
     for at in range(1, await count_awaits(read) + 1):
         raised = await interrupted(read, at, interrupt)
         await check_free(db)
         assert isinstance(raised, asyncio.CancelledError), (at, raised)
 
 
-@pytest.mark.parametrize("everybody", [False, True], ids=["one task", "all tasks"])
-async def test_database_can_be_opened_after_open_was_cancelled_at_any_await(db: Database, everybody: bool) -> None:
+@pytest.mark.parametrize("all_tasks", [False, True], ids=["one task", "all tasks"])
+async def test_database_can_be_opened_after_open_was_cancelled_at_any_await(db: Database, all_tasks: bool) -> None:
     async def open_and_close() -> None:
         other = Database(db.url, busy_timeout=5.0)
         await other.open()
         await other.close()
 
     spared = set(asyncio.all_tasks())
-    interrupt = cancelling_all(spared) if everybody else cancel_this
+    interrupt = cancelling_all(spared) if all_tasks else cancel_this
     for at in range(1, await count_awaits(open_and_close) + 1):
         await interrupted(open_and_close, at, interrupt)
         await check_free(db)

@@ -39,9 +39,9 @@ async def test_cancelled_join_releases_its_lock(queue: SqlQueue, monkeypatch: py
         await (await consumer(queue, "same")).close()
 
 
-@pytest.mark.parametrize("everybody", [False, True], ids=["one task", "all tasks"])
+@pytest.mark.parametrize("all_tasks", [False, True], ids=["one task", "all tasks"])
 async def test_close_cancelled_at_any_await_releases_all_claims_and_counts_nothing(
-    queue: SqlQueue, everybody: bool
+    queue: SqlQueue, all_tasks: bool
 ) -> None:
     await queue.publish(messages(3, keys=3))
 
@@ -55,7 +55,7 @@ async def test_close_cancelled_at_any_await_releases_all_claims_and_counts_nothi
     for at in range(1, awaits + 1):
         worker = await consumer(queue)
         assert len(await worker.fetch(WANTS, wait=0)) == 6
-        await interrupted(close, at, cancelling_all(spared) if everybody else cancel_this)
+        await interrupted(close, at, cancelling_all(spared) if all_tasks else cancel_this)
         other = await consumer(queue)
         async with asyncio.timeout(10):
             while len(claims := await other.fetch(WANTS, wait=0.1)) < 6:

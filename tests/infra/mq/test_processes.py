@@ -147,7 +147,7 @@ async def test_worker_considered_dead_notices_the_loss_of_its_lease(
     claims = await victim.fetch({"work": 1}, wait=0)
     (path.parent / f"{path.name}.workers" / "victim.lock").unlink()
     assert await other.recover() == 1
-    assert await victim.settle([done(claims)[0]]) == [], "done is done, whoever owns it"
+    assert await victim.settle([done(claims)[0]]) == [], "done is accepted from an earlier owner"
     with pytest.raises(QueueClosed):
         await victim.fetch({"work": 1}, wait=0)
     assert victim.lost

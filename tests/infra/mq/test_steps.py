@@ -288,7 +288,7 @@ async def test_process_that_finds_a_declaration_waits_like_its_author(queue: Sql
     execute(path, "UPDATE beneath_registry SET version = version + 1, changed_at = 0")
     dialect = queue._dialect
     before = queue.time()
-    assert await dialect.declare([subscription("work")], []) >= before, "nobody knows since when it can be read"
+    assert await dialect.declare([subscription("work")], []) >= before, "the time of the commit is unknown"
     again = await dialect.declare([subscription("work")], [])
     assert again <= queue.time()
-    assert await dialect.declare([subscription("work")], []) == again, "from then on it is noted"
+    assert await dialect.declare([subscription("work")], []) == again, "the time is recorded by the first call"

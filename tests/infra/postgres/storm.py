@@ -154,7 +154,7 @@ def _tell(what: Any) -> None:  # noqa: ANN401  # whatever JSON can say
 def main() -> None:
     """Run as publisher or worker, as the command line says."""
     role, url, seed = sys.argv[1:]
-    # What a ring fails to tell, nobody will find.
+    # Without polling, a missed notification strands its delivery.
     notifier.POLL_INTERVAL = FOREVER
     asyncio.run((publish if role == "publisher" else work)(url, int(seed)))
 

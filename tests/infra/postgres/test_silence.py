@@ -94,7 +94,7 @@ async def test_close_on_a_silent_server_makes_an_unfinished_publish_indeterminat
                 await asyncio.wait([notifying])
             wire.black_out()
             publishing = asyncio.create_task(queue.publish([message("b")]))
-            while not queue_dialect(queue)._connections._busy_since:  # noqa: ASYNC110  # nobody is told of it
+            while not queue_dialect(queue)._connections._busy_since:  # noqa: ASYNC110  # there is no event to wait for
                 await asyncio.sleep(0)
             async with asyncio.timeout(PATIENCE):
                 await queue.close()
@@ -118,7 +118,7 @@ async def test_close_waits_for_operations_on_a_server_that_answers(
         asking = asyncio.create_task(connections.run(operation))
         await begun.wait()
         closing = asyncio.create_task(queue.close())
-        while connections._open:  # noqa: ASYNC110  # nobody is told of it
+        while connections._open:  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         gate.set()
