@@ -15,7 +15,9 @@ from bus.errors import InvalidListener
 from bus.events import EventType
 from bus.retry import Retry
 
-Handler = Callable[..., Awaitable[None] | None]
+Handler = Callable[[Any], Awaitable[None] | None] | Callable[[Any, Delivery], Awaitable[None] | None]
+"""A function of an event, or of an event and its delivery. The event's class is its first parameter's annotation."""
+
 OnGap = Callable[[], Awaitable[None] | None]
 OnExhausted = Literal["skip", "block"]
 
@@ -43,7 +45,7 @@ class Listener:
 
     name: str
     kind: ListenerKind
-    handler: Handler
+    handler: Callable[..., Awaitable[None] | None]
     event_types: tuple[EventType, ...]
     wants_delivery: bool
     is_async: bool
