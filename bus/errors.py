@@ -22,7 +22,7 @@ class BusNotStarted(BusError):
 
 
 class BusFrozen(BusError):
-    """A listener was added after `start()`."""
+    """A listener was added after `start()`, or `start()` was called twice."""
 
 
 class PublishTooDeep(BusError):
@@ -50,7 +50,7 @@ class CancelFailed(BusError):
 
 
 class UndecodablePayload(BusError):
-    """A message's bytes cannot be decoded as a frame, or its payload not as the event that the frame names."""
+    """A message cannot be decoded: its bytes are not a frame, or its payload is not that of the frame's event."""
 
 
 class UnknownEvent(BusError):

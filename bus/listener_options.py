@@ -54,7 +54,7 @@ class ListenerOptions:
         if concurrency is not None:
             concurrency = check_count(concurrency, "concurrency", least=1, most=MAX_CONCURRENCY)
         if not isinstance(self.once, bool):
-            raise ValueError(f"once must be True or False, not {shown(self.once)}")  # noqa: TRY004 - see above
+            raise ValueError(f"once must be True or False, not {shown(self.once)}")  # noqa: TRY004 - as for `retry`
         on_exhausted = cast("OnExhausted", check_choice(self.on_exhausted, "on_exhausted", ON_EXHAUSTED))
         if self.on_gap is not None and not callable(self.on_gap):
             raise ValueError(f"on_gap must be a function or None, not {shown(self.on_gap)}")

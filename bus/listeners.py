@@ -126,7 +126,7 @@ def inspect_handler(handler: Handler) -> Signature:
         parameters = list(inspect.signature(handler).parameters.values())
         hints = typing.get_type_hints(_annotated(handler))
     except (TypeError, ValueError, NameError) as error:
-        raise InvalidListener(f"{where} has no signature that can be read ({error}); {EXPECTED}") from error
+        raise InvalidListener(f"{where} has no readable signature ({error}); {EXPECTED}") from error
     if any(inspect.isasyncgenfunction(each) or inspect.isgeneratorfunction(each) for each in _layers(handler)):
         raise InvalidListener(f"{where} is a generator; {EXPECTED}")
     if not 1 <= len(parameters) <= MAX_PARAMETERS or any(p.kind not in _POSITIONAL for p in parameters):

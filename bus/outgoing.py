@@ -25,7 +25,7 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-class Root(Protocol):
+class SyncPhase(Protocol):
     """The publishes of one tree of sync listeners, on a bus without a database."""
 
     def add(self, outgoing: "Outgoing") -> None:
@@ -62,7 +62,7 @@ class Outgoing(msgspec.Struct):
     depth: int = 0
     """How many sync listeners the publish is nested in."""
 
-    root: "Root | None" = None
+    sync_phase: SyncPhase | None = None
     """The publishes of the outermost publish until its sync phase ends; None with a database."""
 
     encoded: Message | None = None
@@ -72,7 +72,7 @@ class Outgoing(msgspec.Struct):
 
     def nest_in(self, cause: "Outgoing") -> None:
         """Record that a sync listener of `cause` publishes this event."""
-        self.depth, self.root = cause.depth + 1, cause.root
+        self.depth, self.sync_phase = cause.depth + 1, cause.sync_phase
 
     @property
     def id(self) -> str:
@@ -192,7 +192,7 @@ def due_when(when: object) -> float:
             return check_due_at(0.0 if seconds < 0 else seconds)
     except Exception as error:  # a time zone is a class, whose code may raise anything
         raise InvalidEvent(f"{shown(when)} cannot be scheduled: {describe(error)}") from error
-    raise InvalidEvent(f"{shown(when)} has no time zone: use datetime.now(UTC) and the like")
+    raise InvalidEvent(f"{shown(when)} has no time zone: use an aware datetime, such as datetime.now(UTC)")
 
 
 def valid_headers(headers: Mapping[str, str]) -> Mapping[str, str]:

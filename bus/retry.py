@@ -47,7 +47,7 @@ class Retry:
 
     def ceiling(self, failures: int) -> float:
         """Return the longest delay, in seconds, after `failures` failed attempts (1 or more)."""
-        # The bound keeps the power from overflowing; 64 doublings exceed every `max_delay`.
+        # The bound keeps the power from overflowing.
         return float(min(self.max_delay, self.min_delay * self.factor ** min(failures - 1, 64)))
 
     def delay(self, failures: int, random: Random) -> float | None:

@@ -1,4 +1,4 @@
-"""The supervisor of the bus's background tasks: relay, settler, broadcasts, recovery and all others."""
+"""The supervisor of the bus's background tasks, such as relay, settler, broadcasts and recovery."""
 
 from bus.store_errors import STORE_ERRORS
 from infra.clock import Clock

@@ -1,4 +1,4 @@
-"""Buffers of publishes: of one transaction until it commits, or of one sync phase until it ends."""
+"""The buffers of publishes: for one transaction until it commits, or for one sync phase until it ends."""
 
 import asyncio
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ class PublishBuffer:
         return self._waiting.copy(), self._cancelled.copy()
 
     def rollback_to(self, mark: object) -> None:
-        assert isinstance(mark, tuple)  # noqa: S101 - our own, from savepoint()
+        assert isinstance(mark, tuple)  # noqa: S101 - the return value of savepoint()
         waiting, cancelled = mark
         self._waiting, self._cancelled = list(waiting), list(cancelled)
 
@@ -82,7 +82,7 @@ class PublishBuffer:
         self._cancelled.clear()
 
 
-class Gathering(msgspec.Struct, eq=False):
+class SyncPhaseBuffer(msgspec.Struct, eq=False):
     """The publishes of one tree of sync listeners, for a bus without a database and so without transactions."""
 
     task: object

@@ -66,7 +66,7 @@ class DirectDispatch(Dispatch):
                 await self.send(batch)
         except QueueError as error:
             self._metrics.publish_failures += len(batch)
-            log.error(  # noqa: TRY400 - one line: the cause is the queue's, and named
+            log.error(  # noqa: TRY400 - one line without a traceback
                 "publish after commit failed", count=len(batch), error=str(error)
             )
 

@@ -1,4 +1,4 @@
-"""The dispatch of published events to the queue: what all topologies share."""
+"""The dispatch of published events to the queue: the base class of all topologies."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -70,7 +70,7 @@ class Dispatch(ABC):
         `buffer_of` returns the buffer of a transaction that this call begins.
 
         Raises:
-            CancelFailed: the event is just being sent.
+            CancelFailed: the event is being sent.
             QueueError, DatabaseError: the event was not cancelled, or that is unknown.
         """
         return await self._mq.cancel(message_id)

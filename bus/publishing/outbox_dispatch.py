@@ -20,7 +20,7 @@ from infra.db import Database, Transaction
 from infra.mq import Message, MessageQueue, QueueUnavailable
 
 SENT_WITHIN = 5.0
-"""Seconds for which a cancellation waits for a message that is just being sent to the queue."""
+"""Seconds for which a cancellation waits for a message that is being sent to the queue."""
 
 POLL_EVERY = 0.1
 """Seconds between two checks whether such a message has been sent."""
@@ -108,9 +108,7 @@ class OutboxDispatch(Dispatch):
                             buffer_of(transaction).cancel_at_commit(message_id)
                             return True
             if self._clock.monotonic() >= deadline:
-                raise CancelFailed(
-                    f"event {message_id} was not cancelled: it is just being sent to the queue; try again"
-                )
+                raise CancelFailed(f"event {message_id} was not cancelled: it is being sent to the queue; try again")
             await self._clock.sleep(POLL_EVERY)
 
     async def cancel_inside(self, transaction: Transaction, buffer: PublishBuffer, message_id: str) -> bool:

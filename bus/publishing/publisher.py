@@ -9,8 +9,8 @@ from bus.errors import BusError, CancelFailed, InvalidEvent, PublishIndeterminat
 from bus.handler_calls import finish_call
 from bus.listener_table import ListenerTable
 from bus.metrics import BusMetrics
-from bus.outgoing import Outgoing, Root, chain, valid_headers, valid_id
-from bus.publishing.buffer import Gathering, PublishBuffer
+from bus.outgoing import Outgoing, SyncPhase, chain, valid_headers, valid_id
+from bus.publishing.buffer import PublishBuffer, SyncPhaseBuffer
 from bus.publishing.direct import DirectDispatch, TransactionalDispatch
 from bus.publishing.dispatch import Dispatch
 from bus.publishing.outbox_dispatch import OutboxDispatch
@@ -30,8 +30,8 @@ MAX_DEPTH = 32
 class Publisher:
     """Publishes and cancels events, inside and outside of transactions.
 
-    A publish runs its sync listeners; what they publish is stored with it, or none of it is. How the events reach the
-    queue is the dispatch's part.
+    A publish runs its sync listeners, and is stored together with their publishes, or none of them is stored. The
+    dispatch passes the events to the queue.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Publisher:
             InvalidEvent: `events` is not iterable, or one of them is not valid.
         """
         if not isinstance(events, Iterable):
-            raise InvalidEvent(f"publish_many takes several events, in a list or the like, not {shown(events)}")
+            raise InvalidEvent(f"publish_many takes an iterable of events, such as a list, not {shown(events)}")
         cause, now, routes = current_cause(), self._clock.time(), self._listeners.routes
         batch = [Outgoing(event, routes(type(event)), cause, now, from_batch=True) for event in events]
         if type(cause) is Outgoing:
@@ -108,7 +108,7 @@ class Publisher:
             return
         await self.dispatch.prepare(batch)
         if self._db is None:
-            await self._publish_gathering(batch)
+            await self._publish_without_database(batch)
         elif any(each.routes.sync for each in batch) or self.dispatch.needs_transaction(batch):
             await self._publish_in_own_transaction(self._db, batch)
         else:
@@ -116,10 +116,10 @@ class Publisher:
 
     def is_local(self, outgoing: Outgoing) -> bool:
         """Whether only sync listeners without a transaction subscribe to the event, as known before they run."""
-        db, root, routes = self._db, outgoing.root, outgoing.routes
+        db, phase, routes = self._db, outgoing.sync_phase, outgoing.routes
         return (
             (db is None or not (routes.sync or db.current() is not None))
-            and (root is None or not root.open)
+            and (phase is None or not phase.open)
             and not routes.broadcast
             and self.subscriptions.unwanted(routes.event_type.name)
         )
@@ -127,13 +127,13 @@ class Publisher:
     async def publish_locally(self, outgoing: Outgoing) -> None:
         """Publish an event that `is_local`: like `publish`, without encoding it and without the queue."""
         if outgoing.routes.sync:
-            outgoing.root = gathering = Gathering(asyncio.current_task(), [outgoing])
+            outgoing.sync_phase = phase = SyncPhaseBuffer(asyncio.current_task(), [outgoing])
             try:
                 await _run_listeners(outgoing)
             finally:
-                gathering.ended = True
-            if len(gathering.batch) > 1 or not self.subscriptions.unwanted(outgoing.routes.event_type.name):
-                await self._send_directly(gathering.batch)
+                phase.ended = True
+            if len(phase.batch) > 1 or not self.subscriptions.unwanted(outgoing.routes.event_type.name):
+                await self._send_directly(phase.batch)
                 return
         self._count((outgoing,))
 
@@ -204,7 +204,7 @@ class Publisher:
             raise self._not_stored(batch, error) from error
 
     def _not_stored(self, batch: Sequence[Outgoing], error: Exception) -> BusError:
-        """Count the failure, and return the error to raise for one of the queue or the database."""
+        """Count the failure, and return the bus's error for an error of the queue or the database."""
         self._metrics.publish_failures += len(batch)
         if isinstance(error, QueueIndeterminate | CommitIndeterminate):
             return PublishIndeterminate(
@@ -212,28 +212,28 @@ class Publisher:
             )
         return PublishRejected(f"{batch[0].name} was not published: {reason_of(error)}")
 
-    async def _publish_gathering(self, batch: Sequence[Outgoing]) -> None:
-        root = batch[0].root
-        if root is not None and root.open:
-            mark = root.savepoint()
+    async def _publish_without_database(self, batch: Sequence[Outgoing]) -> None:
+        outer = batch[0].sync_phase
+        if outer is not None and outer.open:
+            mark = outer.savepoint()
             try:
-                await self._run(batch, root)
+                await self._run(batch, outer)
             except BaseException:
                 # The publish failed: none of its events may be sent, even if an outer listener catches the error.
-                root.rollback_to(mark)
+                outer.rollback_to(mark)
                 raise
             return
         if not any(each.routes.sync for each in batch):
             await self._send_directly(batch)
             return
-        gathering = Gathering(asyncio.current_task(), [])
+        phase = SyncPhaseBuffer(asyncio.current_task(), [])
         for each in batch:
-            each.root = gathering
+            each.sync_phase = phase
         try:
-            await self._run(batch, gathering)
+            await self._run(batch, phase)
         finally:
-            gathering.ended = True
-        await self._send_directly(gathering.batch)
+            phase.ended = True
+        await self._send_directly(phase.batch)
 
     async def _send_directly(self, batch: Sequence[Outgoing]) -> None:
         try:
@@ -252,7 +252,7 @@ class Publisher:
     def _buffer(self, transaction: Transaction) -> PublishBuffer:
         return transaction.participant(self, lambda: PublishBuffer(self, transaction))
 
-    async def _run(self, batch: Sequence[Outgoing], buffer: PublishBuffer | Root) -> None:
+    async def _run(self, batch: Sequence[Outgoing], buffer: PublishBuffer | SyncPhase) -> None:
         for outgoing in batch:
             # Added before its listeners run: an event precedes the events that it causes.
             buffer.add(outgoing)

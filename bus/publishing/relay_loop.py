@@ -1,4 +1,4 @@
-"""The loop of a background task of the relay: runs under the supervisor, and is closed between two steps."""
+"""The background loop of the relay: runs under the supervisor, and is closed between two steps."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

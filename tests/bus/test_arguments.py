@@ -527,7 +527,7 @@ async def test_headers_whose_own_code_fails_are_refused_or_copied(kit: BusKit) -
 
 @pytest.mark.parametrize("events", [None, 5, Ticked(1)], ids=short)
 async def test_publish_many_refuses_values_that_are_not_iterable(kit: BusKit, events: Any) -> None:
-    with pytest.raises(InvalidEvent, match="publish_many takes several events"):
+    with pytest.raises(InvalidEvent, match="publish_many takes an iterable of events"):
         await kit.bus.publish_many(events)
 
 

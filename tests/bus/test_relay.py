@@ -636,7 +636,7 @@ async def test_cancel_fails_while_the_outcome_of_the_send_is_unknown(site: Site)
     await site.until(lambda: len(mq.ids) > 1)  # it was sent, but all replies were lost
     cancelling = asyncio.create_task(bus.cancel(message_id))
     await site.until(cancelling.done)
-    with pytest.raises(CancelFailed, match="just being sent"):
+    with pytest.raises(CancelFailed, match="being sent to the queue"):
         await cancelling
     site.mq.lose_replies = 0
     await site.until(site.empty)
