@@ -177,7 +177,8 @@ class QueueMachine(RuleBasedStateMachine):
         check(true=len(asked) == 1 and asked <= {*self.names[name]}, otherwise=f"{claim} answers under another name")
         for copies in possible:
             pairs = zip(copies, claim.deliveries, strict=False)
-            if len(copies) == len(claim.deliveries) and all(copy.matches(it) for copy, it in pairs):
+            free = len(copies) == len(claim.deliveries) and all(it.owner is None for it in copies)
+            if free and all(copy.matches(it) for copy, it in pairs):
                 break
         else:
             raise Mismatch(f"{claim} is none of {possible}")

@@ -30,14 +30,13 @@ class WholeMachine(QueueMachine):
         self.fetch(which, name, 100)  # Otherwise the waiting fetch would claim due deliveries at once.
         if self.model.claimable(name):
             return  # The fetch failed, and its claims were released.
-        claims = self.run(self._wait(which, name, limit, end))
-        possible = self.model.claimable(name)
+        claims, possible = self.run(self._wait(which, name, limit, end))
         enough = bool(claims) or not possible or end == "wake" or not self.notified
         check(true=enough and len(claims) <= limit, otherwise=f"a waiting fetch returned {claims} of {possible}")
         for claim in claims:
             self._take(self.workers[which], claim, name, possible)
 
-    async def _wait(self, which: int, name: str, limit: int, end: str) -> list[Claim]:
+    async def _wait(self, which: int, name: str, limit: int, end: str) -> tuple[list[Claim], list[list[Copy]]]:
         worker = self.workers[which]
         fetching = asyncio.ensure_future(worker.fetch({self._asked(which, name): limit}, wait=WAIT))
         await self.clock.settle(5)
@@ -48,8 +47,19 @@ class WholeMachine(QueueMachine):
         elif end == "wake":
             worker.wake()
         claims = await until_done(self.harness, asyncio.wait_for(fetching, None), step=0.25)
+        return claims, self._claimable_until_now(name)
+
+    def _claimable_until_now(self, name: str) -> list[list[Copy]]:
+        """Advance the model to the clock's time; return the claims that were possible at any time in between.
+
+        The clock may advance past further due times before a busy machine returns the claims of a fetch.
+        """
+        possible, now = self.model.claimable(name), self.clock.time()
+        for due in sorted({it.due for it in self.model.copies if self.model.now < it.due < now}):
+            self.model.advance(due)
+            possible += self.model.claimable(name)
         self._pass_time()
-        return claims
+        return possible + self.model.claimable(name)
 
     async def _publish_one(self, queue: int, key: str) -> None:
         message_id = f"m{len(self.published)}"
