@@ -7,8 +7,8 @@ from typing import Any
 
 import structlog
 
-from beneath.lifecycle import Lifecycle, stop_signals
-from beneath.processes import notify_parent, watch_parent
+from beneath.runtime.lifecycle import Lifecycle, stop_signals
+from beneath.runtime.processes import notify_parent, watch_parent
 from beneath.startables import STARTABLES, Launch, Startable, built, select
 from bus import Bus
 from dependencies import AllServices, Container, Settings

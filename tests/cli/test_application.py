@@ -12,11 +12,11 @@ import pytest
 from dependency_injector import providers
 
 from beneath.application import Application
-from beneath.cli import report
+from beneath.commands.reporting import report
 from beneath.errors import StartError, UsageError
 from beneath.failing import failing_tasks
-from beneath.lifecycle import ExitRequested
-from beneath.server import bind
+from beneath.runtime.lifecycle import ExitRequested
+from beneath.runtime.server import bind
 from beneath.startables import Launch
 from bus import BackgroundTaskFailed
 from dependencies import Container, Settings

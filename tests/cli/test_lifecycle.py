@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from beneath.lifecycle import Lifecycle, RunnableEnded, stop_signals
+from beneath.runtime.lifecycle import Lifecycle, RunnableEnded, stop_signals
 from infra.clock import FakeClock
 
 

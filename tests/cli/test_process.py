@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from beneath.processes import STARTED
+from beneath.runtime.processes import STARTED
 
 pytestmark = pytest.mark.e2e
 

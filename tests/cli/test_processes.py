@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from beneath.errors import StartError
-from beneath.processes import REFUSED, Supervised, WorkerPool, notify_parent, spawn_beneath, watch_parent
+from beneath.runtime.processes import REFUSED, Supervised, WorkerPool, notify_parent, spawn_beneath, watch_parent
 from infra.clock import FakeClock
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from beneath.reload import Reloader, difference, snapshot, source_roots
+from beneath.runtime.reload import Reloader, difference, snapshot, source_roots
 from infra.clock import FakeClock
 from tests.cli.test_processes import Nursery
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from beneath.server import HttpServer
+from beneath.runtime.server import HttpServer
 
 Serving = Callable[[HttpServer], "asyncio.Task[None]"]
 

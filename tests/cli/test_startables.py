@@ -6,8 +6,9 @@ import pytest
 
 from beneath.application import Application
 from beneath.errors import StartError, UsageError
-from beneath.processes import WorkerPool
-from beneath.startables import BuildContext, Launch, built, control_worker, select
+from beneath.runtime.processes import WorkerPool
+from beneath.startables import BuildContext, Launch, built, select
+from beneath.startables.control_worker import build_control_worker
 from dependencies import Container, Settings
 from dependencies.settings import WorkerSettings
 
@@ -49,6 +50,6 @@ def test_several_processes_get_successive_ports_and_the_settings_of_the_parent(s
 
 def test_port_numbers_out_of_range_are_refused(settings: Settings) -> None:
     with ExitStack() as cleanup:
-        request = BuildContext(processes(settings, 3, 65_534), cleanup, ["control-worker"], Launch())
+        context = BuildContext(processes(settings, 3, 65_534), cleanup, ["control-worker"], Launch())
         with pytest.raises(StartError, match=r"^worker\.port: 3 processes from 65534 on need ports above 65535; lower"):
-            control_worker(request)
+            build_control_worker(context)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from beneath.cli import report
 from beneath.commands.context import print_json, printable
+from beneath.commands.reporting import report
 from beneath.errors import UsageError, shortage
 from tests.cli.conftest import Beneath
 from tests.cli.test_process import ROOT

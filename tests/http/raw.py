@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from beneath.http.connections import ConnectionLimits
-from beneath.server import HttpServer
+from beneath.runtime.server import HttpServer
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from beneath.http import HttpOptions
-from beneath.server import HttpServer
+from beneath.runtime.server import HttpServer
 from tests.http.conftest import Api
 
 pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(300)]

@@ -318,7 +318,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="failed-fork-stops-every-process",
         kind=12,
-        file="cmd/beneath/processes.py",
+        file="cmd/beneath/runtime/processes.py",
         old="SPAWN_ERRORS = (OSError, RuntimeError, MemoryError)",
         new="SPAWN_ERRORS = (MemoryError,)",
         tests=("tests/cli/test_processes.py",),
@@ -342,7 +342,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="exit-code-of-a-handler-is-a-refusal",
         kind=12,
-        file="cmd/beneath/processes.py",
+        file="cmd/beneath/runtime/processes.py",
         old="if first and code == REFUSED and not child.started:",
         new="if first and code == REFUSED:",
         tests=("tests/cli/test_processes.py",),

@@ -45,8 +45,8 @@ async def _serve(container: "Container", names: list[str], options: SettingsOpti
 
 
 async def _reload(options: SettingsOptions, names: list[str]) -> None:
-    from beneath.lifecycle import Lifecycle, stop_signals
-    from beneath.reload import Reloader
+    from beneath.runtime.lifecycle import Lifecycle, stop_signals
+    from beneath.runtime.reload import Reloader
 
     reloader = Reloader((*options.arguments(), "start", *names), config=options.file)
     lifecycle = Lifecycle(grace=reloader.grace + 5)
@@ -69,7 +69,7 @@ def _refuse_split_memory(container: "Container", names: list[str]) -> None:
 
 
 async def _leave_after(work: Awaitable[None]) -> NoReturn:
-    from beneath.cli import report
+    from beneath.commands.reporting import report
     from beneath.streams import flush_standard_streams
 
     code = 0

@@ -1,18 +1,13 @@
-"""The HTTP servers of the control server and of a worker, and their readiness probes."""
+"""The health server of a worker, and the readiness probes of every process."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from beneath.http import HttpOptions, Probe, create_app, create_health_app
+from beneath.http import Probe, create_health_app
 from beneath.http.connections import ConnectionLimits
-from beneath.server import HttpServer
-from beneath.startables import BuildContext
-from dependencies.version import application_version
-
-if TYPE_CHECKING:
-    from beneath.application import Application
+from beneath.runtime.server import HttpServer
+from beneath.startables.types import BuildContext, OpenedApplication
 
 HEALTH_GRACE = 1.0
 """Seconds that a shutdown of a worker waits for open requests to its health server."""
@@ -27,46 +22,6 @@ class BackgroundTaskFailing(Exception):
 
 class ProcessStopping(Exception):
     """The process is shutting down and should get no new requests."""
-
-
-def build_server(context: BuildContext, name: str) -> HttpServer:
-    """Return the HTTP server of the API, which listens already.
-
-    Raises:
-        StartError: the port is in use or not permitted.
-    """
-    application = context.application
-    infra, settings = application.container.infra, application.settings.control
-    app = create_app(
-        application.services,
-        correlate=application.bus.correlation,
-        # With an outbox, requests succeed while the queue is unavailable; `/metrics` shows the backlog.
-        ready=probes(application, queue_needed=not application.bus.has_outbox),
-        metrics=infra.telemetry().scrape,
-        clock=infra.clock(),
-        options=HttpOptions(
-            version=application_version(),
-            max_body=settings.max_body,
-            max_auth_failures=settings.max_auth_failures,
-            max_sign_ups=settings.max_sign_ups,
-            max_invites=settings.max_invites,
-        ),
-    )
-    server = HttpServer(
-        name,
-        app,
-        section="control",
-        host=settings.host,
-        port=settings.port,
-        grace=settings.grace,
-        limits=ConnectionLimits(
-            max_connections=settings.max_connections,
-            request_timeout=settings.request_timeout,
-            keep_alive=settings.keep_alive,
-        ),
-        proxies=settings.trusted_proxies,
-    )
-    return _announced(context, name, server)
 
 
 def build_health_server(context: BuildContext, name: str) -> HttpServer:
@@ -88,17 +43,18 @@ def build_health_server(context: BuildContext, name: str) -> HttpServer:
         grace=HEALTH_GRACE,
         limits=ConnectionLimits(max_connections=settings.max_connections, request_timeout=HEALTH_TIMEOUT),
     )
-    return _announced(context, name, server)
+    return register(context, name, server)
 
 
-def _announced(context: BuildContext, name: str, server: HttpServer) -> HttpServer:
+def register(context: BuildContext, name: str, server: HttpServer) -> HttpServer:
+    """Publish the URL and the metrics of `server`, and close it with the other parts; return it."""
     context.cleanup.callback(server.close)
     context.application.urls[name] = server.url
     context.application.container.infra.telemetry().add(server.samples)
     return server
 
 
-def probes(application: "Application", *, queue_needed: bool) -> Mapping[str, Probe]:
+def probes(application: OpenedApplication, *, queue_needed: bool) -> Mapping[str, Probe]:
     """Return the readiness probes of this process: database, lifecycle, background tasks and, if needed, the queue."""
     infra = application.container.infra
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 
 from beneath.errors import StartError
-from beneath.lifecycle import Lifecycle
+from beneath.runtime.lifecycle import Lifecycle
 from infra.clock import Clock, SystemClock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

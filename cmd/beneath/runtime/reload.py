@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from beneath.processes import SPAWN_ERRORS, Child, Spawn, reason, spawn_beneath, stop_child
+from beneath.runtime.processes import SPAWN_ERRORS, Child, Spawn, reason, spawn_beneath, stop_child
 from dependencies.sources import FOLDER
 from infra.clock import Clock, SystemClock
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 
-from beneath.control import build_health_server
 from beneath.errors import StartError
-from beneath.lifecycle import Runnable, exit_requests
-from beneath.processes import Supervised, WorkerPool
-from beneath.startables import CONTROL_SERVER, CONTROL_WORKER, BuildContext
+from beneath.runtime.lifecycle import Runnable, exit_requests
+from beneath.runtime.processes import Supervised, WorkerPool
+from beneath.startables.control_server import CONTROL_SERVER
+from beneath.startables.health import build_health_server
+from beneath.startables.types import BuildContext, Startable
 from bus import Bus
 
 MAX_PORT = 65_535
-NAME = CONTROL_WORKER.name
+NAME = "control-worker"
 KILL_AFTER = 3.0
 """Seconds beyond `worker.grace` after which a worker process that has not ended is killed."""
 
@@ -28,7 +29,7 @@ class BusWorker:
             await self._bus.run()
 
 
-def build_worker(context: BuildContext) -> Sequence[Runnable]:
+def build_control_worker(context: BuildContext) -> Sequence[Runnable]:
     """Return the worker, and its health server unless this process runs the control server.
 
     Raises:
@@ -65,3 +66,6 @@ def _pool(context: BuildContext) -> WorkerPool:
         for number in range(settings.processes)
     ]
     return WorkerPool(NAME, children, grace=application.grace)
+
+
+CONTROL_WORKER = Startable(NAME, "Handles events: async, ordered and scheduled ones.", build_control_worker)
