@@ -85,7 +85,7 @@ def _repeated(lines: Sequence[Line], listener: str) -> list[str]:
     survived: dict[checker.Message, checker.Run] = {}
     found: list[str] = []
     for run in checker.runs_of(lines):
-        if run.listener != listener or run.started < faults.get(run.pid, -1):
+        if run.listener != listener or run.started < faults.get(run.process, -1):
             continue
         before = survived.get((run.key, run.n))
         if before is not None and before.ended < run.started:
@@ -133,7 +133,10 @@ def _read_by_old_code(notes: Sequence[Line], programs: Sequence[Program]) -> lis
     return [
         f"read by old code: {it}"
         for it in notes
-        if it.kind == "start" and it.pid in old and KINDS.get(it.listener) == "Note" and (it.key, it.n) not in readable
+        if it.kind == "start"
+        and it.process in old
+        and KINDS.get(it.listener) == "Note"
+        and (it.key, it.n) not in readable
     ]
 
 
@@ -143,8 +146,8 @@ def _legacy(notes: Sequence[Line], dead: Sequence[DeadLetter], *, flushed: bool)
     if flushed:
         return found
     retired = max((place for place, it in enumerate(notes) if it.listener == "retired"), default=-1)
-    young = {it.pid for it in notes[retired + 1 :] if it.listener == "started" and it.text == "version 1"}
-    declared = next((place for place, it in enumerate(notes) if it.kind == "ready" and it.pid in young), len(notes))
+    young = {it.process for it in notes[retired + 1 :] if it.listener == "started" and it.text == "version 1"}
+    declared = next((place for place, it in enumerate(notes) if it.kind == "ready" and it.process in young), len(notes))
     ended = {it.message_id for it in dead if it.subscription == LEGACY}
     ended |= {f"Note {key} {n}" for key, n in checker.successes(checker.runs_of(notes), LEGACY)}
     tried = {(it.key, it.n) for it in notes[declared:] if it.kind == "note" and it.text.startswith("tried")}
@@ -174,7 +177,7 @@ def _early(lines: Sequence[Line]) -> list[str]:
 
 
 def _broadcast_twice(lines: Sequence[Line]) -> list[str]:
-    heard = Counter((it.pid, it.id) for it in lines if it.kind == "note" and it.listener == "chime")
+    heard = Counter((it.process, it.id) for it in lines if it.kind == "note" and it.listener == "chime")
     return [f"broadcast twice: {it}" for it, count in heard.items() if count > 1]
 
 

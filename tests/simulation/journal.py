@@ -40,7 +40,7 @@ class SimulatedJournal:
         self.lines.append(
             Line(
                 kind=kind,
-                pid=process.pid,
+                process=process.pid,
                 at=EPOCH + self._loop.time(),
                 listener=listener,
                 key=key,
@@ -60,7 +60,7 @@ class SimulatedJournal:
 
     def unfinished(self, pid: int) -> bool:
         """Whether a handler of a process has started and not ended."""
-        kinds = Counter(line.kind for line in self.lines if line.pid == pid)
+        kinds = Counter(line.kind for line in self.lines if line.process == pid)
         return kinds["start"] > kinds["end"] + kinds["failed"] + kinds["cancelled"]
 
     def digest(self) -> str:

@@ -14,7 +14,7 @@ LONGEST_STOP = 60.0
 """Seconds within which a worker must shut down, even while its server is unavailable."""
 
 LONGEST_REST = 120.0
-"""Seconds within which all events must be handled after the last fault."""
+"""Seconds without progress after which deliveries are stranded, once the last fault is over."""
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class Member:
 
 def has_begun(fleet: Fleet, process: Child) -> bool:
     """Return whether the process has written to the journal."""
-    return process.pid in fleet.journal.pids()
+    return process.number in fleet.journal.processes()
 
 
 class ProcessPool:

@@ -47,7 +47,7 @@ def summary(fleet: Fleet) -> str:
 
 
 def _accepted(message: Message) -> Line:
-    return Line(kind="accepted", pid=0, at=0.0, key=message[0], n=message[1])
+    return Line(kind="accepted", process=0, at=0.0, key=message[0], n=message[1])
 
 
 def _handed_over(lines: Sequence[Line]) -> Iterator[Message]:
@@ -68,8 +68,8 @@ def _timed(lines: Sequence[Line]) -> Iterator[Message]:
     answers = {(it.key, it.n): it.text for it in lines if it.kind == "note" and it.listener == "cancel"}
     done = successes(runs_of(lines), "done")
     # A killed publisher may just have cancelled: the outcome of these jobs is unknown.
-    killed = {it.pid for it in lines if it.kind == "killing"}
-    unknown = {(it.key, it.n) for it in lines if it.pid in killed and it.listener == "due"} - answers.keys()
+    killed = {it.process for it in lines if it.kind == "killing"}
+    unknown = {(it.key, it.n) for it in lines if it.process in killed and it.listener == "due"} - answers.keys()
     for each in begun:
         certain = each in accepted and answers.get(each, TOO_LATE) == TOO_LATE and each not in unknown
         if certain or (done[each] and answers.get(each) != CANCELLED):

@@ -29,14 +29,14 @@ class Run:
     key: str
     n: int
     attempt: int
-    pid: int
+    process: int
     started: int
     at: float
     ended: float = math.inf
     outcome: Kind | None = None
 
     def __str__(self) -> str:
-        return f"{self.listener} {self.key}/{self.n} attempt {self.attempt} in {self.pid} (line {self.started + 1})"
+        return f"{self.listener} {self.key}/{self.n} attempt {self.attempt} in {self.process} (line {self.started + 1})"
 
 
 def runs_of(lines: Sequence[Line]) -> list[Run]:
@@ -44,14 +44,14 @@ def runs_of(lines: Sequence[Line]) -> list[Run]:
     runs: list[Run] = []
     running: dict[tuple[str, str, int, int], Run] = {}
     for place, line in enumerate(lines):
-        run_id = (line.listener, line.key, line.n, line.pid)
+        run_id = (line.listener, line.key, line.n, line.process)
         if line.kind == "start":
             run = Run(
                 listener=line.listener,
                 key=line.key,
                 n=line.n,
                 attempt=line.attempt,
-                pid=line.pid,
+                process=line.process,
                 started=place,
                 at=line.at,
             )
@@ -62,14 +62,14 @@ def runs_of(lines: Sequence[Line]) -> list[Run]:
             run.ended, run.outcome = min(run.ended, place), line.kind
         elif line.kind in {"killing", "pausing"}:
             for run in running.values():
-                if run.pid == line.pid:
+                if run.process == line.process:
                     run.ended = place
     # A run that began between that line and the signal ended at the process's last line.
-    written = {line.pid: place for place, line in enumerate(lines)}
-    killed = {line.pid for line in lines if line.kind == "killing"}
+    written = {line.process: place for place, line in enumerate(lines)}
+    killed = {line.process for line in lines if line.kind == "killing"}
     for run in running.values():
-        if run.pid in killed and run.ended == math.inf:
-            run.ended = written[run.pid]
+        if run.process in killed and run.ended == math.inf:
+            run.ended = written[run.process]
     return runs
 
 
@@ -87,9 +87,9 @@ def interrupted(lines: Iterable[Line]) -> dict[int, float]:
     places: dict[int, float] = {}
     for place, line in enumerate(lines):
         if line.kind == "killing":
-            places[line.pid] = math.inf
+            places[line.process] = math.inf
         elif line.kind in {"pausing", "cut off"}:
-            places[line.pid] = max(place, places.get(line.pid, 0))
+            places[line.process] = max(place, places.get(line.process, 0))
     return places
 
 
@@ -173,7 +173,7 @@ def repeated(lines: Sequence[Line], listener: str) -> list[str]:
         before = survived.get((run.key, run.n))
         if before is not None and before.ended < run.started:
             found.append(f"again, after {before}: {run}")
-        if run.outcome == "end" and run.started > faults.get(run.pid, -1):
+        if run.outcome == "end" and run.started > faults.get(run.process, -1):
             survived[(run.key, run.n)] = run
     return found
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from infra.mq import DeadLetter, SubscriptionStats
-from tests.e2e.processes import PATIENCE, Processes, until
+from tests.e2e.processes import PATIENCE, POLL, Processes, until
 from tests.stacks import Place
 from tests.torture.journal import Journal, Line, Reader
 from tests.torture.nursery import Child, Nursery
@@ -90,7 +91,7 @@ class Fleet:
 
         def ready() -> Line | None:
             assert process.running, process.stderr
-            return next((each for each in self.journal.of("ready") if each.pid == process.pid), None)
+            return next((each for each in self.journal.of("ready") if each.process == process.number), None)
 
         line = until(ready, f"{process} is ready")
         assert line is not None
@@ -98,7 +99,7 @@ class Fleet:
 
     def kill(self, process: Child) -> float:
         """Record the kill, then kill the process; return the time of the record, in seconds since the epoch."""
-        self._writer.write("killing", pid=process.pid)
+        self._writer.write("killing", process=process.number)
         process.kill()
         return self.journal.of("killing")[-1].at
 
@@ -106,7 +107,7 @@ class Fleet:
         """Stop a process with SIGSTOP, and record that once it has stopped."""
         process.pause()
         time.sleep(STANDSTILL)
-        self._writer.write("pausing", pid=process.pid)
+        self._writer.write("pausing", process=process.number)
 
     def reconnect(self, process: Child, wire: Wire) -> None:
         """End a process's partition, and record that it lasted until now."""
@@ -115,7 +116,7 @@ class Fleet:
 
     def cut_off(self, process: Child) -> None:
         """Record that the results of a process so far may not have been accepted."""
-        self._writer.write("cut off", pid=process.pid)
+        self._writer.write("cut off", process=process.number)
 
     def publish(self, events: Sequence[Any], *, listeners: Sequence[str] = ()) -> None:
         """Publish in this process, with these listeners, and record that the events were accepted."""
@@ -159,15 +160,23 @@ class Fleet:
         assert process.wait() == 0, process.stderr
         return json.loads(process.stdout) if "--json" in arguments else process.stdout
 
-    def wait_empty(self, timeout: float = PATIENCE) -> None:
-        """Return once no listener has pending deliveries, and the outbox is empty."""
+    def pending(self) -> int:
+        """Return the number of pending deliveries and outbox rows."""
+        [(rows,)] = self.rows.fetch("SELECT count(*) FROM beneath_outbox")
+        return int(rows) + sum(it.ready + it.in_flight + it.retrying + it.scheduled for it in self.stats().values())
 
-        def empty() -> bool:
-            if self.rows.fetch("SELECT 1 FROM beneath_outbox LIMIT 1"):
-                return False
-            return not any(it.ready + it.in_flight + it.retrying + it.scheduled for it in self.stats().values())
+    def wait_empty(self, patience: float = PATIENCE) -> None:
+        """Return once no listener has pending deliveries, and the outbox is empty.
 
-        until(empty, "nothing is left in the queue", timeout=timeout)
+        Raises:
+            AssertionError: their number has not decreased for `patience` seconds.
+        """
+        least, deadline = math.inf, math.inf
+        while left := self.pending():
+            if left < least:
+                least, deadline = left, time.monotonic() + patience
+            assert time.monotonic() < deadline, f"{left} deliveries and rows are pending, as {patience:g} s before"
+            time.sleep(POLL)
 
     def stop(self, *processes: Child) -> None:
         """Stop processes with SIGTERM, and check that they exit with code 0."""

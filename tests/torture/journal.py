@@ -19,7 +19,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One action of one process."""
 
     kind: Kind
-    pid: int
+    process: int
+    """The process's number; unlike its pid, the system never assigns it again."""
+
     at: float
     """Seconds since the epoch, by the machine's clock."""
 
@@ -34,11 +36,11 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Journal:
-    """Writes the journal, for one process."""
+    """Writes the journal, for the process with this number; 0 is the test's own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, process: int = 0) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._pid = os.getpid()
+        self._process = process
 
     def write(
         self,
@@ -50,12 +52,12 @@ class Journal:
         attempt: int = 0,
         id: str = "",  # noqa: A002 - a message's id, by its own name
         text: str = "",
-        pid: int | None = None,
+        process: int | None = None,
     ) -> None:
-        """Append a line about this process, or about the process `pid`."""
+        """Append a line about this process, or about another process."""
         line = Line(
             kind=kind,
-            pid=pid or self._pid,
+            process=self._process if process is None else process,
             at=time.time(),
             listener=listener,
             key=key,
@@ -78,7 +80,7 @@ class Reader:
         self._path = path
         self._offset = 0
         self._lines: list[Line] = []
-        self._pids: set[int] = set()
+        self._processes: set[int] = set()
 
     def lines(self) -> list[Line]:
         """Return every line so far."""
@@ -90,13 +92,13 @@ class Reader:
             self._offset += len(whole)
             new = list(_decoded(whole))
             self._lines += new
-            self._pids.update(each.pid for each in new if each.kind not in {"killing", "pausing", "cut off"})
+            self._processes.update(each.process for each in new if each.kind not in {"killing", "pausing", "cut off"})
         return self._lines
 
-    def pids(self) -> set[int]:
-        """Return the processes that have written about themselves so far."""
+    def processes(self) -> set[int]:
+        """Return the numbers of the processes that have written about themselves so far."""
         self.lines()
-        return self._pids
+        return self._processes
 
     def of(self, kind: Kind, listener: str | None = None) -> list[Line]:
         """Return all lines of a kind so far, of one listener if it is given."""

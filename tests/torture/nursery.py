@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from msgspec.structs import replace
+
 from bus.delivery import log_context
 from infra.logging import configure_logging
 from tests.e2e.processes import PATIENCE
@@ -30,6 +32,7 @@ class Child:
     """A process that runs a program of these tests and logs into a file."""
 
     def __init__(self, program: str, plan: Plan, log: Path) -> None:
+        self.number = plan.process
         self._log = log
         self._program = program
         log.touch()
@@ -37,12 +40,8 @@ class Child:
         context.set_forkserver_preload([f"tests.torture.{each}" for each in PROGRAMS])
         self._process = context.Process(target=live, args=(program, plan, log), daemon=True)
         self._process.start()
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
         assert self._process.pid is not None
-        return self._process.pid
+        self._pid = self._process.pid
 
     @property
     def running(self) -> bool:
@@ -62,15 +61,15 @@ class Child:
 
     def pause(self) -> None:
         """Send SIGSTOP."""
-        os.kill(self.pid, signal.SIGSTOP)
+        os.kill(self._pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """Send SIGCONT."""
-        os.kill(self.pid, signal.SIGCONT)
+        os.kill(self._pid, signal.SIGCONT)
 
     def terminate(self) -> None:
         """Send SIGTERM."""
-        os.kill(self.pid, signal.SIGTERM)
+        os.kill(self._pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Send SIGKILL, and wait for its end."""
@@ -78,7 +77,7 @@ class Child:
         self._process.join()
 
     def __str__(self) -> str:
-        return f"{self._program} {self.pid}"
+        return f"{self._program} {self.number}"
 
 
 class Nursery:
@@ -104,7 +103,8 @@ class Nursery:
 
     def start(self, program: str, plan: Plan) -> Child:
         """Start a program."""
-        child = Child(program, plan, Path(self._logs.name) / str(len(self._all)))
+        number = len(self._all) + 1
+        child = Child(program, replace(plan, process=number), Path(self._logs.name) / str(number))
         self._all.append(child)
         return child
 

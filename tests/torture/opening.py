@@ -23,6 +23,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     place: Place
     journal: str
+    process: int = 0
+    """The number of the process that runs the program."""
+
     listeners: tuple[str, ...] = ()
     """The names of the program's `Listeners`."""
 
@@ -63,7 +66,7 @@ async def opened(plan: Plan) -> AsyncIterator[Opened]:
     clock = SteppedClock(Path(plan.clock)) if plan.clock else SystemClock()
     db, mq = plan.place.build(clock, **plan.queue)
     bus = Bus(mq, db, clock=clock, options=msgspec.convert(plan.options, BusOptions))
-    journal = Journal(Path(plan.journal))
+    journal = Journal(Path(plan.journal), plan.process)
     Listeners(bus, db, journal, Path(plan.gate)).add(plan.listeners)
     try:
         async with open_both(db, mq, or_later=bus.has_outbox):

@@ -84,6 +84,6 @@ def wait_until_heard(fleet: Fleet, listening: list[Child], text: str, times: int
     def heard() -> bool:
         assert all(each.running for each in listening)
         lines = fleet.journal.of("note", "chime")
-        return all(sum((it.pid, it.text) == (each.pid, text) for it in lines) >= times for each in listening)
+        return all(sum((it.process, it.text) == (each.number, text) for it in lines) >= times for each in listening)
 
     until(heard, f"both hear {text or 'what is broadcast'!r}")

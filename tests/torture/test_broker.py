@@ -129,7 +129,7 @@ def test_flush_of_the_broker_is_logged_and_work_continues(far: Fleet, broker: Re
     far.publish(both(2))
     far.run(lambda site: site.bus.publish(Chime(key="a", n=1)))
     until(lambda: len(far.runs("flaky", "end")) >= 2 * len(KEYS), "the later ones are handled", timeout=SECONDS)
-    until(lambda: len({each.pid for each in far.journal.of("note", "chime")}) == 2, "both hear broadcasts")
+    until(lambda: len({each.process for each in far.journal.of("note", "chime")}) == 2, "both hear broadcasts")
     far.wait_empty()
     far.stop(*workers)
     check_all(far)

@@ -31,11 +31,11 @@ def journal(text: str) -> list[Line]:
     return [line(number, *each.split()) for number, each in enumerate(text.strip().splitlines())]
 
 
-def line(place: int, pid: str, kind: str, n: str = "0", attempt: str = "0") -> Line:
+def line(place: int, process: str, kind: str, n: str = "0", attempt: str = "0") -> Line:
     listener = "" if kind in {"accepted", "killing", "pausing"} else "l"
     return Line(
         kind=cast("Kind", kind),
-        pid=int(pid),
+        process=int(process),
         at=float(place),
         listener=listener,
         key="a",

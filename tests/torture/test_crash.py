@@ -23,14 +23,14 @@ def test_claims_of_a_killed_worker_are_handled_by_another_within_20_s(fleet: Fle
     workers = fleet.pair("held", **DEFAULTS)
     fleet.publish([Step(key="a", n=1), Step(key="a", n=2)])
     [first] = until(lambda: fleet.runs("held"), "one of them handles it")
-    doomed, other = sorted(workers, key=lambda it: it.pid != first.pid)
+    doomed, other = sorted(workers, key=lambda it: it.number != first.process)
     fleet.gate.touch()
 
     died_at = fleet.kill(doomed)
     until(lambda: len(fleet.runs("held", "end")) == 2, "it is handled again", timeout=BOUND)
 
     again = fleet.runs("held")[1]
-    assert (again.n, again.attempt, again.pid) == (1, 1, other.pid)
+    assert (again.n, again.attempt, again.process) == (1, 1, other.number)
     assert again.at - died_at < BOUND
     print(f"handled again {again.at - died_at:.2f} s after the kill")  # noqa: T201
     fleet.stop(other)
@@ -112,7 +112,10 @@ def beside_their_last_runs(runs: list[Run]) -> list[Run]:
         run
         for killer in (*lives[0], *lives[1])
         for run in runs
-        if run is not killer and run.pid == killer.pid and run.started < killer.ended and run.ended > killer.started
+        if run is not killer
+        and run.process == killer.process
+        and run.started < killer.ended
+        and run.ended > killer.started
     ]
 
 
@@ -136,8 +139,11 @@ def test_handler_that_blocks_the_loop_loses_its_claims_and_its_worker_recovers(f
     [first] = until(lambda: fleet.runs("blocking"), "one of them handles it")
     fleet.gate.touch()
     until(lambda: len(fleet.runs("blocking", "end")) >= 2, "the other one takes it over")
-    stuck, other = sorted(workers, key=lambda it: it.pid != first.pid)
-    assert [(each.n, each.pid) for each in fleet.runs("blocking", "end")][:2] == [(1, other.pid), (2, other.pid)]
+    stuck, other = sorted(workers, key=lambda it: it.number != first.process)
+    assert [(each.n, each.process) for each in fleet.runs("blocking", "end")][:2] == [
+        (1, other.number),
+        (2, other.number),
+    ]
     assert "listeners.py" in stuck.stderr
     assert "blocking, File" in stuck.stderr
 

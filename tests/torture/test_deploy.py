@@ -37,7 +37,7 @@ def test_unknown_event_is_parked_until_a_worker_knows_the_event(fleet: Fleet) ->
 
     newer = fleet.started("new")
     until(lambda: fleet.runs("versioned", "end"), "it is handled")
-    assert [(each.pid, each.attempt) for each in fleet.runs("versioned")] == [(newer.pid, 1)]
+    assert [(each.process, each.attempt) for each in fleet.runs("versioned")] == [(newer.number, 1)]
     fleet.stop(worker, newer)
     assert check(fleet.journal.lines(), "versioned", ordered=False) == []
 
@@ -72,7 +72,7 @@ def test_new_listener_gets_every_event_accepted_after_its_declaration(fleet: Fle
     # The publish of `first` may have begun before the registration; all later ones began after it.
     assert set(accepted[accepted.index(first) + 1 :]) <= came
     assert min(came) > 1
-    assert {each.pid for each in fleet.runs("late")} == {newer.pid}
+    assert {each.process for each in fleet.runs("late")} == {newer.number}
     assert check(fleet.journal.lines(), "done", ordered=False) == []
 
 

@@ -47,7 +47,7 @@ def test_broker_keeps_no_keys_or_memory_after_many_messages(far: Fleet, broker: 
         began = time.monotonic()
         far.run(publish, queue=queue)
         published = time.monotonic() - began
-        far.wait_empty(timeout=PATIENCE)
+        far.wait_empty(patience=PATIENCE)
         handled = time.monotonic() - began
         far.stop(*workers)
         window_over = time.monotonic() + 2 * WINDOW

@@ -48,7 +48,7 @@ def test_disconnected_worker_ends_its_ordered_handlers_before_the_takeover(
         leased.gate.touch()
         cut(wire, how)
         until(lambda: len(leased.runs("held", "end")) == len(steps), "the other one has done all of it")
-        assert {each.pid for each in leased.runs("held", "end")} == {other.pid}
+        assert {each.process for each in leased.runs("held", "end")} == {other.number}
         wire.open_up()
         leased.stop(other)
         leased.publish([Step(key=key, n=2) for key in KEYS])
@@ -76,7 +76,7 @@ def test_handler_on_a_silent_database_ends_before_the_takeover(leased: Fleet, ke
         leased.gate.touch()
         wire.black_out()
         until(lambda: len(leased.runs("booked", "end")) == len(KEYS), "the other one has done all of it")
-        assert {each.pid for each in leased.runs("booked", "end")} == {other.pid}
+        assert {each.process for each in leased.runs("booked", "end")} == {other.number}
         wire.open_up()
         leased.wait_empty()
         leased.stop(lonely, other)
@@ -153,7 +153,7 @@ def goes_on(fleet: Fleet, process: Child, listeners: Sequence[str]) -> None:
 
     def done() -> bool:
         assert process.running, process.stderr
-        lines = (it for it in fleet.journal.lines()[since:] if it.pid == process.pid and it.kind == "end")
+        lines = (it for it in fleet.journal.lines()[since:] if it.process == process.number and it.kind == "end")
         return {it.listener for it in lines} >= set(listeners)
 
     until(done, "it goes on", timeout=SECONDS)

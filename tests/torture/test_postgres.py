@@ -93,7 +93,7 @@ def wait_all_go_on(fleet: Fleet, workers: list[Child], publishers: list[Child]) 
     since = time.time()
 
     def of(child: Child) -> list[Line]:
-        return [each for each in fleet.journal.lines() if each.pid == child.pid and each.at > since]
+        return [each for each in fleet.journal.lines() if each.process == child.number and each.at > since]
 
     def all_do() -> bool:
         for child in (*workers, *publishers):
@@ -117,7 +117,7 @@ def start(fleet: Fleet) -> tuple[list[Child], list[Child]]:
     ]
 
     def publishing() -> bool:
-        return {each.pid for each in publishers} <= {each.pid for each in fleet.journal.lines()}
+        return {each.number for each in publishers} <= {each.process for each in fleet.journal.lines()}
 
     until(publishing, "both publish")
     return workers, publishers
