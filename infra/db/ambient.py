@@ -12,7 +12,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 from infra.db.dialect import DatabaseDialect
 from infra.db.errors import DatabaseUnavailable, NoTransaction
 from infra.db.lock import WriteLock
-from infra.db.savepoint import Scope
+from infra.db.savepoint import RollbackScope
 from infra.db.session import ReadSession
 from infra.db.transaction import Transaction
 from infra.ownership import LoopOwner
@@ -66,7 +66,7 @@ class TransactionBlock:
         self._dialect = dialect
         self._lock = lock
         self._mine: Transaction | None = None
-        self._joined: Scope | None = None
+        self._joined: RollbackScope | None = None
         self._outer: _Frame | None = None
 
     async def __aenter__(self) -> Transaction:
@@ -111,7 +111,7 @@ class SavepointBlock:
     def __init__(self, dialect: DatabaseDialect) -> None:
         self._dialect = dialect
         self._transaction: Transaction | None = None
-        self._scope: Scope | None = None
+        self._scope: RollbackScope | None = None
 
     async def __aenter__(self) -> Transaction:
         transaction = surrounding(self._dialect)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-import asyncpg  # type: ignore[import-untyped]  # it has no types; `Driver` says what we use
+import asyncpg  # type: ignore[import-untyped]  # it has no types; `Driver` is its typed part
 
 from infra.db.postgresql_url import Address
 
@@ -62,15 +62,15 @@ class Driver(Protocol):
         ...
 
     def add_termination_listener(self, callback: Callable[..., object]) -> None:
-        """Have `callback` called when the connection ends."""
+        """Call `callback` when the connection ends."""
         ...
 
     def is_closed(self) -> bool:
-        """Whether the connection has ended, as far as this process knows."""
+        """Return whether the connection has ended, as far as this process knows."""
         ...
 
     def is_in_transaction(self) -> bool:
-        """Whether a transaction is open."""
+        """Return whether a transaction is open."""
         ...
 
     def get_server_pid(self) -> int:

@@ -145,7 +145,9 @@ def is_lost(error: BaseException) -> bool:
     if code:
         return code in _LOST or code.startswith("08")
     if isinstance(error, asyncpg.InterfaceError):
-        return "closed" in str(error) and not isinstance(error, ValueError)  # that one quotes a value
+        return "closed" in str(error) and not isinstance(
+            error, ValueError
+        )  # a ValueError may quote a value with this word
     return isinstance(error, OSError | TimeoutError | EOFError) or _ended_while_idle(error)
 
 

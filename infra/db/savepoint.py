@@ -7,10 +7,10 @@ from sqlalchemy.orm import SessionTransaction
 from infra.db.participant import Participant
 
 
-class Scope:
+class RollbackScope:
     """The transaction as a whole (`outer` is None), or a savepoint in `outer`."""
 
-    def __init__(self, outer: "Scope | None", nested: SessionTransaction | None = None) -> None:
+    def __init__(self, outer: "RollbackScope | None", nested: SessionTransaction | None = None) -> None:
         self.outer = outer
         self.nested = nested
         self.cause: BaseException | None = None
@@ -23,14 +23,14 @@ class Scope:
 
     def mark_all(self, cause: BaseException) -> None:
         """Make this scope and all outer scopes rollback-only."""
-        scope: Scope | None = self
+        scope: RollbackScope | None = self
         while scope is not None:
             scope.mark(cause)
             scope = scope.outer
 
     def joined(self, key: Hashable, participant: Participant) -> None:
         """Save the participant's state for this savepoint and for outer ones that began before the participant."""
-        scope: Scope | None = self
+        scope: RollbackScope | None = self
         while scope is not None and scope.outer is not None and key not in scope._marks:  # noqa: SLF001  # the same class
             scope._marks[key] = participant.savepoint()  # noqa: SLF001
             scope = scope.outer

@@ -56,7 +56,7 @@ class SQLiteConnection(aiosqlite.Connection):
         super().__init__(opener, iter_chunk_size=FIRST_ROWS)
         self._check = check
         self._committed = committed
-        self._thread.daemon = True  # a statement that hangs in the file system must not keep the process
+        self._thread.daemon = True  # a statement that hangs in the file system must not prevent the end of the process
         self.broken = False
         """Whether a ROLLBACK failed, so that the connection was closed to release its lock."""
         self._read_only = read_only
@@ -307,7 +307,7 @@ class BufferedCursor:
                 yield row
 
     def _execute(self, operation: str, parameters: Iterable[Any], connection: sqlite3.Connection) -> None:
-        self._cursor = cursor = connection.execute(operation, parameters)  # type: ignore[arg-type]  # a Sequence it is
+        self._cursor = cursor = connection.execute(operation, parameters)  # type: ignore[arg-type]  # always a Sequence
         if cursor.description is not None:
             self._rows = self._fetch(cursor, FIRST_ROWS, connection)
 

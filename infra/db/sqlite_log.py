@@ -38,7 +38,7 @@ WARN_ABOVE = 16 * LIMIT
 
 
 class LogLimit:
-    """Truncates the log when it is large; called after COMMIT in the threads of connections that write."""
+    """A limit on the log's size, applied after COMMIT in the threads of connections that write."""
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file

@@ -20,7 +20,7 @@ from infra.db.errors import (
 )
 from infra.db.lock import WriteLock, current_task
 from infra.db.participant import Participant
-from infra.db.savepoint import Scope
+from infra.db.savepoint import RollbackScope
 from infra.db.session import TransactionSession
 
 MAX_ROUNDS = 32
@@ -56,7 +56,7 @@ class Transaction:
         self._on_begin: list[Callable[[Connection], None]] = []
         self._participants: dict[Hashable, Participant] = {}
         self._asked = 0
-        self._scope = Scope(None)
+        self._scope = RollbackScope(None)
 
     @property
     def begun(self) -> bool:
@@ -151,15 +151,15 @@ class Transaction:
             return False
 
     @property
-    def scope(self) -> Scope:
+    def scope(self) -> RollbackScope:
         """The innermost savepoint, or the transaction as a whole."""
         return self._scope
 
-    async def enter_savepoint(self) -> Scope:
+    async def enter_savepoint(self) -> RollbackScope:
         """Begin a savepoint for rows, session and participants."""
         session = self.session
         nested = await greenlet_spawn(_sync(session).enter_savepoint)
-        scope = Scope(self._scope, nested)
+        scope = RollbackScope(self._scope, nested)
         for key, participant in self._participants.items():
             scope.joined(key, participant)
         self._scope = scope
@@ -173,7 +173,7 @@ class Transaction:
                 raise
         return scope
 
-    async def leave_savepoint(self, scope: Scope, error: BaseException | None) -> None:
+    async def leave_savepoint(self, scope: RollbackScope, error: BaseException | None) -> None:
         """Release the savepoint, or roll it back because of `error` or because it is rollback-only.
 
         Raises:

@@ -32,7 +32,7 @@ RARE = {
     "inspection._OPEN_MAILBOXES",  # Reads only in-flight mailboxes.
     "claiming._NEXT_DUE",  # Reads the first entry of an index.
     "clock._FORGET",  # The table has few rows.
-    "retirement._CLAIMED",  # Sorts in-flight deliveries with the same publish time.
+    "retiring._CLAIMED",  # Sorts in-flight deliveries with the same publish time.
 }
 HARMLESS = re.compile(r"SCAN (CONSTANT ROW|\w+ VIRTUAL TABLE)")
 

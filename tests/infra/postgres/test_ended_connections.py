@@ -1,4 +1,4 @@
-"""Connections that the server has terminated while the client has not received their end yet."""
+"""QueueConnections that the server has terminated while the client has not received their end yet."""
 
 import asyncio
 

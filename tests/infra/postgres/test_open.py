@@ -212,7 +212,7 @@ async def test_silent_server_is_unavailable(silent_port: int) -> None:
 
 async def test_server_of_another_protocol_is_unavailable(server: PostgresServer) -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 400 Bad PublishRequest\r\n\r\n")
+        writer.write(b"HTTP/1.1 400 Bad PublishCall\r\n\r\n")
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as other:

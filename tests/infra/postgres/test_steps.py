@@ -60,7 +60,7 @@ class Transactions:
         honest = connections._attempt
 
         async def counted(operation: Any, **options: Any) -> Any:  # noqa: ANN401  # as it comes
-            self.count += getattr(operation, "__name__", "") != "_notify"  # the notifier's, at any time
+            self.count += getattr(operation, "__name__", "") != "_send_notification"  # the notifier's, at any time
             if self.count == self.refuse:
                 self.refuse = None
                 raise QueueUnavailable("refused")

@@ -27,10 +27,10 @@ INDEXED = (
     "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "
     "SET enable_hashjoin = off SET enable_mergejoin = off"
 )
-"""Plans are made once, which halves a call's time; one from when a table was empty must not read all of it later.
+"""Cached plans halve a call's time; one made for an empty table must not read the whole table later.
 
-So a row of which the number is known is looked for as `state + 0 = ...`: as `state = ...` it may also be looked for in
-the partial index of that state, which is as good when that is empty, and reads all of it when it is not.
+So a row of known number is searched with `state + 0 = ...`: with `state = ...` the planner may choose the partial index
+of that state, which is equally good while that index is empty, and is read as a whole when it is not.
 """
 
 CLOSE = f"""

@@ -54,7 +54,7 @@ class Membership(Protocol):
 
     @property
     def valid_until(self) -> float:
-        """As `Consumer.valid_until`."""
+        """The value of `Consumer.valid_until`."""
         ...
 
     def renew(self) -> bool:
@@ -100,19 +100,19 @@ class QueueDialect(Protocol):
         ...
 
     async def publish(self, messages: Sequence[Message], now: float) -> None:
-        """As `MessageQueue.publish`."""
+        """Implement `MessageQueue.publish`."""
         ...
 
     async def cancel(self, message_id: str, now: float) -> bool:
-        """As `MessageQueue.cancel`."""
+        """Implement `MessageQueue.cancel`."""
         ...
 
     async def scheduled(self, message_id: str, now: float) -> bool:
-        """As `MessageQueue.scheduled`."""
+        """Implement `MessageQueue.scheduled`."""
         ...
 
     async def broadcast(self, frames: Sequence[bytes], origin: str, now: float) -> None:
-        """As `MessageQueue.broadcast`."""
+        """Implement `MessageQueue.broadcast`."""
         ...
 
     async def last_broadcast(self) -> int:
@@ -128,7 +128,7 @@ class QueueDialect(Protocol):
         ...
 
     async def registry(self) -> Registry:
-        """As `MessageQueue.registry`."""
+        """Implement `MessageQueue.registry`."""
         ...
 
     async def join(self, info: WorkerInfo, now: float) -> Membership:
@@ -152,57 +152,57 @@ class QueueDialect(Protocol):
         ...
 
     async def settle(self, member: Membership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
-        """As `Consumer.settle`."""
+        """Implement `Consumer.settle`."""
         ...
 
     async def isolate(self, member: Membership, claim: Claim) -> bool:
-        """As `Consumer.isolate`."""
+        """Implement `Consumer.isolate`."""
         ...
 
     async def recover(self, now: float) -> int:
-        """As `Consumer.recover`."""
+        """Implement `Consumer.recover`."""
         ...
 
     async def unpark(self, known: Mapping[str, Collection[str]], now: float) -> int:
-        """As `Consumer.unpark`."""
+        """Implement `Consumer.unpark`."""
         ...
 
     async def stats(self, now: float) -> list[SubscriptionStats]:
-        """As `MessageQueue.stats`."""
+        """Implement `MessageQueue.stats`."""
         ...
 
     async def warnings(self) -> list[str]:
-        """As `MessageQueue.warnings`."""
+        """Implement `MessageQueue.warnings`."""
         ...
 
     async def dead_letters(
         self, subscription: str | None, event: str | None, limit: int, after: str | None
     ) -> list[DeadLetter]:
-        """As `MessageQueue.dead_letters`."""
+        """Implement `MessageQueue.dead_letters`."""
         ...
 
     async def dead_letter(self, dead_id: str) -> DeadLetter:
-        """As `MessageQueue.dead_letter`."""
+        """Implement `MessageQueue.dead_letter`."""
         ...
 
     async def retry_dead(self, dead_ids: Sequence[str], now: float) -> int:
-        """As `MessageQueue.retry_dead`."""
+        """Implement `MessageQueue.retry_dead`."""
         ...
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
-        """As `MessageQueue.discard_dead`."""
+        """Implement `MessageQueue.discard_dead`."""
         ...
 
     async def set_paused(self, name: str, *, paused: bool) -> None:
-        """As `MessageQueue.pause` and `resume`."""
+        """Implement `MessageQueue.pause` and `resume`."""
         ...
 
     async def unblock(self, name: str, ordering_key: str, now: float, *, skip: bool) -> None:
-        """As `MessageQueue.unblock`."""
+        """Implement `MessageQueue.unblock`."""
         ...
 
     async def retire(self, name: str, event: str | None, backlog: BacklogPolicy, now: float) -> int:
-        """As `MessageQueue.retire`."""
+        """Implement `MessageQueue.retire`."""
         ...
 
 

@@ -9,14 +9,14 @@ from infra.mq.types import DeadLetter, Subscription
 
 
 @dataclass(frozen=True, slots=True)
-class StoredSubscription:
+class SubscriptionRow:
     """A subscription as stored in the database."""
 
     id: int
     ordered: bool
 
 
-def refuse_conflict(wanted: Subscription, kept: dict[str, StoredSubscription]) -> None:
+def refuse_conflict(wanted: Subscription, kept: dict[str, SubscriptionRow]) -> None:
     """Check a declaration against `kept`, the stored subscriptions of its name and aliases.
 
     Raises:

@@ -29,8 +29,8 @@ _BEGIN = {
 }
 
 
-class Connections:
-    """Runs operations, each on a connection that it uses exclusively.
+class QueueConnections:
+    """A small pool that runs operations, each on a connection that it uses exclusively.
 
     Args:
         db: The database to connect to.

@@ -28,7 +28,7 @@ from infra.mq.drivers.sql.postgres import (
 )
 from infra.mq.drivers.sql.postgres.ambient import AfterCommit, run_in
 from infra.mq.drivers.sql.postgres.clock import ServerClock
-from infra.mq.drivers.sql.postgres.connections import Connections, Operation
+from infra.mq.drivers.sql.postgres.connections import Operation, QueueConnections
 from infra.mq.drivers.sql.postgres.errors import KeyBusy, queue_error
 from infra.mq.drivers.sql.postgres.forgetting import Forgetter
 from infra.mq.drivers.sql.postgres.group_publisher import GroupPublisher
@@ -69,7 +69,7 @@ class PostgresQueueDialect:
         self._server = cast("PostgreSQL", db.dialect)
         self._options = options
         self.clock = ServerClock(clock)
-        self._connections = Connections(self._server, options.patience)
+        self._connections = QueueConnections(self._server, options.patience)
         self._notifier = Notifier(self._server, self._connections, self.clock, options.longest_silence)
         self._keeper = LeaseKeeper(self._server, options.lease, self._terminate_stuck)
         self._loop: asyncio.AbstractEventLoop | None = None

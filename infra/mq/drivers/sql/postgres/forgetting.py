@@ -7,7 +7,7 @@ from functools import partial
 
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.postgres import broadcasting, publishing
-from infra.mq.drivers.sql.postgres.connections import Connections
+from infra.mq.drivers.sql.postgres.connections import QueueConnections
 
 STEPS = 50
 """The maximum number of steps in a call for each kind of row; a step removes a thousand rows."""
@@ -19,7 +19,7 @@ Step = Callable[[Driver, float, float], Awaitable[float | None]]
 
 
 class Forgetter:
-    """Removes expired rows, each time from where the last call ended.
+    """The removal of expired rows, which continues each time from where the last call ended.
 
     While another transaction stays open, removed rows stay in the indexes, and a search from the start would read them
     all.
@@ -30,7 +30,7 @@ class Forgetter:
         broadcast_kept: Seconds for which frames are stored.
     """
 
-    def __init__(self, connections: Connections, dedupe_window: float, broadcast_kept: float) -> None:
+    def __init__(self, connections: QueueConnections, dedupe_window: float, broadcast_kept: float) -> None:
         self._connections = connections
         self._kinds: tuple[tuple[Step, float], ...] = (
             (publishing.forget_ids, dedupe_window),

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from infra.mq.drivers.sql.postgres.errors import KeyBusy
-from infra.mq.drivers.sql.postgres.waiting_publishes import PublishRequest, WaitingPublishes
+from infra.mq.drivers.sql.postgres.waiting_publishes import PublishCall, WaitingPublishes
 from infra.mq.errors import QueueClosed, QueueError, QueueRejected
 from infra.mq.types import Message
 
@@ -34,7 +34,7 @@ Send = Callable[[Sequence[Message], float], Awaitable[None]]
 
 
 class GroupPublisher:
-    """Combines concurrent publishes into one statement and one COMMIT; a single publish is sent at once.
+    """A publisher that combines concurrent calls into one statement and one COMMIT; a single call is sent at once.
 
     The messages of a cancelled caller may be accepted or not. A call whose messages are rejected delays no other call.
     A call that waits for another transaction delays only calls with the same ordering key or the same id; it fails with
@@ -44,7 +44,7 @@ class GroupPublisher:
     def __init__(self, send: Send, patience: float) -> None:
         self._send = send
         self._patience = patience
-        self._queued: list[PublishRequest] = []
+        self._queued: list[PublishCall] = []
         self._free_lanes = LANES
         self._apart = WaitingPublishes()
         self._waiter: asyncio.Task[None] | None = None
@@ -61,7 +61,7 @@ class GroupPublisher:
         Raises:
             QueueError: the messages were rejected, or the queue failed.
         """
-        request = PublishRequest(messages, asyncio.get_running_loop().create_future())
+        request = PublishCall(messages, asyncio.get_running_loop().create_future())
         if self._apart and self._apart.concerns(request):
             self._wait_apart(request, request.names & self._apart.names)
         else:
@@ -97,8 +97,8 @@ class GroupPublisher:
             # Not in a done callback: a call that arrives before the callback runs must find the lane free.
             self._free_lanes += 1
 
-    def _next_group(self) -> list[PublishRequest]:
-        group: list[PublishRequest] = []
+    def _next_group(self) -> list[PublishCall]:
+        group: list[PublishCall] = []
         count = size = taken = 0
         for request in self._queued:
             count += len(request.messages)
@@ -111,7 +111,7 @@ class GroupPublisher:
         del self._queued[:taken]
         return group
 
-    async def _send_group(self, group: list[PublishRequest], patience: float) -> None:
+    async def _send_group(self, group: list[PublishCall], patience: float) -> None:
         """Send and answer a group; bisect it to find the calls that are rejected or have to wait."""
         if self._apart:
             for request in [it for it in group if self._apart.concerns(it)]:
@@ -131,7 +131,7 @@ class GroupPublisher:
             else:
                 _fail(group, error)
 
-    async def _send_whole(self, group: list[PublishRequest], patience: float) -> None:
+    async def _send_whole(self, group: list[PublishCall], patience: float) -> None:
         """Send and answer a group; raise the errors that may concern only a part of the group."""
         try:
             await self._send([message for request in group for message in request.messages], patience)
@@ -150,7 +150,7 @@ class GroupPublisher:
 
     # --- calls that wait for other transactions -----------------------------------------------------------------------
 
-    def _wait_apart(self, request: PublishRequest, names: frozenset[str]) -> None:
+    def _wait_apart(self, request: PublishCall, names: frozenset[str]) -> None:
         loop = asyncio.get_running_loop()
         self._apart.add(request, names, loop.time() + self._patience)
         if self._waiter is None or self._waiter.done():
@@ -164,7 +164,7 @@ class GroupPublisher:
             _fail(self._apart.clear(), QueueClosed(f"publishing to the queue was stopped: {error!r}"))
             raise
 
-    async def _try(self, group: list[PublishRequest]) -> None:
+    async def _try(self, group: list[PublishCall]) -> None:
         """Try a group that waits for the same locks; answer calls that succeed or have waited too long."""
         loop = asyncio.get_running_loop()
         alone = len(group) == len(self._apart)
@@ -185,7 +185,7 @@ class GroupPublisher:
                 self._apart.remove(request)
 
 
-def _fail(group: list[PublishRequest], error: QueueError) -> None:
+def _fail(group: list[PublishCall], error: QueueError) -> None:
     for request in group:
         if not request.answer.done():
             request.answer.set_exception(error)

@@ -60,11 +60,11 @@ FROM beneath_dead_letter
 """
 
 Counts = dict[int, tuple[Any, ...]]
-"""By subscription."""
+"""Counts of one kind, by subscription number."""
 
 
 async def stats(driver: Driver, live: Collection[frozenset[str]], now: float) -> list[SubscriptionStats]:
-    """Count what every subscription holds, in one snapshot; `live` has the subscriptions of each live worker."""
+    """Return the counts of every subscription, in one snapshot; `live` holds the subscriptions of each live worker."""
     events = await _by_subscription(driver, _EVENTS)
     dead = dict(map(tuple, await driver.fetch(_DEAD)))
     names: defaultdict[int, set[str]] = defaultdict(set)
@@ -176,7 +176,7 @@ class _Counted:
         return counted
 
     def unordered(self, number: int) -> tuple[Counter[str], list[float | None]]:
-        """Return the counts of a subscription, and the oldest of each kind."""
+        """Return the counts of a subscription, and the oldest publish time of each kind."""
         ready, retrying, oldest_ready = self.ready.get(number, (0, 0, None))
         claimed, oldest_claimed = self.claimed.get(number, (0, None))
         parked, oldest_parked = self.parked.get(number, (0, None))
@@ -184,7 +184,7 @@ class _Counted:
         return counts, [oldest_ready, oldest_claimed, oldest_parked]
 
     def ordered(self, number: int) -> tuple[Counter[str], list[float | None]]:
-        """Return the counts of a subscription, and the oldest of each kind."""
+        """Return the counts of a subscription, and the oldest publish time of each kind."""
         total, oldest = self.placed.get(number, (0, None))
         counts = Counter(
             retrying=self.retrying_mailboxes.get(number, (0,))[0],

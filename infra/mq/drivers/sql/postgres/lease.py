@@ -74,7 +74,7 @@ class LeaseMembership:
 
 
 class LeaseKeeper:
-    """Renews leases in a thread with its own event loop and connection.
+    """The renewal of leases, in a thread with its own event loop and connection.
 
     Args:
         db: The database with the leases.

@@ -12,7 +12,7 @@ from infra.db.postgresql import PostgreSQL
 from infra.db.postgresql_driver import Driver, close
 from infra.db.postgresql_errors import CONNECTING
 from infra.mq.drivers.sql.postgres.clock import ServerClock
-from infra.mq.drivers.sql.postgres.connections import Connections
+from infra.mq.drivers.sql.postgres.connections import QueueConnections
 from infra.mq.errors import QueueError
 from infra.supervision import SupervisedTask, Supervisor
 
@@ -36,7 +36,7 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 class Notifier:
-    """Sets the events of waiters when the queue may have changed, and notifies other processes.
+    """Notifications of this process's waiters when the queue may have changed, and of other processes.
 
     Notifications are sent outside of transactions, at most one per `NOTIFY_INTERVAL`, in real time whatever the queue's
     clock. Behind a pooler LISTEN is impossible; there the queue is only polled every second.
@@ -48,7 +48,9 @@ class Notifier:
         longest_silence: The longest time, in seconds, between two polls; more is an interruption.
     """
 
-    def __init__(self, db: PostgreSQL, connections: Connections, clock: ServerClock, longest_silence: float) -> None:
+    def __init__(
+        self, db: PostgreSQL, connections: QueueConnections, clock: ServerClock, longest_silence: float
+    ) -> None:
         self._db = db
         self._connections = connections
         self._clock = clock
@@ -123,14 +125,14 @@ class Notifier:
             while self._again:
                 self._again = False
                 try:
-                    await self._connections.run(self._send, writing=False)
+                    await self._connections.run(self._send_notification, writing=False)
                 except QueueError as error:
                     _log.debug("notification failed", error=str(error))
                 await asyncio.sleep(NOTIFY_INTERVAL)
         finally:
             self._notifying = None
 
-    async def _send(self, driver: Driver) -> None:
+    async def _send_notification(self, driver: Driver) -> None:
         await driver.execute("SELECT pg_notify($1, $2)", CHANNEL, self._me)
 
     async def _poll(self) -> None:

@@ -22,7 +22,7 @@ class _Seen(NamedTuple):
 
 
 class LeaseObserver:
-    """Measures by this process's monotonic clock how long each lease has been unchanged.
+    """A record of how long each lease has been unchanged, by this process's monotonic clock.
 
     The end of a lease is only compared with its earlier value, so that no step of a wall clock makes a live worker look
     dead or a dead one alive. Whatever prevented this process from observing may have prevented other workers from

@@ -5,7 +5,7 @@ from functools import partial
 import structlog
 
 from infra.mq.drivers.sql.postgres import publishing
-from infra.mq.drivers.sql.postgres.connections import Connections
+from infra.mq.drivers.sql.postgres.connections import QueueConnections
 from infra.mq.drivers.sql.postgres.positions import SCHEDULED, Positions
 from infra.mq.drivers.sql.postgres.publishing import Position
 from infra.mq.errors import QueueClosed, QueueError
@@ -17,12 +17,12 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 class Promoter:
-    """Promotes due messages a step at a time, each step from where the last one ended, and restarts at the end.
+    """The promotion of due messages in steps, each from where the last one ended, with a restart at the end.
 
     Messages locked by other transactions are skipped, so that later messages do not wait for them.
     """
 
-    def __init__(self, connections: Connections, positions: Positions) -> None:
+    def __init__(self, connections: QueueConnections, positions: Positions) -> None:
         self._connections = connections
         self._positions = positions
         self._after: Position | None = None

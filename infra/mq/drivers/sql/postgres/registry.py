@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from infra.db.postgresql_driver import Driver
-from infra.mq.drivers.sql.stored import StoredSubscription, refuse_conflict
+from infra.mq.drivers.sql.stored import SubscriptionRow, refuse_conflict
 from infra.mq.errors import SubscriptionConflict
 from infra.mq.refusals import no_subscription
 from infra.mq.types import Registry, Subscription
@@ -114,7 +114,7 @@ async def declared(driver: Driver, subscriptions: Collection[Subscription], broa
     events = {event for it in subscriptions for event in it.events}
     row = await driver.fetchrow(_STATE, list(names), list(events), list(broadcasts))
     columns = zip(row["names"], row["numbers"], row["ordered"], strict=True)
-    kept = {name: StoredSubscription(number, bool(ordered)) for name, number, ordered in columns}
+    kept = {name: SubscriptionRow(number, bool(ordered)) for name, number, ordered in columns}
     routes = set(zip(row["route_events"], row["route_subscriptions"], strict=True))
     complete = not row["retiring"] and set(broadcasts) <= set(row["broadcasts"])
     for wanted in subscriptions:
@@ -155,9 +155,9 @@ async def registry(driver: Driver) -> Registry:
     )
 
 
-async def find(driver: Driver, names: Iterable[str]) -> dict[str, StoredSubscription]:
+async def find(driver: Driver, names: Iterable[str]) -> dict[str, SubscriptionRow]:
     """Return the subscriptions of names and aliases; unknown names are omitted."""
-    return {row[0]: StoredSubscription(row[1], bool(row[2])) for row in await driver.fetch(_KEPT, list(names))}
+    return {row[0]: SubscriptionRow(row[1], bool(row[2])) for row in await driver.fetch(_KEPT, list(names))}
 
 
 async def names_of(driver: Driver, name: str) -> list[str]:
@@ -169,7 +169,7 @@ async def names_of(driver: Driver, name: str) -> list[str]:
     return [row[0] for row in await driver.fetch(_NAMES_OF, (await get(driver, name)).id)]
 
 
-async def get(driver: Driver, name: str) -> StoredSubscription:
+async def get(driver: Driver, name: str) -> SubscriptionRow:
     """Return the subscription of a name or alias.
 
     Raises:

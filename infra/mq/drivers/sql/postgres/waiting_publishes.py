@@ -9,7 +9,7 @@ from infra.mq.drivers.sql.postgres.errors import Held
 from infra.mq.types import Message
 
 
-class PublishRequest:
+class PublishCall:
     """The messages of one call, and the future for its result.
 
     The locks for which it may have to wait have names: "key" or "id", the event, and the value. The event is part of
@@ -47,7 +47,7 @@ class WaitingPublishes:
     """Waiting requests in their order; those that wait for the same locks are tried together and in order."""
 
     def __init__(self) -> None:
-        self._requests: dict[PublishRequest, _Waiting] = {}
+        self._requests: dict[PublishCall, _Waiting] = {}
         self._turns = itertools.count()
         self._busy: dict[str, int] = {}
         """The number of requests that wait for each name."""
@@ -60,35 +60,35 @@ class WaitingPublishes:
         """The names of all locks for which requests wait."""
         return frozenset(self._busy)
 
-    def concerns(self, request: PublishRequest) -> bool:
+    def concerns(self, request: PublishCall) -> bool:
         """Return whether `request` must wait behind another one."""
         return bool(self._busy) and not self._busy.keys().isdisjoint(request.names)
 
-    def add(self, request: PublishRequest, names: frozenset[str], deadline: float) -> None:
+    def add(self, request: PublishCall, names: frozenset[str], deadline: float) -> None:
         """Add a request that waits for `names` until `deadline`, by the loop's clock."""
         self._requests[request] = _Waiting(names, deadline, next(self._turns))
         for name in names:
             self._busy[name] = self._busy.get(name, 0) + 1
 
-    def remove(self, request: PublishRequest) -> None:
+    def remove(self, request: PublishCall) -> None:
         """Remove a request."""
         for name in self._requests.pop(request).names:
             self._busy[name] -= 1
             if not self._busy[name]:
                 del self._busy[name]
 
-    def clear(self) -> list[PublishRequest]:
+    def clear(self) -> list[PublishCall]:
         """Remove and return all requests."""
         requests = list(self._requests)
         self._requests.clear()
         self._busy.clear()
         return requests
 
-    def deadline(self, request: PublishRequest) -> float:
+    def deadline(self, request: PublishCall) -> float:
         """Return the deadline of a request, by the loop's clock."""
         return self._requests[request].deadline
 
-    def next_group(self, limit: int) -> list[PublishRequest]:
+    def next_group(self, limit: int) -> list[PublishCall]:
         """Return the requests to try next: the one whose turn it is, and those that wait for no other locks.
 
         They have `limit` messages at most. No request is tried before an earlier one that waits for the same lock.
@@ -97,7 +97,7 @@ class WaitingPublishes:
         if chosen is None:
             return []
         wanted = self._requests[chosen].names
-        group: list[PublishRequest] = []
+        group: list[PublishCall] = []
         count = 0
         blocked: set[str] = set()
         for request, waiting in self._requests.items():
@@ -116,8 +116,8 @@ class WaitingPublishes:
                 blocked |= waiting.names
         return group
 
-    def _next_in_turn(self) -> PublishRequest | None:
-        chosen: PublishRequest | None = None
+    def _next_in_turn(self) -> PublishCall | None:
+        chosen: PublishCall | None = None
         turn = 0
         blocked: set[str] = set()
         for request, waiting in self._requests.items():

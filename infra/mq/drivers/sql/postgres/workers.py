@@ -11,7 +11,7 @@ import structlog
 
 from infra.clock import Clock
 from infra.mq.drivers.sql.postgres import claiming, membership, settling
-from infra.mq.drivers.sql.postgres.connections import Connections
+from infra.mq.drivers.sql.postgres.connections import QueueConnections
 from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, LeaseMembership
 from infra.mq.drivers.sql.postgres.positions import SCHEDULED, Positions
 from infra.mq.drivers.sql.postgres.promotion import Promoter
@@ -40,7 +40,7 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 class Workers:
-    """Joins, claims, settles, recovers and leaves for the workers of this process.
+    """The workers of this process, with the operations that need their leases and positions.
 
     Args:
         connections: The queue's connections to the server.
@@ -49,7 +49,9 @@ class Workers:
         wake: Called when a scan may have found deliveries that claims have not seen.
     """
 
-    def __init__(self, connections: Connections, keeper: LeaseKeeper, clock: Clock, wake: Callable[[], object]) -> None:
+    def __init__(
+        self, connections: QueueConnections, keeper: LeaseKeeper, clock: Clock, wake: Callable[[], object]
+    ) -> None:
         self._connections = connections
         self._keeper = keeper
         self._clock = clock

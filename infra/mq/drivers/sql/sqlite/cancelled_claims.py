@@ -11,7 +11,7 @@ Settle = Callable[[LockMembership, Sequence[Settlement]], Awaitable[object]]
 
 
 class CancelledClaims:
-    """Releases such claims at once; after a failure they are stored here until the next call of `release`."""
+    """The claims of cancelled callers: released at once, or stored after a failure until the next `release`."""
 
     def __init__(self, settle: Settle) -> None:
         self._settle = settle
@@ -50,7 +50,7 @@ class CancelledClaims:
         try:
             await self._release(member)
         except QueueError:
-            return  # the next call of `release` does it
+            return  # the next call of `release` tries again
 
 
 def _released(claim: Claim) -> Settlement:

@@ -1,4 +1,4 @@
-"""Connections of the queue to its SQLite file, and the translation of SQLite's errors to queue errors."""
+"""QueueConnections of the queue to its SQLite file, and the translation of SQLite's errors to queue errors."""
 
 import sqlite3
 from collections.abc import Callable, Iterator

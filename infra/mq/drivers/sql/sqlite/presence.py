@@ -77,7 +77,7 @@ class _Holding:
 
 
 class Presence:
-    """Registers this process's workers, and recovers the claims of dead workers of all processes."""
+    """Registration of this process's workers, and recovery of the claims of dead workers of all processes."""
 
     def __init__(self, path: Path, watcher: Watcher, steps: Steps) -> None:
         self._path = path

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from json import dumps
 
 from infra.mq.drivers.sql.sqlite.numbers import reserve
-from infra.mq.drivers.sql.stored import StoredSubscription, refuse_conflict
+from infra.mq.drivers.sql.stored import SubscriptionRow, refuse_conflict
 from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
 from infra.mq.refusals import no_subscription
 from infra.mq.types import Registry, Subscription
@@ -93,13 +93,13 @@ def registry(db: sqlite3.Connection) -> Registry:
     )
 
 
-def find(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, StoredSubscription]:
+def find(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, SubscriptionRow]:
     """Return the subscriptions of names and aliases; unknown names are omitted."""
     rows = db.execute(_KEPT, {"names": dumps(list(names))}).fetchall()
-    return {name: StoredSubscription(number, bool(ordered)) for name, number, ordered in rows}
+    return {name: SubscriptionRow(number, bool(ordered)) for name, number, ordered in rows}
 
 
-def get(db: sqlite3.Connection, name: str) -> StoredSubscription:
+def get(db: sqlite3.Connection, name: str) -> SubscriptionRow:
     """Return the subscription of a name or alias.
 
     Raises:

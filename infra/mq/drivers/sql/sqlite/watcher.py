@@ -21,7 +21,7 @@ _SLOWDOWN = 1.15
 
 
 class Watcher:
-    """Sets the events of waiters when the database has changed, and runs short reads on its own connection.
+    """A poller that sets the events of waiters when the database has changed, and a connection for short reads.
 
     A poll is `PRAGMA data_version`, which takes microseconds and no lock. It runs in the event loop, like the reads,
     which must therefore be index lookups. Polls follow real time, whatever the queue's clock: a test's clock cannot

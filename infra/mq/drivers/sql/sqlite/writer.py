@@ -87,7 +87,7 @@ def _nothing(*_: object) -> None:
 
 
 class Writer:
-    """Runs operations on one connection; operations submitted while a group runs form the next group.
+    """The writer of a process: operations submitted while a group runs form the next group, on one connection.
 
     A group is one transaction of bounded size, and each caller gets its own result. An operation that fails is rolled
     back alone: its group runs again, with each operation in a savepoint. The operation of a cancelled caller may happen
@@ -275,7 +275,7 @@ class Writer:
             self._begin(db)
             try:
                 return self._commit(db, _run_in_order(db, operations), check)
-            except Exception as error:  # handed to the caller whose operation it was
+            except Exception as error:  # raised in the caller of that operation
                 _roll_back(db)
                 meaning = self._meaning(error)
                 if len(operations) == 1:
@@ -295,7 +295,7 @@ class Writer:
         db.execute("SAVEPOINT beneath_queue")
         try:
             result = operation(db)
-        except Exception as error:  # handed to the caller whose operation it was
+        except Exception as error:  # raised in the caller of that operation
             meaning = self._meaning(error)
             if isinstance(meaning, QueueUnavailable) or not db.in_transaction:
                 # The disk or the file failed; SQLite may have rolled back the whole transaction.
