@@ -8,6 +8,7 @@ import structlog
 
 from infra.mq.drivers.redis.claim_requests import ClaimRequests
 from infra.mq.drivers.redis.core import Core
+from infra.mq.drivers.redis.keys import WAITING
 from infra.mq.drivers.redis.known_claims import KnownClaims
 from infra.mq.drivers.redis.registry import Route
 from infra.mq.drivers.redis.scripts import scripts
@@ -104,7 +105,7 @@ class ClaimReconciler:
             QueueClosed: the lease is lost.
         """
         server = await run_id(self._core.link(link))
-        keys = [self._core.keys.of(it) for it in ("leases", "claims", "sleepers")]
+        keys = [self._core.keys.of(it) for it in ("leases", "claims", WAITING)]
         answer = await self._core.link(link).run_repeatable(scripts().stop_claims, keys, self._name, number)
         if isinstance(answer, int):
             raise self._lose()

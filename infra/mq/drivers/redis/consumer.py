@@ -9,7 +9,7 @@ import msgspec
 
 from infra.mq.drivers.redis.claim_reconciler import PAGE, ClaimReconciler
 from infra.mq.drivers.redis.core import OUTDATED, Core
-from infra.mq.drivers.redis.keys import owner_name
+from infra.mq.drivers.redis.keys import WAITING, owner_name
 from infra.mq.drivers.redis.lease import Lease
 from infra.mq.drivers.redis.notifier import RedisNotifier
 from infra.mq.drivers.redis.registry import RegistrySnapshot, Route
@@ -210,7 +210,7 @@ class RedisConsumer:
         if not lost:
             with contextlib.suppress(QueueError):
                 await self._core.link("admin").run_repeatable(
-                    scripts().abandon, self._keys("leases", "sleepers"), self._name
+                    scripts().abandon, self._keys("leases", WAITING), self._name
                 )
         self._lease.close()
         self._forget(self)
@@ -301,7 +301,7 @@ class RedisConsumer:
         limits = [(route.subscription.ordered, limit) for _, route, limit in wants]
         limits += [(route.subscription.ordered, 0) for route in no_longer_wanted]
         keys = [
-            *self._keys("meta", "leases", "plans", "planned", "sleepers", "claims"),
+            *self._keys("meta", "leases", "plans", "planned", WAITING, "claims"),
             *_groups([it for _, it, _ in wants]),
             *_groups(no_longer_wanted),
         ]

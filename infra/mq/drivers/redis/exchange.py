@@ -70,7 +70,7 @@ def count_answers(connection: AbstractConnection, received: Callable[[int], None
 
 
 def unsent_bytes(connection: AbstractConnection) -> int:
-    """Return the number of bytes that the server has not acknowledged, or with an unknown system those not sent yet."""
+    """Return the number of bytes written to the connection that the server's system has not acknowledged yet."""
     writer = connection._writer  # noqa: SLF001 - the client does not expose its socket
     if writer is None:
         return 0

@@ -12,6 +12,9 @@ GROUP = ("line", "later", "body", "plan", "idle", "own", "past", "box", "block")
 LINE = ("line", "later", "body", "plan", "idle", "own")
 """The keys of a subscription that `send.lua` expects, in this order."""
 
+WAITING = "sleepers"
+"""The name of the key of waiting workers, as earlier releases chose it."""
+
 LONG = 72
 """Length of the names of owners, in bytes. A hash with values over 64 bytes is never stored as a list, in which each
 read searches from the start: with a hundred claimed deliveries that took most of a claim's time."""
@@ -39,8 +42,8 @@ class Keys:
           number of dead letters of each sid (`d:<sid>`).
         - `workers`: HASH of worker -> listeners, host, pid, lease and waiter id. `leases`: ZSET of workers by the time
           at which their lease expires, 0 for an abandoned one. `since`: HASH of worker -> time since which it has
-          reached the server without a break. `claims`: HASH of worker -> number of its last claim. `sleepers`: HASH of
-          waiting worker -> number of the claim request by which it waits; earlier releases gave the key its name.
+          reached the server without a break. `claims`: HASH of worker -> number of its last claim. `WAITING`: HASH of
+          waiting worker -> number of the claim request by which it waits.
         - `accepted`: ZSET of "event NUL id" by the time of acceptance. `dedupe`: the same of earlier releases, with ids
           alone. `resent`: the same for messages that may be sent again after the dedupe window.
         - `plans`: ZSET of scheduled messages by due time. `planned`: HASH of message id -> its entries in `plans`.

@@ -78,7 +78,7 @@ class KnownClaims:
         return dict(self.sure()).get(sid, {})
 
     def sure(self) -> Iterator[tuple[str, Mapping[str, int]]]:
-        """Yield such claims by subscription."""
+        """Yield the claims that the server cannot have ended by a settlement, by sid."""
         ending = self._ending()
         for sid, held in list(self._held.items()):
             found = {name: fence for name, fence in held.items() if name not in ending.get(sid, ())}

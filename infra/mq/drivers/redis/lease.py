@@ -8,6 +8,7 @@ from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.core import Core
 from infra.mq.drivers.redis.errors import explain
+from infra.mq.drivers.redis.keys import WAITING
 from infra.mq.drivers.redis.scripts import Script, scripts
 from infra.mq.drivers.redis.wire import microseconds
 from infra.mq.errors import QueueUnavailable
@@ -76,7 +77,7 @@ class Lease:
         """End the lease in this process and, if the server is reachable now, for all workers."""
         self._lost = True
         with self._lock, contextlib.suppress(QueueUnavailable):
-            self._run(scripts().abandon, ["leases", "sleepers"], self._worker)
+            self._run(scripts().abandon, ["leases", WAITING], self._worker)
 
     def keep_alive(self) -> None:
         """Renew the lease in a thread until it is lost or the process ends, for a handler that does not stop."""

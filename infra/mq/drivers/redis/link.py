@@ -21,16 +21,16 @@ FIRST_BACKOFF = 0.05
 """Seconds after a first failed attempt to connect before the next attempt; doubled by each further failure."""
 
 MAX_BACKOFF = 1.0
-"""The largest such delay, in seconds."""
+"""The longest delay, in seconds, between two attempts to connect."""
 
 SMALL = 64 * 1024
 """The largest request, in bytes, whose sending needs no extra time."""
 
 BUFFERED = 8 * 1024 * 1024
-"""The largest number of bytes of a request that may be in buffers of the network, where progress is not visible."""
+"""Number of bytes of a large request that network buffers may hold, where this side sees no progress."""
 
 SLOWEST = 1024 * 1024
-"""The lowest rate, in bytes per second, at which buffered bytes are assumed to arrive."""
+"""The rate, in bytes per second, at which `BUFFERED` bytes must arrive; it extends the timeout of a large request."""
 
 _BROKEN = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, EOFError, asyncio.IncompleteReadError)
 

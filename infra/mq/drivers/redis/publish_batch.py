@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from infra.mq.drivers.redis.keys import Keys
+from infra.mq.drivers.redis.keys import WAITING, Keys
 from infra.mq.drivers.redis.link import Argument
 from infra.mq.drivers.redis.registry import RegistrySnapshot, Route
 from infra.mq.drivers.redis.scripts import Script, scripts
@@ -63,7 +63,7 @@ class PublishBatch:
                 arguments = [count, *targets.targets, *self._contents, *self.ids]
                 return ScriptCall(scripts().send_one if count == 1 else scripts().send, targets.keys, arguments)
         routing = _Routing(snapshot, self._messages, self._now)
-        names = [keys.of(it) for it in ("meta", "accepted", "dedupe", "sleepers", "plans", "planned", "resent")]
+        names = [keys.of(it) for it in ("meta", "accepted", "dedupe", WAITING, "plans", "planned", "resent")]
         names += [key for route in routing.routes for key in route.keys]
         since = msgspec.msgpack.encode((RESENT_IDS, RESENT_FOR, self._since)) if self._since else b""
         return ScriptCall(scripts().publish, names, [routing.packed(), since, *self._contents, *self.ids])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import msgspec
 import structlog
 
-from infra.mq.drivers.redis.keys import GROUP, LINE, Keys
+from infra.mq.drivers.redis.keys import GROUP, LINE, WAITING, Keys
 from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.retiring import RETIRING, finish_retiring
 from infra.mq.drivers.redis.scripts import scripts
@@ -119,7 +119,7 @@ class RegistrySnapshot:
     def _find_send_targets(self, routes: Sequence[Route]) -> SendTargets | None:
         if any(it.subscription.ordered for it in routes):
             return None
-        keys = [self._keys.of(name) for name in ("meta", "accepted", "dedupe", "sleepers")]
+        keys = [self._keys.of(name) for name in ("meta", "accepted", "dedupe", WAITING)]
         for route in routes:
             group = dict(zip(GROUP, route.keys, strict=True))
             keys += [group[name] for name in LINE]

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from infra.mq.drivers.redis.core import OUTDATED, Core
+from infra.mq.drivers.redis.keys import WAITING
 from infra.mq.drivers.redis.registry import RegistrySnapshot, Route
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.drivers.redis.wire import microseconds
@@ -15,7 +16,7 @@ pack = msgspec.msgpack.encode
 AUDITED = 100
 """The largest number of subscriptions per request of `audit.lua`."""
 
-WORKER_KEYS = ("leases", "workers", "sleepers", "claims", "since")
+WORKER_KEYS = ("leases", "workers", WAITING, "claims", "since")
 """The keys that store workers, in the order of `forget_workers.lua`."""
 
 
@@ -26,7 +27,7 @@ async def find_dead(core: Core, worker: str, *, patient: bool) -> tuple[list[str
     their lease count as dead.
     """
     options = core.options
-    keys = [core.keys.of(it) for it in ("meta", "leases", "sleepers", "since", "retiring")]
+    keys = [core.keys.of(it) for it in ("meta", "leases", WAITING, "since", "retiring")]
     margin = microseconds(options.margin) if patient else ""
     arguments = (core.now(), worker, microseconds(options.lease), margin, microseconds(options.patience))
     answer = await core.link("admin").run_repeatable(scripts().find_dead, keys, *arguments)
