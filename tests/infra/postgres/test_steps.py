@@ -311,8 +311,8 @@ async def test_failed_promotion_does_not_prevent_claims(queue: SqlQueue, monkeyp
     async def fail(*_: object, **__: object) -> None:
         raise QueueUnavailable("refused")
 
-    await queue.publish([message("later", due_at=queue.time() + 0.05)])
     await queue.publish([message("now")])
+    await queue.publish([message("later", due_at=queue.time() + 0.05)])
     await asyncio.sleep(0.1)
     worker = await consumer(queue)
     monkeypatch.setattr(publishing, "promote", fail)
