@@ -95,12 +95,12 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(step=steps())
     def do(self, step: Step) -> None:
         name, values = step
-        with self._noticing():
+        with self._reporting_failures():
             getattr(self, name)(**values)
             self._compare_counts()
 
     @contextmanager
-    def _noticing(self) -> Iterator[None]:
+    def _reporting_failures(self) -> Iterator[None]:
         try:
             yield
         except QueueError as error:
@@ -146,7 +146,7 @@ class QueueMachine(RuleBasedStateMachine):
         waiting = self.model.scheduled(message_id)
         check(true=self.run(self.queues[1].cancel(message_id)) == bool(waiting), otherwise=f"cancel of {message_id}")
         for copy in waiting:
-            copy.stage = Stage.OVER
+            copy.stage = Stage.ENDED
         if waiting:
             del self.model.accepted[message_id]
 
@@ -254,12 +254,12 @@ class QueueMachine(RuleBasedStateMachine):
         self.held.remove(held)
         copy = held.copies[0]
         if unfenced and copy.stage in {Stage.WAITING, Stage.PARKED}:
-            copy.stage, copy.owner = Stage.OVER, None
+            copy.stage, copy.owner = Stage.ENDED, None
 
     def _release(self, held: Held) -> None:
         for copy in held.copies[held.settled :]:
             copy.owner = None
-        if held.copies[-1].stage is not Stage.OVER:
+        if held.copies[-1].stage is not Stage.ENDED:
             held.settled = 0  # The claim stays as a stale one, whose settlements must all be fenced.
         else:
             self.held.remove(held)
@@ -293,7 +293,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def recover(self, which: int) -> None:
         recovered = self.run(self.workers[which].recover())
-        expected = self.model.give_back(self.dead_workers, dead=True)
+        expected = self.model.release(self.dead_workers, dead=True)
         self.dead_workers.clear()
         check(true=recovered == expected, otherwise=f"recovered {recovered} instead of {expected}")
 
@@ -307,7 +307,7 @@ class QueueMachine(RuleBasedStateMachine):
     def close(self, which: int) -> None:
         leaver = self.workers[which]
         self.run(leaver.close())
-        self.model.give_back([leaver.info.id], dead=False)
+        self.model.release([leaver.info.id], dead=False)
         self.held = [it for it in self.held if it.worker is not leaver]
         self.workers[which] = self.run(self._join(self.queues[which]))
 
@@ -323,12 +323,12 @@ class QueueMachine(RuleBasedStateMachine):
         head = blocked[which % len(blocked)]
         self.run(self.queues[0].unblock(self.names[LINE][0], head.key, skip=skip))
         if skip:
-            self.model.bury(head)
+            self.model.add_dead_letter(head)
         else:
             head.stage, head.failures, head.due = Stage.WAITING, 0, self.model.now
 
     def _blocked(self) -> list[Copy]:
-        return [line[0] for line in self.model.lines().values() if line[0].stage is Stage.BLOCKED]
+        return [line[0] for line in self.model.mailboxes().values() if line[0].stage is Stage.BLOCKED]
 
     def pause(self, name: str) -> None:
         self.run(self.queues[1].pause(self.names[name][-1]))
@@ -381,7 +381,7 @@ class QueueMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if not self.failed:
-                with self._noticing():
+                with self._reporting_failures():
                     self._finish_everything()
         finally:
             self.run(self.context.__aexit__(None, None, None))
@@ -408,7 +408,7 @@ class QueueMachine(RuleBasedStateMachine):
                     self._settle(held, [Outcome.DONE] * len(held.copies), 0.0)
             wants = {self._asked(0, name): 100}
             check(true=self.run(self.workers[0].fetch(wants, wait=0)) == [], otherwise="unexpected claims")
-        left = [it for it in self.model.copies if it.stage not in {Stage.DEAD, Stage.OVER}]
+        left = [it for it in self.model.copies if it.stage not in {Stage.DEAD, Stage.ENDED}]
         check(true=not left, otherwise=f"{left} never came")
         self._compare_counts()
 

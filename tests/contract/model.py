@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from infra.mq import MAILBOX_BATCH, DeadLetter, Delivery, Outcome, SubscriptionStats
 
-PLAIN, LINE = "plain", "line"
+PLAIN, LINE = "plain", "mailbox"
 """The unordered and the ordered subscription of the model; every message goes to both."""
 
 
@@ -21,7 +21,7 @@ class Stage(Enum):
     PARKED = auto()
     BLOCKED = auto()
     DEAD = auto()
-    OVER = auto()
+    ENDED = auto()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -96,16 +96,16 @@ class Model:
         """Return the copies of a message that are not due yet."""
         return [it for it in self.copies if it.message_id == message_id and it.stage is Stage.SCHEDULED]
 
-    def line(self, key: str) -> list[Copy]:
+    def mailbox(self, key: str) -> list[Copy]:
         """Return the mailbox of a key, first to last."""
         placed = {Stage.WAITING, Stage.PARKED, Stage.BLOCKED}
         found = [it for it in self.copies if it.subscription == LINE and it.key == key and it.stage in placed]
         return sorted(found, key=lambda it: it.order)
 
-    def lines(self) -> dict[str, list[Copy]]:
+    def mailboxes(self) -> dict[str, list[Copy]]:
         """Return every mailbox that is not empty."""
         keys = {it.key for it in self.copies}
-        return {key: line for key in sorted(keys) if (line := self.line(key))}
+        return {key: mailbox for key in sorted(keys) if (mailbox := self.mailbox(key))}
 
     def claimable(self, name: str) -> list[list[Copy]]:
         """Return the possible claims of a subscription at this time."""
@@ -113,7 +113,7 @@ class Model:
             return []
         if name == PLAIN:
             return [[it] for it in self._of(PLAIN, Stage.WAITING) if it.owner is None and it.due <= self.now]
-        return [self._batch(line) for line in self.lines().values() if self._is_free(line)]
+        return [self._batch(mailbox) for mailbox in self.mailboxes().values() if self._is_free(mailbox)]
 
     def settle(self, copy: Copy, outcome: Outcome, delay: float) -> None:
         """Settle an owned copy."""
@@ -122,20 +122,20 @@ class Model:
         copy.isolated = False
         copy.due = self.now + delay
         if outcome is Outcome.DONE:
-            copy.stage = Stage.OVER
+            copy.stage = Stage.ENDED
         elif outcome is Outcome.DEAD:
-            self.bury(copy)
+            self.add_dead_letter(copy)
         elif outcome is Outcome.PARK:
             copy.stage = Stage.PARKED
         elif outcome is Outcome.BLOCK:
             copy.stage = Stage.BLOCKED
 
-    def bury(self, copy: Copy) -> None:
+    def add_dead_letter(self, copy: Copy) -> None:
         """Make a dead letter of a copy."""
         copy.stage = Stage.DEAD
         self.dead.append(copy)
 
-    def give_back(self, owners: Iterable[str], *, dead: bool) -> int:
+    def release(self, owners: Iterable[str], *, dead: bool) -> int:
         """Release all copies that these workers own, as recovery or as close; return their number."""
         owners = set(owners)
         held = [it for it in self.copies if it.owner in owners and it.stage is Stage.WAITING]
@@ -155,25 +155,25 @@ class Model:
 
     def waiting(self, name: str) -> list[Copy]:
         """Return every unfinished copy of a subscription, in any state."""
-        return [it for it in self.copies if it.subscription == name and it.stage not in {Stage.DEAD, Stage.OVER}]
+        return [it for it in self.copies if it.subscription == name and it.stage not in {Stage.DEAD, Stage.ENDED}]
 
     def forget(self, name: str) -> int:
         """Discard the backlog of a subscription; return its size."""
         gone = self.waiting(name)
         for copy in gone:
-            copy.stage, copy.owner, copy.isolated = Stage.OVER, None, False
+            copy.stage, copy.owner, copy.isolated = Stage.ENDED, None, False
         return len(gone)
 
     def retry_dead(self, copy: Copy) -> None:
         """Deliver a dead letter again."""
         self.dead.remove(copy)
-        copy.stage = Stage.OVER
+        copy.stage = Stage.ENDED
         self._add(copy.subscription, copy.message_id, copy.key, self.now)
 
     def discard_dead(self, copy: Copy) -> None:
         """Discard a dead letter."""
         self.dead.remove(copy)
-        copy.stage = Stage.OVER
+        copy.stage = Stage.ENDED
 
     def counts(self, name: str) -> dict[str, int]:
         """Return the counts that `stats` must return."""
@@ -185,16 +185,16 @@ class Model:
             for copy in self._of(PLAIN, Stage.WAITING):
                 counts["in_flight" if copy.owner else "ready" if copy.due <= self.now else "retrying"] += 1
             return counts
-        for line in self.lines().values():
-            head = line[0]
+        for mailbox in self.mailboxes().values():
+            head = mailbox[0]
             if head.stage is not Stage.WAITING:
-                counts["parked" if head.stage is Stage.PARKED else "blocked"] += len(line)
+                counts["parked" if head.stage is Stage.PARKED else "blocked"] += len(mailbox)
                 continue
-            claimed = sum(it.owner is not None for it in line)
+            claimed = sum(it.owner is not None for it in mailbox)
             waiting = int(not claimed and head.due > self.now)
             counts["in_flight"] += claimed
             counts["retrying"] += waiting
-            counts["ready"] += len(line) - claimed - waiting
+            counts["ready"] += len(mailbox) - claimed - waiting
         return counts
 
     def _add(self, name: str, message_id: str, key: str, due: float) -> Copy:
@@ -205,15 +205,15 @@ class Model:
     def _of(self, name: str, stage: Stage) -> list[Copy]:
         return [it for it in self.copies if it.subscription == name and it.stage is stage]
 
-    def _is_free(self, line: list[Copy]) -> bool:
-        head = line[0]
-        return head.stage is Stage.WAITING and head.due <= self.now and not any(it.owner for it in line)
+    def _is_free(self, mailbox: list[Copy]) -> bool:
+        head = mailbox[0]
+        return head.stage is Stage.WAITING and head.due <= self.now and not any(it.owner for it in mailbox)
 
     @staticmethod
-    def _batch(line: list[Copy]) -> list[Copy]:
-        if line[0].takeovers >= 2:
-            return line[:1]
-        return list(itertools.takewhile(lambda it: it.takeovers < 2, line[:MAILBOX_BATCH]))
+    def _batch(mailbox: list[Copy]) -> list[Copy]:
+        if mailbox[0].takeovers >= 2:
+            return mailbox[:1]
+        return list(itertools.takewhile(lambda it: it.takeovers < 2, mailbox[:MAILBOX_BATCH]))
 
 
 def counts_of(stats: SubscriptionStats) -> dict[str, int]:

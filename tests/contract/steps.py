@@ -52,7 +52,7 @@ def steps() -> st.SearchStrategy[Step]:
         every("unpark"),
         every("unblock", which=ANY, skip=[False, True]),
         every("wait", which=EITHER, name=NAMES, limit=[1, 3], end=["publish", "publish", "wake", "time"]),
-        every("give_up_a_fetch", which=EITHER, name=NAMES, key=KEYS, pause=[0, 1, 3, 10]),
+        every("cancel_a_fetch", which=EITHER, name=NAMES, key=KEYS, pause=[0, 1, 3, 10]),
         every("rename", name=NAMES, queue=EITHER),
         every("retire_the_event", name=NAMES),
         every("retire", name=NAMES, backlog=["refuse", "discard", "dead"]),

@@ -30,7 +30,7 @@ from tests.contract.harness import Harness
 
 T = TypeVar("T")
 
-Luck = Literal["lose", "late", "cancel"]
+Fault = Literal["lose", "late", "cancel"]
 """A request takes effect without an answer, takes effect after its repetition, or is cancelled by its caller."""
 
 ATTEMPTS = 50
@@ -40,7 +40,7 @@ class Network(Protocol):
     """The network state of one machine."""
 
     harness: Harness
-    luck: Luck | None
+    fault: Fault | None
     """The fault of the next request that is not a repetition."""
 
     patience: int
@@ -63,7 +63,7 @@ class Unknown:
         return iter(())
 
 
-class Unheard(Exception):
+class ClaimsUnknown(Exception):
     """A fetch failed: its worker may own claims that the caller does not know."""
 
 
@@ -136,15 +136,15 @@ class UnsteadyConsumer:
         """Return claims.
 
         Raises:
-            Unheard: the caller does not know the claims.
+            ClaimsUnknown: the caller does not know the claims.
         """
         network = self._network
-        luck, network.luck = network.luck, None
+        fault, network.fault = network.fault, None
         try:
             # Answers of fetch are lost on the wire only: here the driver would not notice the loss.
-            return await attempt(network, lambda: self._inner.fetch(wants, wait=wait), luck)
+            return await attempt(network, lambda: self._inner.fetch(wants, wait=wait), fault)
         except (QueueUnavailable, asyncio.CancelledError) as error:
-            raise Unheard from error
+            raise ClaimsUnknown from error
 
     def renew(self) -> bool:
         """Renew the lease, with retries as the heartbeat makes them."""
@@ -175,30 +175,30 @@ async def ask(
     network: Network, call: Callable[[], Awaitable[T]], *, may_be_late: bool = True, reading: bool = False
 ) -> T:
     """Repeat a request until it is answered; return `Unknown` if it was made more than once."""
-    luck: Luck | None = None
+    fault: Fault | None = None
     if not reading:
-        luck, network.luck = network.luck, None
-    if luck == "late" and may_be_late:
+        fault, network.fault = network.fault, None
+    if fault == "late" and may_be_late:
         network.late.append(call)
-    if luck == "lose":
+    if fault == "lose":
         await attempt(network, call, None)
     for tried in range(ATTEMPTS):
         try:
-            answer = await attempt(network, call, None if tried else luck)
+            answer = await attempt(network, call, None if tried else fault)
         except (QueueUnavailable, QueueIndeterminate, asyncio.CancelledError):
             continue
         except (SubscriptionNotFound, MailboxNotBlocked):
-            if tried or luck == "lose":
+            if tried or fault == "lose":
                 return cast("T", Unknown())  # The first request took effect.
             raise
-        return cast("T", Unknown()) if (tried and not reading) or luck == "lose" else answer
+        return cast("T", Unknown()) if (tried and not reading) or fault == "lose" else answer
     raise AssertionError(f"unanswered after {ATTEMPTS} attempts")
 
 
-async def attempt(network: Network, call: Callable[[], Awaitable[T]], luck: Luck | None) -> T:
+async def attempt(network: Network, call: Callable[[], Awaitable[T]], fault: Fault | None) -> T:
     """Make a request once while the clock advances; cancel it if the fault is `cancel`."""
     task = asyncio.ensure_future(call())
-    if luck == "cancel":
+    if fault == "cancel":
         await network.harness.clock.settle(network.patience)
         task.cancel()
         await asyncio.sleep(0)

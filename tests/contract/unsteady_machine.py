@@ -12,15 +12,15 @@ from infra.mq import MessageQueue
 from tests.contract.harness import Driver, Harness
 from tests.contract.machine import check
 from tests.contract.steps import Step, steps
-from tests.contract.unsteady import Luck, Unheard, UnsteadyQueue, deliver
+from tests.contract.unsteady import ClaimsUnknown, Fault, UnsteadyQueue, deliver
 from tests.contract.whole_machine import WholeMachine
 from tests.contract.wired import WIRED, Wired
 from tests.wire import Wire
 
 T = TypeVar("T")
 
-CALLS: tuple[Luck, ...] = ("lose", "late", "cancel")
-CONNECTIONS = ("cut", "mute", "half", "late")
+CALL_FAULTS: tuple[Fault, ...] = ("lose", "late", "cancel")
+CONNECTION_FAULTS = ("cut", "mute", "half", "late")
 
 
 class UnsteadyMachine(WholeMachine):
@@ -29,7 +29,7 @@ class UnsteadyMachine(WholeMachine):
     wired: ClassVar[Wired | None]
 
     def __init__(self) -> None:
-        self.luck: Luck | None = None
+        self.fault: Fault | None = None
         self.patience = 0
         self.late: list[Callable[[], Awaitable[object]]] = []
         self.wire: Wire | None = None
@@ -53,35 +53,35 @@ class UnsteadyMachine(WholeMachine):
 
     @rule(
         step=steps(),
-        luck=st.sampled_from([None, *CALLS, *CONNECTIONS]),
+        fault=st.sampled_from([None, *CALL_FAULTS, *CONNECTION_FAULTS]),
         patience=st.sampled_from([0, 1, 2, 4, 8, 30]),
         delivered=st.booleans(),
     )
-    def do(self, step: Step, luck: str | None, patience: int, delivered: bool) -> None:
+    def do(self, step: Step, fault: str | None, patience: int, delivered: bool) -> None:
         name, values = step
-        with self._noticing():
+        with self._reporting_failures():
             if name == "advance":
-                self._deliver()  # A publish delayed for longer than the dedupe window would be a new message.
-            if name not in STEADY and (luck != "late" or name in LATE):
-                self._have(luck, patience)
+                self._deliver_late()  # A publish delayed for longer than the dedupe window would be a new message.
+            if name not in STEADY and (fault != "late" or name in LATE):
+                self._inject(fault, patience)
             try:
                 getattr(self, name)(**values)
             finally:
-                self._calm_down()
+                self._end_faults()
             if delivered:
-                self._deliver()
+                self._deliver_late()
             self._compare_counts()
 
-    def _have(self, luck: str | None, patience: int) -> None:
+    def _inject(self, fault: str | None, patience: int) -> None:
         self.patience = patience
-        if luck in CONNECTIONS and self.wire is not None:
-            self.wire.fail_everywhere(luck)
+        if fault in CONNECTION_FAULTS and self.wire is not None:
+            self.wire.fail_everywhere(fault)
             self.notified = False  # The notification connection breaks, too.
-        elif luck in CALLS:
-            self.luck = luck
+        elif fault in CALL_FAULTS:
+            self.fault = fault
 
-    def _calm_down(self) -> None:
-        self.luck = None
+    def _end_faults(self) -> None:
+        self.fault = None
         if self.wire is None:
             return
         self.wire.heal()
@@ -96,7 +96,7 @@ class UnsteadyMachine(WholeMachine):
         for worker in self.workers:
             check(true=worker.renew(), otherwise="a live worker lost its lease")
 
-    def _deliver(self) -> None:
+    def _deliver_late(self) -> None:
         self.run(deliver(self))
         if self.wire is not None:
             self.wire.deliver_late()
@@ -104,27 +104,27 @@ class UnsteadyMachine(WholeMachine):
     def fetch(self, which: int, name: str, limit: int) -> None:
         try:
             super().fetch(which, name, limit)
-        except Unheard:
-            self._close_unheard(which)
+        except ClaimsUnknown:
+            self._close_with_unknown_claims(which)
 
     def wait(self, which: int, name: str, limit: int, end: str) -> None:
         try:
             super().wait(which, name, limit, end)
-        except Unheard:
-            self._close_unheard(which)
+        except ClaimsUnknown:
+            self._close_with_unknown_claims(which)
 
-    def _close_unheard(self, which: int) -> None:
+    def _close_with_unknown_claims(self, which: int) -> None:
         """Close a worker that may own unknown claims, which releases them."""
-        self._calm_down()
+        self._end_faults()
         self.close(which)
 
     def _finish_everything(self) -> None:
-        self._calm_down()
-        self._deliver()
+        self._end_faults()
+        self._deliver_late()
         super()._finish_everything()
 
 
-STEADY = frozenset({"advance", "close", "retire", "crash", "take_over", "poison", "give_up_a_fetch"})
+STEADY = frozenset({"advance", "close", "retire", "crash", "take_over", "poison", "cancel_a_fetch"})
 """Steps without faults: they renew leases or end a worker, where a fault may cause a takeover unknown to the model."""
 
 

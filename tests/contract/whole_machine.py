@@ -72,13 +72,13 @@ class WholeMachine(QueueMachine):
         for worker in self.workers:
             check(true=worker.renew(), otherwise="a live worker lost its lease")
 
-    def give_up_a_fetch(self, which: int, name: str, key: str, pause: int) -> None:
+    def cancel_a_fetch(self, which: int, name: str, key: str, pause: int) -> None:
         """Cancel a fetch during a publish for it; the close of its worker releases its claims."""
-        self.run(self._give_up_a_fetch(which, name, key, pause))
+        self.run(self._cancel_a_fetch(which, name, key, pause))
         self._pass_time()
         self.close(which)
 
-    async def _give_up_a_fetch(self, which: int, name: str, key: str, pause: int) -> None:
+    async def _cancel_a_fetch(self, which: int, name: str, key: str, pause: int) -> None:
         fetching = asyncio.ensure_future(self.workers[which].fetch({self._asked(which, name): 2}, wait=WAIT))
         publishing = asyncio.ensure_future(self._publish_one(1 - which, key))
         await self.clock.settle(pause)
@@ -117,7 +117,7 @@ class WholeMachine(QueueMachine):
         self.recover(0)
         for worker in self.workers:
             self.run(worker.close())
-            self.model.give_back([worker.info.id], dead=False)
+            self.model.release([worker.info.id], dead=False)
         self.held.clear()
         if backlog == "refuse" and self.model.waiting(name):
             check(true=self.run(self._in_use(name, backlog)), otherwise=f"{name} was retired with a backlog")
@@ -131,7 +131,7 @@ class WholeMachine(QueueMachine):
         check(true=retired == len(gone), otherwise=f"retired {retired} deliveries of {name} instead of {len(gone)}")
         self.model.forget(name)
         if backlog == "dead":
-            self._bury_in_any_order(gone)
+            self._add_dead_letters_in_any_order(gone)
         self._discard_dead_letters(name)
         self.model.paused.discard(name)
         self.model.fences = {it: fence for it, fence in self.model.fences.items() if it[0] != name}
@@ -139,7 +139,7 @@ class WholeMachine(QueueMachine):
         self.run(declare(self.harness, self.queues[1], subscription(self.names[name][0], ordered=name == LINE)))
         self.model.advance(self.clock.time())
 
-    def _bury_in_any_order(self, gone: list[Copy]) -> None:
+    def _add_dead_letters_in_any_order(self, gone: list[Copy]) -> None:
         """Add the dead letters of one moment to the model in the queue's order, which the contract leaves open."""
         letters = self.run(self.queues[0].dead_letters(limit=1000))[len(self.model.dead) :]
         for letter in letters:
@@ -147,7 +147,7 @@ class WholeMachine(QueueMachine):
             if copy is None:
                 raise Mismatch(f"{letter} was not waiting")
             gone.remove(copy)
-            self.model.bury(copy)
+            self.model.add_dead_letter(copy)
         check(true=not gone, otherwise=f"no dead letters of {gone}")
 
     def _discard_dead_letters(self, name: str) -> None:

@@ -10,8 +10,8 @@ import httpx2
 import pytest
 
 from tests.e2e.application import SERVER, WORKER, Caller, Installation, Running
-from tests.e2e.postoffice import PostOffice
 from tests.e2e.processes import until
+from tests.e2e.smtp_server import SmtpServer
 from tests.services.people import token_in
 
 pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(180)]
@@ -30,7 +30,7 @@ class Cast:
     """The processes and the SMTP server of the scenario."""
 
     installation: Installation
-    office: PostOffice
+    smtp: SmtpServer
     servers: tuple[Running, Running]
     workers: tuple[Running, Running]
 
@@ -42,16 +42,16 @@ class Cast:
 
 @pytest.fixture
 def cast(installation: Installation) -> Iterator[Cast]:
-    with PostOffice() as office:
+    with SmtpServer() as smtp:
         env = {
-            "BENEATH_MAIL_SMTP_URL": office.url,
+            "BENEATH_MAIL_SMTP_URL": smtp.url,
             "BENEATH_ORGANIZATION_INVITE_LIFETIME": str(INVITE_LIFETIME),
         }
         first = installation.start(SERVER, env=env)
         second, *workers = (Running(installation.spawn("start", name, env=env)) for name in (SERVER, WORKER, WORKER))
         for each in (second, *workers):
             each.wait_ready()
-        yield Cast(installation, office, (first, second), (workers[0], workers[1]))
+        yield Cast(installation, smtp, (first, second), (workers[0], workers[1]))
         for each in (*workers, second, first):
             each.stop()
 
@@ -70,7 +70,7 @@ def invited(cast: Cast, ada: Caller, organization: str, email: str) -> tuple[dic
     """Invite a user; return the invite, and the token from the mail."""
     path = f"/v1/organizations/{organization}/invites"
     invite = send(ada, path, {"email": email}, request_id=f"invite-{email}")
-    [mail] = until(lambda: cast.office.mails_to(email), f"the invite to {email} is mailed")
+    [mail] = until(lambda: cast.smtp.mails_to(email), f"the invite to {email} is mailed")
     assert mail["Subject"] == "Join Ada's organization"
     assert mail["To"] == email
     return invite, token_in("\n".join(mail.get_content().splitlines()))
@@ -78,16 +78,16 @@ def invited(cast: Cast, ada: Caller, organization: str, email: str) -> tuple[dic
 
 def test_users_sign_up_invite_join_and_lose_their_secrets(cast: Cast) -> None:
     here, there = cast.servers
-    cast.office.refusals = {BOB: ["451 4.7.1 come back later"], EVE: ["550 5.1.1 nobody of that name"] * 9}
+    cast.smtp.refusals = {BOB: ["451 4.7.1 come back later"], EVE: ["550 5.1.1 nobody of that name"] * 9}
 
     ada = here.sign_up(ADA)
-    [welcome] = until(lambda: cast.office.mails_to(ADA), "Ada is welcomed")
+    [welcome] = until(lambda: cast.smtp.mails_to(ADA), "Ada is welcomed")
     assert welcome["Subject"] == "Welcome"
     organization = ada.items("/v1/organizations")[0]["id"]
 
     # Refused temporarily: the delivery is retried, and the log names the request.
     accepted, token = invited(cast, ada, organization, BOB)
-    assert cast.office.attempts.count(BOB) == 2
+    assert cast.smtp.attempts.count(BOB) == 2
     [failure] = until(lambda: cast.lines("listener failed", f"invite-{BOB}"), "a worker tells of the refusal")
     assert (failure["listener"], failure["attempt"]) == ("notification.send_invite", 1)
     assert "451 4.7.1 come back later" in failure["error"]
@@ -130,9 +130,9 @@ def test_users_sign_up_invite_join_and_lose_their_secrets(cast: Cast) -> None:
 
     assert_a_revoked_secret_is_refused_everywhere(cast, ada)
 
-    assert cast.office.attempts.count(EVE) == 1
-    assert cast.office.mails_to(EVE) == []
-    subjects = [sorted(mail["Subject"] for mail in cast.office.mails_to(each)) for each in (ADA, BOB, DEE)]
+    assert cast.smtp.attempts.count(EVE) == 1
+    assert cast.smtp.mails_to(EVE) == []
+    subjects = [sorted(mail["Subject"] for mail in cast.smtp.mails_to(each)) for each in (ADA, BOB, DEE)]
     assert subjects == [["Welcome"], ["Join Ada's organization", "Welcome"], ["Join Ada's organization"]]
     assert cast.installation.run("bus", "dead", "list", "--json") == []
 

@@ -23,7 +23,9 @@ from tests.contract.acting import (
 from tests.contract.harness import Harness
 
 
-async def bury(harness: Harness, queue: MessageQueue, *message_ids: str, name: str = "work") -> list[DeadLetter]:
+async def make_dead_letters(
+    harness: Harness, queue: MessageQueue, *message_ids: str, name: str = "work"
+) -> list[DeadLetter]:
     """Publish messages to one new subscription and let each fail for good in turn; return the dead letters."""
     worker = await start(harness, queue, names=(name,))
     for each in message_ids:
@@ -60,12 +62,12 @@ async def test_dead_outcome_without_a_failure_counts_no_failure(harness: Harness
 
 
 async def test_dead_letters_are_listed_in_the_order_of_their_deaths(harness: Harness, queue: MessageQueue) -> None:
-    await bury(harness, queue, "b", "a", "c")
+    await make_dead_letters(harness, queue, "b", "a", "c")
     assert [it.message_id for it in await queue.dead_letters()] == ["b", "a", "c"]
 
 
 async def test_dead_letters_are_listed_in_pages(harness: Harness, queue: MessageQueue) -> None:
-    letters = await bury(harness, queue, *"abcdefg")
+    letters = await make_dead_letters(harness, queue, *"abcdefg")
     assert await queue.dead_letters(limit=3) == letters[:3]
     assert await queue.dead_letters(limit=3, after=letters[2].id) == letters[3:6]
     await queue.discard_dead([letters[5].id])
@@ -87,7 +89,7 @@ async def test_dead_letters_are_filtered_by_subscription_and_event(harness: Harn
 
 
 async def test_an_unknown_dead_letter_is_not_found(harness: Harness, queue: MessageQueue) -> None:
-    [letter] = await bury(harness, queue, "a")
+    [letter] = await make_dead_letters(harness, queue, "a")
     await queue.discard_dead([letter.id])
     for unknown in (letter.id, "999999999", "no-such-id", ""):
         with pytest.raises(DeadLetterNotFound):
@@ -138,7 +140,7 @@ async def test_a_retried_ordered_dead_letter_joins_the_end_of_its_mailbox(
 
 
 async def test_retry_skips_unknown_dead_letters(harness: Harness, queue: MessageQueue) -> None:
-    first, second = await bury(harness, queue, "a", "b")
+    first, second = await make_dead_letters(harness, queue, "a", "b")
     assert await queue.retry_dead([]) == 0
     assert await queue.retry_dead(["999999999", first.id, "no-such-id", first.id]) == 1
     assert await queue.dead_letters() == [second]
@@ -148,14 +150,14 @@ async def test_retry_skips_unknown_dead_letters(harness: Harness, queue: Message
 async def test_a_dead_letter_of_a_retired_subscription_stays_and_is_not_retried(
     harness: Harness, queue: MessageQueue
 ) -> None:
-    [letter] = await bury(harness, queue, "a")
+    [letter] = await make_dead_letters(harness, queue, "a")
     await queue.retire("work")
     assert await queue.retry_dead([letter.id]) == 0
     assert await queue.dead_letters(subscription="work") == [letter]
 
 
 async def test_discard_deletes_dead_letters_and_skips_unknown_ids(harness: Harness, queue: MessageQueue) -> None:
-    first, second, third = await bury(harness, queue, "a", "b", "c")
+    first, second, third = await make_dead_letters(harness, queue, "a", "b", "c")
     assert await queue.discard_dead([]) == 0
     assert await queue.discard_dead([first.id, "999999999", "no-such-id", third.id, first.id]) == 2
     assert await queue.dead_letters() == [second]
@@ -163,7 +165,7 @@ async def test_discard_deletes_dead_letters_and_skips_unknown_ids(harness: Harne
 
 
 async def test_renamed_subscription_keeps_its_dead_letters(harness: Harness, queue: MessageQueue) -> None:
-    [letter] = await bury(harness, queue, "a", name="old")
+    [letter] = await make_dead_letters(harness, queue, "a", name="old")
     await declare(harness, queue, subscription("new", aliases=("old",)))
     for name in ("old", "new"):
         assert [it.subscription for it in await queue.dead_letters(subscription=name)] == ["new"]

@@ -23,7 +23,7 @@ MAIL = Mail(id="one", to="ada@example.com", subject="Hello", text="Hello Ada\n.\
 
 
 @dataclass(slots=True)
-class Postbox:
+class RecordingHandler:
     """Handler of a test SMTP server: the accepted mails, and the replies to the next recipients and mails."""
 
     taken: list[Envelope] = field(default_factory=list)
@@ -79,10 +79,10 @@ def client_tls(certificate: Path) -> ssl.SSLContext:
 
 
 async def test_mail_arrives_unchanged() -> None:
-    box = Postbox()
-    async with serving(lambda: SMTP(box)) as port:
+    handler = RecordingHandler()
+    async with serving(lambda: SMTP(handler)) as port:
         await SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER).send(MAIL)
-    envelope = box.taken[0]
+    envelope = handler.taken[0]
     assert (envelope.mail_from, envelope.rcpt_tos) == ("no-reply@beneath.example", ["ada@example.com"])
     assert isinstance(envelope.content, bytes)
     assert b"Message-ID: <one@beneath.example>\r\n" in envelope.content
@@ -102,14 +102,14 @@ async def test_mail_arrives_unchanged() -> None:
 async def test_temporary_and_permanent_refusals_are_distinguished(
     step: str, answer: str, error: type[Exception]
 ) -> None:
-    box = Postbox()
-    getattr(box, step).append(answer)
-    async with serving(lambda: SMTP(box)) as port:
+    handler = RecordingHandler()
+    getattr(handler, step).append(answer)
+    async with serving(lambda: SMTP(handler)) as port:
         mailer = SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER)
         with pytest.raises(error, match=answer):
             await mailer.send(MAIL)
         await mailer.send(MAIL)
-    assert len(box.taken) == 1
+    assert len(handler.taken) == 1
 
 
 async def test_unreachable_server_is_a_temporary_failure() -> None:
@@ -123,32 +123,32 @@ async def test_unreachable_server_is_a_temporary_failure() -> None:
 async def test_encryption_is_used_if_the_server_offers_it(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    box = Postbox()
-    async with serving(lambda: SMTP(box, tls_context=server_tls, require_starttls=True)) as port:
+    handler = RecordingHandler()
+    async with serving(lambda: SMTP(handler, tls_context=server_tls, require_starttls=True)) as port:
         for scheme in ("smtp", "smtp+starttls"):
             await SmtpMailer(f"{scheme}://localhost:{port}", SENDER, tls=client_tls).send(MAIL)
-    assert len(box.taken) == 2
+    assert len(handler.taken) == 2
 
 
 async def test_connection_is_encrypted_from_the_start_with_smtps(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    box = Postbox()
-    async with serving(lambda: SMTP(box), server_tls) as port:
+    handler = RecordingHandler()
+    async with serving(lambda: SMTP(handler), server_tls) as port:
         await SmtpMailer(f"smtps://localhost:{port}", SENDER, tls=client_tls).send(MAIL)
-    assert len(box.taken) == 1
+    assert len(handler.taken) == 1
 
 
 async def test_untrusted_certificate_is_refused(server_tls: ssl.SSLContext) -> None:
-    box = Postbox()
-    async with serving(lambda: SMTP(box, tls_context=server_tls)) as port:
+    handler = RecordingHandler()
+    async with serving(lambda: SMTP(handler, tls_context=server_tls)) as port:
         with pytest.raises(MailUnavailable, match="certificate"):
             await SmtpMailer(f"smtp+starttls://localhost:{port}", SENDER).send(MAIL)
-    assert box.taken == []
+    assert handler.taken == []
 
 
 async def test_required_encryption_that_is_not_offered_fails() -> None:
-    async with serving(lambda: SMTP(Postbox())) as port:
+    async with serving(lambda: SMTP(RecordingHandler())) as port:
         with pytest.raises(MailUnavailable, match="STARTTLS"):
             await SmtpMailer(f"smtp+starttls://127.0.0.1:{port}", SENDER).send(MAIL)
 
@@ -156,7 +156,7 @@ async def test_required_encryption_that_is_not_offered_fails() -> None:
 async def test_password_is_sent_over_encrypted_connections_only(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    box, seen = Postbox(), list[LoginPassword]()
+    handler, seen = RecordingHandler(), list[LoginPassword]()
 
     def authenticate(
         _server: SMTP, _session: Session, _envelope: Envelope, _way: str, data: LoginPassword
@@ -164,29 +164,29 @@ async def test_password_is_sent_over_encrypted_connections_only(
         seen.append(data)
         return AuthResult(success=data == LoginPassword(b"ada", b"p@ss"), handled=False)
 
-    async with serving(lambda: SMTP(box, tls_context=server_tls, authenticator=authenticate)) as port:
+    async with serving(lambda: SMTP(handler, tls_context=server_tls, authenticator=authenticate)) as port:
         await SmtpMailer(f"smtp://ada:p%40ss@localhost:{port}", SENDER, tls=client_tls).send(MAIL)
         with pytest.raises(MailUnavailable, match="535"):
             await SmtpMailer(f"smtp://ada:wrong@localhost:{port}", SENDER, tls=client_tls).send(MAIL)
     assert [data.password for data in seen][:1] == [b"p@ss"]
-    async with serving(lambda: SMTP(box, authenticator=authenticate, auth_require_tls=False)) as port:
+    async with serving(lambda: SMTP(handler, authenticator=authenticate, auth_require_tls=False)) as port:
         with pytest.raises(MailUnavailable, match="in the clear"):
             await SmtpMailer(f"smtp://ada:p%40ss@127.0.0.1:{port}", SENDER).send(MAIL)
-    assert len(box.taken) == 1
+    assert len(handler.taken) == 1
 
 
 @pytest.mark.parametrize("password", ["pä ß:@/?#%\"'\\", "\u65e5\u672c", "line\nend", "x" * 200])
 async def test_a_user_and_a_password_of_any_characters_log_in(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, password: str
 ) -> None:
-    box, user = Postbox(), f"ada@{password[:2]}"
+    handler, user = RecordingHandler(), f"ada@{password[:2]}"
 
     def authenticate(
         _server: SMTP, _session: Session, _envelope: Envelope, _way: str, data: LoginPassword
     ) -> AuthResult:
         return AuthResult(success=data == LoginPassword(user.encode(), password.encode()), handled=False)
 
-    async with serving(lambda: SMTP(box, tls_context=server_tls, authenticator=authenticate)) as port:
+    async with serving(lambda: SMTP(handler, tls_context=server_tls, authenticator=authenticate)) as port:
         for given in (password, f"{password}no"):
             url = f"smtp://{quote(user, safe='')}:{quote(given, safe='')}@localhost:{port}"
             mailer = SmtpMailer(url, SENDER, tls=client_tls)
@@ -195,7 +195,7 @@ async def test_a_user_and_a_password_of_any_characters_log_in(
             else:
                 with pytest.raises(MailUnavailable, match="535"):
                     await mailer.send(MAIL)
-    assert len(box.taken) == 1
+    assert len(handler.taken) == 1
 
 
 def test_smtp_url_is_shown_without_its_password() -> None:

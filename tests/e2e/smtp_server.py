@@ -13,7 +13,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 
 @dataclass(slots=True)
-class PostOffice:
+class SmtpServer:
     """An SMTP server on a free port, in a separate thread."""
 
     refusals: dict[str, list[str]] = field(default_factory=dict)
