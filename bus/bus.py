@@ -177,7 +177,7 @@ class Bus:
     @property
     def has_outbox(self) -> bool:
         """Whether committed events wait in an outbox until the relay has sent them to the queue."""
-        return self._publisher.dispatch.relay is not None
+        return self._publisher.relay is not None
 
     async def outbox_backlog(self) -> tuple[int, float | None]:
         """Return the number of unsent outbox rows, and when the oldest was written (seconds since the epoch)."""

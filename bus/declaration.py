@@ -71,16 +71,16 @@ class Declaration:
         """Stop declaring, the relay and the broadcasts."""
         if self._task is not None:
             await self._task.stop()
-        if self._publisher.dispatch.relay is not None:
-            await self._publisher.dispatch.relay.close()
+        if self._publisher.relay is not None:
+            await self._publisher.relay.close()
         await self._broadcasts.close()
 
     async def _declare_all(self) -> None:
         await self._declare()
         await self._broadcasts.start()
         # The relay starts last: messages that it sent before the declaration would miss these listeners.
-        if self._publisher.dispatch.relay is not None:
-            self._publisher.dispatch.relay.start()
+        if self._publisher.relay is not None:
+            self._publisher.relay.start()
         self.done.set()
 
     async def _declare(self) -> None:
@@ -100,7 +100,7 @@ class Declaration:
         await self._publisher.subscriptions.refresh()
 
     def _postpone(self, reason: str, error: Exception) -> None:
-        if self._publisher.dispatch.relay is None:
+        if self._publisher.relay is None:
             raise BusError(reason) from error
         log.warning("queue connection postponed", error=reason)
 

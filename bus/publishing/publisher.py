@@ -58,6 +58,7 @@ class Publisher:
             )
         else:
             self.dispatch = DirectDispatch(mq, subscriptions, metrics, origin=origin, max_payload=max_payload)
+        self.relay = self.dispatch.relay
         self._db = db
         self._clock = clock
         self._listeners = listeners

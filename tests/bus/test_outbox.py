@@ -100,8 +100,8 @@ async def test_database_failure_in_publish_or_cancel_raises_a_bus_error(
 
 async def test_another_process_sends_the_outbox_rows_of_a_dead_process(site: Site) -> None:
     killed, successor = await site.process(), await site.process()
-    assert killed._publisher.dispatch.relay is not None
-    await killed._publisher.dispatch.relay.close()  # killed between COMMIT and push
+    assert killed._publisher.relay is not None
+    await killed._publisher.relay.close()  # killed between COMMIT and push
     async with site.db.transaction():
         await killed.publish(Ticked(1))
         await killed.publish(Deposited(account="a", amount=2))
@@ -160,7 +160,7 @@ async def test_process_death_between_push_and_cleanup_causes_no_second_delivery(
     site: Site, monkeypatch: pytest.MonkeyPatch, event: Ticked | Deposited, outage: float
 ) -> None:
     bus = await site.process()
-    relay = bus._publisher.dispatch.relay
+    relay = bus._publisher.relay
     assert relay is not None
     pushed = asyncio.Event()
 

@@ -143,7 +143,7 @@ async def test_hanging_push_does_not_delay_ordered_events_or_broadcasts(site: Si
     mq.held["clock.ticked"] = asyncio.Event()
     await commit(site, bus, Ticked(1))
     await commit(site, bus, Deposited(account="a", amount=2))
-    relay = bus._publisher.dispatch.relay
+    relay = bus._publisher.relay
     assert relay is not None
     await mq.declare([], ["heard"])
     relay.broadcast([("unheard", b"lost"), ("heard", b"frame")])
@@ -173,7 +173,7 @@ async def test_rows_of_every_kind_are_sent_in_order_and_in_bounded_groups(site: 
     mq.before = fail
     await insert(site, 3 * GROUP, kind="publish", key="a")
     await insert(site, 3 * GROUP, kind="direct")
-    relay = (await site.process())._publisher.dispatch.relay
+    relay = (await site.process())._publisher.relay
     assert relay is not None
     await site.until(lambda: relay._last_leftover > 0)  # from now on the relay sends these unordered rows
     await insert(site, 1, kind="cancel")
@@ -323,7 +323,7 @@ async def test_failed_row_deletion_does_not_resend_the_message(
     site: Site, monkeypatch: pytest.MonkeyPatch, event: object
 ) -> None:
     bus = await site.process()
-    relay = bus._publisher.dispatch.relay
+    relay = bus._publisher.relay
     assert relay is not None
     remove = relay._outbox.remove
     failures = 5
@@ -399,7 +399,7 @@ async def test_unmapped_database_error_neither_ends_the_relay_nor_rejects_a_row(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bus = await site.process()
-    relay = bus._publisher.dispatch.relay
+    relay = bus._publisher.relay
     assert relay is not None
     failing = {"remove": 3, "ordered": 3, "acquire": 3}
 
@@ -515,7 +515,7 @@ async def test_a_slow_group_keeps_the_relay_lease(site: Site) -> None:
 
 async def test_waiting_broadcasts_are_bounded_and_drops_are_counted(site: Site) -> None:
     bus = await site.process()
-    relay = bus._publisher.dispatch.relay
+    relay = bus._publisher.relay
     assert relay is not None
     site.mq.down = True
     for n in range(MAX_FRAMES + 5):
