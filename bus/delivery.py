@@ -18,7 +18,7 @@ class Cause(Protocol):
 
     @property
     def correlation_id(self) -> str | None:
-        """The id that everything shares which follows from one request or command."""
+        """The id shared by all messages that follow from one request or command."""
         ...
 
     @property
@@ -44,7 +44,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """The number of this attempt: failures so far plus one."""
 
     correlation_id: str | None = None
-    """The id that everything shares which follows from one request or command."""
+    """The id shared by all messages that follow from one request or command."""
 
     causation_id: str | None = None
     """The id of the message whose handler published this one."""

@@ -1,1 +1,1 @@
-"""Mechanism: what the bus and the services stand on, and what knows nothing of either."""
+"""Infrastructure: databases, queues, mail, logging and telemetry; it knows nothing of the bus and the services."""
