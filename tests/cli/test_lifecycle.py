@@ -142,6 +142,14 @@ async def test_signal_stops_gracefully_and_second_signal_exits_at_once() -> None
 
 
 async def test_repeated_hangup_signals_stop_once() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+    try:
+        await _hang_up_twice()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+async def _hang_up_twice() -> None:
     stopped, exits = asyncio.Event(), list[int]()
     with stop_signals(stopped.set, exit_now=exits.append):
         os.kill(os.getpid(), signal.SIGHUP)

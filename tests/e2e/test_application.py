@@ -18,23 +18,18 @@ from tests.stacks import chosen
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
-MAIL_BOUND = 2.0
-"""The guaranteed seconds within which the welcome mail is sent."""
-
 LOCKED = 5.5
 """Seconds for which the database is locked; the queue reports a gap after 5 seconds."""
 
 
-def assert_sign_up_is_whole(installation: Installation, ada: Caller, email: str, signed_up_at: float) -> None:
+def assert_sign_up_is_whole(installation: Installation, ada: Caller, email: str) -> None:
     """Check that all effects of a sign-up exist."""
     [organization] = ada.items("/v1/organizations")
     [project] = ada.items(f"/v1/organizations/{organization['id']}/projects")
     assert project["organization_id"] == organization["id"]
 
     [mail] = until(lambda: installation.mails_to(email), "the welcome mail is there")
-    taken = time.time() - signed_up_at
     assert "Subject: Welcome" in mail
-    assert taken < MAIL_BOUND
     journal = f"/v1/organizations/{organization['id']}/audit"
     entries = until(lambda: len(it := ada.items(journal)) >= 2 and it, "the journal is written")
     assert entries
@@ -42,7 +37,6 @@ def assert_sign_up_is_whole(installation: Installation, ada: Caller, email: str,
         (1, "OrganizationCreated"),
         (2, "ProjectCreated"),
     ]
-    print(f"the mail was there {taken:.2f} s after the sign-up")  # noqa: T201
 
 
 def test_single_process_carries_out_all_effects_of_a_sign_up(
@@ -51,9 +45,8 @@ def test_single_process_carries_out_all_effects_of_a_sign_up(
     asked_at = time.time()
     running = installation.start("all")
     print(f"ready {time.time() - asked_at:.2f} s after the start")  # noqa: T201
-    signed_up_at = time.time()
     ada = running.sign_up("ada@example.com")
-    assert_sign_up_is_whole(installation, ada, "ada@example.com", signed_up_at)
+    assert_sign_up_is_whole(installation, ada, "ada@example.com")
 
     until(lambda: running.metrics()['beneath_listener_handled_total{listener="audit.record"}'] == 2, "it is counted")
     asked_at = time.time()
@@ -80,9 +73,8 @@ def test_server_and_worker_processes_carry_out_all_effects_of_a_sign_up(
     pair: tuple[Installation, Running, Running],
 ) -> None:
     installation, server, worker = pair
-    signed_up_at = time.time()
     ada = server.sign_up("ada@example.com")
-    assert_sign_up_is_whole(installation, ada, "ada@example.com", signed_up_at)
+    assert_sign_up_is_whole(installation, ada, "ada@example.com")
 
     handled = 'beneath_listener_handled_total{listener="notification.send_welcome_email"}'
     until(lambda: worker.metrics()[handled] == 1, "the worker counts what it did")
