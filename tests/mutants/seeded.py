@@ -668,6 +668,14 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/infra/postgres/test_steps.py", "-k", "another_call_completed"),
     ),
     Mutant(
+        name="late-release-takes-later-claims",
+        kind=6,
+        file="infra/mq/drivers/sql/postgres/membership.py",
+        old="    if rows[0][0] != epoch:",
+        new="    if epoch is None:",
+        tests=("tests/infra/postgres/test_late_claims.py", "-k", "arrives_late"),
+    ),
+    Mutant(
         name="strict-transaction-takes-the-number-of-a-broadcast",
         kind=11,
         file="infra/mq/drivers/sql/postgres/broadcasting.py",

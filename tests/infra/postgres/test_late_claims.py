@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from infra.db.postgresql_driver import Driver
-from infra.mq import QueueError, QueueUnavailable
+from infra.mq import QueueClosed, QueueError, QueueUnavailable
 from infra.mq.drivers.sql import SqlQueue
-from infra.mq.drivers.sql.postgres import claiming, workers
+from infra.mq.drivers.sql.postgres import claiming, membership, workers
 from infra.mq.drivers.sql.postgres.owned_claims import OwnedClaims
 from infra.mq.types import Claim, Delivery, Outcome, Settlement
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
@@ -79,6 +79,95 @@ async def test_claims_of_a_lost_answer_are_found_by_their_live_worker(
     found = await worker.fetch(WANTS, wait=0)
     assert sorted(ids([known, *found])) == sorted([*ids([known]), "m1", "m2", "m0", "m1", "m2"])
     assert [it.deliveries[0].takeovers for it in found] == [0] * 5
+
+
+async def test_release_of_unknown_claims_that_arrives_late_releases_no_later_claim(
+    store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way: list[dict[str, Any]] = []
+
+    async def unanswered(*_: object, **arguments: Any) -> None:  # noqa: ANN401  # as it comes
+        under_way.append(arguments)
+        raise ConnectionResetError
+
+    worker = await consumer(queue)
+    await queue.publish(messages(3, keys=3))
+    honest = membership.release_unknown
+    with monkeypatch.context() as patch:
+        patch.setattr(claiming, "claim", unanswered)
+        with pytest.raises(QueueUnavailable):
+            await worker.fetch(WANTS, wait=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(membership, "release_unknown", unanswered)
+        with pytest.raises(QueueError):
+            await worker.recover()
+    claims = await worker.fetch(WANTS, wait=0)
+    assert len(claims) == 6
+    await queue_dialect(queue)._connections.transaction(partial(honest, **under_way[1]))
+    assert await store.count("delivery", "state = 1") == 3
+    assert await store.count("mailbox", "state = 1") == 3
+    assert await worker.settle(done(claims)) == []
+    assert await worker.fetch(WANTS, wait=0) == []
+
+
+async def test_claims_are_released_after_a_release_with_a_lost_answer(
+    store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await consumer(queue)
+    await queue.publish(messages(3, keys=3))
+    claim, release = claiming.claim, membership.release_unknown
+
+    async def claim_lost(*values: Any, **named: Any) -> None:  # noqa: ANN401  # as it comes
+        await claim(*values, **named)
+        raise ConnectionResetError
+
+    async def release_lost(driver: Driver, **named: Any) -> None:  # noqa: ANN401  # as it comes
+        await release(driver, **named)
+        await driver.execute("COMMIT")
+        raise ConnectionResetError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claiming, "claim", claim_lost)
+        with pytest.raises(QueueUnavailable):
+            await worker.fetch(WANTS, wait=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(membership, "release_unknown", release_lost)
+        with pytest.raises(QueueError):
+            await worker.recover()
+    claims = await worker.fetch(WANTS, wait=0)
+    assert len(claims) == 6
+    assert await worker.settle(done(claims)) == []
+    assert await store.count("delivery") == 0
+
+
+async def test_worker_whose_epochs_the_server_has_lost_is_closed(
+    server: PostgresServer, store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(*_: object, **__: object) -> None:
+        raise ConnectionResetError
+
+    worker = await consumer(queue)
+    await queue.publish(messages(1))
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(claiming, "claim", lost)
+            with pytest.raises(QueueUnavailable):
+                await worker.fetch(WANTS, wait=0)
+        await server.execute("UPDATE beneath_worker SET epoch = greatest(epoch - 1, 0)", store.database)
+    with pytest.raises(QueueClosed, match="considered dead"):
+        await worker.fetch(WANTS, wait=0)
+
+
+def test_answer_lost_during_a_release_keeps_claims_uncertain() -> None:
+    owned = OwnedClaims(1)
+    owned.mark_uncertain(5)
+    lost = owned.lost_answers
+    owned.mark_uncertain(3)
+    owned.mark_certain(lost)
+    assert owned.uncertain
+    assert owned.unknown() == (3, [])
+    owned.mark_certain(owned.lost_answers)
+    assert not owned.uncertain
 
 
 @pytest.mark.parametrize("steps", range(1, 14, 2))
@@ -187,7 +276,7 @@ def test_unknown_claims_are_later_than_those_known_when_the_doubt_began() -> Non
     assert owned.unknown() == (10, [12])
     owned.mark_uncertain(11)
     assert owned.unknown() == (10, [12])
-    owned.mark_certain()
+    owned.mark_certain(owned.lost_answers)
     assert not owned.uncertain
 
 

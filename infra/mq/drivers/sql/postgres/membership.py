@@ -215,17 +215,25 @@ async def leave(driver: Driver, worker: int, keep: Collection[Claim], now: float
     return released + len(held), False
 
 
-async def release_unknown(driver: Driver, worker: int, since: int, known: Collection[int], now: float) -> int | None:
+async def release_unknown(
+    driver: Driver, worker: int, epoch: int, since: int, known: Collection[int], now: float
+) -> tuple[int, bool] | None:
     """Void claims in flight, and release claims with fences above `since` that are not `known`, without counting.
 
-    Return the worker's new epoch; None if the worker was taken over.
+    A worker with another epoch than `epoch` has released claims meanwhile and may have claimed again, so that `known`
+    is outdated: nothing is released then.
+
+    Return the worker's present epoch, and whether claims were released; None if the worker was taken over.
     """
-    if not await driver.fetch(_LOCK, worker):
+    rows = await driver.fetch(_LOCK, worker)
+    if not rows:
         return None
-    epoch: int = await driver.fetchval(_RAISE_EPOCH, worker)
+    if rows[0][0] != epoch:
+        return rows[0][0], False
+    raised: int = await driver.fetchval(_RAISE_EPOCH, worker)
     await driver.execute(_RELEASE_UNKNOWN, worker, since, list(known))
     await driver.execute(_RELEASE_UNKNOWN_MAILBOXES, worker, since, list(known), now)
-    return epoch
+    return raised, True
 
 
 async def has_parked(driver: Driver, known: Mapping[str, Collection[str]]) -> bool:

@@ -25,6 +25,8 @@ class OwnedClaims:
         """The unsettled deliveries of each fence; a mailbox counts as one entry."""
 
         self._uncertain_since: int | None = None
+        self.lost_answers = 0
+        """The number of claims so far whose answer was lost."""
 
     @property
     def uncertain(self) -> bool:
@@ -34,10 +36,12 @@ class OwnedClaims:
     def mark_uncertain(self, since: int) -> None:
         """Record that there may be unknown claims with fences above `since`."""
         self._uncertain_since = since if self._uncertain_since is None else min(since, self._uncertain_since)
+        self.lost_answers += 1
 
-    def mark_certain(self) -> None:
-        """Record that there are no unknown claims."""
-        self._uncertain_since = None
+    def mark_certain(self, lost_answers: int) -> None:
+        """Record that the unknown claims were released, unless more answers than these were lost meanwhile."""
+        if self.lost_answers == lost_answers:
+            self._uncertain_since = None
 
     def unknown(self) -> tuple[int, list[int]]:
         """Return the fence above which claims may be unknown, and the known fences above it."""

@@ -231,14 +231,19 @@ class Workers:
                     await self._release_unknown(mine, now)
 
     async def _release_unknown(self, mine: LeaseMembership, now: float) -> None:
-        since, known = mine.owned.unknown()
-        epoch = await self._connections.transaction(
-            partial(membership.release_unknown, worker=mine.number, since=since, known=known, now=now)
-        )
-        if epoch is None:
-            raise QueueClosed("this worker is considered dead: its claims were taken over")
-        mine.epoch = epoch
-        mine.owned.mark_certain()
+        while mine.owned.uncertain:
+            lost, expected = mine.owned.lost_answers, mine.epoch
+            since, known = mine.owned.unknown()
+            operation = partial(
+                membership.release_unknown, worker=mine.number, epoch=expected, since=since, known=known, now=now
+            )
+            answer = await self._connections.transaction(operation)
+            if answer is None or answer[0] < expected:  # taken over; or a failover lost the latest epochs
+                raise QueueClosed("this worker is considered dead: its claims were taken over")
+            epoch, released = answer
+            mine.epoch = max(mine.epoch, epoch)
+            if released:
+                mine.owned.mark_certain(lost)
 
     def _start_scan(self, names: Collection[str]) -> None:
         # In the background, since it may read over many handled rows; claims continue from their positions meanwhile.
