@@ -47,8 +47,11 @@ class Retry:
 
     def ceiling(self, failures: int) -> float:
         """Return the longest delay, in seconds, after `failures` failed attempts (1 or more)."""
-        # The bound keeps the power from overflowing.
-        return float(min(self.max_delay, self.min_delay * self.factor ** min(failures - 1, 64)))
+        try:
+            delay = self.min_delay * self.factor ** (failures - 1)
+        except OverflowError:
+            return self.max_delay if self.min_delay else 0.0
+        return min(self.max_delay, delay)
 
     def delay(self, failures: int, random: Random) -> float | None:
         """Return the delay in seconds before the next attempt, None if there are no attempts left."""
