@@ -50,8 +50,8 @@ class Retry:
         try:
             delay = self.min_delay * self.factor ** (failures - 1)
         except OverflowError:
-            return self.max_delay if self.min_delay else 0.0
-        return min(self.max_delay, delay)
+            return float(self.max_delay) if self.min_delay else 0.0
+        return float(min(self.max_delay, delay))
 
     def delay(self, failures: int, random: Random) -> float | None:
         """Return the delay in seconds before the next attempt, None if there are no attempts left."""
