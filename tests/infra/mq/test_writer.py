@@ -17,8 +17,9 @@ from infra.mq import Message, QueueClosed, QueueIndeterminate, QueueRejected, Qu
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.sqlite import publishing
 from infra.mq.drivers.sql.sqlite.connection import Operation, connect
+from infra.mq.drivers.sql.sqlite.joinable import Joinable
 from infra.mq.drivers.sql.sqlite.publishing import publish
-from infra.mq.drivers.sql.sqlite.writer import GROUP_BYTES, GROUP_ITEMS, GROUP_LIMIT, Joinable, Weight, Writer
+from infra.mq.drivers.sql.sqlite.writer import GROUP_BYTES, GROUP_ITEMS, GROUP_LIMIT, Weight, Writer
 from tests.infra.mq.acting import consumer, done, handle_all, message, messages
 
 INSERT = "INSERT INTO beneath_broadcast_event (event) VALUES (?)"

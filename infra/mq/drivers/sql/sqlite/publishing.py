@@ -6,10 +6,10 @@ from itertools import chain
 from typing import Self
 
 from infra.mq.drivers.sql.sqlite.clock import QueueClock
+from infra.mq.drivers.sql.sqlite.joinable import Joinable
 from infra.mq.drivers.sql.sqlite.mailboxes import MailboxRow, open_mailboxes
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.drivers.sql.sqlite.scheduling import HAS_DUE, Overdue
-from infra.mq.drivers.sql.sqlite.writer import Joinable
 from infra.mq.types import Message
 
 PRUNED_AT_ONCE = 100

@@ -6,20 +6,19 @@ import random
 import sqlite3
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Self, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
 from infra.db import DatabaseUnavailable
 from infra.db.cancellation import begin, finish
 from infra.mq.drivers.sql.sqlite.connection import Operation, is_busy, is_disk_error, queue_error, starting_a_thread
+from infra.mq.drivers.sql.sqlite.joinable import run_in_order
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -47,21 +46,6 @@ class Weight(NamedTuple):
 
 
 LIGHT = Weight(1)
-
-
-class Joinable(ABC):
-    """An operation without a result; a group runs consecutive operations of one class in one call."""
-
-    __slots__ = ()
-
-    @classmethod
-    @abstractmethod
-    def run_all(cls, db: sqlite3.Connection, operations: Sequence[Self]) -> None:
-        """Run `operations`, at least one, with the same effect as running them one after the other."""
-
-    def __call__(self, db: sqlite3.Connection) -> None:
-        """Run this operation alone."""
-        self.run_all(db, [self])
 
 
 @dataclass(slots=True)
@@ -274,7 +258,7 @@ class Writer:
         try:
             self._begin(db)
             try:
-                return self._commit(db, _run_in_order(db, operations), check)
+                return self._commit(db, run_in_order(db, operations), check)
             except Exception as error:  # raised in the caller of that operation
                 _roll_back(db)
                 meaning = self._meaning(error)
@@ -402,19 +386,6 @@ class _Deliver:
             self._done.set_exception(self._error)
         else:
             self._done.set_result(self._result)
-
-
-def _run_in_order(db: sqlite3.Connection, operations: Sequence[Operation[Any]]) -> list[Any]:
-    """Run operations in order, joining consecutive ones where possible; return the result of each."""
-    results: list[Any] = []
-    for kind, run in groupby(operations, key=type):
-        if issubclass(kind, Joinable):
-            joined = cast("list[Joinable]", list(run))
-            kind.run_all(db, joined)
-            results += [None] * len(joined)
-        else:
-            results += [operation(db) for operation in run]
-    return results
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
