@@ -69,10 +69,3 @@ class DirectDispatch(Dispatch):
             log.error(  # noqa: TRY400 - one line without a traceback
                 "publish after commit failed", count=len(batch), error=str(error)
             )
-
-    async def cancel_inside(self, transaction: Transaction, buffer: PublishBuffer, message_id: str) -> bool:
-        """Cancel the event after the commit, if it is scheduled."""
-        if buffer.cancels(message_id) or not await self._mq.scheduled(message_id):
-            return False
-        buffer.cancel_at_commit(message_id)
-        return True

@@ -56,13 +56,16 @@ class Dispatch(ABC):
     async def after_commit(self, batch: Sequence[Outgoing], entries: Sequence[Entry], cancelled: Sequence[str]) -> None:
         """Send what is not stored by the commit itself."""
 
-    @abstractmethod
     async def cancel_inside(self, transaction: Transaction, buffer: PublishBuffer, message_id: str) -> bool:
         """Cancel a delayed event outside of `buffer`, if and only if `transaction` commits; return whether it can be.
 
         Raises:
             QueueError, DatabaseError: the event was not cancelled.
         """
+        if buffer.cancels(message_id) or not await self._is_cancellable(transaction, message_id):
+            return False
+        buffer.cancel_at_commit(message_id)
+        return True
 
     async def cancel(self, message_id: str, buffer_of: Callable[[Transaction], PublishBuffer]) -> bool:
         """Cancel a delayed event outside of a transaction; return whether it was still scheduled.
@@ -90,6 +93,10 @@ class Dispatch(ABC):
     def needs_transaction(self, _batch: Sequence[Outgoing]) -> bool:
         """Whether `batch`, published outside of a transaction, must be stored in one."""
         return False
+
+    async def _is_cancellable(self, transaction: Transaction, message_id: str) -> bool:
+        """Whether the event is scheduled, so that the commit can cancel it."""
+        return await self._mq.scheduled(message_id)
 
     async def _refresh(self) -> None:
         """Refresh the subscription cache before an event that it does not know is published."""

@@ -111,13 +111,6 @@ class OutboxDispatch(Dispatch):
                 raise CancelFailed(f"event {message_id} was not cancelled: it is being sent to the queue; try again")
             await self._clock.sleep(POLL_EVERY)
 
-    async def cancel_inside(self, transaction: Transaction, buffer: PublishBuffer, message_id: str) -> bool:
-        """Write a cancellation into the outbox, if the event is scheduled there or in the queue."""
-        if buffer.cancels(message_id) or not await self._is_cancellable(transaction, message_id):
-            return False
-        buffer.cancel_at_commit(message_id)
-        return True
-
     async def _is_cancellable(self, transaction: Transaction, message_id: str) -> bool:
         match state := await self.outbox.state_of(message_id, await self.time()):
             case MessageState.SCHEDULED:
