@@ -87,7 +87,7 @@ local function mark_resent(resent, last, carried, repetitions, now)
   call('EXPIRE', resent, digits(carried[2]))
 end
 
--- Runs `work`; if that fails, removes the marks of this call, so that a repeated call is not taken for a duplicate.
+-- Runs `work`; if that fails, removes the marks of this call, so that a repeated call does not count as a duplicate.
 local function marked(accepted, first, last, dropped, work)
   local done, failure = pcall(work)
   if done then return end

@@ -34,7 +34,7 @@ if not (mark and is_repeated()) then
       if waiter then notify(idle, 1, waiter) end
     end
   end
-  -- Marked last, so that a repeated call is not taken for a duplicate after an error above.
+  -- Marked last, so that a repeated call does not count as a duplicate after an error above.
   if mark then call('ZADD', accepted, digits(now), mark) end
 end
 
