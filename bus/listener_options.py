@@ -62,8 +62,6 @@ class ListenerOptions:
         if timeout is not None and not isinstance(timeout, Default):
             timeout = check_number(timeout, "timeout (in seconds, None for none)", least=0, most=MAX_DELAY, above=True)
         aliases = check_names(self.aliases, "aliases", "a former name")
-        if name in aliases:
-            raise ValueError(f"aliases contains the listener's present name {name!r}; list only its former names")
         return replace(
             self, name=name, aliases=aliases, timeout=timeout, concurrency=concurrency, on_exhausted=on_exhausted
         )
