@@ -1,7 +1,7 @@
 """Claims with a lost answer, a cancelled caller or a closing worker: all are recovered."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -33,20 +33,25 @@ async def queue(store: Store) -> SqlQueue:
     return queue
 
 
+def unanswered(under_way: list[dict[str, Any]]) -> Callable[..., Awaitable[None]]:
+    """Return an operation that is lost before it reaches the server; `under_way` gets its arguments."""
+
+    async def lost(_: Driver, **arguments: Any) -> None:  # noqa: ANN401  # as it comes
+        under_way.append(arguments)
+        raise ConnectionResetError
+
+    return lost
+
+
 async def test_claim_that_arrives_after_its_caller_gave_up_is_void(
     store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under_way: list[dict[str, Any]] = []
-
-    async def never_answered(_: Driver, **arguments: Any) -> claiming.Claimed:  # noqa: ANN401  # as it comes
-        under_way.append(arguments)
-        raise ConnectionResetError
-
     worker = await consumer(queue)
     await queue.publish(messages(3, keys=3))
     honest = claiming.claim
     with monkeypatch.context() as patch:
-        patch.setattr(claiming, "claim", never_answered)
+        patch.setattr(claiming, "claim", unanswered(under_way))
         with pytest.raises(QueueUnavailable):
             await worker.fetch(WANTS, wait=0)
     assert len(await worker.fetch({WORK: 1}, wait=0)) == 1
@@ -85,20 +90,15 @@ async def test_release_of_unknown_claims_that_arrives_late_releases_no_later_cla
     store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under_way: list[dict[str, Any]] = []
-
-    async def unanswered(*_: object, **arguments: Any) -> None:  # noqa: ANN401  # as it comes
-        under_way.append(arguments)
-        raise ConnectionResetError
-
     worker = await consumer(queue)
     await queue.publish(messages(3, keys=3))
     honest = membership.release_unknown
     with monkeypatch.context() as patch:
-        patch.setattr(claiming, "claim", unanswered)
+        patch.setattr(claiming, "claim", unanswered(under_way))
         with pytest.raises(QueueUnavailable):
             await worker.fetch(WANTS, wait=0)
     with monkeypatch.context() as patch:
-        patch.setattr(membership, "release_unknown", unanswered)
+        patch.setattr(membership, "release_unknown", unanswered(under_way))
         with pytest.raises(QueueError):
             await worker.recover()
     claims = await worker.fetch(WANTS, wait=0)
@@ -143,14 +143,11 @@ async def test_claims_are_released_after_a_release_with_a_lost_answer(
 async def test_worker_whose_epochs_the_server_has_lost_is_closed(
     server: PostgresServer, store: Store, queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def lost(*_: object, **__: object) -> None:
-        raise ConnectionResetError
-
     worker = await consumer(queue)
     await queue.publish(messages(1))
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(claiming, "claim", lost)
+            patch.setattr(claiming, "claim", unanswered([]))
             with pytest.raises(QueueUnavailable):
                 await worker.fetch(WANTS, wait=0)
         await server.execute("UPDATE beneath_worker SET epoch = greatest(epoch - 1, 0)", store.database)
@@ -302,12 +299,9 @@ def test_a_claim_is_known_until_all_its_deliveries_are_settled() -> None:
 async def test_another_worker_of_the_process_does_not_end_a_recovery(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never_answered(_: Driver, **__: object) -> claiming.Claimed:
-        raise ConnectionResetError
-
     lost, rescuer = await consumer(queue), await consumer(queue)
     with monkeypatch.context() as patch:
-        patch.setattr(claiming, "claim", never_answered)
+        patch.setattr(claiming, "claim", unanswered([]))
         await queue.publish(messages(1))
         with pytest.raises(QueueUnavailable):
             await lost.fetch(WANTS, wait=0)
