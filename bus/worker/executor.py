@@ -13,8 +13,7 @@ import structlog
 from msgspec.structs import replace
 
 from bus.codec import Frame, decode_frame
-from bus.delivery import Delivery as HandlerDelivery
-from bus.delivery import delivery_of, enter_cause
+from bus.delivery import Delivery, delivery_of, enter_cause
 from bus.errors import UnknownEvent
 from bus.events import EventType
 from bus.handler_calls import refuse_generator, run_in_context
@@ -26,7 +25,7 @@ from bus.worker.slot import FOREVER, Slot
 from bus.worker.threads import ThreadPool
 from infra.clock import Clock
 from infra.failures import describe
-from infra.mq import Claim, Delivery, Failure, Outcome, Settlement
+from infra.mq import Claim, ClaimedDelivery, Failure, Outcome, Settlement
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -105,7 +104,9 @@ class Executor:
                 break
         slot.claim = None
 
-    async def handle(self, slot: Slot, claim: Claim, delivery: Delivery, metrics: ListenerMetrics) -> Settlement | None:
+    async def handle(
+        self, slot: Slot, claim: Claim, delivery: ClaimedDelivery, metrics: ListenerMetrics
+    ) -> Settlement | None:
         """Run the handler on one delivery and return the settlement, None if the claim stays unsettled."""
         if delivery.crashes >= self._max_crashes:
             return await self._unless_committed(slot, self._crashed(claim, delivery), metrics)
@@ -138,7 +139,7 @@ class Executor:
             return await self._unless_committed(slot, settlement, metrics)
         return settlement
 
-    async def _attempt(self, slot: Slot, delivery: Delivery, metrics: ListenerMetrics) -> None:
+    async def _attempt(self, slot: Slot, delivery: ClaimedDelivery, metrics: ListenerMetrics) -> None:
         """Decode a delivery and call the handler; runs in the delivery's own context."""
         listener = slot.listener
         try:
@@ -171,7 +172,7 @@ class Executor:
             )
         return event_type.decode(frame.payload, frame.event_version)
 
-    async def _call_once(self, slot: Slot, event: object, context: HandlerDelivery) -> None:
+    async def _call_once(self, slot: Slot, event: object, context: Delivery) -> None:
         assert self._inbox is not None  # noqa: S101 - registration refuses once=True without a database
         listener = slot.listener
         if await self._inbox.handled((listener.name, *listener.aliases), context.id):
@@ -205,7 +206,7 @@ class Executor:
             metrics.dead += 1
         return settlement
 
-    def _crashed(self, claim: Claim, delivery: Delivery) -> Settlement:
+    def _crashed(self, claim: Claim, delivery: ClaimedDelivery) -> Settlement:
         failure = Failure(error=f"its worker died {delivery.crashes} times while this delivery ran alone")
         log.error(
             "delivery dead-lettered",

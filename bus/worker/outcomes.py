@@ -19,7 +19,7 @@ from bus.worker.inbox import AlreadyHandled
 from bus.worker.slot import Slot
 from bus.worker.threads import NoThread
 from infra.failures import MAX_TRACEBACK, class_name, describe, render_traceback
-from infra.mq import Claim, Delivery, Failure, Outcome, Settlement
+from infra.mq import Claim, ClaimedDelivery, Failure, Outcome, Settlement
 from infra.mq.limits import check_delay, storable_text
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ CANCELLED_DELAY = 1.0
 """Seconds after which a delivery is retried whose handler another delivery's handler cancelled."""
 
 
-def release(claim: Claim, delivery: Delivery, delay: float = 0.0) -> Settlement:
+def release(claim: Claim, delivery: ClaimedDelivery, delay: float = 0.0) -> Settlement:
     """Return the settlement that releases a claim from `delivery` on, without an attempt."""
     return Settlement(claim=claim, delivery=delivery, outcome=Outcome.RELEASE, delay=delay, close=claim.ordered)
 
@@ -57,7 +57,12 @@ class Attempt:
     __slots__ = ("claim", "context", "delivery", "metrics", "slot")
 
     def __init__(
-        self, slot: Slot, claim: Claim, delivery: Delivery, metrics: ListenerMetrics, context: contextvars.Context
+        self,
+        slot: Slot,
+        claim: Claim,
+        delivery: ClaimedDelivery,
+        metrics: ListenerMetrics,
+        context: contextvars.Context,
     ) -> None:
         self.slot = slot
         self.claim = claim

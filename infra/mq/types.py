@@ -97,7 +97,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """The id was generated for this call and is new: the driver must store it, but need not check for a duplicate."""
 
 
-class Delivery(msgspec.Struct, kw_only=True, eq=False):
+class ClaimedDelivery(msgspec.Struct, kw_only=True, eq=False):
     """One event for one subscription, as a consumer claims it."""
 
     id: int | str
@@ -128,7 +128,7 @@ class Claim(msgspec.Struct, kw_only=True, eq=False):
     """The deliveries that a consumer owns until it settles them: one unordered, or the first ones of one mailbox."""
 
     subscription: str
-    deliveries: list[Delivery]
+    deliveries: list[ClaimedDelivery]
     ordered: bool = False
     ordering_key: str | None = None
     fence: int = 0
@@ -178,7 +178,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     claim: Claim
-    delivery: Delivery
+    delivery: ClaimedDelivery
     outcome: Outcome
     delay: float = 0.0
     """Seconds from the queue's current time; used by RETRY, DEFER and RELEASE."""

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DataError, OperationalError, StatementError
 from bus.metrics import BusMetrics
 from bus.worker.settler import UNSTORABLE, Settler
 from infra.clock import FakeClock
-from infra.mq import Claim, Delivery, Failure, Outcome, QueueClosed, QueueRejected, QueueUnavailable, Settlement
+from infra.mq import Claim, ClaimedDelivery, Failure, Outcome, QueueClosed, QueueRejected, QueueUnavailable, Settlement
 
 
 class Queue:
@@ -32,7 +32,7 @@ class Queue:
 
 
 def settlement(number: int, claim: Claim | None = None, outcome: Outcome = Outcome.DONE) -> Settlement:
-    delivery = Delivery(
+    delivery = ClaimedDelivery(
         id=number, subscription="l", message_id=f"m{number}", event="e", ordering_key=None, body=b"", published_at=0.0
     )
     claim = claim or Claim(subscription="l", deliveries=[delivery])

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from infra.mq import (
     Claim,
+    ClaimedDelivery,
     Consumer,
-    Delivery,
     Failure,
     Message,
     MessageQueue,
@@ -180,7 +180,7 @@ async def kill(harness: Harness, queue: MessageQueue, name: str = WORK) -> None:
     await rescuer.close()
 
 
-def counters(delivery: Delivery) -> tuple[int, int, int, int]:
+def counters(delivery: ClaimedDelivery) -> tuple[int, int, int, int]:
     """Return a delivery's failures, deferrals, takeovers and crashes."""
     return delivery.failures, delivery.deferrals, delivery.takeovers, delivery.crashes
 

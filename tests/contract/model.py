@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from infra.mq import MAILBOX_BATCH, DeadLetter, Delivery, Outcome, SubscriptionStats
+from infra.mq import MAILBOX_BATCH, ClaimedDelivery, DeadLetter, Outcome, SubscriptionStats
 
 PLAIN, LINE = "plain", "mailbox"
 """The unordered and the ordered subscription of the model; every message goes to both."""
@@ -41,7 +41,7 @@ class Copy:
     takeovers: int = 0
     crashes: int = 0
 
-    def matches(self, delivery: Delivery) -> bool:
+    def matches(self, delivery: ClaimedDelivery) -> bool:
         """Return whether a delivery is this copy, with the same counters."""
         mine = (self.message_id, self.key, self.failures, self.deferrals, self.takeovers)
         its = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infra.mq import Claim, Delivery, Outcome, Settlement, WorkerInfo
+from infra.mq import Claim, ClaimedDelivery, Outcome, Settlement, WorkerInfo
 from infra.mq.drivers.sql.sqlite import (
     administration,
     broadcasting,
@@ -93,7 +93,7 @@ def publish(db: sqlite3.Connection, *, dedupe: bool = False) -> None:
 
 
 def settle(outcome: Outcome) -> Step:
-    delivery = Delivery(
+    delivery = ClaimedDelivery(
         id=100, subscription="work", message_id="m", event="Happened", ordering_key=None, body=b"", published_at=1.0
     )
     claim = Claim(subscription="work", deliveries=[delivery])

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from infra.db.postgresql_driver import Driver
-from infra.mq import Claim, Delivery, Outcome, Settlement
+from infra.mq import Claim, ClaimedDelivery, Outcome, Settlement
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.postgres import (
     administration,
@@ -90,7 +90,7 @@ async def settle(driver: Driver, outcome: Outcome) -> None:
     )
     settlements = []
     for key, fence, last_id in rows:
-        delivery = Delivery(
+        delivery = ClaimedDelivery(
             id=last_id,
             subscription=MAIL,
             message_id="m",

@@ -12,7 +12,7 @@ from infra.mq import QueueClosed, QueueError, QueueUnavailable
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.postgres import claiming, membership, workers
 from infra.mq.drivers.sql.postgres.owned_claims import OwnedClaims
-from infra.mq.types import Claim, Delivery, Outcome, Settlement
+from infra.mq.types import Claim, ClaimedDelivery, Outcome, Settlement
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
 from tests.infra.postgres.queues import MAIL, WORK, Store, consumer, new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
@@ -251,7 +251,7 @@ def claim_of(fence: int, *numbers: int, ordered: bool = False) -> list[Claim]:
         Claim(
             subscription=WORK,
             deliveries=[
-                Delivery(
+                ClaimedDelivery(
                     id=it, subscription=WORK, message_id="m", event="E", ordering_key=None, body=b"", published_at=1.0
                 )
             ],

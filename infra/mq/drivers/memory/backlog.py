@@ -9,7 +9,7 @@ from enum import Enum, auto
 from infra.mq.drivers.memory.store import PendingDelivery, Store
 from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.queue import FETCH_BYTES
-from infra.mq.types import Claim, Delivery, Message, Outcome, Settlement
+from infra.mq.types import Claim, ClaimedDelivery, Message, Outcome, Settlement
 
 SUSPECT = 2
 """Number of takeovers from which on a delivery is claimed alone."""
@@ -120,10 +120,10 @@ class Backlog(ABC):
             event.set()
 
 
-def delivery_of(entry: PendingDelivery, name: str) -> Delivery:
+def delivery_of(entry: PendingDelivery, name: str) -> ClaimedDelivery:
     """Return `entry` as a claim holds it, with `name` as its subscription."""
     message = entry.message
-    return Delivery(
+    return ClaimedDelivery(
         id=entry.id,
         subscription=name,
         message_id=message.id,

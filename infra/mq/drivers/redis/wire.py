@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from infra.mq.types import Claim, Delivery, Message
+from infra.mq.types import Claim, ClaimedDelivery, Message
 
 COUNTER_DIGITS = 7
 """Hexadecimal digits of a serial's counter; after its last number the serials get a new random part."""
@@ -71,13 +71,13 @@ def pack_message(message: Message, serial: str) -> bytes:
     return encode((serial, message.id, message.event, message.ordering_key, message.published_at, message.body))
 
 
-def deliveries_of(messages: Sequence[bytes], name: str, sid: str) -> list[Delivery]:
+def deliveries_of(messages: Sequence[bytes], name: str, sid: str) -> list[ClaimedDelivery]:
     """Return the deliveries of stored messages, with ids for an unordered subscription."""
     found = []
     for raw in messages:
         it = decode(raw)
         found.append(
-            Delivery(
+            ClaimedDelivery(
                 id=f"{it.serial}.{sid}",
                 subscription=name,
                 message_id=it.id,
@@ -115,7 +115,7 @@ def mailbox_claims_of(answer: Iterable[Sequence[Any]], name: str, sid: str) -> l
     return claims
 
 
-def set_counters(deliveries: Sequence[Delivery], pasts: Iterable[Sequence[int]]) -> None:
+def set_counters(deliveries: Sequence[ClaimedDelivery], pasts: Iterable[Sequence[int]]) -> None:
     """Set the counters of failures, deferrals, takeovers and crashes from their records."""
     for position, failures, deferrals, takeovers, crashes, *_ in pasts:
         delivery = deliveries[position - 1]
@@ -125,6 +125,6 @@ def set_counters(deliveries: Sequence[Delivery], pasts: Iterable[Sequence[int]])
         delivery.crashes = crashes
 
 
-def serial_of(delivery: Delivery) -> str:
+def serial_of(delivery: ClaimedDelivery) -> str:
     """Return the serial in the id of an unordered delivery."""
     return str(delivery.id)[:31]

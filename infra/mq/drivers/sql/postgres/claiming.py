@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.postgres.positions import SCHEDULED
 from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH
-from infra.mq.types import Claim, Delivery
+from infra.mq.types import Claim, ClaimedDelivery
 
 MOST = 1000
 """The maximum number of claims of one subscription in a call."""
@@ -120,9 +120,9 @@ async def claim(
     return Claimed([it[1] for it in found], latest, scheduled_due)
 
 
-def _delivery_of(row: Any) -> Delivery:  # noqa: ANN401  # a row of the driver
+def _delivery_of(row: Any) -> ClaimedDelivery:  # noqa: ANN401  # a row of the driver
     name, _, _, _, number, message_id, event, key, _, body, published_at, failures, deferrals, takeovers, crashes = row
-    return Delivery(
+    return ClaimedDelivery(
         id=number,
         subscription=name,
         message_id=message_id,

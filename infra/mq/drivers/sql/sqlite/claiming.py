@@ -13,7 +13,7 @@ from infra.mq.drivers.sql.sqlite.retiring import Retiring
 from infra.mq.drivers.sql.sqlite.scheduling import HAS_DUE, promote
 from infra.mq.errors import QueueClosed
 from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH
-from infra.mq.types import Claim, Delivery
+from infra.mq.types import Claim, ClaimedDelivery
 
 SUSPECT = 2
 """The number of takeovers from which a delivery is claimed alone."""
@@ -192,9 +192,9 @@ def _alone_if_suspect(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _delivery_of(row: Row, name: str) -> Delivery:
+def _delivery_of(row: Row, name: str) -> ClaimedDelivery:
     number, message_id, event, key, body, published_at, failures, deferrals, takeovers, crashes, *_ = row
-    return Delivery(
+    return ClaimedDelivery(
         id=number,
         subscription=name,
         message_id=message_id,
