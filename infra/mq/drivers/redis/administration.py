@@ -48,7 +48,7 @@ async def retire(core: Core, name: str, event: str | None, backlog: BacklogPolic
         if name not in snapshot.by_name and name in finished and event is None:
             return finished[name]
         route = snapshot.get(name, event)
-        retirement = RetirementNote.of(route, event, backlog)
+        retirement = _note_of(route, event, backlog)
         if (
             event is not None
             and backlog == "refuse"
@@ -69,6 +69,19 @@ async def retire(core: Core, name: str, event: str | None, backlog: BacklogPolic
         core.registry.forget_event(route.subscription.names, event)
     await core.registry.load()
     return await finish(core.link("admin"), core.keys, core.now, retirement)
+
+
+def _note_of(route: Route, event: str | None, backlog: BacklogPolicy) -> RetirementNote:
+    subscription = route.subscription
+    return RetirementNote(
+        subscription.sid,
+        subscription.name,
+        subscription.ordered,
+        event or "",
+        subscription.events,
+        backlog,
+        secrets.token_hex(8),
+    )
 
 
 async def _begin(core: Core, snapshot: RegistrySnapshot, route: Route, retirement: RetirementNote) -> Any:  # noqa: ANN401 - the answer of a script

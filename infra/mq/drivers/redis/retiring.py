@@ -1,17 +1,12 @@
 """Removal of the deliveries of a retired subscription or event, in steps that any process can continue."""
 
-import secrets
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from infra.mq.drivers.redis.keys import Keys
 from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.scripts import scripts
-
-if TYPE_CHECKING:
-    from infra.mq.drivers.redis.registry import Route
 
 RETIRING = -2
 """The answer of a script that must wait for a retirement of the same subscription in progress."""
@@ -30,20 +25,6 @@ class RetirementNote(msgspec.Struct, frozen=True):
     backlog: str
     token: str = ""
     """A random text that makes each note unique, so that a late step of an earlier retirement does nothing."""
-
-    @classmethod
-    def of(cls, route: "Route", event: str | None, backlog: str) -> "RetirementNote":
-        """Return the note of a new retirement."""
-        subscription = route.subscription
-        return cls(
-            subscription.sid,
-            subscription.name,
-            subscription.ordered,
-            event or "",
-            subscription.events,
-            backlog,
-            secrets.token_hex(8),
-        )
 
 
 async def finish_retiring(link: Link, keys: Keys, now: Callable[[], str]) -> dict[str, int]:
