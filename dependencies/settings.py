@@ -1,95 +1,23 @@
-"""The settings: each with its default, unit and bounds. `dependencies.sources` reads their values.
+"""The settings of the frame: each with its default, unit and bounds. `dependencies.sources` reads their values.
 
 A key is the path to a leaf, like `mq.redis.url`; its environment variable is `BENEATH_MQ_REDIS_URL`. The docstrings
 below are also what `beneath config generate` writes.
 """
 
-import string
-from ipaddress import ip_network
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    Secret,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from dependencies.section import Network, Port, Seconds, Section, Url, clean_text
+from dependencies.service_settings import ServiceSettings
 from infra.mail.message import sender_address
 from infra.mail.smtp import SmtpServer
-from infra.masking import mask_url, url_secrets
-
-
-def _network(text: str) -> str:
-    try:
-        network = ip_network(text)
-    except ValueError:
-        raise ValueError(
-            f"not an address or a network: {text!r}; expected an IP address or network, such as 10.0.0.1 or 10.0.0.0/8"
-        ) from None
-    if network.prefixlen == 0:
-        raise ValueError(f"{text} covers every address; name the proxies' own addresses")
-    return str(network)
-
+from infra.masking import url_secrets
 
 Env = Literal["development", "test", "production"]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Network = Annotated[str, AfterValidator(_network)]
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-
-
-class Url(Secret[str]):
-    """A URL whose password is never shown; `get_secret_value()` returns it whole."""
-
-    def _display(self) -> str:
-        return mask_url(self.get_secret_value())
-
-
-def clean_text(text: str) -> str:
-    """Return a value without the blanks, line ends and byte order mark that files and secret stores put around it.
-
-    Raises:
-        ValueError: the value is empty, contains an unprintable character, or is in quotation marks. The error does not
-            quote the value, which may be secret.
-    """
-    text = text.strip(AROUND)
-    if not text:
-        raise ValueError("value is empty; remove the setting to use its default")
-    for each in text:
-        if not each.isprintable():
-            raise ValueError(f"value contains the unprintable character U+{ord(each):04X}; remove it")
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`":
-        raise ValueError("value is in quotation marks, which would be part of it; remove them")
-    return text
-
-
-AROUND = string.whitespace + "\ufeff\u00a0\u200b"
-"""Characters around a value that are not part of it."""
-
-
-class Section(BaseModel):
-    """A group of settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _clean(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, Url):
-            return Url(clean_text(value.get_secret_value()))
-        if isinstance(value, bool):
-            raise ValueError("expected a number or text, not true or false")  # noqa: TRY004 - pydantic reports ValueErrors
-        if not isinstance(value, str):
-            return value
-        field = cls.model_fields[info.field_name or ""]
-        if not value.strip(AROUND) and type(None) in get_args(field.annotation):
-            return None
-        return clean_text(value)
 
 
 class DbSettings(Section):
@@ -172,7 +100,7 @@ class ControlSettings(Section):
     keep_alive: Seconds = 5.0
     """Seconds that a connection may wait for another request; set it above the same setting of the proxy."""
 
-    trusted_proxies: list[Network] = []
+    trusted_proxies: list[Network] = Field(default=[])
     """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` the server trusts, such as
     `[127.0.0.1, 10.0.0.0/8]`. It ignores these headers from other clients, and `Forwarded` always."""
 
@@ -279,18 +207,8 @@ class MailSettings(Section):
         return sender
 
 
-class OrganizationSettings(Section):
-    """Organizations and their members."""
-
-    invite_lifetime: Annotated[float, Field(gt=0, le=365 * 86_400, allow_inf_nan=False)] = 7 * 86_400.0
-    """Seconds until a pending invite expires."""
-
-    max_invites: Annotated[int, Field(ge=1, le=10_000)] = 50
-    """Invites that one user may make in an hour, over all organizations and processes."""
-
-
-class Settings(BaseSettings):
-    """All settings. `Settings(...)` takes defaults and arguments alone; `load_settings()` reads the sources as well."""
+class FrameSettings(BaseSettings):
+    """The settings of the frame: everything but the sections of the services."""
 
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
@@ -311,7 +229,6 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     log: LogSettings = LogSettings()
     mail: MailSettings = MailSettings()
-    organization: OrganizationSettings = OrganizationSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -327,8 +244,7 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> frozenset[str]:
         """The secret texts of these settings: passwords, secret options, and URLs that contain them."""
-        urls = (self.db.url, self.mq.redis.url, self.mail.smtp_url)
-        return frozenset(text for url in urls if url is not None for text in url_secrets(url.get_secret_value()))
+        return frozenset(text for url in _urls(self) for text in url_secrets(url.get_secret_value()))
 
     @property
     def log_format(self) -> Literal["json", "console"]:
@@ -336,3 +252,15 @@ class Settings(BaseSettings):
         if self.log.format != "auto":
             return self.log.format
         return "json" if self.env == "production" else "console"
+
+
+class Settings(ServiceSettings, FrameSettings):
+    """All settings. `Settings(...)` takes defaults and arguments alone; `load_settings()` reads the sources as well."""
+
+
+def _urls(section: BaseModel) -> Iterator[Url]:
+    for value in vars(section).values():
+        if isinstance(value, Url):
+            yield value
+        elif isinstance(value, BaseModel):
+            yield from _urls(value)

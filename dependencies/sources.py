@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from dependencies.errors import SettingsError
-from dependencies.settings import AROUND, Env, Settings
+from dependencies.section import AROUND
+from dependencies.settings import Env, Settings
 
 PREFIX = "BENEATH_"
 FOLDER = "config"

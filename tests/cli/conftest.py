@@ -11,15 +11,8 @@ import structlog
 
 from beneath.cli import execute
 from dependencies import Settings
-from dependencies.settings import (
-    ControlSettings,
-    DbSettings,
-    LogSettings,
-    MailSettings,
-    MqSettings,
-    Url,
-    WorkerSettings,
-)
+from dependencies.section import Url
+from dependencies.settings import ControlSettings, DbSettings, LogSettings, MailSettings, MqSettings, WorkerSettings
 
 
 @dataclass(frozen=True, slots=True)

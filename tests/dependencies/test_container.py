@@ -9,7 +9,8 @@ from dependency_injector import providers
 
 from bus import Bus
 from dependencies import AllServices, Container, Settings, load_settings
-from dependencies.settings import DbSettings, MqSettings, Url
+from dependencies.section import Url
+from dependencies.settings import DbSettings, MqSettings
 from infra.clock import FakeClock
 from infra.mail import FolderMailer, SmtpMailer
 from infra.mq.drivers.memory import MemoryQueue

@@ -7,15 +7,16 @@ import pytest
 import yaml
 
 from dependencies.errors import SettingsError
+from dependencies.section import Section, Url
 from dependencies.settings import (
     ControlSettings,
     DbSettings,
+    FrameSettings,
     LogSettings,
     MailSettings,
     MqSettings,
     RedisSettings,
     Settings,
-    Url,
 )
 from dependencies.sources import load_settings, variable, walk_leaves
 from dependencies.template import in_force, render_template
@@ -198,8 +199,8 @@ def test_no_two_settings_share_a_variable() -> None:
         ({"BENEATH_MAIL_SENDER": "nobody"}, "mail.sender: "),
         ({"BENEATH_MAIL_SMTP_URL": "http://x"}, "mail.smtp_url: not the URL of an SMTP server; use smtp://"),
         (
-            {"BENEATH_ORGANIZATION_INVITE_LIFETIME": "0"},
-            "organization.invite_lifetime: input should be greater than 0, not '0' ",
+            {"BENEATH_DB_BUSY_TIMEOUT": "0"},
+            "db.busy_timeout: input should be greater than 0, not '0' ",
         ),
         (
             {"BENEATH_CONTROL_TRUSTED_PROXIES": "[2026-13-45]"},
@@ -376,3 +377,13 @@ def test_secret_that_parses_as_a_number_is_not_shown(folder: Path) -> None:
     with pytest.raises(SettingsError, match=r"line 1: db\.url is not a valid date or number") as caught:
         load_settings(environ={}, folder=folder)
     assert "hunter2" not in str(caught.value)
+
+
+def test_password_in_the_url_of_a_service_is_secret() -> None:
+    class Bank(Section):
+        url: Url = Url("https://ada:hunter2@bank")
+
+    class WithBank(FrameSettings):
+        bank: Bank = Bank()
+
+    assert "hunter2" in WithBank().secrets

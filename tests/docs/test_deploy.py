@@ -19,7 +19,8 @@ from structlog.testing import capture_logs
 from beneath.application import CLOSE_TIMEOUT, Application
 from dependencies import Container, Settings
 from dependencies.migrations import HISTORIES
-from dependencies.settings import ControlSettings, DbSettings, MailSettings, MqSettings, RedisSettings, Url
+from dependencies.section import Url
+from dependencies.settings import ControlSettings, DbSettings, MailSettings, MqSettings, RedisSettings
 from dependencies.sources import load_settings
 from infra.clock import FakeClock
 from infra.db import Database

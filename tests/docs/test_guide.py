@@ -20,7 +20,8 @@ import asyncio
 from structlog.testing import capture_logs
 from beneath.application import Application
 from dependencies import Container, Settings
-from dependencies.settings import DbSettings, Url
+from dependencies.section import Url
+from dependencies.settings import DbSettings
 
 async def main():
     container = Container(settings=Settings(db=DbSettings(url=Url("sqlite:///report.db"))))

@@ -12,7 +12,8 @@ import pytest
 
 from beneath.application import Application
 from dependencies import Container, Settings
-from dependencies.settings import ControlSettings, DbSettings, LogSettings, MailSettings, Url
+from dependencies.section import Url
+from dependencies.settings import ControlSettings, DbSettings, LogSettings, MailSettings
 from tests.docs.blocks import ROOT, blocks, prose
 
 T = TypeVar("T")
