@@ -3,20 +3,19 @@
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from dependency_injector.containers import DynamicContainer
+from dependency_injector.providers import Object
+
 from bus.testing import BusKit
+from dependencies import AllServices, Settings
+from dependencies.services import Services
+from dependencies.settings import OrganizationSettings
 from infra.db import Database
 from infra.db.migrate import History, upgrade
 from infra.mail import Mail
-from services.audit.service import AuditService
-from services.idempotency.service import IdempotencyService
-from services.notification.service import NotificationService
-from services.organization.service import OrganizationService
-from services.project.service import ProjectService
-from services.secret.service import SecretService
-from services.user.service import UserService
 
 HISTORIES = (
     History("bus", "infra.db.migrations", "beneath_bus_version"),
@@ -47,20 +46,13 @@ class Outbox:
         return [message for message in self.sent if message.to == email]
 
 
-@dataclass(slots=True, kw_only=True)
-class World:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World(AllServices):
     """All services with a started bus kit."""
 
     kit: BusKit
     db: Database
     mail: Outbox
-    user: UserService
-    organization: OrganizationService
-    project: ProjectService
-    secret: SecretService
-    notification: NotificationService
-    audit: AuditService
-    idempotency: IdempotencyService
 
 
 async def migrated_file(path: Path) -> Path:
@@ -102,19 +94,12 @@ async def world_at(url: str, *, busy_timeout: float = 10.0) -> AsyncIterator[Wor
 
 
 def build(kit: BusKit, db: Database) -> World:
-    """Construct all services on a kit that is not started yet."""
+    """Construct all services, as `dependencies/services.py` lists them, on a kit that is not started yet."""
     mail = Outbox()
-    secret = SecretService(kit.bus, db, kit.clock)
-    organization = OrganizationService(kit.bus, db, kit.clock, invite_lifetime=INVITE_LIFETIME, max_invites=MAX_INVITES)
-    return World(
-        kit=kit,
-        db=db,
-        mail=mail,
-        user=UserService(kit.bus, db, kit.clock, secret),
-        organization=organization,
-        project=ProjectService(kit.bus, db, kit.clock, organization),
-        secret=secret,
-        notification=NotificationService(kit.bus, mail, organization),
-        audit=AuditService(kit.bus, db, organization),
-        idempotency=IdempotencyService(db, kit.clock),
-    )
+    organization = OrganizationSettings(invite_lifetime=INVITE_LIFETIME, max_invites=MAX_INVITES)
+    infra = DynamicContainer()
+    infra.bus, infra.db, infra.clock, infra.mailer = Object(kit.bus), Object(db), Object(kit.clock), Object(mail)
+    infra.settings = Object(Settings(organization=organization))
+    services = Services(infra=infra).all()
+    by_name = {each.name: getattr(services, each.name) for each in fields(services)}
+    return World(kit=kit, db=db, mail=mail, **by_name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from beneath.http.connections import ConnectionLimits
+from beneath.http.core.connections import ConnectionLimits
 from beneath.runtime.server import HttpServer
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from beneath.http import routing
-from beneath.http.problems import ProblemError
+from beneath.http.core import routing
+from beneath.http.core.problems import ProblemError
 from tests.http.conftest import Api, problem
 
 JSON = {"Content-Type": "application/json"}

@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from beneath.http import connections
-from beneath.http.connections import ConnectionLimits, Connections
+from beneath.http.core import connections
+from beneath.http.core.connections import ConnectionLimits, Connections
 from tests.http.raw import Raw, Wire, until, wire
 
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"

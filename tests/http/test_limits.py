@@ -2,8 +2,9 @@
 
 import pytest
 
-from beneath.http import HttpOptions, limits
-from beneath.http.limits import AddressLimit
+from beneath.http import HttpOptions
+from beneath.http.core import limits
+from beneath.http.core.limits import AddressLimit
 from infra.clock import FakeClock
 from tests.http.conftest import Api, Caller, problem
 

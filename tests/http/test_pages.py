@@ -2,7 +2,7 @@
 
 import pytest
 
-from beneath.http.pages import BySequence
+from beneath.http.core.pages import BySequence
 from tests.http.conftest import Api, Caller, problem
 
 

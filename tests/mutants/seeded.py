@@ -326,7 +326,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="connections-are-not-bounded",
         kind=13,
-        file="cmd/beneath/http/connections.py",
+        file="cmd/beneath/http/core/connections.py",
         old="admitted = len(self._open) < self.limit or self._evict()",
         new="admitted = True",
         tests=("tests/http/test_connections.py",),
@@ -334,7 +334,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="line-end-in-a-chunk-header-is-accepted",
         kind=13,
-        file="cmd/beneath/http/strict.py",
+        file="cmd/beneath/http/core/strict.py",
         old="if _LINE_END.search(line, 0, len(line) - len(_CRLF)):",
         new="if False:",
         tests=("tests/http/test_framing.py",),

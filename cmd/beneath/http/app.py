@@ -1,4 +1,4 @@
-"""The ASGI application of the control server: routes, middleware, limits and error handlers."""
+"""The ASGI application of the control server: the API of all domains, its options and its rate limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,14 +6,12 @@ from typing import Final
 
 from fastapi import FastAPI
 
-from beneath.http import problems
-from beneath.http.docs import docs_routes
-from beneath.http.health import Probe, Scrape, health_routes
-from beneath.http.limits import HOUR, AddressLimit
-from beneath.http.middleware import BodyGuard, Correlate, RequestContext
-from beneath.http.openapi import describe
-from beneath.http.routes import audit, invites, members, organizations, projects, secrets, users
-from beneath.http.services import Services
+from beneath.http.core.app import create_api
+from beneath.http.core.health import Probe, Scrape
+from beneath.http.core.limits import HOUR, AddressLimit
+from beneath.http.core.middleware import Correlate
+from beneath.http.domains import DOMAINS
+from dependencies import AllServices
 from infra.clock import Clock, SystemClock
 
 DESCRIPTION: Final = """\
@@ -42,7 +40,7 @@ class HttpOptions:
 
 
 def create_app(
-    services: Services,
+    services: AllServices,
     *,
     correlate: Correlate,
     ready: Mapping[str, Probe],
@@ -56,25 +54,19 @@ def create_app(
     probes of `/readyz` by name; `metrics` returns the body of `/metrics`.
     """
     options = options or HttpOptions()
-    app = FastAPI(
+    app = create_api(
+        DOMAINS,
         title="Beneath",
-        version=options.version,
         description=DESCRIPTION,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url="/openapi.json",
-        redirect_slashes=False,
+        version=options.version,
+        correlate=correlate,
+        ready=ready,
+        metrics=metrics,
+        max_body=options.max_body,
     )
     app.state.services = services
     clock = clock or SystemClock()
     app.state.failure_limit = AddressLimit(clock, "wrong secrets", options.max_auth_failures, 60)
     app.state.sign_up_limit = AddressLimit(clock, "sign-ups and changes of email", options.max_sign_ups, HOUR)
     app.state.invite_limit = AddressLimit(clock, "invites", options.max_invites, HOUR)
-    for routes in (users, secrets, organizations, members, invites, projects, audit):
-        app.include_router(routes.router, prefix="/v1")
-    app.router.routes.extend([*health_routes(ready, metrics), *docs_routes()])
-    app.openapi = describe(app)  # type: ignore[method-assign]  # FastAPI documents this way of replacing it
-    problems.install(app)
-    app.add_middleware(BodyGuard, max_body=options.max_body)
-    app.add_middleware(RequestContext, correlate=correlate)  # added last, so it is the outermost
     return app

@@ -4,17 +4,17 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.openapi.models import HTTPBearer
-from fastapi.security.base import SecurityBase
 
-from beneath.http.limits import AddressLimit, address_of
-from beneath.http.problems import INSUFFICIENT_SCOPE, TOO_MANY_FAILURES, UNAUTHENTICATED, ProblemError, retry_after
-from beneath.http.services import Services
+from beneath.http.core.limits import AddressLimit, address_of
+from beneath.http.core.problems import INSUFFICIENT_SCOPE, TOO_MANY_FAILURES, UNAUTHENTICATED, ProblemError, retry_after
+from beneath.http.core.routing import Guard
+from beneath.http.services import services_of
 from models.secret import Scope
 from services.secret.cache import Principal
 from services.secret.errors import InvalidSecret
 
 
-class Bearer(SecurityBase):
+class Bearer(Guard):
     """A FastAPI dependency: the principal of `Authorization: Bearer <secret>`; requires that the secret has `scope`."""
 
     def __init__(self, scope: Scope) -> None:
@@ -50,7 +50,7 @@ async def authenticate(request: Request) -> Principal:
 
 
 async def _authenticate(request: Request) -> Principal:
-    services: Services = request.app.state.services
+    services = await services_of(request)
     limit: AddressLimit = request.app.state.failure_limit
     # Of two headers, a proxy may have checked the other one.
     sent = request.headers.getlist("authorization")

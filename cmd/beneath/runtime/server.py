@@ -13,8 +13,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from beneath.errors import StartError
-from beneath.http.addresses import network_forms
-from beneath.http.connections import ConnectionLimits, Connections
+from beneath.http.core.addresses import network_forms
+from beneath.http.core.connections import ConnectionLimits, Connections
 from infra.telemetry import Sample
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from beneath.http import HttpOptions, create_app
-from beneath.http.connections import ConnectionLimits
+from beneath.http.core.connections import ConnectionLimits
 from beneath.runtime.lifecycle import Runnable
 from beneath.runtime.server import HttpServer
 from beneath.startables.health import probes, register

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from sqlalchemy import text
 
 from beneath.http import Probe, create_health_app
-from beneath.http.connections import ConnectionLimits
+from beneath.http.core.connections import ConnectionLimits
 from beneath.runtime.server import HttpServer
 from beneath.startables.types import BuildContext, OpenedApplication
 

@@ -6,12 +6,14 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request
 
 from beneath.http.auth import Reader, Writer
-from beneath.http.idempotency import KEYED, IdempotentRoute
-from beneath.http.limits import AddressLimit
-from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
-from beneath.http.pages import ByAge, Page
-from beneath.http.problems import ALREADY_INVITED, ALREADY_MEMBER, KEY_REUSED, NOT_ALLOWED, NOT_FOUND, TOO_MANY_REQUESTS
-from beneath.http.schemas import Acceptance, InviteOut, NewInvite, OrganizationOut
+from beneath.http.core.limits import AddressLimit
+from beneath.http.core.openapi import AUTHENTICATED, WITH_BODY, problems
+from beneath.http.core.pages import ByAge, Page
+from beneath.http.core.problems import NOT_ALLOWED, NOT_FOUND, TOO_MANY_REQUESTS
+from beneath.http.idempotency.problems import KEY_REUSED
+from beneath.http.idempotency.routing import KEYED, IdempotentRoute
+from beneath.http.organizations.problems import ALREADY_INVITED, ALREADY_MEMBER
+from beneath.http.organizations.schemas import Acceptance, InviteOut, NewInvite, OrganizationOut
 from beneath.http.services import Using
 
 router = APIRouter(tags=["invites"], route_class=IdempotentRoute)

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
-from beneath.http.problems import INTERNAL, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, ProblemType, problem_response
+from beneath.http.core.problems import INTERNAL, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, ProblemType, problem_response
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -6,12 +6,13 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 
 from beneath.http.auth import Reader, Writer
-from beneath.http.etags import Expected, tag
-from beneath.http.idempotency import KEYED, IdempotentRoute
-from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems, versioned
-from beneath.http.pages import ByAge, Page
-from beneath.http.problems import CHANGED, KEY_REUSED, NOT_ALLOWED, NOT_FOUND
-from beneath.http.schemas import NewOrganization, OrganizationChange, OrganizationOut
+from beneath.http.core.etags import Expected, tag
+from beneath.http.core.openapi import AUTHENTICATED, WITH_BODY, problems, versioned
+from beneath.http.core.pages import ByAge, Page
+from beneath.http.core.problems import CHANGED, NOT_ALLOWED, NOT_FOUND
+from beneath.http.idempotency.problems import KEY_REUSED
+from beneath.http.idempotency.routing import KEYED, IdempotentRoute
+from beneath.http.organizations.schemas import NewOrganization, OrganizationChange, OrganizationOut
 from beneath.http.services import Using
 
 router = APIRouter(prefix="/organizations", tags=["organizations"], route_class=IdempotentRoute)

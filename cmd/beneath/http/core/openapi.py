@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from beneath.http.problems import (
+from beneath.http.core.problems import (
     BAD_REQUEST,
     INDETERMINATE,
     INSUFFICIENT_SCOPE,

@@ -2,16 +2,17 @@
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from fastapi.security.base import SecurityBase
 from starlette.requests import ClientDisconnect
 
-from beneath.http.auth import Bearer
-from beneath.http.problems import BAD_REQUEST, INVALID, MALFORMED_JSON, ProblemError, shortened
+from beneath.http.core.problems import BAD_REQUEST, INVALID, MALFORMED_JSON, ProblemError, shortened
 
 MAX_VALUES: Final = 1000
 """Values in a body, nested ones included, and parameters in a query, at most: each of them is validated."""
@@ -30,12 +31,20 @@ _TOKEN: Final = re.compile(rb'[,\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.
 _TOO_DEEP: Final = f"objects and arrays are nested more than {MAX_DEPTH} levels deep"
 
 
+class Guard(SecurityBase, ABC):
+    """A dependency that authenticates the request; `ApiRoute` calls it before the body is read."""
+
+    @abstractmethod
+    async def __call__(self, request: Request) -> object:
+        """Return the caller, or raise `ProblemError`."""
+
+
 class ApiRoute(APIRoute):
     """A route that authenticates before the body is read (FastAPI does so afterwards), and accepts strict JSON only."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
-        guards = [each.call for each in self.dependant.dependencies if isinstance(each.call, Bearer)]
+        guards = [each.call for each in self.dependant.dependencies if isinstance(each.call, Guard)]
         has_body = self.body_field is not None
 
         async def answer(bare: Request) -> Response:

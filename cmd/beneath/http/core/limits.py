@@ -6,8 +6,8 @@ from typing import Final
 import structlog
 from fastapi import Request
 
-from beneath.http.addresses import client_key
-from beneath.http.problems import TOO_MANY_REQUESTS, ProblemError, retry_after
+from beneath.http.core.addresses import client_key
+from beneath.http.core.problems import TOO_MANY_REQUESTS, ProblemError, retry_after
 from infra.clock import Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

@@ -5,12 +5,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
+from beneath.http.audit.schemas import EntryOut
 from beneath.http.auth import Reader
-from beneath.http.openapi import AUTHENTICATED, problems
-from beneath.http.pages import BySequence, Page
-from beneath.http.problems import NOT_FOUND
-from beneath.http.routing import ApiRoute
-from beneath.http.schemas import EntryOut
+from beneath.http.core.openapi import AUTHENTICATED, problems
+from beneath.http.core.pages import BySequence, Page
+from beneath.http.core.problems import NOT_FOUND
+from beneath.http.core.routing import ApiRoute
 from beneath.http.services import Using
 
 router = APIRouter(prefix="/organizations/{organization_id}/audit", tags=["audit"], route_class=ApiRoute)

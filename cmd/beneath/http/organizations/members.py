@@ -6,11 +6,12 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from beneath.http.auth import Reader, Writer
-from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
-from beneath.http.pages import ByAge, Page
-from beneath.http.problems import LAST_OWNER, NOT_ALLOWED, NOT_FOUND
-from beneath.http.routing import ApiRoute
-from beneath.http.schemas import MemberOut, RoleChange
+from beneath.http.core.openapi import AUTHENTICATED, WITH_BODY, problems
+from beneath.http.core.pages import ByAge, Page
+from beneath.http.core.problems import NOT_ALLOWED, NOT_FOUND
+from beneath.http.core.routing import ApiRoute
+from beneath.http.organizations.problems import LAST_OWNER
+from beneath.http.organizations.schemas import MemberOut, RoleChange
 from beneath.http.services import Using
 
 router = APIRouter(prefix="/organizations/{organization_id}/members", tags=["members"], route_class=ApiRoute)

@@ -6,11 +6,12 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from beneath.http.auth import Keeper
-from beneath.http.idempotency import KEYED, IdempotentSecretRoute
-from beneath.http.openapi import AUTHENTICATED, WITH_BODY, problems
-from beneath.http.pages import ByAge, Page
-from beneath.http.problems import ALREADY_DONE, KEY_REUSED, NOT_FOUND
-from beneath.http.schemas import IssuedOut, NewSecret, SecretOut
+from beneath.http.core.openapi import AUTHENTICATED, WITH_BODY, problems
+from beneath.http.core.pages import ByAge, Page
+from beneath.http.core.problems import NOT_FOUND
+from beneath.http.idempotency.problems import ALREADY_DONE, KEY_REUSED
+from beneath.http.idempotency.routing import KEYED, IdempotentSecretRoute
+from beneath.http.secrets.schemas import IssuedOut, NewSecret, SecretOut
 from beneath.http.services import Using
 
 router = APIRouter(prefix="/secrets", tags=["secrets"], route_class=IdempotentSecretRoute)

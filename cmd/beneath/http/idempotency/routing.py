@@ -6,9 +6,9 @@ from fastapi import Depends, Header, Request, Response
 from pydantic import WithJsonSchema
 
 from beneath.http.auth import authenticate
-from beneath.http.routing import ApiRoute, Handler
-from beneath.http.schemas import Matching
-from beneath.http.services import Services
+from beneath.http.core.routing import ApiRoute, Handler
+from beneath.http.core.schemas import Matching
+from beneath.http.services import services_of
 from services.idempotency.service import Answer
 
 HEADER: Final = "Idempotency-Key"
@@ -48,7 +48,7 @@ class IdempotentRoute(ApiRoute):
         return await self._once(request, key, handle)
 
     async def _once(self, request: Request, key: str, handle: Handler) -> Response:
-        services: Services = request.app.state.services
+        services = await services_of(request)
         caller = await authenticate(request)
         # The secret is part of the fingerprint: a secret with fewer scopes must not get the response of another.
         asked = b"\0".join([request.url.path.encode(), caller.secret_id.bytes, await request.body()])

@@ -3,13 +3,14 @@
 from fastapi import APIRouter, Request, Response
 
 from beneath.http.auth import Reader, Writer
-from beneath.http.etags import Expected, tag
-from beneath.http.limits import AddressLimit
-from beneath.http.openapi import ANYWHERE, AUTHENTICATED, WITH_BODY, problems, versioned
-from beneath.http.problems import CHANGED, EMAIL_TAKEN, TOO_MANY_REQUESTS
-from beneath.http.routing import ApiRoute
-from beneath.http.schemas import NewUser, SignedUp, UserChange, UserOut
+from beneath.http.core.etags import Expected, tag
+from beneath.http.core.limits import AddressLimit
+from beneath.http.core.openapi import ANYWHERE, AUTHENTICATED, WITH_BODY, problems, versioned
+from beneath.http.core.problems import CHANGED, TOO_MANY_REQUESTS
+from beneath.http.core.routing import ApiRoute
 from beneath.http.services import Using
+from beneath.http.users.problems import EMAIL_TAKEN
+from beneath.http.users.schemas import NewUser, SignedUp, UserChange, UserOut
 
 router = APIRouter(tags=["users"], route_class=ApiRoute)
 

@@ -15,10 +15,17 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from beneath.http.addresses import plain_address
-from beneath.http.middleware import SECURITY_HEADERS
-from beneath.http.problems import BAD_REQUEST, REQUEST_TIMEOUT, UNAVAILABLE, ProblemType, problem_response, retry_after
-from beneath.http.strict import StrictConnection
+from beneath.http.core.addresses import plain_address
+from beneath.http.core.middleware import SECURITY_HEADERS
+from beneath.http.core.problems import (
+    BAD_REQUEST,
+    REQUEST_TIMEOUT,
+    UNAVAILABLE,
+    ProblemType,
+    problem_response,
+    retry_after,
+)
+from beneath.http.core.strict import StrictConnection
 from infra.telemetry import Sample
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

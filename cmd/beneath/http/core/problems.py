@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,13 +17,6 @@ from starlette.routing import compile_path
 from bus import PublishIndeterminate, PublishRejected
 from infra.db import CommitIndeterminate, DatabaseUnavailable
 from infra.mq import QueueUnavailable
-from models.email import InvalidEmail
-from models.name import InvalidName
-from services.idempotency import errors as idempotency
-from services.organization import errors as organization
-from services.project import errors as project
-from services.secret import errors as secret
-from services.user import errors as user
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -62,50 +55,23 @@ NOT_ALLOWED = ProblemType("not-allowed", 403, "Your role does not allow this")
 NOT_FOUND = ProblemType("not-found", 404, "The resource does not exist")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "The resource does not support this method")
 REQUEST_TIMEOUT = ProblemType("request-timeout", 408, "The request took too long to arrive")
-EMAIL_TAKEN = ProblemType("email-taken", 409, "Another user has this email")
-ALREADY_MEMBER = ProblemType("already-member", 409, "The user is a member already")
-ALREADY_INVITED = ProblemType("already-invited", 409, "An invite is open already")
-ALREADY_DONE = ProblemType("already-done", 409, "The request was carried out before")
-LAST_OWNER = ProblemType("last-owner", 409, "An organization needs an owner")
 CHANGED = ProblemType("changed", 412, "The resource was changed since you read it")
 TOO_LARGE = ProblemType("too-large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The body must be JSON")
 INVALID = ProblemType("invalid", 422, "The request has invalid values")
-KEY_REUSED = ProblemType("idempotency-key-reused", 409, "The idempotency key belongs to another request")
 TOO_MANY_FAILURES = ProblemType("too-many-failures", 429, "Too many wrong secrets")
 TOO_MANY_REQUESTS = ProblemType("too-many-requests", 429, "The limit of requests is reached")
 INTERNAL = ProblemType("internal", 500, "Internal error")
 INDETERMINATE = ProblemType("indeterminate", 503, "The outcome of the request is unknown")
 UNAVAILABLE = ProblemType("unavailable", 503, "The service is temporarily unavailable")
 
-DOMAIN_PROBLEMS: Final[Mapping[type[Exception], ProblemType]] = {
-    InvalidEmail: INVALID,
-    InvalidName: INVALID,
-    user.EmailTaken: EMAIL_TAKEN,
-    user.UserNotFound: NOT_FOUND,
-    user.UserChanged: CHANGED,
-    secret.SecretNotFound: NOT_FOUND,
-    secret.ScopeNotGranted: INSUFFICIENT_SCOPE,
-    organization.OrganizationNotFound: NOT_FOUND,
-    organization.OrganizationChanged: CHANGED,
-    organization.NotAllowed: NOT_ALLOWED,
-    organization.MemberNotFound: NOT_FOUND,
-    organization.AlreadyMember: ALREADY_MEMBER,
-    organization.AlreadyInvited: ALREADY_INVITED,
-    organization.LastOwner: LAST_OWNER,
-    organization.TooManyInvites: TOO_MANY_REQUESTS,
-    organization.InviteNotFound: NOT_FOUND,
-    idempotency.KeyReused: KEY_REUSED,
-    idempotency.AnswerNotKept: ALREADY_DONE,
-    project.ProjectNotFound: NOT_FOUND,
-    project.ProjectChanged: CHANGED,
-}
-"""The problem type for each error of a service. An error that is not listed becomes an internal error."""
-
 _BY_STATUS: Final = {
     kind.status: kind
     for kind in (BAD_REQUEST, UNAUTHENTICATED, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_LARGE, UNSUPPORTED_MEDIA_TYPE)
 }
+
+
+Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class ProblemError(Exception):
@@ -157,8 +123,11 @@ def shortened(text: str, length: int = MAX_PART) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def install(app: FastAPI) -> None:
-    """Install the error handlers that turn errors of handlers, dependencies and the router into problems."""
+def install(app: FastAPI, domain_problems: Mapping[type[Exception], ProblemType]) -> None:
+    """Install the error handlers that turn errors of handlers, dependencies and the router into problems.
+
+    `domain_problems` has the problem type for each error of a service. Any other error becomes an internal error.
+    """
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -168,8 +137,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(QueueUnavailable, _unavailable)
     app.add_exception_handler(CommitIndeterminate, _indeterminate)
     app.add_exception_handler(PublishIndeterminate, _indeterminate)
-    for error in DOMAIN_PROBLEMS:
-        app.add_exception_handler(error, _domain)
+    for error, kind in domain_problems.items():
+        app.add_exception_handler(error, _of_domain(kind))
 
 
 async def _problem(request: Request, error: Exception) -> Response:
@@ -177,12 +146,14 @@ async def _problem(request: Request, error: Exception) -> Response:
     return _answer(request, error.kind, error.detail, headers=error.headers, errors=error.errors)
 
 
-async def _domain(request: Request, error: Exception) -> Response:
-    kind = next(DOMAIN_PROBLEMS[cls] for cls in type(error).__mro__ if cls in DOMAIN_PROBLEMS)
-    # The error's text is left out: a resource that is absent and one that is not visible must look the same.
-    detail = kind.title if kind is NOT_FOUND else str(error)
-    wait = getattr(error, "retry_after", None)
-    return _answer(request, kind, detail, headers=None if wait is None else retry_after(wait))
+def _of_domain(kind: ProblemType) -> Handler:
+    async def domain(request: Request, error: Exception) -> Response:
+        # The error's text is left out: a resource that is absent and one that is not visible must look the same.
+        detail = kind.title if kind is NOT_FOUND else str(error)
+        wait = getattr(error, "retry_after", None)
+        return _answer(request, kind, detail, headers=None if wait is None else retry_after(wait))
+
+    return domain
 
 
 async def _http(request: Request, error: Exception) -> Response:
