@@ -11,8 +11,8 @@ from dependency_injector.providers import Object
 
 from bus.testing import BusKit
 from dependencies import AllServices, Settings
+from dependencies.service_settings import OrganizationSettings
 from dependencies.services import Services
-from dependencies.settings import OrganizationSettings
 from infra.db import Database
 from infra.db.migrate import History, upgrade
 from infra.mail import Mail
