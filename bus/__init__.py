@@ -24,6 +24,7 @@ from bus.errors import (
     UnknownEvent,
 )
 from bus.events import EventType, Upcaster
+from bus.listener_options import AsyncOptions, BroadcastOptions, ListenerOptions, OrderedOptions
 from bus.listeners import Listener, ListenerKind
 from bus.metrics import BusMetrics, ListenerMetrics
 from bus.options import BusOptions
@@ -32,7 +33,9 @@ from bus.retry import Retry
 from bus.supervisor import BackgroundTaskFailed, TaskState
 
 __all__ = [
+    "AsyncOptions",
     "BackgroundTaskFailed",
+    "BroadcastOptions",
     "Bus",
     "BusError",
     "BusFrozen",
@@ -48,6 +51,8 @@ __all__ = [
     "Listener",
     "ListenerKind",
     "ListenerMetrics",
+    "ListenerOptions",
+    "OrderedOptions",
     "PublishIndeterminate",
     "PublishRejected",
     "PublishTooDeep",

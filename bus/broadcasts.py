@@ -15,8 +15,9 @@ from bus.delivery import Delivery, delivery_of, enter_cause
 from bus.errors import BusError
 from bus.events import EventType
 from bus.handler_calls import exit_in, finish_call
+from bus.listener_options import OnGap
 from bus.listener_table import ListenerTable
-from bus.listeners import Listener, ListenerKind, OnGap
+from bus.listeners import Listener, ListenerKind
 from bus.metrics import BusMetrics
 from bus.outgoing import Outgoing
 from bus.stopping import StopSequence
@@ -99,8 +100,8 @@ class Broadcasts:
     async def _report_gap(self) -> None:
         self._metrics.broadcast_gaps += 1
         for listener in self._listeners.listeners:
-            if listener.on_gap is not None:
-                await self._run_alone(listener, _call_on_gap(listener.on_gap), "on_gap")
+            if listener.options.on_gap is not None:
+                await self._run_alone(listener, _call_on_gap(listener.options.on_gap), "on_gap")
 
     async def _deliver_frame(self, body: bytes) -> None:
         self._metrics.broadcasts_received += 1
@@ -126,11 +127,14 @@ class Broadcasts:
         ended = asyncio.Event()
         task.add_done_callback(lambda _: ended.set())
         try:
-            if await self._clock.wait(ended, listener.timeout or math.inf):
+            if await self._clock.wait(ended, listener.options.timeout or math.inf):
                 return
             self._metrics.broadcast_failures += 1
             log.error(
-                "broadcast listener cancelled", listener=listener.name, callback=callback, seconds=listener.timeout
+                "broadcast listener cancelled",
+                listener=listener.name,
+                callback=callback,
+                seconds=listener.options.timeout,
             )
             await self._cancel(listener, task, ended)
         except asyncio.CancelledError:

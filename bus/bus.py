@@ -4,22 +4,22 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from random import Random, SystemRandom
+from typing import Unpack
 
 from bus.broadcasts import Broadcasts
 from bus.declaration import Declaration
 from bus.delivery import correlation
 from bus.errors import BusFrozen, BusNotStarted
 from bus.events import EventType
-from bus.listener_options import DEFAULT, Default, ListenerOptions
+from bus.listener_options import AsyncOptions, BroadcastOptions, OrderedOptions
 from bus.listener_table import ListenerTable
-from bus.listeners import DEFAULT_RETRY, Handler, Listener, ListenerKind, OnExhausted, OnGap
+from bus.listeners import Handler, Listener, ListenerKind
 from bus.metrics import BusMetrics
 from bus.options import BusOptions
 from bus.outgoing import Outgoing, due_in, due_when, valid_id
 from bus.publishing.publisher import Publisher, refuse_delay
 from bus.publishing.rejected_rows import RejectedRows
 from bus.registration import Registration
-from bus.retry import Retry
 from bus.supervisor import TaskState, bus_supervisor
 from bus.worker.inbox import Inbox
 from bus.worker.worker import Worker
@@ -81,88 +81,40 @@ class Bus:
         `publish` raises the handler's error; the transaction can then only be rolled back.
 
         Raises:
-            InvalidListener, InvalidEvent: the handler, an option or an event class is invalid; the message says why.
+            InvalidListener, InvalidEvent: the handler or an event class is invalid; the message says why.
             BusFrozen: the bus has started.
         """
-        self._registration.add(ListenerKind.SYNC, handler, ListenerOptions())
+        self._registration.add(ListenerKind.SYNC, handler, {})
 
-    def add_async_listener(
-        self,
-        handler: Handler,
-        *,
-        name: str | None = None,
-        aliases: Iterable[str] = (),
-        retry: Retry = DEFAULT_RETRY,
-        timeout: float | Default | None = DEFAULT,
-        concurrency: int | None = None,
-        once: bool = False,
-    ) -> None:
+    def add_async_listener(self, handler: Handler, **options: Unpack[AsyncOptions]) -> None:
         """Add a listener that runs in a worker after the commit, and again after a failure or a crash.
 
-        `name` is the listener's durable identity, by default `<service package>.<method>`; `aliases` are its former
-        names. `timeout` is in seconds, None for no timeout; `concurrency` limits how many handlers of the listener run
-        at once in a process. With `once` the handler runs in a transaction: its database effects and its publishes
-        happen once per event. A plain `def` handler runs in a thread, which cannot be cancelled: it takes neither
-        `timeout` nor `once`.
+        `AsyncOptions` describes the options.
 
         Raises:
             InvalidListener, InvalidEvent: the handler, an option or an event class is invalid; the message says why.
             BusFrozen: the bus has started.
+            TypeError: there is no option with this name.
         """
-        self._registration.add(
-            ListenerKind.ASYNC,
-            handler,
-            ListenerOptions(
-                name=name, aliases=aliases, retry=retry, timeout=timeout, concurrency=concurrency, once=once
-            ),
-        )
+        self._registration.add(ListenerKind.ASYNC, handler, options)
 
-    def add_async_ordered_listener(
-        self,
-        handler: Handler,
-        *,
-        name: str | None = None,
-        aliases: Iterable[str] = (),
-        retry: Retry = DEFAULT_RETRY,
-        timeout: float | Default | None = DEFAULT,
-        concurrency: int | None = None,
-        once: bool = False,
-        on_exhausted: OnExhausted = "skip",
-    ) -> None:
+    def add_async_ordered_listener(self, handler: Handler, **options: Unpack[OrderedOptions]) -> None:
         """Add an async listener that handles one event at a time per ordering key, in publish order.
 
-        A retry blocks only its own key. After the last attempt the event becomes a dead letter and the key continues
-        ("skip"), or the key stays blocked until `beneath bus unblock` ("block"). `concurrency` limits how many keys are
-        handled at once in a process. The other options are those of `add_async_listener`.
+        A retry blocks only its own key. `OrderedOptions` describes the options.
 
-        Raises:
-            InvalidListener, InvalidEvent: the handler, an option or an event class is invalid; the message says why.
-            BusFrozen: the bus has started.
+        Raises: the errors of `add_async_listener`.
         """
-        self._registration.add(
-            ListenerKind.ORDERED,
-            handler,
-            ListenerOptions(
-                name=name,
-                aliases=aliases,
-                retry=retry,
-                timeout=timeout,
-                concurrency=concurrency,
-                once=once,
-                on_exhausted=on_exhausted,
-            ),
-        )
+        self._registration.add(ListenerKind.ORDERED, handler, options)
 
-    def add_broadcast_listener(self, handler: Handler, *, on_gap: OnGap | None = None) -> None:
+    def add_broadcast_listener(self, handler: Handler, **options: Unpack[BroadcastOptions]) -> None:
         """Add a listener that every running process calls, at most once per event; processes that are down miss it.
 
-        `on_gap` is called after any time in which broadcasts may have been missed. Errors are logged, not retried.
+        Errors are logged, not retried. `BroadcastOptions` describes the options.
 
-        Raises:
-            InvalidListener, InvalidEvent: the handler, an option or an event class is invalid; the message says why.
-            BusFrozen: the bus has started.
+        Raises: the errors of `add_async_listener`.
         """
-        self._registration.add(ListenerKind.BROADCAST, handler, ListenerOptions(on_gap=on_gap))
+        self._registration.add(ListenerKind.BROADCAST, handler, options)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:

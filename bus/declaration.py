@@ -86,7 +86,10 @@ class Declaration:
     async def _declare(self) -> None:
         subscriptions = [
             Subscription(
-                name=each.name, events=each.events, ordered=each.kind is ListenerKind.ORDERED, aliases=each.aliases
+                name=each.name,
+                events=each.events,
+                ordered=each.kind is ListenerKind.ORDERED,
+                aliases=each.options.aliases,
             )
             for each in self._listeners.listeners
             if each.durable

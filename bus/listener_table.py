@@ -87,7 +87,7 @@ class ListenerTable:
             _require_ordered(listener, where)
         self._listeners.append(listener)
         if listener.durable:
-            for name in (listener.name, *listener.aliases):
+            for name in listener.names:
                 self._names[name] = listener
         for each in listener.event_types:
             routes = self._routes[each.cls]
@@ -102,7 +102,7 @@ class ListenerTable:
                 raise InvalidListener(f"{where} is registered twice as {listener.kind.value} listener")
         if not listener.durable:
             return
-        for name in (listener.name, *listener.aliases):
+        for name in listener.names:
             if existing := self._names.get(name):
                 raise InvalidListener(
                     f"two listeners are called {name!r}: {handler_name(existing.handler)} and {where}; "

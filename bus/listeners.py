@@ -7,21 +7,17 @@ import typing
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Final
 
 from bus.codec import FRAME_VERSION, frame_name
 from bus.delivery import Delivery
 from bus.errors import InvalidListener
 from bus.events import EventType
-from bus.retry import Retry
+from bus.listener_options import AsyncOptions, BroadcastOptions, ListenerOptions, OrderedOptions
 
 Handler = Callable[[Any], Awaitable[None] | None] | Callable[[Any, Delivery], Awaitable[None] | None]
 """A function of an event, or of an event and its delivery. The event's class is its first parameter's annotation."""
 
-OnGap = Callable[[], Awaitable[None] | None]
-OnExhausted = Literal["skip", "block"]
-
-DEFAULT_RETRY = Retry()
 MAX_PARAMETERS = 2
 
 EXPECTED = (
@@ -39,6 +35,15 @@ class ListenerKind(Enum):
     BROADCAST = "broadcast"
 
 
+OPTIONS: Final = {
+    ListenerKind.SYNC: (),
+    ListenerKind.ASYNC: tuple(typing.get_type_hints(AsyncOptions)),
+    ListenerKind.ORDERED: tuple(typing.get_type_hints(OrderedOptions)),
+    ListenerKind.BROADCAST: tuple(typing.get_type_hints(BroadcastOptions)),
+}
+"""The names of the options that listeners of each kind have."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Listener:
     """A registered handler."""
@@ -49,13 +54,17 @@ class Listener:
     event_types: tuple[EventType, ...]
     wants_delivery: bool
     is_async: bool
-    aliases: tuple[str, ...] = ()
-    retry: Retry = DEFAULT_RETRY
-    timeout: float | None = None
-    concurrency: int = 1
-    once: bool = False
-    on_exhausted: OnExhausted = "skip"
-    on_gap: OnGap | None = None
+    options: ListenerOptions
+
+    @property
+    def own_options(self) -> dict[str, object]:
+        """The options that listeners of this kind have, by name."""
+        return {option: getattr(self.options, option) for option in OPTIONS[self.kind]}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The listener's name, and its former names."""
+        return (self.name, *self.options.aliases)
 
     @property
     def durable(self) -> bool:

@@ -1,9 +1,12 @@
 """The registration of listeners: inspects handlers, checks options, and resolves event classes."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from bus.errors import BusFrozen, InvalidEvent, InvalidListener
-from bus.listener_options import Default, ListenerOptions
+from bus.listener_options import ListenerOptions
 from bus.listener_table import ListenerTable
-from bus.listeners import Handler, Listener, ListenerKind, default_name, handler_name, inspect_handler
+from bus.listeners import OPTIONS, Handler, Listener, ListenerKind, default_name, handler_name, inspect_handler
 from bus.options import BusOptions
 from infra.mq.limits import check_name
 
@@ -16,28 +19,33 @@ class Registration:
         self._options = options
         self._has_db = has_db
 
-    def add(self, kind: ListenerKind, handler: Handler, options: ListenerOptions) -> None:
-        """Add a listener.
+    def add(self, kind: ListenerKind, handler: Handler, given: Mapping[str, Any]) -> None:
+        """Add a listener with the options that its caller has given.
 
         Raises:
             InvalidListener, InvalidEvent: the handler, an option or an event class is invalid; the message says why.
             BusFrozen: the bus has started.
+            TypeError: a listener of this kind has no option with this name.
         """
         where = handler_name(handler)
+        for option in given:
+            if option not in OPTIONS[kind]:
+                raise TypeError(
+                    f"{where}: {option!r} is not an option of {kind.value} listeners: {', '.join(OPTIONS[kind])}"
+                )
         if self._listeners.frozen:
             raise BusFrozen(f"{where} was added after bus.start(): construct every service before bus.start()")
         signature = inspect_handler(handler)
-        options = options.checked(where)
-        self._refuse_unsupported(where, options, is_async=signature.is_async)
-        timeout = options.timeout
-        if isinstance(timeout, Default):
-            # A broadcast listener runs in the event loop, even if it is a plain `def`.
-            cancellable = signature.is_async or kind is ListenerKind.BROADCAST
-            timeout = self._options.timeout if cancellable else None
+        # A broadcast listener runs in the event loop, even if it is a plain `def`.
+        cancellable = signature.is_async or kind is ListenerKind.BROADCAST
+        try:
+            options = self._complete(given, cancellable=cancellable)
+        except ValueError as error:
+            raise InvalidListener(f"{where}: {error}") from error
+        self._refuse_unsupported(where, options, cancellable=cancellable)
         durable = kind in {ListenerKind.ASYNC, ListenerKind.ORDERED}
         name = options.name or (_default_name(handler, where) if durable else where)
-        aliases = tuple(options.aliases)
-        if name in aliases:
+        if name in options.aliases:
             raise InvalidListener(
                 f"{where}: aliases contains the listener's present name {name!r}; list only its former names"
             )
@@ -53,22 +61,23 @@ class Registration:
                 event_types=event_types,
                 wants_delivery=signature.wants_delivery,
                 is_async=signature.is_async,
-                aliases=aliases,
-                retry=options.retry,
-                timeout=timeout,
-                concurrency=options.concurrency or self._options.concurrency,
-                once=options.once,
-                on_exhausted=options.on_exhausted,
-                on_gap=options.on_gap,
+                options=options,
             )
         )
 
-    def _refuse_unsupported(self, where: str, options: ListenerOptions, *, is_async: bool) -> None:
-        if not is_async and options.once:
+    def _complete(self, given: Mapping[str, Any], *, cancellable: bool) -> ListenerOptions:
+        """Return all options of a listener: the given ones, the bus's, and the defaults."""
+        options = {"timeout": self._options.timeout if cancellable else None, **given}
+        if options.get("concurrency") is None:
+            options["concurrency"] = self._options.concurrency
+        return ListenerOptions(**options)
+
+    def _refuse_unsupported(self, where: str, options: ListenerOptions, *, cancellable: bool) -> None:
+        if options.once and not cancellable:
             raise InvalidListener(
                 f"{where}: once=True needs an `async def` handler; a plain `def` handler runs in a thread"
             )
-        if not is_async and not isinstance(options.timeout, Default) and options.timeout is not None:
+        if options.timeout is not None and not cancellable:
             raise InvalidListener(f"{where}: timeout needs an `async def` handler; a thread cannot be cancelled")
         if options.once and not self._has_db:
             raise InvalidListener(f"{where}: once=True needs a database: construct the bus by Bus(mq, db)")

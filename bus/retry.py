@@ -65,3 +65,7 @@ class Retry:
                 return random.uniform(ceiling / 2, ceiling)
             case "none":
                 return ceiling
+
+
+DEFAULT_RETRY: Final = Retry()
+"""The retry policy of a listener that has none of its own."""

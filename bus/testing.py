@@ -110,7 +110,7 @@ class BusKit:
     async def drain(self) -> int:
         """Handle all due deliveries, also those that their handlers publish; return how many were handled."""
         running = self._require_running()
-        wants = {name: lane.listener.concurrency for name, lane in running.lanes.items()}
+        wants = {name: lane.capacity for name, lane in running.lanes.items()}
         handled = 0
         while wants and (claims := await running.consumer.fetch(wants, wait=0)):
             for claim in claims:

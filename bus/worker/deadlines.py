@@ -31,7 +31,7 @@ class Deadlines:
                     self._report(slot, now)
 
     def _report(self, slot: Slot, now: float) -> None:
-        timeout = slot.listener.timeout or 0.0
+        timeout = slot.listener.options.timeout or 0.0
         if not slot.timeout_logged and now - slot.started > timeout + max(timeout, 1.0):
             slot.timeout_logged = True
             log.error(

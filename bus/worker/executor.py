@@ -150,7 +150,7 @@ class Executor:
         enter_cause(context)
         event = self._decode(frame)
         metrics.lag_seconds = max(0.0, self._clock.time() - frame.published_at)
-        if listener.once:
+        if listener.options.once:
             await self._call_once(slot, event, context)
         elif listener.is_async:
             result: object = listener.call(event, context)
@@ -175,7 +175,7 @@ class Executor:
     async def _call_once(self, slot: Slot, event: object, context: Delivery) -> None:
         assert self._inbox is not None  # noqa: S101 - registration refuses once=True without a database
         listener = slot.listener
-        if await self._inbox.handled((listener.name, *listener.aliases), context.id):
+        if await self._inbox.handled(listener.names, context.id):
             raise AlreadyHandled(context.id)
 
         def committed() -> None:
@@ -190,9 +190,9 @@ class Executor:
         That can happen before a crash, or when the answer to COMMIT is lost.
         """
         claim, delivery, listener = settlement.claim, settlement.delivery, slot.listener
-        if listener.once and self._inbox is not None:
+        if listener.options.once and self._inbox is not None:
             try:
-                committed = await self._inbox.handled((listener.name, *listener.aliases), delivery.message_id)
+                committed = await self._inbox.handled(listener.names, delivery.message_id)
             except BaseException as error:
                 if slot.task is None and not isinstance(error, Exception):
                     raise

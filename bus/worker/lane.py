@@ -13,6 +13,9 @@ class Lane:
 
     def __init__(self, listener: Listener, metrics: ListenerMetrics) -> None:
         self.listener = listener
+        self.capacity = listener.options.concurrency
+        """How many handlers of the listener may run at once."""
+
         self.metrics = metrics
         self.waiting: deque[Claim] = deque()
         self.slots: set[Slot] = set()
@@ -26,7 +29,7 @@ class Lane:
     @property
     def free(self) -> int:
         """How many more claims could start now."""
-        return self.listener.concurrency - len(self.slots) - self._queued
+        return self.capacity - len(self.slots) - self._queued
 
     def want(self, shared: int) -> int:
         """Return how many claims to fetch: those that can start now, and a number to prefetch.
@@ -35,8 +38,8 @@ class Lane:
         gets large batches, and a slow one holds no claims that another worker could run.
         """
         queued = self._queued
-        ahead = min(4 * self.done_since_fetch, shared) - max(0, queued + len(self.slots) - self._capacity)
-        if queued * 2 > ahead + self._capacity:
+        ahead = min(4 * self.done_since_fetch, shared) - max(0, queued + len(self.slots) - self.capacity)
+        if queued * 2 > ahead + self.capacity:
             return 0  # a fetch of a few claims costs more than it gains
         return max(0, self.free) + max(0, ahead)
 
@@ -44,10 +47,6 @@ class Lane:
     def _queued(self) -> int:
         """How many claims wait for slots that are busy."""
         return max(0, len(self.waiting) - len(self.opening))
-
-    @property
-    def _capacity(self) -> int:
-        return self.listener.concurrency
 
     def take(self) -> Claim | None:
         """Return the next claim to run, None when nothing waits."""

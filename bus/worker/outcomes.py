@@ -13,8 +13,8 @@ import structlog
 
 from bus.errors import Discard, RetryLater, UndecodablePayload, UnknownEvent
 from bus.handler_calls import exit_in
-from bus.listeners import DEFAULT_RETRY
 from bus.metrics import ListenerMetrics
+from bus.retry import DEFAULT_RETRY
 from bus.worker.inbox import AlreadyHandled
 from bus.worker.slot import Slot
 from bus.worker.threads import NoThread
@@ -159,7 +159,7 @@ def _failed(attempt: Attempt, error: BaseException, random: Random) -> Settlemen
     if delay is not None:
         attempt.log("warning", "listener failed", retry_in=round(delay, 3), **fields)
         return attempt.settlement(Outcome.RETRY, delay=delay, failure=failure)
-    if attempt.claim.ordered and listener.on_exhausted == "block":
+    if attempt.claim.ordered and listener.options.on_exhausted == "block":
         key = attempt.claim.ordering_key
         attempt.log("error", "ordering key blocked", key=key, **fields)
         return attempt.settlement(Outcome.BLOCK, failure=failure)
@@ -171,7 +171,7 @@ def _retry_delay(attempt: Attempt, failures: int, random: Random) -> float | Non
     """Return the delay of the listener's retry policy, or of the default policy if that fails."""
     listener = attempt.slot.listener
     try:
-        delay = listener.retry.delay(failures, random)
+        delay = listener.options.retry.delay(failures, random)
         return None if delay is None else check_delay(delay, "what Retry.delay() returns")
     except BaseException as error:  # noqa: BLE001 - a subclass may raise anything
         attempt.log("error", "retry policy failed", listener=listener.name, error=describe(error))
@@ -181,7 +181,7 @@ def _retry_delay(attempt: Attempt, failures: int, random: Random) -> float | Non
 def _reason(slot: Slot, error: BaseException) -> BaseException:
     """Return the error that the failure stores: a timeout, a cancellation, or the handler's error."""
     if slot.timed_out:
-        timeout = HandlerTimeout(f"took longer than its timeout of {slot.listener.timeout:g} s")
+        timeout = HandlerTimeout(f"took longer than its timeout of {slot.listener.options.timeout:g} s")
         timeout.__cause__ = None if isinstance(error, asyncio.CancelledError) else error
         return timeout
     if isinstance(error, asyncio.CancelledError):

@@ -92,7 +92,9 @@ class Session:
         failure: BaseException | None = None
         try:
             heartbeat.start()
-            timeouts = [each.listener.timeout for each in self._lanes.values() if each.listener.timeout is not None]
+            timeouts = [
+                timeout for each in self._lanes.values() if (timeout := each.listener.options.timeout) is not None
+            ]
             for name, work in (
                 ("fetch", self._fetch_until_stopped),
                 ("settle", self._settler.run),
@@ -166,7 +168,7 @@ class Session:
             self._suspects.add(claim)
             return
         lane.waiting.append(claim)
-        if len(lane.slots) < lane.listener.concurrency and self._may_begin():
+        if len(lane.slots) < lane.capacity and self._may_begin():
             self._open_slot(lane)
 
     # --- running ----------------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ class Session:
                     self._keep_claim(slot)
                     return
                 lane.done_since_fetch += 1
-                if lane.starved and len(lane.waiting) * 2 <= lane.listener.concurrency:
+                if lane.starved and len(lane.waiting) * 2 <= lane.capacity:
                     self._signal_capacity()
         finally:
             self._close_slot(lane, slot)
@@ -286,7 +288,7 @@ class Session:
 
     def _begin_waiting(self) -> None:
         for lane in self._lanes.values():
-            for _ in range(min(len(lane.waiting), lane.listener.concurrency - len(lane.slots))):
+            for _ in range(min(len(lane.waiting), lane.capacity - len(lane.slots))):
                 if self._may_begin():
                     self._open_slot(lane)
 

@@ -91,7 +91,7 @@ class Slot:
         """Begin an attempt at the monotonic time `started`."""
         self.started = started
         self.timed_out = self.timeout_logged = self.committed = self.cancelled_by_other = False
-        timeout = self.listener.timeout
+        timeout = self.listener.options.timeout
         self.deadline = FOREVER if timeout is None else started + timeout
 
     def interrupt(self) -> None:

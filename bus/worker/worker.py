@@ -123,7 +123,7 @@ class Worker:
         return joining.result()
 
     async def _prune(self) -> None:
-        if self._inbox is None or not any(each.once for each in self._durable.values()):
+        if self._inbox is None or not any(each.options.once for each in self._durable.values()):
             return
         pause = PRUNE_EVERY
         while True:

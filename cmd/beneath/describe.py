@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from beneath.errors import UsageError
-from bus import Bus, EventType, Listener, ListenerKind
+from bus import Bus, EventType, Listener, ListenerKind, ListenerOptions
 from dependencies.sources import nearest
 
 PLACES = {
@@ -16,6 +16,15 @@ PLACES = {
     ListenerKind.ORDERED: "in a worker, one at a time per ordering key",
     ListenerKind.BROADCAST: "in every running process, at most once",
 }
+
+SHOWN_OPTIONS = [
+    each.name for each in dataclasses.fields(ListenerOptions) if each.name not in {"name", "retry", "on_gap"}
+]
+"""The listener options that a listener's row has by their names: `name` is its "listener", `retry` its "attempts" and
+"delays", and `on_gap` is a function."""
+
+WORDED_OPTIONS = {"timeout", "concurrency", "once", "on_exhausted"}
+"""The listener options that `explanation` describes in words."""
 
 
 def find_event(bus: Bus, name: str) -> EventType:
@@ -64,18 +73,16 @@ def field_names(event_type: EventType) -> list[str]:
 
 def listener_row(each: Listener) -> dict[str, object]:
     """Return a listener as plain data; options that do not apply to its kind are None."""
-    durable = each.durable
+    retry, own = each.options.retry, each.own_options
     return {
         "listener": each.name,
         "kind": each.kind.value,
         "events": [event_type.name for event_type in each.event_types],
-        "attempts": each.retry.max_attempts if durable else None,
-        "timeout": each.timeout if durable else None,
-        "concurrency": each.concurrency if durable else None,
-        "once": each.once,
-        "on_exhausted": each.on_exhausted if each.kind is ListenerKind.ORDERED else None,
-        "aliases": list(each.aliases),
-        "delays": [each.retry.ceiling(n) for n in range(1, each.retry.max_attempts)] if durable else None,
+        "attempts": retry.max_attempts if "retry" in own else None,
+        **{option: own.get(option) for option in SHOWN_OPTIONS},
+        "once": each.options.once,
+        "aliases": list(each.options.aliases),
+        "delays": [retry.ceiling(n) for n in range(1, retry.max_attempts)] if "retry" in own else None,
     }
 
 
@@ -108,6 +115,9 @@ def explanation(description: Mapping[str, Any]) -> Iterator[str]:
             once = ", database effects once per event" if each["once"] else ""
             yield f"  {each['concurrency']} at a time per process, {timeout}{once}"
             yield f"  {each['attempts']} attempts{_pauses(each['delays'])}; then {_end(each['on_exhausted'])}"
+        for option in SHOWN_OPTIONS:
+            if option not in WORDED_OPTIONS and each[option]:
+                yield f"  {option}: {each[option]}"
 
 
 def _pauses(delays: Sequence[float]) -> str:

@@ -164,11 +164,11 @@ def test_option_values_of_derived_types_are_stored_as_plain_types() -> None:
     two.add_async_ordered_listener(on_deposit, name=Hostile("notes"), on_exhausted=cast("Any", Hostile("block")))
     for each in (one, two):
         [listener] = each.listeners
-        assert (listener.name, listener.on_exhausted) == ("notes", "block")
-        assert {type(listener.name), type(listener.on_exhausted)} == {str}
-        assert type(listener.concurrency) is int
-        assert type(listener.timeout) is float
-    assert [type(each) for each in one.listeners[0].aliases] == [str]
+        assert (listener.name, listener.options.on_exhausted) == ("notes", "block")
+        assert {type(listener.name), type(listener.options.on_exhausted)} == {str}
+        assert type(listener.options.concurrency) is int
+        assert type(listener.options.timeout) is float
+    assert [type(each) for each in one.listeners[0].options.aliases] == [str]
     values = (retry.max_attempts, retry.min_delay, retry.max_delay, retry.factor, retry.jitter)
     assert [type(each) for each in values] == [int, float, float, float, str]
 

@@ -275,7 +275,7 @@ async def test_committed_delivery_with_repeated_process_deaths_is_no_dead_letter
     await kit.start()
     await kit.bus.publish(Ticked(7))
     worker = kit.bus.worker()
-    name, lane = next((name, lane) for name, lane in worker.lanes().items() if lane.listener.once)
+    name, lane = next((name, lane) for name, lane in worker.lanes().items() if lane.listener.options.once)
     settled: list[Settlement] = []
     [claim] = await kit.consumer.fetch({name: 1}, wait=0)
     await worker.executor.run(Slot(lane.listener), claim, lane.metrics, settled.append)

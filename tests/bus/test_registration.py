@@ -55,18 +55,18 @@ def test_the_default_name_is_the_service_package_and_the_method(bus: Bus) -> Non
 def test_listener_options_have_documented_defaults(bus: Bus) -> None:
     bus.add_async_listener(Service().on_created)
     listener = bus.listeners[0]
-    assert (listener.kind, listener.timeout, listener.concurrency, listener.once) == (
+    assert (listener.kind, listener.options.timeout, listener.options.concurrency, listener.options.once) == (
         ListenerKind.ASYNC,
         60.0,
         16,
         False,
     )
-    assert listener.retry == Retry(max_attempts=10, min_delay=1.0, max_delay=900.0, factor=2.0, jitter="full")
+    assert listener.options.retry == Retry(max_attempts=10, min_delay=1.0, max_delay=900.0, factor=2.0, jitter="full")
 
 
 def test_timeout_none_disables_the_timeout(bus: Bus) -> None:
     bus.add_async_listener(Service().on_created, timeout=None)
-    assert bus.listeners[0].timeout is None
+    assert bus.listeners[0].options.timeout is None
 
 
 async def module_level(event: UserCreated) -> None: ...
@@ -188,7 +188,7 @@ def test_a_plain_function_takes_neither_timeout_nor_once(bus: Bus) -> None:
     with pytest.raises(InvalidListener, match="once=True needs an `async def` handler"):
         bus.add_async_listener(Service().plain, once=True)
     bus.add_async_listener(Service().plain)
-    assert bus.listeners[0].timeout is None
+    assert bus.listeners[0].options.timeout is None
 
 
 def test_once_needs_a_database(bus: Bus) -> None:

@@ -1,10 +1,12 @@
 """What the type checker refuses: each `type: ignore` below is an error of mypy's if the line were accepted."""
 
+import dataclasses
 from collections.abc import AsyncIterator
+from typing import get_type_hints
 
 import pytest
 
-from bus import Bus, Delivery, InvalidListener
+from bus import AsyncOptions, BroadcastOptions, Bus, Delivery, InvalidListener, ListenerOptions, OrderedOptions, Retry
 from infra.clock import FakeClock
 from infra.mq.drivers.memory import MemoryQueue
 from tests.bus.events import UserCreated
@@ -76,9 +78,23 @@ def test_options_of_other_types_are_refused_by_checker_and_bus(bus: Bus) -> None
         bus.add_async_ordered_listener(handler, on_exhausted="stop")  # type: ignore[arg-type]  # neither skip nor block
     with pytest.raises(TypeError):
         bus.add_sync_listener(handler, once=True)  # type: ignore[call-arg]  # an option of async listeners
+    with pytest.raises(TypeError, match=r"on_created: 'on_exhausted' is not an option of async listeners: name, "):
+        bus.add_async_listener(handler, on_exhausted="skip")  # type: ignore[call-arg]  # an option of ordered listeners
+    with pytest.raises(TypeError, match=r"on_created: 'onec' is not an option of ordered listeners"):
+        bus.add_async_ordered_listener(handler, onec=True)  # type: ignore[call-arg]  # a slip
+    with pytest.raises(TypeError, match=r"'retry' is not an option of broadcast listeners: on_gap"):
+        bus.add_broadcast_listener(handler, retry=Retry())  # type: ignore[call-arg]  # broadcasts are not retried
     assert bus.listeners == ()
 
 
 def test_checker_refuses_a_handler_that_returns_a_value(bus: Bus) -> None:
     bus.add_async_listener(Service().returns_a_number)  # type: ignore[arg-type]  # the value would be lost
     assert len(bus.listeners) == 1
+
+
+def test_options_that_callers_pass_are_the_fields_of_listener_options() -> None:
+    passed = get_type_hints(OrderedOptions) | get_type_hints(BroadcastOptions)
+    stored = get_type_hints(ListenerOptions)
+    assert set(passed) == {each.name for each in dataclasses.fields(ListenerOptions)}
+    assert {option for option in passed if passed[option] != stored[option]} == {"aliases", "concurrency"}
+    assert get_type_hints(AsyncOptions).items() <= passed.items()

@@ -37,13 +37,13 @@ STATES = ("ready", "retrying", "scheduled", "in_flight", "parked", "blocked", "d
 @app.command()
 def listeners(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the listeners in this code."""
-    from beneath.describe import listener_row
+    from beneath.describe import SHOWN_OPTIONS, listener_row
 
     rows = [listener_row(each) for each in _registered(container_of(context)).listeners]
     if as_json:
         print_json(rows)
         return
-    columns = ["listener", "kind", "events", "attempts", "timeout", "concurrency", "once", "on_exhausted"]
+    columns = ["listener", "kind", "events", "attempts", *(each for each in SHOWN_OPTIONS if each != "aliases")]
     print_table(columns, rows, empty="no service registers a listener")
 
 
