@@ -11,7 +11,6 @@ from dependency_injector.providers import Object
 
 from bus.testing import BusKit
 from dependencies import AllServices, Settings
-from dependencies.service_settings import OrganizationSettings
 from dependencies.services import Services
 from infra.db import Database
 from infra.db.migrate import History, upgrade
@@ -21,12 +20,6 @@ HISTORIES = (
     History("bus", "infra.db.migrations", "beneath_bus_version"),
     History("app", "models.migrations", "beneath_app_version"),
 )
-
-INVITE_LIFETIME = 600.0
-"""In seconds; short, because the tests move the clock past it."""
-
-MAX_INVITES = 20
-"""Limit of one user's invites per hour."""
 
 
 @dataclass(slots=True)
@@ -96,10 +89,9 @@ async def world_at(url: str, *, busy_timeout: float = 10.0) -> AsyncIterator[Wor
 def build(kit: BusKit, db: Database) -> World:
     """Construct all services, as `dependencies/services.py` lists them, on a kit that is not started yet."""
     mail = Outbox()
-    organization = OrganizationSettings(invite_lifetime=INVITE_LIFETIME, max_invites=MAX_INVITES)
     infra = DynamicContainer()
     infra.bus, infra.db, infra.clock, infra.mailer = Object(kit.bus), Object(db), Object(kit.clock), Object(mail)
-    infra.settings = Object(Settings(organization=organization))
+    infra.settings = Object(Settings())
     services = Services(infra=infra).all()
     by_name = {each.name: getattr(services, each.name) for each in fields(services)}
     return World(kit=kit, db=db, mail=mail, **by_name)

@@ -3,8 +3,12 @@
 import re
 from uuid import UUID
 
+from dependencies.service_settings import OrganizationSettings
 from models.organization import Role
 from tests.world import World
+
+INVITE_LIFETIME = OrganizationSettings().invite_lifetime
+MAX_INVITES = OrganizationSettings().max_invites
 
 
 def email(name: str) -> str:

@@ -1,8 +1,8 @@
 """Tests of the audit journal of organizations."""
 
 from models.organization import Role
-from tests.services.people import invite, join, sign_up
-from tests.world import INVITE_LIFETIME, World
+from tests.services.people import INVITE_LIFETIME, invite, join, sign_up
+from tests.world import World
 
 
 async def test_journal_lists_all_events_of_an_organization_in_order(domain: World) -> None:

@@ -9,8 +9,8 @@ from uuid_utils.compat import uuid7
 from infra.mail import MailUnavailable
 from models.organization import InviteDeadlineReached, InviteExpired, InviteStatus, MemberJoined, Role
 from services.organization.errors import AlreadyInvited, AlreadyMember, InviteNotFound
-from tests.services.people import email, invite, join, sign_up, token_in
-from tests.world import INVITE_LIFETIME, World
+from tests.services.people import INVITE_LIFETIME, email, invite, join, sign_up, token_in
+from tests.world import World
 
 
 async def statuses(domain: World, actor: UUID, organization: UUID) -> list[InviteStatus]:
