@@ -21,7 +21,18 @@ Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 class EventType:
     """An event class, inspected once: its names, version, ordering key, encoder and decoder."""
 
-    __slots__ = ("_decoder", "_encode", "_ordering_key", "aliases", "cls", "name", "ordered", "upcasters", "version")
+    __slots__ = (
+        "_decoder",
+        "_encode",
+        "_ordering_key",
+        "aliases",
+        "cls",
+        "name",
+        "ordered",
+        "ordering_scope",
+        "upcasters",
+        "version",
+    )
 
     def __init__(self, cls: type) -> None:
         where = f"{cls.__module__}.{cls.__qualname__}"
@@ -34,6 +45,8 @@ class EventType:
             )
             self.upcasters: Mapping[int, Upcaster] = _upcasters(cls, self.version)
             self._ordering_key: Callable[[Any], object] | None = _ordering_key(cls)
+            self.ordering_scope = _ordering_scope(cls)
+            """What the ordering key identifies, such as "account"; None if the class does not say."""
         except ValueError as error:
             raise InvalidEvent(f"{where}: {error}") from error
         self.ordered = self._ordering_key is not None
@@ -132,3 +145,12 @@ def _ordering_key(cls: type) -> Callable[[Any], object] | None:
     if not inspect.isroutine(method) or inspect.iscoroutinefunction(method):
         raise ValueError(f"ordering_key must be a method, `def ordering_key(self) -> str`, not {shown(method)}")
     return method
+
+
+def _ordering_scope(cls: type) -> str | None:
+    scope: object = getattr(cls, "ordering_scope", None)
+    if scope is None:
+        return None
+    if _ordering_key(cls) is None:
+        raise ValueError("ordering_scope says what the ordering key identifies: define `def ordering_key(self) -> str`")
+    return check_name(scope, "ordering_scope")

@@ -77,7 +77,7 @@ class ListenerTable:
         Raises:
             BusFrozen: the bus has started.
             InvalidListener: its name is taken, its handler is registered already, or it is ordered and an event has no
-                ordering key.
+                ordering key, or two have different ordering scopes.
         """
         where = handler_name(listener.handler)
         if self.frozen:
@@ -115,6 +115,14 @@ def _require_ordered(listener: Listener, where: str) -> None:
         if not each.ordered:
             raise InvalidListener(
                 f"{where} is an ordered listener, but {each.name} has no `def ordering_key(self) -> str`"
+            )
+    scoped = [each for each in listener.event_types if each.ordering_scope is not None]
+    for each in scoped:
+        if each.ordering_scope != scoped[0].ordering_scope:
+            raise InvalidListener(
+                f"{where} is one ordered listener of events whose ordering keys identify different things: "
+                f"{scoped[0].name} has the ordering_scope {scoped[0].ordering_scope!r} and {each.name} "
+                f"{each.ordering_scope!r}; add one listener for each scope"
             )
 
 

@@ -87,6 +87,13 @@ class Listener:
         )
         return self.events | frozenset(versions) | {frame_name(each) for each in range(1, FRAME_VERSION + 1)}
 
+    @property
+    def unscoped(self) -> list[str]:
+        """The events without an `ordering_scope`, if the listener is ordered and has several events."""
+        if self.kind is not ListenerKind.ORDERED or len(self.event_types) == 1:
+            return []
+        return [each.name for each in self.event_types if each.ordering_scope is None]
+
     def call(self, event: object, delivery: Delivery | None) -> Awaitable[None] | None:
         """Call the handler with the event and, if its signature has one, the delivery."""
         return self.handler(event, delivery) if self.wants_delivery else self.handler(event)

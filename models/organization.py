@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import ClassVar
 from uuid import UUID
 
 from sqlalchemy import Enum, ForeignKey, Index, String
@@ -103,41 +104,41 @@ class Invite(Base):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OrganizationCreated:
+class OrganizationScoped:
+    """Base class of the events that are ordered by their organization."""
+
+    ordering_scope: ClassVar[str] = "organization"
+
+    organization_id: UUID
+
+    def ordering_key(self) -> str:
+        return str(self.organization_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrganizationCreated(OrganizationScoped):
     """An organization exists, and `actor_id` owns it."""
 
-    organization_id: UUID
     actor_id: UUID
     name: str
 
-    def ordering_key(self) -> str:
-        return str(self.organization_id)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OrganizationUpdated:
+class OrganizationUpdated(OrganizationScoped):
     """An organization was renamed."""
 
-    organization_id: UUID
     actor_id: UUID
     name: str
 
-    def ordering_key(self) -> str:
-        return str(self.organization_id)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemberInvited:
+class MemberInvited(OrganizationScoped):
     """Someone is invited; the mail is still to be sent."""
 
-    organization_id: UUID
     actor_id: UUID
     invite_id: UUID
     email: str
     organization_name: str
-
-    def ordering_key(self) -> str:
-        return str(self.organization_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,63 +149,43 @@ class InviteDeadlineReached:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InviteExpired:
+class InviteExpired(OrganizationScoped):
     """An invite was not accepted in time."""
 
-    organization_id: UUID
     invite_id: UUID
     email: str
 
-    def ordering_key(self) -> str:
-        return str(self.organization_id)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InviteWithdrawn:
+class InviteWithdrawn(OrganizationScoped):
     """An open invite was withdrawn by `actor_id`, also by removing or demoting its inviter."""
 
-    organization_id: UUID
     actor_id: UUID
     invite_id: UUID
     email: str
 
-    def ordering_key(self) -> str:
-        return str(self.organization_id)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemberJoined:
+class MemberJoined(OrganizationScoped):
     """A user accepted an invite."""
 
-    organization_id: UUID
     actor_id: UUID
     invite_id: UUID
     role: Role
 
-    def ordering_key(self) -> str:
-        return str(self.organization_id)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemberUpdated:
+class MemberUpdated(OrganizationScoped):
     """A member's role changed."""
 
-    organization_id: UUID
     actor_id: UUID
     user_id: UUID
     role: Role
 
-    def ordering_key(self) -> str:
-        return str(self.organization_id)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemberLeft:
+class MemberLeft(OrganizationScoped):
     """A member left, or was removed by `actor_id`."""
 
-    organization_id: UUID
     actor_id: UUID
     user_id: UUID
-
-    def ordering_key(self) -> str:
-        return str(self.organization_id)

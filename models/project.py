@@ -8,6 +8,7 @@ from sqlalchemy import ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, new_id
+from models.organization import OrganizationScoped
 
 
 class Project(Base):
@@ -26,39 +27,27 @@ class Project(Base):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProjectCreated:
+class ProjectCreated(OrganizationScoped):
     """A project was created."""
 
-    organization_id: UUID
     actor_id: UUID
     project_id: UUID
     name: str
 
-    def ordering_key(self) -> str:
-        return str(self.organization_id)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProjectUpdated:
+class ProjectUpdated(OrganizationScoped):
     """A project's name or description changed."""
 
-    organization_id: UUID
     actor_id: UUID
     project_id: UUID
     name: str
-
-    def ordering_key(self) -> str:
-        return str(self.organization_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProjectDeleted:
+class ProjectDeleted(OrganizationScoped):
     """A project was deleted; the journal shows its last name."""
 
-    organization_id: UUID
     actor_id: UUID
     project_id: UUID
     name: str
-
-    def ordering_key(self) -> str:
-        return str(self.organization_id)

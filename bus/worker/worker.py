@@ -64,6 +64,9 @@ class Worker:
         """Work until cancelled, then shut down gracefully."""
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task is not None else 0
+        for each in self._durable.values():
+            if each.unscoped:
+                log.warning("ordering scope undeclared", listener=each.name, events=each.unscoped)
         pruning = self._supervisor.start("prune inbox", self._prune)
         try:
             while True:

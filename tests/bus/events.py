@@ -24,6 +24,8 @@ class UserUpdated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deposited:
+    ordering_scope: ClassVar[str] = "account"
+
     account: str
     amount: int
 
@@ -33,6 +35,8 @@ class Deposited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Withdrawn:
+    ordering_scope: ClassVar[str] = "account"
+
     account: str
     amount: int
 

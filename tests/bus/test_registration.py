@@ -1,6 +1,7 @@
 """Registration of listeners: names, events, signatures and option defaults."""
 
 import functools
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from bus import Bus, BusFrozen, Delivery, InvalidEvent, InvalidListener, ListenerKind, Retry
+from bus.events import EventType
 from bus.testing import BusKit
 from infra.clock import FakeClock
 from infra.mq.drivers.memory import MemoryQueue
@@ -180,6 +182,67 @@ def test_ordered_listener_requires_an_ordering_key(bus: Bus) -> None:
     with pytest.raises(InvalidListener, match="UserCreated has no `def ordering_key"):
         bus.add_async_ordered_listener(Service().on_created)
     bus.add_async_ordered_listener(Service().on_money)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomerMoved:
+    ordering_scope: ClassVar[str] = "customer"
+    name: str
+
+    def ordering_key(self) -> str:
+        return self.name
+
+
+async def on_account_or_customer(event: Deposited | Withdrawn | CustomerMoved) -> None: ...
+
+
+def test_ordered_listener_of_events_with_different_ordering_scopes_is_refused(bus: Bus) -> None:
+    reason = (
+        "tests.bus.test_registration.on_account_or_customer is one ordered listener of events whose ordering keys "
+        "identify different things: Deposited has the ordering_scope 'account' and CustomerMoved 'customer'; "
+        "add one listener for each scope"
+    )
+    with pytest.raises(InvalidListener, match=f"^{re.escape(reason)}$"):
+        bus.add_async_ordered_listener(on_account_or_customer, name="moves")
+    assert bus.listeners == ()
+
+
+def test_listeners_without_order_accept_events_with_different_ordering_scopes(bus: Bus) -> None:
+    bus.add_async_listener(on_account_or_customer, name="moves")
+    bus.add_sync_listener(on_account_or_customer)
+    bus.add_broadcast_listener(on_account_or_customer)
+    assert len(bus.listeners) == 3
+
+
+def test_ordering_scope_is_inherited_or_stated_again(bus: Bus) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class CustomerLeft(CustomerMoved): ...
+
+    @dataclass(frozen=True, kw_only=True)
+    class CustomerJoined(CustomerMoved):
+        ordering_scope: ClassVar[str] = CustomerMoved.ordering_scope
+
+    async def on_customer(event: CustomerMoved) -> None: ...
+
+    on_customer.__annotations__ = {"event": CustomerMoved | CustomerLeft | CustomerJoined}
+    bus.add_async_ordered_listener(on_customer, name="customers")
+    assert {each.ordering_scope for each in bus.listeners[0].event_types} == {"customer"}
+
+
+@pytest.mark.parametrize("scope", ["", "two\nlines", 7, b"account"])
+def test_ordering_scope_must_be_a_printable_name(scope: object) -> None:
+    cls = type("Moved", (CustomerMoved,), {"ordering_scope": scope})
+    with pytest.raises(InvalidEvent, match="Moved: ordering_scope must be"):
+        EventType(cls)
+
+
+def test_ordering_scope_without_ordering_key_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Keyless:
+        ordering_scope: ClassVar[str] = "account"
+
+    with pytest.raises(InvalidEvent, match="Keyless: ordering_scope says what the ordering key identifies: define"):
+        EventType(Keyless)
 
 
 def test_a_plain_function_takes_neither_timeout_nor_once(bus: Bus) -> None:

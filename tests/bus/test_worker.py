@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -521,6 +522,35 @@ async def test_event_unknown_to_a_worker_is_parked_for_newer_workers() -> None:
     await harness.clock.advance(5)
     assert seen == [1]
     await harness.stop(worker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    account: str
+
+    def ordering_key(self) -> str:
+        return self.account
+
+
+async def test_worker_names_events_of_an_ordered_union_without_ordering_scope() -> None:
+    harness = WorkerHarness()
+
+    async def mixed(event: Deposited | Renamed) -> None: ...
+
+    async def scoped(event: Deposited | Withdrawn) -> None: ...
+
+    async def single(event: Renamed) -> None: ...
+
+    harness.bus.add_async_ordered_listener(mixed, name="mixed")
+    harness.bus.add_async_ordered_listener(scoped, name="scoped")
+    harness.bus.add_async_ordered_listener(single, name="single")
+    harness.bus.add_async_listener(mixed, name="unordered")
+    with capture_logs() as logs:
+        async with harness.working():
+            await harness.bus.publish(Renamed(account="a"))
+    assert [line for line in logs if line["event"] == "ordering scope undeclared"] == [
+        {"event": "ordering scope undeclared", "log_level": "warning", "listener": "mixed", "events": ["Renamed"]}
+    ]
 
 
 async def test_undecodable_message_is_retried_and_ends_as_a_dead_letter() -> None:

@@ -484,6 +484,14 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/bus/test_outbox.py", "-k", "listeners_of_their_process"),
     ),
     Mutant(
+        name="different-ordering-scopes-share-a-listener",
+        kind=9,
+        file="bus/listener_table.py",
+        old="if each.ordering_scope != scoped[0].ordering_scope:",
+        new="if each.ordering_scope is None:",
+        tests=("tests/bus/test_registration.py",),
+    ),
+    Mutant(
         name="former-names-are-not-declared",
         kind=9,
         file="bus/declaration.py",

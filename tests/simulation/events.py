@@ -33,6 +33,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     """The first version of an event, as the old code knows it."""
 
     event_name: ClassVar[str] = "Note"
+    ordering_scope: ClassVar[str] = "notes"
 
     key: str
     n: int
@@ -49,6 +50,7 @@ class RevisedNote(msgspec.Struct, frozen=True, kw_only=True):
     """The second version of `Note`, in the new code; the old code parks its frames."""
 
     event_name: ClassVar[str] = "Note"
+    ordering_scope: ClassVar[str] = "notes"
     event_version: ClassVar[int] = 2
     event_upcasters: ClassVar[dict[int, Any]] = {1: _add_author}
 
@@ -62,6 +64,8 @@ class RevisedNote(msgspec.Struct, frozen=True, kw_only=True):
 
 class Postscript(msgspec.Struct, frozen=True, kw_only=True):
     """An event that only the new code knows, ordered together with notes."""
+
+    ordering_scope: ClassVar[str] = "notes"
 
     key: str
     n: int
