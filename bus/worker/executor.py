@@ -20,6 +20,7 @@ from bus.handler_calls import refuse_generator, run_in_context
 from bus.metrics import ListenerMetrics
 from bus.worker.caller import Caller
 from bus.worker.inbox import AlreadyHandled, Inbox
+from bus.worker.logged_tracebacks import LoggedTracebacks
 from bus.worker.outcomes import Attempt, Parked, outcome_of, release
 from bus.worker.slot import FOREVER, Slot
 from bus.worker.threads import ThreadPool
@@ -63,6 +64,7 @@ class Executor:
         self._caller = Caller(threads)
         self._random = random
         self._max_crashes = max_crashes
+        self._logged = LoggedTracebacks()
 
     async def run(
         self,
@@ -125,7 +127,8 @@ class Executor:
         except BaseException as error:
             if _ends_caller(slot, error):
                 raise
-            settlement = outcome_of(Attempt(slot, claim, delivery, metrics, context), error, self._random)
+            failed = Attempt(slot, claim, delivery, metrics, context, self._logged)
+            settlement = outcome_of(failed, error, self._random)
         else:
             metrics.handled += 1
             settlement = Settlement(claim=claim, delivery=delivery, outcome=DONE)

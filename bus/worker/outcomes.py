@@ -16,6 +16,7 @@ from bus.handler_calls import exit_in
 from bus.metrics import ListenerMetrics
 from bus.retry import DEFAULT_RETRY
 from bus.worker.inbox import AlreadyHandled
+from bus.worker.logged_tracebacks import LoggedTracebacks
 from bus.worker.slot import Slot
 from bus.worker.threads import NoThread
 from infra.failures import MAX_TRACEBACK, class_name, describe, render_traceback
@@ -54,7 +55,7 @@ class Parked(UnknownEvent):
 class Attempt:
     """An attempt that raised, with its slot and delivery; not made for attempts that succeed, to save time."""
 
-    __slots__ = ("claim", "context", "delivery", "metrics", "slot")
+    __slots__ = ("claim", "context", "delivery", "logged", "metrics", "slot")
 
     def __init__(
         self,
@@ -63,12 +64,14 @@ class Attempt:
         delivery: ClaimedDelivery,
         metrics: ListenerMetrics,
         context: contextvars.Context,
+        logged: LoggedTracebacks,
     ) -> None:
         self.slot = slot
         self.claim = claim
         self.delivery = delivery
         self.metrics = metrics
         self.context = context
+        self.logged = logged
 
     def settlement(
         self, outcome: Outcome, *, delay: float = 0.0, needs: str | None = None, failure: Failure | None = None
@@ -142,7 +145,10 @@ def _decide(attempt: Attempt, error: BaseException, random: Random) -> Settlemen
 
 
 def _failed(attempt: Attempt, error: BaseException, random: Random) -> Settlement:
-    """Count one failure; retry the delivery, block its key, or make it a dead letter."""
+    """Count one failure; retry the delivery, block its key, or make it a dead letter.
+
+    The last attempt logs its traceback; an earlier one logs it unless the attempt before failed at the same place.
+    """
     listener, metrics, failures = attempt.slot.listener, attempt.metrics, attempt.delivery.failures + 1
     # The traceback of a timeout itself shows only the bus; the handler's own error is its cause.
     traceback = "" if type(error) is HandlerTimeout and error.__cause__ is None else render_traceback(error)
@@ -153,12 +159,16 @@ def _failed(attempt: Attempt, error: BaseException, random: Random) -> Settlemen
     metrics.failed += 1
     metrics.timed_out += type(error) is HandlerTimeout
     fields: dict[str, object] = {**attempt.log_fields(), "attempt": failures, "error": failure.error}
-    if traceback and not isinstance(error, UndecodablePayload):
-        fields["exception"] = failure.traceback
+    shows_traceback = bool(traceback) and not isinstance(error, UndecodablePayload)
     delay = _retry_delay(attempt, failures, random)
     if delay is not None:
+        if shows_traceback and attempt.logged.is_new(listener.name, attempt.delivery.message_id, failure.traceback):
+            fields["exception"] = failure.traceback
         attempt.log("warning", "listener failed", retry_in=round(delay, 3), **fields)
         return attempt.settlement(Outcome.RETRY, delay=delay, failure=failure)
+    attempt.logged.forget(listener.name, attempt.delivery.message_id)
+    if shows_traceback:
+        fields["exception"] = failure.traceback
     if attempt.claim.ordered and listener.options.on_exhausted == "block":
         key = attempt.claim.ordering_key
         attempt.log("error", "ordering key blocked", key=key, **fields)
