@@ -91,7 +91,7 @@ class BusKit:
         """Start the bus; construct every service before."""
         await self.bus.start()
         worker = self.bus.worker()
-        self._running = _Running(worker, await self.mq.consumer(worker.info()), worker.lanes())
+        self._running = _Running(worker, await worker.join(), worker.lanes())
 
     def published(self, cls: type[E]) -> list[E]:
         """Return the events of `cls` that were published and not rolled back, oldest first."""

@@ -11,6 +11,7 @@ from bus.metrics import BusMetrics
 from bus.options import BusOptions
 from bus.stopping import StopSequence
 from bus.supervisor import SupervisedTask, Supervisor
+from bus.worker.claim_limits import CLAIM_LIMITS
 from bus.worker.deadlines import Deadlines
 from bus.worker.executor import Executor, running_listener
 from bus.worker.heartbeat import Heartbeat
@@ -18,7 +19,7 @@ from bus.worker.lane import Lane
 from bus.worker.outcomes import release
 from bus.worker.settler import Settler
 from bus.worker.slot import Slot, SlotTask
-from bus.worker.suspects import SUSPECT_AFTER, Suspects
+from bus.worker.suspects import Suspects
 from infra.clock import Clock
 from infra.failures import describe
 from infra.mq import Claim, Consumer, QueueClosed, QueueError, Settlement
@@ -164,7 +165,7 @@ class Session:
         if lane is None or self._stopping.is_set() or self._consumer.lost:
             self._settler.add(release(claim, first))
             return
-        if first.takeovers >= SUSPECT_AFTER and not first.crashes >= self._options.max_crashes:
+        if first.takeovers >= CLAIM_LIMITS.suspect_after and not first.crashes >= self._options.max_crashes:
             self._suspects.add(claim)
             return
         lane.waiting.append(claim)

@@ -15,9 +15,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 ISOLATION_TIMEOUT = 10.0
 """Seconds to wait for running handlers to end; then the suspects are released."""
 
-SUSPECT_AFTER = 2
-"""Takeovers after which a delivery is a suspect."""
-
 
 class Suspects:
     """The suspects of one session; each runs alone in the worker."""

@@ -13,6 +13,7 @@ from bus.listener_table import ListenerTable
 from bus.metrics import BusMetrics, ListenerMetrics
 from bus.options import BusOptions
 from bus.supervisor import Supervisor, ends_task
+from bus.worker.claim_limits import CLAIM_LIMITS
 from bus.worker.executor import Executor
 from bus.worker.inbox import PRUNED_AT_ONCE, Inbox
 from bus.worker.lane import Lane
@@ -87,14 +88,15 @@ class Worker:
         """Return a new lane for each durable listener, by name."""
         return {name: Lane(each, self._metrics.listeners[name]) for name, each in self._durable.items()}
 
-    def info(self) -> WorkerInfo:
-        """Return the identity of a new incarnation."""
-        return WorkerInfo(
+    async def join(self) -> Consumer:
+        """Register a new incarnation in the queue."""
+        info = WorkerInfo(
             id=uuid.uuid4().hex,
             subscriptions=frozenset(self._durable),
             host=socket.gethostname(),
             pid=os.getpid(),
         )
+        return await self._mq.consumer(info, CLAIM_LIMITS)
 
     async def _run_session(self, consumer: Consumer) -> None:
         session = Session(
@@ -114,7 +116,7 @@ class Worker:
             log.info("worker stopped", worker=consumer.info.id)
 
     async def _join_or_leave(self) -> Consumer:
-        joining = asyncio.ensure_future(self._mq.consumer(self.info()))
+        joining = asyncio.ensure_future(self.join())
         try:
             await asyncio.wait((joining,))
         except asyncio.CancelledError:

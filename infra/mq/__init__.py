@@ -17,11 +17,12 @@ from infra.mq.errors import (
     SubscriptionConflict,
     SubscriptionNotFound,
 )
-from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH, REGISTRY_TTL, BroadcastReceiver, Consumer, MessageQueue
+from infra.mq.queue import REGISTRY_TTL, BroadcastReceiver, Consumer, MessageQueue
 from infra.mq.types import (
     BacklogPolicy,
     Claim,
     ClaimedDelivery,
+    ClaimLimits,
     DeadLetter,
     Failure,
     Features,
@@ -35,12 +36,11 @@ from infra.mq.types import (
 )
 
 __all__ = [
-    "FETCH_BYTES",
-    "MAILBOX_BATCH",
     "REGISTRY_TTL",
     "BacklogPolicy",
     "BroadcastReceiver",
     "Claim",
+    "ClaimLimits",
     "ClaimedDelivery",
     "Consumer",
     "DeadLetter",

@@ -21,6 +21,7 @@ from typing import Protocol
 from infra.mq.types import (
     BacklogPolicy,
     Claim,
+    ClaimLimits,
     DeadLetter,
     Features,
     Message,
@@ -30,12 +31,6 @@ from infra.mq.types import (
     SubscriptionStats,
     WorkerInfo,
 )
-
-MAILBOX_BATCH = 10
-"""The largest number of deliveries of one mailbox in a claim."""
-
-FETCH_BYTES = 8 * 1024 * 1024
-"""The largest size, in bytes, of all message bodies that one `fetch` returns beyond its first claim."""
 
 REGISTRY_TTL = 1.0
 """Time, in seconds, for which a publisher may rely on its copy of the registry to skip events without subscription."""
@@ -59,11 +54,11 @@ class Consumer(Protocol):
         """Claim due deliveries, at most `wants[name]` claims per subscription, in the order in which they became due.
 
         An unordered claim holds one delivery. An ordered claim holds the first deliveries of one mailbox, at most
-        `MAILBOX_BATCH`, and no consumer can claim that mailbox until this claim is released or settled. A delivery
-        whose `takeovers` is 2 or more comes in a claim of its own. A mailbox whose head is due later cannot be claimed
-        before that time. Paused subscriptions, parked deliveries, blocked mailboxes, unknown names and wants of 0
-        yield no claim. The bodies of all claims but the first add up to at most `FETCH_BYTES`; the next call returns
-        the rest.
+        `ClaimLimits.mailbox_batch`, and no consumer can claim that mailbox until this claim is released or settled. A
+        delivery whose `takeovers` is `ClaimLimits.suspect_after` or more comes in a claim of its own. A mailbox whose
+        head is due later cannot be claimed before that time. Paused subscriptions, parked deliveries, blocked
+        mailboxes, unknown names and wants of 0 yield no claim. The bodies of all claims but the first add up to at most
+        `ClaimLimits.fetch_bytes`; the next call returns the rest.
 
         Without a due delivery the call waits up to `wait` seconds (0: not at all) and returns as soon as a delivery,
         published by any process, is due, or when `wake()` is called. After `wait` it returns an empty list.
@@ -279,8 +274,8 @@ class MessageQueue(Protocol):
         """Open this process's reception of broadcasts."""
         ...
 
-    async def consumer(self, info: WorkerInfo) -> Consumer:
-        """Register a live worker."""
+    async def consumer(self, info: WorkerInfo, limits: ClaimLimits) -> Consumer:
+        """Register a live worker, whose claims keep within `limits`."""
         ...
 
     async def stats(self) -> list[SubscriptionStats]:

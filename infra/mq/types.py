@@ -208,6 +208,20 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimLimits:
+    """The limits of a consumer's claims, as the bus chooses them; each is at least 1."""
+
+    suspect_after: int
+    """Takeovers from which on a delivery comes in a claim of its own."""
+
+    mailbox_batch: int
+    """The largest number of deliveries of one mailbox in a claim."""
+
+    fetch_bytes: int
+    """The largest size, in bytes, of all message bodies that one `fetch` returns beyond its first claim."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
     """A delivery that is not attempted any more, with its last error."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it has no types
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.mq import Consumer, Message, MessageQueue, Outcome, Settlement, Subscription, WorkerInfo
 from tests.bench.postgres import PostgresBench
 
@@ -69,7 +70,7 @@ async def opened(bench: PostgresBench) -> AsyncIterator[tuple[MessageQueue, Cons
             Subscription(name="moved", events=frozenset(("Moved",)), ordered=True),
         ]
         await mq.declare(subscriptions, [])
-        worker = await mq.consumer(WorkerInfo(id="bloat", subscriptions=names))
+        worker = await mq.consumer(WorkerInfo(id="bloat", subscriptions=names), CLAIM_LIMITS)
         yield mq, worker
 
 

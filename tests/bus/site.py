@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from bus import Bus, Delivery
 from bus.codec import decode_frame
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.clock import FakeClock
 from infra.db import Database
 from infra.db.migrate import History, upgrade
@@ -132,7 +133,9 @@ class Site:
 
     async def delivered(self, name: str) -> list[int]:
         """Claim all due deliveries of a listener, and return the numbers in their events."""
-        consumer = await self.mq.consumer(WorkerInfo(id=f"reader of {name}", subscriptions=frozenset({name})))
+        consumer = await self.mq.consumer(
+            WorkerInfo(id=f"reader of {name}", subscriptions=frozenset({name})), CLAIM_LIMITS
+        )
         numbers: list[int] = []
         while claims := await consumer.fetch({name: 1000}, wait=0):
             for delivery in [delivery for claim in claims for delivery in claim.deliveries]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bus import BusOptions, Retry
-from infra.mq import WorkerInfo
+from infra.mq import ClaimLimits, WorkerInfo
 from tests.bus.events import Deposited, Ticked
 from tests.bus.worker_harness import WorkerHarness
 
@@ -18,9 +18,9 @@ def slow_queue_calls(harness: WorkerHarness) -> None:
     """Make every call to the queue cancellable before and after its effect, as over a network."""
     join = harness.mq.consumer
 
-    async def consumer(info: WorkerInfo) -> Any:  # noqa: ANN401 - stands in for any
+    async def consumer(info: WorkerInfo, limits: ClaimLimits) -> Any:  # noqa: ANN401 - stands in for any
         await asyncio.sleep(0)
-        joined = await join(info)
+        joined = await join(info, limits)
         for name in ("fetch", "settle", "isolate", "recover", "unpark"):
             setattr(joined, name, slow(getattr(joined, name)))
         await asyncio.sleep(0)

@@ -12,6 +12,7 @@ from bus import Delivery, Retry
 from bus.testing import BusKit
 from bus.worker import inbox as inbox_module
 from bus.worker import worker as worker_module
+from bus.worker.claim_limits import CLAIM_LIMITS
 from bus.worker.inbox import Inbox, pruning
 from bus.worker.slot import Slot, SlotTask
 from infra.clock import FakeClock
@@ -115,7 +116,7 @@ async def test_only_one_of_two_concurrent_attempts_commits(kit: BusKit, db: Data
     worker = kit.bus.worker()
     lane = worker.lanes()["slow"]
     await kit.bus.publish(Ticked(1))
-    consumer = await kit.mq.consumer(WorkerInfo(id="w", subscriptions=frozenset({"slow"})))
+    consumer = await kit.mq.consumer(WorkerInfo(id="w", subscriptions=frozenset({"slow"})), CLAIM_LIMITS)
     [claim] = await consumer.fetch({"slow": 1}, wait=0)
     settled: list[Settlement] = []
     await asyncio.gather(
@@ -145,7 +146,7 @@ async def test_second_attempt_that_suppresses_the_refusal_commits_nothing(
     worker = kit.bus.worker()
     lane = worker.lanes()["careless"]
     await kit.bus.publish(Ticked(1))
-    consumer = await kit.mq.consumer(WorkerInfo(id="w", subscriptions=frozenset({"careless"})))
+    consumer = await kit.mq.consumer(WorkerInfo(id="w", subscriptions=frozenset({"careless"})), CLAIM_LIMITS)
     [claim] = await consumer.fetch({"careless": 1}, wait=0)
     settled: list[Settlement] = []
     await asyncio.gather(

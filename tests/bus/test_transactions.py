@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from bus import Bus, BusError, Delivery, InvalidEvent, PublishRejected
 from bus.codec import decode_frame
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.clock import FakeClock
 from infra.db import Database, DatabaseUnavailable, TransactionNotOwned, TransactionRolledBack
 from infra.db.migrate import History, upgrade
@@ -51,7 +52,7 @@ class System:
     async def queued(self) -> list[str]:
         """Claim all due deliveries as a worker, and return the names of their events."""
         names = [each.name for each in self.bus.listeners if each.durable]
-        consumer = await self.mq.consumer(WorkerInfo(id="reader", subscriptions=frozenset(names)))
+        consumer = await self.mq.consumer(WorkerInfo(id="reader", subscriptions=frozenset(names)), CLAIM_LIMITS)
         events: list[str] = []
         with self.db.hidden():
             while claims := await consumer.fetch(dict.fromkeys(names, 100), wait=0):
@@ -241,7 +242,7 @@ async def test_events_of_one_transaction_keep_their_publish_order(system: System
         await system.bus.publish(Deposited(account="a", amount=1))
         await system.bus.publish(UserCreated())
         await system.bus.publish(Deposited(account="a", amount=3))
-    consumer = await system.mq.consumer(WorkerInfo(id="reader", subscriptions=frozenset({"note"})))
+    consumer = await system.mq.consumer(WorkerInfo(id="reader", subscriptions=frozenset({"note"})), CLAIM_LIMITS)
     [claim] = await consumer.fetch({"note": 10}, wait=0)
     event_type = system.bus.event_types["Deposited"]
     frames = [decode_frame(delivery.body) for delivery in claim.deliveries]

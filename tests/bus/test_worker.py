@@ -11,7 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from bus import BusOptions, Delivery, Discard, Retry, RetryLater
-from infra.mq import Consumer, Message, QueueClosed, QueueUnavailable, Settlement, WorkerInfo
+from bus.worker.claim_limits import CLAIM_LIMITS
+from infra.mq import ClaimLimits, Consumer, Message, QueueClosed, QueueUnavailable, Settlement, WorkerInfo
 from infra.mq.drivers.memory.consumer import MemoryConsumer
 from tests.bus.events import Deposited, Ticked, UserCreated, Withdrawn
 from tests.bus.worker_harness import WorkerHarness
@@ -115,7 +116,7 @@ async def test_worker_with_a_lost_lease_starts_none_of_its_held_deliveries() -> 
     async def on_deposit(event: Deposited) -> None:
         seen.append(event.amount)
         harness.consumers[0].abandon()
-        other = await harness.mq.consumer(WorkerInfo(id="other", subscriptions=frozenset({"l"})))
+        other = await harness.mq.consumer(WorkerInfo(id="other", subscriptions=frozenset({"l"})), CLAIM_LIMITS)
         await other.recover()
         assert len(await other.fetch({"l": 1}, wait=0)) == 1
 
@@ -216,7 +217,7 @@ async def test_thread_running_past_the_grace_period_keeps_its_ordering_key_claim
         await harness.bus.publish(Deposited(account="a", amount=1))
         await harness.until(begun.is_set)
         await harness.stop(worker)
-        other = await harness.mq.consumer(WorkerInfo(id="other", subscriptions=frozenset({"l"})))
+        other = await harness.mq.consumer(WorkerInfo(id="other", subscriptions=frozenset({"l"})), CLAIM_LIMITS)
         assert await other.fetch({"l": 1}, wait=0) == []
         finish.set()
 
@@ -225,8 +226,8 @@ async def test_worker_cancelled_while_opening_its_consumer_closes_the_consumer()
     harness = WorkerHarness()
     joined, answer = asyncio.Event(), asyncio.Event()
 
-    async def slow(info: WorkerInfo) -> Consumer:
-        consumer = await harness._recorded(info)
+    async def slow(info: WorkerInfo, limits: ClaimLimits) -> Consumer:
+        consumer = await harness._recorded(info, limits)
         joined.set()
         await answer.wait()
         return consumer
@@ -692,12 +693,12 @@ async def test_worker_survives_an_unreachable_queue(monkeypatch: pytest.MonkeyPa
     join = harness.mq.consumer
     refusals = 4
 
-    async def flaky(info: WorkerInfo) -> Any:  # noqa: ANN401 - stands in for any
+    async def flaky(info: WorkerInfo, limits: ClaimLimits) -> Any:  # noqa: ANN401 - stands in for any
         nonlocal refusals
         if refusals:
             refusals -= 1
             raise QueueUnavailable("not yet")
-        return await join(info)
+        return await join(info, limits)
 
     monkeypatch.setattr(harness.mq, "consumer", flaky)
     async with harness.working():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bus import Retry
-from infra.mq import WorkerInfo
+from infra.mq import ClaimLimits, WorkerInfo
 from tests.bus.events import Ticked
 from tests.bus.worker_harness import WorkerHarness
 
@@ -48,8 +48,8 @@ async def test_worker_continues_after_any_error_of_the_queue(name: str, make: Ca
     join = harness.mq.consumer
     done: list[int] = []
 
-    async def consumer(info: WorkerInfo) -> Any:  # noqa: ANN401 - stands in for any
-        joined = await join(info)
+    async def consumer(info: WorkerInfo, limits: ClaimLimits) -> Any:  # noqa: ANN401 - stands in for any
+        joined = await join(info, limits)
         setattr(joined, name, failing(getattr(joined, name), make, 3))
         return joined
 

@@ -9,7 +9,7 @@ from random import Random
 
 from bus import Bus, BusOptions
 from infra.clock import FakeClock
-from infra.mq import Consumer, WorkerInfo
+from infra.mq import ClaimLimits, Consumer, WorkerInfo
 from infra.mq.drivers.memory import MemoryQueue
 
 
@@ -25,8 +25,8 @@ class WorkerHarness:
         self.options = options or BusOptions()
         self.bus = self.another_bus()
 
-    async def _recorded(self, info: WorkerInfo) -> Consumer:
-        consumer = await self._join(info)
+    async def _recorded(self, info: WorkerInfo, limits: ClaimLimits) -> Consumer:
+        consumer = await self._join(info, limits)
         self.consumers.append(consumer)
         return consumer
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from infra.mq import (
     Claim,
     ClaimedDelivery,
+    ClaimLimits,
     Consumer,
     Failure,
     Message,
@@ -26,6 +27,9 @@ T = TypeVar("T")
 EVENT = "Happened"
 WORK = "work"
 """The subscription of most tests."""
+
+LIMITS = ClaimLimits(suspect_after=2, mailbox_batch=10, fetch_bytes=8 * 1024 * 1024)
+"""The limits of most consumers' claims."""
 
 ANSWER = 0.2
 """Seconds of real time within which a server answers, even on a busy machine."""
@@ -104,10 +108,10 @@ async def start(
     return await consumer(queue, *names)
 
 
-async def consumer(queue: MessageQueue, *names: str) -> Consumer:
+async def consumer(queue: MessageQueue, *names: str, limits: ClaimLimits = LIMITS) -> Consumer:
     """Register one more worker that has these listeners."""
     info = WorkerInfo(id=f"worker-{next(_worker_ids)}", subscriptions=frozenset(names or (WORK,)), host="host", pid=1)
-    return await queue.consumer(info)
+    return await queue.consumer(info, limits)
 
 
 async def fetch(worker: Consumer, name: str = WORK, limit: int = 100) -> list[Claim]:

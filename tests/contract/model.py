@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from infra.mq import MAILBOX_BATCH, ClaimedDelivery, DeadLetter, Outcome, SubscriptionStats
+from infra.mq import ClaimedDelivery, DeadLetter, Outcome, SubscriptionStats
+from tests.contract.acting import LIMITS
 
 PLAIN, LINE = "plain", "mailbox"
 """The unordered and the ordered subscription of the model; every message goes to both."""
@@ -211,9 +212,11 @@ class Model:
 
     @staticmethod
     def _batch(mailbox: list[Copy]) -> list[Copy]:
-        if mailbox[0].takeovers >= 2:
+        if mailbox[0].takeovers >= LIMITS.suspect_after:
             return mailbox[:1]
-        return list(itertools.takewhile(lambda it: it.takeovers < 2, mailbox[:MAILBOX_BATCH]))
+        return list(
+            itertools.takewhile(lambda it: it.takeovers < LIMITS.suspect_after, mailbox[: LIMITS.mailbox_batch])
+        )
 
 
 def counts_of(stats: SubscriptionStats) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast
 from infra.mq import (
     BacklogPolicy,
     Claim,
+    ClaimLimits,
     Consumer,
     DeadLetter,
     MailboxNotBlocked,
@@ -115,8 +116,8 @@ class UnsteadyQueue:
     async def dead_letters(self, *, limit: int = 100) -> list[DeadLetter]:
         return await ask(self._network, lambda: self._inner.dead_letters(limit=limit), reading=True)
 
-    async def consumer(self, info: WorkerInfo) -> Consumer:
-        return cast("Consumer", UnsteadyConsumer(await self._inner.consumer(info), self._network))
+    async def consumer(self, info: WorkerInfo, limits: ClaimLimits) -> Consumer:
+        return cast("Consumer", UnsteadyConsumer(await self._inner.consumer(info, limits), self._network))
 
     async def _ask(self, call: Callable[[], Awaitable[T]], *, may_be_late: bool = True) -> T:
         return await ask(self._network, call, may_be_late=may_be_late)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from dependencies.migrations import HISTORIES
 from infra.clock import SystemClock
 from infra.db import Database, DatabaseUnavailable
@@ -40,7 +41,7 @@ async def test_database_files_and_folders_are_private(tmp_path: Path) -> None:
     await upgrade(db, HISTORIES)
     queue = SqlQueue(db, clock=SystemClock())
     await queue.open()
-    await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset(), host="h", pid=1))
+    await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset(), host="h", pid=1), CLAIM_LIMITS)
     found = modes(tmp_path)
     assert {"new/data/beneath.db-wal", "new/data/beneath.db-shm", "new/data/beneath.db.workers"} <= found.keys()
     assert {name: oct(mode) for name, mode in found.items() if mode & 0o077} == {}

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.clock import FakeClock
 from infra.mq import DeadLetterNotFound, Message, Outcome, QueueClosed, Settlement, Subscription, WorkerInfo
 from infra.mq.drivers.memory import MemoryQueue
@@ -33,7 +34,7 @@ async def test_nothing_is_due_next_in_an_empty_queue(queue: MemoryQueue) -> None
 
 
 async def test_next_due_is_the_earliest_future_due_time(queue: MemoryQueue, clock: FakeClock) -> None:
-    worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"work"})))
+    worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"work"})), CLAIM_LIMITS)
     now = clock.time()
     await queue.publish([message(1), message(2, now + 30), message(3, now + 10)])
     assert queue.next_due() == now + 10
@@ -66,7 +67,7 @@ async def test_expired_ids_do_not_accumulate(queue: MemoryQueue, clock: FakeCloc
 
 
 async def test_worker_with_an_infinite_lease_survives_clock_jumps(queue: MemoryQueue, clock: FakeClock) -> None:
-    worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"work"})))
+    worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"work"})), CLAIM_LIMITS)
     await clock.advance(365 * 86400)
     assert not worker.lost
     assert await worker.fetch({"work": 1}, wait=0) == []
@@ -96,12 +97,12 @@ async def test_use_before_open_is_an_error(clock: FakeClock) -> None:
 
 
 async def test_contents_survive_close_and_reopen(queue: MemoryQueue) -> None:
-    worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"work"})))
+    worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"work"})), CLAIM_LIMITS)
     await queue.publish([message(1), message(2)])
     await worker.fetch({"work": 1}, wait=0)
     await queue.close()
     await queue.open()
-    worker = await queue.consumer(WorkerInfo(id="x", subscriptions=frozenset({"work"})))
+    worker = await queue.consumer(WorkerInfo(id="x", subscriptions=frozenset({"work"})), CLAIM_LIMITS)
     assert await worker.recover() == 1
     assert len(await worker.fetch({"work": 9}, wait=0)) == 2
 
@@ -109,7 +110,7 @@ async def test_contents_survive_close_and_reopen(queue: MemoryQueue) -> None:
 async def test_waiting_worker_notices_a_later_declaration_of_its_subscription(
     queue: MemoryQueue, clock: FakeClock
 ) -> None:
-    worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"late"})))
+    worker = await queue.consumer(WorkerInfo(id="w", subscriptions=frozenset({"late"})), CLAIM_LIMITS)
     fetching = asyncio.ensure_future(worker.fetch({"late": 1}, wait=60))
     await clock.settle()
     await queue.declare([Subscription(name="late", events=frozenset({"Happened"}))], [])

@@ -14,6 +14,7 @@ from infra.mq import (
     REGISTRY_TTL,
     BroadcastReceiver,
     Claim,
+    ClaimLimits,
     Consumer,
     Features,
     Message,
@@ -137,8 +138,8 @@ class Link:
         inner = await self.request(lambda: self._server.queue.receiver(origin=origin))
         return LinkedReceiver(inner, self, self._server, origin)
 
-    async def consumer(self, info: WorkerInfo) -> Consumer:
-        inner = await self.request(lambda: self._server.queue.consumer(info))
+    async def consumer(self, info: WorkerInfo, limits: ClaimLimits) -> Consumer:
+        inner = await self.request(lambda: self._server.queue.consumer(info, limits))
         return LinkedConsumer(inner, self, self._process)
 
     async def stats(self) -> list[SubscriptionStats]:

@@ -3,7 +3,7 @@
 import os
 from typing import NoReturn
 
-from infra.mq import Consumer, MessageQueue, WorkerInfo
+from infra.mq import ClaimLimits, Consumer, MessageQueue, WorkerInfo
 from tests.torture.opening import Plan, opened
 
 
@@ -18,8 +18,8 @@ def take_memory(mq: MessageQueue) -> None:
     """Let the queue's consumers kill the process when they settle."""
     make = mq.consumer
 
-    async def consumer(info: WorkerInfo) -> Consumer:
-        made = await make(info)
+    async def consumer(info: WorkerInfo, limits: ClaimLimits) -> Consumer:
+        made = await make(info, limits)
 
         async def settle(_settlements: object) -> NoReturn:
             os._exit(9)

@@ -10,7 +10,7 @@ from typing import Any
 
 from bus import Bus, BusOptions, Delivery, Retry
 from infra.clock import FakeClock
-from infra.mq import Consumer, MessageQueue, WorkerInfo
+from infra.mq import ClaimLimits, Consumer, MessageQueue, WorkerInfo
 from tests.bus.hostile.acts import IN_LOOP, IN_THREAD, Act, Cost, leaked
 
 MAX_ATTEMPTS = 3
@@ -68,8 +68,8 @@ class ScriptRunner:
         consumers: list[Consumer] = []
         join = self.queue.consumer
 
-        async def recorded(info: WorkerInfo) -> Consumer:
-            consumers.append(await join(info))
+        async def recorded(info: WorkerInfo, limits: ClaimLimits) -> Consumer:
+            consumers.append(await join(info, limits))
             return consumers[-1]
 
         self.queue.consumer = recorded  # type: ignore[method-assign]  # records the consumers, whose leases the clock must not outrun

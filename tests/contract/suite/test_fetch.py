@@ -1,13 +1,15 @@
 """The contract: fetching claims."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from msgspec import structs
 
-from infra.mq import FETCH_BYTES, MAILBOX_BATCH, Claim, Consumer, MessageQueue, Outcome, QueueClosed
+from infra.mq import Claim, Consumer, MessageQueue, Outcome, QueueClosed
 from tests.contract.acting import (
     ANSWER,
+    LIMITS,
     WORK,
     consumer,
     counters,
@@ -99,14 +101,25 @@ async def test_an_ordered_claim_holds_the_first_deliveries_of_one_mailbox(
     harness: Harness, queue: MessageQueue
 ) -> None:
     worker = await start(harness, queue, ordered=True)
-    expected = [f"{number:02}" for number in range(MAILBOX_BATCH + 3)]
+    expected = [f"{number:02}" for number in range(LIMITS.mailbox_batch + 3)]
     await queue.publish([message(each, key="k") for each in expected])
     claim = await fetch_one(worker)
     assert claim.ordered
     assert claim.ordering_key == "k"
-    assert ids([claim]) == expected[:MAILBOX_BATCH]
+    assert ids([claim]) == expected[: LIMITS.mailbox_batch]
     await finish(worker, claim)
-    assert ids([await fetch_one(worker)]) == expected[MAILBOX_BATCH:]
+    assert ids([await fetch_one(worker)]) == expected[LIMITS.mailbox_batch :]
+
+
+async def test_each_consumer_has_its_own_mailbox_batch(harness: Harness, queue: MessageQueue) -> None:
+    worker = await start(harness, queue, ordered=True)
+    await queue.publish(keyed("a1", "a2", "a3"))
+    frugal = await consumer(queue, limits=replace(LIMITS, mailbox_batch=2))
+    claim = await fetch_one(frugal)
+    assert ids([claim]) == ["a1", "a2"]
+    await finish(frugal, claim)
+    await queue.publish(keyed("a4", "a5"))
+    assert ids(await fetch(worker)) == ["a3", "a4", "a5"]
 
 
 async def test_claimed_mailbox_is_not_claimed_again_until_released(harness: Harness) -> None:
@@ -265,20 +278,30 @@ async def _result(fetching: asyncio.Future[list[Claim]]) -> list[Claim]:
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 async def test_fetch_returns_a_bounded_number_of_bytes(harness: Harness, queue: MessageQueue, ordered: bool) -> None:
     worker = await start(harness, queue, ordered=ordered)
-    size = FETCH_BYTES // 10
+    size = LIMITS.fetch_bytes // 10
     for number in range(25):
         await queue.publish([structs.replace(message(f"{number:02}", key=f"{number}"), body=bytes(size))])
     drained: list[str] = []
     while claims := await fetch(worker):
-        assert sum(len(it.body) for claim in claims[1:] for it in claim.deliveries) <= FETCH_BYTES
+        assert sum(len(it.body) for claim in claims[1:] for it in claim.deliveries) <= LIMITS.fetch_bytes
         drained += ids(claims)
         await finish(worker, *claims)
     assert drained == [f"{number:02}" for number in range(25)]
 
 
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+async def test_each_consumer_has_its_own_bound_of_bytes(harness: Harness, queue: MessageQueue, ordered: bool) -> None:
+    worker = await start(harness, queue, ordered=ordered)
+    await queue.publish([structs.replace(message(each, key=each), body=bytes(60)) for each in "abcdef"])
+    frugal = await consumer(queue, limits=replace(LIMITS, fetch_bytes=150))
+    first = await fetch(frugal)
+    assert sum(len(it.body) for claim in first[1:] for it in claim.deliveries) <= 150
+    assert ids([*first, *await fetch(worker)]) == ["a", "b", "c", "d", "e", "f"]
+
+
 async def test_message_larger_than_the_bound_of_a_fetch_is_still_claimed(harness: Harness, queue: MessageQueue) -> None:
     worker = await start(harness, queue)
-    await queue.publish([structs.replace(message(each), body=bytes(FETCH_BYTES + 1)) for each in "ab"])
+    await queue.publish([structs.replace(message(each), body=bytes(LIMITS.fetch_bytes + 1)) for each in "ab"])
     assert ids(await fetch(worker)) == ["a"]
     assert ids(await fetch(worker)) == ["b"]
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Collection, Iterable, Mapping
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.mq import Claim, Consumer, Message, MessageQueue, Outcome, Settlement, Subscription, WorkerInfo
 
 _worker_ids = itertools.count(1)
@@ -22,7 +23,7 @@ def messages(count: int, *, keys: int = 1) -> list[Message]:
 
 async def consumer(queue: MessageQueue, name: str | None = None) -> Consumer:
     info = WorkerInfo(id=name or f"w{next(_worker_ids)}", subscriptions=frozenset({"work", "mail"}))
-    return await queue.consumer(info)
+    return await queue.consumer(info, CLAIM_LIMITS)
 
 
 def ids(claims: Iterable[Claim]) -> list[str]:

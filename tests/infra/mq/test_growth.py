@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.mq import Claim, ClaimedDelivery, Outcome, Settlement, WorkerInfo
 from infra.mq.drivers.sql.sqlite import (
     administration,
@@ -124,23 +125,23 @@ STEPS: dict[str, tuple[Fill, Step]] = {
     ),
     "claim ready deliveries": (
         lambda db, many: store(db, many, 0),
-        lambda db: claiming.claim(db, LIVE, WANTS, now=NOW),
+        lambda db: claiming.claim(db, LIVE, WANTS, CLAIM_LIMITS, now=NOW),
     ),
     "claim mailboxes": (
         lambda db, many: store_mailboxes(db, many, 0),
-        lambda db: claiming.claim(db, LIVE, WANTS, now=NOW),
+        lambda db: claiming.claim(db, LIVE, WANTS, CLAIM_LIMITS, now=NOW),
     ),
     "claim a long mailbox": (
         lambda db, many: store_one_mailbox(db, many, 4),
-        lambda db: claiming.claim(db, LIVE, WANTS, now=NOW),
+        lambda db: claiming.claim(db, LIVE, WANTS, CLAIM_LIMITS, now=NOW),
     ),
     "claim with overdue deliveries": (
         lambda db, many: store(db, many, 3),
-        lambda db: claiming.claim(db, LIVE, WANTS, now=NOW),
+        lambda db: claiming.claim(db, LIVE, WANTS, CLAIM_LIMITS, now=NOW),
     ),
     "claim beside another listener's overdue deliveries": (
         lambda db, many: store(db, many, 3),
-        lambda db: claiming.claim(db, LIVE, {"mail": 10}, now=NOW),
+        lambda db: claiming.claim(db, LIVE, {"mail": 10}, CLAIM_LIMITS, now=NOW),
     ),
     "poll": (lambda db, many: store(db, many, 3, due=2 * NOW), lambda db: claiming.next_due(db, WANTS)),
     "settle as done": (lambda db, many: store(db, many, 1, owner=LIVE), settle(Outcome.DONE)),

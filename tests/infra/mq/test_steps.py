@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.clock import FakeClock
 from infra.db import Database
 from infra.mq import Outcome, QueueClosed, QueueUnavailable, Settlement
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.sqlite import membership, parking, presence, scheduling, settling
 from infra.mq.drivers.sql.sqlite.writer import Writer
-from infra.mq.queue import FETCH_BYTES
 from infra.mq.types import Claim, Message
 from tests.infra.mq.acting import consumer, done, handle_all, ids, message, messages, subscription
 
@@ -47,6 +47,7 @@ async def all_claimed(queue: SqlQueue, count: int) -> list[Claim]:
 
 async def test_dead_workers_claims_are_taken_over_in_steps(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "RELEASED_AT_ONCE", 20)
+    monkeypatch.setattr(membership, "MAILBOXES_AT_ONCE", 2)
     await all_claimed(queue, 50)
     other = await consumer(queue)
     before = writer_of(queue).groups
@@ -60,6 +61,7 @@ async def test_interrupted_takeover_is_completed_and_counts_once_per_delivery(
     queue: SqlQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(membership, "RELEASED_AT_ONCE", 20)
+    monkeypatch.setattr(membership, "MAILBOXES_AT_ONCE", 2)
     await all_claimed(queue, 50)
     other = await consumer(queue)
     honest, left = membership.take_over_some, iter(range(2))
@@ -89,6 +91,7 @@ async def test_claims_without_a_worker_are_recovered(queue: SqlQueue, path: Path
 
 async def test_closing_worker_releases_in_steps(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "RELEASED_AT_ONCE", 20)
+    monkeypatch.setattr(membership, "MAILBOXES_AT_ONCE", 2)
     worker = await consumer(queue)
     await queue.publish(messages(50, keys=50))
     await worker.fetch(WANTS, wait=0)
@@ -108,7 +111,7 @@ async def test_claim_that_arrives_after_close_takes_nothing(queue: SqlQueue, mon
     member = worker._member  # type: ignore[attr-defined]  # as the claim has it
     await worker.close()
     with pytest.raises(QueueClosed, match="has left"):
-        await queue._dialect.claim(member, {"work": 1}, queue.time())
+        await queue._dialect.claim(member, {"work": 1}, CLAIM_LIMITS, queue.time())
     assert await handle_all(await consumer(queue), {"work": 10}) == ["other"]
 
 
@@ -181,21 +184,23 @@ async def test_dead_letters_are_retried_and_discarded_in_steps(queue: SqlQueue) 
 
 
 async def test_fetch_is_bounded_in_bytes_over_all_subscriptions(queue: SqlQueue) -> None:
-    size = FETCH_BYTES // 3
+    size = CLAIM_LIMITS.fetch_bytes // 3
     big = [Message(id=f"m{each}", event="Happened", body=b"x" * size, published_at=1.0) for each in range(4)]
     await queue.publish(big)
     worker = await consumer(queue)
     seen = 0
     while claims := await worker.fetch({"work": 100, "mail": 100}, wait=0):
         bodies = [sum(len(it.body) for it in claim.deliveries) for claim in claims]
-        assert sum(bodies) <= FETCH_BYTES or len(claims) == 1
+        assert sum(bodies) <= CLAIM_LIMITS.fetch_bytes or len(claims) == 1
         seen += len(ids(claims))
         await worker.settle(done(claims))
     assert seen == 8
 
 
 async def test_delivery_larger_than_a_fetch_is_claimed_alone(queue: SqlQueue) -> None:
-    await queue.publish([Message(id="big", event="Happened", body=b"x" * (FETCH_BYTES + 1), published_at=1.0)])
+    await queue.publish(
+        [Message(id="big", event="Happened", body=b"x" * (CLAIM_LIMITS.fetch_bytes + 1), published_at=1.0)]
+    )
     worker = await consumer(queue)
     claims = await worker.fetch({"work": 100, "mail": 100}, wait=0)
     assert ids(claims) == ["big"]

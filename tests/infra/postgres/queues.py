@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.clock import Clock, SystemClock
 from infra.db import Database
 from infra.mq import Consumer, Outcome, QueueError, QueueUnavailable, Settlement, WorkerInfo
@@ -82,7 +83,7 @@ def queue_dialect(queue: SqlQueue) -> PostgresQueueDialect:
 async def consumer(queue: SqlQueue, *names: str) -> Consumer:
     """Register another worker."""
     info = WorkerInfo(id=f"pg-{next(_ids)}", subscriptions=frozenset(names or (WORK, MAIL, POST)))
-    return await queue.consumer(info)
+    return await queue.consumer(info, CLAIM_LIMITS)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.clock import SystemClock
 from infra.db import Database, DatabaseError
 from infra.db.postgresql_errors import original, sqlstate
@@ -105,7 +106,9 @@ async def work(url: str, seed: int) -> None:
     await db.open()
     queue = SqlQueue(db, clock=SystemClock(), registry_ttl=0, lease=FOREVER, longest_silence=FOREVER)
     await queue.open()
-    worker = await queue.consumer(WorkerInfo(id=f"storm-{seed}", subscriptions=frozenset((WORK, MAIL, POST))))
+    worker = await queue.consumer(
+        WorkerInfo(id=f"storm-{seed}", subscriptions=frozenset((WORK, MAIL, POST))), CLAIM_LIMITS
+    )
     handled: list[tuple[str, str | None, int, str]] = []
     working = asyncio.ensure_future(_work_off(worker, handled, random.Random(seed)))
     _tell("ready")

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.db import Database
-from infra.mq import MAILBOX_BATCH
 from infra.mq.drivers.sql import SqlQueue
 from tests.infra.mq.acting import message, subscription
 from tests.infra.postgres.queues import MAIL, POST, WORK, Handled, Store, new_store, queue_dialect, working
@@ -142,15 +142,15 @@ async def test_transaction_stalled_before_its_commit_blocks_no_worker(
     (queue, db), (other, _) = opened
     handled = Handled()
     async with working(handled, other):
-        await queue.publish([message(f"m{n}", key="a") for n in range(MAILBOX_BATCH)])
+        await queue.publish([message(f"m{n}", key="a") for n in range(CLAIM_LIMITS.mailbox_batch)])
         async with db.transaction():
             await queue.publish([message("late", key="a")])
             with db.hidden():
                 await queue.publish([message("elsewhere", key="b")])
-                await handled.until(lambda it: len(it.messages[MAIL]) == MAILBOX_BATCH + 1, 5)
+                await handled.until(lambda it: len(it.messages[MAIL]) == CLAIM_LIMITS.mailbox_batch + 1, 5)
                 await asyncio.sleep(0.2)  # The workers poll the emptied mailbox repeatedly.
         await handled.until(lambda it: it.of(POST, "a")[-1:] == ["late"], 5)
-    assert handled.of(MAIL, "a") == [*(f"m{n}" for n in range(MAILBOX_BATCH)), "late"]
+    assert handled.of(MAIL, "a") == [*(f"m{n}" for n in range(CLAIM_LIMITS.mailbox_batch)), "late"]
 
 
 async def test_publishers_wait_only_for_publishers_to_the_same_key(

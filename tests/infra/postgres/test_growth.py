@@ -8,6 +8,7 @@ from functools import partial
 import msgspec
 import pytest
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.db.postgresql_driver import Driver
 from infra.mq import Claim, ClaimedDelivery, Outcome, Settlement
 from infra.mq.drivers.sql import SqlQueue
@@ -105,12 +106,14 @@ async def settle(driver: Driver, outcome: Outcome) -> None:
 
 
 async def claim(driver: Driver, name: str) -> None:
-    claimed = await claiming.claim(driver, 5, 0, {name: 100}, [float("-inf")], NOW)
+    claimed = await claiming.claim(driver, 5, 0, {name: 100}, CLAIM_LIMITS, [float("-inf")], NOW)
     assert len(claimed.claims) == 100
 
 
 async def claim_past(driver: Driver) -> None:
-    claimed = await claiming.claim(driver, 5, 0, {WORK: 100}, [float("-inf")], NOW, scheduled_start=NOW - 1)
+    claimed = await claiming.claim(
+        driver, 5, 0, {WORK: 100}, CLAIM_LIMITS, [float("-inf")], NOW, scheduled_start=NOW - 1
+    )
     assert len(claimed.claims) == 100
 
 
@@ -159,7 +162,7 @@ STEPS = {
             deliveries(n, name=MAIL, state=4, key="'k'"),
             ONE_MAILBOX,
         ],
-        lambda driver: claiming.claim(driver, 5, 0, {MAIL: 100}, [float("-inf")], NOW),
+        lambda driver: claiming.claim(driver, 5, 0, {MAIL: 100}, CLAIM_LIMITS, [float("-inf")], NOW),
     ),
     "settle": Step(
         lambda n: [living(), deliveries(n, name=MAIL, state=4, key=KEYS), mailboxes(state=1, owner="5")],

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from sqlalchemy import text
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.db import Database
 from infra.db.postgresql_driver import Driver
 from infra.mq import Failure, ListenerInUse, MessageQueue, Outcome, QueueUnavailable, Settlement, SubscriptionConflict
@@ -23,7 +24,6 @@ from infra.mq.drivers.sql.postgres import (
     settling,
 )
 from infra.mq.drivers.sql.postgres.forgetting import Forgetter
-from infra.mq.queue import FETCH_BYTES
 from tests.infra.mq.acting import done, handle_all, ids, message, messages, subscription
 from tests.infra.postgres.queues import MAIL, WORK, Store, consumer, new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
@@ -425,14 +425,14 @@ async def test_publish_to_a_mailbox_with_many_overdue_deliveries_keeps_the_order
 
 
 async def test_a_fetch_is_bounded_in_bytes_over_all_subscriptions(queue: SqlQueue) -> None:
-    large = bytes(FETCH_BYTES // 4)
+    large = bytes(CLAIM_LIMITS.fetch_bytes // 4)
     for it in messages(8, keys=8):
         await queue.publish([msgspec.structs.replace(it, body=large)])
     worker = await consumer(queue)
     claims = await worker.fetch(WANTS, wait=0)
     sizes = [len(it.body) for claim in claims for it in claim.deliveries]
     assert {it.ordered for it in claims} == {False, True}
-    assert sum(sizes[1:]) <= FETCH_BYTES
+    assert sum(sizes[1:]) <= CLAIM_LIMITS.fetch_bytes
 
 
 async def test_read_of_broadcasts_is_bounded_in_bytes(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> None:

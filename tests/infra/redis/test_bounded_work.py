@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from bus.worker.claim_limits import CLAIM_LIMITS
 from infra.mq import Consumer, ListenerInUse, Message, Outcome
 from infra.mq.drivers.redis import RedisQueue
-from infra.mq.queue import FETCH_BYTES
 from tests import servers
 from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
 from tests.infra.redis.conftest import Open
@@ -313,7 +313,7 @@ async def test_no_script_reads_more_large_messages_than_it_needs(opened: Open, o
         for name in names[1:]:
             assert await queue.retire(name, event="Else", backlog="discard") == count
     # As many as a fetch may return, and for each the next delivery of the queue, which may be due earlier.
-    assert max(done.messages) <= 2 * FETCH_BYTES // len(body)
+    assert max(done.messages) <= 2 * CLAIM_LIMITS.fetch_bytes // len(body)
 
 
 async def test_mailbox_with_very_many_holes_delays_no_other_claim(opened: Open, own: servers.RedisServer) -> None:

@@ -8,11 +8,7 @@ from enum import Enum, auto
 
 from infra.mq.drivers.memory.store import PendingDelivery, Store
 from infra.mq.drivers.memory.worker import MemoryWorker
-from infra.mq.queue import FETCH_BYTES
 from infra.mq.types import Claim, ClaimedDelivery, Message, Outcome, Settlement
-
-SUSPECT = 2
-"""Number of takeovers from which on a delivery is claimed alone."""
 
 
 class ByteBudget:
@@ -20,8 +16,8 @@ class ByteBudget:
 
     __slots__ = ("_left", "_used")
 
-    def __init__(self) -> None:
-        self._left = FETCH_BYTES
+    def __init__(self, size: int) -> None:
+        self._left = size
         self._used = False
 
     def take(self, size: int) -> bool:

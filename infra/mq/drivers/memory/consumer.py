@@ -100,7 +100,7 @@ class MemoryConsumer:
     def _claim(self, wants: Mapping[str, int]) -> list[Claim]:
         self._store.agenda.promote(self._clock.time())
         claims: list[Claim] = []
-        budget = ByteBudget()
+        budget = ByteBudget(self._worker.limits.fetch_bytes)
         for name, limit in wants.items():
             backlog = self._backlogs.get(name)
             if backlog is not None and limit > 0 and not backlog.paused:

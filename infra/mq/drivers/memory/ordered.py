@@ -4,12 +4,11 @@ from collections import deque
 from collections.abc import Callable, Collection
 from itertools import islice
 
-from infra.mq.drivers.memory.backlog import SUSPECT, Backlog, ByteBudget, Counts, State, count_outcome, delivery_of
+from infra.mq.drivers.memory.backlog import Backlog, ByteBudget, Counts, State, count_outcome, delivery_of
 from infra.mq.drivers.memory.store import PendingDelivery, Store
 from infra.mq.drivers.memory.worker import MemoryWorker
-from infra.mq.queue import MAILBOX_BATCH
 from infra.mq.refusals import not_blocked
-from infra.mq.types import Claim, Message, Outcome, Settlement
+from infra.mq.types import Claim, ClaimLimits, Message, Outcome, Settlement
 
 _STAYING = {Outcome.RETRY, Outcome.DEFER, Outcome.RELEASE, Outcome.PARK, Outcome.BLOCK}
 
@@ -72,7 +71,7 @@ class OrderedBacklog(Backlog):
             if mailbox.state is not State.READY:
                 self._ready.popleft()
                 continue
-            batch = _batch(mailbox)
+            batch = _batch(mailbox, worker.limits)
             if not budget.take(sum(len(it.message.body) for it in batch)):
                 break
             self._ready.popleft()
@@ -241,13 +240,14 @@ class OrderedBacklog(Backlog):
             mailbox.owner = None
 
 
-def _batch(mailbox: Mailbox) -> list[PendingDelivery]:
+def _batch(mailbox: Mailbox, limits: ClaimLimits) -> list[PendingDelivery]:
     """Return the first deliveries of a mailbox, as one claim holds them; a suspect is alone in its claim."""
     batch: list[PendingDelivery] = []
-    for entry in islice(mailbox.entries, MAILBOX_BATCH):
-        if entry.takeovers >= SUSPECT and batch:
+    for entry in islice(mailbox.entries, limits.mailbox_batch):
+        suspect = entry.takeovers >= limits.suspect_after
+        if suspect and batch:
             break
         batch.append(entry)
-        if entry.takeovers >= SUSPECT:
+        if suspect:
             break
     return batch

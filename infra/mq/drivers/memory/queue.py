@@ -18,6 +18,7 @@ from infra.mq.limits import MAX_BODY
 from infra.mq.refusals import has_backlog, in_use, no_dead_letter, not_ordered
 from infra.mq.types import (
     BacklogPolicy,
+    ClaimLimits,
     DeadLetter,
     Features,
     Message,
@@ -131,9 +132,9 @@ class MemoryQueue:
         self._receivers.append(receiver)
         return receiver
 
-    async def consumer(self, info: WorkerInfo) -> MemoryConsumer:
+    async def consumer(self, info: WorkerInfo, limits: ClaimLimits) -> MemoryConsumer:
         self._check()
-        worker = MemoryWorker(info, self._clock, self._lease)
+        worker = MemoryWorker(info, limits, self._clock, self._lease)
         self._store.workers[info.id] = worker
         return MemoryConsumer(worker, self._store, self._subscriptions.by_name)
 

@@ -5,7 +5,7 @@ import threading
 from typing import Protocol
 
 from infra.clock import Clock
-from infra.mq.types import WorkerInfo
+from infra.mq.types import ClaimLimits, WorkerInfo
 
 
 class Unit(Protocol):
@@ -23,8 +23,9 @@ class Unit(Protocol):
 class MemoryWorker:
     """The liveness and the claims of one worker. `alive`, `renew` and `abandon` may be called from any thread."""
 
-    def __init__(self, info: WorkerInfo, clock: Clock, lease: float) -> None:
+    def __init__(self, info: WorkerInfo, limits: ClaimLimits, clock: Clock, lease: float) -> None:
         self.info = info
+        self.limits = limits
         self.holding: dict[Unit, None] = {}
         """The units that the worker owns, in the order of the claims."""
 

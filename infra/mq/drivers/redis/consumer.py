@@ -19,8 +19,7 @@ from infra.mq.drivers.redis.settling import SettlementBatch, in_steps
 from infra.mq.drivers.redis.takeover import Audit, find_dead, release_all, release_claims, take_over, unpark, unregister
 from infra.mq.drivers.redis.wire import claims_of, mailbox_claims_of, seconds
 from infra.mq.errors import QueueClosed, QueueError, QueueUnavailable
-from infra.mq.queue import FETCH_BYTES
-from infra.mq.types import Claim, Settlement, WorkerInfo
+from infra.mq.types import Claim, ClaimLimits, Settlement, WorkerInfo
 
 LEASE_LOST = -2
 """The answer of a script to a worker whose lease is lost."""
@@ -47,11 +46,13 @@ class RedisConsumer:
         core: Core,
         notifier: RedisNotifier,
         info: WorkerInfo,
+        limits: ClaimLimits,
         lease: Lease,
         forget: Callable[["RedisConsumer"], None],
     ) -> None:
         self._core = core
         self._info = info
+        self._limits = (limits.fetch_bytes, limits.suspect_after, limits.mailbox_batch)
         self._lease = lease
         self._name = owner_name(info.id)
         self._forget = forget
@@ -298,8 +299,8 @@ class RedisConsumer:
     async def _request_claims(self, snapshot: RegistrySnapshot, wants: Wanted, *, waits: bool) -> Any:  # noqa: ANN401 - the answer of a script
         asked = {route.subscription.sid for _, route, _ in wants}
         no_longer_wanted = [route for sid, (_, route) in self._waiting.items() if sid not in asked]
-        limits = [(route.subscription.ordered, limit) for _, route, limit in wants]
-        limits += [(route.subscription.ordered, 0) for route in no_longer_wanted]
+        most = [(route.subscription.ordered, limit) for _, route, limit in wants]
+        most += [(route.subscription.ordered, 0) for route in no_longer_wanted]
         keys = [
             *self._keys("meta", "leases", "plans", "planned", WAITING, "claims"),
             *_groups([it for _, it, _ in wants]),
@@ -311,7 +312,7 @@ class RedisConsumer:
         before = self._waiting
         self._waiting = before | {it.subscription.sid: (name, it) for name, it, _ in wants}
         ids = (self.waiter_id if waits else "", self.waiter_id if before else "")
-        arguments = (snapshot.version, self._core.now(), self._name, *ids, pack(limits), number, FETCH_BYTES)
+        arguments = (snapshot.version, self._core.now(), self._name, *ids, pack(most), number, *self._limits)
         try:
             answer = await self._reconciler.watch(link.run_repeatable(scripts().claim, keys, *arguments))
         except BaseException:

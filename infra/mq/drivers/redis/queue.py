@@ -26,6 +26,7 @@ from infra.mq.errors import QueueRejected
 from infra.mq.queue import REGISTRY_TTL
 from infra.mq.types import (
     BacklogPolicy,
+    ClaimLimits,
     DeadLetter,
     Features,
     Message,
@@ -178,11 +179,12 @@ class RedisQueue:
         self._receivers.add(receiver)
         return receiver
 
-    async def consumer(self, info: WorkerInfo) -> RedisConsumer:
+    async def consumer(self, info: WorkerInfo, limits: ClaimLimits) -> RedisConsumer:
         core = self._core
         notifier = await self._started_notifier()
         joined, lease, name = core.clock.monotonic(), core.options.lease, owner_name(info.id)
-        consumer = RedisConsumer(core, notifier, info, Lease(core, name, joined=joined), self._consumers.discard)
+        held = Lease(core, name, joined=joined)
+        consumer = RedisConsumer(core, notifier, info, limits, held, self._consumers.discard)
         registration = msgspec.msgpack.encode(
             [sorted(info.subscriptions), info.host, info.pid, lease, consumer.waiter_id]
         )

@@ -7,7 +7,7 @@ from infra.clock import Clock
 from infra.db.cancellation import finish
 from infra.mq.drivers.sql.dialect import Membership, QueueDialect
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
-from infra.mq.types import Claim, Settlement, WorkerInfo
+from infra.mq.types import Claim, ClaimLimits, Settlement, WorkerInfo
 from infra.ownership import LoopOwner
 
 
@@ -19,6 +19,7 @@ class SqlConsumer:
         dialect: QueueDialect,
         clock: Clock,
         info: WorkerInfo,
+        limits: ClaimLimits,
         member: Membership,
         owner: LoopOwner,
         forget: Callable[["SqlConsumer"], None],
@@ -27,6 +28,7 @@ class SqlConsumer:
         self._dialect = dialect
         self._clock = clock
         self._info = info
+        self._limits = limits
         self._member = member
         self._forget = forget
         self._changed = asyncio.Event()
@@ -147,7 +149,7 @@ class SqlConsumer:
                 return []
         self._expecting.difference_update(wanted)
         try:
-            claims = await self._dialect.claim(self._member, wanted, now)
+            claims = await self._dialect.claim(self._member, wanted, self._limits, now)
         except QueueIndeterminate as error:
             self._check()
             # The claim reply was lost. Abandon the lease so that the claims are recovered.

@@ -11,6 +11,7 @@ from infra.mq.errors import QueueUnavailable
 from infra.mq.types import (
     BacklogPolicy,
     Claim,
+    ClaimLimits,
     DeadLetter,
     Message,
     Registry,
@@ -143,8 +144,8 @@ class QueueDialect(Protocol):
         """Return the time at which a delivery of these subscriptions may be due; cheap, and takes no lock."""
         ...
 
-    async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
-        """Claim due deliveries; raise `QueueClosed` if the worker is considered dead.
+    async def claim(self, member: Membership, wants: Mapping[str, int], limits: ClaimLimits, now: float) -> list[Claim]:
+        """Claim due deliveries within `limits`; raise `QueueClosed` if the worker is considered dead.
 
         Claims of a call whose caller was cancelled are released by the dialect, at the latest in the next `next_due`,
         `claim`, `recover` or `leave`.

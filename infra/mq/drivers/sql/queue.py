@@ -14,6 +14,7 @@ from infra.mq.limits import MAX_BODY
 from infra.mq.queue import REGISTRY_TTL
 from infra.mq.types import (
     BacklogPolicy,
+    ClaimLimits,
     DeadLetter,
     Features,
     Message,
@@ -144,10 +145,10 @@ class SqlQueue:
         self._receivers.add(receiver)
         return receiver
 
-    async def consumer(self, info: WorkerInfo) -> SqlConsumer:
+    async def consumer(self, info: WorkerInfo, limits: ClaimLimits) -> SqlConsumer:
         self._check()
         member = await self._dialect.join(info, self._clock.time())
-        consumer = SqlConsumer(self._dialect, self._clock, info, member, self._owner, self._consumers.discard)
+        consumer = SqlConsumer(self._dialect, self._clock, info, limits, member, self._owner, self._consumers.discard)
         self._consumers.add(consumer)
         return consumer
 

@@ -3,7 +3,8 @@
 -- ended without a handed-over delivery; or -1 (outdated registry), -2 (lease lost), -3 (request is void).
 -- KEYS: meta, leases, plans, planned, waiting workers, claims, then a group for every subscription.
 -- ARGV: registry version, time, worker, waiter id to register ('' for none), waiter id to remove ('' for none), wants,
---       number of the request, number of bytes that the claims after the first may have.
+--       number of the request, number of bytes that the claims after the first may have, takeovers from which on a
+--       delivery of a mailbox is claimed alone, largest number of deliveries of one mailbox in a claim.
 
 local meta, leases, plans, planned, waiting, numbers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local KEPT = 6
@@ -17,7 +18,7 @@ local now = clock(ARGV[2], meta)
 expect_large(meta)
 forget_due_plans(plans, planned, now)
 
-local SUSPECT, BATCH = 2, 10
+local SUSPECT, BATCH = tonumber(ARGV[9]), tonumber(ARGV[10])
 local budget = {claims = 1000, bytes = tonumber(ARGV[8]), first = true, read = 0}
 
 -- Returns how many of these messages fit into the answer; the first message of all always does.

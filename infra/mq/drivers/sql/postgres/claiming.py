@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.postgres.positions import SCHEDULED
-from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH
-from infra.mq.types import Claim, ClaimedDelivery
+from infra.mq.types import Claim, ClaimedDelivery, ClaimLimits
 
 MOST = 1000
 """The maximum number of claims of one subscription in a call."""
@@ -81,19 +80,28 @@ async def claim(
     worker: int,
     epoch: int,
     wants: Mapping[str, int],
+    limits: ClaimLimits,
     starts: Sequence[float],
     now: float,
     *,
     scheduled_start: float = -math.inf,
 ) -> Claimed:
-    """Claim due deliveries for `worker`, oldest first.
+    """Claim due deliveries for `worker` within `limits`, oldest first.
 
     Raises:
         PostgresError: with code BN001 the worker is considered dead; with BN002 `epoch` is not its present epoch.
     """
-    limits = [min(it, MOST) for it in wants.values()]
     rows = await driver.fetch(
-        _CLAIM, worker, epoch, list(wants), limits, starts, scheduled_start, MAILBOX_BATCH, FETCH_BYTES, now
+        _CLAIM,
+        worker,
+        epoch,
+        list(wants),
+        [min(it, MOST) for it in wants.values()],
+        starts,
+        scheduled_start,
+        limits.mailbox_batch,
+        limits.fetch_bytes,
+        now,
     )
     latest: dict[str, float] = {}
     found: list[tuple[Place, Claim]] = []

@@ -40,6 +40,7 @@ from infra.mq.refusals import in_use
 from infra.mq.types import (
     BacklogPolicy,
     Claim,
+    ClaimLimits,
     DeadLetter,
     Message,
     Outcome,
@@ -175,8 +176,8 @@ class PostgresQueueDialect:
     async def next_due(self, names: Collection[str]) -> float | None:
         return await self._workers.next_due(names)
 
-    async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
-        return await self._workers.claim(_own(member), wants, now)
+    async def claim(self, member: Membership, wants: Mapping[str, int], limits: ClaimLimits, now: float) -> list[Claim]:
+        return await self._workers.claim(_own(member), wants, limits, now)
 
     async def settle(self, member: Membership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
         try:

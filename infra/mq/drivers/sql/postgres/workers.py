@@ -16,7 +16,7 @@ from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, LeaseMembership
 from infra.mq.drivers.sql.postgres.positions import SCHEDULED, Positions
 from infra.mq.drivers.sql.postgres.promotion import Promoter
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
-from infra.mq.types import Claim, Settlement, WorkerInfo
+from infra.mq.types import Claim, ClaimLimits, Settlement, WorkerInfo
 
 LEAVE_TIMEOUT = 5.0
 """Seconds that a leaving worker tries to release its claims; the remaining ones are taken over."""
@@ -118,19 +118,21 @@ class Workers:
         scan_at = None if scan_in is None else self._clock.time() + scan_in
         return min((it for it in (due_at, scheduled, scan_at) if it is not None), default=None)
 
-    async def claim(self, mine: LeaseMembership, wants: Mapping[str, int], now: float) -> list[Claim]:
+    async def claim(
+        self, mine: LeaseMembership, wants: Mapping[str, int], limits: ClaimLimits, now: float
+    ) -> list[Claim]:
         """Claim due deliveries; first release the claims of earlier calls whose answer was lost."""
         if mine.owned.uncertain:
             await self._release_unknown(mine, now)
         self._start_scan(wants)
         if self._promoter.is_due(now):
             await self._promoter.step(now)
-        claims = await self._claim(mine, wants, now)
+        claims = await self._claim(mine, wants, limits, now)
         for _ in range(PROMOTED_AT_ONCE):
             if claims or not self._promoter.is_due(now):
                 break
             await self._promoter.step(now)
-            claims = await self._claim(mine, wants, now)
+            claims = await self._claim(mine, wants, limits, now)
         return claims
 
     async def settle(self, mine: LeaseMembership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
@@ -193,7 +195,9 @@ class Workers:
             it.number == number and it.alive and self._clock.monotonic() < it.valid_until for it in self._members
         )
 
-    async def _claim(self, mine: LeaseMembership, wants: Mapping[str, int], now: float) -> list[Claim]:
+    async def _claim(
+        self, mine: LeaseMembership, wants: Mapping[str, int], limits: ClaimLimits, now: float
+    ) -> list[Claim]:
         since, epoch = mine.owned.latest, mine.epoch
         *starts, scheduled_start = self._positions.starts([*wants, SCHEDULED])
         operation = partial(
@@ -201,6 +205,7 @@ class Workers:
             worker=mine.number,
             epoch=epoch,
             wants=wants,
+            limits=limits,
             starts=starts,
             now=now,
             scheduled_start=scheduled_start,

@@ -12,11 +12,7 @@ from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.drivers.sql.sqlite.retiring import Retiring
 from infra.mq.drivers.sql.sqlite.scheduling import HAS_DUE, promote
 from infra.mq.errors import QueueClosed
-from infra.mq.queue import FETCH_BYTES, MAILBOX_BATCH
-from infra.mq.types import Claim, ClaimedDelivery
-
-SUSPECT = 2
-"""The number of takeovers from which a delivery is claimed alone."""
+from infra.mq.types import Claim, ClaimedDelivery, ClaimLimits
 
 CLAIMED_AT_ONCE = 1000
 """The maximum number of deliveries in a call, over all subscriptions."""
@@ -47,7 +43,7 @@ WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, turn LIMIT
 """
 _HEAD = f"""
 SELECT {_COLUMNS} FROM beneath_delivery INDEXED BY beneath_delivery_mailbox
-WHERE state = 4 AND subscription = ? AND mailbox = ? ORDER BY id LIMIT {MAILBOX_BATCH}
+WHERE state = 4 AND subscription = ? AND mailbox = ? ORDER BY id LIMIT ?
 """  # noqa: S608  # constants only
 _CLAIM_MAILBOX = """
 UPDATE beneath_mailbox SET state = 1, owner = ?, fence = ?, last_id = ? WHERE subscription = ? AND ordering_key = ?
@@ -83,9 +79,9 @@ Placed = tuple[float, int, Claim]
 class _Capacity:
     """The deliveries and bytes that a call may still claim."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self.deliveries = CLAIMED_AT_ONCE
-        self._bytes = FETCH_BYTES
+        self._bytes = size
         self._empty = True
 
     def take(self, cursor: sqlite3.Cursor) -> list[Row]:
@@ -112,8 +108,10 @@ def next_due(db: sqlite3.Connection, names: Iterable[str]) -> float | None:
     return None if due_at is None else float(due_at)
 
 
-def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now: float) -> list[Claim]:
-    """Claim due deliveries for `worker`, oldest first.
+def claim(
+    db: sqlite3.Connection, worker: int, wants: Mapping[str, int], limits: ClaimLimits, *, now: float
+) -> list[Claim]:
+    """Claim due deliveries for `worker` within `limits`, oldest first.
 
     Raises:
         QueueClosed: the worker is not registered any more.
@@ -126,7 +124,7 @@ def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now:
         promote(db, behind, now)
     # Rotate the order, so that a call's limits do not always favour the same subscription.
     start = next(_turns) % len(wanted) if wanted else 0
-    claiming_pass = _ClaimPass(db, worker, Retiring(db, now) if retiring else None, now)
+    claiming_pass = _ClaimPass(db, worker, limits, Retiring(db, now) if retiring else None, now)
     found: list[Placed] = []
     for name, subscription, ordered, _ in (*wanted[start:], *wanted[:start]):
         if (limit := min(wants[name], claiming_pass.capacity.deliveries)) > 0:
@@ -139,8 +137,11 @@ def claim(db: sqlite3.Connection, worker: int, wants: Mapping[str, int], *, now:
 class _ClaimPass:
     """One call of `claim`, over all subscriptions."""
 
-    def __init__(self, db: sqlite3.Connection, worker: int, retiring: Retiring | None, now: float) -> None:
-        self.capacity = _Capacity()
+    def __init__(
+        self, db: sqlite3.Connection, worker: int, limits: ClaimLimits, retiring: Retiring | None, now: float
+    ) -> None:
+        self.capacity = _Capacity(limits.fetch_bytes)
+        self._limits = limits
         self._db = db
         self._worker = worker
         self._retiring = retiring
@@ -164,8 +165,10 @@ class _ClaimPass:
         found: list[Placed] = []
         claimed: list[tuple[int, int, int, int, str]] = []
         fence = reserve(self._db, 1)
+        batch, suspect_after = self._limits.mailbox_batch, self._limits.suspect_after
         for key, due_at, turn in mailboxes:
-            rows = _alone_if_suspect(self._take(subscription, self._db.execute(_HEAD, (subscription, key))))
+            rows = self._take(subscription, self._db.execute(_HEAD, (subscription, key, batch)))
+            rows = _alone_if_suspect(rows, suspect_after)
             if not rows:
                 if heads(self._db, subscription, key):
                     break  # no capacity left
@@ -184,10 +187,10 @@ class _ClaimPass:
         return rows if self._retiring is None else self._retiring.without(subscription, rows)
 
 
-def _alone_if_suspect(rows: list[Row]) -> list[Row]:
+def _alone_if_suspect(rows: list[Row], suspect_after: int) -> list[Row]:
     """Return the rows before the first suspect, or the suspect alone if it is the head."""
     for place, row in enumerate(rows):
-        if row[8] >= SUSPECT:
+        if row[8] >= suspect_after:
             return rows[: max(place, 1)]
     return rows
 

@@ -42,6 +42,7 @@ from infra.mq.errors import QueueClosed, QueueError, QueueUnavailable
 from infra.mq.types import (
     BacklogPolicy,
     Claim,
+    ClaimLimits,
     DeadLetter,
     Message,
     Outcome,
@@ -211,14 +212,14 @@ class SqliteQueueDialect:
         await self._cancelled_claims.release()
         return self._watcher.read(partial(claiming.next_due, names=names))
 
-    async def claim(self, member: Membership, wants: Mapping[str, int], now: float) -> list[Claim]:
+    async def claim(self, member: Membership, wants: Mapping[str, int], limits: ClaimLimits, now: float) -> list[Claim]:
         await self._cancelled_claims.release()
         own = _own(member)
 
         def operation(db: sqlite3.Connection, *, now: float) -> list[Claim]:
             if own.leaving:
                 raise QueueClosed("this worker has left")
-            return claiming.claim(db, own.number, wants, now=now)
+            return claiming.claim(db, own.number, wants, limits, now=now)
 
         on_cancelled = partial(self._cancelled_claims.add, own)
         return await self._writer.run(self._at(now, operation), CLAIM_WEIGHT, on_cancelled=on_cancelled, accepts=False)

@@ -8,11 +8,13 @@ from typing import Any
 from infra.mq.drivers.sql.sqlite import registry
 from infra.mq.drivers.sql.sqlite.mailboxes import release_mailboxes
 from infra.mq.drivers.sql.sqlite.numbers import reserve
-from infra.mq.queue import MAILBOX_BATCH
 from infra.mq.types import Claim, WorkerInfo
 
 RELEASED_AT_ONCE = 500
-"""The maximum number of deliveries that a step takes from a worker; that of mailboxes is a tenth."""
+"""The maximum number of deliveries that a step takes from a worker."""
+
+MAILBOXES_AT_ONCE = 50
+"""The maximum number of mailboxes that a step takes from a worker."""
 
 _JOIN = """
 INSERT INTO beneath_worker (id, name, host, pid, subscriptions, joined_at) VALUES (?, ?, ?, ?, ?, ?)
@@ -140,6 +142,5 @@ def _owned(
         (numbers[it.subscription].id, it.ordering_key or "") for it in keep if it.ordered and it.subscription in numbers
     ]
     deliveries = [number for (number,) in db.execute(_DELIVERIES, (worker, kept, RELEASED_AT_ONCE))]
-    most = RELEASED_AT_ONCE // MAILBOX_BATCH
-    mailboxes = db.execute(_MAILBOXES, (worker, dumps(keys), most)).fetchall()
-    return deliveries, mailboxes, len(deliveries) == RELEASED_AT_ONCE or len(mailboxes) == most
+    mailboxes = db.execute(_MAILBOXES, (worker, dumps(keys), MAILBOXES_AT_ONCE)).fetchall()
+    return deliveries, mailboxes, len(deliveries) == RELEASED_AT_ONCE or len(mailboxes) == MAILBOXES_AT_ONCE
