@@ -60,7 +60,7 @@ bench-memory: $(READY)  ## Measure the memory of a worker beyond its imports, wi
 	@$(BIN)/python -m tests.bench.memory
 
 bench-http: $(READY)  ## Compare GETs of the API with bare FastAPI routes that run the same queries
-	@$(BIN)/python -m tests.bench.http
+	@$(BIN)/python -m tests.example.bench.http
 
 fmt: $(READY)  ## Format, and fix what ruff can fix
 	@$(BIN)/ruff format .

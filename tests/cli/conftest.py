@@ -1,11 +1,13 @@
-"""Fixtures that run commands in this process, in an empty folder and without settings from the environment."""
+"""Fixtures and checks of the tests that run commands in this process, in an empty folder without settings."""
 
 import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 import structlog
 
@@ -67,3 +69,21 @@ def settings(tmp_path: Path) -> Settings:
         log=LogSettings(level="warning"),
         mail=MailSettings(folder=tmp_path / "mail"),
     )
+
+
+def refused(result: Result, *parts: str, code: int = 2) -> None:
+    """Check that a command wrote one line to standard error, and nothing to standard output."""
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith("beneath: ")
+    assert result.err.count("\n") == 1
+    for part in parts:
+        assert part in result.err
+
+
+async def sign_up(url: str, email: str) -> dict[str, Any]:
+    """Create a user with the API at `url`; return the response."""
+    async with httpx2.AsyncClient() as client:
+        response = await client.post(f"{url}/v1/users", json={"email": email, "name": "Ada"})
+    assert response.status_code == 201
+    body: dict[str, Any] = response.json()
+    return body

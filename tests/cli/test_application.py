@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import Any
 
 import httpx2
 import pytest
@@ -23,30 +22,9 @@ from dependencies import Container, Settings
 from dependencies.settings import ControlSettings
 from infra.clock import SystemClock
 from infra.db import DatabaseError, MigrationPending
-from infra.mail import Mail
 from infra.mq.drivers.memory import MemoryQueue
 from models.user import UserCreated
-
-
-class FakeMailer:
-    """A mailer that records the mails."""
-
-    def __init__(self) -> None:
-        self.sent: asyncio.Queue[Mail] = asyncio.Queue()
-
-    async def send(self, message: Mail) -> None:
-        await self.sent.put(message)
-
-
-class FakeNotification:
-    """A replacement of a whole service, with its own listener."""
-
-    def __init__(self, container: Container) -> None:
-        self.seen: asyncio.Queue[UserCreated] = asyncio.Queue()
-        container.infra.bus().add_async_listener(self.record, name="fake.record")
-
-    async def record(self, event: UserCreated) -> None:
-        await self.seen.put(event)
+from tests.cli.conftest import sign_up
 
 
 class SilentQueue(MemoryQueue):
@@ -96,64 +74,31 @@ async def get(url: str) -> httpx2.Response:
         return await client.get(url)
 
 
-async def sign_up(url: str, email: str) -> dict[str, Any]:
-    async with httpx2.AsyncClient() as client:
-        response = await client.post(f"{url}/v1/users", json={"email": email, "name": "Ada"})
-    assert response.status_code == 201
-    body: dict[str, Any] = response.json()
-    return body
-
-
-async def test_sign_up_over_http_uses_the_overridden_mailer(settings: Settings) -> None:
+def with_listener(settings: Settings) -> Container:
+    """Return a container whose bus has the async listener `probe.record`."""
     container = Container(settings=settings)
-    mailer = FakeMailer()
-    container.infra.mailer.override(providers.Object(mailer))
-    async with Application(container).running("all") as application:
-        body = await sign_up(application.urls["control-server"], "ada@example.com")
-        async with asyncio.timeout(10):
-            message = await mailer.sent.get()
-        assert message.to == "ada@example.com"
-        assert body["secret"]
 
+    async def record(event: UserCreated) -> None: ...
 
-async def test_overridden_queue_carries_the_events(settings: Settings) -> None:
-    container = Container(settings=settings)
-    queue, mailer = MemoryQueue(clock=SystemClock()), FakeMailer()
-    container.infra.mq.override(providers.Object(queue))
-    container.infra.mailer.override(providers.Object(mailer))
-    async with Application(container).running("control-worker") as application:
-        assert {each.name for each in await queue.stats()} >= {"audit.record", "notification.send_welcome_email"}
-        await application.services.user.sign_up("ada@example.com", "Ada")
-        async with asyncio.timeout(10):
-            await mailer.sent.get()
-
-
-async def test_overridden_service_listens_in_place_of_the_original(settings: Settings) -> None:
-    container = Container(settings=settings)
-    container.services.notification.override(providers.ThreadSafeSingleton(FakeNotification, container))
-    async with Application(container).running("control-worker") as application:
-        await application.services.user.sign_up("ada@example.com", "Ada")
-        fake = container.services.notification()
-        async with asyncio.timeout(10):
-            event = await fake.seen.get()
-        assert event.email == "ada@example.com"
+    container.infra.bus().add_async_listener(record, name="probe.record")
+    return container
 
 
 async def test_health_and_metrics_of_server_and_worker_share_the_server_port(settings: Settings) -> None:
-    async with Application(Container(settings=settings)).running("all") as application:
+    async with Application(with_listener(settings)).running("all") as application:
         assert set(application.urls) == {"control-server"}
         url = application.urls["control-server"]
         assert (await get(f"{url}/healthz")).status_code == 200
         assert (await get(f"{url}/readyz")).json()["status"] == "ready"
         metrics = (await get(f"{url}/metrics")).text
-        assert 'beneath_listener_handled_total{listener="audit.record"} 0.0' in metrics
-        assert 'beneath_queue_deliveries{listener="audit.record",state="ready"} 0.0' in metrics
+        assert 'beneath_listener_handled_total{listener="probe.record"} 0.0' in metrics
+        assert 'beneath_queue_deliveries{listener="probe.record",state="ready"} 0.0' in metrics
         assert "beneath_queue_up 1.0" in metrics
         assert "beneath_event_loop_lag_seconds" in metrics
 
 
 async def test_single_worker_serves_its_own_health_and_metrics(settings: Settings) -> None:
-    async with Application(Container(settings=settings)).running("control-worker") as application:
+    async with Application(with_listener(settings)).running("control-worker") as application:
         url = application.urls["control-worker"]
         assert (await get(f"{url}/healthz")).status_code == 200
         assert (await get(f"{url}/readyz")).status_code == 200

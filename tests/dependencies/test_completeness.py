@@ -100,7 +100,7 @@ def test_container_of_the_project_is_complete() -> None:
 
 def test_overridden_container_stays_complete() -> None:
     container = Container(settings=Settings())
-    with container.services.notification.override(providers.Object(object())):
+    with container.services.secret.override(providers.Object(object())):
         check_completeness(container)
 
 

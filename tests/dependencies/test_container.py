@@ -27,8 +27,8 @@ def test_constructing_everything_does_no_io(settings: Settings, tmp_path: Path) 
     container = Container(settings=settings)
     services = container.services.all()
     assert isinstance(services, AllServices)
-    assert services.notification is container.services.notification()
-    assert len(container.infra.bus().listeners) >= len(fields(AllServices)) - 1
+    assert services.secret is container.services.secret()
+    assert any("SecretService" in each.name for each in container.infra.bus().listeners)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -48,13 +48,6 @@ def test_queue_driver_follows_the_setting(settings: Settings, driver: str, cls: 
 def test_mailer_follows_the_setting(settings: Settings, url: str, cls: type) -> None:
     mail = load_settings(environ={"BENEATH_MAIL_SMTP_URL": url}, folder="nowhere").mail
     assert isinstance(Container(settings=settings.model_copy(update={"mail": mail})).infra.mailer(), cls)
-
-
-def test_lifetime_of_an_invite_follows_the_setting(settings: Settings) -> None:
-    assert Container(settings=settings).services.organization()._invite_lifetime == 7 * 86_400
-    given = load_settings(environ={"BENEATH_ORGANIZATION_INVITE_LIFETIME": "0.5"}, folder="nowhere").organization
-    container = Container(settings=settings.model_copy(update={"organization": given}))
-    assert container.services.organization()._invite_lifetime == 0.5
 
 
 def test_each_container_has_separate_objects(settings: Settings) -> None:
@@ -89,9 +82,9 @@ def test_override_reaches_every_dependent_object(settings: Settings) -> None:
 def test_a_whole_service_can_be_replaced(settings: Settings) -> None:
     container = Container(settings=settings)
     fake = object()
-    container.services.notification.override(providers.Object(fake))
-    assert container.services.all().notification is fake
-    assert not any(each.name.startswith("notification.") for each in container.infra.bus().listeners)
+    container.services.secret.override(providers.Object(fake))
+    assert container.services.all().secret is fake
+    assert not any("SecretService" in each.name for each in container.infra.bus().listeners)
 
 
 def test_container_without_settings_reads_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 FOLDERS = ("bus", "cmd", "config", "dependencies", "infra", "models", "services", "tests")
+
+SHIPPED = (ROOT / "tests" / "example").is_dir()
+"""Whether the tree contains the tests of the shipped example; a clone that replaced the example does not."""
+
+OWN = ("README.md", "CHANGELOG.md")
+"""The pages that a clone replaces together with the example."""
+
 DOCUMENTS = (
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    ROOT / "CONTRIBUTING.md",
+    *(ROOT / name for name in OWN if SHIPPED),
     *sorted((ROOT / "docs").rglob("*.md")),
     *(ROOT / name / "README.md" for name in FOLDERS),
 )

@@ -1,5 +1,6 @@
 """The configurations of docs/deploy.md: named files exist, settings are accepted, and commands run."""
 
+import asyncio
 import re
 import shlex
 import sqlite3
@@ -30,12 +31,12 @@ from infra.db.postgresql import QUEUE_CONNECTIONS
 from infra.mq.drivers.redis.address import RedisAddress
 from infra.mq.drivers.sql.postgres.connections import SIZE
 from infra.mq.drivers.sql.sqlite import presence
+from models.user import UserCreated
 from tests import postgres_servers, servers
 from tests.contract import acting
 from tests.contract.sqlite_harness import open_harness
 from tests.docs.blocks import ROOT, Block, blocks
 from tests.docs.commands import check_command
-from tests.docs.test_running import mailed, until
 
 DEPLOY = ROOT / "docs" / "deploy.md"
 
@@ -199,12 +200,24 @@ async def test_documented_role_and_database_suffice_to_migrate_and_run(tmp_path:
         settings = Settings(
             db=DbSettings(url=Url(url)), control=ControlSettings(port=0), mail=MailSettings(folder=tmp_path / "mail")
         )
-        async with Application(Container(settings=settings)).running("all") as running:
+        container, handled = with_listener(settings)
+        async with Application(container).running("all") as running:
             await running.services.user.create(email="ada@example.com", name="Ada")
-            await until(lambda: mailed(tmp_path / "mail"))
+            await asyncio.wait_for(handled.wait(), 10)
     finally:
         await server.execute("DROP DATABASE IF EXISTS beneath WITH (FORCE)")
         await server.execute("DROP ROLE IF EXISTS beneath")
+
+
+def with_listener(settings: Settings) -> tuple[Container, asyncio.Event]:
+    """Return a container whose bus has the async listener `probe.record`, and the event that it sets."""
+    container, handled = Container(settings=settings), asyncio.Event()
+
+    async def record(event: UserCreated) -> None:
+        handled.set()
+
+    container.infra.bus().add_async_listener(record, name="probe.record")
+    return container, handled
 
 
 def options(block: Block) -> Iterator[str]:
@@ -231,10 +244,11 @@ async def test_application_works_with_the_documented_permissions(tmp_path: Path)
         mail=MailSettings(folder=tmp_path / "mail"),
     )
     with capture_logs() as lines:
-        async with Application(Container(settings=settings)).running("all") as running:
+        container, handled = with_listener(settings)
+        async with Application(container).running("all") as running:
             await running.services.user.create(email="ada@example.com", name="Ada")
-            await until(lambda: mailed(tmp_path / "mail"))
-            name = "notification.send_welcome_email"
+            await asyncio.wait_for(handled.wait(), 10)
+            name = "probe.record"
             mq = running.container.infra.mq()
             await mq.pause(name)
             await mq.resume(name)

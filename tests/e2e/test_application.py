@@ -5,81 +5,18 @@ import os
 import signal
 import socket
 import sqlite3
-import time
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
 
-from tests.e2e.application import SERVER, WORKER, Caller, Installation, Running
-from tests.e2e.processes import Processes, let_pass, until
-from tests.stacks import chosen
+from tests.e2e.application import SERVER, WORKER, Installation, Running
+from tests.e2e.processes import let_pass, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 LOCKED = 5.5
 """Seconds for which the database is locked; the queue reports a gap after 5 seconds."""
-
-
-def assert_sign_up_is_whole(installation: Installation, ada: Caller, email: str) -> None:
-    """Check that all effects of a sign-up exist."""
-    [organization] = ada.items("/v1/organizations")
-    [project] = ada.items(f"/v1/organizations/{organization['id']}/projects")
-    assert project["organization_id"] == organization["id"]
-
-    [mail] = until(lambda: installation.mails_to(email), "the welcome mail is there")
-    assert "Subject: Welcome" in mail
-    journal = f"/v1/organizations/{organization['id']}/audit"
-    entries = until(lambda: len(it := ada.items(journal)) >= 2 and it, "the journal is written")
-    assert entries
-    assert [(each["sequence"], each["event"]) for each in entries] == [
-        (1, "OrganizationCreated"),
-        (2, "ProjectCreated"),
-    ]
-
-
-def test_single_process_carries_out_all_effects_of_a_sign_up(
-    installation: Installation,
-) -> None:
-    asked_at = time.time()
-    running = installation.start("all")
-    print(f"ready {time.time() - asked_at:.2f} s after the start")  # noqa: T201
-    ada = running.sign_up("ada@example.com")
-    assert_sign_up_is_whole(installation, ada, "ada@example.com")
-
-    until(lambda: running.metrics()['beneath_listener_handled_total{listener="audit.record"}'] == 2, "it is counted")
-    asked_at = time.time()
-    running.stop()
-    print(f"stopped {time.time() - asked_at:.2f} s after SIGTERM")  # noqa: T201
-    assert running.logs[-1]["event"] == "application stopped"
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, Running, Running]]:
-    """Start a server and a worker as two processes at the same time."""
-    folder = tmp_path_factory.mktemp("pair")
-    with chosen().place(folder) as place, Processes() as processes:
-        installation = Installation(processes, folder, place)
-        server, worker = (Running(installation.spawn("start", name)) for name in (SERVER, WORKER))
-        server.wait_ready()
-        worker.wait_ready()
-        yield installation, server, worker
-        worker.stop()
-        server.stop()
-
-
-def test_server_and_worker_processes_carry_out_all_effects_of_a_sign_up(
-    pair: tuple[Installation, Running, Running],
-) -> None:
-    installation, server, worker = pair
-    ada = server.sign_up("ada@example.com")
-    assert_sign_up_is_whole(installation, ada, "ada@example.com")
-
-    handled = 'beneath_listener_handled_total{listener="notification.send_welcome_email"}'
-    until(lambda: worker.metrics()[handled] == 1, "the worker counts what it did")
-    assert server.metric("beneath_bus_published_total") >= 3
-    assert handled not in server.metrics()
 
 
 def test_a_broadcast_reaches_server_and_worker_and_leaves_no_gap(

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.example.services.inviting import token_in
 from tests.http.conftest import Api, Caller, problem
-from tests.services.people import token_in
 
 
 async def joined(api: Api, owner: Caller, organization: str, name: str, role: str) -> Caller:

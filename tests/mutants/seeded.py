@@ -361,7 +361,7 @@ MUTANTS: tuple[Mutant, ...] = (
         file="services/organization/invites.py",
         old="return held is not None and held.invites_to(invite.role)",
         new="return True",
-        tests=("tests/services/test_inviters.py",),
+        tests=("tests/example/services/test_inviters.py",),
     ),
     Mutant(
         name="error-of-a-handler-in-a-thread-is-lost",

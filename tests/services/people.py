@@ -1,14 +1,12 @@
-"""Shared steps of service tests: sign-up, invite and join of users by their first names."""
+"""Shared steps of service tests: sign-up of users by their first names, and counts of rows."""
 
-import re
 from uuid import UUID
 
-from dependencies.service_settings import OrganizationSettings
-from models.organization import Role
-from tests.world import World
+from sqlalchemy import func, select
 
-INVITE_LIFETIME = OrganizationSettings().invite_lifetime
-MAX_INVITES = OrganizationSettings().max_invites
+from infra.db import Database
+from models import Base
+from tests.world import World
 
 
 def email(name: str) -> str:
@@ -20,21 +18,11 @@ async def sign_up(domain: World, name: str) -> UUID:
     return (await domain.user.create(email(name), name)).id
 
 
-async def invite(domain: World, actor: UUID, organization: UUID, name: str, role: Role = Role.MEMBER) -> str:
-    """Invite `name`, and return the token from the mail."""
-    await domain.organization.invite(actor, organization, email=email(name), role=role)
-    await domain.kit.drain()
-    return token_in(domain.mail.to(email(name))[-1].text)
-
-
-def token_in(text: str) -> str:
-    """Return the token, which is alone on a line."""
-    found = re.search(r"^[A-Za-z0-9_-]{43}$", text, re.MULTILINE)
-    assert found, text
-    return found[0]
-
-
-async def join(domain: World, actor: UUID, organization: UUID, user: UUID, role: Role) -> None:
-    """Make a user a member by an invite that the user accepts."""
-    name = (await domain.user.get(user)).name
-    await domain.organization.accept_invite(user, await invite(domain, actor, organization, name, role))
+async def rows(db: Database) -> dict[str, int]:
+    """Return the number of rows of each table that is not empty."""
+    async with db.read() as session:
+        counts = {
+            table.name: await session.scalar(select(func.count()).select_from(table))
+            for table in Base.metadata.sorted_tables
+        }
+    return {name: count for name, count in counts.items() if count}

@@ -18,7 +18,8 @@ from services.organization.errors import (
     TooManyInvites,
 )
 from tests import postgres_servers
-from tests.services.people import MAX_INVITES, email, invite, join, sign_up
+from tests.example.services.inviting import MAX_INVITES, invite, join
+from tests.services.people import email, sign_up
 from tests.world import World, migrate, world_at
 
 pytestmark = pytest.mark.timeout(180)

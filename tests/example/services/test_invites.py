@@ -9,7 +9,8 @@ from uuid_utils.compat import uuid7
 from infra.mail import MailUnavailable
 from models.organization import InviteDeadlineReached, InviteExpired, InviteStatus, MemberJoined, Role
 from services.organization.errors import AlreadyInvited, AlreadyMember, InviteNotFound
-from tests.services.people import INVITE_LIFETIME, email, invite, join, sign_up, token_in
+from tests.example.services.inviting import INVITE_LIFETIME, invite, join, token_in
+from tests.services.people import email, sign_up
 from tests.world import World
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.application import SERVER, WORKER, Caller, Installation, Running
 from tests.e2e.processes import until
 from tests.e2e.smtp_server import SmtpServer
-from tests.services.people import token_in
+from tests.example.services.inviting import token_in
 
 pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(180)]
 

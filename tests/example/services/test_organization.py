@@ -15,7 +15,8 @@ from services.organization.errors import (
     OrganizationChanged,
     OrganizationNotFound,
 )
-from tests.services.people import join, sign_up
+from tests.example.services.inviting import join
+from tests.services.people import sign_up
 from tests.world import World
 
 

@@ -8,7 +8,8 @@ import pytest
 from models.organization import InviteStatus, InviteWithdrawn, Member, Role
 from services.organization import invites
 from services.organization.errors import InviteNotFound, NotAllowed, OrganizationNotFound, TooManyInvites
-from tests.services.people import INVITE_LIFETIME, MAX_INVITES, email, invite, join, sign_up
+from tests.example.services.inviting import INVITE_LIFETIME, MAX_INVITES, invite, join
+from tests.services.people import email, sign_up
 from tests.world import World
 
 

@@ -77,7 +77,7 @@ def start_ours(processes: Processes, folder: Path) -> tuple[Target, str]:
 def start_bare(processes: Processes, folder: Path, user_id: str) -> Target:
     """Start the bare routes over the same file."""
     file = folder / "data" / "beneath.db"
-    process = processes.python("-m", "tests.bench.bare_http", str(file), user_id, cwd=ROOT)
+    process = processes.python("-m", "tests.example.bench.bare_http", str(file), user_id, cwd=ROOT)
 
     def port() -> str:
         return process.stdout.strip()

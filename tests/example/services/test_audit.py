@@ -1,7 +1,8 @@
 """Tests of the audit journal of organizations."""
 
 from models.organization import Role
-from tests.services.people import INVITE_LIFETIME, invite, join, sign_up
+from tests.example.services.inviting import INVITE_LIFETIME, invite, join
+from tests.services.people import sign_up
 from tests.world import World
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -33,14 +32,3 @@ async def test_examples_of_a_document_run_in_order(
         result = eval(code, module.__dict__)  # noqa: S307 - the project's own documents
         if inspect.isawaitable(result):
             await result
-
-
-def test_readme_example_prints_the_documented_output(tmp_path: Path) -> None:
-    (program,) = (each for each in blocks(ROOT / "README.md", "python") if each.options.get("file") == "example.py")
-    (printed,) = (each for each in blocks(ROOT / "README.md", "text") if each.options.get("prints") == "example.py")
-    (tmp_path / "example.py").write_text(program.text)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [line for line in done.stdout.splitlines() if "worker st" not in line] == printed.text.splitlines()

@@ -8,7 +8,8 @@ from uuid_utils.compat import uuid7
 from models.organization import Role
 from models.project import ProjectCreated, ProjectDeleted, ProjectUpdated
 from services.project.errors import ProjectChanged, ProjectNotFound
-from tests.services.people import join, sign_up
+from tests.example.services.inviting import join
+from tests.services.people import sign_up
 from tests.world import World
 
 

@@ -73,7 +73,7 @@ def create_app(path: str, user_id: UUID) -> FastAPI:
 
 
 def main() -> None:
-    """Serve at a free port and print it: `python -m tests.bench.bare_http FILE USER_ID`."""
+    """Serve at a free port and print it: `python -m tests.example.bench.bare_http FILE USER_ID`."""
     path, user_id = sys.argv[1:]
     # asyncio disables Nagle's algorithm only for a socket with an explicit protocol; otherwise a response takes 40 ms.
     with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)) as listener:

@@ -1,0 +1,1 @@
+"""Tests of commands, and of the application in this process, with the example."""

@@ -1,0 +1,5 @@
+"""The fixture of the tests of documents."""
+
+from tests.docs.conftest import application
+
+__all__ = ["application"]
