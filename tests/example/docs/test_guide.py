@@ -104,6 +104,20 @@ def test_setting_and_startable_of_the_guide_work(project: Project) -> None:
 
 
 @pytest.mark.thorough
+def test_listener_of_the_guide_uses_data_of_another_service(project: Project) -> None:
+    carried_out(project, edits("Part 4"))
+    tests = ("tests/services/test_alert.py", "tests/dependencies/test_completeness.py")
+    passes(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+
+
+def test_part_about_data_of_another_service_applies_with_and_without_the_first_part(project: Project) -> None:
+    for step in [*edits("Part 1"), *edits("Part 2"), *edits("Part 4")]:
+        project.apply(step)
+    passes(project, "-m", "ruff", "check", "services", "dependencies")
+    passes(project, "-m", "ruff", "format", "--check", "services", "dependencies")
+
+
+@pytest.mark.thorough
 def test_written_migration_creates_the_tables_of_the_guide(project: Project) -> None:
     for step in edits("Part 1"):
         if step.options["file"] in {"models/invoicing.py", "models/__init__.py"}:
