@@ -73,7 +73,7 @@ async def test_missing_scope_is_reported_before_the_body_is_read(api: Api) -> No
     ada = await api.sign_up()
     ada.secret = (await ada("POST", "/v1/secrets", json={"name": "ci", "scopes": ["read"]})).json()["token"]
     headers = {**JSON, "Authorization": f"Bearer {ada.secret}"}
-    answer = await api.client.post("/v1/organizations", content=b"{", headers=headers)
+    answer = await api.client.patch("/v1/me", content=b"{", headers=headers)
     problem(answer, 403, "insufficient-scope")
 
 
@@ -88,7 +88,7 @@ async def test_wrong_secret_is_looked_up_and_counted_once_per_request(
 
     monkeypatch.setattr(api.app.state.failure_limit, "take", record)
     headers = {"Authorization": "Bearer bnth_" + "x" * 43, "Idempotency-Key": "k"}
-    answer = await api.client.post("/v1/organizations", json={"name": "Engines"}, headers=headers)
+    answer = await api.client.post("/v1/secrets", json={"name": "ci", "scopes": ["read"]}, headers=headers)
     problem(answer, 401, "unauthenticated")
     assert len(counted) == 1
 
@@ -107,7 +107,7 @@ async def test_too_large_chunked_body_is_refused_by_every_operation(api: Api) ->
     ada = await api.sign_up()
     for key in ({}, {"Idempotency-Key": "k"}):
         headers = {**JSON, **key, "Authorization": f"Bearer {ada.secret}"}
-        problem(await api.client.post("/v1/organizations", content=pieces(), headers=headers), 413, "too-large")
+        problem(await api.client.post("/v1/secrets", content=pieces(), headers=headers), 413, "too-large")
 
 
 async def test_client_disconnect_within_a_body_is_no_server_error(
@@ -142,22 +142,6 @@ async def test_name_must_be_one_line_in_every_script(api: Api, name: str) -> Non
 async def test_name_of_any_script_is_accepted(api: Api, name: str) -> None:
     ada = await api.sign_up(name=name)
     assert (await ada("GET", "/v1/me")).json()["name"] == name
-
-
-@pytest.mark.parametrize("name", ["\u200b", "\u3164", "A\u202eda", "\u0301", "A\ue000da"])
-async def test_invisible_or_misleading_name_is_refused_everywhere(api: Api, name: str) -> None:
-    ada = await api.sign_up()
-    organization = f"/v1/organizations/{await ada.organization()}"
-    calls = [
-        ("POST", "/v1/users", {"email": "eve@example.com", "name": name}),
-        ("PATCH", "/v1/me", {"name": name}),
-        ("POST", "/v1/organizations", {"name": name}),
-        ("PATCH", organization, {"name": name}),
-        ("POST", f"{organization}/projects", {"name": name}),
-        ("POST", "/v1/secrets", {"name": name, "scopes": ["read"]}),
-    ]
-    for method, path, body in calls:
-        problem(await ada(method, path, json=body), 422, "invalid")
 
 
 async def test_name_is_returned_in_normalized_form(api: Api) -> None:

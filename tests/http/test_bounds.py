@@ -67,14 +67,6 @@ async def test_token_count_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch) -
         assert seen <= 3 * routing.MAX_VALUES
 
 
-async def test_separators_in_strings_are_not_counted(api: Api) -> None:
-    ada = await api.sign_up()
-    path = f"/v1/organizations/{await ada.organization()}/projects"
-    description = ',[{"\\' * 400
-    answer = await ada("POST", path, json={"name": "Loom", "description": description})
-    assert (answer.status_code, answer.json()["description"]) == (201, description)
-
-
 async def test_at_most_20_errors_are_rendered_with_their_total(api: Api) -> None:
     answer = await api.client.post("/v1/users", content=fields(900), headers=JSON)
     found = problem(answer, 422, "invalid")
@@ -120,17 +112,10 @@ async def test_error_response_repeats_a_bounded_part_of_the_request(api: Api, bo
 )
 async def test_malformed_queries_are_refused_with_a_short_response(api: Api, query: str) -> None:
     ada = await api.sign_up()
-    answer = await ada("GET", f"/v1/organizations?{query}")
+    answer = await ada("GET", f"/v1/secrets?{query}")
     found = problem(answer, 422, "invalid")
     assert len(found["errors"]) <= 20
     assert len(answer.content) < 10_000
-
-
-@pytest.mark.parametrize("cursor", ["AAAAAAAAAAA", "_________w8", "__________8", "f_________8", "AAAAAIAAAAA"])
-async def test_tampered_number_in_a_cursor_causes_no_server_error(api: Api, cursor: str) -> None:
-    ada = await api.sign_up()
-    path = f"/v1/organizations/{await ada.organization()}/audit"
-    assert (await ada("GET", f"{path}?cursor={cursor}")).status_code in {200, 422}
 
 
 @pytest.mark.parametrize("name", ["\\ud800", "\\u0000", "\\u202e", "\\ud83d\\ude00"])

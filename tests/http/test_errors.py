@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 
 import httpx2
 import pytest
-from uuid_utils.compat import uuid7
 
 from beneath.http import HttpOptions, create_health_app
 from bus import PublishIndeterminate
@@ -64,7 +63,7 @@ async def test_unsupported_method_is_answered_with_the_allowed_methods(api: Api)
     answer = await api.client.put("/v1/users", json={})
     problem(answer, 405, "method-not-allowed")
     assert answer.headers["allow"] == "POST"
-    several = await api.client.delete(f"/v1/organizations/{uuid7()}/projects")
+    several = await api.client.delete("/v1/secrets")
     problem(several, 405, "method-not-allowed")
     assert several.headers["allow"] == "GET, HEAD, POST"
     assert (await api.client.delete("/healthz")).headers["allow"] == "GET, HEAD"
@@ -72,7 +71,7 @@ async def test_unsupported_method_is_answered_with_the_allowed_methods(api: Api)
 
 async def test_head_returns_the_headers_of_get_without_the_body(api: Api) -> None:
     ada = await api.sign_up()
-    for path in ("/v1/me", "/v1/organizations", "/v1/nothing", "/v1/organizations?limit=x", "/healthz"):
+    for path in ("/v1/me", "/v1/secrets", "/v1/nothing", "/v1/secrets?limit=x", "/healthz"):
         got, head = await ada("GET", path), await ada("HEAD", path)
         assert (head.status_code, head.text) == (got.status_code, "")
         for name in ("content-type", "content-length", "etag"):
@@ -98,11 +97,11 @@ async def test_locked_database_is_answered_with_retry_after_and_loses_nothing(ap
     ada = await api.sign_up()
     with contextlib.closing(sqlite3.connect(str(api.domain.db.path), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        answer = await ada("POST", "/v1/organizations", json={"name": "Engines"})
+        answer = await ada("PATCH", "/v1/me", json={"name": "Countess"})
         problem(answer, 503, "unavailable")
         assert int(answer.headers["retry-after"]) >= 1
         assert (await ada("GET", "/v1/me")).status_code == 200, "readers wait for no writer"
-    assert (await ada("POST", "/v1/organizations", json={"name": "Engines"})).status_code == 201
+    assert (await ada("PATCH", "/v1/me", json={"name": "Countess"})).status_code == 200
 
 
 @pytest.mark.parametrize("error", [CommitIndeterminate("lost"), PublishIndeterminate("lost", id="1")])
@@ -140,28 +139,14 @@ async def test_request_id_is_the_correlation_id_of_the_events(api: Api) -> None:
     await api.client.post(
         "/v1/users", json={"email": "ada@example.com", "name": "Ada"}, headers={"X-Request-ID": "r-1"}
     )
-    assert seen == ["r-1"] * 3
+    assert seen
+    assert set(seen) == {"r-1"}
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "cursor=x", "cursor=", "page=2"])
 async def test_list_refuses_invalid_query_parameters(api: Api, query: str) -> None:
     ada = await api.sign_up()
-    problem(await ada("GET", f"/v1/organizations?{query}"), 422, "invalid")
-
-
-async def test_malformed_id_is_refused(api: Api) -> None:
-    ada = await api.sign_up()
-    problem(await ada("GET", "/v1/organizations/1/projects"), 422, "invalid")
-
-
-@pytest.mark.parametrize("part", ["", "/projects", "/audit", "/members", "/invites"])
-async def test_inaccessible_organization_is_reported_as_not_found(api: Api, part: str) -> None:
-    eve, ada = await api.sign_up("eve@example.com", "Eve"), await api.sign_up()
-    same = {"X-Request-ID": "same"}
-    foreign = await eve("GET", f"/v1/organizations/{await ada.organization()}{part}", headers=same)
-    absent = await eve("GET", f"/v1/organizations/{uuid7()}{part}", headers=same)
-    problem(foreign, 404, "not-found")
-    assert foreign.json() == absent.json()
+    problem(await ada("GET", f"/v1/secrets?{query}"), 422, "invalid")
 
 
 class TestHealth:

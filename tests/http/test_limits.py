@@ -6,7 +6,7 @@ from beneath.http import HttpOptions
 from beneath.http.core import limits
 from beneath.http.core.limits import AddressLimit
 from infra.clock import FakeClock
-from tests.http.conftest import Api, Caller, problem
+from tests.http.conftest import Api, problem
 
 
 @pytest.fixture
@@ -90,34 +90,3 @@ class TestSignUps:
         for _ in range(5):
             problem(await api.client.post("/v1/users", json={"email": "ada"}), 422, "invalid")
         await api.sign_up()
-
-
-async def invite(caller: Caller, organization: str, name: str) -> int:
-    path = f"/v1/organizations/{organization}/invites"
-    return (await caller("POST", path, json={"email": f"{name}@example.com"})).status_code
-
-
-class TestInvites:
-    @pytest.fixture
-    def options(self) -> HttpOptions:
-        return HttpOptions(max_invites=2)
-
-    async def test_invites_from_one_address_are_limited_over_all_users(self, api: Api) -> None:
-        ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
-        assert await invite(ada, await ada.organization(), "one") == 201
-        assert await invite(eve, await eve.organization(), "two") == 201
-        assert await invite(eve, await eve.organization(), "three") == 429
-
-
-async def test_invites_of_one_user_are_limited_over_all_organizations(api: Api) -> None:
-    ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
-    first = await ada.organization()
-    second = (await ada("POST", "/v1/organizations", json={"name": "Looms"})).json()["id"]
-    codes = [await invite(ada, (first, second)[number % 2], f"n{number}") for number in range(21)]
-    assert codes == [201] * 20 + [429]
-    answer = await ada("POST", f"/v1/organizations/{first}/invites", json={"email": "more@example.com"})
-    problem(answer, 429, "too-many-requests")
-    assert 3500 < int(answer.headers["retry-after"]) <= 3600
-    assert await invite(eve, await eve.organization(), "hers") == 201
-    await api.domain.kit.advance(hours=1)
-    assert await invite(ada, first, "more") == 201

@@ -47,7 +47,7 @@ async def test_read_only_secret_cannot_write(api: Api) -> None:
     ada = await api.sign_up()
     ada.secret = (await ada("POST", "/v1/secrets", json={"name": "ci", "scopes": ["read"]})).json()["token"]
     assert (await ada("GET", "/v1/me")).status_code == 200
-    problem(await ada("POST", "/v1/organizations", json={"name": "Mine"}), 403, "insufficient-scope")
+    problem(await ada("PATCH", "/v1/me", json={"name": "Mine"}), 403, "insufficient-scope")
 
 
 async def test_another_users_secret_cannot_be_revoked(api: Api) -> None:
