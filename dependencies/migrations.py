@@ -2,7 +2,7 @@
 
 from infra.db.migrate import History
 
-HISTORIES = (
-    History("bus", "infra.db.migrations", "beneath_bus_version"),
-    History("app", "models.migrations", "beneath_app_version"),
-)
+BUS = History("bus", "infra.db.migrations", "beneath_bus_version", parts=("infra.mq.drivers.sql.migrations",))
+"""The bus's tables: those of the outbox and inbox, and those of the queue."""
+
+HISTORIES = (BUS, History("app", "models.migrations", "beneath_app_version"))

@@ -11,15 +11,11 @@ from dependency_injector.providers import Object
 
 from bus.testing import BusKit
 from dependencies import AllServices, Settings
+from dependencies.migrations import HISTORIES
 from dependencies.services import Services
 from infra.db import Database
-from infra.db.migrate import History, upgrade
+from infra.db.migrate import upgrade
 from infra.mail import Mail
-
-HISTORIES = (
-    History("bus", "infra.db.migrations", "beneath_bus_version"),
-    History("app", "models.migrations", "beneath_app_version"),
-)
 
 
 @dataclass(slots=True)

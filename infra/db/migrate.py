@@ -1,8 +1,10 @@
 """Migrations: the state of a database, and its upgrade, for the histories of the bus and of the application.
 
 A history is a package with Alembic's layout (`env.py`, `script.py.mako`, `versions/`). Its `env.py` only calls
-`run_environment`. An upgrade is one transaction that excludes all other processes: it is applied as a whole or not at
-all, and each migration once, however many processes start at the same time.
+`run_environment`. Other packages may hold some of its migrations, each in its own `versions/`.
+
+An upgrade is one transaction that excludes all other processes: it is applied as a whole or not at all, and each
+migration once, however many processes start at the same time.
 """
 
 import asyncio
@@ -43,11 +45,15 @@ _alembic = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A sequence of migrations: its name in messages, its package, and the table that stores a database's revision."""
+    """A sequence of migrations: its name in messages, its package, and the table that stores a database's revision.
+
+    `parts` are further packages whose `versions/` hold migrations of the same sequence.
+    """
 
     name: str
     package: str
     version_table: str
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +171,10 @@ async def _exclusive() -> AsyncIterator[None]:
 
 def _config(history: History) -> Config:
     config = Config()
-    location = str(files(history.package))
-    config.set_main_option("script_location", location.replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
+    location, *parts = (str(files(package)).replace("%", "%%") for package in (history.package, *history.parts))
+    config.set_main_option("script_location", location)
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("version_locations", "\n".join(f"{folder}/versions" for folder in (location, *parts)))
     config.attributes[_VERSION_TABLE] = history.version_table
     return config
 

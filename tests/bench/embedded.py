@@ -11,15 +11,14 @@ from pathlib import Path
 
 from bus.codec import decode_frame
 from bus.events import EventType
+from dependencies.migrations import BUS
 from infra.clock import SystemClock
 from infra.db import Database
-from infra.db.migrate import History, upgrade
+from infra.db.migrate import upgrade
 from infra.mq import MessageQueue
 from infra.mq.drivers.memory import MemoryQueue
 from infra.mq.drivers.sql import SqlQueue
 from tests.bench.measure import Signed, started
-
-BUS_HISTORY = History("bus", "infra.db.migrations", "beneath_bus_version")
 
 _CLAIM = """
 UPDATE beneath_delivery SET state = 1, owner = 0 WHERE id IN (
@@ -76,7 +75,7 @@ class SqliteBench:
             self._path = Path(folder) / "bench.db"
             db = Database(f"sqlite:///{self._path}")
             await db.open()
-            await upgrade(db, [BUS_HISTORY])
+            await upgrade(db, [BUS])
             mq = SqlQueue(db, clock=SystemClock())
             await mq.open()
             yield mq, db

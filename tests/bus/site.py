@@ -11,9 +11,10 @@ from sqlalchemy import text
 from bus import Bus, Delivery
 from bus.codec import decode_frame
 from bus.worker.claim_limits import CLAIM_LIMITS
+from dependencies.migrations import BUS
 from infra.clock import FakeClock
 from infra.db import Database
-from infra.db.migrate import History, upgrade
+from infra.db.migrate import upgrade
 from infra.mq import (
     Claim,
     Features,
@@ -168,7 +169,7 @@ async def ignore_deposit(event: Deposited, delivery: Delivery) -> None: ...
 async def opened_site(folder: Path, queue: type[RemoteQueue] = RemoteQueue) -> AsyncIterator[Site]:
     db = Database(f"sqlite:///{folder / 'beneath.db'}", busy_timeout=2)
     await db.open()
-    await upgrade(db, [History("bus", "infra.db.migrations", "beneath_bus_version")])
+    await upgrade(db, [BUS])
     site = Site(db, FakeClock(), queue)
     await site.mq.open()
     yield site

@@ -15,9 +15,10 @@ from bus.worker import worker as worker_module
 from bus.worker.claim_limits import CLAIM_LIMITS
 from bus.worker.inbox import Inbox, pruning
 from bus.worker.slot import Slot, SlotTask
+from dependencies.migrations import BUS
 from infra.clock import FakeClock
 from infra.db import CommitIndeterminate, Database, DatabaseUnavailable
-from infra.db.migrate import History, upgrade
+from infra.db.migrate import upgrade
 from infra.db.transaction import Ending, Transaction
 from infra.mq import Claim, Outcome, Settlement, WorkerInfo
 from tests.bus.events import Ticked, UserUpdated
@@ -58,7 +59,7 @@ class Ledger:
 async def db(tmp_path: Path) -> AsyncIterator[Database]:
     db = Database(f"sqlite:///{tmp_path / 'beneath.db'}", busy_timeout=2)
     await db.open()
-    await upgrade(db, [History("bus", "infra.db.migrations", "beneath_bus_version")])
+    await upgrade(db, [BUS])
     async with db.transaction() as transaction:
         await transaction.session.execute(text("CREATE TABLE ledger (n INTEGER)"))
     yield db

@@ -12,15 +12,14 @@ from sqlalchemy import text
 from bus import Bus, BusError, Delivery, InvalidEvent, PublishRejected
 from bus.codec import decode_frame
 from bus.worker.claim_limits import CLAIM_LIMITS
+from dependencies.migrations import BUS
 from infra.clock import FakeClock
 from infra.db import Database, DatabaseUnavailable, TransactionNotOwned, TransactionRolledBack
-from infra.db.migrate import History, upgrade
+from infra.db.migrate import upgrade
 from infra.mq import MessageQueue, QueueUnavailable, WorkerInfo
 from infra.mq.drivers.memory import MemoryQueue
 from infra.mq.drivers.sql import SqlQueue
 from tests.bus.events import Deposited, Ticked, UserCreated, UserUpdated
-
-BUS_HISTORY = History("bus", "infra.db.migrations", "beneath_bus_version")
 
 
 class System:
@@ -66,7 +65,7 @@ async def system(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     clock = FakeClock()
     db = Database(f"sqlite:///{tmp_path / 'beneath.db'}", busy_timeout=2)
     await db.open()
-    await upgrade(db, [BUS_HISTORY])
+    await upgrade(db, [BUS])
     async with db.transaction() as transaction:
         await transaction.session.execute(text("CREATE TABLE words (word TEXT)"))
     mq: MessageQueue = SqlQueue(db, clock=clock) if request.param == "sql" else MemoryQueue(clock=clock)

@@ -5,14 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from dependencies.migrations import BUS
 from infra.clock import FakeClock
 from infra.db import Database
-from infra.db.migrate import History, upgrade
+from infra.db.migrate import upgrade
 from infra.mq.drivers.sql import SqlQueue
 from tests.contract.harness import MAX_BODY
 from tests.contract.sql_harness import SqlHarness
-
-HISTORY = History("bus", "infra.db.migrations", "beneath_bus_version")
 
 
 class SqliteHarness(SqlHarness):
@@ -43,6 +42,6 @@ async def migrate(path: Path) -> None:
     db = Database(f"sqlite:///{path}")
     await db.open()
     try:
-        await upgrade(db, [HISTORY])
+        await upgrade(db, [BUS])
     finally:
         await db.close()

@@ -654,8 +654,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="servers-clock-set-back-sets-the-queues-back",
         kind=7,
-        file="infra/db/migrations/versions/0010_postgresql_clock.py",
-        old="    IF reached < greatest(earliest, kept.seen) - {STEP} THEN\n",
+        file="infra/mq/drivers/sql/postgres/functions/time_1.sql",
+        old="    IF reached < greatest(earliest, kept.seen) - 0.5 THEN\n",
         new="    IF false THEN\n",
         tests=("tests/infra/postgres/test_clock.py",),
     ),

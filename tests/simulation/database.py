@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dependencies.migrations import BUS
 from infra.db import Database
-from infra.db.migrate import History, upgrade
+from infra.db.migrate import upgrade
 from infra.db.sqlite_driver import SQLiteConnection, is_busy
 from tests.simulation.loop import PROCESS, Process
 
@@ -154,7 +155,7 @@ async def _migrate(path: Path) -> None:
     db = Database(f"sqlite:///{path}")
     await db.open()
     try:
-        await upgrade(db, [History("bus", "infra.db.migrations", "beneath_bus_version")])
+        await upgrade(db, [BUS])
         async with db.transaction() as transaction:
             await (await transaction.connection()).exec_driver_sql(EFFECTS)
     finally:

@@ -40,8 +40,12 @@ def test_wheel_contains_the_packages_and_no_tests(wheel: Path) -> None:
         *("beneath", "bus", "dependencies", "infra", "models", "services"),
     }
     assert [name for name in files if "test_" in name or "conftest" in name] == []
-    assert "infra/db/migrations/versions/0001_queue.py" in files
+    assert "infra/db/migrations/versions/0002_inbox.py" in files
     assert "models/migrations/versions/0001_domain.py" in files
+    queue = Path("infra/mq/drivers/sql")
+    assert f"{queue}/migrations/versions/0001_queue.py" in files
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / queue).rglob("*.sql")}
+    assert {name for name in files if name.endswith(".sql")} == sources != set()
 
 
 def test_installed_wheel_starts_from_an_empty_directory(wheel: Path, processes: Processes, tmp_path: Path) -> None:

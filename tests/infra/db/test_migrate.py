@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from dependencies.migrations import BUS
 from infra.db import Database, DatabaseError, DatabaseUnavailable, MigrationNewer, MigrationPending
 from infra.db.migrate import History, Status, pending, require_current, status, upgrade, write_migration
 from tests.infra.db.tables import write_from_outside
 
-BUS = History("bus", "infra.db.migrations", "beneath_bus_version")
 SHOP = History("shop", "shop_migrations", "shop_version")
 ROOT = Path(__file__).parents[3]
 

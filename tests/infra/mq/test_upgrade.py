@@ -10,12 +10,12 @@ import pytest
 from alembic import command
 from sqlalchemy import Connection
 
+from dependencies.migrations import BUS
 from infra.clock import SystemClock
 from infra.db import Database, migrate
 from infra.mq import Message, QueueUnavailable
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.sqlite import presence
-from tests.contract.sqlite_harness import HISTORY
 from tests.infra.mq.acting import consumer, handle_all, message, subscription
 
 BEFORE = "0005"
@@ -58,7 +58,7 @@ async def before(tmp_path: Path) -> Path:
     await db.open()
 
     def make(connection: Connection) -> None:
-        config = migrate._config(HISTORY)  # No public function upgrades to an earlier revision.
+        config = migrate._config(BUS)  # No public function upgrades to an earlier revision.
         config.attributes.update(connection=connection, applied=[])
         command.upgrade(config, BEFORE)
 
@@ -75,7 +75,7 @@ async def queue(before: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     monkeypatch.setattr(presence, "MISSING_PATIENCE", 0.0)
     db = Database(f"sqlite:///{before}")
     await db.open()
-    assert await migrate.upgrade(db, [HISTORY])
+    assert await migrate.upgrade(db, [BUS])
     queue = SqlQueue(db, clock=SystemClock(), registry_ttl=0)
     await queue.open()
     yield queue

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 from sqlalchemy import text
 
+from dependencies.migrations import BUS, HISTORIES
 from infra.db import Database, DatabaseError, DatabaseUnavailable, MigrationNewer, MigrationPending
 from infra.db.migrate import pending, require_current, status, upgrade
 from infra.db.postgresql import MIGRATING
-from tests.infra.db.test_migrate import BUS, CREATE, SHOP, Package, package  # noqa: F401  # a fixture
+from tests.infra.db.test_migrate import CREATE, SHOP, Package, package  # noqa: F401  # a fixture
 from tests.postgres_servers import PostgresServer
-from tests.world import HISTORIES
 
 
 @pytest.fixture

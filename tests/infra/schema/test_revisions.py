@@ -9,12 +9,10 @@ from typing import Any
 from alembic import command
 from sqlalchemy import Connection
 
-from dependencies.migrations import HISTORIES
+from dependencies.migrations import BUS
 from infra.db import Database, migrate
 from tests import postgres_servers
 from tests.infra.schema.catalog import describe_postgres, describe_sqlite, digest
-
-BUS = HISTORIES[0]
 
 CONTENTS = {
     "0001": ("2677d1acde120586", "e7a2c518dc4eb173"),

@@ -16,7 +16,7 @@ NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 SECONDS: "sa.Double[float]" = sa.Double()
 
 COUNTED = "published_at, state"
-"""The last columns of an index that `bus stats` counts. SQLite needs the state to avoid reading the row."""
+"""The last columns of an index that `bus stats` counts."""
 
 
 def upgrade() -> None:
@@ -46,17 +46,13 @@ def downgrade() -> None:
 
 
 def _name_claims() -> None:
-    # The fence of an unordered delivery's present claim, which grows with each claim; mailboxes have one since 0001.
     op.add_column("beneath_delivery", sa.Column("fence", NUMBER, nullable=False, server_default="0"))
-    # What a worker must know to get a parked delivery; NULL, from the previous release, means the event.
-    # For a parked mailbox `parked_event` stores it.
     op.add_column("beneath_delivery", sa.Column("needs", sa.Text()))
     op.drop_index("beneath_delivery_parked")
     _index("parked", f"subscription, coalesce(needs, event), id, {COUNTED}", "state = 2")
 
 
 def _remember_ids_by_event() -> None:
-    # `beneath_dedupe` holds the ids that the previous release accepted; they count for every event.
     op.create_table(
         "beneath_accepted",
         sa.Column("event", sa.Text(), primary_key=True),
@@ -68,11 +64,9 @@ def _remember_ids_by_event() -> None:
 
 
 def _retire_in_steps() -> None:
-    # A row is inserted in the first step and deleted in the last one; a later call completes an interrupted one.
     op.create_table(
         "beneath_retirement",
         sa.Column("subscription", NUMBER, primary_key=True, autoincrement=False),
-        # The retired event; the empty string: the whole subscription.
         sa.Column("event", sa.Text(), primary_key=True),
         sa.Column("backlog", sa.Text(), nullable=False),
         sqlite_with_rowid=False,
@@ -80,16 +74,12 @@ def _retire_in_steps() -> None:
 
 
 def _tell_when_all_know() -> None:
-    # `changed_at` is a time before COMMIT, which may be slow. After it the declaring process, or the next one that
-    # reads the new version, stores here the time since which that version can be read.
     op.add_column("beneath_registry", sa.Column("visible_version", NUMBER, nullable=False, server_default="0"))
     op.add_column("beneath_registry", sa.Column("visible_at", SECONDS, nullable=False, server_default="0"))
     op.execute("UPDATE beneath_registry SET visible_version = version, visible_at = changed_at")
 
 
 def _keep_time() -> None:
-    # The queue's time is a monotonic clock plus `ahead`, the same for all processes of one boot of the machine.
-    # `seen` is a time that was reached; after a restart of the machine the queue's time is not earlier.
     op.create_table(
         "beneath_clock",
         sa.Column("boot", sa.Text(), primary_key=True),

@@ -1,11 +1,6 @@
 """Create the message queue's tables.
 
-Numbers of deliveries, dead letters, workers, turns and fences all come from one sequence that never restarts: with a
-reused fence or owner, a stale worker would be considered the owner. SQLite has no sequences; there a row of
-`beneath_counter` serves as one, from which a transaction reserves a block of numbers.
-
-Ordinary deliveries change only the indexes `beneath_delivery_ready`, `_claimed` and `_mailbox`, and are in one of them
-at a time. These end in the columns that `bus stats` counts, so that it never reads the rows of a large backlog.
+`sqlite/tables.sql` explains the tables and their columns.
 """
 
 import sqlalchemy as sa
@@ -116,7 +111,6 @@ def _create_deliveries() -> None:
         "beneath_delivery",
         _numbered(),
         sa.Column("subscription", NUMBER, nullable=False),
-        # 0 ready, 1 claimed, 2 parked, 3 scheduled, 4 in a mailbox
         sa.Column("state", sa.Integer(), nullable=False),
         sa.Column("owner", NUMBER),
         sa.Column("due_at", SECONDS, nullable=False),
@@ -129,14 +123,12 @@ def _create_deliveries() -> None:
         sa.Column("message_id", sa.Text(), nullable=False),
         sa.Column("event", sa.Text(), nullable=False),
         sa.Column("ordering_key", sa.Text()),
-        # The key of the delivery's mailbox, also before it is due; without an ordering key it is the empty string.
         sa.Column("mailbox", sa.Text()),
         sa.Column("last_error", sa.Text()),
         sa.Column("last_traceback", sa.Text()),
         sa.Column("body", sa.LargeBinary(), nullable=False),
     )
     table = "beneath_delivery"
-    # SQLite needs `state` in the index to avoid reading the row, although the index is restricted to one state.
     counted = ["published_at", "state"]
     _partial_index(f"{table}_ready", table, ["subscription", "due_at", "id", *counted], "state = 0")
     _partial_index(f"{table}_claimed", table, ["owner", "subscription", *counted], "state = 1")
@@ -151,14 +143,11 @@ def _create_mailboxes() -> None:
         "beneath_mailbox",
         sa.Column("subscription", NUMBER, primary_key=True, autoincrement=False),
         sa.Column("ordering_key", sa.Text(), primary_key=True),
-        # 0 ready, 1 claimed, 2 parked, 3 blocked
         sa.Column("state", sa.Integer(), nullable=False),
         sa.Column("due_at", SECONDS, nullable=False),
-        # Of two mailboxes due at the same time, the one with the lower turn is claimed first.
         sa.Column("turn", NUMBER, nullable=False),
         sa.Column("fence", NUMBER, nullable=False, server_default="0"),
         sa.Column("owner", NUMBER),
-        # The last delivery of the present claim.
         sa.Column("last_id", NUMBER),
         sa.Column("parked_event", sa.Text()),
         sqlite_with_rowid=False,
@@ -174,7 +163,6 @@ def _create_dead_letters() -> None:
     op.create_table(
         "beneath_dead_letter",
         _numbered(),
-        # By name, not by number: dead letters stay when their subscription is retired.
         sa.Column("subscription", sa.Text(), nullable=False),
         sa.Column("message_id", sa.Text(), nullable=False),
         sa.Column("event", sa.Text(), nullable=False),
