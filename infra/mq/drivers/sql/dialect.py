@@ -1,13 +1,11 @@
 """The interface between the SQL driver and the kind of database; all SQL is written behind it."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from infra.clock import Clock
-from infra.db import Database
-from infra.mq.errors import QueueUnavailable
 from infra.mq.types import (
     BacklogPolicy,
     Claim,
@@ -205,31 +203,3 @@ class QueueDialect(Protocol):
     async def retire(self, name: str, event: str | None, backlog: BacklogPolicy, now: float) -> int:
         """Implement `MessageQueue.retire`."""
         ...
-
-
-def queue_dialect_for(db: Database, clock: Clock, options: SqlOptions) -> QueueDialect:
-    """Return the queue dialect for the kind of database that `db` is.
-
-    Raises:
-        QueueUnavailable: the queue does not support this kind of database.
-    """
-    dialects: dict[str, Callable[[], QueueDialect]] = {
-        "sqlite": lambda: _sqlite(db, clock, options),
-        "postgresql": lambda: _postgresql(db, clock, options),
-    }
-    name = db.dialect.name
-    if name not in dialects:
-        raise QueueUnavailable(f"mq.driver=sql works on {', '.join(dialects)}, not on {name}: change `db.url`")
-    return dialects[name]()
-
-
-def _sqlite(db: Database, clock: Clock, options: SqlOptions) -> QueueDialect:
-    from infra.mq.drivers.sql.sqlite.dialect import SqliteQueueDialect
-
-    return SqliteQueueDialect(db, clock, options)
-
-
-def _postgresql(db: Database, clock: Clock, options: SqlOptions) -> QueueDialect:
-    from infra.mq.drivers.sql.postgres.dialect import PostgresQueueDialect
-
-    return PostgresQueueDialect(db, clock, options)

@@ -8,8 +8,8 @@ from infra.db import Database
 from infra.mq.bodies import refuse_larger
 from infra.mq.drivers.sql.broadcast import SqlReceiver
 from infra.mq.drivers.sql.consumer import SqlConsumer
-from infra.mq.drivers.sql.dialect import QueueDialect, SqlOptions, queue_dialect_for
-from infra.mq.errors import QueueClosed
+from infra.mq.drivers.sql.dialect import QueueDialect, SqlOptions
+from infra.mq.errors import QueueClosed, QueueUnavailable
 from infra.mq.limits import MAX_BODY
 from infra.mq.queue import REGISTRY_TTL
 from infra.mq.types import (
@@ -70,7 +70,7 @@ class SqlQueue:
             lease=lease,
             synchronous=synchronous,
         )
-        self._dialect: QueueDialect = queue_dialect_for(db, clock, options)
+        self._dialect: QueueDialect = _dialect_for(db, clock, options)
         self._clock = self._dialect.clock
         self._registry_ttl = registry_ttl
         self._known_since = 0.0
@@ -202,3 +202,18 @@ class SqlQueue:
     def _check(self) -> None:
         if not self._owner.is_here():
             raise QueueClosed("the queue is not open")
+
+
+def _dialect_for(db: Database, clock: Clock, options: SqlOptions) -> QueueDialect:
+    """Return the queue dialect for the kind of database that `db` is; only its modules are imported."""
+    match db.dialect.name:
+        case "sqlite":
+            from infra.mq.drivers.sql.sqlite.dialect import SqliteQueueDialect
+
+            return SqliteQueueDialect(db, clock, options)
+        case "postgresql":
+            from infra.mq.drivers.sql.postgres.dialect import PostgresQueueDialect
+
+            return PostgresQueueDialect(db, clock, options)
+        case name:
+            raise QueueUnavailable(f"mq.driver=sql works on sqlite, postgresql, not on {name}: change `db.url`")
