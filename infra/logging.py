@@ -18,7 +18,7 @@ LogFormat = Literal["json", "console"]
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # SQLAlchemy names the logger of a pool after its class, and ours is in infra.db.postgresql.
-_QUIET = ("sqlalchemy", "aiosqlite", "asyncio", "alembic", "uvicorn", "infra.db.postgresql")
+_QUIET = ("sqlalchemy", "asyncio", "alembic", "uvicorn", "infra.db.postgresql")
 
 
 def configure_logging(

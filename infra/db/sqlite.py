@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import URL, AdaptedConnection, Connection, NullPool, event
+from sqlalchemy import AdaptedConnection, Connection, NullPool, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -16,6 +16,7 @@ from sqlalchemy.util.concurrency import await_
 from infra.db import sqlite_errors
 from infra.db.cancellation import finish
 from infra.db.errors import DatabaseError, DatabaseUnavailable
+from infra.db.sqlite_dialect import engine_url
 from infra.db.sqlite_driver import BUSY_SLICE, SQLiteConnection, is_busy
 from infra.db.sqlite_file import DatabaseFile, LogCheck
 from infra.db.sqlite_log import LogLimit
@@ -97,7 +98,7 @@ class SQLite:
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
         engine = create_async_engine(
-            "sqlite+aiosqlite:///", async_creator=self._connect_migrator, poolclass=NullPool, pool_reset_on_return=None
+            engine_url(self.path), async_creator=self._connect_migrator, poolclass=NullPool, pool_reset_on_return=None
         )
         event.listen(engine.sync_engine, "begin", self._begin_writing)
         try:
@@ -158,7 +159,7 @@ class SQLite:
 
     def _engine(self, connect: Callable[[], object], *, size: int, extra: int) -> AsyncEngine:
         return create_async_engine(
-            URL.create("sqlite+aiosqlite", database=str(self.path)),
+            engine_url(self.path),
             async_creator=connect,
             hide_parameters=True,  # errors are logged and stored; values may be secrets or personal data
             pool_size=size,
@@ -248,7 +249,7 @@ class SQLite:
 
 async def _open(connection: SQLiteConnection) -> SQLiteConnection:
     try:
-        await connection
+        await connection.open()
     except RuntimeError as error:
         raise DatabaseUnavailable(f"cannot use the database: {THREADS_SHORT}") from error
     return connection

@@ -3,13 +3,13 @@
 import asyncio
 import sqlite3
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Self, TypeVar
 
-import aiosqlite
-from aiosqlite.core import _STOP_RUNNING_SENTINEL
+from infra.db.sqlite_thread import Jobs, JobThread
 
 FIRST_ROWS = 1000
 """The number of rows fetched together with the statement; the rest of a longer result is fetched on request."""
@@ -29,20 +29,25 @@ class TransactionLost(sqlite3.OperationalError):
     """SQLite itself rolled the transaction back after a severe error, such as a full disk."""
 
 
-class SQLiteConnection(aiosqlite.Connection):
-    """An aiosqlite connection, tuned for short transactions under cancellation.
+class ConnectionClosed(sqlite3.OperationalError):
+    """A statement, or COMMIT, on a closed connection."""
 
-    - A statement and its first rows take one switch to the connection's thread, where aiosqlite takes three.
+
+class SQLiteConnection:
+    """A connection whose statements run in a thread of its own, made for short transactions under cancellation.
+
+    - A statement and its first rows take one switch to the thread.
     - A cancelled statement is interrupted, so that its thread is free at once.
     - Closing rolls back first, because SQLite keeps the locks of a connection closed with an unfinished SELECT.
     - Once SQLite has rolled back by itself, no statement runs until `rollback()`: each would commit by itself.
 
     Args:
-        opener: Opens the connection; called in its thread.
+        opener: Opens the connection; called in its thread, by `open`.
         read_only: Whether the connection only reads, so that no caller needs to wait for its ROLLBACK.
         check: Called in each transaction, before its COMMIT or, when it only reads, after BEGIN; an exception of it
             ends the transaction.
         committed: Called in the thread after each COMMIT.
+        jobs: Runs the statements, by default in a new thread.
     """
 
     def __init__(
@@ -52,24 +57,37 @@ class SQLiteConnection(aiosqlite.Connection):
         read_only: bool = False,
         check: Callable[[], None] | None = None,
         committed: Callable[[sqlite3.Connection], None] | None = None,
+        jobs: Jobs | None = None,
     ) -> None:
-        super().__init__(opener, iter_chunk_size=FIRST_ROWS)
+        self._opener = opener
+        self._jobs = jobs or JobThread()
+        self._connection: sqlite3.Connection | None = None  # set and closed in the thread
+        self._running = False
         self._check = check
         self._committed = committed
-        self._thread.daemon = True  # a statement that hangs in the file system must not prevent the end of the process
         self.broken = False
         """Whether a ROLLBACK failed, so that the connection was closed to release its lock."""
         self._read_only = read_only
         self._begin_first = False
         self._lost: sqlite3.Error | None = None
-        self._open: set[sqlite3.Cursor] = set()  # cursors with rows left; used in the thread only
+        self._unfinished: set[sqlite3.Cursor] = set()  # cursors with rows left; used in the thread only
         self._asked = 0
         self._answered = 0
         self._ended: asyncio.Future[None] | None = None
 
+    def __del__(self) -> None:
+        if self._running:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=1, source=self)
+            self.stop()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open in SQLite; to be called while the thread is idle."""
+        return self._connection is not None and self._connection.in_transaction
+
     @property
     def idle(self) -> bool:
-        """Whether the thread has completed all submitted work."""
+        """Whether the thread has completed all submitted work, also that of closing, which may lock the file."""
         return self._asked == self._answered
 
     async def drain(self) -> None:
@@ -78,6 +96,21 @@ class SQLiteConnection(aiosqlite.Connection):
             await asyncio.wait((self._ended,))  # unlike `await`, does not cancel the future with this task
         elif not self.idle:
             await self._hop(_nothing)
+
+    async def open(self) -> None:
+        """Open the connection in its thread.
+
+        Raises:
+            sqlite3.Error: SQLite cannot open the file.
+            RuntimeError: the operating system allows no more threads.
+        """
+        self._jobs.start()
+        self._running = True
+        try:
+            await self._hop(self._open)
+        except BaseException:
+            self.stop()
+            raise
 
     async def begin_immediate(self, timeout: float) -> None:
         """Begin a transaction that holds the write lock, waiting up to `timeout` seconds for other processes.
@@ -109,15 +142,16 @@ class SQLiteConnection(aiosqlite.Connection):
     async def rollback(self) -> None:
         if self._begin_first:
             self._begin_first = False
+        elif not self._running:
+            return  # closing has rolled back
         elif self._read_only:
             self._post_rollback()  # no caller needs the result of this; the next statement runs after it
         elif self._lost is not None or not self.idle or self.in_transaction:
-            await self._hop(partial(self._roll_back, self._conn))
+            await self._hop(self._roll_back)
 
     async def close(self) -> None:
-        if self._running:
-            self._post_rollback()
-            await super().close()
+        """Roll back and close; the thread does so even if the caller is cancelled while it waits."""
+        self.stop()
         await self.drain()
 
     def stop(self) -> None:
@@ -126,10 +160,11 @@ class SQLiteConnection(aiosqlite.Connection):
             self._post_rollback()
             self._running = False
             self._ended = _new_future()
-            connection, self._connection = self._connection, None
-            self._tx.put_nowait((None, partial(_close, connection, self._ended)))
+            self._ask(self._close, self._ended)
+            self._jobs.end()
 
-    def cursor(self) -> "BufferedCursor":  # type: ignore[override]  # creating a cursor needs no thread switch
+    def cursor(self) -> "BufferedCursor":
+        """Return a cursor, which needs no thread switch."""
         return BufferedCursor(self)
 
     async def run(self, statement: Callable[[sqlite3.Connection], _T]) -> _T:
@@ -143,29 +178,27 @@ class SQLiteConnection(aiosqlite.Connection):
 
     def _interrupt(self, turn: int) -> None:
         # SQLite ignores an interruption before the statement has started, so one may not be enough.
-        if self._answered < turn and self._connection is not None:
-            self._connection.interrupt()
+        connection = self._connection
+        if self._answered < turn and connection is not None:
+            with suppress(sqlite3.ProgrammingError):  # closed by the thread meanwhile
+                connection.interrupt()
             asyncio.get_running_loop().call_later(INTERRUPT_AGAIN, self._interrupt, turn)
 
-    async def _execute(self, fn: Callable[..., _T], *args: object, **kwargs: object) -> _T:
-        return await self._hop(partial(fn, *args, **kwargs))
-
     async def _hop(self, work: Callable[[], _T]) -> _T:
-        if not self._running or self._connection is None:
-            raise ValueError("Connection closed")
+        if not self._running:
+            raise ConnectionClosed("the connection was closed")
         answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self._ask(work, answer)
         return await answer
 
     def _post_rollback(self) -> None:
         """Roll back without waiting; all work submitted later runs after the rollback."""
-        if self._running and self._connection is not None:
-            # aiosqlite drops its connection when closing it is cancelled, possibly before this work runs.
-            self._ask(partial(self._roll_back, self._connection), None)
+        if self._running:
+            self._ask(self._roll_back, None)
 
     def _ask(self, work: Callable[[], _T], answer: "asyncio.Future[_T] | None") -> None:
         self._asked += 1
-        self._tx.put_nowait((None, partial(self._answer, work, answer)))
+        self._jobs.submit(partial(self._answer, work, answer))
 
     def _answer(self, work: Callable[[], _T], answer: "asyncio.Future[_T] | None") -> None:
         result: _T | None = None
@@ -179,7 +212,7 @@ class SQLiteConnection(aiosqlite.Connection):
             _hand_over(answer, result, failure)
 
     def _guarded(self, statement: Callable[[sqlite3.Connection], _T]) -> _T:
-        connection = self._conn
+        connection = self._opened()
         if self._lost is not None:
             raise TransactionLost(f"the transaction was rolled back by an earlier error: {self._lost}")
         if self._begin_first:
@@ -197,29 +230,40 @@ class SQLiteConnection(aiosqlite.Connection):
 
     def keep_open(self, cursor: sqlite3.Cursor) -> None:
         """Record that `cursor` has rows left, so that the end of the transaction closes it; called in the thread."""
-        self._open.add(cursor)
+        self._unfinished.add(cursor)
 
     def close_cursor(self, cursor: sqlite3.Cursor) -> None:
         """Close `cursor`; called in the thread."""
-        self._open.discard(cursor)
+        self._unfinished.discard(cursor)
         cursor.close()
 
+    def _open(self) -> None:
+        self._connection = self._opener()
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise ConnectionClosed("the connection was closed")
+        return self._connection
+
     def _begin_immediate(self) -> None:
-        self._conn.execute("BEGIN IMMEDIATE")
+        self._opened().execute("BEGIN IMMEDIATE")
 
     def _commit(self) -> None:
+        connection = self._opened()
         if self._lost is not None:
             raise TransactionLost(f"the transaction was rolled back by an earlier error: {self._lost}")
         self._begin_first = False
         self._close_cursors()
-        writes = self._conn.in_transaction and not self._read_only
+        writes = connection.in_transaction and not self._read_only
         if writes and self._check is not None:
             self._check()
-        self._conn.commit()
+        connection.commit()
         if writes and self._committed is not None:
-            self._committed(self._conn)
+            self._committed(connection)
 
-    def _roll_back(self, connection: sqlite3.Connection) -> None:
+    def _roll_back(self) -> None:
+        if (connection := self._connection) is None:
+            return
         self._lost = None
         try:
             self._close_cursors()
@@ -230,11 +274,16 @@ class SQLiteConnection(aiosqlite.Connection):
             connection.close()
             raise
 
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
     def _close_cursors(self) -> None:
         # An unfinished SELECT keeps its snapshot after COMMIT, and an interrupted one makes ROLLBACK fail too.
-        for cursor in self._open:
+        for cursor in self._unfinished:
             cursor.close()
-        self._open.clear()
+        self._unfinished.clear()
 
 
 class BufferedCursor:
@@ -345,14 +394,6 @@ def _new_future() -> "asyncio.Future[None] | None":
         return asyncio.get_running_loop().create_future()
     except RuntimeError:  # an unclosed connection is garbage-collected after the end of the loop
         return None
-
-
-def _close(connection: sqlite3.Connection | None, ended: "asyncio.Future[None] | None") -> object:
-    if connection is not None:
-        connection.close()
-    if ended is not None:
-        _hand_over(ended, None, None)
-    return _STOP_RUNNING_SENTINEL
 
 
 def _nothing() -> None:

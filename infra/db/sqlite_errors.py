@@ -4,7 +4,7 @@ import sqlite3
 from pathlib import Path
 
 from infra.db.errors import CommitIndeterminate, DatabaseError, DatabaseUnavailable, TransactionRolledBack
-from infra.db.sqlite_driver import TransactionLost
+from infra.db.sqlite_driver import ConnectionClosed, TransactionLost
 from infra.db.sqlite_file import FileReplaced
 from infra.files import descriptors_short
 
@@ -42,7 +42,7 @@ def explain_commit(error: BaseException, path: Path, busy_timeout: float) -> Dat
     """Return the meaning of an error of COMMIT: the transaction was rolled back, or its outcome is unknown."""
     if isinstance(error, TransactionLost):
         return TransactionRolledBack(f"SQLite rolled the transaction back: {error}")
-    if _primary_code(error) == sqlite3.SQLITE_IOERR or "connection closed" in str(error).lower():
+    if isinstance(error, ConnectionClosed) or _primary_code(error) == sqlite3.SQLITE_IOERR:
         return CommitIndeterminate(
             f"the database {path} failed during COMMIT ({error}): the transaction may be committed or not"
         )

@@ -13,11 +13,10 @@ from dependencies.migrations import BUS
 from infra.db import Database
 from infra.db.migrate import upgrade
 from infra.db.sqlite_driver import SQLiteConnection, is_busy
+from infra.db.sqlite_thread import Job
 from tests.simulation.loop import PROCESS, Process
 
 _T = TypeVar("_T")
-
-Job = tuple["asyncio.Future[Any] | None", Callable[[], object]]
 
 LATENCY = 0.002
 """Virtual seconds that a statement takes at most."""
@@ -31,14 +30,20 @@ EFFECTS = "CREATE TABLE effect (listener TEXT, key TEXT, n INTEGER)"
 
 
 class _Jobs:
-    """The queue of a connection's thread, replaced: runs one job after another, each after some virtual time."""
+    """A replacement for a connection's thread: runs one job after another, each after some virtual time."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._jobs: deque[Job] = deque()
         self._busy = False
 
-    def put_nowait(self, job: Job) -> None:
+    def start(self) -> None:
+        """Start nothing."""
+
+    def end(self) -> None:
+        """End nothing: it has run all jobs, and gets no more."""
+
+    def submit(self, job: Job) -> None:
         self._jobs.append(job)
         if not self._busy:
             self._busy = True
@@ -52,40 +57,18 @@ class _Jobs:
         loop.call_later(self._process.random.uniform(0, seconds), self._do)
 
     def _do(self) -> None:
-        future, function = self._jobs.popleft()
-        failure: BaseException | None = None
-        result: object = None
-        try:
-            result = function()
-        except BaseException as error:  # noqa: BLE001 - raised to the caller by the future
-            failure = error
-        if future is not None and not future.done():
-            if failure is None:
-                future.set_result(result)
-            else:
-                future.set_exception(failure)
+        self._jobs.popleft()()
         self._busy = bool(self._jobs)
         if self._busy:
             self._later(LATENCY)
-
-
-class _NoThread:
-    """A replacement for the thread that `aiosqlite` starts."""
-
-    daemon = True
-
-    def start(self) -> None:
-        """Start nothing."""
 
 
 class InlineConnection(SQLiteConnection):
     """A connection without a thread; killing its process closes it, and rolls back an open transaction."""
 
     def __init__(self, opener: Callable[[], sqlite3.Connection], **options: Any) -> None:  # noqa: ANN401 - those of the base class
-        super().__init__(opener, **options)
         process = self._process = PROCESS.get()
-        self._thread = _NoThread()  # type: ignore[assignment]
-        self._tx = _Jobs(process)  # type: ignore[assignment]
+        super().__init__(opener, jobs=_Jobs(process), **options)
         process.on_kill.append(self._sever)
 
     async def begin_immediate(self, timeout: float) -> None:

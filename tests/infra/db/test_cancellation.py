@@ -191,9 +191,9 @@ async def test_cancellation_during_rollback_is_raised_after_the_rollback(
     gate = _Gate()
     original = SQLiteConnection._roll_back
 
-    def roll_back(self: SQLiteConnection, connection: sqlite3.Connection) -> None:
+    def roll_back(self: SQLiteConnection) -> None:
         gate.hold()
-        original(self, connection)
+        original(self)
 
     monkeypatch.setattr(SQLiteConnection, "_roll_back", roll_back)
 

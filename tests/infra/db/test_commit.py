@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from infra.db import CommitIndeterminate, Database, DatabaseUnavailable, TransactionRolledBack
-from infra.db.sqlite_driver import SQLiteConnection
+from infra.db.sqlite_driver import ConnectionClosed, SQLiteConnection
 from tests.infra.db.tables import Recorder, insert, names, write_from_outside
 
 
@@ -73,7 +73,7 @@ async def test_error_of_commit_is_unavailable_rejected_or_indeterminate(
 
 async def test_connection_lost_at_commit_is_indeterminate(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(CommitIndeterminate):
-        patch.setattr(SQLiteConnection, "_commit", _raising(ValueError("Connection closed")))
+        patch.setattr(SQLiteConnection, "_commit", _raising(ConnectionClosed("the connection was closed")))
         async with db.transaction() as tx:
             await insert(tx, "a")
 

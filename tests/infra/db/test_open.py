@@ -147,7 +147,7 @@ async def test_briefly_locked_database_opens(tmp_path: Path) -> None:
 READ_ONLY = """
 import asyncio, os, sys
 from infra.db import Database, DatabaseError
-import aiosqlite, alembic, encodings.idna, sqlalchemy.dialects.sqlite.aiosqlite, sqlalchemy.ext.asyncio
+import alembic, encodings.idna, infra.db.sqlite_dialect, sqlalchemy.ext.asyncio
 if os.geteuid() == 0:
     os.setuid(65534)  # permissions do not stop root
 async def main():
