@@ -1,9 +1,11 @@
 """The HTTP routes of organizations, projects, members and invites."""
 
-import pytest
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 from tests.example.services.inviting import token_in
 from tests.http.conftest import Api, Caller, problem
+from tests.http.operations import Operation, operations
 
 
 async def joined(api: Api, owner: Caller, organization: str, name: str, role: str) -> Caller:
@@ -92,65 +94,59 @@ async def test_an_invite_is_withdrawn(api: Api) -> None:
     problem(await ada("DELETE", f"{path}/{made['id']}"), 404, "not-found")
 
 
-BODIES: dict[str, dict[str, object]] = {
-    "OrganizationChange": {"name": "Mine"},
-    "NewInvite": {"email": "eve2@example.com"},
-    "RoleChange": {"role": "member"},
-    "NewProject": {"name": "Mine"},
-    "ProjectChange": {"name": "Mine"},
-}
+Make = Callable[[Caller, str], Awaitable[str]]
 
 
-async def operations(api: Api) -> list[tuple[str, str, object]]:
-    """Return method, path and a valid body of every operation on an organization."""
-    found: list[tuple[str, str, object]] = []
-    for path, methods in (await api.client.get("/openapi.json")).json()["paths"].items():
-        for method, operation in methods.items():
-            if "{organization_id}" in path:
-                content = operation.get("requestBody", {}).get("content", {}).get("application/json")
-                body = BODIES[content["schema"]["$ref"].rpartition("/")[2]] if content else None
-                found.append((method.upper(), path, body))
-    return found
+async def invite_in(owner: Caller, organization: str) -> str:
+    made = await owner("POST", f"/v1/organizations/{organization}/invites", json={"email": "bob@example.com"})
+    invite_id: str = made.json()["id"]
+    return invite_id
 
 
-@pytest.fixture
-async def ids(api: Api) -> dict[str, str]:
-    """Return the ids of Ada's organization and of the objects in it."""
-    ada = await api.sign_up()
-    organization = await ada.organization()
-    path = f"/v1/organizations/{organization}"
-    invite = (await ada("POST", f"{path}/invites", json={"email": "bob@example.com"})).json()
-    project = (await ada("GET", f"{path}/projects")).json()["items"][0]
-    return {
-        "organization_id": organization,
-        "invite_id": invite["id"],
-        "project_id": project["id"],
-        "user_id": ada.user_id,
-    }
+async def project_in(owner: Caller, organization: str) -> str:
+    project_id: str = (await owner("GET", f"/v1/organizations/{organization}/projects")).json()["items"][0]["id"]
+    return project_id
 
 
-async def test_no_route_distinguishes_an_inaccessible_organization_from_a_missing_one(
-    api: Api, ids: dict[str, str]
-) -> None:
-    eve = await api.sign_up("eve@example.com", "Eve")
-    absent = dict.fromkeys(ids, "01a20997-b939-7318-8d0c-000000000000")
-    same = {"X-Request-ID": "same"}
-    found = await operations(api)
+async def member_of(owner: Caller, _organization: str) -> str:
+    return owner.user_id
+
+
+OBJECTS: dict[str, Make] = {"invite_id": invite_in, "project_id": project_in, "user_id": member_of}
+"""For each parameter of a path below an organization, how its owner makes or finds such an object in it."""
+
+
+def on_organizations(api: Api) -> list[Operation]:
+    return [each for each in operations(api.app) if "organization_id" in each.objects]
+
+
+async def ids_of(owner: Caller, within: Sequence[Operation]) -> dict[str, str]:
+    """Return the ids of the owner's organization and of an object for each parameter of the operations' paths."""
+    organization = await owner.organization()
+    needed = {name: str(each) for each in within for name in each.objects if name != "organization_id"}
+    for name, operation in needed.items():
+        assert name in OBJECTS, f"{operation}: add how {name} is made to OBJECTS in {Path(__file__).name}"
+    return {"organization_id": organization, **{name: await OBJECTS[name](owner, organization) for name in needed}}
+
+
+async def test_no_route_distinguishes_an_inaccessible_organization_from_a_missing_one(api: Api) -> None:
+    ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
+    found = on_organizations(api)
     assert len(found) >= 13
-    for method, path, body in found:
-        answers = [await eve(method, path.format(**each), json=body, headers=same) for each in (ids, absent)]
+    ids = await ids_of(ada, found)
+    absent = dict.fromkeys(ids, "01a20997-b939-7318-8d0c-000000000000")
+    for operation in found:
+        answers = [await operation.call(eve, each, {"X-Request-ID": "same"}) for each in (ids, absent)]
         for answer in answers:
             problem(answer, 404, "not-found")
-        assert answers[0].content == answers[1].content, (method, path)
+        assert answers[0].content == answers[1].content, str(operation)
         headers = [{name: value for name, value in answer.headers.items() if name != "date"} for answer in answers]
-        assert headers[0] == headers[1], (method, path)
+        assert headers[0] == headers[1], str(operation)
 
 
-async def test_no_route_finds_objects_of_another_organization_through_the_users_own(
-    api: Api, ids: dict[str, str]
-) -> None:
-    eve = await api.sign_up("eve@example.com", "Eve")
-    mixed = {**ids, "organization_id": await eve.organization()}
-    for method, path, body in await operations(api):
-        if path.count("{") > 1:
-            problem(await eve(method, path.format(**mixed), json=body), 404, "not-found")
+async def test_no_route_finds_objects_of_another_organization_through_the_users_own(api: Api) -> None:
+    ada, eve = await api.sign_up(), await api.sign_up("eve@example.com", "Eve")
+    found = [each for each in on_organizations(api) if len(each.objects) > 1]
+    mixed = {**await ids_of(ada, found), "organization_id": await eve.organization()}
+    for operation in found:
+        problem(await operation.call(eve, mixed, {}), 404, "not-found")
