@@ -203,9 +203,9 @@ class SupervisedTask(Health):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
-            task.exception()  # nobody awaits this task; a SystemExit has already reached the loop's caller
+            task.exception()  # no code awaits this task; a SystemExit has already reached the loop's caller
         elif not self._stopping:
-            # Cancelled by somebody else. At the end of `asyncio.run` the loop stops before the timer fires; if a
+            # Cancelled by foreign code. At the end of `asyncio.run` the loop stops before the timer fires; if a
             # handler did it, by cancelling every task that it found, the work goes on.
             self._restart = task.get_loop().call_later(MIN_BACKOFF, self._begin_again)
             return

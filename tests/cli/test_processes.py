@@ -41,7 +41,7 @@ class FakeChild:
         self.end(-9)
 
 
-class Nursery:
+class FakeSpawner:
     """Starts and records fake children."""
 
     def __init__(self, *, obeys: bool = True) -> None:
@@ -54,21 +54,21 @@ class Nursery:
 
 
 async def test_ended_child_is_restarted_after_a_growing_pause() -> None:
-    clock, nursery = FakeClock(), Nursery()
-    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    clock, spawner = FakeClock(), FakeSpawner()
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=spawner.spawn, clock=clock).run())
     await clock.settle()
     for pause in (1, 2, 4, 8, 16, 30, 30):
-        before = len(nursery.children)
-        nursery.children[-1].end(1)
+        before = len(spawner.children)
+        spawner.children[-1].end(1)
         await clock.advance(pause - 0.1)
-        assert len(nursery.children) == before
+        assert len(spawner.children) == before
         await clock.advance(0.2)
-        assert len(nursery.children) == before + 1
+        assert len(spawner.children) == before + 1
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
 
-class Starved(Nursery):
+class Starved(FakeSpawner):
     """A factory that raises `error` in place of creating the processes of the given numbers, counted from 0."""
 
     def __init__(self, error: Exception, *failing: int) -> None:
@@ -96,7 +96,7 @@ class Starved(Nursery):
     ids=["EAGAIN", "ENOMEM", "EMFILE", "thread", "memory"],
 )
 async def test_a_failed_fork_is_retried_with_backoff_and_stops_no_other_worker(error: Exception) -> None:
-    clock, healthy, starved = FakeClock(), Nursery(), Starved(error, 1, 2)
+    clock, healthy, starved = FakeClock(), FakeSpawner(), Starved(error, 1, 2)
     workers = [
         Supervised("worker 1 of 2", (), grace=5, spawn=healthy.spawn, clock=clock),
         Supervised("worker 2 of 2", (), grace=5, spawn=starved.spawn, clock=clock),
@@ -139,34 +139,34 @@ async def test_a_process_that_cannot_be_created_leaves_no_file_descriptor(monkey
 
 
 async def test_long_run_resets_the_restart_pause() -> None:
-    clock, nursery = FakeClock(), Nursery()
-    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    clock, spawner = FakeClock(), FakeSpawner()
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=spawner.spawn, clock=clock).run())
     await clock.settle()
     for _ in range(4):
-        nursery.children[-1].end(-9)
+        spawner.children[-1].end(-9)
         await clock.advance(20)
-    count = len(nursery.children)
+    count = len(spawner.children)
     await clock.advance(60)
-    nursery.children[-1].end(-9)
+    spawner.children[-1].end(-9)
     await clock.advance(1.1)
-    assert len(nursery.children) == count + 1
+    assert len(spawner.children) == count + 1
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_refused_start_is_an_error_the_first_time_only() -> None:
-    clock, nursery = FakeClock(), Nursery()
-    running = asyncio.create_task(Supervised("worker 1 of 2", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    clock, spawner = FakeClock(), FakeSpawner()
+    running = asyncio.create_task(Supervised("worker 1 of 2", (), grace=5, spawn=spawner.spawn, clock=clock).run())
     await clock.settle()
-    nursery.children[0].end(REFUSED)
+    spawner.children[0].end(REFUSED)
     with pytest.raises(StartError, match="worker 1 of 2 did not start"):
         await running
 
-    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=spawner.spawn, clock=clock).run())
     await clock.settle()
-    nursery.children[-1].end(-9)
+    spawner.children[-1].end(-9)
     await clock.advance(1.1)
-    nursery.children[-1].end(REFUSED)
+    spawner.children[-1].end(REFUSED)
     await clock.advance(2.1)
     assert not running.done()
     running.cancel()
@@ -174,13 +174,13 @@ async def test_refused_start_is_an_error_the_first_time_only() -> None:
 
 
 async def test_a_handlers_exit_code_is_no_refusal() -> None:
-    clock, nursery = FakeClock(), Nursery()
-    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    clock, spawner = FakeClock(), FakeSpawner()
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=spawner.spawn, clock=clock).run())
     await clock.settle()
-    nursery.children[0].started = True
-    nursery.children[0].end(REFUSED)
+    spawner.children[0].started = True
+    spawner.children[0].end(REFUSED)
     await clock.advance(1.1)
-    assert len(nursery.children) == 2
+    assert len(spawner.children) == 2
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
@@ -206,12 +206,12 @@ async def test_process_reports_its_start(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_stop_is_forwarded_to_the_children_and_awaited() -> None:
-    clock, nursery = FakeClock(), Nursery(obeys=False)
-    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    clock, spawner = FakeClock(), FakeSpawner(obeys=False)
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=spawner.spawn, clock=clock).run())
     await clock.settle()
     running.cancel()
     await clock.advance(4)
-    (child,) = nursery.children
+    (child,) = spawner.children
     assert (child.asked, child.killed, running.done()) == (True, False, False)
     child.end(0)
     with pytest.raises(asyncio.CancelledError):
@@ -220,25 +220,25 @@ async def test_stop_is_forwarded_to_the_children_and_awaited() -> None:
 
 
 async def test_a_child_that_does_not_stop_is_killed() -> None:
-    clock, nursery = FakeClock(), Nursery(obeys=False)
-    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=nursery.spawn, clock=clock).run())
+    clock, spawner = FakeClock(), FakeSpawner(obeys=False)
+    running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=spawner.spawn, clock=clock).run())
     await clock.settle()
     running.cancel()
     await clock.advance(5.1)
-    assert nursery.children[0].killed
+    assert spawner.children[0].killed
     with pytest.raises(asyncio.CancelledError):
         await running
 
 
 async def test_child_that_refuses_to_start_stops_the_whole_pool() -> None:
-    clock, nursery = FakeClock(), Nursery()
-    workers = [Supervised(f"worker {n}", (), grace=5, spawn=nursery.spawn, clock=clock) for n in (1, 2)]
+    clock, spawner = FakeClock(), FakeSpawner()
+    workers = [Supervised(f"worker {n}", (), grace=5, spawn=spawner.spawn, clock=clock) for n in (1, 2)]
     running = asyncio.create_task(WorkerPool("pool", workers, grace=10, clock=clock).run())
     await clock.settle()
-    nursery.children[0].end(REFUSED)
+    spawner.children[0].end(REFUSED)
     with pytest.raises(StartError):
         await running
-    assert nursery.children[1].asked
+    assert spawner.children[1].asked
 
 
 class Parent:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from beneath.runtime.reload import Reloader, difference, snapshot, source_roots
 from infra.clock import FakeClock
-from tests.cli.test_processes import Nursery
+from tests.cli.test_processes import FakeSpawner
 
 
 def change(path: Path, nanoseconds: int) -> None:
@@ -15,14 +15,14 @@ def change(path: Path, nanoseconds: int) -> None:
 
 
 async def test_a_change_stops_the_child_and_starts_another(tmp_path: Path) -> None:
-    clock, nursery, source = FakeClock(), Nursery(), tmp_path / "service.py"
+    clock, spawner, source = FakeClock(), FakeSpawner(), tmp_path / "service.py"
     change(source, 1)
-    running = asyncio.create_task(Reloader((), roots=[tmp_path], spawn=nursery.spawn, clock=clock).run())
+    running = asyncio.create_task(Reloader((), roots=[tmp_path], spawn=spawner.spawn, clock=clock).run())
     await clock.advance(3)
-    assert len(nursery.children) == 1
+    assert len(spawner.children) == 1
     change(source, 2)
     await clock.advance(0.6)
-    first, second = nursery.children
+    first, second = spawner.children
     assert first.asked
     assert not second.asked
     running.cancel()
@@ -31,16 +31,16 @@ async def test_a_change_stops_the_child_and_starts_another(tmp_path: Path) -> No
 
 
 async def test_a_child_that_fails_waits_for_the_next_change(tmp_path: Path) -> None:
-    clock, nursery, source = FakeClock(), Nursery(), tmp_path / "service.py"
+    clock, spawner, source = FakeClock(), FakeSpawner(), tmp_path / "service.py"
     change(source, 1)
-    running = asyncio.create_task(Reloader((), roots=[tmp_path], spawn=nursery.spawn, clock=clock).run())
+    running = asyncio.create_task(Reloader((), roots=[tmp_path], spawn=spawner.spawn, clock=clock).run())
     await clock.settle()
-    nursery.children[0].end(1)
+    spawner.children[0].end(1)
     await clock.advance(60)
-    assert len(nursery.children) == 1
+    assert len(spawner.children) == 1
     change(source, 2)
     await clock.advance(0.6)
-    assert len(nursery.children) == 2
+    assert len(spawner.children) == 2
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from infra.mq import MessageQueue
+from tests.breakable_proxy import BreakableProxy
 from tests.contract.harness import Driver, Harness
 from tests.contract.machine import check
+from tests.contract.proxied import PROXIED, Proxied
 from tests.contract.steps import Step, steps
 from tests.contract.unsteady import ClaimsUnknown, Fault, UnsteadyQueue, deliver
 from tests.contract.whole_machine import WholeMachine
-from tests.contract.wired import WIRED, Wired
-from tests.wire import Wire
 
 T = TypeVar("T")
 
@@ -26,21 +26,21 @@ CONNECTION_FAULTS = ("cut", "mute", "half", "late")
 class UnsteadyMachine(WholeMachine):
     """A machine in which one request of most steps, or all connections, fail."""
 
-    wired: ClassVar[Wired | None]
+    proxied: ClassVar[Proxied | None]
 
     def __init__(self) -> None:
         self.fault: Fault | None = None
         self.patience = 0
         self.late: list[Callable[[], Awaitable[object]]] = []
-        self.wire: Wire | None = None
+        self.proxy: BreakableProxy | None = None
         super().__init__()
 
     def open(self) -> AbstractAsyncContextManager[Harness]:
-        if self.wired is None:
+        if self.proxied is None:
             return super().open()
-        port, harness = self.wired(self.clock)
-        self.wire = Wire(port)
-        return harness(self.wire)
+        port, harness = self.proxied(self.clock)
+        self.proxy = BreakableProxy(port)
+        return harness(self.proxy)
 
     async def new_queue(self) -> MessageQueue:
         return cast("MessageQueue", UnsteadyQueue(await super().new_queue(), self))
@@ -74,17 +74,17 @@ class UnsteadyMachine(WholeMachine):
 
     def _inject(self, fault: str | None, patience: int) -> None:
         self.patience = patience
-        if fault in CONNECTION_FAULTS and self.wire is not None:
-            self.wire.fail_everywhere(fault)
+        if fault in CONNECTION_FAULTS and self.proxy is not None:
+            self.proxy.fail_everywhere(fault)
             self.notified = False  # The notification connection breaks, too.
         elif fault in CALL_FAULTS:
             self.fault = fault
 
     def _end_faults(self) -> None:
         self.fault = None
-        if self.wire is None:
+        if self.proxy is None:
             return
-        self.wire.heal()
+        self.proxy.heal()
         if not self.notified:
             self.notified = True
             self._connect_again()
@@ -98,8 +98,8 @@ class UnsteadyMachine(WholeMachine):
 
     def _deliver_late(self) -> None:
         self.run(deliver(self))
-        if self.wire is not None:
-            self.wire.deliver_late()
+        if self.proxy is not None:
+            self.proxy.deliver_late()
 
     def fetch(self, which: int, name: str, limit: int) -> None:
         try:
@@ -138,6 +138,6 @@ def unsteady_machine_of(name: str, tested: Driver, folder: Path) -> type[Unstead
     class Machine(UnsteadyMachine):
         driver = tested
         stores = folder
-        wired = WIRED.get(name)
+        proxied = PROXIED.get(name)
 
     return Machine

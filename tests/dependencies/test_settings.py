@@ -168,7 +168,7 @@ def test_no_two_settings_share_a_variable() -> None:
             "mail.folder: value is empty; remove the setting to use its default (environment",
         ),
         (
-            {"BENEATH_MAIL_FOLDER": "~nobody-of-that-name/mail"},
+            {"BENEATH_MAIL_FOLDER": "~unknown-user/mail"},
             "mail.folder: value contains ~, but the home folder is unknown; write the absolute path",
         ),
         (

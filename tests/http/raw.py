@@ -65,7 +65,7 @@ class Raw:
             await self.writer.wait_closed()
 
 
-class Wire:
+class ServedApp:
     """A running server and its client connections."""
 
     def __init__(self, server: HttpServer) -> None:
@@ -92,15 +92,15 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire(
+async def served_app(
     app: ASGIApp, *, limits: ConnectionLimits | None = None, proxies: tuple[str, ...] = ()
-) -> AsyncIterator[Wire]:
+) -> AsyncIterator[ServedApp]:
     """Serve `app` inside the block."""
     server = HttpServer(
         "test", app, section="control", host="127.0.0.1", port=0, grace=1, limits=limits, proxies=proxies
     )
     running = asyncio.create_task(server.run())
-    found = Wire(server)
+    found = ServedApp(server)
     try:
         yield found
     finally:

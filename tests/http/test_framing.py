@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from tests.http.conftest import Api
-from tests.http.raw import Wire, wire
+from tests.http.raw import ServedApp, served_app
 
 JSON = b"Content-Type: application/json\r\n"
 POST = b"POST /v1/users HTTP/1.1\r\nHost: a\r\n" + JSON
@@ -28,8 +28,8 @@ async def who(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.fixture
-async def served() -> AsyncIterator[Wire]:
-    async with wire(who) as found:
+async def served() -> AsyncIterator[ServedApp]:
+    async with served_app(who) as found:
         yield found
 
 
@@ -75,7 +75,7 @@ async def served() -> AsyncIterator[Wire]:
         pytest.param(b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", id="a long path"),
     ],
 )
-async def test_ambiguous_request_is_refused_and_its_connection_closed(served: Wire, request_: bytes) -> None:
+async def test_ambiguous_request_is_refused_and_its_connection_closed(served: ServedApp, request_: bytes) -> None:
     raw = await served.connect(request_ + b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
     reply = await raw.reply()
     assert (reply.status, reply.problem()["type"]) == (400, "urn:beneath:problem:bad-request")
@@ -103,7 +103,7 @@ async def test_ambiguous_request_is_refused_and_its_connection_closed(served: Wi
         pytest.param(b"1\r\nx\r\n" * 1500 + b"0\r\n\r\n", id="many and tiny"),
     ],
 )
-async def test_invalid_chunks_are_refused_and_their_connection_closed(served: Wire, body: bytes) -> None:
+async def test_invalid_chunks_are_refused_and_their_connection_closed(served: ServedApp, body: bytes) -> None:
     raw = await served.connect(POST + CHUNKED + b"\r\n" + body)
     received = await raw.ended()
     assert received.startswith(b"HTTP/1.1 400 "), received
@@ -111,11 +111,11 @@ async def test_invalid_chunks_are_refused_and_their_connection_closed(served: Wi
 
 
 @pytest.mark.parametrize("body", [b"1\r\nx\r\n" * 900, (b"200\r\n" + b"x" * 512 + b"\r\n") * 1500])
-async def test_small_chunks_are_accepted_up_to_a_share_of_the_body(served: Wire, body: bytes) -> None:
+async def test_small_chunks_are_accepted_up_to_a_share_of_the_body(served: ServedApp, body: bytes) -> None:
     assert (await served.ask(POST + CHUNKED + b"\r\n" + body + b"0\r\n\r\n")).status == 200
 
 
-async def test_body_error_after_the_response_started_closes_the_connection(served: Wire) -> None:
+async def test_body_error_after_the_response_started_closes_the_connection(served: ServedApp) -> None:
     # The secret is checked first, so the 401 is sent before the body is read.
     raw = await served.connect(POST.replace(b"users", b"secrets") + CHUNKED + b"\r\n1\r\n{")
     assert (await raw.reply()).status == 401
@@ -125,7 +125,7 @@ async def test_body_error_after_the_response_started_closes_the_connection(serve
 
 
 async def test_malformed_methods_and_targets_get_a_short_response(api: Api) -> None:
-    async with wire(api.app) as served:
+    async with served_app(api.app) as served:
         for method in (b"CONNECT", b"TRACE", b"PRI", b"get", b"X" * 5000):
             for target in (b"/v1/users", b"*", b"a:80", b"http://[/v1", b"//", b"/%00%ff%ed%a0%80", b"/" + b"x" * 9000):
                 reply = await served.ask(method + b" " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -153,13 +153,13 @@ async def test_forwarded_addresses_are_used_only_from_trusted_proxies(
     proxies: tuple[str, ...], seen: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
-    async with wire(who, proxies=proxies) as served:
+    async with served_app(who, proxies=proxies) as served:
         assert (await served.ask(FORWARDED)).body == seen
 
 
 @pytest.mark.parametrize("proxies", [("127.0.0.0/8", "10.0.0.0/8"), ("::ffff:7f00:0/104", "::ffff:a00:0/104")])
 @pytest.mark.parametrize("proxy", [b"10.0.0.1", b"::ffff:10.0.0.1", b"[::ffff:10.0.0.1]:80", b"10.0.0.1:80"])
 async def test_proxy_is_trusted_in_every_form_of_its_address(proxies: tuple[str, ...], proxy: bytes) -> None:
-    async with wire(who, proxies=proxies) as served:
+    async with served_app(who, proxies=proxies) as served:
         forwarded = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 9.9.9.9, " + proxy + b"\r\n\r\n"
         assert (await served.ask(forwarded)).body == b"9.9.9.9 http"

@@ -124,7 +124,7 @@ async def test_too_few_file_descriptors_are_distinguished_from_an_unreachable_se
         pytest.raises(DatabaseUnavailable, match="too many files are open; raise the limit"),
     ):
         await db.open()
-    queue = RedisQueue(f"unix://{tmp_path}/nobody.sock", clock=SystemClock())
+    queue = RedisQueue(f"unix://{tmp_path}/missing.sock", clock=SystemClock())
     with no_more_files(), pytest.raises(QueueUnavailable, match="cannot be reached: too many files are open"):
         await queue.open()
 

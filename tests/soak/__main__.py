@@ -17,12 +17,12 @@ from tests import postgres_servers, servers
 from tests.e2e.processes import Processes, let_pass
 from tests.postgres_servers import PostgresServer
 from tests.servers import DURABLE, RedisServer
-from tests.soak.faults import FAULTS, Faults, wire_to
+from tests.soak.faults import FAULTS, Faults, proxy_to
 from tests.soak.pool import ProcessPool
 from tests.soak.report import LISTENERS, summary, violations
 from tests.stacks import Stack, chosen
 from tests.torture.fleet import QUICK, Fleet
-from tests.torture.nursery import Nursery
+from tests.torture.forked import ForkedProcesses
 from tests.torture.rows import EFFECT, LEDGER
 from tests.torture.stepping import step
 from tests.world import migrated_file
@@ -90,8 +90,8 @@ def fleet_on(stack: Stack, folder: Path, own: list[RedisServer | PostgresServer]
     postgres = next((it for it in own if isinstance(it, PostgresServer)), None)
     template = asyncio.run(migrated_file(folder / "template.db"))
     place = stack.place(folder, template=template, broker=broker, postgres=postgres)
-    with place as where, Processes() as processes, Nursery() as nursery:
-        fleet = Fleet(processes, nursery, folder, where)
+    with place as where, Processes() as processes, ForkedProcesses() as forked:
+        fleet = Fleet(processes, forked, folder, where)
         try:
             yield fleet
         finally:
@@ -104,7 +104,7 @@ def _soak(fleet: Fleet, own: list[RedisServer | PostgresServer], clock: Path, ar
     for table in (LEDGER, EFFECT):
         fleet.rows.create(table)
     fleet.rows.disconnect()
-    pool = ProcessPool(fleet, lambda: wire_to(own, random.randrange(1000)))
+    pool = ProcessPool(fleet, lambda: proxy_to(own, random.randrange(1000)))
     _add_processes(pool, clock, arguments.pause)
     print(f"{len(pool.workers)} workers and {len(pool.publishers)} publishers started", flush=True)  # noqa: T201
     kinds = [each for each in FAULTS if each not in arguments.without]

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
+from tests.breakable_proxy import BreakableProxy
 from tests.postgres_servers import PostgresServer
 from tests.servers import RedisServer
 from tests.soak.pool import Member, ProcessPool
 from tests.torture.stepping import step
-from tests.wire import Wire
 
 FAULTS = ("kill", "stop", "pause", "clock", "connection", "network", "server")
 NETWORKED = frozenset({"connection", "network", "server"})
@@ -116,24 +116,24 @@ class Faults:
 
     def _break(self) -> str | None:
         member = self._some([*self._pool.workers, *self._pool.publishers])
-        wire = member.wire if member else None
-        if wire is None:
+        proxy = member.proxy if member else None
+        if proxy is None:
             return None
         fault = self._random.choice(BROKEN)
-        wire.fail(fault)
+        proxy.fail(fault)
         return f"connection: {fault}"
 
     def _silence(self) -> str | None:
         member = self._some(self._pool.workers)
-        wire = member.wire if member else None
-        if member is None or wire is None:
+        proxy = member.proxy if member else None
+        if member is None or proxy is None:
             return None
         how = self._random.choice(SILENT)
-        {"black out": wire.black_out, "hold up": wire.hold_up, "cut off": wire.close_off}[how]()
+        {"black out": proxy.black_out, "hold up": proxy.hold_up, "cut off": proxy.close_off}[how]()
         self._disturbed.add(member)
 
         def open_up() -> None:
-            wire.open_up()
+            proxy.open_up()
             self._pool.interrupted(member)
             self._disturbed.discard(member)
 
@@ -155,6 +155,6 @@ class Faults:
         return f"{kind} restart"
 
 
-def wire_to(servers: list[RedisServer | PostgresServer], seed: int) -> Wire | None:
+def proxy_to(servers: list[RedisServer | PostgresServer], seed: int) -> BreakableProxy | None:
     """Return one process's proxy to the server of the queue, or None without a server."""
-    return Wire(servers[0].port, seed=seed) if servers else None
+    return BreakableProxy(servers[0].port, seed=seed) if servers else None

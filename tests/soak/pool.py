@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.breakable_proxy import BreakableProxy
 from tests.e2e.processes import until
 from tests.torture.fleet import Fleet
-from tests.torture.nursery import Child
-from tests.wire import Wire
+from tests.torture.forked import ForkedProcess
 
 LONGEST_STOP = 60.0
 """Seconds within which a worker must shut down, even while its server is unavailable."""
@@ -26,8 +26,8 @@ class Member:
     changes: dict[str, Any]
     """Changes of its plan."""
 
-    wire: Wire | None
-    process: Child
+    proxy: BreakableProxy | None
+    process: ForkedProcess
     number: int = 0
     """Number of earlier processes in this role."""
 
@@ -38,7 +38,7 @@ class Member:
         return self.process.running and self.stopping_since is None and has_begun(fleet, self.process)
 
 
-def has_begun(fleet: Fleet, process: Child) -> bool:
+def has_begun(fleet: Fleet, process: ForkedProcess) -> bool:
     """Return whether the process has written to the journal."""
     return process.number in fleet.journal.processes()
 
@@ -46,10 +46,10 @@ def has_begun(fleet: Fleet, process: Child) -> bool:
 class ProcessPool:
     """All processes of a soak."""
 
-    def __init__(self, fleet: Fleet, wires: Callable[[], Wire | None]) -> None:
+    def __init__(self, fleet: Fleet, proxies: Callable[[], BreakableProxy | None]) -> None:
         self.fleet = fleet
-        self._wires = wires
-        self._entered: list[Wire] = []
+        self._proxies = proxies
+        self._entered: list[BreakableProxy] = []
         self.workers: list[Member] = []
         self.publishers: list[Member] = []
         self.errors: list[str] = []
@@ -57,16 +57,16 @@ class ProcessPool:
 
     def add(self, role: str, listeners: tuple[str, ...] = (), **changes: Any) -> None:  # noqa: ANN401 - a plan's
         """Start a process: `role` is its program, `changes` are the changes of its plan."""
-        wire = self._wires()
-        if wire is not None:
-            self._entered.append(wire.__enter__())
-        member = Member(role, listeners, changes, wire, self._start(role, listeners, changes, wire, 0))
+        proxy = self._proxies()
+        if proxy is not None:
+            self._entered.append(proxy.__enter__())
+        member = Member(role, listeners, changes, proxy, self._start(role, listeners, changes, proxy, 0))
         (self.workers if role == "worker" else self.publishers).append(member)
 
     def close(self) -> None:
-        """Close the wires."""
-        for wire in self._entered:
-            wire.__exit__(None, None, None)
+        """Close the proxies."""
+        for proxy in self._entered:
+            proxy.__exit__(None, None, None)
 
     def kill(self, member: Member) -> None:
         """Kill a process and replace it."""
@@ -125,15 +125,15 @@ class ProcessPool:
     def _replace(self, member: Member) -> None:
         member.number += 1
         member.stopping_since = None
-        member.process = self._start(member.role, member.listeners, member.changes, member.wire, member.number)
+        member.process = self._start(member.role, member.listeners, member.changes, member.proxy, member.number)
 
     def _start(
-        self, role: str, listeners: tuple[str, ...], changes: dict[str, Any], wire: Wire | None, number: int
-    ) -> Child:
+        self, role: str, listeners: tuple[str, ...], changes: dict[str, Any], proxy: BreakableProxy | None, number: int
+    ) -> ForkedProcess:
         arguments = dict(changes.get("arguments", {}))
         if keys := arguments.get("keys"):
             arguments["keys"] = [f"{key}.{number}" for key in keys]  # the last event of a killed publisher is unknown
-        self.fleet.detour(wire)
+        self.fleet.detour(proxy)
         try:
             return self.fleet.start(*listeners, program=role, **{**changes, "arguments": arguments})
         finally:

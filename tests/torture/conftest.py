@@ -13,14 +13,14 @@ from tests.postgres_servers import PostgresServer
 from tests.servers import DURABLE, RedisServer, new_server
 from tests.stacks import Place, chosen
 from tests.torture.fleet import Fleet
-from tests.torture.nursery import Nursery
+from tests.torture.forked import ForkedProcesses
 
 
 @contextmanager
 def fleet_at(folder: Path, place: AbstractContextManager[Place]) -> Iterator[Fleet]:
     """Create a fleet for the block, and end its processes afterwards."""
-    with place as where, Processes() as processes, Nursery() as nursery:
-        fleet = Fleet(processes, nursery, folder, where)
+    with place as where, Processes() as processes, ForkedProcesses() as forked:
+        fleet = Fleet(processes, forked, folder, where)
         yield fleet
         fleet.close()
 

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from infra.mq import DeadLetter, SubscriptionStats
+from tests.breakable_proxy import BreakableProxy
 from tests.e2e.processes import PATIENCE, POLL, Processes, until
 from tests.stacks import Place
+from tests.torture.forked import ForkedProcess, ForkedProcesses
 from tests.torture.journal import Journal, Line, Reader
-from tests.torture.nursery import Child, Nursery
 from tests.torture.opening import Opened, Plan, opened
 from tests.torture.rows import Rows
-from tests.wire import Wire
 
 T = TypeVar("T")
 
@@ -34,9 +34,9 @@ QUICK_QUEUE = {"lease": 2.0}
 class Fleet:
     """The processes of one test, which share a database, a queue and a journal."""
 
-    def __init__(self, processes: Processes, nursery: Nursery, folder: Path, place: Place) -> None:
+    def __init__(self, processes: Processes, forked: ForkedProcesses, folder: Path, place: Place) -> None:
         self._processes = processes
-        self._nursery = nursery
+        self._forked = forked
         self._folder = folder
         self.place = place
         self.rows = Rows(place)
@@ -56,11 +56,11 @@ class Fleet:
         for n in numbers:
             self._writer.write("accepted", key=key, n=n)
 
-    def detour(self, wire: Wire | None) -> None:
+    def detour(self, proxy: BreakableProxy | None) -> None:
         """Let later processes connect through this proxy; None for direct connections, as the test has."""
         urls = {"redis_url": self.place.redis_url, "db_url": self.place.db_url}
-        if wire is not None:
-            urls = {name: url and wire.instead_of(url) for name, url in urls.items()}
+        if proxy is not None:
+            urls = {name: url and proxy.instead_of(url) for name, url in urls.items()}
         self.plan = msgspec.structs.replace(self.plan, place=msgspec.structs.replace(self.place, **urls))
 
     def close(self) -> None:
@@ -68,25 +68,25 @@ class Fleet:
         self._writer.close()
         self.rows.close()
 
-    def start(self, *listeners: str, program: str = "worker", **changes: Any) -> Child:  # noqa: ANN401 - a plan's
+    def start(self, *listeners: str, program: str = "worker", **changes: Any) -> ForkedProcess:  # noqa: ANN401 - a plan's
         """Start a program with these listeners; `changes` are the changes of its plan."""
         plan = msgspec.structs.replace(self.plan, listeners=listeners, **changes)
-        return self._nursery.start(program, plan)
+        return self._forked.start(program, plan)
 
-    def started(self, *listeners: str, **changes: Any) -> Child:  # noqa: ANN401 - a plan's
+    def started(self, *listeners: str, **changes: Any) -> ForkedProcess:  # noqa: ANN401 - a plan's
         """Start a worker, and return once it is ready."""
         process = self.start(*listeners, **changes)
         self.wait_ready(process)
         return process
 
-    def pair(self, *listeners: str, **changes: Any) -> list[Child]:  # noqa: ANN401 - a plan's
+    def pair(self, *listeners: str, **changes: Any) -> list[ForkedProcess]:  # noqa: ANN401 - a plan's
         """Start two workers, and return once both are ready."""
         processes = [self.start(*listeners, **changes) for _ in range(2)]
         for each in processes:
             self.wait_ready(each)
         return processes
 
-    def wait_ready(self, process: Child) -> Line:
+    def wait_ready(self, process: ForkedProcess) -> Line:
         """Return once a worker is ready."""
 
         def ready() -> Line | None:
@@ -97,24 +97,24 @@ class Fleet:
         assert line is not None
         return line
 
-    def kill(self, process: Child) -> float:
+    def kill(self, process: ForkedProcess) -> float:
         """Record the kill, then kill the process; return the time of the record, in seconds since the epoch."""
         self._writer.write("killing", process=process.number)
         process.kill()
         return self.journal.of("killing")[-1].at
 
-    def pause(self, process: Child) -> None:
+    def pause(self, process: ForkedProcess) -> None:
         """Stop a process with SIGSTOP, and record that once it has stopped."""
         process.pause()
         time.sleep(STANDSTILL)
         self._writer.write("pausing", process=process.number)
 
-    def reconnect(self, process: Child, wire: Wire) -> None:
+    def reconnect(self, process: ForkedProcess, proxy: BreakableProxy) -> None:
         """End a process's partition, and record that it lasted until now."""
         self.cut_off(process)
-        wire.open_up()
+        proxy.open_up()
 
-    def cut_off(self, process: Child) -> None:
+    def cut_off(self, process: ForkedProcess) -> None:
         """Record that the results of a process so far may not have been accepted."""
         self._writer.write("cut off", process=process.number)
 
@@ -178,7 +178,7 @@ class Fleet:
             assert time.monotonic() < deadline, f"{left} deliveries and rows are pending, as {patience:g} s before"
             time.sleep(POLL)
 
-    def stop(self, *processes: Child) -> None:
+    def stop(self, *processes: ForkedProcess) -> None:
         """Stop processes with SIGTERM, and check that they exit with code 0."""
         for each in processes:
             each.terminate()

@@ -43,14 +43,14 @@ async def schedule(site: Opened, key: str, pause: float) -> None:
         while not site.gate.exists():
             n += 1
             job, delay = Job(key=f"{TIMED}{key}", n=n), random.uniform(0.2, LONGEST_DELAY)
-            doomed, after = random.random() < SHARE, random.uniform(0, delay + 0.1)
-            if doomed and not site.mq.features.transactional:
+            cancelled, after = random.random() < SHARE, random.uniform(0, delay + 0.1)
+            if cancelled and not site.mq.features.transactional:
                 delay += IN_TIME
             message_id = f"{job.key}-{n}"
             site.journal.write("note", listener="due", key=job.key, n=n, text=repr(time.time() + delay))
             await insist(site, job, delay, message_id, inside=random.random() < 0.5)
             site.journal.write("note", listener="scheduled", key=job.key, n=n)
-            if doomed:
+            if cancelled:
                 cancelling.create_task(cancel(site, job, message_id, after))
             await asyncio.sleep(random.uniform(0, 2 * pause))
 

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.processes import let_pass, until
 from tests.torture.events import Chime
 from tests.torture.fleet import Fleet
-from tests.torture.nursery import Child
+from tests.torture.forked import ForkedProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -17,7 +17,7 @@ SILENCE = 0.5
 """Seconds without a poll of SQLite after which a gap is reported in these tests."""
 
 
-def listen(fleet: Fleet, **queue: float) -> list[Child]:
+def listen(fleet: Fleet, **queue: float) -> list[ForkedProcess]:
     """Start a worker, and a process that only listens to broadcasts."""
     processes = [fleet.start("chime", work=work, queue=queue) for work in (True, False)]
     for each in processes:
@@ -80,7 +80,7 @@ def database(fleet: Fleet) -> Path:
     return Path(fleet.place.db_url.removeprefix("sqlite:///"))
 
 
-def wait_until_heard(fleet: Fleet, listening: list[Child], text: str, times: int = 1) -> None:
+def wait_until_heard(fleet: Fleet, listening: list[ForkedProcess], text: str, times: int = 1) -> None:
     def heard() -> bool:
         assert all(each.running for each in listening)
         lines = fleet.journal.of("note", "chime")

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import redis
 
+from tests.breakable_proxy import FAULTS, BreakableProxy
 from tests.e2e.processes import until
 from tests.servers import LogTail, RedisServer
 from tests.torture.checker import check, duplicates, lost, out_of_order, overlapping, phantoms, repeated
 from tests.torture.events import Chime, Job, Step
 from tests.torture.fleet import Fleet
-from tests.wire import FAULTS, Wire
 
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -97,13 +97,13 @@ def test_broker_restarted_under_load_loses_no_acknowledged_message(far: Fleet, b
 def test_connections_that_fail_within_a_reply_cause_no_loss_stall_or_repetition(
     far: Fleet, broker: RedisServer
 ) -> None:
-    with Wire(broker.port, seed=5) as wire:
-        far.detour(wire)
+    with BreakableProxy(broker.port, seed=5) as proxy:
+        far.detour(proxy)
         workers = far.pair(*LISTENERS, queue={"timeout": 1.0})
         publisher = far.start(**LOAD, queue={"timeout": 1.0})
         broken = 0
         while publisher.running:
-            wire.fail(FAULTS[broken % len(FAULTS)])
+            proxy.fail(FAULTS[broken % len(FAULTS)])
             broken += 1
             if len(far.runs("done", "end")) < COUNT * len(KEYS):
                 wait_handled(far, len(far.runs("done", "end")))
@@ -112,7 +112,7 @@ def test_connections_that_fail_within_a_reply_cause_no_loss_stall_or_repetition(
         far.wait_empty()
         far.stop(*workers)
     check_all(far)
-    print(f"connections that broke: {dict(wire.done)}")  # noqa: T201
+    print(f"connections that broke: {dict(proxy.done)}")  # noqa: T201
     assert all(duplicates(far.journal.lines(), each) == 0 for each in LISTENERS)
 
 

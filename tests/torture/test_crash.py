@@ -23,10 +23,10 @@ def test_claims_of_a_killed_worker_are_handled_by_another_within_20_s(fleet: Fle
     workers = fleet.pair("held", **DEFAULTS)
     fleet.publish([Step(key="a", n=1), Step(key="a", n=2)])
     [first] = until(lambda: fleet.runs("held"), "one of them handles it")
-    doomed, other = sorted(workers, key=lambda it: it.number != first.process)
+    killed, other = sorted(workers, key=lambda it: it.number != first.process)
     fleet.gate.touch()
 
-    died_at = fleet.kill(doomed)
+    died_at = fleet.kill(killed)
     until(lambda: len(fleet.runs("held", "end")) == 2, "it is handled again", timeout=BOUND)
 
     again = fleet.runs("held")[1]
@@ -39,10 +39,10 @@ def test_claims_of_a_killed_worker_are_handled_by_another_within_20_s(fleet: Fle
 
 def test_claims_of_the_only_worker_are_handled_within_20_s_of_restart(fleet: Fleet) -> None:
     fleet.publish([Step(key="a", n=1), Step(key="a", n=2)], listeners=["held"])
-    doomed = fleet.started("held", **DEFAULTS)
+    killed = fleet.started("held", **DEFAULTS)
     until(lambda: fleet.runs("held"), "the worker handles it")
     fleet.gate.touch()
-    fleet.kill(doomed)
+    fleet.kill(killed)
 
     started_at = time.time()
     worker = fleet.start("held", **DEFAULTS)

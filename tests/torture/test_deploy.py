@@ -91,7 +91,7 @@ def test_backlog_of_a_removed_listener_stays_visible_until_retirement(fleet: Fle
     worker = fleet.started("done")
     fleet.publish([Job(key="a", n=n) for n in range(1, 4)])
     until(lambda: len(fleet.runs("done", "end")) == 3, "the others go on")
-    until(lambda: fleet.stats()["late"].workers == 0, "nobody has it any more")
+    until(lambda: fleet.stats()["late"].workers == 0, "no worker has it any more")
     rows = {row["listener"]: row for row in fleet.command("bus", "stats", "--json")}
     assert (rows["late"]["workers"], rows["late"]["ready"]) == (0, 3)
 

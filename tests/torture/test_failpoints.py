@@ -7,8 +7,8 @@ from bus import Bus
 from tests.e2e.processes import until
 from tests.servers import RedisServer
 from tests.torture.checker import check
-from tests.torture.doomed import POINTS
 from tests.torture.events import Job, Step
+from tests.torture.failing_publisher import POINTS
 from tests.torture.fleet import Fleet
 from tests.torture.opening import Opened
 from tests.torture.rows import LEDGER
@@ -25,7 +25,7 @@ LISTENERS = ("flaky", "done")
 def test_event_of_a_killed_publisher_is_delivered_if_and_only_if_committed(fleet: Fleet, point: str) -> None:
     fleet.rows.create(LEDGER)
     worker = fleet.started(*LISTENERS)
-    publisher = fleet.start(program="doomed", work=False, arguments={"point": point, "key": "a"})
+    publisher = fleet.start(program="failing_publisher", work=False, arguments={"point": point, "key": "a"})
     assert publisher.wait() == 9, publisher.stderr
 
     committed = fleet.rows.fetch("SELECT key FROM ledger") == [("a",)]

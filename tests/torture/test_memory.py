@@ -14,7 +14,7 @@ from tests.e2e.processes import until
 from tests.servers import RedisServer
 from tests.torture.events import Job, Step
 from tests.torture.fleet import Fleet
-from tests.torture.nursery import Child
+from tests.torture.forked import ForkedProcess
 from tests.torture.opening import Opened
 
 MESSAGES = int(os.environ.get("BENEATH_TEST_MESSAGES", "50000"))
@@ -59,7 +59,7 @@ def test_broker_keeps_no_keys_or_memory_after_many_messages(far: Fleet, broker: 
         print(f"keys before and after: {sorted(keys)}; {more} bytes more")  # noqa: T201
 
 
-def joined(fleet: Fleet, queue: dict[str, float]) -> list[Child]:
+def joined(fleet: Fleet, queue: dict[str, float]) -> list[ForkedProcess]:
     """Start two workers; return when both are registered in the broker."""
     workers = fleet.pair("quiet", "quiet_key", queue=queue)
     until(lambda: "quiet" in (stats := fleet.stats()) and stats["quiet"].workers == 2, "both have joined")

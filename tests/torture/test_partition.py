@@ -5,16 +5,16 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.breakable_proxy import BreakableProxy
 from tests.e2e.processes import let_pass, until
 from tests.postgres_servers import PostgresServer
 from tests.servers import RedisServer
 from tests.torture.checker import accepted, check
 from tests.torture.events import Job, Step
 from tests.torture.fleet import Fleet
+from tests.torture.forked import ForkedProcess
 from tests.torture.listeners import LONG
-from tests.torture.nursery import Child
 from tests.torture.rows import EFFECT
-from tests.wire import Wire
 
 pytestmark = [pytest.mark.e2e, pytest.mark.leases, pytest.mark.timeout(120)]
 
@@ -29,8 +29,8 @@ LONGEST_STOP = GRACE + 5 + 3 * 10
 """The longest duration of a shutdown in seconds; docs/deploy.md lists its parts."""
 
 
-def cut(wire: Wire, how: str) -> None:
-    {"cut off": wire.close_off, "black out": wire.black_out, "hold up": wire.hold_up}[how]()
+def cut(proxy: BreakableProxy, how: str) -> None:
+    {"cut off": proxy.close_off, "black out": proxy.black_out, "hold up": proxy.hold_up}[how]()
 
 
 @pytest.mark.parametrize("how", ["cut off", "black out", "hold up"])
@@ -39,17 +39,17 @@ def test_disconnected_worker_ends_its_ordered_handlers_before_the_takeover(
 ) -> None:
     steps = [Step(key=key, n=n) for key in KEYS for n in range(2)]
     leased.publish(steps, listeners=["held"])
-    with Wire(keeper.port, seed=1) as wire:
-        leased.detour(wire)
+    with BreakableProxy(keeper.port, seed=1) as proxy:
+        leased.detour(proxy)
         lonely = leased.started("held", queue=QUEUE)
         until(lambda: len(leased.runs("held")) == len(KEYS), "it is at work on every key")
         leased.detour(None)
         other = leased.started("held", queue=QUEUE)
         leased.gate.touch()
-        cut(wire, how)
+        cut(proxy, how)
         until(lambda: len(leased.runs("held", "end")) == len(steps), "the other one has done all of it")
         assert {each.process for each in leased.runs("held", "end")} == {other.number}
-        wire.open_up()
+        proxy.open_up()
         leased.stop(other)
         leased.publish([Step(key=key, n=2) for key in KEYS])
         until(lambda: len(leased.runs("held", "end")) == len(steps) + len(KEYS), "it is back, and goes on")
@@ -66,18 +66,18 @@ def test_handler_on_a_silent_database_ends_before_the_takeover(leased: Fleet, ke
     queue = {"lease": 10.0}
     leased.rows.create(EFFECT)
     leased.publish([Step(key=key, n=n) for n, key in enumerate(KEYS)], listeners=["booked"])
-    with Wire(keeper.port, seed=1) as wire:
-        leased.detour(wire)
+    with BreakableProxy(keeper.port, seed=1) as proxy:
+        leased.detour(proxy)
         lonely = leased.started("booked", queue=queue)
         until(lambda: len(leased.runs("booked")) == len(KEYS), "it is at work on every key")
         until(lambda: leased.runs("booked", "note"), "it is in the middle of a transaction")
         leased.detour(None)
         other = leased.started("booked", queue=queue)
         leased.gate.touch()
-        wire.black_out()
+        proxy.black_out()
         until(lambda: len(leased.runs("booked", "end")) == len(KEYS), "the other one has done all of it")
         assert {each.process for each in leased.runs("booked", "end")} == {other.number}
-        wire.open_up()
+        proxy.open_up()
         leased.wait_empty()
         leased.stop(lonely, other)
     assert check(leased.journal.lines(), "booked", ordered=True) == []
@@ -91,8 +91,8 @@ def test_repeatedly_disconnected_worker_loses_nothing_and_keeps_the_order(
 ) -> None:
     listeners = ("flaky", "sibling", "once")
     leased.rows.create(EFFECT)
-    with Wire(keeper.port, seed=2) as wire:
-        leased.detour(wire)
+    with BreakableProxy(keeper.port, seed=2) as proxy:
+        leased.detour(proxy)
         lonely = leased.started(*listeners)
         leased.detour(None)
         other = leased.started(*listeners)
@@ -100,10 +100,10 @@ def test_repeatedly_disconnected_worker_loses_nothing_and_keeps_the_order(
         publisher = leased.start(program="persistent", work=False, arguments=load)
         for _ in range(2):
             goes_on(leased, lonely, listeners)
-            cut(wire, how)
+            cut(proxy, how)
             let_pass(1.5 * leased.plan.queue["lease"])
             goes_on(leased, other, ["flaky", "sibling"])
-            leased.reconnect(lonely, wire)
+            leased.reconnect(lonely, proxy)
         goes_on(leased, lonely, listeners)
         leased.gate.touch()
         assert publisher.wait() == 0, publisher.stderr
@@ -123,19 +123,19 @@ def test_disconnected_worker_shuts_down_in_time_and_its_work_is_taken_over(
 ) -> None:
     listeners = ("held", "flaky", "sibling")
     steps = [Step(key=key, n=1) for key in KEYS]
-    with Wire(keeper.port, seed=3) as wire:
-        leased.detour(wire)
+    with BreakableProxy(keeper.port, seed=3) as proxy:
+        leased.detour(proxy)
         lonely = leased.started(*listeners, queue=QUEUE, options={**leased.plan.options, "grace": GRACE})
         leased.publish(steps, listeners=listeners)
         until(lambda: len(leased.runs("held")) == len(KEYS), "it is at work on every key")
-        cut(wire, how)
+        cut(proxy, how)
         lonely.terminate()
         assert lonely.wait(LONGEST_STOP) == 0, lonely.stderr
         leased.detour(None)
         leased.gate.touch()
         other = leased.started(*listeners, queue=QUEUE)
         until(lambda: len(leased.runs("held", "end")) == len(KEYS), "another one does its work")
-        leased.reconnect(lonely, wire)
+        leased.reconnect(lonely, proxy)
         leased.wait_empty()
         leased.stop(other)
     assert check(leased.journal.lines(), "held", ordered=True) == []
@@ -147,7 +147,7 @@ def effects(fleet: Fleet) -> list[tuple[str, int]]:
     return [(key, n) for key, n in fleet.rows.fetch("SELECT key, n FROM effect ORDER BY id")]
 
 
-def goes_on(fleet: Fleet, process: Child, listeners: Sequence[str]) -> None:
+def goes_on(fleet: Fleet, process: ForkedProcess, listeners: Sequence[str]) -> None:
     """Wait until a process has handled another event with each of these listeners."""
     since = len(fleet.journal.lines())
 

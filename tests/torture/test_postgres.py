@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from tests.breakable_proxy import BreakableProxy
 from tests.e2e.processes import let_pass, until
 from tests.postgres_servers import PostgresServer, wait_for
 from tests.servers import RedisServer
@@ -14,10 +15,9 @@ from tests.torture.bookkeeper import DIRECT, DROPPED, KEPT, UNKNOWN
 from tests.torture.checker import check
 from tests.torture.events import Job, Step
 from tests.torture.fleet import Fleet
+from tests.torture.forked import ForkedProcess
 from tests.torture.journal import Line
-from tests.torture.nursery import Child
 from tests.torture.rows import EFFECT, LEDGER
-from tests.wire import Wire
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.timeout(180)]
 
@@ -88,11 +88,11 @@ def check_all(fleet: Fleet) -> None:
     assert fleet.dead_letters() == []
 
 
-def wait_all_go_on(fleet: Fleet, workers: list[Child], publishers: list[Child]) -> None:
+def wait_all_go_on(fleet: Fleet, workers: list[ForkedProcess], publishers: list[ForkedProcess]) -> None:
     """Wait until each process has done each of its kinds of work once more."""
     since = time.time()
 
-    def of(child: Child) -> list[Line]:
+    def of(child: ForkedProcess) -> list[Line]:
         return [each for each in fleet.journal.lines() if each.process == child.number and each.at > since]
 
     def all_do() -> bool:
@@ -106,7 +106,7 @@ def wait_all_go_on(fleet: Fleet, workers: list[Child], publishers: list[Child]) 
     print(f"every process went on {time.time() - since:.1f} s after the last fault")  # noqa: T201
 
 
-def start(fleet: Fleet) -> tuple[list[Child], list[Child]]:
+def start(fleet: Fleet) -> tuple[list[ForkedProcess], list[ForkedProcess]]:
     """Start two workers and two publishers; return when all work, as a process cannot start during an outage."""
     fleet.rows.create(LEDGER)
     fleet.rows.create(EFFECT)
@@ -123,7 +123,7 @@ def start(fleet: Fleet) -> tuple[list[Child], list[Child]]:
     return workers, publishers
 
 
-def finish(fleet: Fleet, workers: list[Child], publishers: list[Child]) -> None:
+def finish(fleet: Fleet, workers: list[ForkedProcess], publishers: list[ForkedProcess]) -> None:
     """Wait until each process has worked once more, stop all of them, and check their results."""
     wait_all_go_on(fleet, workers, publishers)
     fleet.gate.touch()
@@ -147,16 +147,16 @@ def test_outages_of_postgresql_under_load_cause_no_loss_and_no_duplicate(near: F
 def test_event_exists_if_and_only_if_its_row_does_after_indeterminate_commits(
     near: Fleet, postgres: PostgresServer
 ) -> None:
-    with Wire(postgres.port, seed=7) as wire:
-        near.detour(wire)
+    with BreakableProxy(postgres.port, seed=7) as proxy:
+        near.detour(proxy)
         workers, publishers = start(near)
         for fault in LOST_ANSWERS:
             let_pass(0.05)
-            wire.fail(fault)
+            proxy.fail(fault)
         while not unknown_but_kept(near):
             let_pass(0.05)
-            wire.fail("mute")
-        print(f"connections that broke: {dict(wire.done)}")  # noqa: T201
+            proxy.fail("mute")
+        print(f"connections that broke: {dict(proxy.done)}")  # noqa: T201
         finish(near, workers, publishers)
 
 

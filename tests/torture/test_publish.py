@@ -7,7 +7,7 @@ import pytest
 from tests.e2e.processes import until
 from tests.torture.checker import check
 from tests.torture.fleet import Fleet
-from tests.torture.nursery import Child
+from tests.torture.forked import ForkedProcess
 from tests.torture.rows import LEDGER
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -41,7 +41,7 @@ def test_sigkill_during_commit_leaves_exactly_one_event_per_row(fleet: Fleet) ->
     print(f"{len(booked)} rows of {KILLS} killed publishers, {len(regretted)} rolled back")  # noqa: T201
 
 
-def wait_for_rows(fleet: Fleet, count: int, publisher: Child) -> None:
+def wait_for_rows(fleet: Fleet, count: int, publisher: ForkedProcess) -> None:
     def enough() -> bool:
         assert publisher.running, publisher.stderr
         return rows(fleet) >= count

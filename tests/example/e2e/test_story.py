@@ -78,7 +78,7 @@ def invited(cast: Cast, ada: Caller, organization: str, email: str) -> tuple[dic
 
 def test_users_sign_up_invite_join_and_lose_their_secrets(cast: Cast) -> None:
     here, there = cast.servers
-    cast.smtp.refusals = {BOB: ["451 4.7.1 come back later"], EVE: ["550 5.1.1 nobody of that name"] * 9}
+    cast.smtp.refusals = {BOB: ["451 4.7.1 come back later"], EVE: ["550 5.1.1 unknown user"] * 9}
 
     ada = here.sign_up(ADA)
     [welcome] = until(lambda: cast.smtp.mails_to(ADA), "Ada is welcomed")
@@ -107,7 +107,7 @@ def test_users_sign_up_invite_join_and_lose_their_secrets(cast: Cast) -> None:
     assert answer.status_code == 201
     [given_up] = until(lambda: cast.lines("delivery discarded", "eve"), "a worker tells of the refusal")
     assert given_up["listener"] == "notification.send_welcome_email"
-    assert "550 5.1.1 nobody of that name" in given_up["reason"]
+    assert "550 5.1.1 unknown user" in given_up["reason"]
 
     # Not accepted in time; the first invite has expired by then as well.
     expiring, token = invited(cast, ada, organization, DEE)

@@ -72,7 +72,7 @@ async def test_a_relative_path_is_relative_to_the_working_directory(
         ("sqlite:///:memory:", "db.url: SQLite in memory"),
         ("sqlite:///file:x?mode=memory", "db.url: SQLite in memory"),
         ("sqlite:///x.db?timeout=3", "db.url: unknown option 'timeout'"),
-        ("sqlite:///~nobody-of-that-name/x.db", "write the whole path"),
+        ("sqlite:///~unknown-user/x.db", "write the whole path"),
     ],
 )
 def test_a_bad_url_is_one_line_that_names_the_setting(url: str, message: str) -> None:

@@ -213,7 +213,7 @@ async def test_claim_of_an_unregistered_worker_is_recovered(
     victim, rescuer = await consumer(queue), await consumer(queue)
     await queue.publish(messages(3, keys=3))
     assert len(await victim.fetch(WANTS, wait=0)) == 6
-    await server.execute("DELETE FROM beneath_worker WHERE name = 'nobody'", store.database)
+    await server.execute("DELETE FROM beneath_worker WHERE name = 'unknown'", store.database)
     assert await rescuer.recover() == 0
     await server.fetch("DELETE FROM beneath_worker WHERE name = $1", victim.info.id, database=store.database)
     assert await rescuer.recover() == 6

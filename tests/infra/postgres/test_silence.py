@@ -14,11 +14,11 @@ from infra.mq import QueueIndeterminate, QueueUnavailable
 from infra.mq.drivers.sql.postgres import dialect as dialect_module
 from infra.mq.drivers.sql.postgres import lease, notifier, workers
 from infra.mq.drivers.sql.postgres.clock import ServerClock
+from tests.breakable_proxy import BreakableProxy
 from tests.infra.db.tables import insert, names
 from tests.infra.mq.acting import message, subscription
 from tests.infra.postgres.queues import WORK, Store, consumer, new_store, queue_dialect
 from tests.postgres_servers import PostgresServer
-from tests.wire import Wire
 
 LEASE = 0.5
 PATIENCE = 15.0
@@ -36,8 +36,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_silent_server_does_not_block_close_of_a_database(
     server: PostgresServer, url: str, db: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Wire(server.port) as wire:
-        far = Database(f"{wire.instead_of(url)}?pool_size=20")
+    with BreakableProxy(server.port) as proxy:
+        far = Database(f"{proxy.instead_of(url)}?pool_size=20")
         await far.open()
         every = asyncio.Barrier(20)
 
@@ -47,7 +47,7 @@ async def test_silent_server_does_not_block_close_of_a_database(
                 await every.wait()
 
         await asyncio.gather(*(read() for _ in range(20)))
-        wire.black_out()
+        proxy.black_out()
         async with asyncio.timeout(PATIENCE):
             await far.close()
     assert caplog.records == []
@@ -57,8 +57,8 @@ async def test_silent_server_does_not_block_close_of_a_database(
 async def test_cancelled_transaction_on_a_silent_server_ends(
     server: PostgresServer, url: str, db: Database, at: str
 ) -> None:
-    with Wire(server.port) as wire:
-        far = Database(wire.instead_of(url))
+    with BreakableProxy(server.port) as proxy:
+        far = Database(proxy.instead_of(url))
         await far.open()
         begun = asyncio.Event()
 
@@ -72,7 +72,7 @@ async def test_cancelled_transaction_on_a_silent_server_ends(
 
         working = asyncio.create_task(work())
         await begun.wait()
-        wire.black_out()
+        proxy.black_out()
         async with asyncio.timeout(PATIENCE):
             await asyncio.sleep(0.05)
             working.cancel()
@@ -85,14 +85,14 @@ async def test_cancelled_transaction_on_a_silent_server_ends(
 async def test_close_on_a_silent_server_makes_an_unfinished_publish_indeterminate(
     server: PostgresServer,
 ) -> None:
-    with Wire(server.port) as wire:
+    with BreakableProxy(server.port) as proxy:
         async with new_store(server) as store:
-            queue, _ = await distant(store, wire).open()
+            queue, _ = await distant(store, proxy).open()
             await queue.publish([message("a")])
             # A ring takes the connection that there is, and the next publish would have to make another one.
             if notifying := queue_dialect(queue)._notifier._notifying:
                 await asyncio.wait([notifying])
-            wire.black_out()
+            proxy.black_out()
             publishing = asyncio.create_task(queue.publish([message("b")]))
             while not queue_dialect(queue)._connections._busy_since:  # noqa: ASYNC110  # there is no event to wait for
                 await asyncio.sleep(0)
@@ -127,13 +127,13 @@ async def test_close_waits_for_operations_on_a_server_that_answers(
 
 
 async def test_worker_waits_for_no_answer_longer_than_its_lease(server: PostgresServer) -> None:
-    with Wire(server.port) as wire:
+    with BreakableProxy(server.port) as proxy:
         async with new_store(server) as store:
-            queue, _ = await distant(store, wire).open(lease=LEASE)
+            queue, _ = await distant(store, proxy).open(lease=LEASE)
             await queue.declare([subscription(WORK)], [])
             worker = await consumer(queue)
             assert await worker.fetch({WORK: 1}, wait=0) == []
-            wire.black_out()
+            proxy.black_out()
             fetching = asyncio.create_task(worker.fetch({WORK: 1}, wait=0))
             async with asyncio.timeout(PATIENCE):
                 while not fetching.done():
@@ -141,17 +141,17 @@ async def test_worker_waits_for_no_answer_longer_than_its_lease(server: Postgres
                         await asyncio.to_thread(worker.renew)
             with pytest.raises(QueueUnavailable, match="was lost"):
                 await fetching
-            wire.open_up()
+            proxy.open_up()
             assert await asyncio.to_thread(worker.renew)
             assert await worker.fetch({WORK: 1}, wait=0) == []
 
 
 async def test_worker_that_cannot_close_loses_its_lease(server: PostgresServer) -> None:
-    with Wire(server.port) as wire:
+    with BreakableProxy(server.port) as proxy:
         async with new_store(server) as store:
-            queue, _ = await distant(store, wire).open(lease=LEASE)
+            queue, _ = await distant(store, proxy).open(lease=LEASE)
             worker = await consumer(queue)
-            wire.black_out()
+            proxy.black_out()
             async with asyncio.timeout(PATIENCE):
                 with pytest.raises(QueueUnavailable, match="does not answer"):
                     await worker.close()
@@ -162,17 +162,17 @@ async def test_kept_claim_is_renewed_although_a_connection_is_lost_silently(
     server: PostgresServer,
 ) -> None:
     lease_until = "SELECT lease_until FROM beneath_worker"
-    with Wire(server.port) as wire:
+    with BreakableProxy(server.port) as proxy:
         async with new_store(server) as store:
-            queue, _ = await distant(store, wire).open(lease=LEASE)
+            queue, _ = await distant(store, proxy).open(lease=LEASE)
             await queue.declare([subscription(WORK)], [])
             worker = await consumer(queue)
             await queue.publish([message("a")])
             [claim] = await worker.fetch({WORK: 1}, wait=0)
             worker.keep(claim)
             await worker.close()
-            for _ in range(wire.opened):
-                wire.fail("hole")
+            for _ in range(proxy.opened):
+                proxy.fail("hole")
             # The first failed renewal has reached the server, too.
             seen = {(await server.fetch(lease_until, database=store.database))[0][0]}
             async with asyncio.timeout(PATIENCE):
@@ -183,17 +183,17 @@ async def test_kept_claim_is_renewed_although_a_connection_is_lost_silently(
 
 async def test_queue_that_cannot_listen_is_not_opened(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notifier, "CHECK_TIMEOUT", 0.2)
-    with Wire(server.port) as wire:
+    with BreakableProxy(server.port) as proxy:
         compare = ServerClock.compare
 
         async def too_late(clock: ServerClock, driver: Driver) -> None:
-            wire.black_out()
+            proxy.black_out()
             await compare(clock, driver)
 
         monkeypatch.setattr(ServerClock, "compare", too_late)
         async with new_store(server) as store, asyncio.timeout(PATIENCE):
             with pytest.raises(QueueUnavailable, match="was lost"):
-                await distant(store, wire).open()
+                await distant(store, proxy).open()
 
 
 async def test_unmapped_error_does_not_end_listening(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +228,6 @@ async def test_both_ends_of_a_connection_use_tcp_keepalives(server: PostgresServ
     await connection.close()
 
 
-def distant(store: Store, wire: Wire) -> Store:
-    """Return the same store with connections through the wire."""
-    return Store(store.server, wire.instead_of(store.url), store.ends)
+def distant(store: Store, proxy: BreakableProxy) -> Store:
+    """Return the same store with connections through the proxy."""
+    return Store(store.server, proxy.instead_of(store.url), store.ends)

@@ -65,7 +65,7 @@ async def refusal(url: str, kind: type[QueueError] = QueueRejected) -> str:
 async def test_unreachable_server_is_unavailable(tmp_path: Path) -> None:
     port = servers.free_port()
     assert f"127.0.0.1:{port} cannot be reached" in await refusal(f"redis://:secret@127.0.0.1:{port}", QueueUnavailable)
-    assert "cannot be reached" in await refusal(f"unix://{tmp_path}/nobody.sock", QueueUnavailable)
+    assert "cannot be reached" in await refusal(f"unix://{tmp_path}/missing.sock", QueueUnavailable)
 
 
 async def test_missing_or_wrong_password_is_refused_and_never_shown() -> None:
@@ -197,7 +197,7 @@ async def test_new_worker_can_start_on_a_full_server_and_free_memory(opened: Ope
         ("NOREPLICAS Not enough good replicas to write.", QueueUnavailable),
         ("CLUSTERDOWN The cluster is down", QueueUnavailable),
         ("TRYAGAIN Multiple keys request during rehashing of slot", QueueUnavailable),
-        ("ERR something that nobody has heard of yet", QueueUnavailable),
+        ("ERR a refusal of a later release", QueueUnavailable),
         ("ERR Protocol error: invalid bulk length", QueueRejected),
         ("ERR unknown command 'EVALSHA'", QueueRejected),
     ],

@@ -1,4 +1,4 @@
-"""Harnesses of the drivers with a server, connected through a wire that can break."""
+"""Harnesses of the drivers with a server, connected through a proxy that can break."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -7,19 +7,19 @@ from typing import Protocol
 
 from infra.clock import FakeClock
 from tests import postgres_servers, servers
+from tests.breakable_proxy import BreakableProxy
 from tests.contract.harness import Harness
 from tests.contract.postgres_harness import TEMPLATE, PostgresHarness, migrate
 from tests.contract.redis_harness import RedisHarness
-from tests.wire import Wire
 
-OpenBy = Callable[[Wire], AbstractAsyncContextManager[Harness]]
+OpenBy = Callable[[BreakableProxy], AbstractAsyncContextManager[Harness]]
 
 
-class Wired(Protocol):
-    """A function that gives a driver's server and a harness connected to it through a wire."""
+class Proxied(Protocol):
+    """A function that gives a driver's server and a harness connected to it through a proxy."""
 
     def __call__(self, clock: FakeClock) -> tuple[int, OpenBy]:
-        """Return the server's port, and a function that opens a harness on an empty store through a wire."""
+        """Return the server's port, and a function that opens a harness on an empty store through a proxy."""
         ...
 
 
@@ -28,9 +28,9 @@ def redis(clock: FakeClock, *, kind: str) -> tuple[int, OpenBy]:
     server = servers.shared(kind)
 
     @asynccontextmanager
-    async def by(wire: Wire) -> AsyncIterator[Harness]:
-        harness = RedisHarness(wire.instead_of(server.url), clock)
-        with wire:
+    async def by(proxy: BreakableProxy) -> AsyncIterator[Harness]:
+        harness = RedisHarness(proxy.instead_of(server.url), clock)
+        with proxy:
             try:
                 yield harness
             finally:
@@ -44,11 +44,11 @@ def postgres(clock: FakeClock) -> tuple[int, OpenBy]:
     server = postgres_servers.shared()
 
     @asynccontextmanager
-    async def by(wire: Wire) -> AsyncIterator[Harness]:
+    async def by(proxy: BreakableProxy) -> AsyncIterator[Harness]:
         template = await server.template(TEMPLATE, migrate)
         async with server.database(template) as url:
-            harness = PostgresHarness(wire.instead_of(url), clock)
-            with wire:
+            harness = PostgresHarness(proxy.instead_of(url), clock)
+            with proxy:
                 try:
                     yield harness
                 finally:
@@ -57,7 +57,7 @@ def postgres(clock: FakeClock) -> tuple[int, OpenBy]:
     return server.port, by
 
 
-WIRED: dict[str, Wired] = {
+PROXIED: dict[str, Proxied] = {
     "postgres": partial(postgres),
     "valkey": partial(redis, kind="valkey"),
     "redis7": partial(redis, kind="redis7"),

@@ -17,7 +17,7 @@ LATE_PATIENCE = 1.0
 """Seconds to wait for the response to a request that was delivered late."""
 
 
-class Wire:
+class BreakableProxy:
     """A proxy that forwards all data until a connection is told to fail. The faults:
 
     - mute: the next request reaches the server; the connection is closed instead of the response.

@@ -23,12 +23,22 @@ from tests.e2e.processes import PATIENCE
 from tests.torture.opening import Plan
 
 PROGRAMS = (
-    *("worker", "publisher", "canceller", "ledger", "doomed", "forgetful", "offline", "persistent", "bookkeeper"),
+    *(
+        "worker",
+        "publisher",
+        "canceller",
+        "ledger",
+        "failing_publisher",
+        "forgetful",
+        "offline",
+        "persistent",
+        "bookkeeper",
+    ),
     "scheduler",
 )
 
 
-class Child:
+class ForkedProcess:
     """A process that runs a program of these tests and logs into a file."""
 
     def __init__(self, program: str, plan: Plan, log: Path) -> None:
@@ -80,11 +90,11 @@ class Child:
         return f"{self._program} {self.number}"
 
 
-class Nursery:
+class ForkedProcesses:
     """All child processes of a test. At the end of the block it kills the running ones, and prints the logs."""
 
     def __init__(self) -> None:
-        self._all: list[Child] = []
+        self._all: list[ForkedProcess] = []
         self._logs = tempfile.TemporaryDirectory(prefix="beneath-test-")
 
     def __enter__(self) -> Self:
@@ -101,10 +111,10 @@ class Nursery:
             print(f"--- {each}, exit code {each.wait()}\n{each.stderr[-8000:]}")  # noqa: T201
         self._logs.cleanup()
 
-    def start(self, program: str, plan: Plan) -> Child:
+    def start(self, program: str, plan: Plan) -> ForkedProcess:
         """Start a program."""
         number = len(self._all) + 1
-        child = Child(program, replace(plan, process=number), Path(self._logs.name) / str(number))
+        child = ForkedProcess(program, replace(plan, process=number), Path(self._logs.name) / str(number))
         self._all.append(child)
         return child
 
