@@ -16,6 +16,7 @@ from dependencies.service_settings import ServiceSettings
 from infra.mail.message import sender_address
 from infra.mail.smtp import SmtpServer
 from infra.masking import url_secrets
+from infra.mq.defaults import DEDUPE_WINDOW, LEASE
 
 Env = Literal["development", "test", "production"]
 
@@ -47,7 +48,7 @@ class MqSettings(Section):
     connect_timeout: Seconds = 10.0
     """Seconds that a connection to the queue may take at the start."""
 
-    dedupe_window: Seconds = 120.0
+    dedupe_window: Seconds = DEDUPE_WINDOW
     """Seconds in which the queue accepts a message id only once, and drops duplicates."""
 
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "beneath"
@@ -139,7 +140,7 @@ class WorkerSettings(Section):
     max_stall: Seconds = 60.0
     """Seconds that a handler may block the event loop before its worker is considered dead."""
 
-    lease: Seconds = 10.0
+    lease: Seconds = LEASE
     """Seconds after which a worker's lease expires unless it is renewed. SQLite uses a lock on a file instead."""
 
     renew: Seconds = 3.0

@@ -10,14 +10,15 @@ from sqlalchemy.exc import DataError, DBAPIError, StatementError
 
 from bus.metrics import BusMetrics
 from bus.supervisor import TRANSIENT
+from infra.backoff import Backoff
 from infra.clock import Clock
 from infra.failures import describe
 from infra.mq import Claim, Consumer, Failure, Outcome, QueueClosed, QueueRejected, Settlement
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-MAX_BACKOFF = 5.0
-"""The longest wait, in seconds, between two attempts to settle the same batch."""
+FIRST_BACKOFF, MAX_BACKOFF = 0.05, 5.0
+"""The waits, in seconds, between two attempts to settle the same batch: the first, and the longest."""
 
 REJECTED_DELAY = 60.0
 """Seconds after which a delivery is retried whose outcome the queue rejects in every form."""
@@ -41,7 +42,7 @@ class Settler:
         """Batches made of `_pending`, in order; each stays here until it has arrived or was dropped."""
 
         self._wanted = asyncio.Event()
-        self._backoff = 0.0
+        self._backoff = Backoff(FIRST_BACKOFF, MAX_BACKOFF)
         self.idle = asyncio.Event()
         """Set while every settlement added has arrived, or was dropped with the lease."""
 
@@ -80,7 +81,7 @@ class Settler:
             await self._settle_later(batch, error)
             return
         self._batches.popleft()
-        self._backoff = 0.0
+        self._backoff.succeeded()
 
     async def _settle_later(self, batch: list[Settlement], error: Exception) -> None:
         if self._consumer.lost:
@@ -105,9 +106,9 @@ class Settler:
 
     async def _pause(self, batch: list[Settlement], error: Exception) -> None:
         self._metrics.queue_errors += 1
-        self._backoff = min(max(0.05, self._backoff * 2), MAX_BACKOFF)
-        log.warning("settling failed", count=len(batch), error=describe(error), retry_in=round(self._backoff, 2))
-        await self._clock.sleep(self._backoff)
+        retry_in = self._backoff.failed()
+        log.warning("settling failed", count=len(batch), error=describe(error), retry_in=round(retry_in, 2))
+        await self._clock.sleep(retry_in)
 
     def _move_to_the_end(self, claim: Claim) -> None:
         """Send all other settlements first; those of one claim keep their order."""

@@ -14,4 +14,4 @@ def refuse_larger(messages: Iterable[Message], most: int) -> None:
     """
     for each in messages:
         if len(each.body) > most:
-            raise MessageTooLarge(f"message {each.id} has {len(each.body)} bytes; at most {most} are allowed here")
+            raise MessageTooLarge(f"message {each.id} has {len(each.body)} bytes; this queue takes at most {most}")

@@ -4,6 +4,7 @@ from infra.mq.errors import (
     DeadLetterNotFound,
     ListenerInUse,
     MailboxNotBlocked,
+    QueueClosed,
     SubscriptionConflict,
     SubscriptionNotFound,
 )
@@ -64,3 +65,8 @@ def not_ordered(name: str) -> MailboxNotBlocked:
 def no_dead_letter(dead_id: str) -> DeadLetterNotFound:
     """Return the error for an unknown id."""
     return DeadLetterNotFound(f"no dead letter has the id {dead_id}; `beneath bus dead list` lists them")
+
+
+def worker_ended(worker: str, *, closed: bool) -> QueueClosed:
+    """Return the error for a call of a consumer that was closed, or has lost its lease."""
+    return QueueClosed(f"worker {worker} {'is closed' if closed else 'has lost its lease'}")

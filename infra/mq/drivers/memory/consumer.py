@@ -6,7 +6,7 @@ from infra.clock import Clock
 from infra.mq.drivers.memory.backlog import Backlog, ByteBudget
 from infra.mq.drivers.memory.store import Store
 from infra.mq.drivers.memory.worker import MemoryWorker
-from infra.mq.errors import QueueClosed
+from infra.mq.refusals import worker_ended
 from infra.mq.types import Claim, Settlement, WorkerInfo
 
 
@@ -95,7 +95,7 @@ class MemoryConsumer:
     def _check(self) -> None:
         worker = self._worker
         if worker.closed or not worker.alive():
-            raise QueueClosed(f"worker {worker.info.id} {'is closed' if worker.closed else 'has lost its lease'}")
+            raise worker_ended(worker.info.id, closed=worker.closed)
 
     def _claim(self, wants: Mapping[str, int]) -> list[Claim]:
         self._store.agenda.promote(self._clock.time())

@@ -5,16 +5,19 @@ from itertools import islice
 
 from infra.clock import Clock
 from infra.mq.bodies import refuse_larger
-from infra.mq.drivers.memory.broadcast import MemoryReceiver
+from infra.mq.dead_ids import number_of
+from infra.mq.defaults import DEDUPE_WINDOW, LEASE
+from infra.mq.drivers.memory.broadcast import MemoryBroadcasts
 from infra.mq.drivers.memory.consumer import MemoryConsumer
 from infra.mq.drivers.memory.dedupe import RecentIds
 from infra.mq.drivers.memory.ordered import OrderedBacklog
 from infra.mq.drivers.memory.scheduled import Plan
-from infra.mq.drivers.memory.store import Store, dead_number
+from infra.mq.drivers.memory.store import Store
 from infra.mq.drivers.memory.subscriptions import Subscriptions
 from infra.mq.drivers.memory.worker import MemoryWorker
-from infra.mq.errors import QueueClosed
 from infra.mq.limits import MAX_BODY
+from infra.mq.owner import QueueOwner
+from infra.mq.receiver import Receiver
 from infra.mq.refusals import has_backlog, in_use, no_dead_letter, not_ordered
 from infra.mq.types import (
     BacklogPolicy,
@@ -27,7 +30,6 @@ from infra.mq.types import (
     SubscriptionStats,
     WorkerInfo,
 )
-from infra.ownership import LoopOwner
 
 
 class MemoryQueue:
@@ -41,7 +43,7 @@ class MemoryQueue:
     """
 
     def __init__(
-        self, *, clock: Clock, dedupe_window: float = 120.0, lease: float = 10.0, max_body: int = MAX_BODY
+        self, *, clock: Clock, dedupe_window: float = DEDUPE_WINDOW, lease: float = LEASE, max_body: int = MAX_BODY
     ) -> None:
         self._clock = clock
         self._lease = lease
@@ -49,8 +51,10 @@ class MemoryQueue:
         self._plan = Plan(self._store.agenda)
         self._subscriptions = Subscriptions(self._store)
         self._recent = RecentIds(clock, dedupe_window)
-        self._receivers: list[MemoryReceiver] = []
-        self._owner = LoopOwner("the memory queue")
+        self._receivers: dict[Receiver, tuple[str, MemoryBroadcasts]] = {}
+        """Each open receiver, with its origin and its source."""
+
+        self._owner = QueueOwner()
         self._max_body = max_body
 
     @property
@@ -69,7 +73,7 @@ class MemoryQueue:
             worker.abandon()
             worker.changed.set()
         for receiver in list(self._receivers):
-            receiver.shut()
+            await receiver.close()
 
     def time(self) -> float:
         return self._clock.time()
@@ -84,15 +88,15 @@ class MemoryQueue:
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
         # No wait for `REGISTRY_TTL`: `registry` returns views, so no publisher has an outdated copy.
-        self._check()
+        self._owner.check()
         self._subscriptions.declare(subscriptions, broadcasts)
 
     async def registry(self) -> Registry:
-        self._check()
+        self._owner.check()
         return self._subscriptions.registry
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        self._check()
+        self._owner.check()
         refuse_larger(messages, self._max_body)
         now = self._clock.time()
         self._store.agenda.promote(now)
@@ -108,7 +112,7 @@ class MemoryQueue:
                 self._plan.add(message, message.due_at, backlogs)
 
     async def cancel(self, message_id: str) -> bool:
-        self._check()
+        self._owner.check()
         self._store.agenda.promote(self._clock.time())
         cancelled = self._plan.cancel(message_id)
         for message in cancelled:
@@ -116,35 +120,36 @@ class MemoryQueue:
         return bool(cancelled)
 
     async def scheduled(self, message_id: str) -> bool:
-        self._check()
+        self._owner.check()
         self._store.agenda.promote(self._clock.time())
         return message_id in self._plan
 
     async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
-        self._check()
-        for receiver in self._receivers:
-            if receiver.origin != origin:
-                receiver.take(frames)
+        self._owner.check()
+        for excluded, source in self._receivers.values():
+            if excluded != origin:
+                source.add(frames)
 
-    async def receiver(self, *, origin: str) -> MemoryReceiver:
-        self._check()
-        receiver = MemoryReceiver(origin, self._clock, self._leave)
-        self._receivers.append(receiver)
+    async def receiver(self, *, origin: str) -> Receiver:
+        self._owner.check()
+        source = MemoryBroadcasts()
+        receiver = Receiver(source, self._clock, self._owner, self._leave)
+        self._receivers[receiver] = origin, source
         return receiver
 
     async def consumer(self, info: WorkerInfo, limits: ClaimLimits) -> MemoryConsumer:
-        self._check()
+        self._owner.check()
         worker = MemoryWorker(info, limits, self._clock, self._lease)
         self._store.workers[info.id] = worker
         return MemoryConsumer(worker, self._store, self._subscriptions.by_name)
 
     async def stats(self) -> list[SubscriptionStats]:
-        self._check()
+        self._owner.check()
         self._store.agenda.promote(self._clock.time())
         return self._subscriptions.stats(self._plan)
 
     async def warnings(self) -> list[str]:
-        self._check()
+        self._owner.check()
         return []
 
     async def dead_letters(
@@ -155,9 +160,9 @@ class MemoryQueue:
         limit: int = 100,
         after: str | None = None,
     ) -> list[DeadLetter]:
-        self._check()
+        self._owner.check()
         name = self._subscriptions.canonical(subscription) if subscription is not None else None
-        start = dead_number(after) if after is not None else 0
+        start = number_of(after) if after is not None else 0
         found = (
             it
             for number, it in self._store.dead.items()
@@ -166,14 +171,14 @@ class MemoryQueue:
         return list(islice(found, limit))
 
     async def dead_letter(self, dead_id: str) -> DeadLetter:
-        self._check()
+        self._owner.check()
         letter = self._store.find_dead(dead_id)
         if letter is None:
             raise no_dead_letter(dead_id)
         return letter
 
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:
-        self._check()
+        self._owner.check()
         retried = 0
         for dead_id in dead_ids:
             letter = self._store.find_dead(dead_id)
@@ -186,31 +191,31 @@ class MemoryQueue:
         return retried
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
-        self._check()
+        self._owner.check()
         found = [dead_id for dead_id in dict.fromkeys(dead_ids) if self._store.find_dead(dead_id)]
         for dead_id in found:
             del self._store.dead[int(dead_id)]
         return len(found)
 
     async def pause(self, name: str) -> None:
-        self._check()
+        self._owner.check()
         self._subscriptions.get(name).paused = True
 
     async def resume(self, name: str) -> None:
-        self._check()
+        self._owner.check()
         backlog = self._subscriptions.get(name)
         backlog.paused = False
         backlog.notify()
 
     async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
-        self._check()
+        self._owner.check()
         backlog = self._subscriptions.get(name)
         if not isinstance(backlog, OrderedBacklog):
             raise not_ordered(name)
         backlog.unblock(ordering_key, skip=skip)
 
     async def retire(self, name: str, *, event: str | None = None, backlog: BacklogPolicy = "refuse") -> int:
-        self._check()
+        self._owner.check()
         retiring = self._subscriptions.get(name, event)
         self._store.agenda.promote(self._clock.time())
         workers = self._subscriptions.workers_of(retiring)
@@ -230,13 +235,8 @@ class MemoryQueue:
                 self._store.add_dead_letter(entry, retiring.name, otherwise="its subscription was retired")
         return len(removed)
 
-    def _leave(self, receiver: MemoryReceiver) -> None:
-        if receiver in self._receivers:
-            self._receivers.remove(receiver)
-
-    def _check(self) -> None:
-        if not self._owner.is_here():
-            raise QueueClosed("the memory queue is not open")
+    def _leave(self, receiver: Receiver) -> None:
+        self._receivers.pop(receiver, None)
 
 
 def _message_of(letter: DeadLetter) -> Message:

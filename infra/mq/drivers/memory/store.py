@@ -3,6 +3,7 @@
 import itertools
 
 from infra.clock import Clock
+from infra.mq.dead_ids import number_of
 from infra.mq.drivers.memory.agenda import Agenda
 from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.types import DeadLetter, Failure, Message
@@ -52,7 +53,7 @@ class Store:
 
     def find_dead(self, dead_id: str) -> DeadLetter | None:
         """Return the dead letter with this id; None without one."""
-        number = dead_number(dead_id)
+        number = number_of(dead_id)
         return None if number is None else self.dead.get(number)
 
     def add_dead_letter(self, entry: PendingDelivery, subscription: str, *, otherwise: str = "") -> None:
@@ -73,8 +74,3 @@ class Store:
             published_at=message.published_at,
             died_at=self.clock.time(),
         )
-
-
-def dead_number(dead_id: str) -> int | None:
-    """Return the number in the id of a dead letter; None for any other text."""
-    return int(dead_id) if dead_id.isascii() and dead_id.isdigit() else None

@@ -1,15 +1,16 @@
 """The declared subscriptions and their names."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import replace
 
+from infra.mq.declaring import refuse_conflict
 from infra.mq.drivers.memory.backlog import Backlog
 from infra.mq.drivers.memory.ordered import OrderedBacklog
 from infra.mq.drivers.memory.scheduled import Plan
 from infra.mq.drivers.memory.store import Store
 from infra.mq.drivers.memory.unordered import UnorderedBacklog
 from infra.mq.drivers.memory.worker import MemoryWorker
-from infra.mq.refusals import alias_conflict, no_event, no_subscription, order_conflict
+from infra.mq.refusals import no_event, no_subscription
 from infra.mq.types import Registry, Subscription, SubscriptionStats
 
 
@@ -98,17 +99,12 @@ class Subscriptions:
         )
 
     def _refuse_conflicts(self, subscriptions: Collection[Subscription]) -> None:
-        kept: dict[str, tuple[object, bool]] = {name: (it, it.ordered) for name, it in self.by_name.items()}
+        kept: dict[str, tuple[Hashable, bool]] = {name: (it, it.ordered) for name, it in self.by_name.items()}
         for wanted in subscriptions:
+            refuse_conflict(wanted, kept)
             names = (wanted.name, *wanted.aliases)
-            same = {id(kept[name][0]): name for name in names if name in kept}
-            if len(same) > 1:
-                first, second, *_ = same.values()
-                raise alias_conflict(first, second)
-            identity, ordered = kept[next(iter(same.values()))] if same else (wanted, wanted.ordered)
-            if ordered != wanted.ordered:
-                raise order_conflict(wanted.name, ordered=ordered)
-            kept.update(dict.fromkeys(names, (identity, ordered)))
+            existing = next((kept[name] for name in names if name in kept), (object(), wanted.ordered))
+            kept.update(dict.fromkeys(names, existing))
 
     def _add(self, wanted: Subscription) -> None:
         names = (wanted.name, *wanted.aliases)

@@ -19,6 +19,7 @@ from infra.mq.drivers.redis.settling import SettlementBatch, in_steps
 from infra.mq.drivers.redis.takeover import Audit, find_dead, release_all, release_claims, take_over, unpark, unregister
 from infra.mq.drivers.redis.wire import claims_of, mailbox_claims_of, seconds
 from infra.mq.errors import QueueClosed, QueueError, QueueUnavailable
+from infra.mq.refusals import worker_ended
 from infra.mq.types import Claim, ClaimLimits, Settlement, WorkerInfo
 
 LEASE_LOST = -2
@@ -124,7 +125,7 @@ class RedisConsumer:
         self._changed.set()
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        self._core.check()
+        self._core.owner.check()
         if not settlements:
             return []
         fenced: list[Settlement] = []
@@ -236,15 +237,15 @@ class RedisConsumer:
         await unregister(core, [self._name], routes, lease=not known.keeps)
 
     def _check(self) -> None:
-        self._core.check()
+        self._core.owner.check()
         if self._closed or self.lost:
-            raise QueueClosed(f"worker {self._info.id} {'is closed' if self._closed else 'has lost its lease'}")
+            raise worker_ended(self._info.id, closed=self._closed)
 
     def _lose(self) -> QueueClosed:
         """Mark the lease as lost; return the error to raise."""
         self._lease.mark_lost()
         self._changed.set()
-        return QueueClosed(f"worker {self._info.id} has lost its lease")
+        return worker_ended(self._info.id, closed=False)
 
     async def _wait(self, wanted: Mapping[str, int], deadline: float) -> list[Claim]:
         clock = self._core.clock

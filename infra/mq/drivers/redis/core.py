@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 from infra.clock import Clock
 from infra.mq.clock_offset import ClockOffset
+from infra.mq.defaults import BROADCAST_KEPT
 from infra.mq.drivers.redis.address import RedisAddress
 from infra.mq.drivers.redis.keys import Keys
 from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.registry import RegistryClient
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.drivers.redis.wire import Serials, microseconds
-from infra.mq.errors import QueueClosed, QueueUnavailable
-from infra.ownership import LoopOwner
+from infra.mq.errors import QueueUnavailable
+from infra.mq.owner import QueueOwner
 
 OUTDATED = -1
 """The answer of a script to a request that was made with an outdated copy of the registry."""
@@ -31,17 +32,16 @@ MEASURED_FOR = 60.0
 class RedisOptions:
     """The options of a `RedisQueue`, which describes them; times are in seconds."""
 
-    lease: float = 10.0
-    dedupe_window: float = 120.0
-    takeover_patience: float | None = None
-    broker_time: bool = True
-    timeout: float = 5.0
-    connect_timeout: float = 5.0
-    poll: float = 1.0
-    max_body: int | None = None
-    registry_ttl: float = 1.0
-    broadcasts_kept: float = 60.0
-    broadcasts_kept_at_most: int = 4096
+    lease: float
+    dedupe_window: float
+    takeover_patience: float | None
+    broker_time: bool
+    timeout: float
+    connect_timeout: float
+    poll: float
+    max_body: int | None
+    broadcast_kept: float = BROADCAST_KEPT
+    broadcasts_kept: int = 4096
 
     @property
     def margin(self) -> float:
@@ -69,7 +69,7 @@ class Core:
         self.process = secrets.token_hex(8)
         self.links: dict[str, Link] = {}
         self.registry = RegistryClient(lambda: self.link("admin"), self.keys, self.now)
-        self.owner = LoopOwner("the queue")
+        self.owner = QueueOwner()
         self.run_id = ""
         """The run id of the server at `open`; another one means that the server was restarted or replaced."""
 
@@ -81,8 +81,7 @@ class Core:
 
     def link(self, purpose: str) -> Link:
         """Return the link for a purpose. Each has its own, so that a long answer does not delay other requests."""
-        if not self.is_open:
-            raise QueueClosed("the queue is not open")
+        self.owner.check()
         link = self.links.get(purpose)
         if link is None:
             link = self.links[purpose] = Link(
@@ -102,11 +101,6 @@ class Core:
     def is_open(self) -> bool:
         """Whether the queue is open in the running event loop; raises WrongEventLoop if it is open in another."""
         return self.owner.is_here()
-
-    def check(self) -> None:
-        """Raise QueueClosed unless the queue is open."""
-        if not self.owner.is_here():
-            raise QueueClosed("the queue is not open")
 
     def now(self) -> str:
         """Return the time for scripts: empty, for the server's clock, or with `broker_time=False` that of `clock`."""

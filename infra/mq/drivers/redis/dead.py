@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from infra.mq.dead_ids import number_of
 from infra.mq.drivers.redis.core import OUTDATED, Core
 from infra.mq.drivers.redis.registry import RegistrySnapshot
 from infra.mq.drivers.redis.scripts import scripts
@@ -31,7 +32,7 @@ async def dead_letters(
     snapshot = await core.registry.load()
     sids = None if subscription is None else _sids(snapshot, subscription)
     start = after if after is not None else "0"
-    if not _is_number(start):
+    if number_of(start) is None:
         return []
     found: list[DeadLetter] = []
     link = core.link("admin")
@@ -70,7 +71,7 @@ async def retry_dead(core: Core, dead_ids: Sequence[str]) -> int:
 
 async def discard_dead(core: Core, dead_ids: Sequence[str]) -> int:
     """Implement `MessageQueue.discard_dead`."""
-    known = [it for it in dict.fromkeys(dead_ids) if _is_number(it)]
+    known = [it for it in dict.fromkeys(dead_ids) if number_of(it) is not None]
     if not known:
         return 0
     keys = [core.keys.of(name) for name in ("meta", "dead", "deads")]
@@ -95,7 +96,7 @@ async def _retry_one(core: Core, dead_id: str, sid: str) -> int:
 
 
 async def _sid_of(core: Core, dead_id: str) -> str | None:
-    if not _is_number(dead_id):
+    if number_of(dead_id) is None:
         return None
     entries = await core.link("admin").query("ZRANGEBYSCORE", core.keys.of("deads"), dead_id, dead_id)
     for entry in entries:
@@ -146,7 +147,3 @@ def _sids(snapshot: RegistrySnapshot, name: str) -> set[str]:
     if route is not None:
         return {route.subscription.sid, *snapshot.formerly(route)}
     return {sid for sid, its_name in snapshot.content.retired.items() if its_name == name}
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 20  # noqa: PLR2004 - no id of a dead letter is longer

@@ -11,10 +11,24 @@ import struct
 import termios
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from random import Random
 from typing import Any
 
 from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
+
+from infra.backoff import Backoff
+
+FIRST_BACKOFF = 0.05
+"""Seconds after a first failed attempt to connect before the next attempt; doubled by each further failure."""
+
+MAX_BACKOFF = 1.0
+"""The longest delay, in seconds, between two attempts to connect."""
+
+
+def reconnection_backoff() -> Backoff:
+    """Return the pauses between attempts to connect."""
+    return Backoff(FIRST_BACKOFF, MAX_BACKOFF, jitter=Random())  # noqa: S311 - it protects no secret
 
 
 async def connect(connection: AbstractConnection) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from random import Random
 from typing import Any
 
 from hiredis import pack_command
@@ -11,17 +10,19 @@ from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.address import RedisAddress
 from infra.mq.drivers.redis.errors import ANSWERS, AnswerLost, explain, indeterminate
-from infra.mq.drivers.redis.exchange import bounded, connect, count_answers, read, send, unsent_bytes
+from infra.mq.drivers.redis.exchange import (
+    bounded,
+    connect,
+    count_answers,
+    read,
+    reconnection_backoff,
+    send,
+    unsent_bytes,
+)
 from infra.mq.drivers.redis.scripts import Script
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
 
 Argument = bytes | str | int | float
-
-FIRST_BACKOFF = 0.05
-"""Seconds after a first failed attempt to connect before the next attempt; doubled by each further failure."""
-
-MAX_BACKOFF = 1.0
-"""The longest delay, in seconds, between two attempts to connect."""
 
 SMALL = 64 * 1024
 """The largest request, in bytes, whose sending needs no extra time."""
@@ -58,9 +59,8 @@ class Link:
         self._received_before = 0
         self._closed = False
         self._retry_at = 0.0
-        self._backoff = FIRST_BACKOFF
+        self._backoff = reconnection_backoff()
         self._refusal: QueueUnavailable | None = None
-        self._random = Random()  # noqa: S311 - it spreads reconnections, and protects no secret
         self.connections = 0
         """Number of times that the link has connected."""
 
@@ -166,14 +166,13 @@ class Link:
             self._check()
             reason = explain(error, self.where)
             self._refusal = reason if isinstance(reason, QueueUnavailable) else QueueUnavailable(str(reason))
-            self._retry_at = loop.time() + self._backoff * self._random.uniform(0.5, 1.0)
-            self._backoff = min(self._backoff * 2, MAX_BACKOFF)
+            self._retry_at = loop.time() + self._backoff.failed()
             raise self._refusal from error
         except BaseException:
             await self._drop()
             raise
         self._refusal = None
-        self._backoff = FIRST_BACKOFF
+        self._backoff.succeeded()
         self.connections += 1
 
     def _check(self) -> None:

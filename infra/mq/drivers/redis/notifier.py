@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-from random import Random
 from typing import Protocol
 
 import structlog
 from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.core import Core
-from infra.mq.drivers.redis.exchange import bounded, connect, read
+from infra.mq.drivers.redis.exchange import MAX_BACKOFF, bounded, connect, read, reconnection_backoff
 from infra.supervision import SupervisedTask, Supervisor
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -19,9 +18,6 @@ PING_EVERY = 2.0
 
 SILENCE = 6.0
 """Seconds without any message from the server after which the connection is closed."""
-
-MAX_BACKOFF = 1.0
-"""The longest delay, in seconds, between two attempts to connect."""
 
 
 class Waiter(Protocol):
@@ -60,7 +56,6 @@ class RedisNotifier:
         self._numbers = 0
         self._received_at = 0.0
         self._closing = asyncio.Event()
-        self._random = Random()  # noqa: S311 - it spreads reconnections, and protects no secret
 
     async def start(self) -> None:
         """Start to receive; wait for the connection, but at most `connect_timeout`: without it, consumers poll."""
@@ -116,12 +111,12 @@ class RedisNotifier:
             await self._disconnect()
 
     async def _listen_until_closed(self) -> None:
-        backoff = 0.05
+        backoff = reconnection_backoff()
         while not self._closing.is_set():
             try:
                 async with bounded(self._core.options.connect_timeout):
                     await self._subscribe()
-                backoff = 0.05
+                backoff.succeeded()
                 while True:
                     self._dispatch(await read(self._connection))
             except (redis_errors.RedisError, OSError, EOFError) as error:
@@ -131,8 +126,7 @@ class RedisNotifier:
             await self._disconnect()
             if was_ready:
                 self._wake_up_all()
-            await self._core.clock.wait(self._closing, backoff * self._random.uniform(0.5, 1.0))
-            backoff = min(backoff * 2, MAX_BACKOFF)
+            await self._core.clock.wait(self._closing, backoff.failed())
 
     async def _subscribe(self) -> None:
         keys = self._core.keys

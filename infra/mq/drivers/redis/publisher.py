@@ -5,12 +5,14 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from infra.mq.batching import PublishCall, take_batch
+from infra.mq.bodies import refuse_larger
 from infra.mq.drivers.redis.core import OUTDATED, Core
 from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.publish_batch import PublishBatch
 from infra.mq.drivers.redis.registry import RegistrySnapshot
 from infra.mq.drivers.redis.wire import microseconds
-from infra.mq.errors import MessageTooLarge, QueueClosed, QueueRejected
+from infra.mq.errors import QueueClosed, QueueRejected
 from infra.mq.types import Message
 
 BATCH = 200
@@ -28,15 +30,13 @@ LARGE = 256 * 1024
 TIDY_EVERY = 1.0
 """Seconds between two deletions by a process of ids older than the dedupe window."""
 
-Call = tuple[Sequence[Message], int, asyncio.Future[None]]
-
 
 class RedisPublisher:
     """Sends published messages to the server, in the order of the calls."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._waiting: deque[Call] = deque()
+        self._waiting: deque[PublishCall] = deque()
         self._busy = False
         self._task: asyncio.Task[None] | None = None
         self._tidied_at: float | None = None
@@ -62,23 +62,20 @@ class RedisPublisher:
             finally:
                 self._continue()
             return
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((messages, size, done))
-        await done
+        call = PublishCall(messages, size)
+        self._waiting.append(call)
+        await call.answer
 
     def close(self) -> None:
         """Raise QueueClosed in all calls whose messages were not sent."""
         while self._waiting:
-            done = self._waiting.popleft()[2]
-            if not done.done():
-                done.set_exception(QueueClosed("the queue was closed before the messages were sent"))
+            self._waiting.popleft().fail(QueueClosed("the queue was closed before the messages were sent"))
 
     def _size_of(self, messages: Sequence[Message]) -> int:
         limit, sizes = self._core.max_body, [len(it.body) for it in messages]
         total, largest = sum(sizes), max(sizes)
         if largest > limit:
-            message = messages[sizes.index(largest)]
-            raise MessageTooLarge(f"message {message.id} has {largest} bytes; this queue takes at most {limit}")
+            refuse_larger(messages, limit)
         if largest > LARGE:
             self._sends_large = True
         if total > CALL_BYTES:
@@ -97,35 +94,23 @@ class RedisPublisher:
         # In a task of its own, so that the cancellation of one caller does not cancel the messages of others.
         try:
             while self._waiting:
-                await self._send_batch(self._take_batch())
+                if batch := take_batch(self._waiting, most=BATCH, most_bytes=BATCH_BYTES):
+                    await self._send_batch(batch)
         finally:
             self._busy = False
             if self._waiting:
                 self._busy = True
                 self._continue()
 
-    def _take_batch(self) -> list[Call]:
-        batch = [self._waiting.popleft()]
-        count, size = len(batch[0][0]), batch[0][1]
-        while self._waiting:
-            messages, more, _ = self._waiting[0]
-            count, size = count + len(messages), size + more
-            if count > BATCH or size > BATCH_BYTES:
-                break
-            batch.append(self._waiting.popleft())
-        return batch
-
-    async def _send_batch(self, batch: list[Call]) -> None:
+    async def _send_batch(self, batch: list[PublishCall]) -> None:
         try:
-            await self._send([message for messages, _, _ in batch for message in messages])
+            await self._send([message for call in batch for message in call.messages])
         except Exception as error:  # noqa: BLE001 - each caller gets the error
-            for _, _, done in batch:
-                if not done.done():
-                    done.set_exception(_copy_of(error))
+            for call in batch:
+                call.fail(_copy_of(error))
             return
-        for _, _, done in batch:
-            if not done.done():
-                done.set_result(None)
+        for call in batch:
+            call.succeed()
 
     async def _send(self, messages: Sequence[Message]) -> None:
         core = self._core

@@ -7,9 +7,11 @@ from dataclasses import replace
 import msgspec
 
 from infra.clock import Clock
+from infra.mq.declaring import DeclareWait
+from infra.mq.defaults import DEDUPE_WINDOW, LEASE
 from infra.mq.drivers.redis import dead
 from infra.mq.drivers.redis.administration import retire, unblock
-from infra.mq.drivers.redis.broadcast import RedisReceiver, broadcast, read_after
+from infra.mq.drivers.redis.broadcast import RedisBroadcasts, broadcast, read_after
 from infra.mq.drivers.redis.consumer import RedisConsumer
 from infra.mq.drivers.redis.core import LARGEST_BODY, Core, RedisOptions
 from infra.mq.drivers.redis.errors import Misconfigured
@@ -24,6 +26,7 @@ from infra.mq.drivers.redis.server import check_server, largest_value, run_id
 from infra.mq.drivers.redis.wire import microseconds
 from infra.mq.errors import QueueRejected
 from infra.mq.queue import REGISTRY_TTL
+from infra.mq.receiver import Receiver
 from infra.mq.types import (
     BacklogPolicy,
     ClaimLimits,
@@ -69,8 +72,8 @@ class RedisQueue:
         *,
         clock: Clock,
         namespace: str = "beneath",
-        lease: float = 10.0,
-        dedupe_window: float = 120.0,
+        lease: float = LEASE,
+        dedupe_window: float = DEDUPE_WINDOW,
         takeover_patience: float | None = None,
         broker_time: bool = True,
         timeout: float = 5.0,
@@ -88,13 +91,13 @@ class RedisQueue:
             connect_timeout=connect_timeout,
             poll=poll,
             max_body=max_body,
-            registry_ttl=registry_ttl,
         )
         self._core = Core(url, clock, namespace, options)
+        self._declare_wait = DeclareWait(clock, self._core.time, registry_ttl)
         self._publisher = RedisPublisher(self._core)
         self._notifier: RedisNotifier | None = None
         self._consumers: set[RedisConsumer] = set()
-        self._receivers: set[RedisReceiver] = set()
+        self._receivers: set[Receiver] = set()
 
     @property
     def features(self) -> Features:
@@ -142,40 +145,37 @@ class RedisQueue:
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
         core = self._core
-        core.check()
+        core.owner.check()
         await core.registry.declare(subscriptions, broadcasts)
-        # Also if another process made the change: until then a publisher may use an older copy of the registry.
-        longest = core.options.registry_ttl
-        outdated = core.registry.changed_at + longest - core.time()
-        if longest > 0 and outdated > 0:
-            await core.clock.sleep(min(outdated, longest))
+        await self._declare_wait.after(core.registry.changed_at)
 
     async def registry(self) -> Registry:
-        self._core.check()
+        self._core.owner.check()
         return (await self._core.registry.load()).registry
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        self._core.check()
+        self._core.owner.check()
         if messages:
             await self._publisher.publish(messages)
 
     async def cancel(self, message_id: str) -> bool:
-        self._core.check()
+        self._core.owner.check()
         return await cancel(self._core, message_id)
 
     async def scheduled(self, message_id: str) -> bool:
-        self._core.check()
+        self._core.owner.check()
         return await is_scheduled(self._core, message_id)
 
     async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
-        self._core.check()
+        self._core.owner.check()
         if frames:
             await broadcast(self._core, frames, origin)
 
-    async def receiver(self, *, origin: str) -> RedisReceiver:
+    async def receiver(self, *, origin: str) -> Receiver:
         notifier = await self._started_notifier()
         last, _, _ = await read_after(self._core, b"")
-        receiver = RedisReceiver(self._core, notifier, origin, last, self._receivers.discard)
+        source = RedisBroadcasts(self._core, notifier, origin, last)
+        receiver = Receiver(source, self._core.clock, self._core.owner, self._receivers.discard)
         self._receivers.add(receiver)
         return receiver
 
@@ -200,11 +200,11 @@ class RedisQueue:
         return consumer
 
     async def stats(self) -> list[SubscriptionStats]:
-        self._core.check()
+        self._core.owner.check()
         return await stats(self._core)
 
     async def warnings(self) -> list[str]:
-        self._core.check()
+        self._core.owner.check()
         return []
 
     async def dead_letters(
@@ -215,39 +215,39 @@ class RedisQueue:
         limit: int = 100,
         after: str | None = None,
     ) -> list[DeadLetter]:
-        self._core.check()
+        self._core.owner.check()
         return await dead.dead_letters(self._core, subscription, event, limit, after)
 
     async def dead_letter(self, dead_id: str) -> DeadLetter:
-        self._core.check()
+        self._core.owner.check()
         return await dead.dead_letter(self._core, dead_id)
 
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:
-        self._core.check()
+        self._core.owner.check()
         return await dead.retry_dead(self._core, dead_ids)
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
-        self._core.check()
+        self._core.owner.check()
         return await dead.discard_dead(self._core, dead_ids)
 
     async def pause(self, name: str) -> None:
-        self._core.check()
+        self._core.owner.check()
         await self._core.registry.set_paused(name, paused=True)
 
     async def resume(self, name: str) -> None:
-        self._core.check()
+        self._core.owner.check()
         await self._core.registry.set_paused(name, paused=False)
 
     async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
-        self._core.check()
+        self._core.owner.check()
         await unblock(self._core, name, ordering_key, skip=skip)
 
     async def retire(self, name: str, *, event: str | None = None, backlog: BacklogPolicy = "refuse") -> int:
-        self._core.check()
+        self._core.owner.check()
         return await retire(self._core, name, event, backlog)
 
     async def _started_notifier(self) -> RedisNotifier:
-        self._core.check()
+        self._core.owner.check()
         assert self._notifier is not None  # noqa: S101 - set while the queue is open
         await self._notifier.start()
         return self._notifier

@@ -8,12 +8,13 @@ from dataclasses import replace
 import msgspec
 import structlog
 
+from infra.mq.declaring import refuse_conflict
 from infra.mq.drivers.redis.keys import GROUP, LINE, WAITING, Keys
 from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.retiring import RETIRING, finish_retiring
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.errors import SubscriptionConflict
-from infra.mq.refusals import alias_conflict, no_event, no_subscription, order_conflict
+from infra.mq.refusals import no_event, no_subscription
 from infra.mq.types import Registry, Subscription
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -303,22 +304,16 @@ def _growing(before: RegistryContent, after: RegistryContent) -> list[str]:
 
 
 def _add_one(content: RegistryContent, wanted: Subscription) -> None:
-    names = (wanted.name, *wanted.aliases)
     by_name = {name: it for it in content.subscriptions for name in it.names}
-    same = [*{by_name[name].sid: by_name[name] for name in names if name in by_name}.values()]
-    if len(same) > 1:
-        first, second = (next(name for name in names if name in it.names) for it in same[:2])
-        raise alias_conflict(first, second)
-    if not same:
+    refuse_conflict(wanted, {name: (it.sid, it.ordered) for name, it in by_name.items()})
+    stored = next((by_name[name] for name in (wanted.name, *wanted.aliases) if name in by_name), None)
+    if stored is None:
         content.subscriptions.append(
             RegisteredSubscription(
                 secrets.token_urlsafe(6), wanted.name, wanted.ordered, sorted(wanted.events), list(wanted.aliases)
             )
         )
         return
-    stored = same[0]
-    if stored.ordered != wanted.ordered:
-        raise order_conflict(wanted.name, ordered=stored.ordered)
     if wanted.name not in stored.names:
         # Dead letters of subscriptions retired with the old name belong to the new name, too.
         content.retired = {sid: wanted.name if name in stored.names else name for sid, name in content.retired.items()}

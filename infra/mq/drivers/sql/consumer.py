@@ -7,6 +7,7 @@ from infra.clock import Clock
 from infra.db.cancellation import finish
 from infra.mq.drivers.sql.dialect import Membership, QueueDialect
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
+from infra.mq.refusals import worker_ended
 from infra.mq.types import Claim, ClaimLimits, Settlement, WorkerInfo
 from infra.ownership import LoopOwner
 
@@ -122,7 +123,7 @@ class SqlConsumer:
     def _check(self) -> None:
         self._owner.is_here()
         if self._closed or self.lost:
-            raise QueueClosed(f"worker {self._info.id} {'is closed' if self._closed else 'has lost its lease'}")
+            raise worker_ended(self._info.id, closed=self._closed)
 
     async def _wait(self, wanted: Mapping[str, int], deadline: float) -> list[Claim]:
         self._dialect.watch(self._changed)

@@ -24,22 +24,22 @@ from infra.mq.types import (
 class SqlOptions:
     """The settings of the SQL driver. Times are in seconds."""
 
-    dedupe_window: float = 120.0
+    dedupe_window: float
     """The time for which the ids of messages with `dedupe` are stored."""
 
-    broadcast_kept: float = 60.0
+    broadcast_kept: float
     """The time for which broadcasts are stored for processes that poll late."""
 
-    longest_silence: float = 5.0
+    longest_silence: float
     """The time without a poll of the database after which broadcasts may have been missed."""
 
-    patience: float = 10.0
+    patience: float
     """The time that a write waits for other writers."""
 
-    lease: float = 10.0
+    lease: float
     """PostgreSQL: the lease time of workers."""
 
-    synchronous: Literal["FULL", "NORMAL"] = "FULL"
+    synchronous: Literal["FULL", "NORMAL"]
     """SQLite: with "FULL" a commit survives a power cut, with "NORMAL" only the end of the process."""
 
 

@@ -6,12 +6,16 @@ from typing import Literal
 from infra.clock import Clock
 from infra.db import Database
 from infra.mq.bodies import refuse_larger
-from infra.mq.drivers.sql.broadcast import SqlReceiver
+from infra.mq.declaring import DeclareWait
+from infra.mq.defaults import BROADCAST_KEPT, DEDUPE_WINDOW, LEASE
+from infra.mq.drivers.sql.broadcast import SqlBroadcasts
 from infra.mq.drivers.sql.consumer import SqlConsumer
 from infra.mq.drivers.sql.dialect import QueueDialect, SqlOptions
-from infra.mq.errors import QueueClosed, QueueUnavailable
+from infra.mq.errors import QueueUnavailable
 from infra.mq.limits import MAX_BODY
+from infra.mq.owner import QueueOwner
 from infra.mq.queue import REGISTRY_TTL
+from infra.mq.receiver import Receiver
 from infra.mq.types import (
     BacklogPolicy,
     ClaimLimits,
@@ -23,7 +27,6 @@ from infra.mq.types import (
     SubscriptionStats,
     WorkerInfo,
 )
-from infra.ownership import LoopOwner
 
 _LONGEST_COMMIT = 30.0
 """The longest time, in seconds, from the timestamp of a declaration until its COMMIT is visible."""
@@ -53,12 +56,12 @@ class SqlQueue:
         db: Database,
         *,
         clock: Clock,
-        dedupe_window: float = 120.0,
-        broadcast_kept: float = 60.0,
+        dedupe_window: float = DEDUPE_WINDOW,
+        broadcast_kept: float = BROADCAST_KEPT,
         longest_silence: float = 5.0,
         patience: float = 10.0,
         registry_ttl: float = REGISTRY_TTL,
-        lease: float = 10.0,
+        lease: float = LEASE,
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
         max_body: int = MAX_BODY,
     ) -> None:
@@ -72,13 +75,10 @@ class SqlQueue:
         )
         self._dialect: QueueDialect = _dialect_for(db, clock, options)
         self._clock = self._dialect.clock
-        self._registry_ttl = registry_ttl
-        self._known_since = 0.0
-        """The time of the last registry change that all publishers are known to use; by the queue's clock."""
-
+        self._declare_wait = DeclareWait(self._clock, self._clock.time, registry_ttl, longest_commit=_LONGEST_COMMIT)
         self._consumers: set[SqlConsumer] = set()
-        self._receivers: set[SqlReceiver] = set()
-        self._owner = LoopOwner("the queue")
+        self._receivers: set[Receiver] = set()
+        self._owner = QueueOwner()
         self._max_body = max_body
 
     @property
@@ -105,59 +105,52 @@ class SqlQueue:
         return self._clock.time()
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
-        self._check()
-        changed_at = await self._dialect.declare(subscriptions, broadcasts)
-        if changed_at == self._known_since or self._registry_ttl <= 0:
-            return
-        # Another process may have declared it. Its COMMIT may have ended just now, and for the TTL from then on a
-        # publisher may use a subscription cache from before.
-        if changed_at + _LONGEST_COMMIT + self._registry_ttl > self._clock.time():
-            await self._clock.sleep(self._registry_ttl)
-        self._known_since = changed_at
+        self._owner.check()
+        await self._declare_wait.after(await self._dialect.declare(subscriptions, broadcasts))
 
     async def registry(self) -> Registry:
-        self._check()
+        self._owner.check()
         return await self._dialect.registry()
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        self._check()
+        self._owner.check()
         if messages:
             refuse_larger(messages, self._max_body)
             await self._dialect.publish(messages, self._clock.time())
 
     async def cancel(self, message_id: str) -> bool:
-        self._check()
+        self._owner.check()
         return await self._dialect.cancel(message_id, self._clock.time())
 
     async def scheduled(self, message_id: str) -> bool:
-        self._check()
+        self._owner.check()
         return await self._dialect.scheduled(message_id, self._clock.time())
 
     async def broadcast(self, frames: Sequence[bytes], *, origin: str) -> None:
-        self._check()
+        self._owner.check()
         if frames:
             await self._dialect.broadcast(frames, origin, self._clock.time())
 
-    async def receiver(self, *, origin: str) -> SqlReceiver:
-        self._check()
-        last = await self._dialect.last_broadcast()
-        receiver = SqlReceiver(self._dialect, self._clock, origin, last, self._receivers.discard)
+    async def receiver(self, *, origin: str) -> Receiver:
+        self._owner.check()
+        source = SqlBroadcasts(self._dialect, origin, await self._dialect.last_broadcast())
+        receiver = Receiver(source, self._clock, self._owner, self._receivers.discard)
         self._receivers.add(receiver)
         return receiver
 
     async def consumer(self, info: WorkerInfo, limits: ClaimLimits) -> SqlConsumer:
-        self._check()
+        self._owner.check()
         member = await self._dialect.join(info, self._clock.time())
         consumer = SqlConsumer(self._dialect, self._clock, info, limits, member, self._owner, self._consumers.discard)
         self._consumers.add(consumer)
         return consumer
 
     async def stats(self) -> list[SubscriptionStats]:
-        self._check()
+        self._owner.check()
         return await self._dialect.stats(self._clock.time())
 
     async def warnings(self) -> list[str]:
-        self._check()
+        self._owner.check()
         return await self._dialect.warnings()
 
     async def dead_letters(
@@ -168,40 +161,36 @@ class SqlQueue:
         limit: int = 100,
         after: str | None = None,
     ) -> list[DeadLetter]:
-        self._check()
+        self._owner.check()
         return await self._dialect.dead_letters(subscription, event, limit, after)
 
     async def dead_letter(self, dead_id: str) -> DeadLetter:
-        self._check()
+        self._owner.check()
         return await self._dialect.dead_letter(dead_id)
 
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:
-        self._check()
+        self._owner.check()
         return await self._dialect.retry_dead(dead_ids, self._clock.time())
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
-        self._check()
+        self._owner.check()
         return await self._dialect.discard_dead(dead_ids)
 
     async def pause(self, name: str) -> None:
-        self._check()
+        self._owner.check()
         await self._dialect.set_paused(name, paused=True)
 
     async def resume(self, name: str) -> None:
-        self._check()
+        self._owner.check()
         await self._dialect.set_paused(name, paused=False)
 
     async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
-        self._check()
+        self._owner.check()
         await self._dialect.unblock(name, ordering_key, self._clock.time(), skip=skip)
 
     async def retire(self, name: str, *, event: str | None = None, backlog: BacklogPolicy = "refuse") -> int:
-        self._check()
+        self._owner.check()
         return await self._dialect.retire(name, event, backlog, self._clock.time())
-
-    def _check(self) -> None:
-        if not self._owner.is_here():
-            raise QueueClosed("the queue is not open")
 
 
 def _dialect_for(db: Database, clock: Clock, options: SqlOptions) -> QueueDialect:

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from infra.mq.refusals import alias_conflict, order_conflict
-from infra.mq.types import DeadLetter, Subscription
+from infra.mq.types import DeadLetter
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,21 +13,6 @@ class SubscriptionRow:
 
     id: int
     ordered: bool
-
-
-def refuse_conflict(wanted: Subscription, kept: dict[str, SubscriptionRow]) -> None:
-    """Check a declaration against `kept`, the stored subscriptions of its name and aliases.
-
-    Raises:
-        SubscriptionConflict: the names belong to two subscriptions, or to one that is ordered and should not be, or the
-            reverse.
-    """
-    by_number = {it.id: name for name, it in kept.items()}
-    if len(by_number) > 1:
-        second, first = sorted(by_number.values(), key=lambda name: name == wanted.name)[-2:]
-        raise alias_conflict(first, second)
-    if kept and (ordered := next(iter(kept.values())).ordered) != wanted.ordered:
-        raise order_conflict(wanted.name, ordered=ordered)
 
 
 def dead_letter_of(row: Iterable[Any]) -> DeadLetter:
@@ -48,8 +32,3 @@ def dead_letter_of(row: Iterable[Any]) -> DeadLetter:
         published_at=published_at,
         died_at=died_at,
     )
-
-
-def dead_letter_number(dead_id: str) -> int | None:
-    """Return the row number of a dead letter's id; None if `dead_id` is not a valid id."""
-    return int(dead_id) if dead_id.isascii() and dead_id.isdigit() and len(dead_id) < 19 else None  # noqa: PLR2004

@@ -6,8 +6,8 @@ Each function is one step and must be called in a transaction.
 from collections.abc import Iterable, Sequence
 
 from infra.db.postgresql_driver import Driver
+from infra.mq.dead_ids import number_of
 from infra.mq.drivers.sql.postgres import registry
-from infra.mq.drivers.sql.stored import dead_letter_number
 from infra.mq.refusals import not_blocked
 
 _LOCK_KEYS = "SELECT beneath_lock_keys_1($1)"
@@ -67,7 +67,7 @@ STEP_BYTES = 16 * 1024 * 1024
 
 async def steps_of(driver: Driver, dead_ids: Iterable[str]) -> list[list[int]]:
     """Divide dead letters into steps, in the given order; unknown ids are omitted."""
-    numbers = [number for it in dict.fromkeys(dead_ids) if (number := dead_letter_number(it)) is not None]
+    numbers = [number for it in dict.fromkeys(dead_ids) if (number := number_of(it)) is not None]
     steps: list[list[int]] = []
     size = 0
     for first in range(0, len(numbers), STEP):

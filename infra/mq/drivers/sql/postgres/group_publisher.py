@@ -2,12 +2,14 @@
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from infra.mq.batching import take_batch
 from infra.mq.drivers.sql.postgres.errors import KeyBusy
-from infra.mq.drivers.sql.postgres.waiting_publishes import PublishCall, WaitingPublishes
+from infra.mq.drivers.sql.postgres.waiting_publishes import LockingCall, WaitingPublishes
 from infra.mq.errors import QueueClosed, QueueError, QueueRejected
 from infra.mq.types import Message
 
@@ -44,7 +46,7 @@ class GroupPublisher:
     def __init__(self, send: Send, patience: float) -> None:
         self._send = send
         self._patience = patience
-        self._queued: list[PublishCall] = []
+        self._queued: deque[LockingCall] = deque()
         self._free_lanes = LANES
         self._apart = WaitingPublishes()
         self._waiter: asyncio.Task[None] | None = None
@@ -61,7 +63,7 @@ class GroupPublisher:
         Raises:
             QueueError: the messages were rejected, or the queue failed.
         """
-        request = PublishCall(messages, asyncio.get_running_loop().create_future())
+        request = LockingCall(messages, sum([len(it.body) for it in messages]))
         if self._apart and self._apart.concerns(request):
             self._wait_apart(request, request.names & self._apart.names)
         else:
@@ -87,7 +89,7 @@ class GroupPublisher:
 
     async def _work_off(self) -> None:
         try:
-            while group := self._next_group():
+            while group := take_batch(self._queued, most=GROUP_LIMIT, most_bytes=GROUP_BYTES):
                 await self._send_group(group, GROUP_PATIENCE)
         except BaseException as error:
             _fail(self._queued, QueueClosed(f"publishing to the queue was stopped: {error!r}"))
@@ -97,21 +99,7 @@ class GroupPublisher:
             # Not in a done callback: a call that arrives before the callback runs must find the lane free.
             self._free_lanes += 1
 
-    def _next_group(self) -> list[PublishCall]:
-        group: list[PublishCall] = []
-        count = size = taken = 0
-        for request in self._queued:
-            count += len(request.messages)
-            size += request.size
-            if group and (count > GROUP_LIMIT or size > GROUP_BYTES):
-                break
-            taken += 1
-            if not request.answer.done():
-                group.append(request)
-        del self._queued[:taken]
-        return group
-
-    async def _send_group(self, group: list[PublishCall], patience: float) -> None:
+    async def _send_group(self, group: list[LockingCall], patience: float) -> None:
         """Send and answer a group; bisect it to find the calls that are rejected or have to wait."""
         if self._apart:
             for request in [it for it in group if self._apart.concerns(it)]:
@@ -131,7 +119,7 @@ class GroupPublisher:
             else:
                 _fail(group, error)
 
-    async def _send_whole(self, group: list[PublishCall], patience: float) -> None:
+    async def _send_whole(self, group: list[LockingCall], patience: float) -> None:
         """Send and answer a group; raise the errors that may concern only a part of the group."""
         try:
             await self._send([message for request in group for message in request.messages], patience)
@@ -145,12 +133,11 @@ class GroupPublisher:
             raise
         else:
             for request in group:
-                if not request.answer.done():
-                    request.answer.set_result(None)
+                request.succeed()
 
     # --- calls that wait for other transactions -----------------------------------------------------------------------
 
-    def _wait_apart(self, request: PublishCall, names: frozenset[str]) -> None:
+    def _wait_apart(self, request: LockingCall, names: frozenset[str]) -> None:
         loop = asyncio.get_running_loop()
         self._apart.add(request, names, loop.time() + self._patience)
         if self._waiter is None or self._waiter.done():
@@ -164,7 +151,7 @@ class GroupPublisher:
             _fail(self._apart.clear(), QueueClosed(f"publishing to the queue was stopped: {error!r}"))
             raise
 
-    async def _try(self, group: list[PublishCall]) -> None:
+    async def _try(self, group: list[LockingCall]) -> None:
         """Try a group that waits for the same locks; answer calls that succeed or have waited too long."""
         loop = asyncio.get_running_loop()
         alone = len(group) == len(self._apart)
@@ -185,7 +172,6 @@ class GroupPublisher:
                 self._apart.remove(request)
 
 
-def _fail(group: list[PublishCall], error: QueueError) -> None:
+def _fail(group: Iterable[LockingCall], error: QueueError) -> None:
     for request in group:
-        if not request.answer.done():
-            request.answer.set_exception(error)
+        request.fail(error)

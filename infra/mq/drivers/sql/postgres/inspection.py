@@ -5,8 +5,9 @@ from collections.abc import Collection
 from typing import Any
 
 from infra.db.postgresql_driver import Driver
+from infra.mq.dead_ids import number_of
 from infra.mq.drivers.sql.postgres import registry
-from infra.mq.drivers.sql.stored import dead_letter_number, dead_letter_of
+from infra.mq.drivers.sql.stored import dead_letter_of
 from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter, SubscriptionStats
 
@@ -100,7 +101,7 @@ async def dead_letters(
     driver: Driver, subscription: str | None, event: str | None, limit: int, after: str | None
 ) -> list[DeadLetter]:
     """Return dead letters, oldest first."""
-    start = 0 if after is None else dead_letter_number(after)
+    start = 0 if after is None else number_of(after)
     if start is None:
         return []
     conditions = ["id > $1"]
@@ -123,7 +124,7 @@ async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
     Raises:
         DeadLetterNotFound: no dead letter has that id.
     """
-    row = await driver.fetchrow(f"{_DEAD_LETTERS} WHERE id = $1", dead_letter_number(dead_id))
+    row = await driver.fetchrow(f"{_DEAD_LETTERS} WHERE id = $1", number_of(dead_id))
     if row is None:
         raise no_dead_letter(dead_id)
     return dead_letter_of(row)

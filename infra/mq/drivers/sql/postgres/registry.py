@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from infra.db.postgresql_driver import Driver
-from infra.mq.drivers.sql.stored import SubscriptionRow, refuse_conflict
+from infra.mq.declaring import refuse_conflict
+from infra.mq.drivers.sql.stored import SubscriptionRow
 from infra.mq.errors import SubscriptionConflict
 from infra.mq.refusals import no_subscription
 from infra.mq.types import Registry, Subscription
@@ -203,7 +204,7 @@ async def set_paused(driver: Driver, name: str, *, paused: bool) -> None:
 async def _declare_one(driver: Driver, wanted: Subscription) -> bool:
     names = list(dict.fromkeys((wanted.name, *wanted.aliases)))
     kept = await find(driver, names)
-    refuse_conflict(wanted, {name: kept[name] for name in names if name in kept})
+    refuse_conflict(wanted, {name: (it.id, it.ordered) for name, it in kept.items()})
     changed = wanted.name not in kept
     if not kept:
         number: int = await driver.fetchval(_ADD, wanted.name, int(wanted.ordered))

@@ -1,26 +1,17 @@
 """Publishes that wait for another transaction, which holds the lock on one of their ordering keys or ids."""
 
-import asyncio
 import itertools
-from collections.abc import Sequence
 from functools import cached_property
 
+from infra.mq.batching import PublishCall
 from infra.mq.drivers.sql.postgres.errors import Held
-from infra.mq.types import Message
 
 
-class PublishCall:
-    """The messages of one call, and the future for its result.
+class LockingCall(PublishCall):
+    """A call of `publish` that may have to wait for locks, which have names: "key" or "id", the event, and the value.
 
-    The locks for which it may have to wait have names: "key" or "id", the event, and the value. The event is part of
-    the name because messages of different events do not share locks.
+    The event is part of the name because messages of different events do not share locks.
     """
-
-    def __init__(self, messages: Sequence[Message], answer: "asyncio.Future[None]") -> None:
-        self.messages = messages
-        self.answer = answer
-        self.size = len(messages[0].body) if len(messages) == 1 else sum([len(it.body) for it in messages])
-        """The size of all bodies, in bytes."""
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -47,7 +38,7 @@ class WaitingPublishes:
     """Waiting requests in their order; those that wait for the same locks are tried together and in order."""
 
     def __init__(self) -> None:
-        self._requests: dict[PublishCall, _Waiting] = {}
+        self._requests: dict[LockingCall, _Waiting] = {}
         self._turns = itertools.count()
         self._busy: dict[str, int] = {}
         """The number of requests that wait for each name."""
@@ -60,35 +51,35 @@ class WaitingPublishes:
         """The names of all locks for which requests wait."""
         return frozenset(self._busy)
 
-    def concerns(self, request: PublishCall) -> bool:
+    def concerns(self, request: LockingCall) -> bool:
         """Return whether `request` must wait behind another one."""
         return bool(self._busy) and not self._busy.keys().isdisjoint(request.names)
 
-    def add(self, request: PublishCall, names: frozenset[str], deadline: float) -> None:
+    def add(self, request: LockingCall, names: frozenset[str], deadline: float) -> None:
         """Add a request that waits for `names` until `deadline`, by the loop's clock."""
         self._requests[request] = _Waiting(names, deadline, next(self._turns))
         for name in names:
             self._busy[name] = self._busy.get(name, 0) + 1
 
-    def remove(self, request: PublishCall) -> None:
+    def remove(self, request: LockingCall) -> None:
         """Remove a request."""
         for name in self._requests.pop(request).names:
             self._busy[name] -= 1
             if not self._busy[name]:
                 del self._busy[name]
 
-    def clear(self) -> list[PublishCall]:
+    def clear(self) -> list[LockingCall]:
         """Remove and return all requests."""
         requests = list(self._requests)
         self._requests.clear()
         self._busy.clear()
         return requests
 
-    def deadline(self, request: PublishCall) -> float:
+    def deadline(self, request: LockingCall) -> float:
         """Return the deadline of a request, by the loop's clock."""
         return self._requests[request].deadline
 
-    def next_group(self, limit: int) -> list[PublishCall]:
+    def next_group(self, limit: int) -> list[LockingCall]:
         """Return the requests to try next: the one whose turn it is, and those that wait for no other locks.
 
         They have `limit` messages at most. No request is tried before an earlier one that waits for the same lock.
@@ -97,7 +88,7 @@ class WaitingPublishes:
         if chosen is None:
             return []
         wanted = self._requests[chosen].names
-        group: list[PublishCall] = []
+        group: list[LockingCall] = []
         count = 0
         blocked: set[str] = set()
         for request, waiting in self._requests.items():
@@ -116,8 +107,8 @@ class WaitingPublishes:
                 blocked |= waiting.names
         return group
 
-    def _next_in_turn(self) -> PublishCall | None:
-        chosen: PublishCall | None = None
+    def _next_in_turn(self) -> LockingCall | None:
+        chosen: LockingCall | None = None
         turn = 0
         blocked: set[str] = set()
         for request, waiting in self._requests.items():

@@ -3,12 +3,12 @@
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 
+from infra.mq.dead_ids import number_of
 from infra.mq.drivers.sql.sqlite import registry
 from infra.mq.drivers.sql.sqlite.mailboxes import close_mailbox, heads, open_mailboxes
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.drivers.sql.sqlite.scheduling import Overdue
 from infra.mq.drivers.sql.sqlite.settling import to_dead_letter
-from infra.mq.drivers.sql.stored import dead_letter_number
 from infra.mq.refusals import not_blocked
 
 DEAD_LETTERS_AT_ONCE = 200
@@ -34,7 +34,7 @@ _ANEW = "UPDATE beneath_delivery SET failures = 0 WHERE id = ?"
 
 def numbers_of(dead_ids: Iterable[str]) -> list[int]:
     """Return the row numbers of dead letter ids, each once; invalid ids are omitted."""
-    numbers = (dead_letter_number(it) for it in dict.fromkeys(dead_ids))
+    numbers = (number_of(it) for it in dict.fromkeys(dead_ids))
     return [it for it in numbers if it is not None]
 
 

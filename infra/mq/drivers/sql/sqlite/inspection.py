@@ -5,8 +5,9 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection
 
+from infra.mq.dead_ids import number_of
 from infra.mq.drivers.sql.sqlite import registry
-from infra.mq.drivers.sql.stored import dead_letter_number, dead_letter_of
+from infra.mq.drivers.sql.stored import dead_letter_of
 from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter, SubscriptionStats
 
@@ -79,7 +80,7 @@ def dead_letters(
     db: sqlite3.Connection, subscription: str | None, event: str | None, limit: int, after: str | None
 ) -> list[DeadLetter]:
     """Return dead letters, oldest first."""
-    start = 0 if after is None else dead_letter_number(after)
+    start = 0 if after is None else number_of(after)
     if start is None:
         return []
     conditions = ["id > ?"]
@@ -101,7 +102,7 @@ def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
     Raises:
         DeadLetterNotFound: no dead letter has that id.
     """
-    row = db.execute(f"{_DEAD_LETTER} WHERE id = ?", (dead_letter_number(dead_id),)).fetchone()
+    row = db.execute(f"{_DEAD_LETTER} WHERE id = ?", (number_of(dead_id),)).fetchone()
     if row is None:
         raise no_dead_letter(dead_id)
     return dead_letter_of(row)

@@ -4,8 +4,9 @@ import sqlite3
 from collections.abc import Collection, Iterable
 from json import dumps
 
+from infra.mq.declaring import refuse_conflict
 from infra.mq.drivers.sql.sqlite.numbers import reserve
-from infra.mq.drivers.sql.stored import SubscriptionRow, refuse_conflict
+from infra.mq.drivers.sql.stored import SubscriptionRow
 from infra.mq.errors import SubscriptionConflict, SubscriptionNotFound
 from infra.mq.refusals import no_subscription
 from infra.mq.types import Registry, Subscription
@@ -141,7 +142,7 @@ def retiring_events(db: sqlite3.Connection, subscription: int) -> set[str]:
 def _declare_one(db: sqlite3.Connection, wanted: Subscription) -> None:
     names = list(dict.fromkeys((wanted.name, *wanted.aliases)))
     kept = find(db, names)
-    refuse_conflict(wanted, {name: kept[name] for name in names if name in kept})
+    refuse_conflict(wanted, {name: (it.id, it.ordered) for name, it in kept.items()})
     if not kept:
         number = reserve(db, 1)
         db.execute(_ADD, (number, wanted.name, int(wanted.ordered)))
