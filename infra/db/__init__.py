@@ -18,6 +18,7 @@ from infra.db.errors import (
 )
 from infra.db.participant import Participant
 from infra.db.transaction import Transaction
+from infra.db.violations import Violation, violation_of
 
 __all__ = [
     "CommitIndeterminate",
@@ -31,4 +32,6 @@ __all__ = [
     "Transaction",
     "TransactionNotOwned",
     "TransactionRolledBack",
+    "Violation",
+    "violation_of",
 ]

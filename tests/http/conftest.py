@@ -1,6 +1,7 @@
 """Fixtures of the HTTP tests: the API in this process, clients, and checks of problems."""
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from fastapi import FastAPI
 
 from beneath.http import HttpOptions, create_app
+from beneath.http.core.app import create_api
+from beneath.http.core.domain import Domain
 from tests.world import World, world
 
 
@@ -90,3 +93,21 @@ def problem(answer: httpx2.Response, status: int, slug: str) -> dict[str, Any]:
     assert "Traceback" not in answer.text
     assert body["request_id"] == answer.headers["x-request-id"]
     return body
+
+
+def bare_api(*domains: Domain) -> FastAPI:
+    """Return an API of `domains` alone, without services."""
+
+    async def scrape() -> bytes:
+        return b""
+
+    return create_api(
+        domains,
+        title="Test",
+        description="",
+        version="0",
+        correlate=lambda _: nullcontext(),
+        ready={},
+        metrics=scrape,
+        max_body=1000,
+    )

@@ -9,13 +9,13 @@ from typing import Any, Final
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import compile_path
 
 from bus import PublishIndeterminate, PublishRejected
-from infra.db import CommitIndeterminate, DatabaseUnavailable
+from infra.db import CommitIndeterminate, DatabaseUnavailable, Violation, violation_of
 from infra.mq import QueueUnavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -55,6 +55,7 @@ NOT_ALLOWED = ProblemType("not-allowed", 403, "Your role does not allow this")
 NOT_FOUND = ProblemType("not-found", 404, "The resource does not exist")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "The resource does not support this method")
 REQUEST_TIMEOUT = ProblemType("request-timeout", 408, "The request took too long to arrive")
+CONFLICT = ProblemType("conflict", 409, "The request conflicts with stored data")
 CHANGED = ProblemType("changed", 412, "The resource was changed since you read it")
 TOO_LARGE = ProblemType("too-large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The body must be JSON")
@@ -64,6 +65,11 @@ TOO_MANY_REQUESTS = ProblemType("too-many-requests", 429, "The limit of requests
 INTERNAL = ProblemType("internal", 500, "Internal error")
 INDETERMINATE = ProblemType("indeterminate", 503, "The outcome of the request is unknown")
 UNAVAILABLE = ProblemType("unavailable", 503, "The service is temporarily unavailable")
+
+_CONFLICTS: Final = {
+    Violation.REFERENCE: "the request refers to a resource that does not exist, or deletes one that is still in use",
+    Violation.DUPLICATE: "a resource with a value of the request exists already",
+}
 
 _BY_STATUS: Final = {
     kind.status: kind
@@ -133,6 +139,7 @@ def install(app: FastAPI, domain_problems: Mapping[type[Exception], ProblemType]
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DatabaseUnavailable, _unavailable)
     app.add_exception_handler(OperationalError, _unavailable)
+    app.add_exception_handler(IntegrityError, _conflict)
     app.add_exception_handler(PublishRejected, _unavailable)
     app.add_exception_handler(QueueUnavailable, _unavailable)
     app.add_exception_handler(CommitIndeterminate, _indeterminate)
@@ -183,6 +190,15 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _unavailable(request: Request, error: Exception) -> Response:
     log.warning("request rejected", error=str(error))
     return _answer(request, UNAVAILABLE, "nothing was changed; try again", headers=retry_after(RETRY_AFTER))
+
+
+async def _conflict(request: Request, error: Exception) -> Response:
+    assert isinstance(error, IntegrityError)  # noqa: S101 - see above
+    violation = violation_of(error)
+    if violation is None:
+        raise error  # NULL, or a value that a CHECK refuses: the request's validation is incomplete
+    log.warning("constraint violated", violation=str(violation), error=str(error.orig).partition("\n")[0])
+    return _answer(request, CONFLICT, _CONFLICTS[violation])
 
 
 async def _indeterminate(request: Request, error: Exception) -> Response:
