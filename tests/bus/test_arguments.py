@@ -218,7 +218,7 @@ class Opaque: ...
 
 
 @dataclass(frozen=True)
-class Inner:
+class Nested:
     inside: "dict[str, Any]"
 
 
@@ -234,8 +234,8 @@ LOSSY = [
     list[dict[str, list[Any]]],
     Any | None,
     Opaque,
-    Inner,
-    list[Inner],
+    Nested,
+    list[Nested],
     Sequence[int],
     dict[str, Sequence[int]],
     AbstractSet[int],

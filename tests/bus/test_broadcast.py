@@ -15,6 +15,7 @@ from infra.clock import FakeClock
 from infra.mq import QueueUnavailable, Registry
 from infra.mq.drivers.memory import MemoryQueue
 from tests.bus.events import Ticked, UserUpdated
+from tests.hostile_errors import PanicException, Wordless
 
 
 class Cache:
@@ -188,15 +189,6 @@ async def test_undecodable_and_unknown_broadcasts_are_skipped() -> None:
     for bus in (one, two, stranger):
         await bus.close()
     await mq.close()
-
-
-class PanicException(BaseException):
-    pass
-
-
-class Wordless(Exception):
-    def __str__(self) -> str:
-        raise OSError("no text")
 
 
 tenant: ContextVar[str] = ContextVar("tenant", default="none")

@@ -18,24 +18,9 @@ from bus.testing import BusKit
 from infra.mq import Message
 from tests.bus.events import Deposited, Ticked
 from tests.bus.worker_harness import WorkerHarness
+from tests.hostile_errors import ExitingText, PanicException, Wordless
 
 ONCE = Retry(max_attempts=1)
-
-
-class PanicException(BaseException):
-    """The exception of a native library that panics."""
-
-
-class Wordless(Exception):
-    def __str__(self) -> str:
-        raise OSError("no text")
-
-    __repr__ = __str__
-
-
-class Exiting(Exception):
-    def __str__(self) -> str:
-        raise SystemExit(9)
 
 
 class Mislabelled(Exception):
@@ -50,7 +35,7 @@ FAILURES: dict[str, Callable[[], BaseException]] = {
     "base group": lambda: BaseExceptionGroup("several", [PanicException(), asyncio.CancelledError()]),
     "panic": lambda: PanicException("index out of bounds"),
     "str fails": Wordless,
-    "str exits": Exiting,
+    "str exits": ExitingText,
     "class fails": Mislabelled,
     "cancelled elsewhere": asyncio.CancelledError,
     "generator exit": GeneratorExit,
@@ -101,15 +86,15 @@ async def test_any_raised_exception_is_one_failure_and_other_deliveries_complete
 
 
 @dataclass(frozen=True)
-class Picky:
+class RaisingEvent:
     """An event whose class runs its own code while it is decoded."""
 
     n: int
     error: ClassVar[BaseException | None] = None
 
     def __post_init__(self) -> None:
-        if Picky.error is not None:
-            raise Picky.error
+        if RaisingEvent.error is not None:
+            raise RaisingEvent.error
 
 
 @pytest.mark.parametrize(
@@ -120,13 +105,13 @@ class Picky:
 async def test_event_that_cannot_be_decoded_is_a_failure(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     harness = WorkerHarness()
 
-    async def handler(event: Picky) -> None:
+    async def handler(event: RaisingEvent) -> None:
         raise AssertionError("there is no event")
 
     harness.bus.add_async_listener(handler, name="l", retry=ONCE)
     async with harness.working() as worker:
-        await harness.bus.publish(Picky(1))
-        monkeypatch.setattr(Picky, "error", error)
+        await harness.bus.publish(RaisingEvent(1))
+        monkeypatch.setattr(RaisingEvent, "error", error)
         await harness.clock.advance(1)
         assert not worker.done()
         assert [each.failures for each in await harness.mq.dead_letters()] == [1]

@@ -12,7 +12,7 @@ from infra.mq.drivers.memory import MemoryQueue
 from tests.bus.events import UserCreated
 
 
-class Service:
+class TypedService:
     def __init__(self) -> None:
         self.seen: list[object] = []
 
@@ -44,7 +44,7 @@ def bus() -> Bus:
 
 
 def test_handlers_of_both_signatures_are_accepted(bus: Bus) -> None:
-    service = Service()
+    service = TypedService()
     bus.add_sync_listener(service.on_created)
     bus.add_sync_listener(service.on_plain)
     bus.add_async_listener(service.on_created)
@@ -54,7 +54,7 @@ def test_handlers_of_both_signatures_are_accepted(bus: Bus) -> None:
 
 
 def test_handlers_of_other_signatures_are_refused_by_checker_and_bus(bus: Bus) -> None:
-    service = Service()
+    service = TypedService()
     with pytest.raises(InvalidListener):
         bus.add_async_listener(service.on_nothing)  # type: ignore[arg-type]  # no event
     with pytest.raises(InvalidListener):
@@ -69,7 +69,7 @@ def test_handlers_of_other_signatures_are_refused_by_checker_and_bus(bus: Bus) -
 
 
 def test_options_of_other_types_are_refused_by_checker_and_bus(bus: Bus) -> None:
-    handler = Service().on_created
+    handler = TypedService().on_created
     with pytest.raises(InvalidListener):
         bus.add_async_listener(handler, retry=3)  # type: ignore[arg-type]  # not a Retry
     with pytest.raises(InvalidListener):
@@ -88,7 +88,7 @@ def test_options_of_other_types_are_refused_by_checker_and_bus(bus: Bus) -> None
 
 
 def test_checker_refuses_a_handler_that_returns_a_value(bus: Bus) -> None:
-    bus.add_async_listener(Service().returns_a_number)  # type: ignore[arg-type]  # the value would be lost
+    bus.add_async_listener(TypedService().returns_a_number)  # type: ignore[arg-type]  # the value would be lost
     assert len(bus.listeners) == 1
 
 

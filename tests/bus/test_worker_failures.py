@@ -11,11 +11,7 @@ from bus import Retry
 from infra.mq import ClaimLimits, WorkerInfo
 from tests.bus.events import Ticked
 from tests.bus.worker_harness import WorkerHarness
-
-
-class PanicException(BaseException):
-    """The exception of a native library that panics."""
-
+from tests.hostile_errors import PanicException
 
 ERRORS: list[Callable[[], BaseException]] = [
     KeyError,

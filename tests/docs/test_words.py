@@ -50,3 +50,33 @@ def test_test_names_are_short_and_name_their_subject() -> None:
     words = {name: name.removeprefix("test_").split("_") for name in found}
     assert [name for name, said in words.items() if len(said) > LONGEST_NAME] == []
     assert [name for name, said in words.items() if AVOIDED.search(" ".join(said)) or VAGUE & set(said)] == []
+
+
+FRAME = ("bus", "cmd", "dependencies", "infra")
+"""The folders of the source that belong to the frame; models and services may be a project's own."""
+
+DOMAINS = "cmd/beneath/http/(?!core/)[^/]+/"
+"""The folders of routes and schemas, which may be a project's own."""
+
+
+def classes(*folders: str) -> dict[str, list[str]]:
+    """Return the files of all public top-level classes of the frame in these folders by the name of the class."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+        path = file.relative_to(ROOT).as_posix()
+        nodes = [] if re.match(DOMAINS, path) else ast.parse(file.read_text(encoding="utf-8")).body
+        for node in nodes:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(path)
+    return found
+
+
+def test_all_classes_of_the_frame_have_different_names() -> None:
+    found = classes(*FRAME)
+    assert len(found) > 300
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}
+
+
+@pytest.mark.parametrize("folder", TESTED)
+def test_classes_of_one_folder_of_tests_have_different_names(folder: str) -> None:
+    assert {name: files for name, files in classes(f"tests/{folder}").items() if len(files) > 1} == {}

@@ -7,12 +7,9 @@ from typing import Any, TypeVar
 import pytest
 
 from infra.failures import MAX_MEMBERS, MAX_RENDERED, describe, members, render_traceback
+from tests.hostile_errors import PanicException
 
 E = TypeVar("E", bound=BaseException)
-
-
-class PanicException(BaseException):
-    """An error such as a native library raises when it panics."""
 
 
 class Circular(ExceptionGroup[Exception]):
@@ -38,7 +35,7 @@ def nameless() -> BaseException:
     return error
 
 
-class Failing(Exception):
+class FailingText(Exception):
     def __str__(self) -> str:
         raise nameless()
 
@@ -99,7 +96,7 @@ def test_groups_inside_each_other_are_rendered_in_a_bounded_number_of_steps(rend
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Circular("c", [ValueError("in")]), Endless, nameless, Failing],
+    [lambda: Circular("c", [ValueError("in")]), Endless, nameless, FailingText],
     ids=["group", "cause", "name", "str"],
 )
 def test_errors_that_override_special_attributes_are_rendered(make: Any) -> None:  # noqa: ANN401 - a class or a function

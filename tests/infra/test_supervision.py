@@ -28,7 +28,7 @@ async def supervisor(clock: FakeClock) -> AsyncIterator[Supervisor]:
     await supervisor.close()
 
 
-class Failing:
+class FailingTask:
     """A task that raises each of `errors` in turn, and then waits until it is stopped."""
 
     def __init__(self, *errors: BaseException) -> None:
@@ -45,7 +45,7 @@ class Failing:
 async def test_failed_task_is_logged_and_restarted_with_growing_pauses(
     clock: FakeClock, supervisor: Supervisor
 ) -> None:
-    work = Failing(ValueError("a"), ExceptionGroup("b", [OSError("c")]), asyncio.CancelledError())
+    work = FailingTask(ValueError("a"), ExceptionGroup("b", [OSError("c")]), asyncio.CancelledError())
     with capture_logs() as logs:
         supervisor.start("relay", work.run)
         await clock.settle()
@@ -59,7 +59,7 @@ async def test_failed_task_is_logged_and_restarted_with_growing_pauses(
 
 
 async def test_task_that_raises_generator_exit_is_restarted(clock: FakeClock, supervisor: Supervisor) -> None:
-    work = Failing(GeneratorExit(), GeneratorExit())
+    work = FailingTask(GeneratorExit(), GeneratorExit())
     task = supervisor.start("relay", work.run)
     await clock.advance(10)
     assert (work.runs, task.running) == (3, True)
@@ -70,7 +70,7 @@ async def test_failure_to_write_the_log_ends_no_task(clock: FakeClock, superviso
     def disk_is_full(*_: object) -> MutableMapping[str, Any]:
         raise OSError("no space left on device")
 
-    work = Failing(ValueError("a"), Unreachable("b"))
+    work = FailingTask(ValueError("a"), Unreachable("b"))
     with capture_logs(processors=[disk_is_full]):
         task = supervisor.start("relay", work.run)
         await clock.advance(10)
@@ -80,7 +80,7 @@ async def test_failure_to_write_the_log_ends_no_task(clock: FakeClock, superviso
 
 
 async def test_state_shows_failures_until_progress(clock: FakeClock, supervisor: Supervisor) -> None:
-    work = Failing(ValueError("a"), ValueError("b"))
+    work = FailingTask(ValueError("a"), ValueError("b"))
     task = supervisor.start("relay", work.run)
     await clock.settle()
     [state] = supervisor.failing
@@ -94,7 +94,7 @@ async def test_state_shows_failures_until_progress(clock: FakeClock, supervisor:
 
 
 async def test_attempt_that_runs_for_a_minute_is_progress(clock: FakeClock, supervisor: Supervisor) -> None:
-    supervisor.start("relay", Failing(ValueError("a")).run)
+    supervisor.start("relay", FailingTask(ValueError("a")).run)
     await clock.advance(59)
     assert [it.failures for it in supervisor.failing] == [1]
     await clock.advance(2)
@@ -117,7 +117,7 @@ async def test_too_many_failures_in_a_row_cancel_the_guarded_block_and_raise(
 
     running = asyncio.create_task(process())
     watching = asyncio.create_task(supervisor.watch())
-    work = Failing(*(ValueError("no") for _ in range(4)))
+    work = FailingTask(*(ValueError("no") for _ in range(4)))
     supervisor.start("relay", work.run)
     await clock.advance(0.65)
     assert not running.done()
@@ -183,7 +183,7 @@ async def test_guarded_block_that_outlives_a_cancellation_is_still_interrupted(s
 
 
 async def test_transient_failures_never_cancel_the_guarded_block(clock: FakeClock, supervisor: Supervisor) -> None:
-    work = Failing(*(Unreachable() for _ in range(50)), ExceptionGroup("both", [Unreachable(), Unreachable()]))
+    work = FailingTask(*(Unreachable() for _ in range(50)), ExceptionGroup("both", [Unreachable(), Unreachable()]))
     supervisor.start("relay", work.run)
     async with supervisor.guard():
         await clock.advance(400)
@@ -234,7 +234,7 @@ async def test_error_without_printable_text_counts_as_a_failure(clock: FakeClock
 
         __repr__ = __str__
 
-    work = Failing(Hostile())
+    work = FailingTask(Hostile())
     with capture_logs() as logs:
         supervisor.start("relay", work.run)
         await clock.advance(1)

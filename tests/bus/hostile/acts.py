@@ -9,6 +9,7 @@ from enum import Enum, auto
 import structlog
 
 from bus import Discard, RetryLater
+from tests.hostile_errors import ExitingText, PanicException, Wordless
 
 leaked: ContextVar[str] = ContextVar("leaked", default="")
 
@@ -27,22 +28,6 @@ class Cost(Enum):
 
     CRASH = auto()
     """The process ends, and the claim is recovered."""
-
-
-class PanicException(BaseException):
-    """The exception of a native library that panics."""
-
-
-class Wordless(Exception):
-    def __str__(self) -> str:
-        raise OSError("no text")
-
-    __repr__ = __str__
-
-
-class ExitingText(Exception):
-    def __str__(self) -> str:
-        raise SystemExit(9)
 
 
 class Misclassed(Exception):

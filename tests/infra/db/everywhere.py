@@ -7,7 +7,7 @@ from typing import Any
 Work = Callable[[], Awaitable[object]]
 
 
-class Stepped:
+class CountedAwaits:
     """An awaitable that counts the awaits of `work`, and calls `interrupt` when the n-th one begins to wait."""
 
     def __init__(self, work: Awaitable[object], at: int = 0, interrupt: Callable[[], object] | None = None) -> None:
@@ -45,7 +45,7 @@ def _sender(inner: Any, value: object) -> Callable[[], Any]:  # noqa: ANN401 - t
 
 async def count_awaits(work: Work) -> int:
     """Return how often `work` awaits when it is not interrupted."""
-    stepped = Stepped(work())
+    stepped = CountedAwaits(work())
 
     async def undisturbed() -> None:
         await stepped
@@ -77,7 +77,7 @@ async def interrupted(work: Work, at: int, interrupt: Callable[[], object]) -> B
 
     async def stepped() -> BaseException | None:
         try:
-            await Stepped(work(), at, interrupt)
+            await CountedAwaits(work(), at, interrupt)
         except BaseException as error:  # noqa: BLE001 - a task would make a new CancelledError, without its cause
             return error
         return None

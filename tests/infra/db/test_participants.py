@@ -89,14 +89,14 @@ async def test_endless_preparation_is_refused(db: Database) -> None:
 
 
 async def test_error_in_before_commit_rolls_back_and_is_raised(db: Database) -> None:
-    class Failing(Recorder):
+    class FailingParticipant(Recorder):
         async def before_commit(self) -> None:
             raise LookupError("the queue failed")
 
     with pytest.raises(LookupError, match="the queue failed"):
         async with db.transaction() as tx:
             await insert(tx, "a")
-            failing = tx.participant("f", Failing)
+            failing = tx.participant("f", FailingParticipant)
             later = tx.participant("l", Recorder)
     assert failing.log == later.log == ["p after_rollback"]
     assert await names(db) == []
@@ -133,7 +133,7 @@ async def test_rollback_calls_every_participant(db: Database) -> None:
     assert recorder.log == ["p after_rollback"]
 
 
-class Failing(Recorder):
+class FailingParticipant(Recorder):
     async def after_commit(self) -> None:
         raise LookupError("boom")
 
@@ -144,7 +144,7 @@ async def test_errors_after_commit_are_logged_and_other_participants_run(db: Dat
     with capture_logs() as logs:
         async with db.transaction() as tx:
             await insert(tx, "a")
-            tx.participant("f", Failing)
+            tx.participant("f", FailingParticipant)
             later = tx.participant("l", Recorder)
     assert later.log[-1] == "p after_commit"
     assert [(entry["log_level"], entry["committed"]) for entry in logs] == [("error", True)]
@@ -154,7 +154,7 @@ async def test_errors_after_commit_are_logged_and_other_participants_run(db: Dat
 async def test_errors_after_rollback_are_logged_and_other_participants_run(db: Database) -> None:
     with capture_logs() as logs, pytest.raises(KeyError):
         async with db.transaction() as tx:
-            tx.participant("f", Failing)
+            tx.participant("f", FailingParticipant)
             later = tx.participant("l", Recorder)
             raise KeyError
     assert later.log == ["p after_rollback"]

@@ -19,7 +19,7 @@ HOUR = 3600.0
 WANTS = {"work": 10, "mail": 10}
 
 
-class Stepped(SystemClock):
+class SteppedClock(SystemClock):
     """A clock whose wall time can be set; its monotonic time continues."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Stepped(SystemClock):
         return super().monotonic() + self.slept
 
 
-Start = Callable[[Stepped], Awaitable[SqlQueue]]
+Start = Callable[[SteppedClock], Awaitable[SqlQueue]]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def start(path: Path) -> AsyncIterator[Start]:
     """Return a function that opens the queue as another process would, with the given clock."""
     async with AsyncExitStack() as ends:
 
-        async def start_one(clock: Stepped) -> SqlQueue:
+        async def start_one(clock: SteppedClock) -> SqlQueue:
             db = Database(f"sqlite:///{path}", clock=clock)
             await db.open()
             ends.push_async_callback(db.close)
@@ -56,7 +56,7 @@ async def start(path: Path) -> AsyncIterator[Start]:
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 async def test_clock_step_neither_advances_nor_stalls_deliveries(start: Start, step: float) -> None:
-    clock = Stepped()
+    clock = SteppedClock()
     queue = await start(clock)
     before = queue.time()
     await queue.publish([message("now"), message("later", due_at=before + 200)])
@@ -69,7 +69,7 @@ async def test_clock_step_neither_advances_nor_stalls_deliveries(start: Start, s
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 async def test_process_with_a_wrong_clock_uses_the_shared_queue_time(start: Start, step: float) -> None:
-    right, wrong = Stepped(), Stepped()
+    right, wrong = SteppedClock(), SteppedClock()
     wrong.step = step
     first, second = await start(right), await start(wrong)
     assert abs(first.time() - second.time()) < 60
@@ -79,7 +79,7 @@ async def test_process_with_a_wrong_clock_uses_the_shared_queue_time(start: Star
 
 
 async def test_clock_step_does_not_change_the_dedupe_window(start: Start) -> None:
-    clock = Stepped()
+    clock = SteppedClock()
     queue = await start(clock)
     once = Message(id="once", event="Happened", body=b"", published_at=1.0, dedupe=True)
     await queue.publish([once])
@@ -92,11 +92,11 @@ async def test_clock_step_does_not_change_the_dedupe_window(start: Start) -> Non
 async def test_queue_time_continues_after_a_restart_of_the_machine(
     start: Start, step: float, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queue = await start(Stepped())
+    queue = await start(SteppedClock())
     await queue.publish([message("before")])
     reached = queue.time()
     monkeypatch.setattr(queue_clock, "boot", lambda: "another start")
-    anew = Stepped()
+    anew = SteppedClock()
     anew.step, anew.slept = step, -100_000.0
     queue = await start(anew)
     assert expected - 2 <= queue.time() - reached < expected + 60
@@ -111,10 +111,10 @@ async def test_queue_time_continues_after_a_restart_of_the_machine(
 
 
 async def test_monotonic_clock_that_went_back_counts_as_a_restart(start: Start) -> None:
-    first = await start(Stepped())
+    first = await start(SteppedClock())
     await first.publish([message("before")])
     reached = first.time()
-    reset = Stepped()
+    reset = SteppedClock()
     reset.slept = -10_000.0
     assert (await start(reset)).time() > reached - 2
 
@@ -122,6 +122,6 @@ async def test_monotonic_clock_that_went_back_counts_as_a_restart(start: Start) 
 async def test_stored_machine_starts_are_bounded(start: Start, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for each in range(queue_clock.STARTS_KEPT + 3):
         monkeypatch.setattr(queue_clock, "boot", lambda each=each: f"start {each}")
-        await start(Stepped())
+        await start(SteppedClock())
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM beneath_clock").fetchone() == (queue_clock.STARTS_KEPT,)
