@@ -114,6 +114,28 @@ async def test_id_accepted_by_an_earlier_release_is_a_duplicate(queue: RedisQueu
     assert [*await everything(worker, "work")] == ["waiting"]
 
 
+async def test_id_accepted_beside_an_earlier_release_is_a_duplicate_there(
+    queue: RedisQueue, client: redis.asyncio.Redis
+) -> None:
+    older = "{earlier:0}:dedupe"
+    lone, first, second, third = (message(name, dedupe=True) for name in ("lone", "first", "second", "third"))
+    await queue.publish([lone])
+    assert await client.zscore(older, "lone") is None
+    # Every publish of the earlier release lets the key expire some time later.
+    await client.expire(older, 180)
+    await queue.publish([first])
+    await queue.publish([first, second])
+    await queue.publish([third, message("else", event="Else", dedupe=True)])
+    assert None not in [await client.zscore(older, it) for it in ("first", "second", "third", "else")]
+    assert 0 < await client.ttl(older) <= 180
+
+
+async def test_cancelled_message_of_an_earlier_release_can_be_published_again(queue: RedisQueue) -> None:
+    assert await queue.cancel("far")
+    await queue.publish([message("far", dedupe=True)])
+    assert "far" in await everything(await consumer(queue), "work")
+
+
 async def test_live_worker_of_an_earlier_release_keeps_its_claims(
     queue: RedisQueue, client: redis.asyncio.Redis, clock: FakeClock
 ) -> None:

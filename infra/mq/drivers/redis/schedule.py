@@ -21,7 +21,7 @@ async def is_scheduled(core: Core, message_id: str) -> bool:
 
 async def _cancel(core: Core, message_id: str, *, check_only: bool) -> bool:
     link = core.link("admin")
-    names = ("meta", "plans", "planned", "accepted", "resent")
+    names = ("meta", "plans", "planned", "accepted", "resent", "dedupe")
     while True:
         entries = await link.query("HGET", core.keys.of("planned"), message_id)
         if entries is None:

@@ -1,17 +1,18 @@
 -- Cancels a scheduled message for all its subscriptions, or only checks whether that is possible; returns the number of
 -- cancelled messages with this id, or -1 if the entries have changed.
--- KEYS: meta, plans, planned, accepted, resent, then plan and messages of every subscription in the entries.
+-- KEYS: meta, plans, planned, accepted, resent, dedupe, then plan and messages of every subscription in the entries.
 -- ARGV: time, id, the entries as the caller read them, whether to cancel ('1').
 
 local plans, planned = KEYS[2], KEYS[3]
 if call('HGET', planned, ARGV[2]) ~= ARGV[3] then return -1 end
-local now, done, number, rest = clock(ARGV[1], KEYS[1]), 0, 5, {}
+local now, done, number, rest = clock(ARGV[1], KEYS[1]), 0, 6, {}
 
 -- The id of a cancelled message can be published again at once.
 local function forget_id(message)
   local _, event = parts_of(message)
   call('ZREM', KEYS[4], event .. '\0' .. ARGV[2])
   call('ZREM', KEYS[5], event .. '\0' .. ARGV[2])
+  call('ZREM', KEYS[6], ARGV[2])
 end
 
 for _, it in ipairs(cmsgpack.unpack(ARGV[3])) do

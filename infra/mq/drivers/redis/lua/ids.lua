@@ -1,7 +1,8 @@
 -- Deduplication: a ZSET of marks ("event NUL id") by the time of acceptance. A mark counts for the dedupe window only,
 -- however long it is stored. Every id is checked, also a newly generated one: a publish may arrive late, after its sender
 -- has published the id again.
--- Earlier releases stored ids alone, under another key, which expires some time after their last publish.
+-- The previous release stores ids alone, in `older`, a key that expires some time after that release's last publish. Until
+-- then this release stores its ids there, too: relays of both releases may send the same outbox row.
 
 local function id_of(mark) return mark:sub((mark:find('\0', 1, true)) + 1) end
 
@@ -43,10 +44,10 @@ local function find_repeated(accepted, older, first, last, at, since)
 end
 
 -- Marks the ids ARGV[first] to ARGV[last] as accepted; returns the set of the places of duplicates, accepted after `since`
--- or twice in this call, or nil without any.
+-- or twice in this call, or nil without any; and whether the previous release has published within its dedupe window.
 -- The marks get a time that no other mark has, so that the number of added marks shows whether all were new.
 local function mark_ids(accepted, older, first, last, now, since)
-  if first > last then return nil end
+  if first > last then return nil, false end
   local newest = tonumber(call('ZRANGE', accepted, -1, -1, 'WITHSCORES')[2])
   local at = newest and newest >= now and newest + 0.25 or now
   local score, scored, size, added = string.format('%.2f', at), {}, 0, 0
@@ -57,8 +58,20 @@ local function mark_ids(accepted, older, first, last, now, since)
   for from = 1, size, CHUNK do
     added = added + call('ZADD', accepted, 'NX', unpack(scored, from, math.min(from + CHUNK - 1, size)))
   end
-  if added == last - first + 1 and call('EXISTS', older) == 0 then return nil end
-  return find_repeated(accepted, older, first, last, at, since)
+  if added == last - first + 1 and call('EXISTS', older) == 0 then return nil, false end
+  return find_repeated(accepted, older, first, last, at, since), call('PTTL', older) > 0
+end
+
+-- Stores the ids of accepted messages for the previous release. Called last: a failed call must leave none of them.
+local function mark_older(older, first, last, dropped, now)
+  local scored = {}
+  for place = first, last do
+    if not (dropped and dropped[place]) then
+      scored[#scored + 1] = digits(now)
+      scored[#scored + 1] = id_of(ARGV[place])
+    end
+  end
+  many('ZADD', older, scored)
 end
 
 -- Messages that may be sent again after the window, because a process died or lost an answer: the latest of their ids are

@@ -21,7 +21,8 @@ local LAST = FIRST + count - 1
 local function message_at(index) return ARGV[FIRST + index - 1] end
 
 local dropped = {}
-local repetitions = mark_ids(marks, older, LAST + 1, #ARGV, now, since) or {}
+local repetitions, has_older = mark_ids(marks, older, LAST + 1, #ARGV, now, since)
+repetitions = repetitions or {}
 local carried = ARGV[6] ~= '' and cmsgpack.unpack(ARGV[6])
 if carried then find_resent(resent, LAST, carried, repetitions) end
 for place = LAST + 1, #ARGV do
@@ -122,4 +123,5 @@ marked(marks, LAST + 1, #ARGV, repetitions, function()
   if carried then mark_resent(resent, LAST, carried, repetitions, now) end
 end)
 
+if has_older then mark_older(older, LAST + 1, #ARGV, repetitions, now) end
 return tidy_ids(marks, since, ARGV[4], count)

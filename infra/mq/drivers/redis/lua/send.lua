@@ -15,7 +15,7 @@ local first = 6 + 2 * targets
 local last = first + count - 1
 local messages, first_id, last_id = ARGV, last + 1, #ARGV
 
-local dropped = mark_ids(accepted, older, first_id, last_id, now, since)
+local dropped, has_older = mark_ids(accepted, older, first_id, last_id, now, since)
 if dropped then
   local kept = {}
   for index = 0, count - 1 do
@@ -32,4 +32,5 @@ marked(accepted, first_id, last_id, dropped, function()
   end
 end)
 
+if has_older then mark_older(older, first_id, last_id, dropped, now) end
 return tidy_ids(accepted, since, ARGV[4], count)

@@ -9,10 +9,15 @@ local since, targets = now - ARGV[3], (#KEYS - KEPT) / EACH
 local first = 6 + 2 * targets
 local message, mark = ARGV[first], ARGV[first + 1]
 
+local older_id = false
+
 -- Returns whether the message is a duplicate, like `mark_ids` of ids.lua for one id.
 local function is_repeated()
   local at = call('ZSCORE', accepted, mark)
-  if not at and call('EXISTS', older) == 1 then at = call('ZSCORE', older, mark:sub((mark:find('\0', 1, true)) + 1)) end
+  if not at and call('EXISTS', older) == 1 then
+    older_id = mark:sub((mark:find('\0', 1, true)) + 1)
+    at = call('ZSCORE', older, older_id)
+  end
   return at and tonumber(at) > since
 end
 
@@ -36,6 +41,7 @@ if not (mark and is_repeated()) then
   end
   -- Marked last, so that a repeated call does not count as a duplicate after an error above.
   if mark then call('ZADD', accepted, digits(now), mark) end
+  if older_id and call('PTTL', older) > 0 then call('ZADD', older, digits(now), older_id) end
 end
 
 return tidy_ids(accepted, since, ARGV[4], 1)
