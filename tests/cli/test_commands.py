@@ -11,6 +11,7 @@ import yaml
 
 from beneath.commands.context import print_json
 from beneath.commands.dead import _contents
+from dependencies.version import application_version
 from tests.cli.conftest import Beneath, refused
 
 
@@ -37,7 +38,7 @@ from tests.cli.conftest import Beneath, refused
         ),
         (["bus", "dead", "lst"], ["No such command 'lst'"]),
         (["bus", "retire", "x", "--backlog", "keep"], ["--backlog", "'refuse', 'discard', 'dead'"]),
-        (["bus", "explain", "UserCrated"], ["no listener has an event 'UserCrated'; did you mean UserCreated?"]),
+        (["bus", "explain", "UserUpdatd"], ["no listener has an event 'UserUpdatd'; did you mean UserUpdated?"]),
     ],
 )
 def test_invalid_arguments_are_refused_in_one_line(
@@ -51,7 +52,7 @@ def test_help_and_version(beneath: Beneath) -> None:
     shown = beneath("--help")
     assert shown.code == 0
     assert all(name in shown.out for name in ("start", "migrate", "config", "user", "bus"))
-    assert beneath("--version").out == "0.1.0\n"
+    assert beneath("--version").out == f"{application_version()}\n"
 
 
 def test_unexpected_error_shows_its_traceback(beneath: Beneath, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,16 +149,16 @@ def test_unusable_database_is_refused(beneath: Beneath, folder: Path, url: str, 
     [
         ("{", "are not valid JSON"),
         ("[]", 'must be a JSON object, like {"user_id": ..., "email": ..., "name": ...}'),
-        ('{"user": 1}', "UserCreated has no field 'user'"),
-        ('{"user_id": "x", "email": "a@b.co", "name": "A"}', "UserCreated: Invalid UUID"),
-        ("{}", "UserCreated: Object missing required field `user_id`"),
+        ('{"user": 1}', "UserUpdated has no field 'user'"),
+        ('{"user_id": "x", "email": "a@b.co", "name": "A"}', "UserUpdated: Invalid UUID"),
+        ("{}", "UserUpdated: Object missing required field `user_id`"),
     ],
 )
 def test_publish_refuses_fields_that_do_not_match_the_event(
     beneath: Beneath, folder: Path, fields: str, part: str
 ) -> None:
-    refused(beneath("bus", "publish", "UserCreated", fields), part)
-    refused(beneath("bus", "publish", "UserCreatd", fields), "did you mean UserCreated?")
+    refused(beneath("bus", "publish", "UserUpdated", fields), part)
+    refused(beneath("bus", "publish", "UserUpdatd", fields), "did you mean UserUpdated?")
     assert list(folder.iterdir()) == []
 
 
@@ -176,7 +177,7 @@ def test_rejected_outbox_rows_are_listed_retried_and_discarded(beneath: Beneath,
         ):
             connection.execute(
                 "INSERT INTO beneath_outbox (id, kind, message_id, event, published_at, created_at, body, error) "
-                "VALUES (?, ?, 'm', 'UserCreated', 1.0, 1.0, ?, 'QueueRejected: too large')",
+                "VALUES (?, ?, 'm', 'UserUpdated', 1.0, 1.0, ?, 'QueueRejected: too large')",
                 (id_, kind, body),
             )
     rows = json.loads(beneath("bus", "outbox", "list", "--json").out)
@@ -202,7 +203,7 @@ def test_rejected_outbox_rows_are_listed_retried_and_discarded(beneath: Beneath,
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["bus", "publish", "UserCreated", "\udcff"],
+        ["bus", "publish", "UserUpdated", "\udcff"],
         ["bus", "dead", "list", "--listener", "\udcff"],
         ["bus", "pause", "a\udcff"],
         ["user", "create", "\udcff@example.com"],
@@ -215,7 +216,7 @@ def test_argument_that_is_not_valid_text_is_refused(beneath: Beneath, arguments:
 
 @pytest.mark.parametrize("fields", ["[" * 100_000, '{"a":' * 50_000])
 def test_deeply_nested_fields_are_refused(beneath: Beneath, fields: str) -> None:
-    refused(beneath("bus", "publish", "UserCreated", fields), "the fields of UserCreated are not valid JSON")
+    refused(beneath("bus", "publish", "UserUpdated", fields), "the fields of UserUpdated are not valid JSON")
 
 
 @pytest.mark.parametrize("command", [["retry"], ["discard"], ["list", "--after"]])

@@ -1,13 +1,11 @@
 """The executable as a process: signals, ports, services without a provider, and the contents of the wheel."""
 
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -117,26 +115,6 @@ def test_occupied_port_is_an_error_of_one_line(start: Start) -> None:
         assert err.startswith(f"beneath: control.port: 127.0.0.1:{port} is already in use")
 
 
-def test_worker_processes_are_supervised_and_end_with_their_parent(start: Start) -> None:
-    first = free_port()
-    process = start(
-        *("--set", "worker.processes=2", "--set", f"worker.port={first}", "--set", "log.format=json"),
-        *("start", "control-worker"),
-    )
-    children = [json.loads(wait_for_line(process, "process started"))["pid"] for _ in range(2)]
-    for _ in range(2):
-        wait_for_line(process, "worker started")
-    os.kill(children[0], signal.SIGKILL)
-    wait_for_line(process, "process ended")
-    children[0] = json.loads(wait_for_line(process, "process started"))["pid"]
-    wait_for_line(process, "worker started")
-    process.kill()
-    deadline = time.monotonic() + 20
-    while any(map(alive, children)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, children))
-
-
 def test_child_reports_its_start_to_its_parent_and_stops_at_its_request(start: Start) -> None:
     parent, child = socket.socketpair()
     with parent, child:
@@ -146,14 +124,6 @@ def test_child_reports_its_start_to_its_parent_and_stops_at_its_request(start: S
         assert parent.recv(1) == STARTED
         parent.send(b"s")
         assert finished(process)[0] == 0
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")

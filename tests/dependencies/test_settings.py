@@ -350,12 +350,6 @@ def test_settings_are_immutable() -> None:
         Settings().control.port = 1  # type: ignore[misc]
 
 
-def test_default_file_of_the_project_holds_the_defaults() -> None:
-    folder = Path(__file__).parents[2] / "config"
-    assert (folder / ".default.yaml").is_file()
-    assert load_settings(environ={}, folder=folder) == Settings()
-
-
 def test_trusted_proxies_are_addresses_and_networks() -> None:
     environ = {"BENEATH_CONTROL_TRUSTED_PROXIES": "[127.0.0.1, 10.0.0.0/8, 'fd00::/8']"}
     assert load_settings(environ=environ).control.trusted_proxies == ["127.0.0.1/32", "10.0.0.0/8", "fd00::/8"]

@@ -13,6 +13,9 @@ FOLDERS = ("bus", "cmd", "config", "dependencies", "infra", "models", "services"
 SHIPPED = (ROOT / "tests" / "example").is_dir()
 """Whether the tree contains the tests of the shipped example; a clone that replaced the example does not."""
 
+EXAMPLE = tuple((ROOT / "docs" / "example-paths.txt").read_text(encoding="utf-8").split())
+"""The files and folders of the shipped example."""
+
 OWN = ("README.md", "CHANGELOG.md")
 """The pages that a clone replaces together with the example."""
 
@@ -62,6 +65,11 @@ def blocks(document: Path, language: str | None = None) -> Iterator[Block]:
             )
         start = None
     assert start is None, f"{document}: the block from line {start} on does not end"
+
+
+def is_removed(path: str) -> bool:
+    """Return whether a path belongs to the shipped example, which this tree does not contain."""
+    return not SHIPPED and any(path == each or path.startswith(f"{each}/") for each in EXAMPLE)
 
 
 def prose(document: Path) -> str:

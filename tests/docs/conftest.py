@@ -9,6 +9,7 @@ from beneath.application import Application
 from dependencies import Container, Settings
 from dependencies.section import Url
 from dependencies.settings import ControlSettings, DbSettings, LogSettings, MailSettings
+from models.user import UserCreated
 
 
 @pytest.fixture
@@ -19,5 +20,10 @@ async def application(tmp_path: Path) -> AsyncIterator[Application]:
         log=LogSettings(level="warning"),
         mail=MailSettings(folder=tmp_path / "mail"),
     )
-    async with Application(Container(settings=settings)).running("all") as running:
+    container = Container(settings=settings)
+
+    async def record(event: UserCreated) -> None: ...
+
+    container.infra.bus().add_async_listener(record, name="probe.record")
+    async with Application(container).running("all") as running:
         yield running

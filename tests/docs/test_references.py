@@ -12,7 +12,7 @@ from starlette.routing import Route
 from beneath.http import create_app
 from dependencies.settings import Settings
 from dependencies.sources import variable, walk_leaves
-from tests.docs.blocks import DOCUMENTS, ROOT, SHIPPED, Block, blocks, prose
+from tests.docs.blocks import DOCUMENTS, ROOT, Block, blocks, is_removed, prose
 from tests.docs.commands import check_command
 
 KEYS = {".".join(path) for path, _ in walk_leaves(Settings)} | set(Settings.model_fields)
@@ -95,7 +95,7 @@ def test_settings_exist(document: Path) -> None:
 
 
 def _is_there(file: str, name: str) -> bool:
-    if file.startswith("tests/example/") and not SHIPPED:
+    if is_removed(file):
         return True
     path = ROOT / file
     return path.exists() and (not name or _defines(path, name))
@@ -115,7 +115,7 @@ def _leads_somewhere(document: Path, link: str) -> bool:
     path, _, anchor = link.partition("#")
     target = (document.parent / path).resolve() if path else document
     if not target.exists():
-        return False
+        return target.is_relative_to(ROOT) and is_removed(str(target.relative_to(ROOT)))
     return not anchor or anchor in _anchors(target)
 
 

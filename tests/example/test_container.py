@@ -19,3 +19,9 @@ def test_lifetime_of_an_invite_follows_the_setting(settings: Settings) -> None:
     given = load_settings(environ={"BENEATH_ORGANIZATION_INVITE_LIFETIME": "0.5"}, folder="nowhere").organization
     container = Container(settings=settings.model_copy(update={"organization": given}))
     assert container.services.organization()._invite_lifetime == 0.5
+
+
+def test_default_file_of_the_project_holds_the_defaults() -> None:
+    folder = Path(__file__).parents[2] / "config"
+    assert (folder / ".default.yaml").is_file()
+    assert load_settings(environ={}, folder=folder) == Settings()

@@ -356,14 +356,6 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/infra/test_masking.py",),
     ),
     Mutant(
-        name="invites-of-the-removed-stay-open",
-        kind=13,
-        file="services/organization/invites.py",
-        old="return held is not None and held.invites_to(invite.role)",
-        new="return True",
-        tests=("tests/example/services/test_inviters.py",),
-    ),
-    Mutant(
         name="error-of-a-handler-in-a-thread-is-lost",
         kind=1,
         file="bus/worker/caller.py",

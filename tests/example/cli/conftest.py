@@ -1,5 +1,6 @@
 """The fixtures of the tests of commands."""
 
 from tests.cli.conftest import beneath, folder, settings
+from tests.cli.test_process import start
 
-__all__ = ["beneath", "folder", "settings"]
+__all__ = ["beneath", "folder", "settings", "start"]
