@@ -80,7 +80,7 @@ class Broadcasts:
 
     async def deliver(self, outgoing: Outgoing) -> None:
         """Run this process's listeners on an event that this process broadcast."""
-        for listener in outgoing.routes.broadcast:
+        for listener in outgoing.local.broadcast:
             await self._run_alone(listener, _call_here(listener, outgoing), "handler")
 
     async def _receive(self, receiver: BroadcastReceiver) -> None:
@@ -114,7 +114,7 @@ class Broadcasts:
             return
         if event_type is None or frame.event_version > event_type.version:
             return  # newer code published it, and no listener of this code knows it
-        for listener in self._listeners.routes(event_type.cls).broadcast:
+        for listener in self._listeners.local(event_type.cls).broadcast:
             await self._run_alone(listener, _decode_and_call(listener, event_type, frame), "handler")
 
     async def _run_alone(self, listener: Listener, work: Coroutine[Any, Any, None], callback: str) -> None:

@@ -9,8 +9,8 @@ from bus.listeners import Listener, ListenerKind, handler_name
 
 
 @dataclass(frozen=True, slots=True)
-class Routes:
-    """An event class, and the listeners that run in the process that publishes it."""
+class LocalListeners:
+    """An event class, and its listeners that run in the process that publishes it."""
 
     event_type: EventType
     sync: list[Listener] = field(default_factory=list)
@@ -24,7 +24,7 @@ class ListenerTable:
         self.frozen = False
         self._listeners: list[Listener] = []
         self._names: dict[str, Listener] = {}
-        self._routes: dict[type, Routes] = {}
+        self._local: dict[type, LocalListeners] = {}
         self._events: dict[str, EventType] = {}
 
     @property
@@ -41,13 +41,13 @@ class ListenerTable:
         """Return the durable listeners, which the worker runs, by name."""
         return {each.name: each for each in self._listeners if each.durable}
 
-    def routes(self, cls: type) -> Routes:
-        """Return the routes of an event class; its first use inspects the class.
+    def local(self, cls: type) -> LocalListeners:
+        """Return the local listeners of an event class; its first use inspects the class.
 
         Raises:
             InvalidEvent: `cls` is not an event class, or another class has its wire name.
         """
-        known = self._routes.get(cls)
+        known = self._local.get(cls)
         if known is not None:
             return known
         event_type = EventType(cls)
@@ -60,8 +60,8 @@ class ListenerTable:
                 )
         for name in (event_type.name, *event_type.aliases):
             self._events[name] = event_type
-        self._routes[cls] = routes = Routes(event_type)
-        return routes
+        self._local[cls] = local = LocalListeners(event_type)
+        return local
 
     def event_types(self, classes: Iterable[type]) -> tuple[EventType, ...]:
         """Return the event types of event classes.
@@ -69,7 +69,7 @@ class ListenerTable:
         Raises:
             InvalidEvent: one is not an event class, or another class has its wire name.
         """
-        return tuple(self.routes(cls).event_type for cls in classes)
+        return tuple(self.local(cls).event_type for cls in classes)
 
     def add(self, listener: Listener) -> None:
         """Register a listener.
@@ -90,11 +90,11 @@ class ListenerTable:
             for name in listener.names:
                 self._names[name] = listener
         for each in listener.event_types:
-            routes = self._routes[each.cls]
+            local = self._local[each.cls]
             if listener.kind is ListenerKind.SYNC:
-                routes.sync.append(listener)
+                local.sync.append(listener)
             elif listener.kind is ListenerKind.BROADCAST:
-                routes.broadcast.append(listener)
+                local.broadcast.append(listener)
 
     def _refuse_duplicate(self, listener: Listener, where: str) -> None:
         for other in self._listeners:

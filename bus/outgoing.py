@@ -10,7 +10,7 @@ import uuid_utils
 from bus.codec import CAUSATION, CORRELATION, Frame, encode_frame
 from bus.delivery import NO_HEADERS, Cause, Delivery
 from bus.errors import InvalidEvent, PublishRejected
-from bus.listener_table import Routes
+from bus.listener_table import LocalListeners
 from infra.failures import describe
 from infra.mq import Message
 from infra.mq.limits import check_delay, check_due_at, check_id, check_text, shown
@@ -50,7 +50,7 @@ class Outgoing(msgspec.Struct):
     """The publish of one event, and the cause of what the event's sync listeners publish."""
 
     event: object
-    routes: Routes
+    local: LocalListeners
     cause: Cause | None
     published_at: float
     headers: Mapping[str, str] = NO_HEADERS
@@ -90,7 +90,7 @@ class Outgoing(msgspec.Struct):
     @property
     def name(self) -> str:
         """The event's wire name."""
-        return self.routes.event_type.name
+        return self.local.event_type.name
 
     def message(self, max_body: int, *, repeatable: bool) -> Message:
         """Encode the event, store the message as `encoded`, and return it.
@@ -101,7 +101,7 @@ class Outgoing(msgspec.Struct):
             InvalidEvent: the event does not match its class, or cannot be encoded.
             PublishRejected: the message, headers included, is larger than `max_body` bytes.
         """
-        event_type, id_, published_at, cause = self.routes.event_type, self.id, self.published_at, self.cause
+        event_type, id_, published_at, cause = self.local.event_type, self.id, self.published_at, self.cause
         name = event_type.name
         payload = event_type.encode(self.event)
         key = event_type.ordering_key(self.event) if event_type.ordered else None
@@ -139,7 +139,7 @@ class Outgoing(msgspec.Struct):
             published_at=self.published_at,
             correlation_id=self.correlation_id,
             causation_id=self.cause.id if self.cause else None,
-            ordering_key=self.encoded.ordering_key if self.encoded else self.routes.event_type.ordering_key(self.event),
+            ordering_key=self.encoded.ordering_key if self.encoded else self.local.event_type.ordering_key(self.event),
             headers=self.headers,
         )
 

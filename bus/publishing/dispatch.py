@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
-from bus.listener_table import Routes
+from bus.listener_table import LocalListeners
 from bus.metrics import BusMetrics
 from bus.outgoing import Outgoing
 from bus.publishing.buffer import PublishBuffer
@@ -124,16 +124,16 @@ class Dispatch(ABC):
             InvalidEvent, PublishRejected: an event cannot be encoded or is too large.
         """
         subscriptions = self._subscriptions
-        routes, wanted = None, False
+        local, wanted = None, False
         for each in batch:
-            if each.routes is not routes:
-                routes = each.routes
-                name = routes.event_type.name
+            if each.local is not local:
+                local = each.local
+                name = local.event_type.name
                 if not subscriptions.knows(name):
                     await self._refresh()
                 elif not subscriptions.fresh:
                     subscriptions.refresh_soon()  # a broadcast listener may be new
-                wanted = subscriptions.routed(name) or self._is_broadcast(routes)
+                wanted = subscriptions.routed(name) or self._is_broadcast(local)
             if wanted:
                 self._message(each)
 
@@ -150,14 +150,14 @@ class Dispatch(ABC):
         await self._broadcast(batch)
 
     def _messages(self, batch: Iterable[Outgoing]) -> list[Message]:
-        return self._chosen(batch, lambda routes: self._subscriptions.routed(routes.event_type.name))
+        return self._chosen(batch, lambda local: self._subscriptions.routed(local.event_type.name))
 
-    def _chosen(self, batch: Iterable[Outgoing], wanted: Callable[[Routes], bool]) -> list[Message]:
-        chosen, routes, choose = [], None, False
+    def _chosen(self, batch: Iterable[Outgoing], wanted: Callable[[LocalListeners], bool]) -> list[Message]:
+        chosen, local, choose = [], None, False
         for each in batch:
-            if each.routes is not routes:  # most batches are all of one event
-                routes = each.routes
-                choose = wanted(routes)
+            if each.local is not local:  # most batches are all of one event
+                local = each.local
+                choose = wanted(local)
             if choose:
                 chosen.append(self._message(each))
         return chosen
@@ -165,5 +165,5 @@ class Dispatch(ABC):
     def _message(self, outgoing: Outgoing) -> Message:
         return outgoing.encoded or outgoing.message(self._max_body, repeatable=self._remote and not outgoing.from_batch)
 
-    def _is_broadcast(self, routes: Routes) -> bool:
-        return bool(routes.broadcast) or self._subscriptions.broadcast(routes.event_type.name)
+    def _is_broadcast(self, local: LocalListeners) -> bool:
+        return bool(local.broadcast) or self._subscriptions.broadcast(local.event_type.name)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from bus.errors import CancelFailed
-from bus.listener_table import Routes
+from bus.listener_table import LocalListeners
 from bus.metrics import BusMetrics
 from bus.outgoing import Outgoing
 from bus.publishing.buffer import PublishBuffer
@@ -76,7 +76,7 @@ class OutboxDispatch(Dispatch):
 
     def needs_transaction(self, batch: Sequence[Outgoing]) -> bool:
         """Whether an event of `batch` is ordered: it must not overtake an event in the outbox."""
-        return any(each.routes.event_type.ordered for each in batch)
+        return any(each.local.event_type.ordered for each in batch)
 
     async def time(self) -> float:
         """Return the queue's time or, while this process has never reached the queue, the database's."""
@@ -130,8 +130,8 @@ class OutboxDispatch(Dispatch):
         # A remote queue may be slow or unavailable, and no publish waits for it: until it answers, no event is skipped.
         self._subscriptions.refresh_soon()
 
-    def _may_broadcast(self, routes: Routes) -> bool:
-        return bool(routes.broadcast) or self._subscriptions.may_broadcast(routes.event_type.name)
+    def _may_broadcast(self, local: LocalListeners) -> bool:
+        return bool(local.broadcast) or self._subscriptions.may_broadcast(local.event_type.name)
 
 
 def _kind(message: Message) -> EntryKind:

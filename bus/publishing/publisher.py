@@ -77,7 +77,7 @@ class Publisher:
             InvalidEvent: the event, its id or its headers are not valid.
         """
         cause = current_cause()
-        outgoing = Outgoing(event, self._listeners.routes(type(event)), cause, self._clock.time())
+        outgoing = Outgoing(event, self._listeners.local(type(event)), cause, self._clock.time())
         if type(cause) is Outgoing:
             outgoing.nest_in(cause)
         if id_ is not None:
@@ -94,8 +94,8 @@ class Publisher:
         """
         if not isinstance(events, Iterable):
             raise InvalidEvent(f"publish_many takes an iterable of events, such as a list, not {shown(events)}")
-        cause, now, routes = current_cause(), self._clock.time(), self._listeners.routes
-        batch = [Outgoing(event, routes(type(event)), cause, now, from_batch=True) for event in events]
+        cause, now, local = current_cause(), self._clock.time(), self._listeners.local
+        batch = [Outgoing(event, local(type(event)), cause, now, from_batch=True) for event in events]
         if type(cause) is Outgoing:
             for outgoing in batch:
                 outgoing.nest_in(cause)
@@ -110,30 +110,30 @@ class Publisher:
         await self.dispatch.prepare(batch)
         if self._db is None:
             await self._publish_without_database(batch)
-        elif any(each.routes.sync for each in batch) or self.dispatch.needs_transaction(batch):
+        elif any(each.local.sync for each in batch) or self.dispatch.needs_transaction(batch):
             await self._publish_in_own_transaction(self._db, batch)
         else:
             await self._send_directly(batch)
 
     def is_local(self, outgoing: Outgoing) -> bool:
         """Whether only sync listeners without a transaction subscribe to the event, as known before they run."""
-        db, phase, routes = self._db, outgoing.sync_phase, outgoing.routes
+        db, phase, local = self._db, outgoing.sync_phase, outgoing.local
         return (
-            (db is None or not (routes.sync or db.current() is not None))
+            (db is None or not (local.sync or db.current() is not None))
             and (phase is None or not phase.open)
-            and not routes.broadcast
-            and self.subscriptions.unwanted(routes.event_type.name)
+            and not local.broadcast
+            and self.subscriptions.unwanted(local.event_type.name)
         )
 
     async def publish_locally(self, outgoing: Outgoing) -> None:
         """Publish an event that `is_local`: like `publish`, without encoding it and without the queue."""
-        if outgoing.routes.sync:
+        if outgoing.local.sync:
             outgoing.sync_phase = phase = SyncPhaseBuffer(asyncio.current_task(), [outgoing])
             try:
                 await _run_listeners(outgoing)
             finally:
                 phase.ended = True
-            if len(phase.batch) > 1 or not self.subscriptions.unwanted(outgoing.routes.event_type.name):
+            if len(phase.batch) > 1 or not self.subscriptions.unwanted(outgoing.local.event_type.name):
                 await self._send_directly(phase.batch)
                 return
         self._count((outgoing,))
@@ -169,7 +169,7 @@ class Publisher:
         """Count published events, and run this process's broadcast listeners."""
         self._count(batch)
         for each in batch:
-            if each.routes.broadcast:
+            if each.local.broadcast:
                 await self._broadcasts.deliver(each)
 
     def _count(self, batch: Sequence[Outgoing]) -> None:
@@ -198,9 +198,7 @@ class Publisher:
                     raise
         except STORE_ERRORS as error:
             # An error of a listener reaches the caller unchanged; so does a rollback after one that it caught.
-            if error is raised or (
-                isinstance(error, TransactionRolledBack) and any(each.routes.sync for each in batch)
-            ):
+            if error is raised or (isinstance(error, TransactionRolledBack) and any(each.local.sync for each in batch)):
                 raise
             raise self._not_stored(batch, error) from error
 
@@ -224,7 +222,7 @@ class Publisher:
                 outer.rollback_to(mark)
                 raise
             return
-        if not any(each.routes.sync for each in batch):
+        if not any(each.local.sync for each in batch):
             await self._send_directly(batch)
             return
         phase = SyncPhaseBuffer(asyncio.current_task(), [])
@@ -257,7 +255,7 @@ class Publisher:
         for outgoing in batch:
             # Added before its listeners run: an event precedes the events that it causes.
             buffer.add(outgoing)
-            if outgoing.routes.sync:
+            if outgoing.local.sync:
                 await _run_listeners(outgoing)
 
 
@@ -269,7 +267,7 @@ async def _run_listeners(outgoing: Outgoing) -> None:
         )
     token = enter_cause(outgoing)
     try:
-        for listener in outgoing.routes.sync:
+        for listener in outgoing.local.sync:
             delivery = outgoing.delivery(listener.name) if listener.wants_delivery else None
             await finish_call(listener.call(outgoing.event, delivery))
     finally:
@@ -282,7 +280,7 @@ def refuse_delay(outgoing: Outgoing, subscriptions: SubscriptionCache) -> None:
     Raises:
         InvalidEvent: the event has sync or broadcast listeners.
     """
-    names = [each.name for each in (*outgoing.routes.sync, *outgoing.routes.broadcast)]
+    names = [each.name for each in (*outgoing.local.sync, *outgoing.local.broadcast)]
     if names or subscriptions.broadcast(outgoing.name):
         raise InvalidEvent(
             f"{outgoing.name} cannot be delayed: only async listeners can wait, and it has sync or broadcast ones"
