@@ -25,13 +25,13 @@ def calls(queue: SqlQueue, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counted: Counter[str] = Counter()
 
     def count(name: str) -> None:
-        honest = getattr(queue._dialect, name)
+        honest = getattr(queue._dialect.workers, name)
 
         async def counting(*args: object, **named: object) -> object:
             counted[name] += 1
             return await honest(*args, **named)
 
-        monkeypatch.setattr(queue._dialect, name, counting)
+        monkeypatch.setattr(queue._dialect.workers, name, counting)
 
     count("next_due")
     count("claim")

@@ -111,7 +111,7 @@ async def test_claim_that_arrives_after_close_takes_nothing(queue: SqlQueue, mon
     member = worker._member  # type: ignore[attr-defined]  # as the claim has it
     await worker.close()
     with pytest.raises(QueueClosed, match="has left"):
-        await queue._dialect.claim(member, {"work": 1}, CLAIM_LIMITS, queue.time())
+        await queue._dialect.workers.claim(member, {"work": 1}, CLAIM_LIMITS, queue.time())
     assert await handle_all(await consumer(queue), {"work": 10}) == ["other"]
 
 

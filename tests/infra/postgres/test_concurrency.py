@@ -178,7 +178,7 @@ async def test_publisher_that_waited_for_due_messages_to_be_placed_blocks_no_wor
     async def nothing(*_: object) -> None: ...
 
     await make_table(db)
-    monkeypatch.setattr(queue_dialect(queue), "_promote", nothing)
+    monkeypatch.setattr(queue_dialect(queue), "_promote_these", nothing)
     await publish(queue, db, Log(), "early", ["a"], LEVELS[1])
     handled, waits = Handled(), "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = $1"
 

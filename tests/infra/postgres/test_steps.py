@@ -145,11 +145,11 @@ async def test_worker_under_recovery_cannot_renew_its_lease(queue: SqlQueue, mon
     victim, rescuer = await consumer(queue), await consumer(queue)
     await queue.publish(messages(10, keys=10))
     await victim.fetch(WANTS, wait=0)
-    keeper = queue_dialect(queue)._workers._keeper
-    seen = dict(await queue_dialect(queue)._read(membership.leases))
+    keeper = queue_dialect(queue).workers._keeper
+    seen = dict(await queue_dialect(queue)._access.read(membership.leases))
     number = victim._member.number  # type: ignore[attr-defined]  # of this driver
     monkeypatch.setattr(keeper.observer, "dead", lambda _: [(number, seen[number])])
-    monkeypatch.setattr(queue_dialect(queue)._workers, "_is_alive_here", lambda _: False)
+    monkeypatch.setattr(queue_dialect(queue).workers, "_is_alive_here", lambda _: False)
     transactions = Transactions(queue, monkeypatch)
     transactions.refuse = 3  # The first step after the step that ends the lease.
     with pytest.raises(QueueUnavailable):
@@ -161,8 +161,8 @@ async def test_lease_renewed_meanwhile_is_not_taken_over(queue: SqlQueue, monkey
     victim, rescuer = await consumer(queue), await consumer(queue)
     await queue.publish(messages(1))
     await victim.fetch(WANTS, wait=0)
-    workers = queue_dialect(queue)._workers
-    seen = await queue_dialect(queue)._read(membership.leases)
+    workers = queue_dialect(queue).workers
+    seen = await queue_dialect(queue)._access.read(membership.leases)
     assert await asyncio.to_thread(victim.renew)
     monkeypatch.setattr(workers._keeper.observer, "dead", lambda _: seen)
     monkeypatch.setattr(workers, "_is_alive_here", lambda number: number != victim._member.number)  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ class SqlConsumer:
     ) -> None:
         self._owner = owner
         self._dialect = dialect
+        self._workers = dialect.workers
         self._clock = clock
         self._info = info
         self._limits = limits
@@ -72,22 +73,22 @@ class SqlConsumer:
         if not settlements:
             return []
         try:
-            return await self._dialect.settle(self._member, settlements, self._clock.time())
+            return await self._workers.settle(self._member, settlements, self._clock.time())
         except QueueIndeterminate as error:
             # Repeating the settlements is safe: those that were carried out are fenced, or delete no row.
             raise QueueUnavailable(str(error)) from error
 
     async def isolate(self, claim: Claim) -> bool:
         self._owner.is_here()
-        return await self._dialect.isolate(self._member, claim)
+        return await self._workers.isolate(self._member, claim)
 
     async def recover(self) -> int:
         self._check()
-        return await self._dialect.recover(self._clock.time())
+        return await self._workers.recover(self._clock.time())
 
     async def unpark(self, known: Mapping[str, Collection[str]]) -> int:
         self._check()
-        return await self._dialect.unpark(known, self._clock.time())
+        return await self._workers.unpark(known, self._clock.time())
 
     def renew(self) -> bool:
         return self._member.renew()
@@ -106,10 +107,10 @@ class SqlConsumer:
         self.wake()
         if self.lost:
             return
-        left = await finish(self._dialect.leave(self._member, self._kept, self._clock.time()))
+        left = await finish(self._workers.leave(self._member, self._kept, self._clock.time()))
         if left.task.cancelled():
             # All tasks of the event loop were cancelled; a second attempt is not.
-            left = await finish(self._dialect.leave(self._member, self._kept, self._clock.time()))
+            left = await finish(self._workers.leave(self._member, self._kept, self._clock.time()))
         if left.failure is not None:
             # Some claims were not released. Abandon the lease so that they are recovered.
             self._member.abandon()
@@ -145,12 +146,12 @@ class SqlConsumer:
         now = self._clock.time()
         if self._expecting.isdisjoint(wanted):
             # The poll takes no lock; without due deliveries no claim is tried.
-            self._next_due = await self._dialect.next_due(wanted.keys())
+            self._next_due = await self._workers.next_due(wanted.keys())
             if self._next_due is None or self._next_due > now:
                 return []
         self._expecting.difference_update(wanted)
         try:
-            claims = await self._dialect.claim(self._member, wanted, self._limits, now)
+            claims = await self._workers.claim(self._member, wanted, self._limits, now)
         except QueueIndeterminate as error:
             self._check()
             # The claim reply was lost. Abandon the lease so that the claims are recovered.

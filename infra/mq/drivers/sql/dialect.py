@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from infra.clock import Clock
 from infra.mq.types import (
@@ -65,8 +65,95 @@ class Membership(Protocol):
         ...
 
 
+M = TypeVar("M", bound=Membership)
+
+
+class WorkerOperations(Protocol[M]):
+    """The queue's operations for workers; each call states the membership that `join` returned."""
+
+    async def join(self, info: WorkerInfo, now: float) -> M:
+        """Register a live worker."""
+        ...
+
+    async def leave(self, member: M, keep: Collection[Claim], now: float) -> None:
+        """Release all claims but `keep`, and unregister the worker if it keeps none."""
+        ...
+
+    async def next_due(self, names: Collection[str]) -> float | None:
+        """Return the time at which a delivery of these subscriptions may be due; cheap, and takes no lock."""
+        ...
+
+    async def claim(self, member: M, wants: Mapping[str, int], limits: ClaimLimits, now: float) -> list[Claim]:
+        """Claim due deliveries within `limits`; raise `QueueClosed` if the worker is considered dead.
+
+        Claims of a call whose caller was cancelled are released at the latest in the next `next_due`,
+        `claim`, `recover` or `leave`.
+        """
+        ...
+
+    async def settle(self, member: M, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
+        """Implement `Consumer.settle`."""
+        ...
+
+    async def isolate(self, member: M, claim: Claim) -> bool:
+        """Implement `Consumer.isolate`."""
+        ...
+
+    async def recover(self, now: float) -> int:
+        """Implement `Consumer.recover`."""
+        ...
+
+    async def unpark(self, known: Mapping[str, Collection[str]], now: float) -> int:
+        """Implement `Consumer.unpark`."""
+        ...
+
+
+class OperatorCommands(Protocol):
+    """Statistics, dead letters and the commands of operators."""
+
+    async def stats(self, now: float) -> list[SubscriptionStats]:
+        """Implement `MessageQueue.stats`."""
+        ...
+
+    async def warnings(self) -> list[str]:
+        """Implement `MessageQueue.warnings`."""
+        ...
+
+    async def dead_letters(
+        self, subscription: str | None, event: str | None, limit: int, after: str | None
+    ) -> list[DeadLetter]:
+        """Implement `MessageQueue.dead_letters`."""
+        ...
+
+    async def dead_letter(self, dead_id: str) -> DeadLetter:
+        """Implement `MessageQueue.dead_letter`."""
+        ...
+
+    async def retry_dead(self, dead_ids: Sequence[str], now: float) -> int:
+        """Implement `MessageQueue.retry_dead`."""
+        ...
+
+    async def discard_dead(self, dead_ids: Sequence[str]) -> int:
+        """Implement `MessageQueue.discard_dead`."""
+        ...
+
+    async def set_paused(self, name: str, *, paused: bool) -> None:
+        """Implement `MessageQueue.pause` and `resume`."""
+        ...
+
+    async def unblock(self, name: str, ordering_key: str, now: float, *, skip: bool) -> None:
+        """Implement `MessageQueue.unblock`."""
+        ...
+
+    async def retire(self, name: str, event: str | None, backlog: BacklogPolicy, now: float) -> int:
+        """Implement `MessageQueue.retire`."""
+        ...
+
+
 class QueueDialect(Protocol):
     """The queue on one kind of database: its state changes, each atomic and durable, and notifications of changes.
+
+    `workers` has the operations of workers, `commands` those of operators.
 
     Only `publish`, `cancel`, `scheduled` and `broadcast` join the ambient transaction. An operation that is impossible
     at present raises `QueueUnavailable`. `now` is the queue's time, in seconds since the epoch.
@@ -75,6 +162,16 @@ class QueueDialect(Protocol):
     @property
     def clock(self) -> Clock:
         """The queue's clock; all due times refer to it."""
+        ...
+
+    @property
+    def workers(self) -> WorkerOperations[Any]:
+        """The operations of this process's workers, with the dialect's own memberships."""
+        ...
+
+    @property
+    def commands(self) -> OperatorCommands:
+        """The operations for operators."""
         ...
 
     @property
@@ -128,78 +225,4 @@ class QueueDialect(Protocol):
 
     async def registry(self) -> Registry:
         """Implement `MessageQueue.registry`."""
-        ...
-
-    async def join(self, info: WorkerInfo, now: float) -> Membership:
-        """Register a live worker."""
-        ...
-
-    async def leave(self, member: Membership, keep: Collection[Claim], now: float) -> None:
-        """Release all claims but `keep`, and unregister the worker if it keeps none."""
-        ...
-
-    async def next_due(self, names: Collection[str]) -> float | None:
-        """Return the time at which a delivery of these subscriptions may be due; cheap, and takes no lock."""
-        ...
-
-    async def claim(self, member: Membership, wants: Mapping[str, int], limits: ClaimLimits, now: float) -> list[Claim]:
-        """Claim due deliveries within `limits`; raise `QueueClosed` if the worker is considered dead.
-
-        Claims of a call whose caller was cancelled are released by the dialect, at the latest in the next `next_due`,
-        `claim`, `recover` or `leave`.
-        """
-        ...
-
-    async def settle(self, member: Membership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
-        """Implement `Consumer.settle`."""
-        ...
-
-    async def isolate(self, member: Membership, claim: Claim) -> bool:
-        """Implement `Consumer.isolate`."""
-        ...
-
-    async def recover(self, now: float) -> int:
-        """Implement `Consumer.recover`."""
-        ...
-
-    async def unpark(self, known: Mapping[str, Collection[str]], now: float) -> int:
-        """Implement `Consumer.unpark`."""
-        ...
-
-    async def stats(self, now: float) -> list[SubscriptionStats]:
-        """Implement `MessageQueue.stats`."""
-        ...
-
-    async def warnings(self) -> list[str]:
-        """Implement `MessageQueue.warnings`."""
-        ...
-
-    async def dead_letters(
-        self, subscription: str | None, event: str | None, limit: int, after: str | None
-    ) -> list[DeadLetter]:
-        """Implement `MessageQueue.dead_letters`."""
-        ...
-
-    async def dead_letter(self, dead_id: str) -> DeadLetter:
-        """Implement `MessageQueue.dead_letter`."""
-        ...
-
-    async def retry_dead(self, dead_ids: Sequence[str], now: float) -> int:
-        """Implement `MessageQueue.retry_dead`."""
-        ...
-
-    async def discard_dead(self, dead_ids: Sequence[str]) -> int:
-        """Implement `MessageQueue.discard_dead`."""
-        ...
-
-    async def set_paused(self, name: str, *, paused: bool) -> None:
-        """Implement `MessageQueue.pause` and `resume`."""
-        ...
-
-    async def unblock(self, name: str, ordering_key: str, now: float, *, skip: bool) -> None:
-        """Implement `MessageQueue.unblock`."""
-        ...
-
-    async def retire(self, name: str, event: str | None, backlog: BacklogPolicy, now: float) -> int:
-        """Implement `MessageQueue.retire`."""
         ...

@@ -74,6 +74,7 @@ class SqlQueue:
             synchronous=synchronous,
         )
         self._dialect: QueueDialect = _dialect_for(db, clock, options)
+        self._commands = self._dialect.commands
         self._clock = self._dialect.clock
         self._declare_wait = DeclareWait(self._clock, self._clock.time, registry_ttl, longest_commit=_LONGEST_COMMIT)
         self._consumers: set[SqlConsumer] = set()
@@ -140,18 +141,18 @@ class SqlQueue:
 
     async def consumer(self, info: WorkerInfo, limits: ClaimLimits) -> SqlConsumer:
         self._owner.check()
-        member = await self._dialect.join(info, self._clock.time())
+        member = await self._dialect.workers.join(info, self._clock.time())
         consumer = SqlConsumer(self._dialect, self._clock, info, limits, member, self._owner, self._consumers.discard)
         self._consumers.add(consumer)
         return consumer
 
     async def stats(self) -> list[SubscriptionStats]:
         self._owner.check()
-        return await self._dialect.stats(self._clock.time())
+        return await self._commands.stats(self._clock.time())
 
     async def warnings(self) -> list[str]:
         self._owner.check()
-        return await self._dialect.warnings()
+        return await self._commands.warnings()
 
     async def dead_letters(
         self,
@@ -162,35 +163,35 @@ class SqlQueue:
         after: str | None = None,
     ) -> list[DeadLetter]:
         self._owner.check()
-        return await self._dialect.dead_letters(subscription, event, limit, after)
+        return await self._commands.dead_letters(subscription, event, limit, after)
 
     async def dead_letter(self, dead_id: str) -> DeadLetter:
         self._owner.check()
-        return await self._dialect.dead_letter(dead_id)
+        return await self._commands.dead_letter(dead_id)
 
     async def retry_dead(self, dead_ids: Sequence[str]) -> int:
         self._owner.check()
-        return await self._dialect.retry_dead(dead_ids, self._clock.time())
+        return await self._commands.retry_dead(dead_ids, self._clock.time())
 
     async def discard_dead(self, dead_ids: Sequence[str]) -> int:
         self._owner.check()
-        return await self._dialect.discard_dead(dead_ids)
+        return await self._commands.discard_dead(dead_ids)
 
     async def pause(self, name: str) -> None:
         self._owner.check()
-        await self._dialect.set_paused(name, paused=True)
+        await self._commands.set_paused(name, paused=True)
 
     async def resume(self, name: str) -> None:
         self._owner.check()
-        await self._dialect.set_paused(name, paused=False)
+        await self._commands.set_paused(name, paused=False)
 
     async def unblock(self, name: str, ordering_key: str, *, skip: bool) -> None:
         self._owner.check()
-        await self._dialect.unblock(name, ordering_key, self._clock.time(), skip=skip)
+        await self._commands.unblock(name, ordering_key, self._clock.time(), skip=skip)
 
     async def retire(self, name: str, *, event: str | None = None, backlog: BacklogPolicy = "refuse") -> int:
         self._owner.check()
-        return await self._dialect.retire(name, event, backlog, self._clock.time())
+        return await self._commands.retire(name, event, backlog, self._clock.time())
 
 
 def _dialect_for(db: Database, clock: Clock, options: SqlOptions) -> QueueDialect:

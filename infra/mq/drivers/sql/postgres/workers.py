@@ -1,22 +1,26 @@
-"""The operations of this process's workers on the queue: join, claim, settle, recover and leave."""
+"""The operations of this process's workers on PostgreSQL: join, claim, settle, recover and leave."""
 
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
 import structlog
 
 from infra.clock import Clock
+from infra.db.postgresql import PostgreSQL
 from infra.mq.drivers.sql.postgres import claiming, membership, settling
+from infra.mq.drivers.sql.postgres.access import ServerAccess
 from infra.mq.drivers.sql.postgres.connections import QueueConnections
+from infra.mq.drivers.sql.postgres.forgetting import Forgetter
 from infra.mq.drivers.sql.postgres.lease import LeaseKeeper, LeaseMembership
+from infra.mq.drivers.sql.postgres.notifier import Notifier
 from infra.mq.drivers.sql.postgres.positions import SCHEDULED, Positions
 from infra.mq.drivers.sql.postgres.promotion import Promoter
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
-from infra.mq.types import Claim, ClaimLimits, Settlement, WorkerInfo
+from infra.mq.types import Claim, ClaimLimits, Outcome, Settlement, WorkerInfo
 
 LEAVE_TIMEOUT = 5.0
 """Seconds that a leaving worker tries to release its claims; the remaining ones are taken over."""
@@ -39,26 +43,39 @@ PROMOTED_AT_ONCE = 10
 _log = structlog.stdlib.get_logger(__name__)
 
 
-class Workers:
-    """The workers of this process, with the operations that need their leases and positions.
+class PostgresWorkers:
+    """The `WorkerOperations` on one database: the workers of this process, with their leases and positions.
 
     Args:
+        db: The database, whose address errors name.
         connections: The queue's connections to the server.
+        access: Runs long work in steps.
         keeper: Renews the leases of these workers, and observes the leases of all workers.
         clock: The queue's clock.
-        wake: Called when a scan may have found deliveries that claims have not seen.
+        notifier: Notified of changes that make deliveries due.
+        forgetter: Removes expired rows after each recovery.
     """
 
     def __init__(
-        self, connections: QueueConnections, keeper: LeaseKeeper, clock: Clock, wake: Callable[[], object]
+        self,
+        db: PostgreSQL,
+        connections: QueueConnections,
+        access: ServerAccess,
+        keeper: LeaseKeeper,
+        clock: Clock,
+        notifier: Notifier,
+        forgetter: Forgetter,
     ) -> None:
+        self._db = db
         self._connections = connections
+        self._access = access
         self._keeper = keeper
         self._clock = clock
         self._positions = Positions()
         self._promoter = Promoter(connections, self._positions)
         self._members: set[LeaseMembership] = set()
-        self._wake = wake
+        self._notifier = notifier
+        self._forgetter = forgetter
         self._scan_task: asyncio.Task[None] | None = None
         self._orphans_at = 0.0
 
@@ -89,20 +106,18 @@ class Workers:
         """Release all claims but `keep`, and unregister the worker if it keeps none.
 
         Raises:
-            TimeoutError: some claims were not released within `LEAVE_TIMEOUT`.
+            QueueUnavailable: some claims were not released within `LEAVE_TIMEOUT`.
         """
         self._members.discard(mine)
         if keep:
             self._keeper.linger(mine.number)
-        async with asyncio.timeout(LEAVE_TIMEOUT):
-            if await self._connections.transaction(partial(membership.begin_to_leave, worker=mine.number)):
-                step = partial(membership.leave, worker=mine.number, keep=keep, now=now)
-                more = True
-                while more:
-                    released, more = await self._connections.transaction(step)
-                    if more and not released:
-                        await asyncio.sleep(LEAVE_PAUSE)
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                await self._release_all(mine, keep, now)
+        except TimeoutError as error:
+            raise QueueUnavailable(f"PostgreSQL at {self._db.address.where} does not answer") from error
         mine.left()
+        self._notifier.notify()
 
     async def next_due(self, names: Collection[str]) -> float | None:
         """Return the time at which a delivery of these subscriptions may be due."""
@@ -138,14 +153,60 @@ class Workers:
     async def settle(self, mine: LeaseMembership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
         """Carry out settlements in steps; return the fenced ones."""
         fenced: list[Settlement] = []
-        for step in settling.steps_of(settlements):
-            operation = partial(settling.settle, worker=mine.number, settlements=step, now=now)
-            fenced += await self._connections.run(operation)
-            mine.owned.settled(step)
+        try:
+            for step in settling.steps_of(settlements):
+                operation = partial(settling.settle, worker=mine.number, settlements=step, now=now)
+                fenced += await self._connections.run(operation)
+                mine.owned.settled(step)
+        finally:
+            if any(it.claim.ordered or it.outcome is not Outcome.DONE for it in settlements):
+                self._notifier.notify()
         return fenced
 
+    async def isolate(self, mine: LeaseMembership, claim: Claim) -> bool:
+        """Store that the claim's first delivery runs alone; return False if the claim is fenced."""
+        return await self._connections.run(partial(settling.isolate, worker=mine.number, claim=claim))
+
     async def recover(self, now: float) -> int:
-        """Take over the claims of dead workers and unregistered owners; release own claims whose answer was lost."""
+        """Take over the claims of dead workers and unregistered owners; release own claims whose answer was lost.
+
+        Also remove expired ids and broadcasts.
+        """
+        count = await self._recover(now)
+        if count:
+            self._notifier.notify()
+        await self._forgetter.forget(now)
+        return count
+
+    async def unpark(self, known: Mapping[str, Collection[str]], now: float) -> int:
+        """Make parked deliveries due whose needs are known; return their number."""
+        if not await self._access.read(partial(membership.has_parked, known=known)):
+            return 0
+        return await self._access.in_steps(partial(membership.unpark, known=known, now=now))
+
+    async def user_of(self, names: Collection[str]) -> str | None:
+        """Return the id of a live worker with one of these listeners although its lease looks expired; else None."""
+        operation = partial(membership.silent, lease=self._keeper.lease)
+        before = await self._connections.run(operation, writing=False)
+        concerned = [number for number, it in before.items() if not it[1].isdisjoint(names)]
+        if not concerned:
+            return None
+        await asyncio.sleep(self._keeper.lease * RENEWED_WITHIN)
+        after = dict(await self._connections.run(membership.leases, writing=False))
+        renewed = [it for it in concerned if after.get(it, 0.0) not in {0.0, before[it][2]}]
+        return before[renewed[0]][0] if renewed else None
+
+    async def _release_all(self, mine: LeaseMembership, keep: Collection[Claim], now: float) -> None:
+        if not await self._connections.transaction(partial(membership.begin_to_leave, worker=mine.number)):
+            return
+        step = partial(membership.leave, worker=mine.number, keep=keep, now=now)
+        more = True
+        while more:
+            released, more = await self._connections.transaction(step)
+            if more and not released:
+                await asyncio.sleep(LEAVE_PAUSE)
+
+    async def _recover(self, now: float) -> int:
         self._members = {it for it in self._members if it.alive}
         await self._release_all_unknown(now)
         asked_at = self._keeper.now()
@@ -159,18 +220,6 @@ class Workers:
         for number in await self._orphans():
             count += await self._take_over(number, now, orphan=True)
         return count
-
-    async def user_of(self, names: Collection[str]) -> str | None:
-        """Return the id of a live worker with one of these listeners although its lease looks expired; else None."""
-        operation = partial(membership.silent, lease=self._keeper.lease)
-        before = await self._connections.run(operation, writing=False)
-        concerned = [number for number, it in before.items() if not it[1].isdisjoint(names)]
-        if not concerned:
-            return None
-        await asyncio.sleep(self._keeper.lease * RENEWED_WITHIN)
-        after = dict(await self._connections.run(membership.leases, writing=False))
-        renewed = [it for it in concerned if after.get(it, 0.0) not in {0.0, before[it][2]}]
-        return before[renewed[0]][0] if renewed else None
 
     async def _orphans(self) -> list[int]:
         # While another transaction stays open, this search reads over all rows claimed since then.
@@ -266,4 +315,4 @@ class Workers:
             self._positions.scanned(seconds, due)
         finally:
             self._scan_task = None
-        self._wake()
+        self._notifier.wake()
