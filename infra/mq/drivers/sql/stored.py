@@ -15,8 +15,15 @@ class SubscriptionRow:
     ordered: bool
 
 
+DEAD_LETTERS = """
+SELECT id, subscription, message_id, event, ordering_key, body, error, traceback, failures, crashes, published_at,
+    died_at
+FROM beneath_dead_letter
+"""
+
+
 def dead_letter_of(row: Iterable[Any]) -> DeadLetter:
-    """Return the dead letter of a row, whose columns are in the order of the unpacking below."""
+    """Return the dead letter of a row of `DEAD_LETTERS`."""
     number, subscription, message_id, event, key, body, error, traceback, failures, crashes, published_at, died_at = row
     return DeadLetter(
         id=str(number),

@@ -1,13 +1,15 @@
 """Statistics and dead letters on PostgreSQL; all functions only read, and count in indexes."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
 from infra.db.postgresql_driver import Driver
 from infra.mq.dead_ids import number_of
 from infra.mq.drivers.sql.postgres import registry
-from infra.mq.drivers.sql.stored import dead_letter_of
+from infra.mq.drivers.sql.retirement import interrupted
+from infra.mq.drivers.sql.statistics import Backlog, ordered_backlog, statistics_of, unordered_backlog
+from infra.mq.drivers.sql.stored import DEAD_LETTERS, dead_letter_of
 from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter, SubscriptionStats
 
@@ -15,9 +17,6 @@ _SUBSCRIPTIONS = "SELECT id, name, ordered, paused FROM beneath_subscription ORD
 _EVENTS = "SELECT subscription, array_agg(event) FROM beneath_route GROUP BY subscription"
 _NAMES = """
 SELECT id, name FROM beneath_subscription UNION ALL SELECT subscription, name FROM beneath_alias
-"""
-_NAMES_OF = """
-SELECT name FROM beneath_subscription WHERE id = $1 UNION ALL SELECT name FROM beneath_alias WHERE subscription = $1
 """
 _IN = "SELECT subscription, count(*), min(published_at) FROM beneath_delivery WHERE state = {} GROUP BY subscription"
 _READY = """
@@ -54,11 +53,6 @@ SELECT s.name, t.event, t.backlog FROM beneath_retirement AS t JOIN beneath_subs
 ORDER BY s.name, t.event
 """
 _DEAD = "SELECT subscription, count(*) FROM beneath_dead_letter GROUP BY subscription"
-_DEAD_LETTERS = """
-SELECT id, subscription, message_id, event, ordering_key, body, error, traceback, failures, crashes, published_at,
-    died_at
-FROM beneath_dead_letter
-"""
 
 Counts = dict[int, tuple[Any, ...]]
 """Counts of one kind, by subscription number."""
@@ -74,23 +68,17 @@ async def stats(driver: Driver, live: Collection[frozenset[str]], now: float) ->
     counted = await _Counted.read(driver, now)
     found: list[SubscriptionStats] = []
     for number, name, ordered, paused in await driver.fetch(_SUBSCRIPTIONS):
-        counts, oldest = (counted.ordered if ordered else counted.unordered)(number)
-        scheduled, due, oldest_due = counted.scheduled.get(number, (0, 0, None))
         found.append(
-            SubscriptionStats(
-                name=name,
-                events=frozenset(events.get(number, ([],))[0]),
+            statistics_of(
+                name,
                 ordered=bool(ordered),
                 paused=bool(paused),
-                workers=sum(not names[number].isdisjoint(it) for it in live),
-                ready=counts["ready"] + due,
-                retrying=counts["retrying"],
-                scheduled=scheduled,
-                in_flight=counts["in_flight"],
-                parked=counts["parked"],
-                blocked=counts["blocked"],
+                events=events.get(number, ([],))[0],
+                names=names[number],
+                live=live,
+                backlog=(counted.ordered if ordered else counted.unordered)(number),
+                scheduled=counted.scheduled.get(number, (0, 0, None)),
                 dead=dead.get(name, 0),
-                oldest=min((it for it in (*oldest, oldest_due) if it is not None), default=None),
                 blocked_keys=counted.blocked_keys.get(number, {}),
             )
         )
@@ -114,7 +102,7 @@ async def dead_letters(
         values.append(event)
         conditions.append(f"event = ${len(values)}")
     values.append(limit)
-    query = f"{_DEAD_LETTERS} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ${len(values)}"
+    query = f"{DEAD_LETTERS} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ${len(values)}"
     return [dead_letter_of(row) for row in await driver.fetch(query, *values)]
 
 
@@ -124,7 +112,7 @@ async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
     Raises:
         DeadLetterNotFound: no dead letter has that id.
     """
-    row = await driver.fetchrow(f"{_DEAD_LETTERS} WHERE id = $1", number_of(dead_id))
+    row = await driver.fetchrow(f"{DEAD_LETTERS} WHERE id = $1", number_of(dead_id))
     if row is None:
         raise no_dead_letter(dead_id)
     return dead_letter_of(row)
@@ -132,16 +120,7 @@ async def dead_letter(driver: Driver, dead_id: str) -> DeadLetter:
 
 async def interrupted_retirements(driver: Driver) -> list[str]:
     """Return a line for each incomplete retirement."""
-    return [
-        f"retiring {name}{f' (event {event})' if event else ''} was begun and is not complete: "
-        f"run `beneath bus retire` again with --backlog {backlog}"
-        for name, event, backlog in await driver.fetch(_RETIRING)
-    ]
-
-
-async def names_of(driver: Driver, subscription: int) -> set[str]:
-    """Return the name and the aliases of a subscription."""
-    return {row[0] for row in await driver.fetch(_NAMES_OF, subscription)}
+    return [interrupted(name, event, backlog) for name, event, backlog in await driver.fetch(_RETIRING)]
 
 
 class _Counted:
@@ -176,25 +155,23 @@ class _Counted:
             counted.blocked_keys[number][key] = error
         return counted
 
-    def unordered(self, number: int) -> tuple[Counter[str], list[float | None]]:
-        """Return the counts of a subscription, and the oldest publish time of each kind."""
-        ready, retrying, oldest_ready = self.ready.get(number, (0, 0, None))
-        claimed, oldest_claimed = self.claimed.get(number, (0, None))
-        parked, oldest_parked = self.parked.get(number, (0, None))
-        counts = Counter(ready=ready, retrying=retrying, in_flight=claimed, parked=parked)
-        return counts, [oldest_ready, oldest_claimed, oldest_parked]
+    def unordered(self, number: int) -> Backlog:
+        """Return the backlog of an unordered subscription."""
+        return unordered_backlog(
+            self.ready.get(number, (0, 0, None)),
+            claimed=self.claimed.get(number, (0, None)),
+            parked=self.parked.get(number, (0, None)),
+        )
 
-    def ordered(self, number: int) -> tuple[Counter[str], list[float | None]]:
-        """Return the counts of a subscription, and the oldest publish time of each kind."""
-        total, oldest = self.placed.get(number, (0, None))
-        counts = Counter(
+    def ordered(self, number: int) -> Backlog:
+        """Return the backlog of an ordered subscription."""
+        return ordered_backlog(
+            self.placed.get(number, (0, None)),
             retrying=self.retrying_mailboxes.get(number, (0,))[0],
             in_flight=self.open_mailboxes.get(number, (0,))[0],
             parked=self.parked_mailboxes.get(number, (0,))[0],
             blocked=self.blocked_mailboxes.get(number, (0,))[0],
         )
-        counts["ready"] = total - counts.total()
-        return counts, [oldest]
 
 
 async def _by_subscription(driver: Driver, query: str, *values: object) -> Counts:

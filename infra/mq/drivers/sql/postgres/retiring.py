@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from infra.db.postgresql_driver import Driver
-from infra.mq.drivers.sql.postgres import inspection, membership, registry
+from infra.mq.drivers.sql.postgres import membership, registry
 from infra.mq.drivers.sql.postgres.administration import CLOSE, TO_DEAD_LETTER
-from infra.mq.refusals import has_backlog, in_use, no_event
+from infra.mq.drivers.sql.retirement import COUNTED, RETIRED, refuse_if_used
+from infra.mq.refusals import has_backlog, no_event
 from infra.mq.types import BacklogPolicy
 
 STEP = 500
@@ -18,9 +19,6 @@ STEP = 500
 
 STEP_BYTES = 16 * 1024 * 1024
 """The maximum size of bodies that a step moves to the dead letters beyond the first, in bytes."""
-
-COUNTED = 1000
-"""The number up to which a backlog is counted for an error message."""
 
 WHOLE = ""
 """The event name that stands for the whole subscription."""
@@ -152,7 +150,7 @@ async def begin(
     if begun is not None:
         return Retirement(subscription, what, *begun)
     if event is None:
-        await _refuse_if_used(driver, name, subscription, lease)
+        refuse_if_used(name, await registry.names_of(driver, name), await membership.live(driver, lease))
     elif event not in await registry.events_of(driver, subscription):
         raise no_event(name, event)
     if found is not None:
@@ -196,7 +194,7 @@ async def step(driver: Driver, retirement: Retirement, now: float) -> tuple[int,
     mailboxes = await driver.fetch(_LOCK_MAILBOXES, retirement.subscription, keys) if keys else []
     ids = [row[0] for row in await driver.fetch(_LOCK, [row["id"] for row in going])]
     if retirement.backlog == "dead":
-        await driver.execute(TO_DEAD_LETTER, ids, now, "its subscription was retired")
+        await driver.execute(TO_DEAD_LETTER, ids, now, RETIRED)
     else:
         await driver.execute(_DELETE, ids)
     # Mailboxes whose head was removed become due; claimed ones are closed by their worker.
@@ -237,13 +235,6 @@ def _within_bytes(rows: list[Any]) -> list[Any]:
         if size > STEP_BYTES:
             return rows[:nth]
     return rows
-
-
-async def _refuse_if_used(driver: Driver, name: str, subscription: int, lease: float) -> None:
-    names = await inspection.names_of(driver, subscription)
-    users = [worker for worker, theirs in await membership.live(driver, lease) if not names.isdisjoint(theirs)]
-    if users:
-        raise in_use(name, users[0])
 
 
 async def _refuse_backlog(driver: Driver, name: str, subscription: int, event: str, found: Found) -> None:

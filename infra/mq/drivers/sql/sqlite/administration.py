@@ -102,7 +102,7 @@ def _retry(db: sqlite3.Connection, dead_number: int, letter: DeadLetterRow, now:
         # It joins the end of its mailbox, behind scheduled messages that are due but not promoted yet.
         state = 3 if Overdue(db, {kept.id}, now).in_mailbox(kept.id, mailbox) else 4
     db.execute(_RETRY_DEAD, (number, kept.id, state, now, mailbox, dead_number))
-    if mailbox is not None and state != 3:  # noqa: PLR2004  # the states are listed in migration 0001
+    if mailbox is not None and state != 3:  # noqa: PLR2004  # `tables.sql` lists the states
         open_mailboxes(db, [(kept.id, mailbox, now, number)])
     db.execute(_DISCARD, (dead_number,))
     return True

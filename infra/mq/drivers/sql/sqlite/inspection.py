@@ -2,19 +2,17 @@
 
 import json
 import sqlite3
-from collections import Counter
 from collections.abc import Collection
 
 from infra.mq.dead_ids import number_of
+from infra.mq.drivers.sql.retirement import interrupted
 from infra.mq.drivers.sql.sqlite import registry
-from infra.mq.drivers.sql.stored import dead_letter_of
+from infra.mq.drivers.sql.statistics import Backlog, ordered_backlog, statistics_of, unordered_backlog
+from infra.mq.drivers.sql.stored import DEAD_LETTERS, dead_letter_of
 from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter, SubscriptionStats
 
 _SUBSCRIPTIONS = "SELECT id, name, ordered, paused FROM beneath_subscription ORDER BY name"
-_NAMES = """
-SELECT name FROM beneath_subscription WHERE id = :id UNION ALL SELECT name FROM beneath_alias WHERE subscription = :id
-"""
 _READY = """
 SELECT count(*) FILTER (WHERE due_at <= :now), count(*) FILTER (WHERE due_at > :now), min(published_at)
 FROM beneath_delivery WHERE state = 0 AND subscription = :id
@@ -59,11 +57,6 @@ SELECT s.name, event, backlog
 FROM beneath_retirement CROSS JOIN beneath_subscription AS s ON s.id = subscription
 """
 _DEAD = "SELECT count(*) FROM beneath_dead_letter WHERE subscription = ?"
-_DEAD_LETTER = """
-SELECT id, subscription, message_id, event, ordering_key, body, error, traceback, failures, crashes, published_at,
-    died_at
-FROM beneath_dead_letter
-"""
 
 
 def stats(db: sqlite3.Connection, live: Collection[frozenset[str]], *, now: float) -> list[SubscriptionStats]:
@@ -92,7 +85,7 @@ def dead_letters(
     if event is not None:
         conditions.append("event = ?")
         values.append(event)
-    query = f"{_DEAD_LETTER} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"
+    query = f"{DEAD_LETTERS} WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"
     return [dead_letter_of(row) for row in db.execute(query, (*values, limit))]
 
 
@@ -102,7 +95,7 @@ def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
     Raises:
         DeadLetterNotFound: no dead letter has that id.
     """
-    row = db.execute(f"{_DEAD_LETTER} WHERE id = ?", (number_of(dead_id),)).fetchone()
+    row = db.execute(f"{DEAD_LETTERS} WHERE id = ?", (number_of(dead_id),)).fetchone()
     if row is None:
         raise no_dead_letter(dead_id)
     return dead_letter_of(row)
@@ -110,16 +103,7 @@ def dead_letter(db: sqlite3.Connection, dead_id: str) -> DeadLetter:
 
 def interrupted_retirements(db: sqlite3.Connection) -> list[str]:
     """Return a line for each incomplete retirement."""
-    return [
-        f"retiring {name}{f' (event {event})' if event else ''} was begun and is not complete: "
-        f"run `beneath bus retire` again with --backlog {backlog}"
-        for name, event, backlog in db.execute(_RETIRING)
-    ]
-
-
-def names_of(db: sqlite3.Connection, subscription: int) -> set[str]:
-    """Return the name and the aliases of a subscription."""
-    return {name for (name,) in db.execute(_NAMES, {"id": subscription})}
+    return [interrupted(name, event, backlog) for name, event, backlog in db.execute(_RETIRING)]
 
 
 def names_in(subscriptions: str) -> frozenset[str]:
@@ -138,41 +122,36 @@ def _stats_of(
     now: float,
 ) -> SubscriptionStats:
     number, name, ordered, paused = subscription
-    counts, oldest = (_ordered_counts if ordered else _unordered_counts)(db, number, now)
-    counts["scheduled"], due, oldest_due = db.execute(_SCHEDULED, {"id": number, "now": now}).fetchone()
-    counts["ready"] += due
-    names = names_of(db, number)
-    return SubscriptionStats(
-        name=name,
-        events=frozenset(registry.events_of(db, number)),
+    return statistics_of(
+        name,
         ordered=bool(ordered),
         paused=bool(paused),
-        workers=sum(not names.isdisjoint(it) for it in live),
+        events=registry.events_of(db, number),
+        names=registry.names_of(db, number),
+        live=live,
+        backlog=(_ordered if ordered else _unordered)(db, number, now),
+        scheduled=db.execute(_SCHEDULED, {"id": number, "now": now}).fetchone(),
         dead=db.execute(_DEAD, (name,)).fetchone()[0],
-        oldest=min((it for it in (*oldest, oldest_due) if it is not None), default=None),
         blocked_keys=dict(db.execute(_BLOCKED_KEYS, (number,)).fetchall()),
-        **counts,
     )
 
 
-def _unordered_counts(db: sqlite3.Connection, number: int, now: float) -> tuple[Counter[str], list[float | None]]:
-    ready, retrying, oldest_ready = db.execute(_READY, {"id": number, "now": now}).fetchone()
-    claimed, oldest_claimed = db.execute(_CLAIMED, (number,)).fetchone()
-    parked, oldest_parked = db.execute(_PARKED, (number,)).fetchone()
-    counts = Counter(ready=ready, retrying=retrying, in_flight=claimed, parked=parked)
-    return counts, [oldest_ready, oldest_claimed, oldest_parked]
+def _unordered(db: sqlite3.Connection, number: int, now: float) -> Backlog:
+    return unordered_backlog(
+        db.execute(_READY, {"id": number, "now": now}).fetchone(),
+        claimed=db.execute(_CLAIMED, (number,)).fetchone(),
+        parked=db.execute(_PARKED, (number,)).fetchone(),
+    )
 
 
-def _ordered_counts(db: sqlite3.Connection, number: int, now: float) -> tuple[Counter[str], list[float | None]]:
-    total, oldest = db.execute(_IN_MAILBOXES, (number,)).fetchone()
-    counts = Counter(
+def _ordered(db: sqlite3.Connection, number: int, now: float) -> Backlog:
+    return ordered_backlog(
+        db.execute(_IN_MAILBOXES, (number,)).fetchone(),
         retrying=_count(db, _RETRYING_MAILBOXES, number, now),
         in_flight=_count(db, _OPEN_MAILBOXES, number),
         parked=_count(db, _PARKED_MAILBOXES, number),
         blocked=_count(db, _BLOCKED_MAILBOXES, number),
     )
-    counts["ready"] = total - counts.total()
-    return counts, [oldest]
 
 
 def _count(db: sqlite3.Connection, query: str, *values: float) -> int:

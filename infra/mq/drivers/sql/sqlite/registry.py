@@ -20,6 +20,9 @@ CROSS JOIN beneath_subscription AS s ON s.id = a.subscription
 """
 _PRESENT_NAME = "SELECT name FROM beneath_subscription WHERE id = ?"
 _EVENTS = "SELECT event FROM beneath_route WHERE subscription = ? ORDER BY event"
+_NAMES = """
+SELECT name FROM beneath_subscription WHERE id = :id UNION ALL SELECT name FROM beneath_alias WHERE subscription = :id
+"""
 _ADD = "INSERT INTO beneath_subscription (id, name, ordered) VALUES (?, ?, ?)"
 _RENAME = "UPDATE beneath_subscription SET name = ? WHERE id = ?"
 _RENAME_DEAD = "UPDATE beneath_dead_letter SET subscription = ? WHERE subscription = ?"
@@ -115,6 +118,11 @@ def get(db: sqlite3.Connection, name: str) -> SubscriptionRow:
 def present_name(db: sqlite3.Connection, subscription: int) -> str:
     """Return the present name of a subscription."""
     return str(db.execute(_PRESENT_NAME, (subscription,)).fetchone()[0])
+
+
+def names_of(db: sqlite3.Connection, subscription: int) -> set[str]:
+    """Return the name and the aliases of a subscription."""
+    return {name for (name,) in db.execute(_NAMES, {"id": subscription})}
 
 
 def events_of(db: sqlite3.Connection, subscription: int) -> list[str]:

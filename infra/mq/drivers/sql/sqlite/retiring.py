@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.mq.drivers.sql.sqlite import inspection, registry
+from infra.mq.drivers.sql.retirement import COUNTED, RETIRED, refuse_if_used
+from infra.mq.drivers.sql.sqlite import registry
 from infra.mq.drivers.sql.sqlite.mailboxes import CLAIMED, close_mailbox, drop, heads, state_of
 from infra.mq.drivers.sql.sqlite.numbers import last_number, reserve
 from infra.mq.drivers.sql.sqlite.settling import delete, to_dead_letter
-from infra.mq.refusals import has_backlog, in_use, no_event
+from infra.mq.refusals import has_backlog, no_event
 from infra.mq.types import BacklogPolicy
 
 Live = Collection[tuple[str, frozenset[str]]]
@@ -25,12 +26,6 @@ REMOVED_AT_ONCE = 500
 
 REMOVED_BYTES = 4 * 1024 * 1024
 """The size of removed bodies, in bytes, after which a step ends."""
-
-COUNTED = 1000
-"""The number up to which a backlog is counted for an error message."""
-
-REASON = "its subscription was retired"
-"""The error of dead letters whose delivery had none."""
 
 _COLUMNS = "id, subscription, event, mailbox, length(body)"
 _CLAIMED = f"""
@@ -132,7 +127,7 @@ def begin(
     subscription = registry.get(db, name).id
     noted = registry.retiring_events(db, subscription)
     if event is None:
-        _refuse_if_used(db, name, subscription, live)
+        refuse_if_used(name, registry.names_of(db, subscription), live)
     elif event not in registry.events_of(db, subscription) and event not in noted:
         raise no_event(name, event)
     if found is not None:
@@ -191,17 +186,10 @@ class Retiring:
             if backlog is None:
                 left.append(row)
             elif backlog == "dead":
-                to_dead_letter(self._db, row[0], self._now, otherwise=REASON)
+                to_dead_letter(self._db, row[0], self._now, otherwise=RETIRED)
             else:
                 delete(self._db, [row[0]])
         return left
-
-
-def _refuse_if_used(db: sqlite3.Connection, name: str, subscription: int, live: Live) -> None:
-    names = inspection.names_of(db, subscription)
-    users = [worker for worker, subscriptions in live if not names.isdisjoint(subscriptions)]
-    if users:
-        raise in_use(name, users[0])
 
 
 def _refuse_backlog(
@@ -239,7 +227,7 @@ def _remove(db: sqlite3.Connection, walk: Walk, found: Sequence[tuple[int, str |
     orphaned = _headed_by(db, walk.subscription, keys, set(numbers))
     if walk.dead:
         for number in numbers:
-            to_dead_letter(db, number, now, otherwise=REASON)
+            to_dead_letter(db, number, now, otherwise=RETIRED)
     else:
         delete(db, numbers)
     for key in orphaned:
