@@ -151,6 +151,18 @@ async def test_delivery_with_two_takeovers_is_claimed_alone(harness: Harness, qu
     assert [counters(it.deliveries[0]) for it in claims] == [(0, 0, 2, 0), (0, 0, 2, 0), (0, 0, 0, 0)]
 
 
+async def test_each_consumer_has_its_own_number_of_takeovers_of_suspects(harness: Harness, queue: MessageQueue) -> None:
+    await start(harness, queue, ordered=True)
+    await queue.publish(keyed("a1", "a2"))
+    await kill(harness, queue)
+    cautious = await consumer(queue, limits=replace(LIMITS, suspect_after=1))
+    claim = await fetch_one(cautious)
+    assert ids([claim]) == ["a1"]
+    await finish(cautious, claim)
+    await queue.publish(keyed("a3"))
+    assert ids([await fetch_one(await consumer(queue, limits=replace(LIMITS, suspect_after=3)))]) == ["a2", "a3"]
+
+
 async def test_a_claim_ends_before_a_delivery_with_two_takeovers(harness: Harness, queue: MessageQueue) -> None:
     await start(harness, queue, ordered=True)
     await queue.publish(keyed("a1", "a2"))

@@ -11,7 +11,7 @@ from infra.mq.types import Claim, ClaimedDelivery, ClaimLimits
 MOST = 1000
 """The maximum number of claims of one subscription in a call."""
 
-_CLAIM = "SELECT * FROM beneath_claim_2($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+_CLAIM = "SELECT * FROM beneath_claim_3($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _WANTED = """
 WITH wanted AS MATERIALIZED (
     SELECT w.name, w.start, s.id, s.ordered FROM unnest($1::text[], $2::double precision[]) AS w (name, start)
@@ -101,6 +101,7 @@ async def claim(
         scheduled_start,
         limits.mailbox_batch,
         limits.fetch_bytes,
+        limits.suspect_after,
         now,
     )
     latest: dict[str, float] = {}

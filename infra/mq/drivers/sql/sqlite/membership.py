@@ -48,26 +48,15 @@ WHERE state = 1 AND owner = ? AND (subscription, ordering_key) NOT IN (
 """
 _OWNERS = """
 WITH RECURSIVE owner (id) AS (
-    SELECT min(owner) FROM beneath_delivery INDEXED BY beneath_delivery_claimed WHERE state = 1
+    SELECT min(owner) FROM {table} INDEXED BY {table}_claimed WHERE state = 1
     UNION ALL
     SELECT (
-        SELECT min(d.owner) FROM beneath_delivery AS d INDEXED BY beneath_delivery_claimed
-        WHERE d.state = 1 AND d.owner > owner.id
+        SELECT min(t.owner) FROM {table} AS t INDEXED BY {table}_claimed WHERE t.state = 1 AND t.owner > owner.id
     ) FROM owner WHERE owner.id IS NOT NULL
 )
 SELECT id FROM owner WHERE id IS NOT NULL AND id NOT IN (SELECT id FROM beneath_worker)
 """
-_MAILBOX_OWNERS = """
-WITH RECURSIVE owner (id) AS (
-    SELECT min(owner) FROM beneath_mailbox INDEXED BY beneath_mailbox_claimed WHERE state = 1
-    UNION ALL
-    SELECT (
-        SELECT min(m.owner) FROM beneath_mailbox AS m INDEXED BY beneath_mailbox_claimed
-        WHERE m.state = 1 AND m.owner > owner.id
-    ) FROM owner WHERE owner.id IS NOT NULL
-)
-SELECT id FROM owner WHERE id IS NOT NULL AND id NOT IN (SELECT id FROM beneath_worker)
-"""
+_UNKNOWN_OWNERS = (_OWNERS.format(table="beneath_delivery"), _OWNERS.format(table="beneath_mailbox"))
 
 MemberRow = tuple[int, str, str]
 """A registered worker: its number, its id, and its subscriptions as JSON."""
@@ -88,7 +77,7 @@ def members(db: sqlite3.Connection) -> list[MemberRow]:
 
 def unknown_owners(db: sqlite3.Connection) -> set[int]:
     """Return the owners of claims that are not registered; only a damaged file has such claims."""
-    return {number for statement in (_OWNERS, _MAILBOX_OWNERS) for (number,) in db.execute(statement)}
+    return {number for statement in _UNKNOWN_OWNERS for (number,) in db.execute(statement)}
 
 
 def take_over_some(

@@ -5,7 +5,13 @@ The functions of 0005 serve the previous release.
 
 from alembic import op
 
-from infra.mq.drivers.sql.migrations import create_functions, drop_functions, execute, on_postgresql
+from infra.mq.drivers.sql.migrations import (
+    create_former_functions,
+    create_functions,
+    drop_functions,
+    execute,
+    on_postgresql,
+)
 
 revision = "0007"
 down_revision = "0006"
@@ -16,7 +22,8 @@ depends_on = None
 def upgrade() -> None:
     if on_postgresql():
         execute("0007_postgresql_claims.sql")
-        create_functions("remove_retired_2", "claim_2", "settle_2")
+        create_functions("remove_retired_2", "settle_2")
+        create_former_functions("claim_2")
 
 
 def downgrade() -> None:

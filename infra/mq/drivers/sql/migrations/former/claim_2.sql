@@ -1,11 +1,4 @@
--- Claim due deliveries. Returns a row for each delivery; those of a mailbox have its due time and turn. A row without a
--- name means that scheduled messages are due: workers promote these in separate steps. Bodies beyond the first add up
--- to at most `bytes`. Deliveries due before their subscription's time in `starts`, and messages due before
--- `scheduled_start`, are omitted. Retired deliveries are removed instead of returned. A delivery with 2 takeovers is
--- claimed alone.
---
--- When the answer is lost or the caller is cancelled, the worker raises its epoch; the claim is void if it reaches the
--- server later.
+-- Called by the release before 0012.
 CREATE FUNCTION beneath_claim_2(
     worker bigint, its_epoch bigint, names text[], limits integer[], starts double precision[],
     scheduled_start double precision, batch integer, bytes bigint, now_at double precision
