@@ -51,6 +51,7 @@ check: $(READY)  ## Lint, check types and import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --threads
 	@$(BIN)/lint-imports
 
 bench-drivers: $(READY)  ## Compare every queue driver with a loop of its bare client

@@ -49,7 +49,7 @@ def load_settings(
         files.append(_read_yaml(Path(file), leaves))
     sources = tuple(_Source(values) for values in (flags, env, *reversed(files)))
     try:
-        return Settings(_build_sources=(sources, {}))
+        return Settings(_build_sources=(sources, {}))  # pyright: ignore[reportCallIssue]  # a parameter of BaseSettings
     except ValidationError as error:
         raise SettingsError(_explain(error, leaves, sources)) from None
 

@@ -229,7 +229,7 @@ def _user() -> str | None:
 
 
 async def _greet(url: str) -> None:
-    connection = await asyncpg.connect(url, timeout=PATIENCE)
+    connection = await asyncpg.connect(url, timeout=PATIENCE)  # pyright: ignore[reportArgumentType]  # inferred from the default, 60
     await connection.close()
 
 

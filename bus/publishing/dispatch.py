@@ -24,9 +24,6 @@ class Dispatch(ABC):
     It encodes only the events that have durable or broadcast listeners, by the subscription cache.
     """
 
-    relay: Relay | None = None
-    """The relay of the outbox; None in a topology without one."""
-
     def __init__(
         self, mq: MessageQueue, subscriptions: SubscriptionCache, metrics: BusMetrics, *, origin: str, max_payload: int
     ) -> None:
@@ -39,6 +36,11 @@ class Dispatch(ABC):
         # A reply of a remote queue can get lost: its messages are deduplicated, so that they can be sent again.
         self._remote = mq.features.durable and not mq.features.transactional
         self.learn_limits()
+
+    @property
+    def relay(self) -> Relay | None:
+        """The relay of the outbox; None in a topology without one."""
+        return None
 
     def learn_limits(self) -> None:
         """Read the queue's limit on message sizes again; it is final once the queue is open."""

@@ -168,7 +168,8 @@ class Outbox:
         async with self._db.transaction() as transaction:
             for statement, keys in _by_kind(_CLAIM, _CLAIM_DIRECT, delayed):
                 values = {"keys": keys, "sender": sender}
-                claimed.update((await transaction.session.scalars(statement, values)).all())
+                keys_claimed: Sequence[Any] = (await transaction.session.scalars(statement, values)).all()
+                claimed.update(keys_claimed)
         return [each for each in entries if not each.is_delayed or each.key in claimed]
 
     async def unclaim(self, sender: str, entries: Sequence[Entry]) -> None:
@@ -196,7 +197,7 @@ class Outbox:
     async def time(self) -> float:
         """Return the time of the database's clock, in seconds since the epoch."""
         async with self._db.read() as session:
-            return float(await session.scalar(_TIME[self._db.dialect.name]))
+            return float((await session.execute(_TIME[self._db.dialect.name])).scalar_one())
 
     async def size(self) -> tuple[int, float | None]:
         """Return the number of unsent rows, and when the oldest was written (seconds since the epoch)."""

@@ -32,8 +32,6 @@ class OutboxDispatch(Dispatch):
     No publish inside a transaction waits for the queue. Broadcasts are sent after the commit, at most once.
     """
 
-    relay: Relay
-
     def __init__(
         self,
         mq: MessageQueue,
@@ -48,9 +46,13 @@ class OutboxDispatch(Dispatch):
     ) -> None:
         super().__init__(mq, subscriptions, metrics, origin=origin, max_payload=max_payload)
         self.outbox = outbox = Outbox(db, clock)
-        self.relay = Relay(mq, outbox, clock, metrics, supervisor, subscriptions, origin=origin)
+        self._relay = Relay(mq, outbox, clock, metrics, supervisor, subscriptions, origin=origin)
         self._db = db
         self._clock = clock
+
+    @property
+    def relay(self) -> Relay:
+        return self._relay
 
     async def before_commit(
         self, transaction: Transaction, batch: Sequence[Outgoing], cancelled: Sequence[str]
@@ -67,12 +69,12 @@ class OutboxDispatch(Dispatch):
 
     async def after_commit(self, batch: Sequence[Outgoing], entries: Sequence[Entry], cancelled: Sequence[str]) -> None:
         """Wake up the relay, and pass it the broadcasts."""
-        self.relay.committed(entries, cancelled=bool(cancelled))
+        self._relay.committed(entries, cancelled=bool(cancelled))
         await self._broadcast(batch)
 
     async def _broadcast(self, batch: Sequence[Outgoing]) -> None:
         """Pass to the relay every event that may have broadcast listeners."""
-        self.relay.broadcast([(each.event, each.body) for each in self._chosen(batch, self._may_broadcast)])
+        self._relay.broadcast([(each.event, each.body) for each in self._chosen(batch, self._may_broadcast)])
 
     def needs_transaction(self, batch: Sequence[Outgoing]) -> bool:
         """Whether an event of `batch` is ordered: it must not overtake an event in the outbox."""

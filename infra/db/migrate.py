@@ -11,7 +11,7 @@ import asyncio
 import re
 import threading
 from argparse import Namespace
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -22,6 +22,7 @@ from alembic import command, context
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations.ops import MigrationScript
+from alembic.runtime.migration import MigrationInfo
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, TypeDecorator
@@ -145,6 +146,12 @@ def run_environment(metadata: MetaData | None = None) -> None:
     `metadata` holds the tables of the models, for `write_migration`.
     """
     attributes = context.config.attributes
+
+    def applied(
+        ctx: MigrationContext, step: MigrationInfo, heads: Collection[object], run_args: Mapping[str, object]
+    ) -> None:
+        attributes[_APPLIED].append(step.up_revision_id)
+
     context.configure(
         connection=attributes[_CONNECTION],
         version_table=attributes[_VERSION_TABLE],
@@ -153,7 +160,7 @@ def run_environment(metadata: MetaData | None = None) -> None:
         transactional_ddl=True,
         render_item=_render_item,
         include_name=lambda name, kind, _: kind != "table" or not str(name).startswith(_OWN_TABLES),
-        on_version_apply=lambda step, **_: attributes[_APPLIED].append(step.up_revision_id),
+        on_version_apply=applied,
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -179,7 +179,7 @@ async def connect(
     cached = mode is not None and mode.prepared
     connection = await asyncpg.connect(
         address.dsn,
-        timeout=address.connect_timeout,
+        timeout=address.connect_timeout,  # pyright: ignore[reportArgumentType]  # inferred from the default, 60
         command_timeout=limit + CLIENT_MARGIN if limit else None,
         statement_cache_size=100 if cached else 0,
         max_cacheable_statement_size=64 * 1024 if cached else 0,

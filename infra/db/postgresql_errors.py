@@ -130,7 +130,7 @@ def original(error: BaseException) -> BaseException:
         error = error.orig
     cause = error.__cause__
     known = asyncpg.PostgresError | asyncpg.InterfaceError | asyncpg.InternalClientError
-    return cause if isinstance(cause, known) else error
+    return cause if cause is not None and isinstance(cause, known) else error
 
 
 def sqlstate(error: BaseException) -> str:

@@ -68,7 +68,7 @@ class _Module:
 class _Adapted(AsyncAdapt_dbapi_connection):
     """A DB-API connection, whose methods await those of a `SQLiteConnection`."""
 
-    driver_connection: SQLiteConnection
+    driver_connection: SQLiteConnection  # pyright: ignore[reportIncompatibleMethodOverride]  # narrows the property
 
     def create_function(self, *values: Any, **options: Any) -> None:  # noqa: ANN401  # those of `sqlite3`
         """Add a function to SQL; the dialect does so for each new connection."""

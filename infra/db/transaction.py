@@ -188,6 +188,7 @@ class Transaction:
                 await greenlet_spawn(nested.commit)
             except BaseException as failed:  # noqa: BLE001  # raised again after the rollback
                 cause = error = failed
+        rolled_back = None
         if cause is not None:
             scope.roll_back(self._participants)
             rolled_back = await finish(
@@ -195,11 +196,10 @@ class Transaction:
                 patience=self._dialect.rollback_timeout,
                 hurried=isinstance(error, asyncio.CancelledError),
             )
-            lost = rolled_back.failure
         self._scope = scope.outer
-        if cause is None:
+        if cause is None or rolled_back is None:
             return
-        if lost is not None or self._connection_lost:
+        if rolled_back.failure is not None or self._connection_lost:
             self._scope.mark_all(cause)
         if rolled_back.cancelled is not None:
             self._scope.mark(rolled_back.cancelled)

@@ -24,6 +24,7 @@ EXPECTED: Final = (
     "use smtp://user:password@host:587, smtp+starttls://... to require encryption, or smtps://...; user and password "
     "are optional, with special characters percent-encoded"
 )
+_INVALID: Final = f"not the URL of an SMTP server; {EXPECTED}"
 _LOGGED_IN: Final = 235
 _PERMANENT: Final = range(500, 600)
 
@@ -53,9 +54,9 @@ class SmtpServer:
             security, default_port = _SCHEMES[parts.scheme]
             port, host = parts.port or default_port, parts.hostname
         except (ValueError, KeyError):
-            host = None
+            raise ValueError(_INVALID) from None
         if not host or parts.path not in {"", "/"} or parts.query or parts.fragment:
-            raise ValueError(f"not the URL of an SMTP server; {EXPECTED}")
+            raise ValueError(_INVALID)
         if (parts.username is None) != (parts.password is None):
             raise ValueError(f"the URL has a user without a password, or a password without a user; {EXPECTED}")
         user = None if parts.username is None else unquote(parts.username)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from infra.mq import (
     QueueRejected,
     QueueUnavailable,
     Settlement,
+    Subscription,
     WorkerInfo,
 )
 from infra.mq.drivers.memory import MemoryQueue
@@ -74,9 +75,9 @@ class RemoteQueue(MemoryQueue):
         self._answer()
         return await super().scheduled(message_id)
 
-    async def declare(self, *args: object) -> None:
+    async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> None:
         self._answer()
-        await super().declare(*args)  # type: ignore[arg-type]  # passed on unchanged
+        await super().declare(subscriptions, broadcasts)
 
     def _answer(self) -> None:
         if self.down:

@@ -57,8 +57,9 @@ WRONG_OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", WRONG_OPTIONS, ids=short)
 def test_invalid_listener_option_is_refused_with_the_handlers_name(options: dict[str, Any]) -> None:
+    passed: dict[str, Any] = {"name": "deposits", **options}
     with pytest.raises(InvalidListener, match=r"test_arguments\.on_deposit") as refused:
-        bus().add_async_ordered_listener(on_deposit, **({"name": "deposits"} | options))
+        bus().add_async_ordered_listener(on_deposit, **passed)
     assert next(iter(options)) in str(refused.value) or "a former name" in str(refused.value)
 
 
@@ -131,7 +132,7 @@ class Hostile(str):
     def __eq__(self, _other: object) -> bool:
         raise RuntimeError("not comparable")
 
-    def encode(self, *_: object) -> bytes:
+    def encode(self, encoding: str = "", errors: str = "") -> bytes:
         raise RuntimeError("not encodable")
 
 

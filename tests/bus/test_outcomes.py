@@ -25,7 +25,7 @@ ONCE = Retry(max_attempts=1)
 
 class Mislabelled(Exception):
     @property  # type: ignore[misc]  # hostile on purpose
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]  # hostile on purpose
         raise ValueError("no class")
 
 

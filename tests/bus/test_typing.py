@@ -1,4 +1,6 @@
-"""What the type checker refuses: each `type: ignore` below is an error of mypy's if the line were accepted."""
+"""What both type checkers refuse: each `type: ignore` below is an error of mypy and pyright if they accept its line."""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
 
 import dataclasses
 from collections.abc import AsyncIterator

@@ -21,6 +21,6 @@ def search(examples: int, *, shrink: bool = True) -> settings:
         database=None,
         deadline=None,
         phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]  # its metaclass hides the enum
         report_multiple_bugs=False,
     )

@@ -178,7 +178,7 @@ class Model:
 
     def counts(self, name: str) -> dict[str, int]:
         """Return the counts that `stats` must return."""
-        counts = dict.fromkeys(("ready", "retrying", "in_flight", "parked", "blocked"), 0)
+        counts: dict[str, int] = dict.fromkeys(("ready", "retrying", "in_flight", "parked", "blocked"), 0)
         counts["scheduled"] = len(self._of(name, Stage.SCHEDULED))
         counts["dead"] = sum(it.subscription == name for it in self.dead)
         if name == PLAIN:

@@ -32,7 +32,7 @@ class Cost(Enum):
 
 class Misclassed(Exception):
     @property  # type: ignore[misc]  # hostile on purpose
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]  # hostile on purpose
         raise PanicException
 
 

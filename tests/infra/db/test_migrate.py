@@ -278,6 +278,7 @@ async def test_written_migration_creates_the_missing_table_in_both_directions(
     package.write_models(MODELS)
     await upgrade(empty, [BUS, SHOP])
     path = await write_migration(empty, [BUS, SHOP], "shop", "Add  prices, in cents")
+    assert path is not None
     assert path == package.versions / "0002_add_prices_in_cents.py"
     source = path.read_text()
     assert source.startswith('"""Add prices, in cents."""')

@@ -1,5 +1,8 @@
 """Participants of a transaction: order of their steps, errors and cancellation."""
 
+# pyright: reportPossiblyUnboundVariable=false
+# Blocks of `pytest.raises` end by an exception after their assignments.
+
 import asyncio
 
 import pytest

@@ -1,5 +1,8 @@
 """Savepoints: what they roll back, nesting, and rollback marks."""
 
+# pyright: reportPossiblyUnboundVariable=false
+# Blocks of `pytest.raises` end by an exception after their assignments.
+
 import asyncio
 
 import pytest

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from msgspec.structs import replace
@@ -129,7 +129,9 @@ class Insert(Joinable):
         self.passes = passes
 
     @classmethod
-    def run_all(cls, db: sqlite3.Connection, operations: Sequence["Insert"]) -> None:
+    def run_all(  # pyright: ignore[reportIncompatibleMethodOverride]  # it takes the base's Self for the base
+        cls, db: sqlite3.Connection, operations: Sequence[Self]
+    ) -> None:
         operations[0].passes.append([it.event for it in operations])
         db.executemany(INSERT, [(it.event,) for it in operations])
 

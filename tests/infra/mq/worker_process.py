@@ -59,7 +59,7 @@ async def die(queue: SqlQueue) -> None:
         say("dying")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    vars(publishing)["open_mailboxes"] = die_now
+    publishing.__dict__["open_mailboxes"] = die_now
     await asyncio.gather(queue.publish([message("first")]), queue.publish([message("second", key="k")]))
 
 

@@ -16,7 +16,7 @@ from tests.infra.mq.acting import message, subscription
 from tests.infra.postgres.queues import MAIL, POST, WORK, Handled, Store, new_store, queue_dialect, working
 from tests.postgres_servers import PostgresServer
 
-KEYS = ("a", "b", "c")
+KEYS: tuple[str, ...] = ("a", "b", "c")
 LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 

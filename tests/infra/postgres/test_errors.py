@@ -1,5 +1,8 @@
 """Errors of PostgreSQL: which queue error each raises, and whether its connection is closed."""
 
+# pyright: reportPossiblyUnboundVariable=false
+# Blocks of `pytest.raises` end by an exception after their assignments.
+
 from collections.abc import AsyncIterator
 
 import asyncpg  # type: ignore[import-untyped]  # it has no types

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -55,7 +56,7 @@ async def test_publish_of_any_size_takes_one_round_trip(
     trips: list[str] = []
     honest = PostgreSQLConnection._do_execute
 
-    async def counted(self: PostgreSQLConnection, query: str, *values: object, **options: object) -> object:
+    async def counted(self: PostgreSQLConnection, query: str, *values: Any, **options: Any) -> object:  # noqa: ANN401 - passed on unchanged
         trips.append(query)
         return await honest(self, query, *values, **options)
 

@@ -202,12 +202,13 @@ async def test_a_server_that_ends_the_connection_during_commit_is_indeterminate(
     async with db.transaction() as tx:
         for statement in SLOW_COMMIT:
             await tx.session.execute(text(statement))
+    killing: list[asyncio.Task[None]] = []
     with pytest.raises(CommitIndeterminate):
         async with db.transaction() as tx:
             await insert(tx, "a")
             victim = (await tx.session.execute(WHO)).scalar_one()
-            killing = asyncio.create_task(kill_sleeping(server, victim))
-    await killing
+            killing.append(asyncio.create_task(kill_sleeping(server, victim)))
+    await asyncio.gather(*killing)
     assert await names(db) == []
 
 

@@ -1,7 +1,7 @@
 """Optimistic locking: `ETag` in responses, and `If-Match` in requests that change a resource."""
 
 import re
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final
 
 from fastapi import Depends, Header, Response
 from pydantic import WithJsonSchema
@@ -12,15 +12,9 @@ NO_VERSION: Final = -1
 _TAG: Final = re.compile(r'"([0-9]{1,9})"')
 
 
-class Versioned(Protocol):
-    """A row whose version grows by one with every change."""
-
-    version: int
-
-
-def tag(response: Response, row: Versioned) -> None:
-    """Set the response's `ETag` to the row's version."""
-    response.headers["ETag"] = f'"{row.version}"'
+def tag(response: Response, version: int) -> None:
+    """Set the response's `ETag` to the version of its row, which grows by one with every change."""
+    response.headers["ETag"] = f'"{version}"'
 
 
 async def _expected(

@@ -36,7 +36,7 @@ async def create_organization(
 ) -> OrganizationOut:
     """Create an organization with a first project in it; you own it."""
     organization = await using.organization.create(caller.user_id, body.name)
-    tag(response, organization)
+    tag(response, organization.version)
     response.headers["Location"] = f"/v1/organizations/{organization.id}"
     return OrganizationOut.model_validate(organization)
 
@@ -45,7 +45,7 @@ async def create_organization(
 async def show_organization(organization_id: UUID, caller: Reader, using: Using, response: Response) -> OrganizationOut:
     """Show an organization of which you are a member."""
     organization = await using.organization.get(caller.user_id, organization_id)
-    tag(response, organization)
+    tag(response, organization.version)
     return OrganizationOut.model_validate(organization)
 
 
@@ -65,5 +65,5 @@ async def rename_organization(
     organization = await using.organization.rename(
         caller.user_id, organization_id, body.name, expected_version=expected
     )
-    tag(response, organization)
+    tag(response, organization.version)
     return OrganizationOut.model_validate(organization)

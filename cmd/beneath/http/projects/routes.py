@@ -38,7 +38,7 @@ async def create_project(
 ) -> ProjectOut:
     """Create a project; any member may."""
     project = await using.project.create(caller.user_id, organization_id, name=body.name, description=body.description)
-    tag(response, project)
+    tag(response, project.version)
     response.headers["Location"] = f"/v1/organizations/{organization_id}/projects/{project.id}"
     return ProjectOut.model_validate(project)
 
@@ -49,7 +49,7 @@ async def show_project(
 ) -> ProjectOut:
     """Show a project."""
     project = await using.project.get(caller.user_id, organization_id, project_id)
-    tag(response, project)
+    tag(response, project.version)
     return ProjectOut.model_validate(project)
 
 
@@ -68,7 +68,7 @@ async def change_project(
     project = await using.project.update(
         caller.user_id, organization_id, project_id, **changes, expected_version=expected
     )
-    tag(response, project)
+    tag(response, project.version)
     return ProjectOut.model_validate(project)
 
 

@@ -27,7 +27,7 @@ async def sign_up(body: NewUser, using: Using, request: Request) -> SignedUp:
 async def show_me(caller: Reader, using: Using, response: Response) -> UserOut:
     """Show your own profile."""
     user = await using.user.get(caller.user_id)
-    tag(response, user)
+    tag(response, user.version)
     return UserOut.model_validate(user)
 
 
@@ -44,5 +44,5 @@ async def change_me(
         limit: AddressLimit = request.app.state.sign_up_limit
         limit.spend(request)
     user = await using.user.update(caller.user_id, **changes, expected_version=expected)
-    tag(response, user)
+    tag(response, user.version)
     return UserOut.model_validate(user)

@@ -75,7 +75,7 @@ class LockFolder:
         self._folder = database.with_name(database.name + ".workers")
         self._held: list[LockFile] = []
         # A child forked without exec inherits the descriptors, and would hold the locks after the worker's death.
-        itself = weakref.ref(self)
+        itself: weakref.ref[LockFolder] = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forget(itself))
 
     def hold(self, worker: str) -> LockFile:

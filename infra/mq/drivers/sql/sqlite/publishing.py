@@ -57,7 +57,9 @@ class Publish(Joinable):
         self._now = now
 
     @classmethod
-    def run_all(cls, db: sqlite3.Connection, operations: Sequence[Self]) -> None:
+    def run_all(  # pyright: ignore[reportIncompatibleMethodOverride]  # it takes the base's Self for the base
+        cls, db: sqlite3.Connection, operations: Sequence[Self]
+    ) -> None:
         first = operations[0]
         messages = first._messages  # noqa: SLF001  # the same class
         if len(operations) > 1:
