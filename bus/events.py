@@ -123,7 +123,7 @@ def _require_frozen(cls: type, where: str) -> None:
 def _own_names(cls: type) -> tuple[str, tuple[str, ...]]:
     # Inherited names do not count: they would give two classes one name.
     name = check_name(cls.__dict__.get("event_name", cls.__name__), "event_name")
-    aliases = check_names(cls.__dict__.get("event_aliases", ()), "event_aliases", "a former event name")
+    aliases = check_names(cls.__dict__.get("event_aliases", ()), "event_aliases", "a name in event_aliases")
     if name in aliases:
         raise ValueError(f"event_aliases contains the event's present name {name!r}; list only its former names")
     return name, aliases

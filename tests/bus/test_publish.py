@@ -236,14 +236,6 @@ async def test_event_with_invalid_fields_fails_publish_before_any_listener(user_
         assert recorder.seen == []
 
 
-async def test_publish_refuses_values_that_are_not_events() -> None:
-    async with BusKit() as kit:
-        await kit.start()
-        for nonsense in ("text", 5, None, {"a": 1}):
-            with pytest.raises(InvalidEvent, match="is not an event"):
-                await kit.bus.publish(nonsense)
-
-
 async def test_a_payload_over_the_limit_is_rejected_before_any_listener() -> None:
     async with BusKit(options=BusOptions(max_payload=1000)) as kit:
         recorder = Recorder()
@@ -253,16 +245,6 @@ async def test_a_payload_over_the_limit_is_rejected_before_any_listener() -> Non
         with pytest.raises(PublishRejected, match="at most 1000 are allowed"):
             await kit.bus.publish(UserCreated(email="x" * 1000))
         assert recorder.seen == []
-
-
-async def test_an_empty_ordering_key_is_refused() -> None:
-    async with BusKit() as kit:
-        kit.bus.add_async_ordered_listener(Recorder().deposited)
-        await kit.start()
-        with pytest.raises(
-            InvalidEvent, match=r"what Deposited.ordering_key\(\) returns must be a str of 1 to 1024 bytes"
-        ):
-            await kit.bus.publish(Deposited(account="", amount=1))
 
 
 async def test_an_explicit_id_is_accepted_once_within_the_window() -> None:
@@ -277,14 +259,6 @@ async def test_an_explicit_id_is_accepted_once_within_the_window() -> None:
         await kit.advance(minutes=5)
         await kit.bus.publish(UserUpdated(), id="order-17")
         assert await kit.drain() == 1
-
-
-@pytest.mark.parametrize("bad", ["", "x" * 257, "line\nbreak"])
-async def test_an_id_is_short_and_printable(bad: str) -> None:
-    async with BusKit() as kit:
-        await kit.start()
-        with pytest.raises(InvalidEvent, match="message id"):
-            await kit.bus.publish(UserCreated(), id=bad)
 
 
 async def test_headers_reach_the_handler_and_reserved_headers_are_refused() -> None:
