@@ -51,6 +51,14 @@ def test_every_guarantee_names_its_tests() -> None:
         assert "::test_" in each, each.partition("\n")[0]
 
 
+def test_every_decision_has_its_own_number_and_is_listed() -> None:
+    folder = ROOT / "docs" / "adr"
+    files = sorted(each.name for each in folder.glob("0*.md"))
+    lines = [" ".join(each.split()) for each in re.split(r"\n(?=\d)", (folder / "README.md").read_text())[1:]]
+    assert [int(each[:4]) for each in files] == list(range(1, len(files) + 1))
+    assert lines == [f"{int(each[:4])}. [{_title(folder / each)}]({each})" for each in files]
+
+
 @documents
 def test_link_targets_exist(document: Path) -> None:
     broken = [link for link in _links(document) if not _leads_somewhere(document, link)]
@@ -109,6 +117,10 @@ def _links(document: Path) -> Iterator[str]:
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
         if not link.startswith(("http://", "https://")):
             yield link
+
+
+def _title(decision: Path) -> str:
+    return decision.read_text().partition("\n")[0].partition(". ")[2]
 
 
 def _leads_somewhere(document: Path, link: str) -> bool:
