@@ -1,5 +1,6 @@
 """Valid values made from the schemas of the API's description."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -45,8 +46,9 @@ def _values(schema: Schema) -> list[Any]:
     if given:
         return list(given)
     match schema.get("type"):
-        case "integer" | "number":
-            return [schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)]
+        case "integer" | "number" as kind:
+            least = schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
+            return [math.ceil(least) if kind == "integer" else least]  # the description has bounds as floats
         case "boolean":
             return [True]
         case "string":

@@ -61,3 +61,7 @@ def test_sample_without_required_fields_has_all() -> None:
 def test_schema_that_needs_an_example_is_named() -> None:
     with pytest.raises(NoSample, match=r"no valid value of body\.code is known; give its field an example"):
         sampled(Coded)
+
+
+def test_integer_with_a_bound_is_an_integer() -> None:
+    assert repr(sample("body", {"type": "integer", "minimum": 3.0}, {})) == "3"

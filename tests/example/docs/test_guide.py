@@ -74,6 +74,7 @@ def test_guide_creates_a_service_with_table_event_listener_route_and_tests(proje
     added = ("tests/services/test_invoicing.py", "tests/http/test_invoices.py")
     concerned = (
         "tests/http/test_openapi.py",
+        "tests/example/http/test_organizations.py",
         "tests/models/test_migrations.py",
         "tests/dependencies/test_completeness.py",
         "tests/dependencies/test_container.py",
