@@ -644,6 +644,22 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/contract/suite/test_closing.py", "-k", "kept_claim and sqlite"),
     ),
     Mutant(
+        name="postgresql-has-its-own-number-of-takeovers",
+        kind=2,
+        file="infra/mq/drivers/sql/postgres/functions/claim_3.sql",
+        old="bool_or(d.takeovers >= suspect_after)",
+        new="bool_or(d.takeovers >= 2)",
+        tests=("tests/contract/suite/test_fetch.py", "-k", "number_of_takeovers and postgres"),
+    ),
+    Mutant(
+        name="applied-function-is-edited",
+        kind=12,
+        file="infra/mq/drivers/sql/postgres/functions/settle_2.sql",
+        old="        IF kinds[nth] = 0 THEN\n",
+        new="        IF kinds[nth] < 1 THEN\n",
+        tests=("tests/infra/schema/test_revisions.py",),
+    ),
+    Mutant(
         name="servers-clock-set-back-sets-the-queues-back",
         kind=7,
         file="infra/mq/drivers/sql/postgres/functions/time_1.sql",
