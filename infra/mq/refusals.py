@@ -9,6 +9,9 @@ from infra.mq.errors import (
     SubscriptionNotFound,
 )
 
+RETIRED = "its subscription was retired"
+"""The error of a dead letter that a retirement made from a delivery without an error."""
+
 
 def alias_conflict(name: str, alias: str) -> SubscriptionConflict:
     """Return the error for a name and an alias of it that exist as two subscriptions."""

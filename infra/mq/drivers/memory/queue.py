@@ -18,7 +18,7 @@ from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.limits import MAX_BODY
 from infra.mq.owner import QueueOwner
 from infra.mq.receiver import Receiver
-from infra.mq.refusals import has_backlog, in_use, no_dead_letter, not_ordered
+from infra.mq.refusals import RETIRED, has_backlog, in_use, no_dead_letter, not_ordered
 from infra.mq.types import (
     BacklogPolicy,
     ClaimLimits,
@@ -232,7 +232,7 @@ class MemoryQueue:
             removed.append(self._store.entry(it.message))
         if backlog == "dead":
             for entry in removed:
-                self._store.add_dead_letter(entry, retiring.name, otherwise="its subscription was retired")
+                self._store.add_dead_letter(entry, retiring.name, otherwise=RETIRED)
         return len(removed)
 
     def _leave(self, receiver: Receiver) -> None:

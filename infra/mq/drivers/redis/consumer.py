@@ -31,9 +31,6 @@ VOID = -3
 AT_ONCE = 0.0
 """The due time that `claim.lua` answers if it claimed nothing, but has not checked all deliveries yet."""
 
-MAX_CLAIMS = 1000
-"""The largest number of claims of one subscription per request, which limits how long a script blocks the server."""
-
 pack = msgspec.msgpack.encode
 
 Wanted = list[tuple[str, Route, int]]
@@ -86,7 +83,7 @@ class RedisConsumer:
 
     async def fetch(self, wants: Mapping[str, int], *, wait: float) -> list[Claim]:
         self._check()
-        wanted = {name: min(limit, MAX_CLAIMS) for name, limit in wants.items() if limit > 0}
+        wanted = {name: limit for name, limit in wants.items() if limit > 0}
         self._changed.clear()
         if self._busy:
             # The handlers of the last call's claims start before the next request.

@@ -13,6 +13,7 @@ from infra.mq.drivers.redis.registry import RegistryClient
 from infra.mq.drivers.redis.scripts import scripts
 from infra.mq.drivers.redis.wire import Serials, microseconds
 from infra.mq.errors import QueueUnavailable
+from infra.mq.leases import RENEWED_WITHIN, TAKEOVER_MARGIN
 from infra.mq.owner import QueueOwner
 
 OUTDATED = -1
@@ -45,11 +46,13 @@ class RedisOptions:
 
     @property
     def margin(self) -> float:
-        """Seconds after the expiry of a lease before other workers take over.
+        """Seconds after the expiry of a lease before other workers take over."""
+        return self.lease * TAKEOVER_MARGIN
 
-        By then the worker has cancelled its ordered handlers, even if its clock runs slower.
-        """
-        return self.lease * 0.2
+    @property
+    def renewed_within(self) -> float:
+        """Seconds within which a live worker renews its lease."""
+        return self.lease * RENEWED_WITHIN
 
     @property
     def patience(self) -> float:

@@ -12,6 +12,7 @@ from infra.mq.drivers.redis.keys import WAITING
 from infra.mq.drivers.redis.scripts import Script, scripts
 from infra.mq.drivers.redis.wire import microseconds
 from infra.mq.errors import QueueUnavailable
+from infra.mq.leases import RENEW_EVERY
 
 TIMEOUT = 2.0
 """Seconds that the server may take to answer a renewal; a third of the lease, if that is less."""
@@ -61,14 +62,15 @@ class Lease:
             if self._lost:
                 return False
             asked = self._core.clock.monotonic()
-            lease = microseconds(self._core.options.lease)
+            options = self._core.options
+            times = (microseconds(options.lease), microseconds(options.renewed_within))
             try:
-                held = self._run(scripts().renew, ["leases", "meta", "since"], self._core.now(), self._worker, lease)
+                held = self._run(scripts().renew, ["leases", "meta", "since"], self._core.now(), self._worker, *times)
             except QueueUnavailable:
                 self.interrupted()
                 raise
             if held:
-                self.valid_until = asked + self._core.options.lease
+                self.valid_until = asked + options.lease
             else:
                 self._lost = True
             return not self._lost
@@ -85,7 +87,7 @@ class Lease:
         def beat() -> None:
             pause = threading.Event()
             while not self.lost:
-                pause.wait(self._core.options.lease / 3)
+                pause.wait(self._core.options.lease * RENEW_EVERY)
                 with contextlib.suppress(QueueUnavailable):
                     self.renew()
             self.close()

@@ -7,6 +7,7 @@ import msgspec
 from infra.mq.drivers.redis.keys import Keys
 from infra.mq.drivers.redis.link import Link
 from infra.mq.drivers.redis.scripts import scripts
+from infra.mq.refusals import RETIRED
 
 RETIRING = -2
 """The answer of a script that must wait for a retirement of the same subscription in progress."""
@@ -70,7 +71,7 @@ async def _steps(
     total = 0
     while phase:
         phase, cursor, removed = await link.run_repeatable(
-            scripts().retire_step, names, now(), *what, phase, cursor, note
+            scripts().retire_step, names, now(), *what, phase, cursor, note, RETIRED
         )
         total += removed
     return total

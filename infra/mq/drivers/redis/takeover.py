@@ -29,7 +29,8 @@ async def find_dead(core: Core, worker: str, *, patient: bool) -> tuple[list[str
     options = core.options
     keys = [core.keys.of(it) for it in ("meta", "leases", WAITING, "since", "retiring")]
     margin = microseconds(options.margin) if patient else ""
-    arguments = (core.now(), worker, microseconds(options.lease), margin, microseconds(options.patience))
+    times = (microseconds(options.lease), margin, microseconds(options.patience), microseconds(options.renewed_within))
+    arguments = (core.now(), worker, *times)
     answer = await core.link("admin").run_repeatable(scripts().find_dead, keys, *arguments)
     if isinstance(answer, int):
         return answer

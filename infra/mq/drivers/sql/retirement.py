@@ -7,9 +7,6 @@ from infra.mq.refusals import in_use
 COUNTED = 1000
 """The number up to which a backlog is counted for an error message."""
 
-RETIRED = "its subscription was retired"
-"""The error of dead letters whose delivery had none."""
-
 
 def refuse_if_used(name: str, names: Collection[str], live: Iterable[tuple[str, frozenset[str]]]) -> None:
     """Check that no live worker, stated with its id and subscriptions, has one of `names`, those of the subscription.

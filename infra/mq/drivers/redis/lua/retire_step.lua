@@ -5,7 +5,7 @@
 -- KEYS: meta, dead, deads, plans, planned, retiring, a group, the line to check, the index of parking places, and the
 --       places of its events.
 -- ARGV: time, sid, whether the subscription is ordered, event ('' for the whole subscription), whether its deliveries become
---       dead letters ('1'), phase, cursor, the note.
+--       dead letters ('1'), phase, cursor, the note, the error of dead letters without one.
 
 local keys = {meta = KEYS[1], dead = KEYS[2], deads = KEYS[3]}
 local plans, planned, retiring, group = KEYS[4], KEYS[5], KEYS[6], group_at(6)
@@ -15,7 +15,7 @@ if ARGV[6] ~= 'count' and call('HGET', retiring, ARGV[2]) ~= ARGV[8] then return
 local now, sid, ordered, event = clock(ARGV[1], KEYS[1]), ARGV[2], ARGV[3] == '1', ARGV[4]
 local keeps_dead, phase, cursor, PAGE = ARGV[5] == '1', ARGV[6], ARGV[7], 200
 expect_large(KEYS[1])
-local RETIRED = {otherwise = 'its subscription was retired'}
+local RETIRED = {otherwise = ARGV[9]}
 
 local function is_retired(message)
   if event == '' then return true end

@@ -4,15 +4,13 @@ import math
 from collections.abc import Sequence
 
 from infra.db.postgresql_driver import Driver
+from infra.mq.drivers.sql.postgres.publishing import FORGOTTEN_AT_ONCE
 
 FRAMES_AT_ONCE = 1000
 """The maximum number of frames in an answer."""
 
 BYTES_AT_ONCE = 8 * 1024 * 1024
 """The maximum size of frames in an answer beyond the first, in bytes."""
-
-FORGOTTEN_AT_ONCE = 1000
-"""The maximum number of frames that a step removes."""
 
 # One row issues the numbers, so that they are in the order of commits and without gaps; a transaction that has taken a
 # number locks the row until COMMIT. A transaction stricter than READ COMMITTED would fail for every broadcast that

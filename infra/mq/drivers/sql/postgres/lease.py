@@ -15,6 +15,7 @@ from infra.mq.drivers.sql.postgres.errors import queue_error
 from infra.mq.drivers.sql.postgres.observing import LeaseObserver
 from infra.mq.drivers.sql.postgres.owned_claims import OwnedClaims
 from infra.mq.errors import QueueError, QueueUnavailable
+from infra.mq.leases import RENEW_EVERY
 
 T = TypeVar("T")
 
@@ -167,7 +168,7 @@ class LeaseKeeper:
             with suppress(QueueError, TimeoutError):
                 async with asyncio.timeout(self._patience):
                     await self._ask(lambda driver: driver.fetch(_RENEW, list(self._lingering), self.lease))
-            await asyncio.sleep(self.lease / 3)
+            await asyncio.sleep(self.lease * RENEW_EVERY)
 
     def _call(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
         if self._loop is None:

@@ -4,13 +4,7 @@ import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
-TIMES = 1.2
-"""The time, as a multiple of the lease, after which a worker with an unchanged lease is considered dead. After one
-lease the worker itself ends what must not run beside its successor, and has the rest of the time for that."""
-
-GAP = 0.6
-"""The time, as a fraction of the lease, between two observations after which counting restarts. Renewals are at most
-half a lease apart."""
+from infra.mq.leases import RENEWED_WITHIN, TAKEOVER_MARGIN
 
 ABANDONED = 0.0
 """The end of a lease that was abandoned, or whose worker is being recovered."""
@@ -38,7 +32,7 @@ class LeaseObserver:
     def observe(self, leases: Iterable[tuple[int, float]], asked_at: float, answered_at: float) -> None:
         """Record the number and the lease end of every worker, read between the two monotonic times."""
         with self._lock:
-            anew = asked_at - self._observed_at > self._lease * GAP
+            anew = asked_at - self._observed_at > self._lease * RENEWED_WITHIN
             self._observed_at = max(self._observed_at, answered_at)
             seen: dict[int, _Seen] = {}
             for number, lease_until in leases:
@@ -57,5 +51,5 @@ class LeaseObserver:
             return [
                 (number, it.lease_until)
                 for number, it in self._seen.items()
-                if it.lease_until == ABANDONED or now - it.since >= self._lease * TIMES
+                if it.lease_until == ABANDONED or now - it.since >= self._lease * (1 + TAKEOVER_MARGIN)
             ]

@@ -20,7 +20,7 @@ BYTES_AT_ONCE = 32 * 1024 * 1024
 """The maximum size of their bodies, in bytes."""
 
 FORGOTTEN_AT_ONCE = 1000
-"""The maximum number of accepted ids that a step removes."""
+"""The maximum number of expired rows that a step removes: accepted ids, or broadcast frames."""
 
 _PUBLISH = "SELECT beneath_publish_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 _ROUTES = """

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from infra.db.postgresql_driver import Driver
 from infra.mq.drivers.sql.postgres import membership, registry
 from infra.mq.drivers.sql.postgres.administration import CLOSE, TO_DEAD_LETTER
-from infra.mq.drivers.sql.retirement import COUNTED, RETIRED, refuse_if_used
-from infra.mq.refusals import has_backlog, no_event
+from infra.mq.drivers.sql.retirement import COUNTED, refuse_if_used
+from infra.mq.refusals import RETIRED, has_backlog, no_event
 from infra.mq.types import BacklogPolicy
 
 STEP = 500

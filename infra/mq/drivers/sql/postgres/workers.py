@@ -20,6 +20,7 @@ from infra.mq.drivers.sql.postgres.notifier import Notifier
 from infra.mq.drivers.sql.postgres.positions import SCHEDULED, Positions
 from infra.mq.drivers.sql.postgres.promotion import Promoter
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
+from infra.mq.leases import RENEWED_WITHIN
 from infra.mq.types import Claim, ClaimLimits, Outcome, Settlement, WorkerInfo
 
 LEAVE_TIMEOUT = 5.0
@@ -27,9 +28,6 @@ LEAVE_TIMEOUT = 5.0
 
 LEAVE_PAUSE = 0.05
 """Seconds between two attempts to release claims that other transactions have locked."""
-
-RENEWED_WITHIN = 0.6
-"""The time, as a fraction of the lease, within which a live worker renews its lease."""
 
 ORPHANS_SLOW = 0.05
 """Seconds from which a search for claims without a worker counts as slow."""

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from infra.mq.drivers.sql.sqlite.numbers import last_number, reserve
-from infra.mq.drivers.sql.sqlite.publishing import PRUNED_AT_ONCE
+from infra.mq.drivers.sql.sqlite.publishing import FORGOTTEN_EXTRA
 
 FRAMES_AT_ONCE = 1000
 
@@ -25,7 +25,7 @@ def broadcast(db: sqlite3.Connection, frames: Sequence[bytes], origin: str, kept
         return
     first = reserve(db, len(frames), _SEQUENCE)
     db.executemany(_INSERT, [(first + place, origin, now, frame) for place, frame in enumerate(frames)])
-    db.execute(_PRUNE, (now - kept, len(frames) + PRUNED_AT_ONCE))
+    db.execute(_PRUNE, (now - kept, len(frames) + FORGOTTEN_EXTRA))
 
 
 def last_broadcast(db: sqlite3.Connection) -> int:

@@ -12,7 +12,7 @@ from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.drivers.sql.sqlite.scheduling import HAS_DUE, Overdue
 from infra.mq.types import Message
 
-PRUNED_AT_ONCE = 100
+FORGOTTEN_EXTRA = 100
 """The number of expired rows that a call removes beyond the number that it adds."""
 
 _INSERT_DELIVERY = """
@@ -120,5 +120,5 @@ def _without_duplicates(
 
     accepted = [it for it in messages if not it.dedupe or is_new(it)]
     for prune in (_PRUNE_IDS, _PRUNE_FORMER_IDS):
-        db.execute(prune, (outdated, len(messages) + PRUNED_AT_ONCE))
+        db.execute(prune, (outdated, len(messages) + FORGOTTEN_EXTRA))
     return accepted

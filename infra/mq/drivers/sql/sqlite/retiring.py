@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.mq.drivers.sql.retirement import COUNTED, RETIRED, refuse_if_used
+from infra.mq.drivers.sql.retirement import COUNTED, refuse_if_used
 from infra.mq.drivers.sql.sqlite import registry
 from infra.mq.drivers.sql.sqlite.mailboxes import CLAIMED, close_mailbox, drop, heads, state_of
 from infra.mq.drivers.sql.sqlite.numbers import last_number, reserve
 from infra.mq.drivers.sql.sqlite.settling import delete, to_dead_letter
-from infra.mq.refusals import has_backlog, no_event
+from infra.mq.refusals import RETIRED, has_backlog, no_event
 from infra.mq.types import BacklogPolicy
 
 Live = Collection[tuple[str, frozenset[str]]]
