@@ -11,7 +11,7 @@ Oldest = float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Backlog:
+class BacklogCounts:
     """The deliveries of a subscription that are not scheduled: their number by state, and the oldest publish times."""
 
     counts: Counter[str]
@@ -20,14 +20,16 @@ class Backlog:
 
 def unordered_backlog(
     ready: tuple[int, int, Oldest], claimed: tuple[int, Oldest], parked: tuple[int, Oldest]
-) -> Backlog:
+) -> BacklogCounts:
     """Return the backlog of an unordered subscription; `ready` counts due deliveries, and those that are due later."""
     due, retrying, oldest_ready = ready
     counts = Counter(ready=due, retrying=retrying, in_flight=claimed[0], parked=parked[0])
-    return Backlog(counts, (oldest_ready, claimed[1], parked[1]))
+    return BacklogCounts(counts, (oldest_ready, claimed[1], parked[1]))
 
 
-def ordered_backlog(placed: tuple[int, Oldest], *, retrying: int, in_flight: int, parked: int, blocked: int) -> Backlog:
+def ordered_backlog(
+    placed: tuple[int, Oldest], *, retrying: int, in_flight: int, parked: int, blocked: int
+) -> BacklogCounts:
     """Return the backlog of an ordered subscription, with `placed` deliveries in its mailboxes.
 
     A mailbox whose head is retried counts as one delivery.
@@ -35,7 +37,7 @@ def ordered_backlog(placed: tuple[int, Oldest], *, retrying: int, in_flight: int
     total, oldest = placed
     counts = Counter(retrying=retrying, in_flight=in_flight, parked=parked, blocked=blocked)
     counts["ready"] = total - counts.total()
-    return Backlog(counts, (oldest,))
+    return BacklogCounts(counts, (oldest,))
 
 
 def statistics_of(
@@ -46,7 +48,7 @@ def statistics_of(
     events: Iterable[str],
     names: Collection[str],
     live: Collection[frozenset[str]],
-    backlog: Backlog,
+    backlog: BacklogCounts,
     scheduled: tuple[int, int, Oldest],
     dead: int,
     blocked_keys: dict[str, str],

@@ -8,7 +8,7 @@ from infra.db.postgresql_driver import Driver
 from infra.mq.dead_ids import number_of
 from infra.mq.drivers.sql.postgres import registry
 from infra.mq.drivers.sql.retirement import interrupted
-from infra.mq.drivers.sql.statistics import Backlog, ordered_backlog, statistics_of, unordered_backlog
+from infra.mq.drivers.sql.statistics import BacklogCounts, ordered_backlog, statistics_of, unordered_backlog
 from infra.mq.drivers.sql.stored import DEAD_LETTERS, dead_letter_of
 from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter, SubscriptionStats
@@ -155,7 +155,7 @@ class _Counted:
             counted.blocked_keys[number][key] = error
         return counted
 
-    def unordered(self, number: int) -> Backlog:
+    def unordered(self, number: int) -> BacklogCounts:
         """Return the backlog of an unordered subscription."""
         return unordered_backlog(
             self.ready.get(number, (0, 0, None)),
@@ -163,7 +163,7 @@ class _Counted:
             parked=self.parked.get(number, (0, None)),
         )
 
-    def ordered(self, number: int) -> Backlog:
+    def ordered(self, number: int) -> BacklogCounts:
         """Return the backlog of an ordered subscription."""
         return ordered_backlog(
             self.placed.get(number, (0, None)),

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from infra.mq.dead_ids import number_of
 from infra.mq.drivers.sql.retirement import interrupted
 from infra.mq.drivers.sql.sqlite import registry
-from infra.mq.drivers.sql.statistics import Backlog, ordered_backlog, statistics_of, unordered_backlog
+from infra.mq.drivers.sql.statistics import BacklogCounts, ordered_backlog, statistics_of, unordered_backlog
 from infra.mq.drivers.sql.stored import DEAD_LETTERS, dead_letter_of
 from infra.mq.refusals import no_dead_letter
 from infra.mq.types import DeadLetter, SubscriptionStats
@@ -136,7 +136,7 @@ def _stats_of(
     )
 
 
-def _unordered(db: sqlite3.Connection, number: int, now: float) -> Backlog:
+def _unordered(db: sqlite3.Connection, number: int, now: float) -> BacklogCounts:
     return unordered_backlog(
         db.execute(_READY, {"id": number, "now": now}).fetchone(),
         claimed=db.execute(_CLAIMED, (number,)).fetchone(),
@@ -144,7 +144,7 @@ def _unordered(db: sqlite3.Connection, number: int, now: float) -> Backlog:
     )
 
 
-def _ordered(db: sqlite3.Connection, number: int, now: float) -> Backlog:
+def _ordered(db: sqlite3.Connection, number: int, now: float) -> BacklogCounts:
     return ordered_backlog(
         db.execute(_IN_MAILBOXES, (number,)).fetchone(),
         retrying=_count(db, _RETRYING_MAILBOXES, number, now),
