@@ -20,14 +20,15 @@ from infra.mail import Mail
 
 @dataclass(slots=True)
 class Outbox:
-    """A mailer that keeps its mails, and fails a given number of times."""
+    """A mailer that keeps its mails, and fails as often as a test says."""
 
     sent: list[Mail] = field(default_factory=list)
-    failures: list[Exception] = field(default_factory=list)
+    failures: dict[str, list[Exception]] = field(default_factory=dict)
+    """Errors by the subject of a mail: `send` raises one after another until none is left."""
 
     async def send(self, message: Mail) -> None:
-        if self.failures:
-            raise self.failures.pop(0)
+        if failures := self.failures.get(message.subject):
+            raise failures.pop(0)
         self.sent.append(message)
 
     def to(self, email: str) -> list[Mail]:
@@ -61,10 +62,10 @@ async def migrate(url: str) -> None:
 
 
 @asynccontextmanager
-async def world(template: Path, path: Path) -> AsyncIterator[World]:
+async def world(template: Path, path: Path, *, busy_timeout: float = 10.0) -> AsyncIterator[World]:
     """Run the services on a copy of the database file `template`, at `path`."""
     shutil.copy(template, path)
-    async with world_at(f"sqlite:///{path}", busy_timeout=0.3) as built:
+    async with world_at(f"sqlite:///{path}", busy_timeout=busy_timeout) as built:
         yield built
 
 

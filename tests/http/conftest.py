@@ -60,8 +60,14 @@ def options() -> HttpOptions:
 
 
 @pytest.fixture
-async def api(tmp_path: Path, migrated: Path, options: HttpOptions) -> AsyncIterator[Api]:
-    async with world(migrated, tmp_path / "beneath.db") as domain:
+def busy_timeout() -> float:
+    """Return the seconds that a transaction waits for a locked database."""
+    return 10.0
+
+
+@pytest.fixture
+async def api(tmp_path: Path, migrated: Path, options: HttpOptions, busy_timeout: float) -> AsyncIterator[Api]:
+    async with world(migrated, tmp_path / "beneath.db", busy_timeout=busy_timeout) as domain:
         broken: dict[str, Exception] = {}
 
         async def probe() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from tests.example.services.inviting import token_in
+from tests.example.services.inviting import newest_token
 from tests.http.conftest import Api, Caller, problem
 from tests.http.operations import Operation, operations
 
@@ -15,7 +15,7 @@ async def joined(api: Api, owner: Caller, organization: str, name: str, role: st
     path = f"/v1/organizations/{organization}/invites"
     assert (await owner("POST", path, json={"email": email, "role": role})).status_code == 201
     await api.domain.kit.drain()
-    token = token_in(api.domain.mail.to(email)[-1].text)
+    token = newest_token(api.domain.mail.to(email))
     assert (await other("POST", "/v1/invites/accept", json={"token": token})).status_code == 200
     return other
 

@@ -9,7 +9,7 @@ from uuid_utils.compat import uuid7
 from infra.mail import MailUnavailable
 from models.organization import InviteDeadlineReached, InviteExpired, InviteStatus, MemberJoined, Role
 from services.organization.errors import AlreadyInvited, AlreadyMember, InviteNotFound
-from tests.example.services.inviting import INVITE_LIFETIME, invite, join, token_in
+from tests.example.services.inviting import INVITE_LIFETIME, invite, join, newest_token
 from tests.services.people import email, sign_up
 from tests.world import World
 
@@ -28,7 +28,7 @@ async def test_invite_can_be_accepted_with_the_mailed_token(domain: World) -> No
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     made = await domain.organization.create(ada, "Engines")
     token = await invite(domain, ada, made.id, "bob", Role.ADMIN)
-    assert domain.mail.to(email("bob"))[-1].subject == "Join Engines"
+    assert "Join Engines" in [mail.subject for mail in domain.mail.to(email("bob"))]
     assert (await domain.organization.accept_invite(bob, token)).id == made.id
     members = await domain.organization.list_members(bob, made.id)
     assert {member.name: member.role for member in members} == {"ada": Role.OWNER, "bob": Role.ADMIN}
@@ -191,12 +191,12 @@ async def test_retried_invite_mail_contains_a_valid_token(domain: World) -> None
     ada, bob = await sign_up(domain, "ada"), await sign_up(domain, "bob")
     await domain.kit.drain()
     made = await domain.organization.create(ada, "Engines")
-    domain.mail.failures.append(MailUnavailable("450 come back later"))
+    domain.mail.failures["Join Engines"] = [MailUnavailable("450 come back later")]
     await domain.organization.invite(ada, made.id, email=email("bob"))
     await domain.kit.advance(minutes=5)
     mails = domain.mail.to(email("bob"))
-    assert [mail.subject for mail in mails] == ["Welcome", "Join Engines"]
-    assert (await domain.organization.accept_invite(bob, token_in(mails[-1].text))).id == made.id
+    assert [mail.subject for mail in mails].count("Join Engines") == 1
+    assert (await domain.organization.accept_invite(bob, newest_token(mails))).id == made.id
 
 
 async def test_withdrawn_invite_is_not_mailed(domain: World) -> None:

@@ -7,23 +7,23 @@ from tests.world import World
 
 
 async def test_temporary_mail_failure_is_retried(domain: World) -> None:
-    domain.mail.failures += [MailUnavailable("450 later")] * 3
+    domain.mail.failures["Welcome"] = [MailUnavailable("450 later")] * 3
     await sign_up(domain, "ada")
     await domain.kit.advance(minutes=5)
-    assert [mail.subject for mail in domain.mail.to(email("ada"))] == ["Welcome"]
+    assert [mail.subject for mail in domain.mail.to(email("ada"))].count("Welcome") == 1
     assert [each.listener for each in domain.kit.failures] == ["notification.send_welcome_email"] * 3
 
 
 async def test_permanent_mail_failure_is_discarded_at_once(domain: World) -> None:
-    domain.mail.failures.append(MailRejected("550 no such mailbox"))
+    domain.mail.failures["Welcome"] = [MailRejected("550 no such mailbox")]
     await sign_up(domain, "ada")
     await domain.kit.advance(minutes=5)
-    assert domain.mail.sent == []
+    assert "Welcome" not in [mail.subject for mail in domain.mail.sent]
     assert await domain.kit.dead_letters() == []
 
 
 async def test_mail_that_always_fails_becomes_a_dead_letter(domain: World) -> None:
-    domain.mail.failures += [MailUnavailable("450 later")] * 8
+    domain.mail.failures["Welcome"] = [MailUnavailable("450 later")] * 8
     await sign_up(domain, "ada")
     await domain.kit.advance(minutes=10)
     assert [letter.subscription for letter in await domain.kit.dead_letters()] == ["notification.send_welcome_email"]

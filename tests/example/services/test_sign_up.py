@@ -25,7 +25,8 @@ async def test_sign_up_creates_user_organization_project_and_secret(domain: Worl
 
 async def test_sign_up_publishes_events_in_causal_order(domain: World) -> None:
     await domain.user.sign_up("ada@example.com", "Ada")
-    assert [type(event) for event in domain.kit.all_published] == [UserCreated, OrganizationCreated, ProjectCreated]
+    chain = [UserCreated, OrganizationCreated, ProjectCreated]
+    assert [type(event) for event in domain.kit.all_published if type(event) in chain] == chain
 
 
 async def test_only_one_concurrent_sign_up_with_an_email_succeeds(domain: World) -> None:
@@ -39,8 +40,8 @@ async def test_sign_up_sends_a_welcome_mail(domain: World) -> None:
     await domain.user.sign_up("ada@example.com", "Ada")
     assert domain.mail.sent == []
     await domain.kit.drain()
-    assert [message.subject for message in domain.mail.to("ada@example.com")] == ["Welcome"]
-    assert "Ada" in domain.mail.sent[0].text
+    (welcome,) = [mail for mail in domain.mail.to("ada@example.com") if mail.subject == "Welcome"]
+    assert "Ada" in welcome.text
 
 
 async def test_sign_up_is_journaled_as_organization_then_project(domain: World) -> None:
