@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from bus import BusOptions
 from dependencies.section import Network, Port, Seconds, Section, Url, clean_text
 from dependencies.service_settings import ServiceSettings
 from infra.mail.message import sender_address
@@ -19,6 +20,9 @@ from infra.masking import url_secrets
 from infra.mq.defaults import DEDUPE_WINDOW, LEASE
 
 Env = Literal["development", "test", "production"]
+
+BUS = BusOptions()
+"""The defaults of the bus, which are those of its settings too."""
 
 
 class DbSettings(Section):
@@ -60,10 +64,10 @@ class MqSettings(Section):
 class BusSettings(Section):
     """The event bus."""
 
-    max_payload: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
+    max_payload: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = BUS.max_payload
     """Largest event, in bytes, headers included; the limit of the queue may be lower."""
 
-    inbox_retention: Annotated[float, Field(ge=60, allow_inf_nan=False)] = 7 * 86_400.0
+    inbox_retention: Annotated[float, Field(ge=60, allow_inf_nan=False)] = BUS.inbox_retention
     """Seconds for which the inbox of `once=True` listeners keeps handled messages, to detect duplicates."""
 
 
@@ -122,31 +126,31 @@ class WorkerSettings(Section):
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Connections to that port that are open at the same time; see `control.max_connections`."""
 
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 16
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = BUS.concurrency
     """Deliveries that one listener handles at the same time in one process, unless the listener sets another number."""
 
-    prefetch: Annotated[int, Field(ge=1, le=10_000)] = 100
+    prefetch: Annotated[int, Field(ge=1, le=10_000)] = BUS.prefetch
     """Deliveries that one process claims ahead, beyond those that it handles."""
 
-    timeout: Seconds | None = 60.0
+    timeout: Seconds | None = BUS.timeout
     """Seconds that a handler may take, unless its listener sets another timeout; null for no limit."""
 
-    max_crashes: Annotated[int, Field(ge=1, le=100)] = 3
+    max_crashes: Annotated[int, Field(ge=1, le=100)] = BUS.max_crashes
     """Crashes of a worker while a delivery runs alone in it, after which the delivery becomes a dead letter."""
 
-    grace: Seconds = 30.0
+    grace: Seconds = BUS.grace
     """Seconds that a shutdown waits for running handlers; other claims are released without counting an attempt."""
 
-    max_stall: Seconds = 60.0
+    max_stall: Seconds = BUS.max_stall
     """Seconds that a handler may block the event loop before its worker is considered dead."""
 
     lease: Seconds = LEASE
     """Seconds after which a worker's lease expires unless it is renewed. SQLite uses a lock on a file instead."""
 
-    renew: Seconds = 3.0
+    renew: Seconds = BUS.renew_every
     """Seconds between two renewals of the lease; at most half of `worker.lease`."""
 
-    recover_every: Seconds = 2.0
+    recover_every: Seconds = BUS.recover_every
     """Seconds between two checks for dead workers and for parked deliveries that this code can handle."""
 
     @field_validator("renew")

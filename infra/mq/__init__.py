@@ -2,6 +2,8 @@
 
 `MessageQueue` and `Consumer` say what every driver must do; `tests/contract/` holds a test for each sentence and runs
 over every driver. Drivers make each state change atomic and durable, and decide nothing: policy lives in `bus/`.
+
+The contract is in `queue`, `types`, `errors` and `limits`; the other modules are parts that drivers have in common.
 """
 
 from infra.mq.errors import (

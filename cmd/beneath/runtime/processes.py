@@ -14,6 +14,7 @@ import structlog
 
 from beneath.errors import StartError
 from beneath.runtime.lifecycle import Lifecycle
+from infra.backoff import Backoff
 from infra.clock import Clock, SystemClock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -135,24 +136,25 @@ class Supervised:
         Raises:
             StartError: its first start failed with the exit code for invalid settings or arguments.
         """
-        backoff, first = BACKOFF_FIRST, True
+        backoff, first = Backoff(BACKOFF_FIRST, BACKOFF_MOST), True
         while True:
             born = self._clock.monotonic()
             try:
                 child = await self._spawn(self._arguments)
             except SPAWN_ERRORS as error:
                 # A shortage on this machine may pass; the other processes go on.
-                log.warning("process not started", process=self.name, error=reason(error), retry_in=backoff)
+                retry_in = backoff.failed()
+                log.warning("process not started", process=self.name, error=reason(error), retry_in=retry_in)
             else:
                 code = await self._live(child)
                 if first and code == REFUSED and not child.started:
                     raise StartError(f"{self.name} did not start; see its error in the line above")
                 first = False
                 if self._clock.monotonic() - born >= STEADY:
-                    backoff = BACKOFF_FIRST
-                log.error("process ended", process=self.name, code=code, retry_in=backoff)
-            await self._clock.sleep(backoff)
-            backoff = min(backoff * 2, BACKOFF_MOST)
+                    backoff.succeeded()
+                retry_in = backoff.failed()
+                log.error("process ended", process=self.name, code=code, retry_in=retry_in)
+            await self._clock.sleep(retry_in)
 
     async def _live(self, child: Child) -> int:
         log.info("process started", process=self.name, pid=child.pid)
