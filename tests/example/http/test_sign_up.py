@@ -31,4 +31,5 @@ async def test_request_id_is_the_correlation_id_of_every_event_of_a_sign_up(api:
     await api.client.post(
         "/v1/users", json={"email": "ada@example.com", "name": "Ada"}, headers={"X-Request-ID": "r-1"}
     )
-    assert seen == ["r-1"] * 3
+    assert len(seen) >= 3
+    assert set(seen) == {"r-1"}
