@@ -1,20 +1,16 @@
-"""A mailer that sends by SMTP, with the standard library in a thread.
-
-When the sending task is cancelled, its thread ends before the task does.
-"""
+"""A mailer that sends by SMTP."""
 
 import asyncio
-import base64
 import contextlib
-import smtplib
 import socket
 import ssl
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.headerregistry import AddressHeader
-from email.message import EmailMessage
-from typing import Final, Literal
+from typing import Final, Literal, cast
 from urllib.parse import unquote, urlsplit
+
+import aiosmtplib
 
 from infra.clock import Clock, SystemClock
 from infra.mail.errors import MailError, MailRejected, MailUnavailable
@@ -25,7 +21,6 @@ EXPECTED: Final = (
     "are optional, with special characters percent-encoded"
 )
 _INVALID: Final = f"not the URL of an SMTP server; {EXPECTED}"
-_LOGGED_IN: Final = 235
 _PERMANENT: Final = range(500, 600)
 
 Security = Literal["opportunistic", "starttls", "tls"]
@@ -34,6 +29,8 @@ _SCHEMES: Final[dict[str, tuple[Security, int]]] = {
     "smtp+starttls": ("starttls", 587),
     "smtps": ("tls", 465),
 }
+_START_TLS: Final[dict[Security, bool | None]] = {"opportunistic": None, "starttls": True, "tls": False}
+"""The client's option: require STARTTLS, do not use it, or (None) use it if it is offered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,104 +97,53 @@ class SmtpMailer:
 
     async def send(self, message: Mail) -> None:
         mail = compose(message, self._sender, datetime.fromtimestamp(self._clock.time(), UTC))
-        session = _Session(self._server, self._timeout, self._tls)
-        sending = asyncio.ensure_future(asyncio.to_thread(session.send, mail))
+        client = aiosmtplib.SMTP(
+            hostname=self._server.host,
+            port=self._server.port,
+            local_hostname=socket.gethostname(),
+            timeout=self._timeout,
+            use_tls=self._server.security == "tls",
+            start_tls=_START_TLS[self._server.security],
+            tls_context=self._tls,
+        )
         try:
-            await asyncio.shield(sending)
-        except asyncio.CancelledError:
-            # A thread cannot be cancelled, but its connection can be broken. This attempt must end before the next one.
-            session.abort()
-            with contextlib.suppress(MailError):
-                await sending
-            raise
-
-
-class _Session:
-    """One connection, for one mail."""
-
-    def __init__(self, server: SmtpServer, timeout: float, tls: ssl.SSLContext) -> None:
-        self._server = server
-        self._timeout = timeout
-        self._tls = tls
-        self._smtp: smtplib.SMTP | None = None
-        self._aborted = False
-
-    def send(self, mail: EmailMessage) -> None:
-        try:
-            try:
-                self._connect().sendmail(_address(mail["From"]), _address(mail["To"]), mail.as_bytes())
-            finally:
-                self._leave()
-        except smtplib.SMTPRecipientsRefused as error:
-            code, text = next(iter(error.recipients.values()))
-            raise self._failure(code, text) from error
-        except smtplib.SMTPDataError as error:
-            raise self._failure(error.smtp_code, error.smtp_error) from error
-        except (smtplib.SMTPException, OSError) as error:
+            await self._connect(client)
+            await client.sendmail(_address(mail["From"]), _address(mail["To"]), mail.as_bytes())
+            with contextlib.suppress(aiosmtplib.SMTPException, OSError):
+                await client.quit()  # the server has accepted the mail; an error of QUIT does not change that
+        except aiosmtplib.SMTPRecipientsRefused as error:
+            raise self._failure(error.recipients[0]) from error
+        except aiosmtplib.SMTPDataError as error:
+            raise self._failure(error) from error
+        except (aiosmtplib.SMTPException, OSError) as error:
             # Not permanent: a wrong password or sender is a setting that can be corrected.
-            raise MailUnavailable(f"{self._server.name}: {_text(error)}") from error
+            raise MailUnavailable(f"{self._server.name}: {self._reason(error)}") from error
+        finally:
+            if client.transport is not None:
+                # `close` would still send a buffered mail, which the next attempt sends again.
+                cast("asyncio.WriteTransport", client.transport).abort()
 
-    def _leave(self) -> None:
-        # The outcome is known by now; an error of QUIT does not change it.
-        if self._smtp is not None:
-            if not self._aborted:
-                with contextlib.suppress(smtplib.SMTPException, OSError):
-                    self._smtp.quit()
-            self._smtp.close()
-
-    def abort(self) -> None:
-        """Break the connection, from another thread."""
-        self._aborted = True
-        if self._smtp is not None and self._smtp.sock is not None:
-            with contextlib.suppress(OSError):
-                self._smtp.sock.shutdown(socket.SHUT_RDWR)
-
-    def _connect(self) -> smtplib.SMTP:
-        server = self._server
-        smtp = self._smtp = self._open()
-        if self._aborted:
-            raise OSError("aborted")
-        smtp.ehlo_or_helo_if_needed()
-        if server.security == "starttls" or (server.security == "opportunistic" and smtp.has_extn("starttls")):
-            smtp.starttls(context=self._tls)
-        elif server.user is not None and server.security != "tls":
+    async def _connect(self, client: aiosmtplib.SMTP) -> None:
+        await client.connect()
+        if self._server.user is None or self._server.password is None:
+            return
+        if client.get_transport_info("sslcontext") is None:
             raise OSError(
                 "no encryption is offered, and the password is not sent in the clear; set smtps:// in mail.smtp_url"
             )
-        if server.user is not None and server.password is not None:
-            _log_in(smtp, server.user, server.password)
-        return smtp
+        await client.login(self._server.user, self._server.password)
 
-    def _open(self) -> smtplib.SMTP:
-        host, port, name = self._server.host, self._server.port, socket.gethostname()
-        if self._server.security == "tls":
-            return smtplib.SMTP_SSL(host, port, name, timeout=self._timeout, context=self._tls)
-        return smtplib.SMTP(host, port, name, timeout=self._timeout)
+    def _failure(self, error: aiosmtplib.SMTPResponseException) -> MailError:
+        reason = f"{self._server.name} answered {error.code} {error.message}"
+        return MailRejected(reason) if error.code in _PERMANENT else MailUnavailable(reason)
 
-    def _failure(self, code: int, text: bytes | str) -> MailError:
-        answer = text.decode(errors="replace") if isinstance(text, bytes) else text
-        reason = f"{self._server.name} answered {code} {answer}"
-        return MailRejected(reason) if code in _PERMANENT else MailUnavailable(reason)
-
-
-def _log_in(smtp: smtplib.SMTP, user: str, password: str) -> None:
-    if user.isascii() and password.isascii():
-        smtp.login(user, password)
-        return
-    # The standard library supports ASCII alone; RFC 4616 requires UTF-8.
-    plain = base64.b64encode(f"\0{user}\0{password}".encode()).decode("ascii")
-    smtp.ehlo_or_helo_if_needed()  # STARTTLS resets the session, so EHLO is due again
-    code, answer = smtp.docmd("AUTH", f"PLAIN {plain}")
-    if code != _LOGGED_IN:
-        raise smtplib.SMTPAuthenticationError(code, answer)
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            return f"timed out after {self._timeout:g} s"
+        if isinstance(error, aiosmtplib.SMTPResponseException):
+            return f"{error.code} {error.message}"
+        return str(error) or type(error).__name__
 
 
 def _address(header: AddressHeader) -> str:
     return header.addresses[0].addr_spec
-
-
-def _text(error: Exception) -> str:
-    if isinstance(error, smtplib.SMTPResponseException):
-        answer = error.smtp_error
-        return f"{error.smtp_code} {answer.decode(errors='replace') if isinstance(answer, bytes) else answer}"
-    return str(error) or type(error).__name__

@@ -234,7 +234,7 @@ async def test_silent_server_is_abandoned_after_the_timeout() -> None:
         await SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER, timeout=0.05).send(MAIL)
 
 
-async def test_a_cancelled_sender_leaves_no_thread_sending() -> None:
+async def test_cancelled_sender_ends_without_waiting_for_the_server() -> None:
     with silent_server() as (port, greeted):
         sending = asyncio.create_task(SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER, timeout=30).send(MAIL))
         await asyncio.to_thread(greeted.wait)
