@@ -277,18 +277,14 @@ def _pool_class_for(at: Address) -> type[AsyncAdaptedQueuePool]:
         def connect(self) -> PoolProxiedConnection:
             try:
                 return super().connect()
+            except PoolTimeout:
+                raise DatabaseUnavailable(
+                    f"all {self.size()} connections to the database were in use for more than {self.timeout():g} s; "
+                    "keep slow work, such as network calls, out of transactions, or raise pool_size in db.url"
+                ) from None
             except postgresql_errors.CONNECTING as error:
                 # SQLAlchemy queries a new connection and passes the driver's errors on unchanged.
                 raise postgresql_errors.explain_connect(error, at) or error from error
-
-        def _do_get(self) -> ConnectionPoolEntry:
-            try:
-                return super()._do_get()
-            except PoolTimeout:
-                raise DatabaseUnavailable(
-                    f"all {self.size()} connections to the database were in use for more than {self._timeout:g} s; "
-                    "keep slow work, such as network calls, out of transactions, or raise pool_size in db.url"
-                ) from None
 
     return Pool
 

@@ -99,9 +99,10 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
 
     __slots__ = ("_closing",)
 
-    def __init__(self, *values: Any, **options: Any) -> None:  # noqa: ANN401  # asyncpg's own
-        super().__init__(*values, **options)
+    def __init__(self, protocol: object, transport: asyncio.Transport, *values: object) -> None:
+        super().__init__(protocol, transport, *values)
         self._closing = False
+        _enable_keepalive(transport)
 
     async def execute(self, query: str, *values: object, timeout: float | None = None) -> str:
         if timeout is None and query.rstrip(";") == "ROLLBACK":
@@ -124,16 +125,6 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
             super().terminate()
             raise
         return status
-
-    def enable_keepalive(self) -> None:
-        """Make the operating system end this connection when the peer does not acknowledge any more."""
-        peer = self._transport.get_extra_info("socket")
-        if peer is None or peer.family not in {socket.AF_INET, socket.AF_INET6}:
-            return
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if (option := getattr(socket, name, None)) is not None:
-                peer.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def terminate(self) -> None:
         # During `close` a cancellation may be on its way to the server. To end the socket now would lose it, and a
@@ -188,8 +179,18 @@ async def connect(
         if mode is None or not mode.pooled
         else {"application_name": address.application_name},
     )
-    connection.enable_keepalive()
     return cast("Driver", connection)
+
+
+def _enable_keepalive(transport: asyncio.Transport) -> None:
+    """Make the operating system end a connection when the peer does not acknowledge any more."""
+    peer = transport.get_extra_info("socket")
+    if peer is None or peer.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:
+            peer.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def is_pooled(connection: Driver) -> bool:
