@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.mq.drivers.redis import RedisQueue, exchange, notifier
+from infra.mq.drivers.redis import RedisQueue
 from tests import servers
 from tests.infra.redis.conftest import Open
 
@@ -18,19 +18,20 @@ def cancel_as_a_handler_may(_: RedisQueue, __: pytest.MonkeyPatch) -> None:
 
 
 def raise_unexpectedly(queue: RedisQueue, patches: pytest.MonkeyPatch) -> None:
-    read, failed = exchange.read, False
+    assert queue._notifier is not None
+    connection = queue._notifier._connection
+    read, failed = connection.read, False
 
-    async def failing(connection: Any) -> Any:  # noqa: ANN401 - stands in for the original
+    async def failing() -> Any:  # noqa: ANN401 - stands in for the original
         nonlocal failed
-        answer = await read(connection)
+        answer = await read()
         if not failed:
             failed = True
             raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "what no server says")
         return answer
 
-    patches.setattr(notifier, "read", failing)
-    assert queue._notifier is not None
-    queue._notifier._abort()
+    patches.setattr(connection, "read", failing)
+    connection.close()
 
 
 @pytest.mark.parametrize("end", [cancel_as_a_handler_may, raise_unexpectedly])

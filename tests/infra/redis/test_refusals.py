@@ -295,12 +295,16 @@ def test_server_error_that_contains_the_password_is_not_shown() -> None:
     assert str(explain(said, "host:1")) == "Redis at host:1 refuses: unknown command 'AUTH'"
 
 
-async def test_connection_lost_within_the_handshake_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def lost_unnoticed(_: object) -> None:
-        """Return normally, as the client does when the connection breaks in a request whose errors are ignored."""
+@pytest.mark.parametrize("answers", [b"", b"+OK\r\n", b"no Redis\r\n"])
+async def test_connection_lost_within_the_handshake_is_unavailable(answers: bytes) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"SETNAME")
+        writer.write(answers)
+        writer.close()
 
-    monkeypatch.setattr("redis.asyncio.connection.AbstractConnection.connect", lost_unnoticed)
-    link = Link(RedisAddress.parse("redis://127.0.0.1:1"), "test", timeout=1, connect_timeout=1)
-    with pytest.raises(QueueUnavailable, match="handshake"):
-        await link.command("PING")
-    await link.close()
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        link = Link(RedisAddress.parse(f"redis://:secret@127.0.0.1:{port}"), "test", timeout=1, connect_timeout=1)
+        with pytest.raises(QueueUnavailable, match="cannot be reached"):
+            await link.command("PING")
+        await link.close()

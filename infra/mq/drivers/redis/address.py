@@ -1,26 +1,21 @@
-"""The address of the Redis server, parsed from `mq.redis.url`, and connections to it."""
+"""The address of the Redis server, parsed from `mq.redis.url`, and what a connection to it needs."""
 
 import re
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from redis import connection as sync
-from redis.asyncio import connection as asynchronous
-from redis.asyncio.retry import Retry as AsyncRetry
+from redis import connection as client
+from redis.asyncio.connection import RedisSSLContext
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from infra.mq.errors import QueueUnavailable
 
-_ASYNC = {
-    "redis": asynchronous.Connection,
-    "rediss": asynchronous.SSLConnection,
-    "unix": asynchronous.UnixDomainSocketConnection,
-}
-_SYNC = {"redis": sync.Connection, "rediss": sync.SSLConnection, "unix": sync.UnixDomainSocketConnection}
+_CLASSES = {"redis": client.Connection, "rediss": client.SSLConnection, "unix": client.UnixDomainSocketConnection}
 
 _FORM = (
     "use redis://user:password@host:port/number, rediss://... with TLS, or unix:///path; user, password, port and "
@@ -59,7 +54,7 @@ class RedisAddress:
             named = parse_qsl(parts.query, keep_blank_values=True)
         except ValueError:  # the error may quote a part of the password as the port
             raise QueueUnavailable(f"mq.redis.url is not the URL of a Redis server; {_FORM}") from None
-        if parts.scheme not in _ASYNC or parts.fragment:
+        if parts.scheme not in _CLASSES or parts.fragment:
             raise QueueUnavailable(f"mq.redis.url is not the URL of a Redis server; {_FORM}")
         _check_options(parts.scheme, named)
         host = parts.hostname
@@ -71,7 +66,7 @@ class RedisAddress:
             if parts.path not in {"", "/"} and not _NUMBER.fullmatch(parts.path[1:]):
                 raise QueueUnavailable(f"mq.redis.url: the path must be the number of a database; {_FORM}")
         try:
-            options: dict[str, Any] = dict(asynchronous.parse_url(url))
+            options: dict[str, Any] = dict(client.parse_url(url))  # type: ignore[no-untyped-call]  # of the client
         except ValueError:
             raise QueueUnavailable(f"mq.redis.url: the value of an option is invalid; {_FORM}") from None
         options.pop("connection_class", None)
@@ -80,26 +75,60 @@ class RedisAddress:
         shown = parts.path if parts.scheme == "unix" else f"{host}:{port or 6379}"
         return cls(parts.scheme, shown, options)
 
-    def connection(self, name: str, *, connect_timeout: float) -> asynchronous.AbstractConnection:
-        """Return a new connection, not connected yet. It never retries, and does not limit how long an answer takes."""
-        made: asynchronous.AbstractConnection = _ASYNC[self.scheme](
-            **{
-                **self.options,
-                **_options(name),
-                "socket_timeout": None,
-                "socket_connect_timeout": connect_timeout,
-                "retry": AsyncRetry(NoBackoff(), 0),
-                "socket_read_size": 1 << 18,
-            }
-        )
-        return made
+    @property
+    def socket(self) -> str | None:
+        """The path of the server's Unix socket; None if it is reached by `host` and `port`."""
+        return self.options.get("path")
 
-    def blocking_connection(self, name: str, *, timeout: float) -> sync.AbstractConnection:
+    @property
+    def host(self) -> str:
+        """The server's host name or address."""
+        return str(self.options["host"])
+
+    @property
+    def port(self) -> int:
+        """The server's TCP port."""
+        return int(self.options["port"])
+
+    @property
+    def login(self) -> list[tuple[str | int, ...]]:
+        """The commands that authenticate and select the database on a new connection."""
+        user, password = self.options.get("username"), self.options.get("password") or ""
+        commands: list[tuple[str | int, ...]] = []
+        if user or password:
+            commands.append(("AUTH", user, password) if user else ("AUTH", password))
+        if database := self.options.get("db"):
+            commands.append(("SELECT", database))
+        return commands
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return a new TLS context for a connection; None if the address requires no TLS.
+
+        Raises:
+            OSError: a certificate or key cannot be read.
+        """
+        if self.scheme != "rediss":
+            return None
+        prefix = "ssl_"
+        given = {name.removeprefix(prefix): it for name, it in self.options.items() if name.startswith(prefix)}
+        return RedisSSLContext(**{"cert_reqs": "required", "check_hostname": True, **given}).get()
+
+    def blocking_connection(self, name: str, *, timeout: float) -> client.AbstractConnection:
         """Return a new connection for a thread. It raises after `timeout` seconds, and never retries."""
-        made: sync.AbstractConnection = _SYNC[self.scheme](
+        made: client.AbstractConnection = _CLASSES[self.scheme](
             **{
                 **self.options,
-                **_options(name),
+                "protocol": 2,
+                "legacy_responses": True,
+                "decode_responses": False,
+                "encoding": "utf-8",
+                "encoding_errors": "strict",
+                "health_check_interval": 0,
+                "retry_on_timeout": False,
+                "retry_on_error": [],
+                "client_name": name,
+                "driver_info": None,
+                "maint_notifications_config": None,
                 "socket_timeout": timeout,
                 "socket_connect_timeout": timeout,
                 "retry": Retry(NoBackoff(), 0),
@@ -124,19 +153,3 @@ def _check_options(scheme: str, named: Sequence[tuple[str, str]]) -> None:
         if name == "db" and not _NUMBER.fullmatch(value):
             raise QueueUnavailable("mq.redis.url: the option 'db' must be a number")
         seen.add(name)
-
-
-def _options(name: str) -> dict[str, Any]:
-    return {
-        "protocol": 2,
-        "legacy_responses": True,
-        "decode_responses": False,
-        "encoding": "utf-8",
-        "encoding_errors": "strict",
-        "health_check_interval": 0,
-        "retry_on_timeout": False,
-        "retry_on_error": [],
-        "client_name": name,
-        "driver_info": None,
-        "maint_notifications_config": None,
-    }

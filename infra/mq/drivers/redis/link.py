@@ -1,7 +1,6 @@
 """A connection to the server that carries one request at a time and reconnects by itself."""
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,20 +8,10 @@ from hiredis import pack_command
 from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.address import RedisAddress
+from infra.mq.drivers.redis.connection import Argument, RedisConnection, bounded, reconnection_backoff
 from infra.mq.drivers.redis.errors import ANSWERS, AnswerLost, explain, indeterminate
-from infra.mq.drivers.redis.exchange import (
-    bounded,
-    connect,
-    count_answers,
-    read,
-    reconnection_backoff,
-    send,
-    unsent_bytes,
-)
 from infra.mq.drivers.redis.scripts import Script
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
-
-Argument = bytes | str | int | float
 
 SMALL = 64 * 1024
 """The largest request, in bytes, whose sending needs no extra time."""
@@ -33,7 +22,7 @@ BUFFERED = 8 * 1024 * 1024
 SLOWEST = 1024 * 1024
 """The rate, in bytes per second, at which `BUFFERED` bytes must arrive; it extends the timeout of a large request."""
 
-_BROKEN = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, EOFError, asyncio.IncompleteReadError)
+_BROKEN = (redis_errors.ConnectionError, OSError)
 
 
 class Link:
@@ -48,14 +37,13 @@ class Link:
         self._address = address
         self._timeout = timeout
         self._connect_timeout = connect_timeout
-        self._connection = address.connection(name, connect_timeout=connect_timeout)
+        self._connection = RedisConnection(address, name)
         self._lock = asyncio.Lock()
         self._busy_until: float | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._timed_out = False
         self._unsent = 0
         self._patience = timeout
-        self._received = 0
         self._received_before = 0
         self._closed = False
         self._retry_at = 0.0
@@ -144,32 +132,30 @@ class Link:
         self._closed = True
         if self._watch is not None:
             self._watch.cancel()
-        await self._drop()
+        self._connection.close()
 
     async def _ensure_connected(self) -> None:
         self._check()
+        # If the server has closed the connection since the last request, this one must not be sent on it: its outcome
+        # would be unknown.
         if self._connection.is_connected:
-            if not self._has_ended():
-                return
-            await self._drop()
+            return
         loop = asyncio.get_running_loop()
         if self._refusal is not None and loop.time() < self._retry_at:
             raise type(self._refusal)(str(self._refusal)) from self._refusal
         try:
-            # The client limits the time of connecting, but not of its handshake.
             async with bounded(self._connect_timeout):
-                await connect(self._connection)
-            count_answers(self._connection, self._count_received)
+                await self._connection.connect()
             self._check()
         except (redis_errors.RedisError, OSError) as error:
-            await self._drop()
+            self._connection.close()
             self._check()
             reason = explain(error, self.where)
             self._refusal = reason if isinstance(reason, QueueUnavailable) else QueueUnavailable(str(reason))
             self._retry_at = loop.time() + self._backoff.failed()
             raise self._refusal from error
         except BaseException:
-            await self._drop()
+            self._connection.close()
             raise
         self._refusal = None
         self._backoff.succeeded()
@@ -179,26 +165,21 @@ class Link:
         if self._closed:
             raise QueueClosed("the queue was closed")
 
-    def _has_ended(self) -> bool:
-        """Whether the server has closed the connection between requests: a request on it would be indeterminate."""
-        reader = self._connection._reader  # noqa: SLF001 - the client reports it only by reading, which needs a task
-        return reader is not None and reader.at_eof()
-
     async def _exchange(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - the server's answer
         packed = pack_command(arguments)
         self._begin(len(packed))
         try:
-            await send(self._connection, packed)
-            return await read(self._connection)
+            self._connection.send(packed)
+            return await self._connection.read()
         except ANSWERS:
             raise
         except _BROKEN as error:
-            await self._drop()
+            self._connection.close()
             self._check()
             reason = f"no answer within {self._timeout:g} s" if self._timed_out else str(error)
             raise AnswerLost(reason) from error
         except BaseException:
-            await self._drop()
+            self._connection.close()
             raise
         finally:
             self._busy_until = None
@@ -207,7 +188,7 @@ class Link:
         # One timer serves many requests, since a timer for each would cost more.
         loop = asyncio.get_running_loop()
         self._timed_out = False
-        self._received_before = self._received
+        self._received_before = self._connection.received
         self._unsent = size if size > SMALL else 0
         self._patience = self._timeout + min(self._unsent, BUFFERED) / SLOWEST
         self._busy_until = loop.time() + self._patience
@@ -222,26 +203,14 @@ class Link:
         if loop.time() >= self._busy_until:
             if not self._has_moved():
                 self._timed_out = True
-                self._abort()
+                self._connection.close()
                 return
             self._busy_until = loop.time() + self._patience
         self._watch = loop.call_at(self._busy_until, self._check_timeout)
 
     def _has_moved(self) -> bool:
         """Whether more of a large request was sent, or more of its answer received, since the last call."""
-        received, self._received_before = self._received != self._received_before, self._received
-        unsent = unsent_bytes(self._connection)
-        sent, self._unsent = unsent < self._unsent, unsent
-        return received or sent
-
-    def _count_received(self, count: int) -> None:
-        self._received += count
-
-    def _abort(self) -> None:
-        writer = self._connection._writer  # noqa: SLF001 - the only way to end a read without cancelling its task
-        if writer is not None:
-            writer.transport.abort()
-
-    async def _drop(self) -> None:
-        with contextlib.suppress(*_BROKEN):
-            await self._connection.disconnect(nowait=True)
+        received, unsent = self._connection.received, self._connection.unsent
+        moved = received != self._received_before or unsent < self._unsent
+        self._received_before, self._unsent = received, unsent
+        return moved

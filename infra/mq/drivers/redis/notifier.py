@@ -7,8 +7,8 @@ from typing import Protocol
 import structlog
 from redis import exceptions as redis_errors
 
+from infra.mq.drivers.redis.connection import MAX_BACKOFF, RedisConnection, bounded, reconnection_backoff
 from infra.mq.drivers.redis.core import Core
-from infra.mq.drivers.redis.exchange import MAX_BACKOFF, bounded, connect, read, reconnection_backoff
 from infra.supervision import SupervisedTask, Supervisor
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -43,10 +43,8 @@ class RedisNotifier:
         self._core = core
         self._waiters: dict[bytes, Waiter] = {}
         self._broadcast_events: set[asyncio.Event] = set()
-        self._connection = core.address.connection(
-            f"{core.keys.namespace}-notifications", connect_timeout=core.options.connect_timeout
-        )
-        self._supervisor = Supervisor(core.clock, transient=(redis_errors.RedisError, OSError, EOFError))
+        self._connection = RedisConnection(core.address, f"{core.keys.namespace}-notifications")
+        self._supervisor = Supervisor(core.clock, transient=(redis_errors.RedisError, OSError))
         self._tasks: list[SupervisedTask] = []
         self._idle = asyncio.Event()
         """Set while the connection is not being read."""
@@ -93,7 +91,7 @@ class RedisNotifier:
             return
         listening, pinging = self._tasks
         pinging.cancel()
-        self._abort()
+        self._connection.close()
         await self._idle.wait()
         await listening.stop()
         await pinging.stop()
@@ -108,7 +106,7 @@ class RedisNotifier:
             self._ready.clear()
             self._wake_up_all()
             self._idle.set()
-            await self._disconnect()
+            self._connection.close()
 
     async def _listen_until_closed(self) -> None:
         backoff = reconnection_backoff()
@@ -118,26 +116,26 @@ class RedisNotifier:
                     await self._subscribe()
                 backoff.succeeded()
                 while True:
-                    self._dispatch(await read(self._connection))
-            except (redis_errors.RedisError, OSError, EOFError) as error:
+                    self._dispatch(await self._connection.read())
+            except (redis_errors.RedisError, OSError) as error:
                 log.debug("notification connection failed", error=str(error))
             was_ready = self._ready.is_set()
             self._ready.clear()
-            await self._disconnect()
+            self._connection.close()
             if was_ready:
                 self._wake_up_all()
             await self._core.clock.wait(self._closing, backoff.failed())
 
     async def _subscribe(self) -> None:
         keys = self._core.keys
-        await connect(self._connection)
+        await self._connection.connect()
         if self._closing.is_set():
             # `close` came before there was a connection that it could break.
             raise redis_errors.ConnectionError("closed")
         channels = (keys.notifications(self._core.process), keys.changes, keys.broadcasts)
-        await self._connection.send_command("SUBSCRIBE", *channels, check_health=False)
+        self._connection.send_command("SUBSCRIBE", *channels)
         for _ in channels:
-            await read(self._connection)
+            await self._connection.read()
         self._received_at = self._core.clock.monotonic()
         self._ready.set()
         self._wake_up_all()
@@ -170,16 +168,7 @@ class RedisNotifier:
             if not self._ready.is_set():
                 continue
             if self._core.clock.monotonic() - self._received_at > SILENCE:
-                self._abort()
+                self._connection.close()
                 continue
-            with contextlib.suppress(redis_errors.RedisError, OSError):
-                await self._connection.send_command("PING", check_health=False)
-
-    def _abort(self) -> None:
-        writer = self._connection._writer  # noqa: SLF001 - the only way to end a read without cancelling its task
-        if writer is not None:
-            writer.transport.abort()
-
-    async def _disconnect(self) -> None:
-        with contextlib.suppress(redis_errors.RedisError, OSError):
-            await self._connection.disconnect(nowait=True)
+            with contextlib.suppress(redis_errors.ConnectionError):
+                self._connection.send_command("PING")

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from infra.mq.drivers.redis.connection import Argument
 from infra.mq.drivers.redis.keys import WAITING, Keys
-from infra.mq.drivers.redis.link import Argument
 from infra.mq.drivers.redis.registry import RegistrySnapshot, Route
 from infra.mq.drivers.redis.scripts import Script, scripts
 from infra.mq.drivers.redis.wire import microseconds, pack_message

@@ -1,0 +1,214 @@
+"""A connection to the server: requests are written packed, and answers are parsed by hiredis.
+
+The client library's connection would cost as much for each request as the request itself. It also does not tell how
+much of a large request or answer has been transferred, and whether the server has closed an idle connection.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import struct
+import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any, Final, cast
+
+from hiredis import ProtocolError, Reader, pack_command
+from redis import exceptions as redis_errors
+from redis.asyncio.connection import DefaultParser
+
+from infra.backoff import Backoff
+from infra.mq.drivers.redis.address import RedisAddress
+
+Argument = bytes | str | int | float
+
+_INCOMPLETE: Final = object()
+"""What the parser returns until an answer has arrived to its end."""
+
+_CLOSED_BY_SERVER: Final = "the server closed the connection"
+
+FIRST_BACKOFF: Final = 0.05
+"""Seconds after a first failed attempt to connect before the next attempt; doubled by each further failure."""
+
+MAX_BACKOFF: Final = 1.0
+"""The longest delay, in seconds, between two attempts to connect."""
+
+
+def reconnection_backoff() -> Backoff:
+    """Return the pauses between attempts to connect."""
+    return Backoff(FIRST_BACKOFF, MAX_BACKOFF, jitter=Random())  # noqa: S311 - it protects no secret
+
+
+class RedisConnection:
+    """One connection at a time to the server at `address`, for one reading task.
+
+    It never repeats anything, and does not limit how long an answer takes. A read that is cancelled may lose a part of
+    its answer: the connection must be closed then.
+    """
+
+    def __init__(self, address: RedisAddress, name: str) -> None:
+        """Store the address, and the name that the server lists for the connection; `connect` connects."""
+        self._address = address
+        self._name = name
+        self._stream: _Stream | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it is connected; False as soon as the server is known to have closed the connection."""
+        return self._stream is not None and not self._stream.lost
+
+    @property
+    def received(self) -> int:
+        """The number of bytes received since it was connected."""
+        return 0 if self._stream is None else self._stream.received
+
+    @property
+    def unsent(self) -> int:
+        """The number of written bytes that the server's system has not acknowledged yet."""
+        return 0 if self._stream is None else self._stream.unsent
+
+    async def connect(self) -> None:
+        """Connect, log in, and select the database, unless it is connected.
+
+        Raises:
+            RedisError: the server cannot be reached, refused the connection, or closed it.
+            OSError: the server cannot be reached.
+        """
+        if self.is_connected:
+            return
+        self.close()
+        self._stream = await self._open()
+        commands = [*self._address.login, ("CLIENT", "SETNAME", self._name)]
+        for command in commands:
+            self.send_command(*command)
+        for _ in commands:
+            await self.read()
+
+    def send(self, packed: bytes) -> None:
+        """Send packed requests, without waiting.
+
+        Raises:
+            ConnectionError: the connection is lost; the client's class.
+        """
+        if self._stream is None:
+            raise redis_errors.ConnectionError("not connected")
+        self._stream.send(packed)
+
+    def send_command(self, *arguments: Argument) -> None:
+        """Pack a request and send it. Raises as `send` does."""
+        self.send(pack(arguments))
+
+    async def read(self) -> Any:  # noqa: ANN401 - the server's answer
+        """Return the next answer.
+
+        Raises:
+            ResponseError: the answer is an error.
+            ConnectionError: the connection is lost; the client's class.
+        """
+        if self._stream is None:
+            raise redis_errors.ConnectionError("not connected")
+        return await self._stream.read()
+
+    def close(self) -> None:
+        """Close the connection at once, so that a waiting `read` raises; what is unsent is dropped."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.lose("the connection was closed")
+
+    async def _open(self) -> "_Stream":
+        loop, address = asyncio.get_running_loop(), self._address
+        if address.socket is not None:
+            _, stream = await loop.create_unix_connection(_Stream, address.socket)
+        else:
+            _, stream = await loop.create_connection(_Stream, address.host, address.port, ssl=address.tls())
+        return stream
+
+
+def pack(arguments: tuple[Argument, ...]) -> bytes:
+    """Return a request as it is sent."""
+    packed: bytes = pack_command(arguments)  # type: ignore[arg-type]  # declared as a tuple of one element
+    return packed
+
+
+class _Stream(asyncio.Protocol):
+    """The bytes and answers of one established connection."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.lost = ""
+        """Why the connection is lost; empty if it is not."""
+
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[Any] | None = None
+        self._parser = Reader(replyError=DefaultParser.parse_error, notEnoughData=_INCOMPLETE)
+
+    @property
+    def unsent(self) -> int:
+        waiting = self.transport.get_write_buffer_size()
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and hasattr(termios, "TIOCOUTQ"):
+            with contextlib.suppress(OSError):
+                waiting += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+        return waiting
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lose(_CLOSED_BY_SERVER if exc is None else str(exc) or type(exc).__name__)
+
+    def eof_received(self) -> None:
+        self.lose(_CLOSED_BY_SERVER)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        self._parser.feed(data)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and (answer := self._next()) is not _INCOMPLETE:
+            waiter.set_result(answer)
+
+    def send(self, packed: bytes) -> None:
+        if self.lost:
+            raise redis_errors.ConnectionError(self.lost)
+        self.transport.write(packed)
+
+    async def read(self) -> Any:  # noqa: ANN401 - the server's answer
+        answer = self._next()
+        if answer is _INCOMPLETE:
+            if self.lost:
+                raise redis_errors.ConnectionError(self.lost)
+            self._waiter = self._loop.create_future()
+            answer = await self._waiter
+        if isinstance(answer, redis_errors.RedisError):
+            raise answer
+        return answer
+
+    def _next(self) -> Any:  # noqa: ANN401 - the server's answer
+        try:
+            return self._parser.gets()
+        except ProtocolError as error:
+            self.lose(str(error))
+            return _INCOMPLETE
+
+    def lose(self, reason: str) -> None:
+        self.lost = self.lost or reason
+        self.transport.abort()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(redis_errors.ConnectionError(self.lost))
+
+
+@asynccontextmanager
+async def bounded(seconds: float) -> AsyncIterator[None]:
+    """Limit the block to `seconds`.
+
+    Raises:
+        TimeoutError: the block took longer.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {seconds:g} s") from error
