@@ -1,4 +1,4 @@
-"""Upgrade of a SQLite queue that the previous release filled."""
+"""Upgrade of a SQLite queue that an earlier release filled."""
 
 import sqlite3
 import time
@@ -7,8 +7,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from alembic import command
-from sqlalchemy import Connection
 
 from dependencies.migrations import BUS
 from infra.clock import SystemClock
@@ -17,8 +15,10 @@ from infra.mq import Message, QueueUnavailable
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.sqlite import presence
 from tests.infra.mq.acting import consumer, handle_all, message, subscription
+from tests.infra.schema.test_revisions import upgrade_to
 
-BEFORE = "0005"
+EARLY, LATEST = "0005", "0011"
+"""Revisions of earlier releases; before 0006 the release had other tables and indexes on SQLite."""
 
 HELD = """
 INSERT INTO beneath_subscription (id, name, ordered) VALUES (1, 'work', 0), (2, 'mail', 1);
@@ -50,20 +50,13 @@ UPDATE beneath_registry SET version = 7, changed_at = {now} - 60;
 """
 
 
-@pytest.fixture
-async def before(tmp_path: Path) -> Path:
-    """Return a file of the previous release, with deliveries in every state."""
+@pytest.fixture(params=[EARLY, LATEST])
+async def before(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Return a file of an earlier release, with deliveries in every state."""
     path = tmp_path / "queue.db"
     db = Database(f"sqlite:///{path}")
     await db.open()
-
-    def make(connection: Connection) -> None:
-        config = migrate._config(BUS)  # No public function upgrades to an earlier revision.
-        config.attributes.update(connection=connection, applied=[])
-        command.upgrade(config, BEFORE)
-
-    async with db.migrating() as connection:
-        await connection.run_sync(make)
+    await upgrade_to(db, request.param)
     await db.close()
     with closing(sqlite3.connect(path)) as raw:
         raw.executescript(HELD.format(now=time.time()))
@@ -137,6 +130,7 @@ def repeatable(name: str) -> Message:
     )
 
 
+@pytest.mark.parametrize("before", [EARLY], indirect=True)
 async def test_file_without_the_upgrade_is_refused_with_the_migrate_command(before: Path) -> None:
     db = Database(f"sqlite:///{before}")
     await db.open()
