@@ -13,6 +13,8 @@ C = TypeVar("C", bound="PublishCall")
 class PublishCall:
     """The messages of one call of `publish`, the size of their bodies in bytes, and the future of the call's answer."""
 
+    __slots__ = ("answer", "messages", "size")
+
     def __init__(self, messages: Sequence[Message], size: int) -> None:
         self.messages = messages
         self.size = size
@@ -35,14 +37,15 @@ def take_batch(waiting: deque[C], *, most: int, most_bytes: int) -> list[C]:
     The messages of several calls are at most `most`, and their bodies at most `most_bytes` bytes.
     """
     batch: list[C] = []
-    count = size = 0
-    while waiting:
-        call = waiting[0]
+    count = size = taken = 0
+    for call in waiting:
         count += len(call.messages)
         size += call.size
         if batch and (count > most or size > most_bytes):
             break
-        waiting.popleft()
+        taken += 1
         if not call.answer.done():
             batch.append(call)
+    for _ in range(taken):
+        waiting.popleft()
     return batch
