@@ -532,6 +532,22 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/contract/suite/test_publish.py", "-k", "sent_again and valkey"),
     ),
     Mutant(
+        name="redis-hides-accepted-ids-from-the-previous-release",
+        kind=10,
+        file="infra/mq/drivers/redis/lua/send_one.lua",
+        old="  if older_id and call('PTTL', older) > 0 then call('ZADD', older, digits(now), older_id) end\n",
+        new="",
+        tests=("tests/infra/redis/test_earlier_release.py", "-k", "beside"),
+    ),
+    Mutant(
+        name="redis-keeps-the-cancelled-ids-of-the-previous-release",
+        kind=10,
+        file="infra/mq/drivers/redis/lua/cancel.lua",
+        old="  call('ZREM', KEYS[6], ARGV[2])\n",
+        new="",
+        tests=("tests/infra/redis/test_earlier_release.py", "-k", "published_again"),
+    ),
+    Mutant(
         name="relay-does-not-note-what-it-is-about-to-send",
         kind=10,
         file="bus/publishing/outbox.py",

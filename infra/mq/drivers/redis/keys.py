@@ -13,7 +13,8 @@ LINE = ("line", "later", "body", "plan", "idle", "own")
 """The keys of a subscription that `send.lua` expects, in this order."""
 
 WAITING = "sleepers"
-"""The name of the key of waiting workers, as earlier releases chose it."""
+"""The name of the key of waiting workers. It must stay: a process of another release that hands a message over reads
+this key, and passes over waiting workers that are missing in it without waking them up."""
 
 LONG = 72
 """Length of the names of owners, in bytes. A hash with values over 64 bytes is never stored as a list, in which each
