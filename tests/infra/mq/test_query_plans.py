@@ -14,8 +14,8 @@ from infra.mq.drivers.sql import sqlite as statements
 from infra.mq.drivers.sql.sqlite.connection import connect
 from tests.contract.sqlite_harness import migrate
 
-FRAGMENTS = {"_CHARGE", "_DEAD_LETTER"}
-"""Parts of statements; `inspection._DEAD_LETTER` has a test of its own."""
+FRAGMENTS = {"_CHARGE", "DEAD_LETTERS"}
+"""Parts of statements; `DEAD_LETTERS` has a test of its own."""
 
 SMALL = {
     "SCAN beneath_subscription",
