@@ -34,6 +34,19 @@ async def main():
 asyncio.run(main())
 """
 
+KEPT = """
+from tests.http.conftest import Api, problem
+from tests.http.test_invoices import issued
+
+
+async def test_project_with_an_invoice_is_not_deleted(api: Api) -> None:
+    ada = await api.sign_up()
+    invoice = (await issued(ada)).json()
+    path = f"/v1/organizations/{await ada.organization()}/projects/{invoice['project_id']}"
+    problem(await ada("DELETE", path), 409, "conflict")
+    assert (await ada("GET", path)).status_code == 200
+"""
+
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -80,6 +93,18 @@ def test_guide_creates_a_service_with_table_event_listener_route_and_tests(proje
         "tests/dependencies/test_container.py",
     )
     passes(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", *added, *concerned)
+
+
+@pytest.mark.thorough
+def test_foreign_key_without_ondelete_keeps_the_project_of_an_invoice(project: Project) -> None:
+    for step in edits("Part 1"):
+        project.apply(step)
+    for name in ("models/invoicing.py", "models/migrations/versions/0004_invoices.py"):
+        text = (project.path / name).read_text()
+        assert text.count(', ondelete="SET NULL"') == 1
+        (project.path / name).write_text(text.replace(', ondelete="SET NULL"', ""))
+    (project.path / "tests/http/test_kept.py").write_text(KEPT)
+    passes(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/http/test_kept.py")
 
 
 def test_omitted_step_is_named_in_one_line(project: Project) -> None:
