@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.docs.blocks import DOCUMENTS, ROOT, prose
+from tests.docs.sources import nodes
 
 GLOSSARY = ROOT / "docs" / "glossary.md"
 SOURCES = ("bus", "cmd", "dependencies", "infra", "models", "services")
@@ -25,7 +26,7 @@ def docstrings() -> Iterator[str]:
     """Yield all docstrings of the source, those below assignments included."""
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in nodes(path):
                 if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                     yield str(node.value.value)
 

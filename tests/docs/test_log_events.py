@@ -1,12 +1,14 @@
 """The table of log events in docs/operations.md: all calls in the source, with their levels and fields."""
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.docs.blocks import ROOT, prose
+from tests.docs.sources import nodes
 
 SOURCES = ("bus", "cmd", "dependencies", "infra", "models", "services")
 LOGGERS = {"log", "_log"}
@@ -35,15 +37,22 @@ class Call:
     fields: frozenset[str]
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
+def sources() -> Iterator[tuple[str, tuple[ast.AST, ...]]]:
+    """Yield the path and all nodes of each file of the source."""
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
+            yield str(path.relative_to(ROOT)), nodes(path)
 
 
-def calls() -> Iterator[Call]:
-    for path, tree in trees():
-        for node in ast.walk(tree):
+@functools.cache
+def calls() -> tuple[Call, ...]:
+    """Return all calls of loggers in the source."""
+    return tuple(_calls())
+
+
+def _calls() -> Iterator[Call]:
+    for path, found in sources():
+        for node in found:
             match node:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method)) if name in LOGGERS:
                     assert method in LEVELS, f"{path}:{node.lineno}: {method}"
@@ -64,9 +73,6 @@ def _literal(arguments: list[ast.expr]) -> str | None:
     return None
 
 
-CALLS = list(calls())
-
-
 def table() -> dict[str, tuple[set[str], set[str]]]:
     """Return the levels and fields of each event that the page lists."""
     section = prose(ROOT / "docs" / "operations.md").partition("\n## Log events\n")[2].partition("\n## ")[0]
@@ -77,16 +83,16 @@ def table() -> dict[str, tuple[set[str], set[str]]]:
 
 
 def test_every_event_name_is_a_literal() -> None:
-    assert len(CALLS) > 60
-    assert [each.place for each in CALLS if each.event is None] == []
+    assert len(calls()) > 60
+    assert [each.place for each in calls() if each.event is None] == []
 
 
 def test_every_logger_has_a_known_variable_name() -> None:
-    for path, tree in trees():
-        made = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_get_logger(node)]
+    for path, found in sources():
+        made = [node for node in found if isinstance(node, ast.Call) and _is_get_logger(node)]
         names = {
             target.id
-            for node in ast.walk(tree)
+            for node in found
             if isinstance(node, ast.AnnAssign | ast.Assign) and node.value in made
             for target in ([node.target] if isinstance(node, ast.AnnAssign) else node.targets)
             if isinstance(target, ast.Name)
@@ -100,15 +106,15 @@ def _is_get_logger(node: ast.Call) -> bool:
 
 
 def test_loggers_are_only_called_directly() -> None:
-    for path, tree in trees():
-        direct = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in LEVELS}
+    for path, found in sources():
+        direct = {id(node.value) for node in found if isinstance(node, ast.Attribute) and node.attr in LEVELS}
         inside = {
             id(each)
-            for node in ast.walk(tree)
+            for node in found
             if isinstance(node, ast.FunctionDef) and node.name == FORWARDING
             for each in ast.walk(node)
         }
-        for node in ast.walk(tree):
+        for node in found:
             if isinstance(node, ast.Name) and node.id in LOGGERS and isinstance(node.ctx, ast.Load):
                 assert id(node) in direct | inside, f"{path}:{node.lineno}"
 
@@ -116,7 +122,7 @@ def test_loggers_are_only_called_directly() -> None:
 def test_table_lists_all_events_with_their_levels_and_fields() -> None:
     levels: dict[str, set[str]] = defaultdict(set)
     fields: dict[str, set[str]] = defaultdict(set)
-    for each in CALLS:
+    for each in calls():
         levels[str(each.event)].add(each.level)
         fields[str(each.event)] |= each.fields
     listed = table()
@@ -128,7 +134,7 @@ def test_table_lists_all_events_with_their_levels_and_fields() -> None:
 
 
 def test_event_names_are_short_lower_case_and_contain_a_participle() -> None:
-    for event in {str(each.event) for each in CALLS}:
+    for event in {str(each.event) for each in calls()}:
         words = re.split(r"[ -]", event)
         assert re.fullmatch(r"[a-z][a-z -]*", event), event
         assert len(words) <= 5, event

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import DOCUMENTS, ROOT, prose
+from tests.docs.sources import nodes, tree
 
 AVOIDED = re.compile(r"\b(whoever|nobody|somebody|anybody|everybody|sleepers?|bells?)\b", re.IGNORECASE)
 """Pronouns that hide who acts, and metaphors for which the table of terms has a word."""
@@ -24,9 +25,9 @@ VAGUE = {"anyone", "everyone", "what", "whatever", "who", "whom"}
 def names() -> list[str]:
     """Return the names of all test functions of the frame."""
     files = [file for folder in TESTED for file in (ROOT / "tests" / folder).rglob("test_*.py")]
-    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return [node.name for node in nodes if isinstance(node, functions) and node.name.startswith("test_")]
+    found = [node.name for file in files for node in nodes(file) if isinstance(node, functions)]
+    return [name for name in found if name.startswith("test_")]
 
 
 def sentences(document: Path) -> str:
@@ -64,8 +65,7 @@ def classes(*folders: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for file in sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py")):
         path = file.relative_to(ROOT).as_posix()
-        nodes = [] if re.match(DOMAINS, path) else ast.parse(file.read_text(encoding="utf-8")).body
-        for node in nodes:
+        for node in () if re.match(DOMAINS, path) else tree(file).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(path)
     return found
