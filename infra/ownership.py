@@ -9,7 +9,7 @@ import os
 from asyncio import events
 
 # The public function raises outside of a loop, which costs more than the check. A forked child has no running loop.
-_running_loop = events._get_running_loop  # noqa: SLF001
+_running_loop = events._get_running_loop  # noqa: SLF001 - the module exports it
 
 
 class WrongEventLoop(RuntimeError):

@@ -270,9 +270,6 @@ class HttpConnection(H11Protocol):
             self._deadline = None
             self._refuse(REQUEST_TIMEOUT, f"the request was not complete after {self._timeout:g} s")
 
-    def _should_upgrade(self) -> bool:
-        return False
-
     def _is_stuck(self, now: float) -> bool:
         """Return whether the client has read fewer than `PROGRESS` bytes of its response within `request_timeout`."""
         unsent = self.unsent
