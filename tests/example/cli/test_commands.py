@@ -20,7 +20,7 @@ def test_listeners_are_listed_without_a_database(beneath: Beneath, folder: Path)
 def test_explain_lists_the_effects_of_a_publish(beneath: Beneath) -> None:
     described: dict[str, Any] = json.loads(beneath("bus", "explain", "UserCreated", "--json").out)
     kinds = {each["listener"].rpartition(".")[2]: each["kind"] for each in described["listeners"]}
-    assert kinds == {"create_personal": "sync", "send_welcome_email": "async"}
+    assert (kinds["create_personal"], kinds["send_welcome_email"]) == ("sync", "async")
     shown = beneath("bus", "explain", "UserCreated").out
     assert "8 attempts, at most 1, 2, 4, 8, 16, 32, 64 s apart; then a dead letter" in shown
 
