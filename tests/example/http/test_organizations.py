@@ -138,6 +138,7 @@ async def test_no_route_distinguishes_an_inaccessible_organization_from_a_missin
     for operation in found:
         answers = [await operation.call(eve, each, {"X-Request-ID": "same"}) for each in (ids, absent)]
         for answer in answers:
+            assert answer.status_code == 404, f"{operation} serves an organization of other users: {answer.text}"
             problem(answer, 404, "not-found")
         assert answers[0].content == answers[1].content, str(operation)
         headers = [{name: value for name, value in answer.headers.items() if name != "date"} for answer in answers]
@@ -149,4 +150,6 @@ async def test_no_route_finds_objects_of_another_organization_through_the_users_
     found = [each for each in on_organizations(api) if len(each.objects) > 1]
     mixed = {**await ids_of(ada, found), "organization_id": await eve.organization()}
     for operation in found:
-        problem(await operation.call(eve, mixed, {}), 404, "not-found")
+        answer = await operation.call(eve, mixed, {})
+        assert answer.status_code == 404, f"{operation} finds an object of another organization: {answer.text}"
+        problem(answer, 404, "not-found")
