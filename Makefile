@@ -42,7 +42,7 @@ test-all: $(READY)  ## Run what `make test` omits: thorough tests, more seeds, o
 	@$(BIN)/python -m pytest -n auto -m thorough
 	@BENEATH_TEST_DRIVERS=redis7,redis8 $(BIN)/python -m pytest -n auto -m "not thorough" tests/contract
 	@BENEATH_TEST_FIRST_SEED=1000 BENEATH_TEST_SEEDS=$(SEEDS) $(BIN)/python -m pytest -n auto tests/simulation
-	@set -e; for stack in $(STACKS); do echo "== $$stack"; BENEATH_TEST_STACK=$$stack $(BIN)/python -m pytest -n auto tests/e2e tests/torture; done
+	@set -e; for stack in $(STACKS); do echo "== $$stack"; BENEATH_TEST_STACK=$$stack $(BIN)/python -m pytest -n auto tests/e2e tests/torture $(wildcard tests/example/e2e); done
 
 soak: $(READY)  ## Run all kinds of faults at once, MINUTES on each of the stacks in SOAK
 	@set -e; for stack in $(SOAK); do BENEATH_TEST_STACK=$$stack $(BIN)/python -m tests.soak --minutes $(MINUTES); done

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.docs.blocks import ROOT, prose
+from tests.docs.owners import FRAME, whose
 from tests.docs.sources import nodes
 
-SOURCES = ("bus", "cmd", "dependencies", "infra", "models", "services")
+SOURCES = ("bus", "cmd", "dependencies", "infra")
 LOGGERS = {"log", "_log"}
 LEVELS = {name: name for name in ("debug", "info", "warning", "error", "critical")} | {"exception": "error"}
 """The level of each method of a logger that the source may call."""
@@ -38,10 +39,12 @@ class Call:
 
 
 def sources() -> Iterator[tuple[str, tuple[ast.AST, ...]]]:
-    """Yield the path and all nodes of each file of the source."""
+    """Yield the path and all nodes of each file of the frame; the events of services and routes are their own."""
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), nodes(path)
+            name = path.relative_to(ROOT).as_posix()
+            if whose(name) == FRAME:
+                yield name, nodes(path)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ VARIABLES = {variable(path) for path, _ in walk_leaves(Settings)}
 INVENTED = {"invoicing.project_price", "BENEATH_INVOICING_PROJECT_PRICE", "BENEATH_SERVICE_HOST", "BENEATH_TEST_STACK"}
 """Names that the guide adds, that other projects define, or that only tests read."""
 
-FOREIGN = {"export", ".venv/bin/python", "python3", "/srv/beneath/.venv/bin/pip", "sed"} | {
+FOREIGN = {"export", "git", ".venv/bin/python", "python3", "/srv/beneath/.venv/bin/pip", "sed"} | {
     *("pg_dump", "pg_restore", "valkey-cli"),
 }
 """Programs in shell blocks that are not commands of this project."""

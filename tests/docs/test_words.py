@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import DOCUMENTS, ROOT, prose
+from tests.docs.owners import FRAME, whose
 from tests.docs.sources import nodes, tree
 
 AVOIDED = re.compile(r"\b(whoever|nobody|somebody|anybody|everybody|sleepers?|bells?)\b", re.IGNORECASE)
 """Pronouns that hide who acts, and metaphors for which the table of terms has a word."""
 
 TESTED = ("bus", "cli", "contract", "dependencies", "docs", "infra", "simulation", "torture")
-"""The folders of tests that belong to the frame; the others may be a project's own."""
+"""The folders of tests whose names are checked; a clone adds its tests to the others."""
 
 LONGEST_NAME = 13
 """The largest number of words in the name of a test: about 12."""
@@ -53,11 +54,7 @@ def test_test_names_are_short_and_name_their_subject() -> None:
     assert [name for name, said in words.items() if AVOIDED.search(" ".join(said)) or VAGUE & set(said)] == []
 
 
-FRAME = ("bus", "cmd", "dependencies", "infra")
-"""The folders of the source that belong to the frame; models and services may be a project's own."""
-
-DOMAINS = "cmd/beneath/http/(?!core/)[^/]+/"
-"""The folders of routes and schemas, which may be a project's own."""
+SOURCES = ("bus", "cmd", "dependencies", "infra")
 
 
 def classes(*folders: str) -> dict[str, list[str]]:
@@ -65,14 +62,14 @@ def classes(*folders: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for file in sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py")):
         path = file.relative_to(ROOT).as_posix()
-        for node in () if re.match(DOMAINS, path) else tree(file).body:
+        for node in tree(file).body if whose(path) == FRAME else ():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(path)
     return found
 
 
 def test_all_classes_of_the_frame_have_different_names() -> None:
-    found = classes(*FRAME)
+    found = classes(*SOURCES)
     assert len(found) > 300
     assert {name: files for name, files in found.items() if len(files) > 1} == {}
 

@@ -6,12 +6,20 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import ROOT, Block, blocks
-from tests.docs.project import Project, copy_project
+from tests.docs.project import Project
+from tests.example.shipped import shipped_copy
 
 GUIDE = ROOT / "docs" / "guide.md"
 
 CONCERNED = ("cmd/beneath/startables/control_server.py", "cmd/beneath/application.py", "tests/http/conftest.py")
 """Unchanged files that must still agree with the files that the steps change."""
+
+QUICK = (
+    *("tests/docs", "tests/http", "tests/services", "tests/models", "tests/dependencies", "tests/mutants"),
+    *("tests/cli/test_application.py", "tests/cli/test_commands.py", "tests/cli/test_startables.py"),
+    *("tests/example/docs", "tests/example/services", "tests/example/http", "tests/example/cli"),
+)
+"""Tests that must pass beside any service that a user adds."""
 
 CONTRACTS = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
 
@@ -63,22 +71,22 @@ def carried_out(project: Project, steps: Sequence[Block]) -> None:
     """Apply the blocks, and run the checks of `make check` on the changed files."""
     for step in steps:
         project.apply(step)
-    touched = sorted({each.options["file"] for each in steps})
+    touched = sorted({each.options["file"] for each in steps if each.options["file"].endswith(".py")})
     passes(project, "-m", "ruff", "check", *touched)
     passes(project, "-m", "ruff", "format", "--check", *touched)
     passes(project, "-m", "mypy", *sorted({*touched, *CONCERNED}))
     passes(project, "-c", CONTRACTS)
 
 
-def passes(project: Project, *command: str) -> None:
+def passes(project: Project, *command: str, timeout: float = 240) -> None:
     """Run a command in the copy, and check that it succeeds."""
-    outcome = project.run(*command)
+    outcome = project.run(*command, timeout=timeout)
     assert outcome.code == 0, f"{' '.join(command)}\n{outcome.out}{outcome.err}"
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    return copy_project(tmp_path / "project")
+    return shipped_copy(tmp_path / "project")
 
 
 @pytest.mark.thorough
@@ -105,6 +113,16 @@ def test_foreign_key_without_ondelete_keeps_the_project_of_an_invoice(project: P
         (project.path / name).write_text(text.replace(', ondelete="SET NULL"', ""))
     (project.path / "tests/http/test_kept.py").write_text(KEPT)
     passes(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/http/test_kept.py")
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1200)
+def test_project_with_the_service_of_the_guide_passes_its_quick_tests(project: Project) -> None:
+    for step in [*edits("Part 1"), *edits("Part 2"), *edits("Part 4")]:
+        project.apply(step)
+    passes(project, "-m", "pytest", "-q", "--collect-only")
+    quick = ("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-m", "not thorough")
+    passes(project, *quick, *QUICK, timeout=1200)
 
 
 def test_omitted_step_is_named_in_one_line(project: Project) -> None:
