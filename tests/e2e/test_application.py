@@ -1,12 +1,9 @@
 """The application as processes: effects of requests, gaps, restarts and shutdown."""
 
 import json
-import os
-import signal
 import socket
 import sqlite3
 from contextlib import closing
-from typing import Any
 
 import pytest
 
@@ -48,34 +45,6 @@ def test_server_and_worker_report_a_gap_after_a_locked_database(
         db.execute("ROLLBACK")
     until(lambda: server.metric(gaps) >= 1, "the server knows of the gap")
     until(lambda: worker.metric(gaps) >= 1, "the worker knows of the gap")
-
-
-def test_killed_worker_process_is_replaced_and_all_end_with_their_parent(installation: Installation) -> None:
-    running = installation.start("all", env={"BENEATH_WORKER_PROCESSES": "2"})
-
-    def logged(event: str) -> list[dict[str, Any]]:
-        return [each for each in running.logs if each["event"] == event]
-
-    until(lambda: len(logged("worker started")) == 2, "both work")
-    os.kill(logged("process started")[0]["pid"], signal.SIGKILL)
-    until(lambda: len(logged("worker started")) == 3, "the killed one has a successor")
-    running.process.kill()
-    until(lambda: len(logged("application stopped")) == 2, "both have stopped by themselves")
-
-
-def test_second_signal_ends_the_application_at_once(installation: Installation) -> None:
-    running = installation.start("all", env={"BENEATH_CONTROL_GRACE": "60", "BENEATH_WORKER_GRACE": "60"})
-    host, port = running.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
-        # An unfinished request delays the shutdown for the whole grace period.
-        connection.sendall(b"POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
-        connection.sendall(b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n")
-        assert connection.recv(100).startswith(b"HTTP/1.1 100")
-        running.process.terminate()
-        until(lambda: any(each["event"] == "worker stopped" for each in running.logs), "it is stopping")
-        assert running.process.running
-        running.process.terminate()
-        assert running.process.wait(20) == 128 + 15
 
 
 def test_occupied_port_is_an_error_of_one_line(installation: Installation) -> None:
