@@ -116,11 +116,11 @@ def test_foreign_key_without_ondelete_keeps_the_project_of_an_invoice(project: P
 
 
 @pytest.mark.thorough
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_project_with_the_service_of_the_guide_passes_its_quick_tests(project: Project) -> None:
     for step in [*edits("Part 1"), *edits("Part 2"), *edits("Part 4")]:
         project.apply(step)
-    passes(project, "-m", "pytest", "-q", "--collect-only")
+    passes(project, "-m", "pytest", "-q", "--collect-only", timeout=1200)
     quick = ("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-m", "not thorough")
     passes(project, *quick, *QUICK, timeout=1200)
 
