@@ -12,8 +12,12 @@ STACKS ?= sqlite+redis7 sqlite+redis8 sqlite+valkey postgres postgres+valkey
 SOAK ?= sqlite sqlite+valkey postgres postgres+valkey
 MINUTES ?= 30
 
+# Unit tests: they use the memory driver or an SQLite file, and start neither a process nor a server.
+UNIT := tests/bus tests/dependencies tests/models tests/services $(wildcard tests/example/services) tests/infra/mail $(wildcard tests/infra/test_*.py)
+WITHOUT_SERVERS := -m "not thorough and not e2e" -k "not [postgres] and not [valkey]"
+
 .DEFAULT_GOAL := help
-.PHONY: help setup start dev test test-all soak check bench-drivers bench-memory bench-http fmt lock clean
+.PHONY: help setup start dev test test-fast test-all soak check bench-drivers bench-memory bench-http fmt lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +41,9 @@ dev: $(READY)  ## Like start, and restart when a source file changes
 
 test: $(READY)  ## Run the tests
 	@$(BIN)/python -m pytest -n auto -m "not thorough"
+
+test-fast: $(READY)  ## Run the unit tests alone, without processes and servers
+	@$(BIN)/python -m pytest -n logical -q $(WITHOUT_SERVERS) $(UNIT)
 
 test-all: $(READY)  ## Run what `make test` omits: thorough tests, more seeds, other servers, processes on other stacks
 	@$(BIN)/python -m pytest -n auto -m thorough

@@ -175,6 +175,8 @@ async def opened_site(folder: Path, queue: type[RemoteQueue] = RemoteQueue) -> A
     await site.mq.open()
     yield site
     for bus in site.buses:
-        await bus.close()
+        closing = asyncio.create_task(bus.close())  # a relay may be waiting for the lease of another one
+        await site.until(closing.done)
+        await closing
     await site.mq.close()
     await db.close()

@@ -641,7 +641,7 @@ async def test_cancel_fails_while_the_outcome_of_the_send_is_unknown(site: Site)
     site.mq.lose_replies = 0
     await site.until(site.empty)
     assert await bus.cancel(message_id) is True
-    await site.clock.advance(7200)
+    await site.clock.advance(3600)
     assert await site.delivered("ticks") == []
 
 
