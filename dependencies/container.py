@@ -1,5 +1,7 @@
 """The container: the providers of all objects, constructed at their first use."""
 
+from typing import cast
+
 from dependency_injector.containers import DeclarativeContainer
 from dependency_injector.providers import Container as SubContainer
 from dependency_injector.providers import ThreadSafeSingleton
@@ -18,5 +20,6 @@ class Container(DeclarativeContainer):
     """
 
     settings = ThreadSafeSingleton(load_settings)
-    infra = SubContainer(Infra, settings=settings)
-    services = SubContainer(Services, infra=infra)
+    # dependency-injector types the providers of a sub-container as Any; the casts give each provider its own type.
+    infra = cast("Infra", SubContainer(Infra, settings=settings))
+    services = cast("Services", SubContainer(Services, infra=infra))

@@ -1,10 +1,12 @@
 """The list of services. To add one, add it to `Services`, to `AllServices`, and to the provider `all`."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from dependency_injector.containers import DeclarativeContainer
 from dependency_injector.providers import DependenciesContainer, ThreadSafeSingleton
 
+from dependencies.infra import Infra
 from services.audit.service import AuditService
 from services.idempotency.service import IdempotencyService
 from services.notification.service import NotificationService
@@ -30,7 +32,7 @@ class AllServices:
 class Services(DeclarativeContainer):
     """The providers: one for each service, and `all`."""
 
-    infra = DependenciesContainer()
+    infra = cast("Infra", DependenciesContainer())  # so that the names and types of its providers are checked
 
     secret = ThreadSafeSingleton(SecretService, bus=infra.bus, db=infra.db, clock=infra.clock)
     user = ThreadSafeSingleton(UserService, bus=infra.bus, db=infra.db, clock=infra.clock, secrets=secret)

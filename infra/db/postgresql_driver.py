@@ -99,7 +99,7 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
 
     __slots__ = ("_closing",)
 
-    def __init__(self, protocol: object, transport: asyncio.Transport, *values: object) -> None:
+    def __init__(self, protocol: object, transport: asyncio.Transport, *values: Any) -> None:  # noqa: ANN401  # asyncpg's own
         super().__init__(protocol, transport, *values)
         self._closing = False
         _enable_keepalive(transport)

@@ -55,7 +55,7 @@ async def test_signal_during_the_start_shuts_down_at_once_and_cleanly(
     assert running.cancelling() == 0
     assert application.stopping
     with pytest.raises(DatabaseError, match="not open"):
-        assert container.infra.db().dialect.writer
+        _ = container.infra.db().dialect.writer
 
 
 async def test_cancellation_during_the_start_without_a_signal_is_raised(settings: Settings) -> None:
@@ -168,13 +168,15 @@ async def test_error_of_the_block_is_raised_unchanged(settings: Settings) -> Non
             raise LookupError("mine")
 
 
-async def test_a_failing_part_ends_the_block_with_its_cause(settings: Settings) -> None:
+async def test_a_failing_part_ends_the_block_with_its_cause(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     container = Container(settings=settings)
 
     async def broken() -> None:
         raise OSError("the worker broke")
 
-    container.infra.bus().run = broken
+    monkeypatch.setattr(container.infra.bus(), "run", broken)
     with pytest.raises(OSError, match="the worker broke"):
         async with Application(container).running("all"), asyncio.timeout(10):
             await asyncio.Event().wait()

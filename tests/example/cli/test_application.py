@@ -64,6 +64,7 @@ async def test_overridden_service_listens_in_place_of_the_original(settings: Set
     async with Application(container).running("control-worker") as application:
         await application.services.user.sign_up("ada@example.com", "Ada")
         fake = container.services.notification()
+        assert isinstance(fake, FakeNotification)
         async with asyncio.timeout(10):
             event = await fake.seen.get()
         assert event.email == "ada@example.com"

@@ -35,7 +35,7 @@ class RedisBroadcasts:
 
     async def read(self) -> tuple[list[bytes], bool]:
         frames: list[bytes] = []
-        more = True
+        last, more = self._last, True
         while more:
             last, entries, more = await read_after(self._core, self._last)
             for number, (_, before, _, origin, _, frame) in entries:

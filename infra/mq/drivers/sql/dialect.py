@@ -75,7 +75,7 @@ class WorkerOperations(Protocol[M]):
         """Register a live worker."""
         ...
 
-    async def leave(self, member: M, keep: Collection[Claim], now: float) -> None:
+    async def leave(self, member: M, /, keep: Collection[Claim], now: float) -> None:
         """Release all claims but `keep`, and unregister the worker if it keeps none."""
         ...
 
@@ -83,7 +83,7 @@ class WorkerOperations(Protocol[M]):
         """Return the time at which a delivery of these subscriptions may be due; cheap, and takes no lock."""
         ...
 
-    async def claim(self, member: M, wants: Mapping[str, int], limits: ClaimLimits, now: float) -> list[Claim]:
+    async def claim(self, member: M, /, wants: Mapping[str, int], limits: ClaimLimits, now: float) -> list[Claim]:
         """Claim due deliveries within `limits`; raise `QueueClosed` if the worker is considered dead.
 
         Claims of a call whose caller was cancelled are released at the latest in the next `next_due`,
@@ -91,11 +91,11 @@ class WorkerOperations(Protocol[M]):
         """
         ...
 
-    async def settle(self, member: M, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
+    async def settle(self, member: M, /, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
         """Implement `Consumer.settle`."""
         ...
 
-    async def isolate(self, member: M, claim: Claim) -> bool:
+    async def isolate(self, member: M, /, claim: Claim) -> bool:
         """Implement `Consumer.isolate`."""
         ...
 
