@@ -25,7 +25,7 @@ ANSWERS = {
 """The answers of the test server to some commands, each in the parts in which they arrive; others get OK."""
 
 
-class Server:
+class RecordingServer:
     """A server that records its commands, and closes the connection at QUIT."""
 
     def __init__(self) -> None:
@@ -58,8 +58,8 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
-    server = Server()
+async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[RecordingServer]:
+    server = RecordingServer()
     async with await asyncio.start_server(server.accept, "127.0.0.1", 0, ssl=tls) as listening:
         server.port = listening.sockets[0].getsockname()[1]
         yield server
