@@ -23,6 +23,6 @@ class OrganizationSettings(Section):
 
 
 class ServiceSettings(BaseSettings):
-    """The sections of the services; `Settings` adds those of the frame."""
+    """The sections of the services; `Settings` adds those of the framework."""
 
     organization: OrganizationSettings = OrganizationSettings()

@@ -1,4 +1,4 @@
-"""The settings of the frame: each with its default, unit and bounds. `dependencies.sources` reads their values.
+"""The settings of the framework: each with its default, unit and bounds. `dependencies.sources` reads their values.
 
 A key is the path to a leaf, like `mq.redis.url`; its environment variable is `BENEATH_MQ_REDIS_URL`. The docstrings
 below are also what `beneath config generate` writes.
@@ -213,7 +213,7 @@ class MailSettings(Section):
 
 
 class FrameSettings(BaseSettings):
-    """The settings of the frame: everything but the sections of the services."""
+    """The settings of the framework: everything but the sections of the services."""
 
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()

@@ -5,7 +5,7 @@ from functools import cache
 
 from tests.docs.blocks import ROOT, prose
 
-FRAME, YOURS = "the frame's", "yours"
+FRAMEWORK, YOURS = "the framework's", "yours"
 
 
 @cache

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.docs.blocks import ROOT, prose
-from tests.docs.owners import FRAME, whose
+from tests.docs.owners import FRAMEWORK, whose
 from tests.docs.sources import nodes
 
 SOURCES = ("bus", "cmd", "dependencies", "infra")
@@ -39,11 +39,11 @@ class Call:
 
 
 def sources() -> Iterator[tuple[str, tuple[ast.AST, ...]]]:
-    """Yield the path and all nodes of each file of the frame; the events of services and routes are their own."""
+    """Yield the path and all nodes of each file of the framework; the events of services and routes are their own."""
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*.py")):
             name = path.relative_to(ROOT).as_posix()
-            if whose(name) == FRAME:
+            if whose(name) == FRAMEWORK:
                 yield name, nodes(path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import DOCUMENTS, ROOT, prose
-from tests.docs.owners import FRAME, whose
+from tests.docs.owners import FRAMEWORK, whose
 from tests.docs.sources import nodes, tree
 
 AVOIDED = re.compile(r"\b(whoever|nobody|somebody|anybody|everybody|sleepers?|bells?)\b", re.IGNORECASE)
@@ -24,7 +24,7 @@ VAGUE = {"anyone", "everyone", "what", "whatever", "who", "whom"}
 
 
 def names() -> list[str]:
-    """Return the names of all test functions of the frame."""
+    """Return the names of all test functions of the framework."""
     files = [file for folder in TESTED for file in (ROOT / "tests" / folder).rglob("test_*.py")]
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     found = [node.name for file in files for node in nodes(file) if isinstance(node, functions)]
@@ -58,17 +58,17 @@ SOURCES = ("bus", "cmd", "dependencies", "infra")
 
 
 def classes(*folders: str) -> dict[str, list[str]]:
-    """Return the files of all public top-level classes of the frame in these folders by the name of the class."""
+    """Return the files of all public top-level classes of the framework in these folders by the name of the class."""
     found: dict[str, list[str]] = {}
     for file in sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py")):
         path = file.relative_to(ROOT).as_posix()
-        for node in tree(file).body if whose(path) == FRAME else ():
+        for node in tree(file).body if whose(path) == FRAMEWORK else ():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(path)
     return found
 
 
-def test_all_classes_of_the_frame_have_different_names() -> None:
+def test_all_classes_of_the_framework_have_different_names() -> None:
     found = classes(*SOURCES)
     assert len(found) > 300
     assert {name: files for name, files in found.items() if len(files) > 1} == {}

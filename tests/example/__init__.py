@@ -1,1 +1,1 @@
-"""Tests of the frame together with the shipped example; they are deleted with it: see docs/upgrading.md."""
+"""Tests of the framework together with the shipped example; they are deleted with it: see docs/upgrading.md."""

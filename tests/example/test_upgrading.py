@@ -1,4 +1,4 @@
-"""The steps of docs/upgrading.md: a clone with its own service and without the example merges a later frame."""
+"""The steps of docs/upgrading.md: a clone with its own service and without the example merges a later framework."""
 
 import os
 import re
@@ -25,7 +25,7 @@ IDENTITY = {
     **{f"GIT_{role}_EMAIL": "ada@example.com" for role in ("AUTHOR", "COMMITTER")},
 }
 
-LATER_FRAME = (
+LATER_FRAMEWORK = (
     ("infra/clock.py", "class SystemClock:", "LATER = True\n\n\nclass SystemClock:"),
     ("dependencies/settings.py", "class LogSettings(Section):\n", "class LogSettings(Section):\n    # later\n"),
     ("cmd/beneath/http/core/domain.py", "class Domain:\n", "# later\nclass Domain:\n"),
@@ -33,7 +33,7 @@ LATER_FRAME = (
     ("pyproject.toml", '    "alembic', '    # later\n    "alembic'),
     ("requirements/production.txt", "alembic==", "# later\nalembic=="),
 )
-"""Changes of the frame: file, old text, new text."""
+"""Changes of the framework: file, old text, new text."""
 
 LATER_EXAMPLE = (
     ("services/organization/service.py", "class OrganizationService:", "# later\nclass OrganizationService:"),
@@ -56,7 +56,7 @@ QUICK = (
     *("tests/http/test_greetings.py", "tests/http/test_openapi.py", "tests/http/test_secrets.py"),
     *("tests/cli/test_application.py", "tests/cli/test_startables.py"),
 )
-"""Tests of the frame and of the clone that the merged tree must pass."""
+"""Tests of the framework and of the clone that the merged tree must pass."""
 
 CONTRACTS = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
 
@@ -160,8 +160,8 @@ def clone(tmp_path: Path, upstream: Project) -> Project:
 
 
 def change_upstream(upstream: Project) -> str:
-    """Commit later changes of frame and example; return the name of the bus's new migration."""
-    edit(upstream, LATER_FRAME)
+    """Commit later changes of framework and example; return the name of the bus's new migration."""
+    edit(upstream, LATER_FRAMEWORK)
     edit(upstream, LATER_EXAMPLE)
     versions = "infra/db/migrations/versions"
     latest = max(file.stem for file in (upstream.path / "infra").rglob("migrations/versions/0*.py"))
@@ -185,7 +185,7 @@ def test_clone_without_the_example_merges_a_later_frame_and_passes_its_tests(ups
     assert git(clone, "diff", "--name-only", "--diff-filter=U") == ""
     git(clone, "commit", "--quiet", "--no-edit")
 
-    for name, old, new in LATER_FRAME:
+    for name, old, new in LATER_FRAMEWORK:
         assert new in (clone.path / name).read_text(encoding="utf-8"), (name, old)
     for name in (clone.path / "docs" / "example-paths.txt").read_text().split():
         assert not (clone.path / name).exists(), name

@@ -1,6 +1,6 @@
 """The HTTP interface: the `/v1` API, health and metrics. Routes translate; the services decide.
 
-`core/` is the frame of the API and knows no domain. Each domain has a folder with its routes, schemas and problems, and
+`core/` is the part of the API that knows no domain. Each domain has a folder with its routes, schemas and problems, and
 `domains.py` lists them.
 """
 

@@ -1,11 +1,11 @@
-"""The table in docs/upgrading.md: each file of the project has an owner, and the frame does without the example."""
+"""The table in docs/upgrading.md: each file of the project has an owner, and the framework does without the example."""
 
 import ast
 import subprocess
 from pathlib import Path
 
 from tests.docs.blocks import EXAMPLE, ROOT
-from tests.docs.owners import FRAME, YOURS, table, whose
+from tests.docs.owners import FRAMEWORK, YOURS, table, whose
 
 IGNORED = {".venv", ".git", "data", "dist", "build", "__pycache__"}
 
@@ -24,7 +24,7 @@ def is_example(path: str) -> bool:
 
 
 def test_every_file_has_an_owner() -> None:
-    assert set(table().values()) == {FRAME, YOURS}
+    assert set(table().values()) == {FRAMEWORK, YOURS}
     assert [path for path in files() if whose(path) is None] == []
 
 
@@ -62,11 +62,15 @@ def imports(path: str) -> set[str]:
     return found
 
 
-def test_frame_imports_nothing_of_the_example() -> None:
-    frame = [each for each in files() if each.endswith(".py") and whose(each) == FRAME]
-    assert len(frame) > 400
+def test_framework_imports_nothing_of_the_example() -> None:
+    framework = [each for each in files() if each.endswith(".py") and whose(each) == FRAMEWORK]
+    assert len(framework) > 400
     names = modules()
     used = {
-        (path, each) for path in frame for each in imports(path) for name in names if f"{each}.".startswith(f"{name}.")
+        (path, each)
+        for path in framework
+        for each in imports(path)
+        for name in names
+        if f"{each}.".startswith(f"{name}.")
     }
     assert used == set()

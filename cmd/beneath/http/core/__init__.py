@@ -1,1 +1,1 @@
-"""The frame of the API, without any domain: it imports no service and no model."""
+"""The part of the API that knows no domain. It imports no service and no model."""
