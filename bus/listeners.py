@@ -63,7 +63,7 @@ class Listener:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The listener's name, and its former names."""
+        """The listener's name and its aliases."""
         return (self.name, *self.options.aliases)
 
     @property

@@ -1,4 +1,4 @@
-"""The composition root: the only package that imports all others and chooses drivers."""
+"""The composition root: the only package that chooses drivers. It imports all others but `beneath`."""
 
 from dependencies.container import Container
 from dependencies.errors import IncompleteContainer, SettingsError, SetupError

@@ -1,1 +1,1 @@
-"""Infrastructure: databases, queues, mail, logging and telemetry; it knows nothing of the bus and the services."""
+"""Infrastructure: databases, queues, mail, logging and telemetry; it imports no other package of the project."""

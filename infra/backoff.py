@@ -1,15 +1,15 @@
-"""Growing pauses between attempts."""
+"""Growing delays between attempts."""
 
 from random import Random
 
 
 class Backoff:
-    """The pauses after failures in a row: each is twice the one before, up to a limit.
+    """The delays before the next attempt after consecutive failures: each is twice the previous one, up to a limit.
 
     Args:
-        first: The first pause, in seconds.
-        most: The longest pause, in seconds.
-        jitter: Spreads the attempts of many processes: a pause is then between half of its length and all of it.
+        first: The first delay, in seconds.
+        most: The longest delay, in seconds.
+        jitter: Spreads the attempts of many processes: draws each delay between half of its length and all of it.
     """
 
     def __init__(self, first: float, most: float, *, jitter: Random | None = None) -> None:
@@ -19,10 +19,10 @@ class Backoff:
         self._next = first
 
     def failed(self) -> float:
-        """Return the seconds to wait before the next attempt."""
-        pause, self._next = self._next, min(self._next * 2, self._most)
-        return pause if self._jitter is None else pause * self._jitter.uniform(0.5, 1.0)
+        """Count a failure; return the seconds to wait before the next attempt."""
+        delay, self._next = self._next, min(self._next * 2, self._most)
+        return delay if self._jitter is None else delay * self._jitter.uniform(0.5, 1.0)
 
     def succeeded(self) -> None:
-        """Start anew: the next pause is the first one."""
+        """Count a success: the next delay is the first one again."""
         self._next = self._first

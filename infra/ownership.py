@@ -1,7 +1,7 @@
-"""Things that belong to the event loop which opened them: databases, queues and buses.
+"""The event loop that opened a database, a queue or a bus, and the check that calls come from it.
 
-Their connections, locks and waiters work in that loop only. Used from elsewhere some clients hang, answer to the wrong
-caller or crash the process; a forked child would talk over its parent's connections. So every entry point checks first.
+Connections, locks and waiters work in that loop only. In another loop some clients hang, answer the wrong caller or
+crash the process; a forked child would use its parent's connections. So every entry point checks first.
 """
 
 import asyncio
@@ -13,34 +13,34 @@ _running_loop = events._get_running_loop  # noqa: SLF001 - the module exports it
 
 
 class WrongEventLoop(RuntimeError):
-    """Something was used from an event loop, a thread or a process other than the one that opened it.
+    """A database, queue or bus was used in an event loop, a thread or a process other than the one that opened it.
 
     A mistake in the program: nothing was done, and trying again does not help.
     """
 
 
 class LoopOwner:
-    """The event loop in which something was opened, as long as it is open."""
+    """The event loop that a database, queue or bus belongs to while it is open."""
 
     __slots__ = ("_loop", "_pid", "_what")
 
     def __init__(self, what: str) -> None:
-        """Belong to no event loop yet; `what` is how errors call the thing that is owned."""
+        """Begin without an event loop; `what` names the object in errors, such as "the queue"."""
         self._what = what
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
 
     def enter(self) -> None:
-        """Belong to the running event loop from now on."""
+        """Record the running event loop, and its process, as the owner."""
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
 
     def leave(self) -> None:
-        """Belong to no event loop any more: another one may open the thing."""
+        """Remove the owner: any event loop may open the object again."""
         self._loop = None
 
     def is_here(self) -> bool:
-        """Return whether it is open, in the running event loop; False if it is not open.
+        """Return True if the object is open in the running event loop; False if it is not open.
 
         Raises:
             WrongEventLoop: it is open, but belongs to another event loop, thread or process.

@@ -149,7 +149,7 @@ class SupervisedTask(Health):
 
     @property
     def running(self) -> bool:
-        """Whether its work is under way, or waits to be begun again after a failure."""
+        """Whether the work runs, or waits to be restarted after a failure."""
         return not self._task.done()
 
     def note_age(self) -> None:
@@ -227,7 +227,7 @@ class Supervisor:
         transient: tuple[type[BaseException], ...] = (),
         max_failures: int = MAX_FAILURES,
     ) -> None:
-        """Make a supervisor of no tasks. Failures of the classes in `transient` never make it give up."""
+        """Begin without tasks. Failures of the classes in `transient` never end the supervision."""
         self.max_failures = max_failures
         self._clock = clock
         self._transient = transient

@@ -9,12 +9,10 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from infra.clock import Clock, SystemClock
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 NAMESPACE = "beneath"
 
 READ_TIMEOUT = 2.0

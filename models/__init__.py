@@ -1,4 +1,4 @@
-"""Tables and events of each domain; data only.
+"""Tables and events of each domain; data only. It imports no other package of the project but `infra`.
 
 Importing this package registers every table in `Base.metadata`, with which a test compares the migrations.
 """

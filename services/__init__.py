@@ -1,1 +1,1 @@
-"""One package per domain; they meet through events."""
+"""The services: one package per domain. They import `models`, `bus` and `infra`, and never each other."""

@@ -19,8 +19,8 @@ from infra.mail import Mail
 
 
 @dataclass(slots=True)
-class Outbox:
-    """A mailer that keeps its mails, and fails as often as a test says."""
+class RecordingMailer:
+    """A mailer that records its mails, and fails as often as a test says."""
 
     sent: list[Mail] = field(default_factory=list)
     failures: dict[str, list[Exception]] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class World(AllServices):
 
     kit: BusKit
     db: Database
-    mail: Outbox
+    mail: RecordingMailer
 
 
 async def migrated_file(path: Path) -> Path:
@@ -85,7 +85,7 @@ async def world_at(url: str, *, busy_timeout: float = 10.0) -> AsyncIterator[Wor
 
 def build(kit: BusKit, db: Database) -> World:
     """Construct all services, as `dependencies/services.py` lists them, on a kit that is not started yet."""
-    mail = Outbox()
+    mail = RecordingMailer()
     infra = DynamicContainer()
     infra.bus, infra.db, infra.clock, infra.mailer = Object(kit.bus), Object(db), Object(kit.clock), Object(mail)
     infra.settings = Object(Settings())

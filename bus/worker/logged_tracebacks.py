@@ -1,4 +1,4 @@
-"""The memory of the tracebacks that a worker has logged, by which repeated attempts log one line."""
+"""The tracebacks that a worker has logged, so that it logs one only once for repeated failures at one place."""
 
 from typing import Final
 
@@ -13,7 +13,7 @@ class LoggedTracebacks:
         self._places: dict[tuple[str, str], int] = {}
 
     def is_new(self, listener: str, message_id: str, traceback: str) -> bool:
-        """Return whether a delivery's traceback differs from the one before in more than its messages; remember it."""
+        """Return whether a delivery failed for the first time or at another place than before; remember the place."""
         delivery = (listener, message_id)
         place = hash("".join(line for line in traceback.splitlines() if line.lstrip(" |").startswith('File "')))
         if self._places.pop(delivery, None) == place:
@@ -25,7 +25,7 @@ class LoggedTracebacks:
         return True
 
     def forget(self, listener: str, message_id: str) -> None:
-        """Forget a delivery, so that its next traceback is new."""
+        """Forget a delivery, so that its next traceback is logged."""
         self._places.pop((listener, message_id), None)
 
     def __len__(self) -> int:

@@ -1,1 +1,1 @@
-"""The executable: commands, startables, and the HTTP entry points."""
+"""The executable: commands, startables and HTTP. It may import all other packages; they never import it."""

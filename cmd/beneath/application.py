@@ -24,7 +24,7 @@ MARGIN = 5.0
 """Seconds that a runnable gets at shutdown beyond its own grace period."""
 
 CLOSE_TIMEOUT = 10.0
-"""Seconds after which closing the bus, the queue or the database is given up."""
+"""Seconds after which closing the bus, the queue or the database is abandoned."""
 
 
 class Application:

@@ -3,6 +3,8 @@
 async with db.transaction() as tx:
     tx.session.add(user)
     await bus.publish(UserCreated(...))   # commits or rolls back together with the row
+
+Of `infra` it imports single modules, such as `infra.clock`, and no other package.
 """
 
 from infra.db.database import Database

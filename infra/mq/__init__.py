@@ -4,6 +4,8 @@
 over every driver. Drivers make each state change atomic and durable, and decide nothing: policy lives in `bus/`.
 
 The contract is in `queue`, `types`, `errors` and `limits`; the other modules are parts that drivers have in common.
+
+Of `infra` the package imports single modules, such as `infra.clock`; only the SQL driver imports `infra.db`.
 """
 
 from infra.mq.errors import (

@@ -1,4 +1,4 @@
-"""What `MessageQueue.declare` does alike on every driver: it refuses conflicts, and waits for publishers."""
+"""The parts of `MessageQueue.declare` that all drivers share: refusing conflicts, and waiting for publishers."""
 
 from collections.abc import Callable, Hashable, Mapping
 
@@ -32,13 +32,13 @@ def refuse_conflict(wanted: Subscription, existing: Mapping[str, tuple[Hashable,
 
 
 class DeclareWait:
-    """The wait until no publisher relies on a copy of the registry from before its last change.
+    """Waits until no publisher uses a subscription cache from before the last change of the registry.
 
     Args:
         clock: The clock that waits.
         time: The queue's time.
-        registry_ttl: Seconds for which a publisher may rely on its copy of the registry; 0 for no wait.
-        longest_commit: Seconds from the time that a driver notes for a change until the change is visible, at most.
+        registry_ttl: Seconds for which a publisher may use its subscription cache; 0 for no wait.
+        longest_commit: Longest time, in seconds, from the time that a driver stores for a change until it is visible.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class DeclareWait:
         """The time of the last change that all publishers are known to use."""
 
     async def after(self, changed_at: float) -> None:
-        """Return once all publishers use the registry as it is since `changed_at`, by the queue's clock."""
+        """Wait until all publishers know the change of the registry at `changed_at`, by the queue's clock."""
         if changed_at == self._known_since or self._registry_ttl <= 0:
             return
-        # Another process may have made the change, a moment ago: the wait does not depend on who declares.
+        # The change may be that of another process, made just before; this call must wait for publishers all the same.
         left = changed_at + self._longest_commit + self._registry_ttl - self._time()
         if left > 0:
             await self._clock.sleep(min(left, self._registry_ttl))

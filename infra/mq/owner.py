@@ -1,11 +1,11 @@
-"""The check that a queue is open in the running event loop, with which every call begins."""
+"""The check with which every call of a queue begins: the queue is open, and belongs to the running event loop."""
 
 from infra.mq.errors import QueueClosed
 from infra.ownership import LoopOwner
 
 
 class QueueOwner(LoopOwner):
-    """The event loop in which a queue is open, as long as it is open."""
+    """The event loop that a queue belongs to while it is open."""
 
     __slots__ = ()
 

@@ -33,7 +33,7 @@ from infra.mq.types import (
 )
 
 REGISTRY_TTL = 1.0
-"""Time, in seconds, for which a publisher may rely on its copy of the registry to skip events without subscription."""
+"""Time, in seconds, for which a publisher may use its subscription cache to skip events without subscription."""
 
 
 class Consumer(Protocol):
@@ -219,7 +219,7 @@ class MessageQueue(Protocol):
         """Add subscriptions, events of subscriptions, and broadcast events. Leaving one out never removes it.
 
         Every message accepted after the return reaches every declared subscription, whichever process publishes it,
-        even a process that relies on a copy of `registry()` for up to `REGISTRY_TTL` seconds. Declaring the same again
+        even a process that uses an answer of `registry()` for up to `REGISTRY_TTL` seconds. Declaring the same again
         is cheap. A subscription that exists under an alias is renamed, with its backlog and its dead letters.
 
         Raises:

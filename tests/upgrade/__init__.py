@@ -1,4 +1,4 @@
-"""Upgrades from the present release: its data, and its processes beside those of the code under test.
+"""Upgrades from the previous release: its data, and its processes beside those of the code under test.
 
 `release.tar.xz` is what that release needs to run. To replace it after a release:
 

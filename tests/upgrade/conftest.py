@@ -1,4 +1,4 @@
-"""Fixtures of the upgrade tests: the present release, and a place for the processes of both."""
+"""Fixtures of the upgrade tests: the previous release, and a place for the processes of both."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -49,7 +49,7 @@ class Release:
 
 
 def unpacked(folder: Path) -> Release:
-    """Return the present release, unpacked into a folder."""
+    """Return the previous release, unpacked into a folder."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
     return Release(folder)

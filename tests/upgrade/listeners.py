@@ -1,4 +1,4 @@
-"""The events and listeners of the upgrade tests, which run unchanged on the present code and on the present release."""
+"""The events and listeners of the upgrade tests, which run unchanged on this code and on the previous release."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A program that runs unchanged on the present code and on the present release: a publisher, a worker, or both.
+"""A program that runs unchanged on this code and on the previous release: a publisher, a worker, or both.
 
 It uses only what both have: the settings, `dependencies.infra` and the API of `bus`. The first argument is its plan, as
 JSON.

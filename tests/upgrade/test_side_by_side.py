@@ -1,4 +1,4 @@
-"""A rolling deploy: processes of the present release and of the code under test on one database and queue."""
+"""A rolling deploy: processes of the previous release and of the code under test on one database and queue."""
 
 from collections import Counter
 

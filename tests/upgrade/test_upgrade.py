@@ -1,4 +1,4 @@
-"""The present release fills a database and a queue; the code under test upgrades and drains both."""
+"""The previous release fills a database and a queue; the code under test upgrades and drains both."""
 
 from collections import Counter
 

@@ -1,1 +1,1 @@
-"""One message queue driver per module or package; only the composition root picks one."""
+"""The message queue drivers, one package each. Only the composition root and `bus.testing` import them."""

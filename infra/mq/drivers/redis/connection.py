@@ -24,7 +24,7 @@ from infra.mq.drivers.redis.address import RedisAddress
 Argument = bytes | str | int | float
 
 _INCOMPLETE: Final = object()
-"""What the parser returns until an answer has arrived to its end."""
+"""What the parser returns while an answer is incomplete."""
 
 _CLOSED_BY_SERVER: Final = "the server closed the connection"
 
@@ -36,7 +36,7 @@ MAX_BACKOFF: Final = 1.0
 
 
 def reconnection_backoff() -> Backoff:
-    """Return the pauses between attempts to connect."""
+    """Return the delays between attempts to connect, for one connection."""
     return Backoff(FIRST_BACKOFF, MAX_BACKOFF, jitter=Random())  # noqa: S311 - it protects no secret
 
 

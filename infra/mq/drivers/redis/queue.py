@@ -60,7 +60,7 @@ class RedisQueue:
         connect_timeout: Seconds that connecting may take.
         poll: Seconds after which a waiting `fetch` polls, in case a notification was lost.
         max_body: The largest body of a message, in bytes; by default, and at most, what the server accepts.
-        registry_ttl: Seconds for which publishers may rely on their copy of the registry.
+        registry_ttl: Seconds for which publishers may use their subscription caches.
 
     Raises:
         QueueUnavailable: `url` is not the URL of a Redis server.

@@ -1,4 +1,4 @@
-"""The interface between the SQL driver and the kind of database; all SQL is written behind it."""
+"""The interface between the SQL driver and a dialect; all SQL is written behind it."""
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
@@ -61,7 +61,7 @@ class Membership(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Give up the lease, so that the claims are recovered. May be called from any thread."""
+        """End the lease at once, so that the claims are recovered. May be called from any thread."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What retiring a subscription has in common on both dialects."""
+"""The parts of retiring a subscription that both dialects share."""
 
 from collections.abc import Collection, Iterable
 
@@ -9,10 +9,12 @@ COUNTED = 1000
 
 
 def refuse_if_used(name: str, names: Collection[str], live: Iterable[tuple[str, frozenset[str]]]) -> None:
-    """Check that no live worker, stated with its id and subscriptions, has one of `names`, those of the subscription.
+    """Check that no live worker has the subscription; `names` are its name and aliases.
+
+    `live` has the id and the subscriptions of each live worker.
 
     Raises:
-        ListenerInUse: a worker has one.
+        ListenerInUse: a live worker has it.
     """
     for worker, subscriptions in live:
         if not subscriptions.isdisjoint(names):
@@ -20,7 +22,7 @@ def refuse_if_used(name: str, names: Collection[str], live: Iterable[tuple[str, 
 
 
 def interrupted(name: str, event: str, backlog: str) -> str:
-    """Return the warning about a retirement that was begun and is not complete; an empty `event` means all events."""
+    """Return the warning about an incomplete retirement; an empty `event` stands for the whole listener."""
     return (
         f"retiring {name}{f' (event {event})' if event else ''} was begun and is not complete: "
         f"run `beneath bus retire` again with --backlog {backlog}"

@@ -21,7 +21,7 @@ class BacklogCounts:
 def unordered_backlog(
     ready: tuple[int, int, Oldest], claimed: tuple[int, Oldest], parked: tuple[int, Oldest]
 ) -> BacklogCounts:
-    """Return the backlog of an unordered subscription; `ready` counts due deliveries, and those that are due later."""
+    """Return the backlog of an unordered subscription; `ready` has the due ones, and those due later."""
     due, retrying, oldest_ready = ready
     counts = Counter(ready=due, retrying=retrying, in_flight=claimed[0], parked=parked[0])
     return BacklogCounts(counts, (oldest_ready, claimed[1], parked[1]))

@@ -26,7 +26,7 @@ def execute(name: str) -> None:
 
 
 def create_functions(*names: str) -> None:
-    """Create functions of the present release on PostgreSQL, each from the file `postgres/functions/NAME.sql`."""
+    """Create functions that this release calls on PostgreSQL, each from the file `postgres/functions/NAME.sql`."""
     _create(files("infra.mq.drivers.sql.postgres.functions"), names)
 
 

@@ -79,12 +79,12 @@ class ServerAccess:
             KeyBusy: such a transaction has not ended in time.
         """
         deadline = time.monotonic() + self._patience
-        under_way = await self.read(registry.publishers)
+        in_flight = await self.read(registry.publishers)
         pause = REGISTRY_PAUSE / 32
-        while under_way:
+        while in_flight:
             if time.monotonic() >= deadline:
                 where = self._db.address.where
                 raise KeyBusy(f"PostgreSQL at {where}: another transaction held a needed lock for too long; try again")
             await asyncio.sleep(pause)
             pause = min(pause * 2, REGISTRY_PAUSE)
-            under_way &= await self.read(registry.publishers)
+            in_flight &= await self.read(registry.publishers)

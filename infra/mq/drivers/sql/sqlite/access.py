@@ -35,7 +35,7 @@ class FileAccess:
         file: The file's identity, which long reads check.
         clock: The queue's clock.
         writer: Runs changes, in its thread.
-        watcher: Runs lookups that take microseconds, in the event loop; notified of this process's changes.
+        watcher: Notified of this process's changes.
     """
 
     def __init__(self, path: Path, file: DatabaseFile, clock: QueueClock, writer: Writer, watcher: Watcher) -> None:
@@ -57,10 +57,6 @@ class FileAccess:
             self._reader.shutdown(wait=False)
             self._reader = None
             self._file.release()
-
-    def lookup(self, operation: Operation[T]) -> T:
-        """Run a read that takes microseconds in the event loop."""
-        return self.watcher.read(operation)
 
     async def read(self, operation: Operation[T]) -> T:
         """Run a long read in a thread of its own."""
