@@ -35,11 +35,12 @@ def compose(message: Mail, sender: str, date: datetime) -> EmailMessage:
     try:
         mail = EmailMessage(policy=SMTP)
         mail["From"] = sender_address(sender)
-        mail["To"] = Address(addr_spec=message.to)
+        mail["To"] = _recipient_address(message.to)
         mail["Subject"] = message.subject
         mail["Date"] = date
         mail["Message-ID"] = f"<{safe_id(message.id)}@{sender_address(sender).domain}>"
         mail["Auto-Submitted"] = "auto-generated"
+        _check_decoded(mail)
         mail.set_content(message.text)
     except (ValueError, MessageError, IndexError) as error:
         raise MailRejected(f"mail {message.id}: {error}") from error
@@ -53,8 +54,22 @@ def sender_address(sender: str) -> Address:
         address = Address(display_name=name, addr_spec=spec)
     except (ValueError, MessageError, IndexError):
         address = Address()
-    if not address.domain or not sender.isprintable():
+    if not address.domain or not address.domain.isascii() or not sender.isprintable():
         raise ValueError(f"invalid sender {sender!r}; use name@domain or Name <name@domain>")
+    return address
+
+
+def _check_decoded(mail: EmailMessage) -> None:
+    # A value such as "=?utf-8?q?a=0d=0ab?=" is decoded, and older patch releases of Python write it decoded.
+    for name, value in mail.items():
+        if not {"\r", "\n"}.isdisjoint(value):
+            raise ValueError(f"the header {name} has an encoded line break")
+
+
+def _recipient_address(text: str) -> Address:
+    address = Address(addr_spec=text)
+    if not address.domain.isascii():
+        raise ValueError("the domain of the recipient is not ASCII; write it in its form xn--...")
     return address
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.headerregistry import AddressHeader
@@ -49,7 +50,8 @@ class SmtpServer:
         try:
             parts = urlsplit(url)
             security, default_port = _SCHEMES[parts.scheme]
-            port, host = parts.port or default_port, parts.hostname
+            port, host = parts.port or default_port, parts.hostname or ""
+            host.encode("idna")  # as a connection does
         except (ValueError, KeyError):
             raise ValueError(_INVALID) from None
         if not host or parts.path not in {"", "/"} or parts.query or parts.fragment:
@@ -83,7 +85,7 @@ class SmtpMailer:
         clock: Clock | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Store the server, the sender, and the seconds that one network operation may take; connect at the first mail.
+        """Store the server, the sender, and the seconds that one step of sending may take; connect at the first mail.
 
         Raises:
             ValueError: the URL or the sender is invalid.
@@ -101,19 +103,19 @@ class SmtpMailer:
             hostname=self._server.host,
             port=self._server.port,
             local_hostname=socket.gethostname(),
-            timeout=self._timeout,
+            timeout=None,  # the client's own timeouts may lose a cancellation, on Python 3.11; `_within` does not
             use_tls=self._server.security == "tls",
             start_tls=_START_TLS[self._server.security],
             tls_context=self._tls,
         )
         try:
             await self._connect(client)
-            await client.sendmail(_address(mail["From"]), _address(mail["To"]), mail.as_bytes())
+            await self._within(client.mail(_address(mail["From"])))
+            await self._within(client.rcpt(_address(mail["To"])))
+            await self._within(client.data(mail.as_bytes()))
             with contextlib.suppress(aiosmtplib.SMTPException, OSError):
-                await client.quit()  # the server has accepted the mail; an error of QUIT does not change that
-        except aiosmtplib.SMTPRecipientsRefused as error:
-            raise self._failure(error.recipients[0]) from error
-        except aiosmtplib.SMTPDataError as error:
+                await self._within(client.quit())  # the server has accepted the mail, whatever it answers now
+        except (aiosmtplib.SMTPRecipientRefused, aiosmtplib.SMTPDataError) as error:
             raise self._failure(error) from error
         except (aiosmtplib.SMTPException, OSError) as error:
             # Not permanent: a wrong password or sender is a setting that can be corrected.
@@ -124,25 +126,35 @@ class SmtpMailer:
                 cast("asyncio.WriteTransport", client.transport).abort()
 
     async def _connect(self, client: aiosmtplib.SMTP) -> None:
-        await client.connect()
+        await self._within(client.connect())
         if self._server.user is None or self._server.password is None:
             return
         if client.get_transport_info("sslcontext") is None:
             raise OSError(
                 "no encryption is offered, and the password is not sent in the clear; set smtps:// in mail.smtp_url"
             )
-        await client.login(self._server.user, self._server.password)
+        await self._within(client.login(self._server.user, self._server.password))
+
+    async def _within(self, step: Awaitable[object]) -> None:
+        async with asyncio.timeout(self._timeout):
+            await step
 
     def _failure(self, error: aiosmtplib.SMTPResponseException) -> MailError:
-        reason = f"{self._server.name} answered {error.code} {error.message}"
+        reason = f"{self._server.name} answered {_answer(error)}"
         return MailRejected(reason) if error.code in _PERMANENT else MailUnavailable(reason)
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, TimeoutError):
             return f"timed out after {self._timeout:g} s"
         if isinstance(error, aiosmtplib.SMTPResponseException):
-            return f"{error.code} {error.message}"
+            return _answer(error)
         return str(error) or type(error).__name__
+
+
+def _answer(error: aiosmtplib.SMTPResponseException) -> str:
+    # The client decodes bytes that are not UTF-8 to surrogates, which can be neither logged nor stored.
+    text = error.message.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return f"{error.code} {text}"
 
 
 def _address(header: AddressHeader) -> str:

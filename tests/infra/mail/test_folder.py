@@ -57,6 +57,9 @@ async def test_the_same_mail_again_replaces_its_file(tmp_path: Path) -> None:
         Mail(to="", subject="Hello", text=""),
         Mail(to="ada@example.com", subject="Hello\nBcc: eve@example.com", text=""),
         Mail(to="ada@example.com", subject="Hello\u2028Bcc: eve@example.com", text=""),
+        Mail(to="ada@example.com", subject="=?utf-8?q?Hello=0d=0aBcc:eve@example.com?=", text=""),
+        Mail(to="ada@example.com", subject="Hello =?utf-8?q?=0a?=", text=""),
+        Mail(to='"=?utf-8?q?a=0d=0aBcc:eve?="@example.com', subject="Hello", text=""),
     ],
 )
 async def test_header_injection_is_prevented(tmp_path: Path, message: Mail) -> None:
@@ -85,7 +88,14 @@ async def test_unwritable_folder_is_a_temporary_failure(tmp_path: Path) -> None:
         await FolderMailer(tmp_path / "file", SENDER).send(Mail(to="a@b.example", subject="Hello", text=""))
 
 
-@pytest.mark.parametrize("sender", ["", "nobody", "a@b\nBcc: c@d", "Ada <ada>"])
+@pytest.mark.parametrize("to", ["adä@example.com", "ada@exämple.com"])
+async def test_recipient_that_is_not_ascii_is_rejected(tmp_path: Path, to: str) -> None:
+    with pytest.raises(MailRejected, match=r"(?i)ascii"):
+        await FolderMailer(tmp_path, SENDER).send(Mail(to=to, subject="Hello", text=""))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("sender", ["", "nobody", "a@b\nBcc: c@d", "Ada <ada>", "Ada <ada@exämple.com>"])
 def test_invalid_sender_is_refused_at_once(tmp_path: Path, sender: str) -> None:
     with pytest.raises(ValueError, match="invalid sender"):
         FolderMailer(tmp_path, sender)

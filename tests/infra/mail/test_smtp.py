@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 from urllib.parse import quote
 
 import pytest
@@ -91,6 +92,23 @@ async def test_temporary_and_permanent_refusals_are_distinguished(
             await mailer.send(MAIL)
         await mailer.send(MAIL)
     assert len(handler.taken) == 1
+
+
+@pytest.mark.parametrize(("command", "error"), [(b"MAIL", MailUnavailable), (b"RCPT", MailRejected)])
+async def test_answer_that_is_not_utf8_is_reported_without_surrogates(command: bytes, error: type[Exception]) -> None:
+    class LatinServer(asyncio.Protocol):
+        transport: asyncio.Transport
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = cast("asyncio.Transport", transport)
+            self.transport.write(b"220 hello\r\n")
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(b"550 Empf\xe4nger unbekannt\r\n" if data.startswith(command) else b"250 OK\r\n")
+
+    async with serving(LatinServer) as port:
+        with pytest.raises(error, match="550 Empf\ufffdnger unbekannt"):
+            await SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER).send(MAIL)
 
 
 async def test_unreachable_server_is_a_temporary_failure() -> None:
@@ -224,10 +242,21 @@ async def test_cancelled_sender_ends_without_waiting_for_the_server() -> None:
         assert sending.cancelled()
 
 
+async def test_cancellation_that_meets_an_answer_is_not_lost() -> None:
+    with silent_server() as (port, _):
+        for turns in range(20):
+            sending = asyncio.create_task(SmtpMailer(f"smtp://127.0.0.1:{port}", SENDER, timeout=30).send(MAIL))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            sending.cancel()
+            await asyncio.wait({sending}, timeout=5)
+            assert sending.cancelled(), turns
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "localhost", "http://localhost", "smtp://", "smtp://:25", "smtp://host:x", "smtp://host/path", "smtp://ada@host",
-     "smtp://host?starttls=1"],
+     "smtp://host?starttls=1", "smtp://host..example", f"smtp://{'x' * 64}.example"],
 )  # fmt: skip
 def test_invalid_url_is_refused_without_showing_its_password(url: str) -> None:
     with pytest.raises(ValueError, match="use smtp://") as caught:
