@@ -35,7 +35,7 @@ class AsyncOptions(TypedDict, total=False):
     timeout: float | None
     """How long an attempt may take, in seconds, None for no limit; by default that of the bus.
 
-    A plain `def` handler runs in a thread, which cannot be cancelled: it takes no timeout.
+    A plain `def` handler runs in a thread, which cannot be cancelled, so it cannot have a timeout.
     """
 
     concurrency: int | None

@@ -1,4 +1,4 @@
-"""The steps of a shutdown, each carried out however often the task that shuts down is cancelled."""
+"""The steps of a shutdown, all of which run even if the task that shuts down is cancelled repeatedly."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -212,7 +212,7 @@ class MailSettings(Section):
         return sender
 
 
-class FrameSettings(BaseSettings):
+class FrameworkSettings(BaseSettings):
     """The settings of the framework: everything but the sections of the services."""
 
     model_config = SettingsConfigDict(
@@ -259,7 +259,7 @@ class FrameSettings(BaseSettings):
         return "json" if self.env == "production" else "console"
 
 
-class Settings(ServiceSettings, FrameSettings):
+class Settings(ServiceSettings, FrameworkSettings):
     """All settings. `Settings(...)` takes defaults and arguments alone; `load_settings()` reads the sources as well."""
 
 

@@ -1,6 +1,6 @@
-"""What an error says, in text, whatever the error's own methods do: user code may raise anything.
+"""Errors as text, also if methods of the errors raise.
 
-Nothing here asks an error or its class for anything that these could answer by code of their own, but for its text.
+User code may raise errors of any class, so this module calls no code of an error or its class but `str(error)`.
 """
 
 import traceback

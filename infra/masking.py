@@ -193,7 +193,7 @@ class _Next:
         self._from = self._at = -1
 
     def __call__(self, position: int) -> int:
-        """Return where the first match from `position` on begins; the length of the text if there is none."""
+        """Return the start of the first match at or after `position`; the length of the text if there is none."""
         if not self._from <= position <= self._at:
             found = self._pattern.search(self._text, position)
             self._from, self._at = position, found.start() if found else len(self._text)
@@ -277,7 +277,7 @@ class _Words:
         self._last_end = self._last_at = -1
 
     def extent(self, found: int, start: int) -> tuple[int, int]:
-        """Return where the URL ends whose `://` is at `found`, and where its last @ is, or -1."""
+        """Return the end of the URL whose `://` is at `found`, and the position of its last @, or -1 without one."""
         text = self._text
         before = found
         while before > 0 and found - before < _LONGEST_SCHEME and text[before - 1] in _SCHEME_LETTERS:

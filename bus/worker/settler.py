@@ -18,7 +18,7 @@ from infra.mq import Claim, Consumer, Failure, Outcome, QueueClosed, QueueReject
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 FIRST_BACKOFF, MAX_BACKOFF = 0.05, 5.0
-"""The waits, in seconds, between two attempts to settle the same batch: the first, and the longest."""
+"""The first and the longest delay, in seconds, between two attempts to settle the same batch."""
 
 REJECTED_DELAY = 60.0
 """Seconds after which a delivery is retried whose outcome the queue rejects in every form."""

@@ -20,11 +20,13 @@ PLACES = {
 SHOWN_OPTIONS = [
     each.name for each in dataclasses.fields(ListenerOptions) if each.name not in {"name", "retry", "on_gap"}
 ]
-"""The listener options that a listener's row has by their names: `name` is its "listener", `retry` its "attempts" and
-"delays", and `on_gap` is a function."""
+"""The listener options that a listener's row shows under their own names.
+
+`name` is shown as "listener", `retry` as "attempts" and "delays"; `on_gap`, a function, is not shown.
+"""
 
 WORDED_OPTIONS = {"timeout", "concurrency", "once", "on_exhausted"}
-"""The listener options that `explanation` describes in words."""
+"""The listener options that `explanation` describes in a sentence, not as `option=value`."""
 
 
 def find_event(bus: Bus, name: str) -> EventType:

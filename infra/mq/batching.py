@@ -21,12 +21,12 @@ class PublishCall:
         self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def succeed(self) -> None:
-        """Return from the call, unless it was cancelled."""
+        """End the call without an error, unless it was cancelled."""
         if not self.answer.done():
             self.answer.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        """Raise `error` from the call, unless it was cancelled."""
+        """End the call with `error`, unless it was cancelled."""
         if not self.answer.done():
             self.answer.set_exception(error)
 

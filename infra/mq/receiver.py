@@ -29,11 +29,11 @@ class BroadcastSource(Protocol):
         ...
 
 
-class Receiver:
+class SourceReceiver:
     """A `BroadcastReceiver` that reads a source whenever it may have changed; `forget` is called at its close."""
 
     def __init__(
-        self, source: BroadcastSource, clock: Clock, owner: QueueOwner, forget: Callable[["Receiver"], None]
+        self, source: BroadcastSource, clock: Clock, owner: QueueOwner, forget: Callable[["SourceReceiver"], None]
     ) -> None:
         self._source = source
         self._clock = clock

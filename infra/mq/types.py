@@ -212,7 +212,7 @@ class ClaimLimits:
     """The limits of a consumer's claims, as the bus chooses them; each is at least 1."""
 
     suspect_after: int
-    """Takeovers from which on a delivery comes in a claim of its own."""
+    """Number of takeovers from which on a delivery comes in a claim of its own."""
 
     mailbox_batch: int
     """The largest number of deliveries of one mailbox in a claim."""

@@ -11,7 +11,7 @@ from dependencies.section import Section, Url
 from dependencies.settings import (
     ControlSettings,
     DbSettings,
-    FrameSettings,
+    FrameworkSettings,
     LogSettings,
     MailSettings,
     MqSettings,
@@ -377,7 +377,7 @@ def test_password_in_the_url_of_a_service_is_secret() -> None:
     class Bank(Section):
         url: Url = Url("https://ada:hunter2@bank")
 
-    class WithBank(FrameSettings):
+    class WithBank(FrameworkSettings):
         bank: Bank = Bank()
 
     assert "hunter2" in WithBank().secrets

@@ -10,7 +10,7 @@ import pytest
 from starlette.routing import Route
 
 from beneath.http import create_app
-from dependencies.settings import FrameSettings, Settings
+from dependencies.settings import FrameworkSettings, Settings
 from dependencies.sources import variable, walk_leaves
 from tests.docs.blocks import DOCUMENTS, ROOT, SHIPPED, Block, blocks, is_removed, prose
 from tests.docs.commands import check_command
@@ -95,7 +95,7 @@ def test_commands_in_sentences_exist(document: Path) -> None:
 def test_settings_exist(document: Path) -> None:
     text = prose(document)
     # A section of a clone's own may have the name of one of its services, and so begin the name of a listener.
-    names = [*FrameSettings.model_fields, *(["organization"] if SHIPPED else [])]
+    names = [*FrameworkSettings.model_fields, *(["organization"] if SHIPPED else [])]
     sections = "|".join(name for name in names if name != "env")
     keys = set(re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:=\w+)?`", text))
     # `bus.testing`, `bus.start()` and similar names are not settings.

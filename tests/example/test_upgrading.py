@@ -177,7 +177,7 @@ def change_upstream(upstream: Project) -> str:
     return f"bus/{number:04}_later"
 
 
-def test_clone_without_the_example_merges_a_later_frame_and_passes_its_tests(upstream: Project, clone: Project) -> None:
+def test_clone_without_the_example_merges_later_fixes_and_passes_its_tests(upstream: Project, clone: Project) -> None:
     migration = change_upstream(upstream)
     carry_out(clone, "remote", url=str(upstream.path))
     carry_out(clone, "merge", codes=(0, 1))

@@ -46,7 +46,7 @@ async def waited(clock: RecordingClock, wait: DeclareWait, changed_at: float) ->
     return clock.slept
 
 
-async def test_declare_waits_until_no_publisher_relies_on_an_older_copy() -> None:
+async def test_declare_waits_until_no_publisher_uses_an_older_subscription_cache() -> None:
     clock = RecordingClock()
     wait = DeclareWait(clock, clock.time, 1.0)
     assert await waited(clock, wait, clock.time() - 0.5) == 0.5

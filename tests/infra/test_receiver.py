@@ -8,7 +8,7 @@ import pytest
 from infra.clock import FakeClock
 from infra.mq import QueueClosed, QueueUnavailable
 from infra.mq.owner import QueueOwner
-from infra.mq.receiver import Receiver
+from infra.mq.receiver import SourceReceiver
 
 Answer = tuple[list[bytes], bool] | Exception
 
@@ -41,10 +41,10 @@ class ScriptedSource:
             changed.set()
 
 
-def receiver_of(source: ScriptedSource, clock: FakeClock | None = None) -> Receiver:
+def receiver_of(source: ScriptedSource, clock: FakeClock | None = None) -> SourceReceiver:
     owner = QueueOwner()
     owner.enter()
-    return Receiver(source, clock or FakeClock(), owner, lambda _: None)
+    return SourceReceiver(source, clock or FakeClock(), owner, lambda _: None)
 
 
 async def test_receive_waits_for_a_change_of_the_source() -> None:

@@ -94,7 +94,7 @@ async def test_another_task_cannot_publish_into_a_transaction(queue: SqlQueue, d
     assert await handle_all(await consumer(queue), {"work": 10}) == ["own"]
 
 
-async def test_operation_of_the_writer_fails_inside_a_transaction_of_its_task(queue: SqlQueue, db: Database) -> None:
+async def test_queue_write_fails_inside_an_open_transaction_of_the_same_task(queue: SqlQueue, db: Database) -> None:
     async with db.transaction() as tx:
         await tx.connection()
         with pytest.raises(QueueUnavailable, match="held the write lock"):

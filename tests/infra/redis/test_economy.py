@@ -104,7 +104,7 @@ async def test_single_message_reaches_a_waiting_worker_without_another_round_tri
 
 
 @pytest.mark.parametrize("why", ["paused", "closed", "dead", "awake", "something was due before"])
-async def test_message_is_not_handed_over_to_a_worker_that_does_not_wait(opened: Open, why: str) -> None:
+async def test_message_is_not_handed_over_to_a_worker_that_is_not_waiting(opened: Open, why: str) -> None:
     queue = await opened()
     await queue.declare([subscription()], [])
     worker = await consumer(queue)

@@ -1,4 +1,4 @@
-"""What a domain adds to the API."""
+"""The part of the API that belongs to one domain."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

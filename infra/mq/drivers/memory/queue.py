@@ -17,7 +17,7 @@ from infra.mq.drivers.memory.subscriptions import Subscriptions
 from infra.mq.drivers.memory.worker import MemoryWorker
 from infra.mq.limits import MAX_BODY
 from infra.mq.owner import QueueOwner
-from infra.mq.receiver import Receiver
+from infra.mq.receiver import SourceReceiver
 from infra.mq.refusals import RETIRED, has_backlog, in_use, no_dead_letter, not_ordered
 from infra.mq.types import (
     BacklogPolicy,
@@ -51,7 +51,7 @@ class MemoryQueue:
         self._plan = Plan(self._store.agenda)
         self._subscriptions = Subscriptions(self._store)
         self._recent = RecentIds(clock, dedupe_window)
-        self._receivers: dict[Receiver, tuple[str, MemoryBroadcasts]] = {}
+        self._receivers: dict[SourceReceiver, tuple[str, MemoryBroadcasts]] = {}
         """Each open receiver, with its origin and its source."""
 
         self._owner = QueueOwner()
@@ -130,10 +130,10 @@ class MemoryQueue:
             if excluded != origin:
                 source.add(frames)
 
-    async def receiver(self, *, origin: str) -> Receiver:
+    async def receiver(self, *, origin: str) -> SourceReceiver:
         self._owner.check()
         source = MemoryBroadcasts()
-        receiver = Receiver(source, self._clock, self._owner, self._leave)
+        receiver = SourceReceiver(source, self._clock, self._owner, self._leave)
         self._receivers[receiver] = origin, source
         return receiver
 
@@ -235,7 +235,7 @@ class MemoryQueue:
                 self._store.add_dead_letter(entry, retiring.name, otherwise=RETIRED)
         return len(removed)
 
-    def _leave(self, receiver: Receiver) -> None:
+    def _leave(self, receiver: SourceReceiver) -> None:
         self._receivers.pop(receiver, None)
 
 

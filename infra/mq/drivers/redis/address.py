@@ -1,4 +1,4 @@
-"""The address of the Redis server, parsed from `mq.redis.url`, and what a connection to it needs."""
+"""The address of the Redis server, parsed from `mq.redis.url`: host or socket, credentials and TLS."""
 
 import re
 import ssl

@@ -1,4 +1,4 @@
-"""The numbers of a consumer's claim requests, and which of them may have claimed something unknown."""
+"""The numbers of a consumer's claim requests, and which of them may have claims that the consumer does not know."""
 
 
 class ClaimRequests:

@@ -1,7 +1,7 @@
 """A connection to the server: requests are written packed, and answers are parsed by hiredis.
 
-The client library's connection would cost as much for each request as the request itself. It also does not tell how
-much of a large request or answer has been transferred, and whether the server has closed an idle connection.
+The client library's connection would cost as much for each request as the request itself. It does not report how much
+of a large request or answer has been transferred, or that the server has closed an idle connection.
 """
 
 import asyncio
@@ -43,8 +43,8 @@ def reconnection_backoff() -> Backoff:
 class RedisConnection:
     """One connection at a time to the server at `address`, for one reading task.
 
-    It never repeats anything, and does not limit how long an answer takes. A read that is cancelled may lose a part of
-    its answer: the connection must be closed then.
+    It repeats no request, and does not limit how long an answer takes. A cancelled read may lose a part of its answer:
+    the caller must close the connection then.
     """
 
     def __init__(self, address: RedisAddress, name: str) -> None:

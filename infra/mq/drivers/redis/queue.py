@@ -26,7 +26,7 @@ from infra.mq.drivers.redis.server import check_server, largest_value, run_id
 from infra.mq.drivers.redis.wire import microseconds
 from infra.mq.errors import QueueRejected
 from infra.mq.queue import REGISTRY_TTL
-from infra.mq.receiver import Receiver
+from infra.mq.receiver import SourceReceiver
 from infra.mq.types import (
     BacklogPolicy,
     ClaimLimits,
@@ -97,7 +97,7 @@ class RedisQueue:
         self._publisher = RedisPublisher(self._core)
         self._notifier: RedisNotifier | None = None
         self._consumers: set[RedisConsumer] = set()
-        self._receivers: set[Receiver] = set()
+        self._receivers: set[SourceReceiver] = set()
 
     @property
     def features(self) -> Features:
@@ -171,11 +171,11 @@ class RedisQueue:
         if frames:
             await broadcast(self._core, frames, origin)
 
-    async def receiver(self, *, origin: str) -> Receiver:
+    async def receiver(self, *, origin: str) -> SourceReceiver:
         notifier = await self._started_notifier()
         last, _, _ = await read_after(self._core, b"")
         source = RedisBroadcasts(self._core, notifier, origin, last)
-        receiver = Receiver(source, self._core.clock, self._core.owner, self._receivers.discard)
+        receiver = SourceReceiver(source, self._core.clock, self._core.owner, self._receivers.discard)
         self._receivers.add(receiver)
         return receiver
 

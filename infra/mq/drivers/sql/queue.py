@@ -15,7 +15,7 @@ from infra.mq.errors import QueueUnavailable
 from infra.mq.limits import MAX_BODY
 from infra.mq.owner import QueueOwner
 from infra.mq.queue import REGISTRY_TTL
-from infra.mq.receiver import Receiver
+from infra.mq.receiver import SourceReceiver
 from infra.mq.types import (
     BacklogPolicy,
     ClaimLimits,
@@ -78,7 +78,7 @@ class SqlQueue:
         self._clock = self._dialect.clock
         self._declare_wait = DeclareWait(self._clock, self._clock.time, registry_ttl, longest_commit=_LONGEST_COMMIT)
         self._consumers: set[SqlConsumer] = set()
-        self._receivers: set[Receiver] = set()
+        self._receivers: set[SourceReceiver] = set()
         self._owner = QueueOwner()
         self._max_body = max_body
 
@@ -132,10 +132,10 @@ class SqlQueue:
         if frames:
             await self._dialect.broadcast(frames, origin, self._clock.time())
 
-    async def receiver(self, *, origin: str) -> Receiver:
+    async def receiver(self, *, origin: str) -> SourceReceiver:
         self._owner.check()
         source = SqlBroadcasts(self._dialect, origin, await self._dialect.last_broadcast())
-        receiver = Receiver(source, self._clock, self._owner, self._receivers.discard)
+        receiver = SourceReceiver(source, self._clock, self._owner, self._receivers.discard)
         self._receivers.add(receiver)
         return receiver
 
