@@ -42,6 +42,27 @@ def test_named_tests_exist(document: Path) -> None:
     assert missing == []
 
 
+def test_paths_in_the_tables_of_folders_exist() -> None:
+    missing = []
+    readmes = [each for each in DOCUMENTS if each.name == "README.md" and each.parent.parent == ROOT]
+    for readme in readmes:
+        for cell in re.findall(r"^\| (`.*?) \|", prose(readme), flags=re.MULTILINE):
+            for name in re.findall(r"`([\w/]+(?:/|\.py))`", cell):
+                path = (readme.parent / name).relative_to(ROOT).as_posix()
+                if not any(readme.parent.rglob(name)) and not is_removed(path):
+                    missing.append(path)
+    assert len(readmes) > 5
+    assert missing == []
+
+
+@pytest.mark.parametrize("folder", ["bus", "bus/publishing", "bus/worker"])
+def test_table_of_the_bus_has_every_module(folder: str) -> None:
+    listed = re.findall(r"`(\w+\.py)`", prose(ROOT / "bus" / "README.md"))
+    modules = [each.name for each in (ROOT / folder).glob("*.py") if each.name != "__init__.py"]
+    assert len(modules) > 10
+    assert [each for each in modules if each not in listed] == []
+
+
 def test_every_guarantee_names_its_tests() -> None:
     promises = prose(ROOT / "docs" / "guarantees.md").split("\n## ")[1:-1]
     numbers = [int(each.partition(".")[0]) for each in promises]
