@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,8 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import NoScriptError, ResponseError
 
 from infra.mq.drivers.redis.address import RedisAddress
-from infra.mq.drivers.redis.connection import RedisConnection
+from infra.mq.drivers.redis.connection import KEEPALIVE, RedisConnection
+from infra.mq.errors import QueueUnavailable
 
 ANSWERS = {
     b"PING": [b"+PO", b"NG\r\n"],
@@ -32,6 +34,10 @@ class RecordingServer:
         self.commands: list[list[bytes]] = []
         self.port = 0
         self.handlers: set[asyncio.Task[None]] = set()
+        self.reading = asyncio.Event()
+        """Cleared by a test to let requests wait in the network."""
+
+        self.reading.set()
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.handlers.add(asyncio.create_task(self.serve(reader, writer)))
@@ -46,6 +52,7 @@ class RecordingServer:
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parser = hiredis.Reader(notEnoughData=None)
         while data := await reader.read(65536):
+            await self.reading.wait()
             parser.feed(data)
             while (command := parser.gets()) is not None:
                 self.commands.append(command)
@@ -124,6 +131,64 @@ async def test_errors_of_the_server_are_raised_and_leave_the_connection_usable()
         assert await connection.read() == 1
         assert await ask(connection, "PING") == b"PONG"
         connection.close()
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+async def test_unsent_bytes_of_a_large_request_are_counted(
+    server_tls: ssl.SSLContext, certificate: Path, scheme: str
+) -> None:
+    options = f"?ssl_ca_certs={certificate}" if scheme == "rediss" else ""
+    async with serving(server_tls if scheme == "rediss" else None) as server:
+        connection = RedisConnection(RedisAddress.parse(f"{scheme}://localhost:{server.port}{options}"), "sender")
+        await connection.connect()
+        body = bytes(range(256)) * 2**17
+        server.reading.clear()
+        connection.send_command("SET", "large", body)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(body) / 2 < connection.unsent < len(body) * 2
+        server.reading.set()
+        assert await connection.read() == b"OK"
+        assert connection.unsent < len(body) / 2
+        assert server.commands[-1] == [b"SET", b"large", body]
+        assert await ask(connection, "PING") == b"PONG"
+        connection.close()
+
+
+async def test_small_request_is_sent_after_a_large_one() -> None:
+    async with serving() as server:
+        connection = RedisConnection(RedisAddress.parse(f"redis://127.0.0.1:{server.port}"), "sender")
+        await connection.connect()
+        server.reading.clear()
+        connection.send_command("SET", "large", bytes(2**24))
+        connection.send_command("PING")
+        server.reading.set()
+        assert [await connection.read(), await connection.read()] == [b"OK", b"PONG"]
+        connection.close()
+
+
+async def test_idle_connection_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[socket.socket] = []
+
+    class Recorded(socket.socket):
+        def connect(self, address: object) -> None:
+            made.append(self)
+            super().connect(address)  # type: ignore[arg-type]  # as it was given
+
+    async with serving() as server:
+        monkeypatch.setattr(socket, "socket", Recorded)
+        connection = RedisConnection(RedisAddress.parse(f"redis://127.0.0.1:{server.port}"), "idle")
+        await connection.connect()
+        assert made[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert made[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert made[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == KEEPALIVE["TCP_KEEPINTVL"]
+        connection.close()
+
+
+@pytest.mark.parametrize("host", ["a..b", "a%00b", "x" * 64])
+def test_host_name_that_cannot_exist_is_refused(host: str) -> None:
+    with pytest.raises(QueueUnavailable, match="host name is invalid"):
+        RedisAddress.parse(f"redis://:secret@{host}:6379")
 
 
 @pytest.mark.parametrize("closed_by", ["us", "server"])

@@ -71,6 +71,7 @@ class RedisAddress:
             raise QueueUnavailable(f"mq.redis.url: the value of an option is invalid; {_FORM}") from None
         options.pop("connection_class", None)
         if parts.scheme != "unix":
+            _check_host(options["host"])
             options.setdefault("port", 6379)
         shown = parts.path if parts.scheme == "unix" else f"{host}:{port or 6379}"
         return cls(parts.scheme, shown, options)
@@ -135,6 +136,15 @@ class RedisAddress:
             }
         )
         return made
+
+
+def _check_host(host: str) -> None:
+    try:
+        valid = "\0" not in host and bool(host.encode("idna"))  # as a connection encodes it
+    except UnicodeError:
+        valid = False
+    if not valid:
+        raise QueueUnavailable(f"mq.redis.url: the host name is invalid; {_FORM}")
 
 
 def _check_options(scheme: str, named: Sequence[tuple[str, str]]) -> None:

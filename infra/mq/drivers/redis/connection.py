@@ -7,8 +7,10 @@ of a large request or answer has been transferred, or that the server has closed
 import asyncio
 import contextlib
 import fcntl
+import socket
 import struct
 import termios
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
@@ -33,6 +35,13 @@ FIRST_BACKOFF: Final = 0.05
 
 MAX_BACKOFF: Final = 1.0
 """The longest delay, in seconds, between two attempts to connect."""
+
+PIECE: Final = 64 * 1024
+"""The size in bytes of the pieces in which a large request is handed to the transport, which holds about two."""
+
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""TCP's options of a connection, where the system has them, as the client library sets them: seconds until the first
+probe of an idle connection (by two names) and between probes, and the number of lost probes that end it."""
 
 
 def reconnection_backoff() -> Backoff:
@@ -121,7 +130,8 @@ class RedisConnection:
         if address.socket is not None:
             _, stream = await loop.create_unix_connection(_Stream, address.socket)
         else:
-            _, stream = await loop.create_connection(_Stream, address.host, address.port, ssl=address.tls())
+            transport, stream = await loop.create_connection(_Stream, address.host, address.port, ssl=address.tls())
+            _keep_alive(transport.get_extra_info("socket"))
         return stream
 
 
@@ -129,6 +139,15 @@ def pack(arguments: tuple[Argument, ...]) -> bytes:
     """Return a request as it is sent."""
     packed: bytes = pack_command(arguments)  # type: ignore[arg-type]  # declared as a tuple of one element
     return packed
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    # Otherwise a router may forget an idle connection, and the next request would get no answer.
+    with contextlib.suppress(OSError):  # a connection lost already, as its first request will tell
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if (option := getattr(socket, name, None)) is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class _Stream(asyncio.Protocol):
@@ -143,11 +162,13 @@ class _Stream(asyncio.Protocol):
 
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[Any] | None = None
+        self._pieces: deque[memoryview] = deque()  # of large requests, not handed to the transport yet
+        self._paused = False
         self._parser = Reader(replyError=DefaultParser.parse_error, notEnoughData=_INCOMPLETE)
 
     @property
     def unsent(self) -> int:
-        waiting = self.transport.get_write_buffer_size()
+        waiting = self.transport.get_write_buffer_size() + sum(map(len, self._pieces))
         sock = self.transport.get_extra_info("socket")
         if sock is not None and hasattr(termios, "TIOCOUTQ"):
             with contextlib.suppress(OSError):
@@ -156,6 +177,14 @@ class _Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(PIECE)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._send_pieces()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lose(_CLOSED_BY_SERVER if exc is None else str(exc) or type(exc).__name__)
@@ -173,7 +202,17 @@ class _Stream(asyncio.Protocol):
     def send(self, packed: bytes) -> None:
         if self.lost:
             raise redis_errors.ConnectionError(self.lost)
-        self.transport.write(packed)
+        if len(packed) <= PIECE and not self._pieces:
+            self.transport.write(packed)
+            return
+        # A TLS transport would encrypt a large request at once, and not tell how much of that it has sent.
+        whole = memoryview(packed)
+        self._pieces.extend(whole[start : start + PIECE] for start in range(0, len(whole), PIECE))
+        self._send_pieces()
+
+    def _send_pieces(self) -> None:
+        while self._pieces and not self._paused:
+            self.transport.write(self._pieces.popleft())
 
     async def read(self) -> Any:  # noqa: ANN401 - the server's answer
         answer = self._next()
@@ -195,6 +234,7 @@ class _Stream(asyncio.Protocol):
 
     def lose(self, reason: str) -> None:
         self.lost = self.lost or reason
+        self._pieces.clear()
         self.transport.abort()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(redis_errors.ConnectionError(self.lost))
