@@ -1,7 +1,7 @@
-"""Supervision of background tasks: none dies unseen, none is restarted in a tight loop, none fails for ever.
+"""Supervision of background tasks: failures are logged, restarts are delayed, lasting failures end the process.
 
 A supervisor runs each task until it returns or is stopped. A task that raises is logged as `background task failed` and
-restarted after a growing pause. After `max_failures` failures in a row that are not transient the supervisor gives up:
+restarted after a growing delay. After `max_failures` failures in a row that are not transient the supervisor gives up:
 `guard()` and `watch()` then raise, so that the process ends and can be restarted whole.
 """
 

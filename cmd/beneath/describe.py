@@ -116,13 +116,13 @@ def explanation(description: Mapping[str, Any]) -> Iterator[str]:
             timeout = "no timeout" if each["timeout"] is None else f"timeout {each['timeout']:g} s"
             once = ", database effects once per event" if each["once"] else ""
             yield f"  {each['concurrency']} at a time per process, {timeout}{once}"
-            yield f"  {each['attempts']} attempts{_pauses(each['delays'])}; then {_end(each['on_exhausted'])}"
+            yield f"  {each['attempts']} attempts{_delays(each['delays'])}; then {_end(each['on_exhausted'])}"
         for option in SHOWN_OPTIONS:
             if option not in WORDED_OPTIONS and each[option]:
                 yield f"  {option}: {each[option]}"
 
 
-def _pauses(delays: Sequence[float]) -> str:
+def _delays(delays: Sequence[float]) -> str:
     if not delays:
         return ""
     return f", at most {', '.join(f'{each:g}' for each in delays)} s apart"

@@ -53,7 +53,7 @@ class FakeSpawner:
         return self.children[-1]
 
 
-async def test_ended_child_is_restarted_after_a_growing_pause() -> None:
+async def test_ended_child_is_restarted_after_a_growing_delay() -> None:
     clock, spawner = FakeClock(), FakeSpawner()
     running = asyncio.create_task(Supervised("worker", (), grace=5, spawn=spawner.spawn, clock=clock).run())
     await clock.settle()

@@ -42,7 +42,7 @@ class FailingTask:
         await asyncio.Event().wait()
 
 
-async def test_failed_task_is_logged_and_restarted_with_growing_pauses(
+async def test_failed_task_is_logged_and_restarted_with_growing_delays(
     clock: FakeClock, supervisor: Supervisor
 ) -> None:
     work = FailingTask(ValueError("a"), ExceptionGroup("b", [OSError("c")]), asyncio.CancelledError())

@@ -99,7 +99,7 @@ def supervise(fleet: Fleet, *, done: int) -> int:
         ended = {(each.listener, each.key, each.n) for each in fleet.journal.of("end")}
         return len(ended) == done and len(fleet.dead_letters()) == len(LETHAL)
 
-    until(settled, "all is handled or given up", timeout=90)
+    until(settled, "all is handled or dead", timeout=90)
     fleet.wait_ready(worker)
     fleet.stop(worker)
     return deaths

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 def test_dead_letter_retried_from_the_command_line_reaches_only_its_listener(fleet: Fleet) -> None:
     worker = fleet.started("failing", "done")
     fleet.publish([Job(key="a", n=1)])
-    until(lambda: fleet.stats()["failing"].dead, "it is given up")
+    until(lambda: fleet.stats()["failing"].dead, "it is a dead letter")
     assert [each.attempt for each in fleet.runs("failing")] == [1, 2, 3, 4]
 
     [row] = fleet.command("bus", "dead", "list", "--json")

@@ -58,7 +58,7 @@ def test_new_listener_gets_every_event_accepted_after_its_declaration(fleet: Fle
     workers = fleet.pair("done")
     arguments = {"keys": ["a"], "count": 1000, "rate": 400}
     publisher = fleet.start(program="persistent", work=False, arguments=arguments)
-    until(lambda: len(fleet.runs("done", "end")) > 100, "it is under way")
+    until(lambda: len(fleet.runs("done", "end")) > 100, "the workers handle events")
     newer = fleet.start("done", "late")
     registered = fleet.wait_ready(newer)
     first = next_accepted(fleet, registered)

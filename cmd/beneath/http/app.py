@@ -48,11 +48,7 @@ def create_app(
     clock: Clock | None = None,
     options: HttpOptions | None = None,
 ) -> FastAPI:
-    """Return the API of `services`, with health and metrics.
-
-    `correlate` is `bus.correlation`: it sets the correlation id of the events that a request publishes. `ready` has the
-    probes of `/readyz` by name; `metrics` returns the body of `/metrics`.
-    """
+    """Return the API of `services`, with health and metrics; `create_api` explains the other arguments."""
     options = options or HttpOptions()
     app = create_api(
         DOMAINS,

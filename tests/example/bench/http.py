@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", "--count", type=int, default=1_500, help="requests per measurement")
     parser.add_argument("-r", "--rounds", type=int, default=5, help="how often each pair is measured")
-    parser.add_argument("-c", "--connections", type=int, default=16, help="how many requests are under way at a time")
+    parser.add_argument("-c", "--connections", type=int, default=16, help="how many requests are in flight at a time")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, Processes() as processes:
         ours, user_id = start_ours(processes, Path(name))

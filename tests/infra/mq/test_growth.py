@@ -155,7 +155,7 @@ STEPS: dict[str, tuple[Fill, Step]] = {
         lambda db, many: store_mailboxes(db, many, 1, owner=DEAD),
         lambda db: membership.take_over_some(db, None, worker=DEAD, clock=clock),
     ),
-    "look for claims without a worker": (lambda db, many: store(db, many, 1, owner=DEAD), membership.unknown_owners),
+    "find claims without a worker": (lambda db, many: store(db, many, 1, owner=DEAD), membership.unknown_owners),
     "leave": (
         lambda db, many: store(db, many, 1, owner=LIVE),
         lambda db: membership.leave_some(db, None, worker=LIVE, keep=[], clock=clock),
@@ -168,7 +168,7 @@ STEPS: dict[str, tuple[Fill, Step]] = {
         lambda db, many: store_mailboxes(db, many, 2),
         lambda db: parking.unpark_some(db, None, it=parking.Needed(MAIL, True, "Happened"), clock=clock),
     ),
-    "look for what can be unparked": (
+    "find what can be unparked": (
         lambda db, many: store(db, many, 2),
         lambda db: parking.needed(db, {"work": ["Happened", "Other"], "mail": ["Happened"]}),
     ),

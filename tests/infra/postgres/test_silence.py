@@ -89,7 +89,7 @@ async def test_close_on_a_silent_server_makes_an_unfinished_publish_indeterminat
         async with new_store(server) as store:
             queue, _ = await distant(store, proxy).open()
             await queue.publish([message("a")])
-            # A ring takes the connection that there is, and the next publish would have to make another one.
+            # A notification takes the connection that there is, and the next publish would have to make another one.
             if notifying := queue_dialect(queue)._notifier._notifying:
                 await asyncio.wait([notifying])
             proxy.black_out()

@@ -1,4 +1,4 @@
-"""Requests that the server executes after the sender has given up have no harmful effect."""
+"""Requests that the server executes after the sender's timeout have no harmful effect."""
 
 import asyncio
 

@@ -26,16 +26,16 @@ RETRY_AFTER: Final = 1
 """Seconds after which clients should repeat a request that failed temporarily."""
 
 MAX_DETAIL: Final = 1000
-"""Characters of a problem's `detail`."""
+"""The largest number of characters in a problem's `detail`."""
 
 MAX_ERRORS: Final = 20
-"""Errors listed in `errors`; `errors_total` is the number of all of them."""
+"""The largest number of errors in `errors`; `errors_total` counts all of them."""
 
 MAX_SUMMARY: Final = 5
-"""Errors that `detail` repeats."""
+"""The largest number of errors that `detail` repeats."""
 
 MAX_PART: Final = 200
-"""Characters of each text in a response that repeats a part of the request."""
+"""The largest number of characters that a response repeats of a part of the request."""
 
 
 @dataclass(frozen=True, slots=True)

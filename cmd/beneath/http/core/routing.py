@@ -15,10 +15,10 @@ from starlette.requests import ClientDisconnect
 from beneath.http.core.problems import BAD_REQUEST, INVALID, MALFORMED_JSON, ProblemError, shortened
 
 MAX_VALUES: Final = 1000
-"""Values in a body, nested ones included, and parameters in a query, at most: each of them is validated."""
+"""The largest number of values in a body, nested ones included, and of parameters in a query: each is validated."""
 
 MAX_DEPTH: Final = 32
-"""Levels of objects and arrays in a body, at most."""
+"""The largest depth of objects and arrays in a body."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
