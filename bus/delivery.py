@@ -14,7 +14,7 @@ NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Cause(Protocol):
-    """What led to a publish: a delivery, another publish, or a request. The publish takes over its ids."""
+    """The cause of a publish: a delivery, another publish, or a request. The publish takes over its ids."""
 
     @property
     def correlation_id(self) -> str | None:

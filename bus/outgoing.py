@@ -60,7 +60,7 @@ class Outgoing(msgspec.Struct):
     """True for events from `publish_many`: the caller never sees their ids, so it cannot retry them by id."""
 
     depth: int = 0
-    """How many sync listeners the publish is nested in."""
+    """The number of sync listeners that the publish is nested in."""
 
     sync_phase: SyncPhase | None = None
     """The publishes of the outermost publish until its sync phase ends; None with a database."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from infra.clock import Clock
 
 ATTEMPTS = 3
-"""How often a step is started whose task is cancelled: `asyncio.run` cancels all tasks at its end."""
+"""The number of attempts at a step whose task is cancelled: `asyncio.run` cancels all tasks at its end."""
 
 
 class StopSequence:

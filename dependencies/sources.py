@@ -227,7 +227,7 @@ _LIST_ALL = "`beneath config generate -`"
 """The command that prints every setting with its variable."""
 
 _UNREADABLE = (ValueError, RecursionError)
-"""What the YAML library raises, besides its own errors, for an invalid date or number and for deep nesting."""
+"""The errors that the YAML library raises, besides its own, for an invalid date or number and for deep nesting."""
 
 
 def _unreadable(error: Exception) -> str:

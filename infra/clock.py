@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What time it is, and how to wait. Everything in the bus and its drivers that waits, waits here."""
+    """The time, and waits. The bus and its drivers wait by these methods alone."""
 
     def time(self) -> float:
         """Return the wall-clock time, in seconds since the epoch."""

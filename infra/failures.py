@@ -9,22 +9,22 @@ from types import TracebackType
 from typing import Any
 
 MAX_ERROR = 2_000
-"""How much of an error's message is kept, in characters."""
+"""The largest number of characters of an error's message; the rest is cut off."""
 
 MAX_TRACEBACK = 16_384
-"""How much of a traceback is kept, in characters; the end says most."""
+"""The largest number of characters of a traceback; the beginning is cut off, because the end says most."""
 
 MAX_RENDERED = 32
-"""How many errors a traceback shows, causes and members of groups included: rendering one takes about 0.1 ms."""
+"""The largest number of errors in a traceback, with causes and members of groups: rendering one takes about 0.1 ms."""
 
 MAX_MEMBERS = 15
-"""How many members of a group a traceback shows."""
+"""The largest number of members of a group in a traceback."""
 
 MAX_FRAMES = 100
-"""How many frames of an error a traceback shows, the innermost ones."""
+"""The largest number of stack frames of an error in a traceback, the innermost ones."""
 
 MAX_NOTES = 10
-"""How many notes of an error a traceback shows."""
+"""The largest number of notes of an error in a traceback."""
 
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
 _CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n\n"

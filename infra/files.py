@@ -8,10 +8,10 @@ PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
 
 THREADS_SHORT = "no thread could be started; raise the limit of processes (`ulimit -u`, TasksMax= in a systemd unit)"
-"""What to say when starting a thread raised RuntimeError."""
+"""The text of errors after starting a thread raised RuntimeError."""
 
 _NEEDED = 4
-"""How many files one step of a library may open at once."""
+"""The largest number of files that one step of a library opens at once."""
 
 
 def private_folder(path: Path) -> None:

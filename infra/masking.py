@@ -185,7 +185,7 @@ def _spliced(text: str, spans: Iterator[tuple[int, int]]) -> str:
 
 
 class _Next:
-    """Where the next match of a pattern is. Positions that only grow cost one pass over the text, all together."""
+    """Finds the next match of a pattern. All calls with growing positions take one pass over the text together."""
 
     def __init__(self, text: str, pattern: re.Pattern[str]) -> None:
         self._text = text
@@ -201,7 +201,7 @@ class _Next:
 
 
 class _Quotations:
-    """Where quotations end. None goes beyond its line."""
+    """Finds the ends of quotations, which do not extend beyond their lines."""
 
     def __init__(self, text: str) -> None:
         self._line_end = _Next(text, _LINE_END)
@@ -267,7 +267,7 @@ def _passwords(text: str) -> Iterator[tuple[int, int]]:
 
 
 class _Words:
-    """Where the URLs of a text end, and the @ in and behind them."""
+    """Finds the ends of the URLs in a text, and the last @ of each."""
 
     def __init__(self, text: str) -> None:
         self._text = text

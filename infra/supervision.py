@@ -59,14 +59,14 @@ class BackgroundTaskFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskState:
-    """How the background tasks of one name are doing."""
+    """The state of the background tasks of one name."""
 
     name: str
     running: int
-    """How many of them there are now."""
+    """Their present number."""
 
     failures: int
-    """Failures in a row of the worst of them; 0 once it has made progress."""
+    """The number of failures in a row of the one that has most; 0 once it has made progress."""
 
     failures_total: int
     """All failures since the supervisor was made."""

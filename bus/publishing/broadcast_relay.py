@@ -15,10 +15,10 @@ from infra.mq import MessageQueue, QueueRejected
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 GROUP = 100
-"""How many frames are sent in one request, at most."""
+"""The largest number of frames in one request."""
 
 MAX_FRAMES = 10_000
-"""How many frames wait, at most; then the oldest are dropped."""
+"""The largest number of waiting frames; beyond it the oldest are dropped."""
 
 MAX_BYTES = 16 * 1024 * 1024
 """The size of all waiting frames together, in bytes, at most; then the oldest are dropped."""

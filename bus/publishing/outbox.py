@@ -59,7 +59,7 @@ OUTBOX = Table(
 )
 
 GROUP = 200
-"""How many rows the relay reads and sends in one group, at most."""
+"""The largest number of rows that the relay reads and sends in one group."""
 
 GROUP_BYTES = 1024 * 1024
 """The size of the bodies of such a group, in bytes, at most; a larger row is sent alone."""

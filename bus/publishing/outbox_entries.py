@@ -7,7 +7,7 @@ from infra.mq import Message
 
 
 class EntryKind(StrEnum):
-    """What a row is for, and which process may send it."""
+    """The purpose of a row, which determines the process that may send it."""
 
     PUBLISH = "publish"
     """A message that only the holder of the relay lease sends, in row order: ordered, or with an explicit id.

@@ -34,7 +34,7 @@ class OutboxSender:
 
     def __init__(self, mq: MessageQueue, outbox: Outbox, metrics: BusMetrics, sent: set[int | str]) -> None:
         self.group = GROUP
-        """How many rows to send in one group."""
+        """The number of rows to send in one group."""
 
         self._id = uuid.uuid4().hex
         self._mq = mq

@@ -12,7 +12,7 @@ from bus.publishing.outbox_entries import EntryKind
 from infra.db import Database
 
 STEP = 1_000
-"""How many rows one transaction changes, at most."""
+"""The largest number of rows that one transaction changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ Less than `LEFTOVER_AFTER`, so that no other process can have sent and deleted t
 """
 
 MAX_WAITING = 10_000
-"""How many messages wait in memory to be pushed, at most; the relay sends the rows of all others."""
+"""The largest number of messages that wait in memory to be pushed; the relay sends the rows of all others."""
 
 MAX_WAITING_BYTES = 16 * 1024 * 1024
 """The size of these messages together, in bytes, at most; a larger message waits alone."""

@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from infra.db import Database
 
 PRUNED_AT_ONCE = 500
-"""How many inbox rows one call of `prune` deletes at most."""
+"""The largest number of inbox rows that one call of `prune` deletes."""
 
 INBOX = table("beneath_inbox", column("listener"), column("message_id"), column("handled_at"))
 

@@ -14,7 +14,7 @@ class Lane:
     def __init__(self, listener: Listener, metrics: ListenerMetrics) -> None:
         self.listener = listener
         self.capacity = listener.options.concurrency
-        """How many handlers of the listener may run at once."""
+        """The largest number of the listener's handlers that run at once."""
 
         self.metrics = metrics
         self.waiting: deque[Claim] = deque()
@@ -28,7 +28,7 @@ class Lane:
 
     @property
     def free(self) -> int:
-        """How many more claims could start now."""
+        """The number of further claims that could start now."""
         return self.capacity - len(self.slots) - self._queued
 
     def want(self, shared: int) -> int:
@@ -45,7 +45,7 @@ class Lane:
 
     @property
     def _queued(self) -> int:
-        """How many claims wait for slots that are busy."""
+        """The number of claims that wait for busy slots."""
         return max(0, len(self.waiting) - len(self.opening))
 
     def take(self) -> Claim | None:

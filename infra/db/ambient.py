@@ -18,15 +18,15 @@ from infra.db.transaction import Transaction
 from infra.ownership import LoopOwner
 
 
-class _Frame(NamedTuple):
+class _Ambient(NamedTuple):
     """The transaction of one database around the running code; None where `db.hidden()` hides it."""
 
     dialect: DatabaseDialect
     transaction: Transaction | None
-    outer: "_Frame | None"
+    outer: "_Ambient | None"
 
 
-_frames: ContextVar[_Frame | None] = ContextVar("infra.db.transaction", default=None)
+_ambient: ContextVar[_Ambient | None] = ContextVar("infra.db.transaction", default=None)
 
 
 def surrounding(dialect: DatabaseDialect) -> Transaction | None:
@@ -35,13 +35,13 @@ def surrounding(dialect: DatabaseDialect) -> Transaction | None:
     Raises:
         TransactionNotOwned: the transaction belongs to another task.
     """
-    frame = _frames.get()
-    while frame is not None and frame.dialect is not dialect:
-        frame = frame.outer
-    if frame is None or frame.transaction is None or frame.transaction.ended:
+    found = _ambient.get()
+    while found is not None and found.dialect is not dialect:
+        found = found.outer
+    if found is None or found.transaction is None or found.transaction.ended:
         return None
-    frame.transaction.check_owner()
-    return frame.transaction
+    found.transaction.check_owner()
+    return found.transaction
 
 
 class Hidden:
@@ -49,14 +49,14 @@ class Hidden:
 
     def __init__(self, dialect: DatabaseDialect) -> None:
         self._dialect = dialect
-        self._outer: _Frame | None = None
+        self._outer: _Ambient | None = None
 
     def __enter__(self) -> None:
-        self._outer = _frames.get()
-        _frames.set(_Frame(self._dialect, None, self._outer))
+        self._outer = _ambient.get()
+        _ambient.set(_Ambient(self._dialect, None, self._outer))
 
     def __exit__(self, *_: object) -> None:
-        _frames.set(self._outer)
+        _ambient.set(self._outer)
 
 
 class TransactionBlock:
@@ -67,16 +67,16 @@ class TransactionBlock:
         self._lock = lock
         self._mine: Transaction | None = None
         self._joined: RollbackScope | None = None
-        self._outer: _Frame | None = None
+        self._outer: _Ambient | None = None
 
     async def __aenter__(self) -> Transaction:
         transaction = surrounding(self._dialect)
         if transaction is not None:
             self._joined = transaction.scope
             return transaction
-        self._outer = _frames.get()
+        self._outer = _ambient.get()
         self._mine = Transaction(self._dialect, self._lock)
-        _frames.set(_Frame(self._dialect, self._mine, self._outer))
+        _ambient.set(_Ambient(self._dialect, self._mine, self._outer))
         return self._mine
 
     async def __aexit__(
@@ -97,7 +97,7 @@ class TransactionBlock:
             except BaseException as raised:  # noqa: BLE001  # raised again once the transaction has ended
                 failure = raised
         ending = await transaction.end(failure)
-        _frames.set(self._outer)
+        _ambient.set(self._outer)
         cancelled = await transaction.notify(kept=ending.kept) or ending.cancelled
         if cancelled is not None:
             raise cancelled from ending.error

@@ -1,4 +1,4 @@
-"""What all commands share: options, settings, container, the opened queue, and output."""
+"""The parts that all commands share: options, settings, container, the opened queue, and output."""
 
 import asyncio
 import contextlib

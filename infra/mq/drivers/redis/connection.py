@@ -26,7 +26,7 @@ from infra.mq.drivers.redis.address import RedisAddress
 Argument = bytes | str | int | float
 
 _INCOMPLETE: Final = object()
-"""What the parser returns while an answer is incomplete."""
+"""The parser's result while an answer is incomplete."""
 
 _CLOSED_BY_SERVER: Final = "the server closed the connection"
 
