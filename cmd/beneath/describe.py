@@ -26,7 +26,7 @@ SHOWN_OPTIONS = [
 """
 
 WORDED_OPTIONS = {"timeout", "concurrency", "once", "on_exhausted"}
-"""The listener options that `explanation` describes in a sentence, not as `option=value`."""
+"""The listener options that `explanation` describes in a sentence, and not as `option: value`."""
 
 
 def find_event(bus: Bus, name: str) -> EventType:
