@@ -15,6 +15,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from infra.mq.drivers.redis.address import RedisAddress
 from infra.mq.drivers.redis.connection import KEEPALIVE, RedisConnection
+from infra.mq.drivers.redis.link import Link
 from infra.mq.errors import QueueUnavailable
 
 ANSWERS = {
@@ -22,6 +23,7 @@ ANSWERS = {
     b"EVALSHA": [b"-NOSCRIPT No matching script.\r\n"],
     b"GET": [b"$70000\r\n", b"x" * 30000, b"x" * 40000, b"\r\n"],
     b"BLPOP": [],
+    b"TWICE": [b"+ONE\r\n+TWO\r\n"],
     b"BAD": [b"-ERR unknown command\r\n:1\r\n"],
 }
 """The answers of the test server to some commands, each in the parts in which they arrive; others get OK."""
@@ -131,6 +133,16 @@ async def test_errors_of_the_server_are_raised_and_leave_the_connection_usable()
         assert await connection.read() == 1
         assert await ask(connection, "PING") == b"PONG"
         connection.close()
+
+
+async def test_answer_without_a_request_is_not_taken_for_the_next_one() -> None:
+    async with serving() as server:
+        address = RedisAddress.parse(f"redis://127.0.0.1:{server.port}")
+        link = Link(address, "asker", timeout=30, connect_timeout=30)
+        assert await link.command("TWICE") == b"ONE"
+        assert await link.command("PING") == b"PONG"
+        assert link.connections == 2
+        await link.close()
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])

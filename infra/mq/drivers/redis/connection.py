@@ -64,8 +64,8 @@ class RedisConnection:
 
     @property
     def is_connected(self) -> bool:
-        """Whether it is connected; False as soon as the server is known to have closed the connection."""
-        return self._stream is not None and not self._stream.lost
+        """Whether a request can be sent: False once the server has closed the connection or sent an unread answer."""
+        return self._stream is not None and self._stream.is_ready
 
     @property
     def received(self) -> int:
@@ -165,6 +165,11 @@ class _Stream(asyncio.Protocol):
         self._pieces: deque[memoryview] = deque()  # of large requests, not handed to the transport yet
         self._paused = False
         self._parser = Reader(replyError=DefaultParser.parse_error, notEnoughData=_INCOMPLETE)
+
+    @property
+    def is_ready(self) -> bool:
+        # The next answer would be taken for that of the next request.
+        return not (self.lost or self._parser.has_data())
 
     @property
     def unsent(self) -> int:
