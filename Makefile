@@ -17,7 +17,7 @@ UNIT := tests/bus tests/dependencies tests/models tests/services $(wildcard test
 WITHOUT_SERVERS := -m "not thorough and not e2e" -k "not [postgres] and not [valkey]"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup start dev test test-fast test-all soak check bench-drivers bench-memory bench-http fmt lock clean
+.PHONY: help setup start dev test test-fast coverage test-all soak check bench-drivers bench-memory bench-http fmt lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test: $(READY)  ## Run the tests
 
 test-fast: $(READY)  ## Run the unit tests alone, without processes and servers
 	@$(BIN)/python -m pytest -n logical -q $(WITHOUT_SERVERS) $(UNIT)
+
+coverage: $(READY)  ## Report which lines and branches the unit tests run, and fail below the floor in pyproject.toml
+	@$(BIN)/python -m pytest -n logical -q $(WITHOUT_SERVERS) --cov --cov-report=term $(UNIT)
 
 test-all: $(READY)  ## Run what `make test` omits: thorough tests, more seeds, other servers, processes on other stacks
 	@$(BIN)/python -m pytest -n auto -m thorough
@@ -80,4 +83,4 @@ lock:  ## Pin the requirements anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --upgrade --extra postgres -c requirements/dev.txt pyproject.toml -o requirements/production.txt
 
 clean:  ## Remove .venv and caches; data/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage

@@ -168,7 +168,7 @@ async def ignore_deposit(event: Deposited, delivery: Delivery) -> None: ...
 
 @asynccontextmanager
 async def opened_site(folder: Path, queue: type[RemoteQueue] = RemoteQueue) -> AsyncIterator[Site]:
-    db = Database(f"sqlite:///{folder / 'beneath.db'}", busy_timeout=2)
+    db = Database(f"sqlite:///{folder / 'beneath.db'}", busy_timeout=30)
     await db.open()
     await upgrade(db, [BUS])
     site = Site(db, FakeClock(), queue)

@@ -57,7 +57,7 @@ class Ledger:
 
 @pytest.fixture
 async def db(tmp_path: Path) -> AsyncIterator[Database]:
-    db = Database(f"sqlite:///{tmp_path / 'beneath.db'}", busy_timeout=2)
+    db = Database(f"sqlite:///{tmp_path / 'beneath.db'}", busy_timeout=30)
     await db.open()
     await upgrade(db, [BUS])
     async with db.transaction() as transaction:

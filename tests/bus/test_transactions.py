@@ -63,7 +63,7 @@ class System:
 @pytest.fixture(params=["memory", "sql"])
 async def system(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[System]:
     clock = FakeClock()
-    db = Database(f"sqlite:///{tmp_path / 'beneath.db'}", busy_timeout=2)
+    db = Database(f"sqlite:///{tmp_path / 'beneath.db'}", busy_timeout=30)
     await db.open()
     await upgrade(db, [BUS])
     async with db.transaction() as transaction:
