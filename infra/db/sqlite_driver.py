@@ -271,7 +271,7 @@ class SQLiteConnection:
                 connection.rollback()
         except sqlite3.Error:
             self.broken = True
-            connection.close()
+            self._close()  # the next statement reports it, so that the pool replaces the connection
             raise
 
     def _close(self) -> None:

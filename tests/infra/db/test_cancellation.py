@@ -1,13 +1,16 @@
 """Cancellation of transactions: the write lock is released, and every participant learns the outcome."""
 
 import asyncio
+import contextlib
 import random
 import sqlite3
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from infra.db import CommitIndeterminate, Database
 from infra.db.sqlite_driver import SQLiteConnection
@@ -116,6 +119,33 @@ async def test_a_cancelled_read_frees_its_connection(db: Database) -> None:
             async with asyncio.timeout(0.01), db.read() as session:
                 await session.execute(ENDLESS)
     assert await names(db) == []
+
+
+async def test_read_connection_whose_rollback_failed_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[sqlite3.Error] = []
+
+    class Failing(sqlite3.Connection):
+        def rollback(self) -> None:
+            if failures:
+                raise failures.pop()
+            super().rollback()
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **options: connect(*given, **options, factory=Failing))
+    db = Database(f"sqlite:///{tmp_path}/test.db", busy_timeout=5.0)
+    await db.open()
+    async with db.read() as session:
+        await session.execute(text("SELECT 1"))
+        failures.append(sqlite3.OperationalError("disk I/O error"))
+    await until(lambda: not failures)
+    with contextlib.suppress(DBAPIError):  # this read may still get the failed connection
+        async with db.read() as session:
+            await session.execute(text("SELECT 1"))
+    async with db.read() as session:
+        assert (await session.execute(text("SELECT 2"))).scalar() == 2
+    await db.close()
 
 
 async def test_a_cancellation_during_commit_waits_for_its_outcome(
