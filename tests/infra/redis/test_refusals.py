@@ -87,8 +87,14 @@ async def test_user_without_permission_is_told_the_required_permissions() -> Non
     assert "ACL" in await refusal(f"redis://reader:pw@127.0.0.1:{server.port}")
 
 
-async def test_minimal_permissions_are_sufficient(opened: Open, namespace: str) -> None:
-    rights = "+@read +@write +@scripting -@dangerous +publish +subscribe +ping +time +info +client|setname +select"
+@pytest.mark.parametrize(
+    "rights",
+    [
+        "+@read +@write +@scripting -@dangerous +publish +subscribe +ping +time +info +client|setname +select",
+        "+@read +@write +@scripting +@connection +publish +subscribe +time +info",  # those that an error names
+    ],
+)
+async def test_minimal_permissions_are_sufficient(opened: Open, namespace: str, rights: str) -> None:
     user = f"bus on >pw ~{{{namespace}:*}}:* &{{{namespace}:*}}:* {rights}"
     server = servers.new_server(servers.any_kind(), "--user", *user.split())
     queue = await opened(f"redis://bus:pw@127.0.0.1:{server.port}")

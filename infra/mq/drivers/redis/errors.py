@@ -8,7 +8,8 @@ from infra.mq.errors import QueueError, QueueIndeterminate, QueueRejected, Queue
 _UNKNOWN = "it requires a password: set it in mq.redis.url, as redis://:PASSWORD@host:6379"
 _REFUSED = "it refuses this username or password: correct mq.redis.url"
 _FORBIDDEN = (
-    "this user lacks permission: its ACL must allow @read, @write, @scripting, publish and subscribe for mq.namespace"
+    "this user lacks permission: its ACL must allow @read, @write, @scripting, @connection, publish, subscribe, time "
+    "and info for mq.namespace"
 )
 
 _EXPLANATIONS: tuple[tuple[type[Exception], str], ...] = (
