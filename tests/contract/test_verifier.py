@@ -1,6 +1,7 @@
 """Test of the model: a search of a few seconds finds each of these bugs in the memory driver."""
 
 # ruff: noqa: ANN401  # what is put into a class from outside takes any self
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis.stateful import run_state_machine_as_test
 from msgspec.structs import replace
 
-from infra.mq import Claim, Message, Outcome, Settlement
+from infra.mq import Claim, ClaimLimits, Message, Outcome, Settlement
 from infra.mq.drivers.memory import (
     MemoryQueue,
     agenda,
@@ -220,7 +221,12 @@ def a_blocked_key_unblocks_itself(patch: Patch) -> None:
 
 @bug
 def suspects_are_not_claimed_alone(patch: Patch) -> None:
-    patch.setattr(ordered, "SUSPECT", 1000)
+    honest = ordered._batch
+
+    def batch(mailbox: ordered.Mailbox, limits: ClaimLimits) -> list[PendingDelivery]:
+        return honest(mailbox, dataclasses.replace(limits, suspect_after=1000))
+
+    patch.setattr(ordered, "_batch", batch)
 
 
 @pytest.mark.thorough

@@ -60,8 +60,8 @@ class UnsteadyMachine(WholeMachine):
     def do(self, step: Step, fault: str | None, patience: int, delivered: bool) -> None:
         name, values = step
         with self._reporting_failures():
-            if name == "advance":
-                self._deliver_late()  # A publish delayed for longer than the dedupe window would be a new message.
+            if name in FORGETTING:
+                self._deliver_late()
             if name not in STEADY and (fault != "late" or name in LATE):
                 self._inject(fault, patience)
             try:
@@ -127,6 +127,9 @@ class UnsteadyMachine(WholeMachine):
 STEADY = frozenset({"advance", "close", "retire", "crash", "take_over", "poison", "cancel_a_fetch"})
 """Steps without faults: they renew leases or end a worker, where a fault may cause a takeover unknown to the model."""
 
+
+FORGETTING = frozenset({"advance", "cancel", "reschedule"})
+"""Steps after which the queue may have forgotten an id, so that a late publish of it would be a new message."""
 
 LATE = frozenset({"publish", "publish_again", "fetch", "succeed", "fail", "settle_again", "isolate"})
 """Steps whose late requests have no effect; late requests of operators take effect."""

@@ -11,7 +11,16 @@ from pathlib import Path
 from tests.docs.blocks import ROOT, Block
 
 LEFT_OUT = shutil.ignore_patterns(
-    ".venv", ".git", "data", "dist", "build", "__pycache__", ".hypothesis", ".pytest_cache", ".import_linter_cache"
+    ".venv",
+    ".git",
+    "data",
+    "dist",
+    "build",
+    "__pycache__",
+    ".hypothesis",
+    ".coverage",
+    ".pytest_cache",
+    ".import_linter_cache",
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.docs.blocks import EXAMPLE, ROOT
 from tests.docs.owners import FRAMEWORK, YOURS, table, whose
 
-IGNORED = {".venv", ".git", "data", "dist", "build", "__pycache__"}
+IGNORED = {".venv", ".git", "data", "dist", "build", "__pycache__", ".hypothesis", ".coverage"}
 
 
 def files() -> list[str]:
