@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import asyncpg  # type: ignore[import-untyped]  # it has no types; `Driver` is its typed part
 
 from infra.db.postgresql_url import Address
+from infra.keepalive import enable_keepalive
 
 CANCEL_CHECK = 2000
 """Milliseconds between the server's checks that the client of a running statement is still connected."""
@@ -102,7 +103,7 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
     def __init__(self, protocol: object, transport: asyncio.Transport, *values: Any) -> None:  # noqa: ANN401  # asyncpg's own
         super().__init__(protocol, transport, *values)
         self._closing = False
-        _enable_keepalive(transport)
+        _keep_alive(transport)
 
     async def execute(self, query: str, *values: object, timeout: float | None = None) -> str:
         if timeout is None and query.rstrip(";") == "ROLLBACK":
@@ -182,15 +183,12 @@ async def connect(
     return cast("Driver", connection)
 
 
-def _enable_keepalive(transport: asyncio.Transport) -> None:
+def _keep_alive(transport: asyncio.Transport) -> None:
     """Make the operating system end a connection when the peer does not acknowledge any more."""
     peer = transport.get_extra_info("socket")
     if peer is None or peer.family not in {socket.AF_INET, socket.AF_INET6}:
         return
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        if (option := getattr(socket, name, None)) is not None:
-            peer.setsockopt(socket.IPPROTO_TCP, option, value)
+    enable_keepalive(peer, _KEEPALIVE)
 
 
 async def is_pooled(connection: Driver) -> bool:

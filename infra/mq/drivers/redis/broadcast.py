@@ -19,7 +19,7 @@ async def broadcast(core: Core, frames: Sequence[bytes], origin: str) -> None:
     """Send frames to every receiver but those of `origin`."""
     options = core.options
     keys = [core.keys.of("meta"), core.keys.of("news")]
-    arguments = (core.keys.broadcasts, origin, options.broadcasts_kept, round(options.broadcast_kept * 1000))
+    arguments = (core.keys.broadcasts, origin, options.max_broadcasts, round(options.broadcast_kept * 1000))
     await core.link("broadcast").run(scripts().broadcast, keys, *arguments, *frames)
 
 

@@ -21,6 +21,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio.connection import DefaultParser
 
 from infra.backoff import Backoff
+from infra.keepalive import enable_keepalive
 from infra.mq.drivers.redis.address import RedisAddress
 
 Argument = bytes | str | int | float
@@ -144,10 +145,7 @@ def pack(arguments: tuple[Argument, ...]) -> bytes:
 def _keep_alive(sock: socket.socket) -> None:
     # Otherwise a router may forget an idle connection, and the next request would get no answer.
     with contextlib.suppress(OSError):  # a connection lost already, as its first request will tell
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE.items():
-            if (option := getattr(socket, name, None)) is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        enable_keepalive(sock, KEEPALIVE)
 
 
 class _Stream(asyncio.Protocol):
@@ -168,7 +166,7 @@ class _Stream(asyncio.Protocol):
 
     @property
     def is_ready(self) -> bool:
-        # The next answer would be taken for that of the next request.
+        # The next request would read an unread answer as its own.
         return not (self.lost or self._parser.has_data())
 
     @property

@@ -42,7 +42,7 @@ class RedisOptions:
     poll: float
     max_body: int | None
     broadcast_kept: float = BROADCAST_KEPT
-    broadcasts_kept: int = 4096
+    max_broadcasts: int = 4096
 
     @property
     def margin(self) -> float:

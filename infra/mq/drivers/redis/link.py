@@ -4,11 +4,16 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from hiredis import pack_command
 from redis import exceptions as redis_errors
 
 from infra.mq.drivers.redis.address import RedisAddress
-from infra.mq.drivers.redis.connection import Argument, RedisConnection, bounded, reconnection_backoff
+from infra.mq.drivers.redis.connection import (
+    Argument,
+    RedisConnection,
+    bounded,
+    pack,
+    reconnection_backoff,
+)
 from infra.mq.drivers.redis.errors import ANSWERS, AnswerLost, explain, indeterminate
 from infra.mq.drivers.redis.scripts import Script
 from infra.mq.errors import QueueClosed, QueueIndeterminate, QueueUnavailable
@@ -166,7 +171,7 @@ class Link:
             raise QueueClosed("the queue was closed")
 
     async def _exchange(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - the server's answer
-        packed = pack_command(arguments)
+        packed = pack(arguments)
         self._begin(len(packed))
         try:
             self._connection.send(packed)
