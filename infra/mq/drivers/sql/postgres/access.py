@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import TypeVar
 
+from infra.backoff import Backoff
 from infra.db.postgresql import PostgreSQL
 from infra.mq.drivers.sql.postgres import registry
 from infra.mq.drivers.sql.postgres.connections import Operation, QueueConnections
@@ -80,11 +81,10 @@ class ServerAccess:
         """
         deadline = time.monotonic() + self._patience
         in_flight = await self.read(registry.publishers)
-        pause = REGISTRY_PAUSE / 32
+        backoff = Backoff(REGISTRY_PAUSE / 32, REGISTRY_PAUSE)
         while in_flight:
             if time.monotonic() >= deadline:
                 where = self._db.address.where
                 raise KeyBusy(f"PostgreSQL at {where}: another transaction held a needed lock for too long; try again")
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, REGISTRY_PAUSE)
+            await asyncio.sleep(backoff.failed())
             in_flight &= await self.read(registry.publishers)

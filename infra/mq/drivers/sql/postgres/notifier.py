@@ -6,6 +6,7 @@ import secrets
 
 import structlog
 
+from infra.backoff import Backoff
 from infra.clock import SystemClock
 from infra.db import DatabaseError
 from infra.db.postgresql import PostgreSQL
@@ -30,7 +31,7 @@ CHECK_INTERVAL = 10.0
 CHECK_TIMEOUT = 5.0
 """Seconds after which such a check fails."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -74,7 +75,7 @@ class Notifier:
         self._first = None if self._db.mode.pooled else await self._listen()
         start = self._supervisor.start
         for name, work in (("queue poll", self._poll), ("queue notifications", self._keep_listening)):
-            self._tasks.append(contextvars.Context().run(start, name, work, max_backoff=_LONGEST_PAUSE))
+            self._tasks.append(contextvars.Context().run(start, name, work, max_backoff=_LONGEST_DELAY))
 
     async def close(self) -> None:
         """Stop listening, polling and notifying."""
@@ -150,10 +151,10 @@ class Notifier:
             await self._compare_clocks()
             return
         driver, self._first = self._first, None
-        pause = _FIRST_PAUSE
+        backoff = Backoff(_FIRST_DELAY, _LONGEST_DELAY)
         while True:
             if driver is not None:
-                pause = _FIRST_PAUSE
+                backoff.succeeded()
                 try:
                     await self._watch_over(driver)
                 finally:
@@ -161,8 +162,7 @@ class Notifier:
                 driver = None
                 self._interrupt()
                 _log.warning("notification connection lost")
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            await asyncio.sleep(backoff.failed())
             try:
                 driver = await self._listen()
             except Exception as error:  # noqa: BLE001  # after any error the next attempt may succeed
