@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from infra.db.sqlite_thread import Jobs, JobThread
+from infra.db.sqlite_thread import Jobs, JobThread, hand_over
 
 FIRST_ROWS = 1000
 """The number of rows fetched together with the statement; the rest of a longer result is fetched on request."""
@@ -209,7 +209,7 @@ class SQLiteConnection:
             failure = error
         self._answered += 1
         if answer is not None:
-            _hand_over(answer, result, failure)
+            hand_over(answer, result, failure)
 
     def _guarded(self, statement: Callable[[sqlite3.Connection], _T]) -> _T:
         connection = self._opened()
@@ -373,20 +373,6 @@ class BufferedCursor:
 
     def _close(self, cursor: sqlite3.Cursor, _: sqlite3.Connection) -> None:
         self._connection.close_cursor(cursor)
-
-
-def _hand_over(answer: "asyncio.Future[Any]", result: object, failure: BaseException | None) -> None:
-    with suppress(RuntimeError):  # the loop was closed: no task waits any more
-        answer.get_loop().call_soon_threadsafe(_deliver, answer, result, failure)
-
-
-def _deliver(answer: "asyncio.Future[Any]", result: object, failure: BaseException | None) -> None:
-    if answer.done():  # cancelled
-        return
-    if failure is None:
-        answer.set_result(result)
-    else:
-        answer.set_exception(failure)
 
 
 def _new_future() -> "asyncio.Future[None] | None":

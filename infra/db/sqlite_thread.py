@@ -1,9 +1,11 @@
-"""The thread that runs the statements of one SQLite connection."""
+"""The thread that runs the statements of one SQLite connection, and the way of their answers to the event loop."""
 
+import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 Job = Callable[[], object]
 
@@ -49,3 +51,18 @@ def _run(jobs: "SimpleQueue[Job | None]") -> None:
     while (job := jobs.get()) is not None:
         job()
         del job  # while the thread waits, a job would keep its result in memory
+
+
+def hand_over(answer: "asyncio.Future[Any]", result: object, failure: BaseException | None) -> None:
+    """Set the answer of a job in its event loop; called in the thread."""
+    with suppress(RuntimeError):  # the loop was closed: no task waits any more
+        answer.get_loop().call_soon_threadsafe(_deliver, answer, result, failure)
+
+
+def _deliver(answer: "asyncio.Future[Any]", result: object, failure: BaseException | None) -> None:
+    if answer.done():  # cancelled
+        return
+    if failure is None:
+        answer.set_result(result)
+    else:
+        answer.set_exception(failure)
