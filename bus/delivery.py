@@ -43,6 +43,13 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
     """The number of this attempt: failures so far plus one."""
 
+    last_attempt: bool = False
+    """Whether this is the last attempt of the listener's own policy: `attempt` is `Retry.max_attempts`.
+
+    An error with a policy of its own in `Retry.cases` may end the attempts earlier or later, and so may a crash. Sync
+    and broadcast listeners have one attempt.
+    """
+
     correlation_id: str | None = None
     """The id shared by all messages that follow from one request or command."""
 
@@ -108,7 +115,7 @@ def log_context(_logger: object, _method: str, entry: MutableMapping[str, Any]) 
     return entry
 
 
-def delivery_of(frame: Frame, listener: str, attempt: int = 1) -> Delivery:
+def delivery_of(frame: Frame, listener: str, attempt: int = 1, max_attempts: int = 1) -> Delivery:
     """Return the delivery that a listener's handler receives with a decoded message."""
     headers = dict(frame.headers)
     return Delivery(
@@ -116,6 +123,7 @@ def delivery_of(frame: Frame, listener: str, attempt: int = 1) -> Delivery:
         event=frame.event,
         listener=listener,
         attempt=attempt,
+        last_attempt=attempt >= max_attempts,
         published_at=frame.published_at,
         correlation_id=headers.pop(CORRELATION, frame.id),
         causation_id=headers.pop(CAUSATION, None),

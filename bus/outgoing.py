@@ -136,6 +136,7 @@ class Outgoing(msgspec.Struct):
             id=self.id,
             event=self.name,
             listener=listener,
+            last_attempt=True,
             published_at=self.published_at,
             correlation_id=self.correlation_id,
             causation_id=self.cause.id if self.cause else None,

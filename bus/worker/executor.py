@@ -149,7 +149,8 @@ class Executor:
             frame = decode_frame(delivery.body)
         except UnknownEvent as unknown:
             raise Parked(str(unknown), unknown.needs) from None
-        context = slot.delivery = delivery_of(frame, listener.name, delivery.failures + 1)
+        max_attempts = listener.options.retry.max_attempts
+        context = slot.delivery = delivery_of(frame, listener.name, delivery.failures + 1, max_attempts)
         enter_cause(context)
         event = self._decode(frame)
         metrics.lag_seconds = max(0.0, self._clock.time() - frame.published_at)

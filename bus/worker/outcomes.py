@@ -40,7 +40,7 @@ def release(claim: Claim, delivery: ClaimedDelivery, delay: float = 0.0) -> Sett
     return Settlement(claim=claim, delivery=delivery, outcome=Outcome.RELEASE, delay=delay, close=claim.ordered)
 
 
-class HandlerTimeout(Exception):
+class HandlerTimeout(TimeoutError):
     """A handler took longer than its listener's timeout."""
 
 
@@ -160,7 +160,7 @@ def _failed(attempt: Attempt, error: BaseException, random: Random) -> Settlemen
     metrics.timed_out += type(error) is HandlerTimeout
     fields: dict[str, object] = {**attempt.log_fields(), "attempt": failures, "error": failure.error}
     shows_traceback = bool(traceback) and not isinstance(error, UndecodablePayload)
-    delay = _retry_delay(attempt, failures, random)
+    delay = _retry_delay(attempt, error, failures, random)
     if delay is not None:
         if shows_traceback and attempt.logged.is_new(listener.name, attempt.delivery.message_id, failure.traceback):
             fields["exception"] = failure.traceback
@@ -177,15 +177,23 @@ def _failed(attempt: Attempt, error: BaseException, random: Random) -> Settlemen
     return attempt.settlement(Outcome.DEAD, failure=failure)
 
 
-def _retry_delay(attempt: Attempt, failures: int, random: Random) -> float | None:
-    """Return the delay of the listener's retry policy, or of the default policy if that fails."""
+def _retry_delay(attempt: Attempt, error: BaseException, failures: int, random: Random) -> float | None:
+    """Return the delay of the listener's retry policy for `error`, or of the default policy if that fails."""
     listener = attempt.slot.listener
     try:
-        delay = listener.options.retry.delay(failures, random)
-        return None if delay is None else check_delay(delay, "what Retry.delay() returns")
-    except BaseException as error:  # noqa: BLE001 - a subclass may raise anything
-        attempt.log("error", "retry policy failed", listener=listener.name, error=describe(error))
+        policy = listener.options.retry.policy_for(error)
+        delay = policy.delay(failures, random)
+        if delay is None:
+            return None
+        delay = check_delay(delay, "what Retry.delay() returns")
+    except BaseException as failed:  # noqa: BLE001 - a subclass may raise anything
+        attempt.log("error", "retry policy failed", listener=listener.name, error=describe(failed))
         return DEFAULT_RETRY.delay(failures, random)
+    try:
+        return max(delay, policy.wait_after(error))
+    except BaseException as failed:  # noqa: BLE001 - `after` may raise anything
+        attempt.log("error", "retry policy failed", listener=listener.name, error=describe(failed))
+        return delay
 
 
 def _reason(slot: Slot, error: BaseException) -> BaseException:

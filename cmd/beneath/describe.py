@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from beneath.errors import UsageError
-from bus import Bus, EventType, Listener, ListenerKind, ListenerOptions
+from bus import Bus, EventType, Listener, ListenerKind, ListenerOptions, Retry
 from dependencies.sources import nearest
 
 PLACES = {
@@ -22,8 +22,11 @@ SHOWN_OPTIONS = [
 ]
 """The listener options that a listener's row shows under their own names.
 
-`name` is shown as "listener", `retry` as "attempts" and "delays"; `on_gap`, a function, is not shown.
+`name` is shown as "listener", `retry` as "attempts", "delays" and "cases"; `on_gap`, a function, is not shown.
 """
+
+SHOWN_DELAYS = 20
+"""The number of delays between attempts that are shown at most."""
 
 WORDED_OPTIONS = {"timeout", "concurrency", "once", "on_exhausted"}
 """The listener options that `explanation` describes in a sentence, and not as `option: value`."""
@@ -75,16 +78,23 @@ def field_names(event_type: EventType) -> list[str]:
 
 def listener_row(each: Listener) -> dict[str, object]:
     """Return a listener as plain data; options that do not apply to its kind are None."""
-    retry, own = each.options.retry, each.own_options
+    own = each.own_options
+    retry = each.options.retry if "retry" in own else None
     return {
         "listener": each.name,
         "kind": each.kind.value,
         "events": [event_type.name for event_type in each.event_types],
-        "attempts": retry.max_attempts if "retry" in own else None,
+        "attempts": None if retry is None else retry.max_attempts,
         **{option: own.get(option) for option in SHOWN_OPTIONS},
         "once": each.options.once,
         "aliases": list(each.options.aliases),
-        "delays": [retry.ceiling(n) for n in range(1, retry.max_attempts)] if "retry" in own else None,
+        "delays": None if retry is None else _ceilings(retry),
+        "cases": None
+        if retry is None
+        else {
+            error.__qualname__: {"attempts": case.max_attempts, "delays": _ceilings(case)}
+            for error, case in retry.cases.items()
+        },
     }
 
 
@@ -116,16 +126,29 @@ def explanation(description: Mapping[str, Any]) -> Iterator[str]:
             timeout = "no timeout" if each["timeout"] is None else f"timeout {each['timeout']:g} s"
             once = ", database effects once per event" if each["once"] else ""
             yield f"  {each['concurrency']} at a time per process, {timeout}{once}"
-            yield f"  {each['attempts']} attempts{_delays(each['delays'])}; then {_end(each['on_exhausted'])}"
+            yield f"  {_attempts(each)}; then {_end(each['on_exhausted'])}"
+            for error, case in each["cases"].items():
+                yield f"  after {error}: {_attempts(case)}"
         for option in SHOWN_OPTIONS:
             if option not in WORDED_OPTIONS and each[option]:
                 yield f"  {option}: {each[option]}"
 
 
-def _delays(delays: Sequence[float]) -> str:
+def _ceilings(retry: Retry) -> list[float]:
+    """Return the longest delays between the attempts, up to the one that repeats; at most `SHOWN_DELAYS`."""
+    delays = [retry.ceiling(n) for n in range(1, min(retry.max_attempts, SHOWN_DELAYS + 1))]
+    while len(delays) > 1 and delays[-1] == delays[-2]:
+        delays.pop()
+    return delays
+
+
+def _attempts(policy: Mapping[str, Any]) -> str:
+    attempts: int = policy["attempts"]
+    delays = [f"{each:g}" for each in policy["delays"]]
     if not delays:
-        return ""
-    return f", at most {', '.join(f'{each:g}' for each in delays)} s apart"
+        return f"{attempts} attempt"
+    more = ", ..." if len(delays) < attempts - 1 else ""
+    return f"{attempts} attempts, at most {', '.join(delays)}{more} s apart"
 
 
 def _end(on_exhausted: str | None) -> str:

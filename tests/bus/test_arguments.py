@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 import msgspec
 import pytest
 
-from bus import Bus, BusError, Delivery, InvalidEvent, InvalidListener, PublishRejected, Retry, RetryLater
+from bus import Bus, BusError, Delivery, Discard, InvalidEvent, InvalidListener, PublishRejected, Retry, RetryLater
 from bus.options import BusOptions
 from bus.testing import BusKit
 from infra.clock import FakeClock
@@ -90,13 +90,29 @@ def test_on_gap_must_be_a_function() -> None:
         *({"min_delay": each} for each in (-1, math.nan, math.inf, "1", None, 1e12)),
         *({"max_delay": each} for each in (-1, math.nan, math.inf, "900", None, 1e12)),
         *({"factor": each} for each in (0.5, math.nan, math.inf, 1e6, "2", True)),
-        *({"jitter": each} for each in ("exponential", "Full", "", None, True, ["full"])),
+        *({"jitter": each} for each in ("exponential", "Full", "", True, ["full"])),
+        *({"delays": each} for each in ("1", 5, None, (1, -1), (math.nan,), (math.inf,), ("1",), (True,), range(2000))),
+        *({"after": each} for each in (5, "retry_after", True)),
+        *({"cases": each} for each in (None, [ValueError], {"ValueError": Retry()}, {int: Retry()}, {ValueError: 3})),
+        *({"cases": {each: Retry()}} for each in (KeyboardInterrupt, BaseException, Discard, RetryLater)),
+        {"cases": {ValueError: Retry(cases={KeyError: Retry()})}},
     ],
     ids=short,
 )
 def test_invalid_retry_argument_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"Retry.{next(iter(wrong))}"):
         Retry(**wrong)
+
+
+def test_retry_cases_that_cannot_be_read_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Retry\.cases cannot be read"):
+        Retry(cases=cast("Any", Unreadable()))
+
+
+@pytest.mark.parametrize("formula", [{"min_delay": 2}, {"max_delay": 60}, {"factor": 3}], ids=short)
+def test_retry_with_delays_refuses_the_values_of_the_formula(formula: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Retry takes either delays or min_delay, max_delay, factor"):
+        Retry(delays=(1, 2), **formula)
 
 
 def test_retry_with_a_minimum_above_its_maximum_is_refused() -> None:

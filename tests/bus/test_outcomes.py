@@ -151,6 +151,118 @@ async def test_invalid_delay_of_a_retry_policy_is_replaced_by_the_default(
     assert attempts == [1, 2]
 
 
+class Limited(Exception):
+    def __init__(self, retry_after: object) -> None:
+        super().__init__("too many requests")
+        self.retry_after = retry_after
+
+
+async def attempts_at(retry: Retry, *raised: BaseException) -> list[tuple[float, bool]]:
+    """Return when each attempt ran, in seconds after the first, and whether it was the last of the listener's policy.
+
+    The handler raises one of `raised` after another, and then succeeds.
+    """
+    errors, ran = list(raised), list[tuple[float, bool]]()
+
+    async def handler(event: Ticked, delivery: Delivery) -> None:
+        ran.append((kit.clock.time(), delivery.last_attempt))
+        if errors:
+            raise errors.pop(0)
+
+    async with BusKit() as kit:
+        kit.bus.add_async_listener(handler, name="l", retry=retry)
+        await kit.start()
+        await kit.bus.publish(Ticked(1))
+        await kit.advance(days=1)
+    return [(round(at - ran[0][0], 3), last) for at, last in ran]
+
+
+async def test_each_failure_is_retried_by_the_policy_of_its_error() -> None:
+    retry = Retry(max_attempts=3, delays=(10,), cases={Limited: Retry(max_attempts=5, delays=(60, 120))})
+    ran = await attempts_at(retry, Limited(None), ValueError(), Limited(None), Limited(None))
+    assert ran == [(0, False), (60, False), (70, True), (190, True), (310, True)]
+
+
+async def test_failures_of_all_errors_count_for_each_policy() -> None:
+    retry = Retry(max_attempts=3, delays=(10,), cases={Limited: Retry(max_attempts=5, delays=(10,))})
+    assert len(await attempts_at(retry, Limited(None), Limited(None), ValueError(), Limited(None))) == 3
+    assert len(await attempts_at(Retry(cases={ValueError: ONCE}), ValueError())) == 1
+
+
+async def test_after_lengthens_a_delay_and_never_shortens_it() -> None:
+    retry = Retry(delays=(10,), after=lambda error: getattr(error, "retry_after", None))
+    assert await attempts_at(retry, Limited(45), Limited(2), Limited(None), ValueError()) == [
+        (0, False),
+        (45, False),
+        (55, False),
+        (65, False),
+        (75, False),
+    ]
+
+
+def raise_exit(_error: BaseException) -> float:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("answer", ["soon", -1, float("nan"), float("inf"), 1e12, []])
+async def test_invalid_result_of_after_is_logged_and_ignored(answer: object) -> None:
+    retry = Retry(delays=(10,), after=lambda error: getattr(error, "retry_after", None))
+    with capture_logs() as logs:
+        assert await attempts_at(retry, Limited(answer)) == [(0, False), (10, False)]
+    assert [each["log_level"] for each in logs if each["event"] == "retry policy failed"] == ["error"]
+
+
+async def test_exit_raised_by_after_is_logged_and_ignored() -> None:
+    with capture_logs() as logs:
+        assert len(await attempts_at(Retry(max_attempts=2, delays=(10,), after=raise_exit), ValueError())) == 2
+    assert "retry policy failed" in [each["event"] for each in logs]
+
+
+class ClassWithoutOrder(type):
+    @property
+    def __mro__(cls) -> tuple[type, ...]:
+        raise ValueError("no order")
+
+
+class Unordered(Exception, metaclass=ClassWithoutOrder):
+    pass
+
+
+async def test_error_whose_class_cannot_be_inspected_is_retried_by_the_default_policy() -> None:
+    retry = Retry(max_attempts=1, cases={ValueError: ONCE})
+    assert len(await attempts_at(retry, Unordered())) == 2
+
+
+async def test_timeout_is_a_timeout_error_for_cases() -> None:
+    harness, attempts = WorkerHarness(), list[int]()
+
+    async def handler(event: Ticked, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        await asyncio.Event().wait()
+
+    retry = Retry(delays=(1,), cases={TimeoutError: ONCE})
+    harness.bus.add_async_listener(handler, name="l", retry=retry, timeout=5)
+    async with harness.working():
+        await harness.bus.publish(Ticked(1))
+        for _ in range(20):
+            await harness.clock.advance(1)
+        [dead] = await harness.mq.dead_letters()
+    assert (attempts, dead.error) == ([1], "HandlerTimeout: took longer than its timeout of 5 s")
+
+
+async def test_sync_listener_has_one_attempt() -> None:
+    seen: list[bool] = []
+
+    async def handler(event: Ticked, delivery: Delivery) -> None:
+        seen.append(delivery.last_attempt)
+
+    async with BusKit() as kit:
+        kit.bus.add_sync_listener(handler)
+        await kit.start()
+        await kit.bus.publish(Ticked(1))
+    assert seen == [True]
+
+
 @pytest.mark.parametrize("delay", [float("nan"), float("inf"), -1, "soon", None])
 async def test_retry_later_with_an_invalid_delay_is_a_failure(delay: object) -> None:
     harness = WorkerHarness()
