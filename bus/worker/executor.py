@@ -123,6 +123,7 @@ class Executor:
             except StopIteration:
                 pass  # the attempt ended without awaiting anything
             else:
+                slot.on_waiting()
                 await run_in_context(context, attempt, waits_for)
         except BaseException as error:
             if _ends_caller(slot, error):
@@ -195,6 +196,7 @@ class Executor:
         """
         claim, delivery, listener = settlement.claim, settlement.delivery, slot.listener
         if listener.options.once and self._inbox is not None:
+            slot.on_waiting()
             try:
                 committed = await self._inbox.handled(listener.names, delivery.message_id)
             except BaseException as error:

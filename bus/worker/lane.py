@@ -20,7 +20,7 @@ class Lane:
         self.waiting: deque[Claim] = deque()
         self.slots: set[Slot] = set()
         self.opening: set[Slot] = set()
-        """Slots whose tasks have not started: each will take one of the waiting claims."""
+        """Slots whose tasks have not started: each will take one of the waiting claims, or more."""
 
         self.done_since_fetch = 0
         self.starved = False
@@ -28,8 +28,8 @@ class Lane:
 
     @property
     def free(self) -> int:
-        """The number of further claims that could start now."""
-        return self.capacity - len(self.slots) - self._queued
+        """The number of further claims that could start now; negative if claims wait for busy slots."""
+        return self.capacity - (len(self.slots) - len(self.opening)) - len(self.waiting)
 
     def want(self, shared: int) -> int:
         """Return how many claims to fetch: those that can start now, and a number to prefetch.
@@ -37,16 +37,11 @@ class Lane:
         The prefetch is proportional to the claims finished since the last fetch, and at most `shared`: a fast listener
         gets large batches, and a slow one holds no claims that another worker could run.
         """
-        queued = self._queued
-        ahead = min(4 * self.done_since_fetch, shared) - max(0, queued + len(self.slots) - self.capacity)
+        queued = max(0, -self.free)
+        ahead = min(4 * self.done_since_fetch, shared) - queued
         if queued * 2 > ahead + self.capacity:
             return 0  # a fetch of a few claims costs more than it gains
         return max(0, self.free) + max(0, ahead)
-
-    @property
-    def _queued(self) -> int:
-        """The number of claims that wait for busy slots."""
-        return max(0, len(self.waiting) - len(self.opening))
 
     def take(self) -> Claim | None:
         """Return the next claim to run, None when nothing waits."""

@@ -76,6 +76,9 @@ class Session:
         self._stopping = asyncio.Event()
         self._capacity = asyncio.Event()
         self._idle = asyncio.Event()
+        """Cleared by a task that waits until no handler runs."""
+
+        self._idle.set()
         self._ended = asyncio.Event()
         self._fetching = False
         self._fetched = asyncio.Event()
@@ -169,18 +172,26 @@ class Session:
             self._suspects.add(claim)
             return
         lane.waiting.append(claim)
-        if len(lane.slots) < lane.capacity and self._may_begin():
+        # One slot runs claim after claim while handlers do not wait; otherwise it opens slots for the others.
+        if not lane.opening and len(lane.slots) < lane.capacity and self._may_begin():
             self._open_slot(lane)
 
     # --- running ----------------------------------------------------------------------------------------------------
 
     def _open_slot(self, lane: Lane) -> None:
         slot = Slot(lane.listener, self._is_ending, lane.slots)
+        slot.on_waiting = partial(self._open_slots, lane)
         lane.slots.add(slot)
         lane.opening.add(slot)
         lane.metrics.running += 1
         slot.task = SlotTask(slot, self._work(lane, slot))
         slot.task.add_done_callback(partial(self._slot_ended, lane, slot))
+
+    def _open_slots(self, lane: Lane) -> None:
+        """Open slots for the waiting claims, as many as may run at once."""
+        for _ in range(min(len(lane.waiting) - len(lane.opening), lane.capacity - len(lane.slots))):
+            if self._may_begin():
+                self._open_slot(lane)
 
     async def _work(self, lane: Lane, slot: Slot) -> None:
         lane.opening.discard(slot)
@@ -222,7 +233,7 @@ class Session:
         lane.metrics.running -= 1
         if lane.starved:
             self._signal_capacity()
-        if not self._running():
+        if not self._idle.is_set() and not self._running():
             self._idle.set()
 
     def _signal_capacity(self) -> None:
@@ -289,9 +300,7 @@ class Session:
 
     def _begin_waiting(self) -> None:
         for lane in self._lanes.values():
-            for _ in range(min(len(lane.waiting), lane.capacity - len(lane.slots))):
-                if self._may_begin():
-                    self._open_slot(lane)
+            self._open_slots(lane)
 
     async def _recover(self) -> None:
         """Take over from dead workers, and unpark what this code can decode, until the lease is lost."""

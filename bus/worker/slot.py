@@ -11,6 +11,10 @@ from infra.mq import Claim
 FOREVER = float("inf")
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class SlotTask(asyncio.Task[None]):
     """The task of a slot; handles one delivery after another.
 
@@ -45,6 +49,7 @@ class Slot:
         "is_worker_ending",
         "listener",
         "listener_slots",
+        "on_waiting",
         "started",
         "stopping",
         "task",
@@ -62,6 +67,9 @@ class Slot:
         self.is_worker_ending = is_worker_ending
         self.listener_slots = listener_slots
         """All slots of the listener, including this one."""
+
+        self.on_waiting: Callable[[], object] = _do_nothing
+        """Called when the slot has to wait within an attempt, so that other slots are needed for the waiting claims."""
 
         self.task: SlotTask | None = None
         """The slot's task; None in a test kit, whose own task runs the handlers."""

@@ -279,8 +279,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="free-slots-are-counted-twice",
         kind=11,
         file="bus/worker/lane.py",
-        old="        return max(0, len(self.waiting) - len(self.opening))",
-        new="        return len(self.waiting)",
+        old="self.capacity - (len(self.slots) - len(self.opening)) - len(self.waiting)",
+        new="self.capacity - len(self.slots) - len(self.waiting)",
         tests=("tests/bus/test_worker.py",),
     ),
     Mutant(
