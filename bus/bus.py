@@ -147,15 +147,20 @@ class Bus:
         *,
         id: str | None = None,  # noqa: A002 - named like the field of a message
         headers: Mapping[str, str] | None = None,
+        expires_in: float | timedelta | None = None,
     ) -> None:
         """Run the sync listeners, then publish the event to the queue; inside a transaction, if and only if it commits.
+
+        With `expires_in`, in seconds, or an `event_lifetime` of its class, the event expires: async listeners begin no
+        attempt once that time has passed since the publish.
 
         With `id` the queue accepts the event once within the dedupe window (2 minutes by default), so that a publish
         with an unknown outcome can be repeated. On return every listener subscribed by then has its delivery or, inside
         a transaction, will have it when the transaction commits.
 
         Raises:
-            InvalidEvent: the event does not match its class, or `id` or `headers` are invalid; no listener ran.
+            InvalidEvent: the event does not match its class, or `id`, `headers` or `expires_in` are invalid; no
+                listener ran.
             BusNotStarted: `start()` has not returned.
             PublishRejected: neither the queue nor the database stored the event.
             PublishIndeterminate: the event may have been stored; publish it again with the same id.
@@ -165,7 +170,7 @@ class Bus:
         if not self._owner.is_here():  # inlined, because it runs for every event
             self._require_started("publish")
         publisher = self._publisher
-        outgoing = publisher.outgoing(event, id, headers)
+        outgoing = publisher.outgoing(event, id, headers, expires_in)
         if publisher.is_local(outgoing):
             await publisher.publish_locally(outgoing)
         else:
@@ -190,18 +195,21 @@ class Bus:
         *,
         id: str | None = None,  # noqa: A002 - named like the field of a message
         headers: Mapping[str, str] | None = None,
+        expires_in: float | timedelta | None = None,
     ) -> str:
         """Publish an event that reaches its async listeners `delay` seconds from now, and return the message's id.
 
         The event reaches the listeners that are subscribed when the queue accepts it. It is never delivered early, nor
-        after `cancel(id)`.
+        after `cancel(id)`. `expires_in` counts from the time at which the event is due.
 
         Raises: the errors of `publish`, and:
             InvalidEvent: the delay is not between 0 seconds and 100 years, or the event has sync or broadcast
                 listeners, which cannot be delayed.
         """
         self._require_started("publish")
-        return await self._publish_at(event, due_in(delay, await self._publisher.dispatch.time()), id, headers)
+        return await self._publish_at(
+            event, due_in(delay, await self._publisher.dispatch.time()), id, headers, expires_in
+        )
 
     async def publish_scheduled(
         self,
@@ -210,6 +218,7 @@ class Bus:
         *,
         id: str | None = None,  # noqa: A002 - named like the field of a message
         headers: Mapping[str, str] | None = None,
+        expires_in: float | timedelta | None = None,
     ) -> str:
         """Publish an event that reaches its async listeners at `when`, and return the message's id.
 
@@ -218,7 +227,7 @@ class Bus:
         Raises: the errors of `publish_delayed`, and:
             InvalidEvent: `when` is not a datetime, has no time zone, or is after the year 9999 in UTC.
         """
-        return await self._publish_at(event, due_when(when), id, headers)
+        return await self._publish_at(event, due_when(when), id, headers, expires_in)
 
     async def cancel(self, message_id: str) -> bool:
         """Cancel a delayed event that any process published; inside a transaction, if and only if it commits.
@@ -307,10 +316,10 @@ class Bus:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     async def _publish_at(
-        self, event: object, due_at: float, id_: str | None, headers: Mapping[str, str] | None
+        self, event: object, due_at: float, id_: str | None, headers: Mapping[str, str] | None, expires_in: object
     ) -> str:
         self._require_started("publish")
-        outgoing = self._publisher.outgoing(event, id_, headers)
+        outgoing = self._publisher.outgoing(event, id_, headers, expires_in)
         outgoing.due_at = due_at
         refuse_delay(outgoing, self._publisher.subscriptions)
         await self._publisher.publish([outgoing])

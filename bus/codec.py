@@ -16,6 +16,7 @@ from bus.errors import UndecodablePayload, UnknownEvent
 FRAME_VERSION = 1
 CORRELATION = "beneath-correlation-id"
 CAUSATION = "beneath-causation-id"
+EXPIRES_AT = "beneath-expires-at"
 
 _packer = msgpack.Packer()
 """Shared by all frames, because a new packer costs as much as packing; keeps no state between frames."""

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from bus.codec import CAUSATION, CORRELATION, Frame
+from bus.codec import CAUSATION, CORRELATION, EXPIRES_AT, Frame
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -55,6 +55,12 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
     causation_id: str | None = None
     """The id of the message whose handler published this one."""
+
+    expires_at: float | None = None
+    """When the event expires, in seconds since the epoch by the queue's clock: no attempt begins from then on.
+
+    None if it never expires, and for sync and broadcast listeners.
+    """
 
     ordering_key: str | None = None
     headers: Mapping[str, str] = NO_HEADERS
@@ -118,6 +124,7 @@ def log_context(_logger: object, _method: str, entry: MutableMapping[str, Any]) 
 def delivery_of(frame: Frame, listener: str, attempt: int = 1, max_attempts: int = 1) -> Delivery:
     """Return the delivery that a listener's handler receives with a decoded message."""
     headers = dict(frame.headers)
+    expires_at = headers.pop(EXPIRES_AT, None)
     return Delivery(
         id=frame.id,
         event=frame.event,
@@ -127,6 +134,7 @@ def delivery_of(frame: Frame, listener: str, attempt: int = 1, max_attempts: int
         published_at=frame.published_at,
         correlation_id=headers.pop(CORRELATION, frame.id),
         causation_id=headers.pop(CAUSATION, None),
+        expires_at=None if expires_at is None else float(expires_at),
         ordering_key=frame.ordering_key,
         headers=headers,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from bus.errors import InvalidEvent, UndecodablePayload
 from bus.event_fields import refuse_lossy_fields
 from infra.failures import describe
-from infra.mq.limits import check_count, check_key, check_name, check_names, shown
+from infra.mq.limits import MAX_DELAY, check_count, check_key, check_name, check_names, check_number, shown
 
 MAX_VERSION = 2**31 - 1
 
@@ -27,6 +28,7 @@ class EventType:
         "_ordering_key",
         "aliases",
         "cls",
+        "lifetime",
         "name",
         "ordered",
         "ordering_scope",
@@ -47,6 +49,9 @@ class EventType:
             self._ordering_key: Callable[[Any], object] | None = _ordering_key(cls)
             self.ordering_scope = _ordering_scope(cls)
             """What the ordering key identifies, such as "account"; None if the class does not say."""
+
+            self.lifetime = lifetime_of(getattr(cls, "event_lifetime", None), "event_lifetime")
+            """Seconds after its publish, or its due time, at which an event expires; None if it never does."""
         except ValueError as error:
             raise InvalidEvent(f"{where}: {error}") from error
         self.ordered = self._ordering_key is not None
@@ -107,6 +112,18 @@ class EventType:
             if upcaster := self.upcasters.get(old):
                 fields = upcaster(fields)
         return fields
+
+
+def lifetime_of(value: object, what: str) -> float | None:
+    """Return a lifetime in seconds, None for None.
+
+    Raises:
+        ValueError: it is no number of seconds or timedelta, not above 0, or too long.
+    """
+    if value is None:
+        return None
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    return check_number(seconds, f"{what} (in seconds)", least=0, most=MAX_DELAY, above=True)
 
 
 def _require_frozen(cls: type, where: str) -> None:

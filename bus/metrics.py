@@ -12,6 +12,7 @@ class ListenerMetrics:
     timed_out: int = 0
     deferred: int = 0
     discarded: int = 0
+    expired: int = 0
     parked: int = 0
     dead: int = 0
     fenced: int = 0

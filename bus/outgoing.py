@@ -7,9 +7,10 @@ from typing import Protocol
 import msgspec
 import uuid_utils
 
-from bus.codec import CAUSATION, CORRELATION, Frame, encode_frame
+from bus.codec import CAUSATION, CORRELATION, EXPIRES_AT, Frame, encode_frame
 from bus.delivery import NO_HEADERS, Cause, Delivery
 from bus.errors import InvalidEvent, PublishRejected
+from bus.events import lifetime_of
 from bus.listener_table import LocalListeners
 from infra.failures import describe
 from infra.mq import Message
@@ -55,6 +56,12 @@ class Outgoing(msgspec.Struct):
     published_at: float
     headers: Mapping[str, str] = NO_HEADERS
     due_at: float | None = None
+    expires_in: float | None = None
+    """The lifetime in seconds that the caller set; None for that of the class."""
+
+    expires_at: float | None = None
+    """When the event expires, by the queue's clock; set when the event is prepared."""
+
     explicit_id: str | None = None
     from_batch: bool = False
     """True for events from `publish_many`: the caller never sees their ids, so it cannot retry them by id."""
@@ -110,6 +117,8 @@ class Outgoing(msgspec.Struct):
             headers = {CORRELATION: self.correlation_id}
             if (causation := cause.id) is not None:
                 headers[CAUSATION] = causation
+        if self.expires_at is not None:
+            headers[EXPIRES_AT] = repr(self.expires_at)
         if self.headers:
             headers |= self.headers
         body = encode_frame(Frame(id_, name, event_type.version, key, published_at, headers, payload))
@@ -163,6 +172,18 @@ def valid_id(id_: object, what: str = "a message id") -> str:
     """
     try:
         return check_id(id_, what)
+    except ValueError as error:
+        raise InvalidEvent(str(error)) from error
+
+
+def valid_lifetime(expires_in: object) -> float | None:
+    """Return the lifetime of an event in seconds.
+
+    Raises:
+        InvalidEvent: it is no number of seconds or timedelta, not above 0, or longer than 100 years.
+    """
+    try:
+        return lifetime_of(expires_in, "expires_in")
     except ValueError as error:
         raise InvalidEvent(str(error)) from error
 

@@ -29,6 +29,7 @@ _HELP = {
     "timed_out": "Attempts that failed by their timeout.",
     "deferred": "Deliveries deferred by RetryLater.",
     "discarded": "Deliveries ended by Discard.",
+    "expired": "Deliveries ended because their event had expired.",
     "parked": "Deliveries parked: this process does not know the event.",
     "dead": "Deliveries that became dead letters.",
     "fenced": "Outcomes that the queue ignored: the delivery had another owner by then.",

@@ -120,10 +120,11 @@ class Dispatch(ABC):
     # --- what all topologies do -------------------------------------------------------------------------------------
 
     async def prepare(self, batch: Sequence[Outgoing]) -> None:
-        """Encode the events of `batch` that have listeners elsewhere, before any sync listener runs.
+        """Set when the events of `batch` expire, and encode those with listeners elsewhere; before any sync listener.
 
         Raises:
             InvalidEvent, PublishRejected: an event cannot be encoded or is too large.
+            QueueError, DatabaseError: an event expires, and the time of the queue's clock is unknown.
         """
         subscriptions = self._subscriptions
         local, wanted = None, False
@@ -136,6 +137,8 @@ class Dispatch(ABC):
                 elif not subscriptions.fresh:
                     subscriptions.refresh_soon()  # a broadcast listener may be new
                 wanted = subscriptions.routed(name) or self._is_broadcast(local)
+            if each.expires_at is None and (lifetime := each.expires_in or local.event_type.lifetime) is not None:
+                each.expires_at = max(await self.time(), each.due_at or 0.0) + lifetime
             if wanted:
                 self._message(each)
 

@@ -9,7 +9,7 @@ from bus.errors import BusError, CancelFailed, InvalidEvent, PublishIndeterminat
 from bus.handler_calls import finish_call
 from bus.listener_table import ListenerTable
 from bus.metrics import BusMetrics
-from bus.outgoing import Outgoing, SyncPhase, chain, valid_headers, valid_id
+from bus.outgoing import Outgoing, SyncPhase, chain, valid_headers, valid_id, valid_lifetime
 from bus.publishing.buffer import PublishBuffer, SyncPhaseBuffer
 from bus.publishing.direct import DirectDispatch, TransactionalDispatch
 from bus.publishing.dispatch import Dispatch
@@ -70,11 +70,12 @@ class Publisher:
         event: object,
         id_: str | None,
         headers: Mapping[str, str] | None,
+        expires_in: object = None,
     ) -> Outgoing:
         """Return the publish of `event`, caused by the delivery or publish that the running task handles.
 
         Raises:
-            InvalidEvent: the event, its id or its headers are not valid.
+            InvalidEvent: the event, its id, its headers or its lifetime are not valid.
         """
         cause = current_cause()
         outgoing = Outgoing(event, self._listeners.local(type(event)), cause, self._clock.time())
@@ -84,6 +85,8 @@ class Publisher:
             outgoing.explicit_id = valid_id(id_)
         if headers is not None:
             outgoing.headers = valid_headers(headers)
+        if expires_in is not None:
+            outgoing.expires_in = valid_lifetime(expires_in)
         return outgoing
 
     def outgoing_many(self, events: Iterable[object]) -> list[Outgoing]:
@@ -107,7 +110,7 @@ class Publisher:
         if transaction is not None:
             await self._publish_inside(transaction, batch)
             return
-        await self.dispatch.prepare(batch)
+        await self._prepare(batch)
         if self._db is None:
             await self._publish_without_database(batch)
         elif any(each.local.sync for each in batch) or self.dispatch.needs_transaction(batch):
@@ -134,6 +137,7 @@ class Publisher:
             finally:
                 phase.ended = True
             if len(phase.batch) > 1 or not self.subscriptions.unwanted(outgoing.local.event_type.name):
+                await self._prepare(phase.batch)
                 await self._send_directly(phase.batch)
                 return
         self._count((outgoing,))
@@ -178,9 +182,15 @@ class Publisher:
             for each in batch:
                 observer(each)
 
-    async def _publish_inside(self, transaction: Transaction, batch: Sequence[Outgoing]) -> None:
+    async def _prepare(self, batch: Sequence[Outgoing]) -> None:
         try:
             await self.dispatch.prepare(batch)
+        except STORE_ERRORS as error:
+            raise self._not_stored(batch, error) from error
+
+    async def _publish_inside(self, transaction: Transaction, batch: Sequence[Outgoing]) -> None:
+        try:
+            await self._prepare(batch)
             await self._run(batch, self._buffer(transaction))
         except BaseException as error:
             # A caller that catches the error must not commit a part of the publish.

@@ -21,7 +21,7 @@ from bus.metrics import ListenerMetrics
 from bus.worker.caller import Caller
 from bus.worker.inbox import AlreadyHandled, Inbox
 from bus.worker.logged_tracebacks import LoggedTracebacks
-from bus.worker.outcomes import Attempt, Parked, outcome_of, release
+from bus.worker.outcomes import Attempt, Expired, Parked, outcome_of, release
 from bus.worker.slot import FOREVER, Slot
 from bus.worker.threads import ThreadPool
 from infra.clock import Clock
@@ -56,6 +56,7 @@ class Executor:
         threads: ThreadPool,
         random: Random,
         *,
+        queue_time: Callable[[], float],
         max_crashes: int,
     ) -> None:
         self._events = events
@@ -63,6 +64,7 @@ class Executor:
         self._clock = clock
         self._caller = Caller(threads)
         self._random = random
+        self._queue_time = queue_time
         self._max_crashes = max_crashes
         self._logged = LoggedTracebacks()
 
@@ -153,6 +155,8 @@ class Executor:
         max_attempts = listener.options.retry.max_attempts
         context = slot.delivery = delivery_of(frame, listener.name, delivery.failures + 1, max_attempts)
         enter_cause(context)
+        if context.expires_at is not None and context.expires_at <= self._queue_time():
+            raise Expired
         event = self._decode(frame)
         metrics.lag_seconds = max(0.0, self._clock.time() - frame.published_at)
         if listener.options.once:

@@ -52,6 +52,10 @@ class Parked(UnknownEvent):
     """This code does not know the event. Raised by the bus alone; an UnknownEvent of a handler is a failure."""
 
 
+class Expired(Exception):
+    """The event expired before the attempt began. Raised by the bus alone."""
+
+
 class Attempt:
     """An attempt that raised, with its slot and delivery; not made for attempts that succeed, to save time."""
 
@@ -107,9 +111,9 @@ def outcome_of(attempt: Attempt, error: BaseException, random: Random) -> Settle
 def _decide(attempt: Attempt, error: BaseException, random: Random) -> Settlement | None:
     """Return the settlement, by the first rule that applies.
 
-    A committed delivery is done. The handler's own decision counts (`Discard`, `RetryLater`). An unknown event is
-    parked. A missing thread, a shutdown and a cancellation by another delivery's handler release the claim. An exit
-    ends the process. Every other error counts as one failure.
+    A committed delivery is done. The handler's own decision counts (`Discard`, `RetryLater`). An expired delivery ends.
+    An unknown event is parked. A missing thread, a shutdown and a cancellation by another delivery's handler release
+    the claim. An exit ends the process. Every other error counts as one failure.
     """
     slot, metrics = attempt.slot, attempt.metrics
     slot.exit = exit_in(error)
@@ -125,6 +129,11 @@ def _decide(attempt: Attempt, error: BaseException, random: Random) -> Settlemen
         case RetryLater() if (delay := _valid_delay(error)) is not None:
             metrics.deferred += 1
             return attempt.settlement(Outcome.DEFER, delay=delay)
+        case Expired():
+            metrics.expired += 1
+            attempt.logged.forget(slot.listener.name, attempt.delivery.message_id)
+            attempt.log("warning", "delivery expired", failures=attempt.delivery.failures)
+            return attempt.settlement(Outcome.DONE)
         case Parked():
             metrics.parked += 1
             attempt.log("warning", "delivery parked", reason=describe(error))

@@ -57,7 +57,15 @@ class Worker:
         self._supervisor = supervisor
         self._health = supervisor.health("worker")
         self._threads = ThreadPool("bus handler")
-        self.executor = Executor(listeners.events, inbox, clock, self._threads, random, max_crashes=options.max_crashes)
+        self.executor = Executor(
+            listeners.events,
+            inbox,
+            clock,
+            self._threads,
+            random,
+            queue_time=mq.time,
+            max_crashes=options.max_crashes,
+        )
         for name in self._durable:
             metrics.listeners.setdefault(name, ListenerMetrics())
 

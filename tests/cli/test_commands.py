@@ -162,6 +162,14 @@ def test_publish_refuses_fields_that_do_not_match_the_event(
     assert list(folder.iterdir()) == []
 
 
+def test_publish_refuses_an_invalid_lifetime(beneath: Beneath) -> None:
+    fields = json.dumps({"user_id": "01890a5d-ac96-774b-bcce-b302099a8057", "email": "a@b.co", "name": "A"})
+    refused(
+        beneath("bus", "publish", "UserUpdated", fields, "--expires-in", "0"), "expires_in (in seconds) must be", code=1
+    )
+    assert beneath("bus", "publish", "UserUpdated", fields, "--expires-in", "60").out == "published UserUpdated\n"
+
+
 # --- users, the queue and its operations ------------------------------------------------------------------------------
 
 

@@ -95,6 +95,9 @@ def publish(
     message_id: Annotated[
         str | None, typer.Option("--id", help="Accept this id only once within the dedupe window.")
     ] = None,
+    expires_in: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Begin no attempt of an async listener after this time.")
+    ] = None,
 ) -> None:
     """Publish an event.
 
@@ -102,7 +105,7 @@ def publish(
     """
     container = container_of(context)
     shared_queue(container)
-    run(_publish(container, event, fields, message_id))
+    run(_publish(container, event, fields, message_id, expires_in))
     typer.echo(f"published {event}")
 
 
@@ -185,7 +188,9 @@ def _change(context: typer.Context, listener: str, work: "Callable[[MessageQueue
     return in_queue(context, named)
 
 
-async def _publish(container: "Container", event: str, fields: str, message_id: str | None) -> None:
+async def _publish(
+    container: "Container", event: str, fields: str, message_id: str | None, expires_in: float | None
+) -> None:
     from beneath.application import Application
     from beneath.describe import find_event, read_event
     from beneath.errors import UsageError
@@ -194,7 +199,7 @@ async def _publish(container: "Container", event: str, fields: str, message_id: 
     parsed = read_event(find_event(_registered(container), event), fields)
     async with Application(container).opened() as application:
         try:
-            await application.bus.publish(parsed, id=message_id)
+            await application.bus.publish(parsed, id=message_id, expires_in=expires_in)
         except BusError:
             raise
         except Exception as error:
