@@ -16,6 +16,9 @@ MINUTES ?= 30
 UNIT := tests/bus tests/dependencies tests/models tests/services $(wildcard tests/example/services) tests/infra/mail $(wildcard tests/infra/test_*.py)
 WITHOUT_SERVERS := -m "not thorough and not e2e" -k "not [postgres] and not [valkey]"
 
+# The tests start many processes, and each would compile the source anew if it could not store the result.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup start dev test test-fast coverage test-all soak check bench-drivers bench-memory bench-http fmt lock clean
 

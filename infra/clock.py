@@ -83,18 +83,14 @@ class FakeClock:
         return event.is_set()
 
     async def advance(self, seconds: float) -> None:
-        """Advance the time by `seconds`; wake up each waiter at its own time, in order, and let it run."""
+        """Advance the time by `seconds`; wake up the waiters of each time together, in order, and let them run."""
         end = self._now + seconds
         await self.settle()
         while self._waiters and self._waiters[0][0] <= end:
-            when, _, waiter = heapq.heappop(self._waiters)
-            if waiter.done():
-                continue
-            self._now = when
-            waiter.set_result(None)
-            await self.settle()
+            self.move_to(self._waiters[0][0])
+            if self._wake_up():
+                await self.settle()
         self._now = end
-        await self.settle()
 
     def move_to(self, time: float) -> None:
         """Set the time to `time`, in seconds since the epoch, without waking up waiters; it never goes back."""
@@ -105,6 +101,16 @@ class FakeClock:
         """Let every task that can run without time passing do so."""
         for _ in range(rounds):
             await asyncio.sleep(0)
+
+    def _wake_up(self) -> bool:
+        """Wake up every waiter whose time has come; return whether there was one."""
+        woken = False
+        while self._waiters and self._waiters[0][0] <= self._now:
+            waiter = heapq.heappop(self._waiters)[-1]
+            if not waiter.done():
+                waiter.set_result(None)
+                woken = True
+        return woken
 
     def _waiter(self, seconds: float) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -2,13 +2,13 @@
 
 import asyncio
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import structlog
 
 from tests.stacks import chosen
-from tests.world import migrated_file
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -37,7 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a template of a database file, with every table and no rows."""
+    from tests.world import migrated_file  # imports all services, which the controller of pytest-xdist does not need
+
     return asyncio.run(migrated_file(tmp_path_factory.mktemp("template") / "template.db"))
+
+
+@pytest.fixture
+def migrated_copy(migrated: Path, tmp_path: Path) -> Path:
+    """Return a new database file of the test's own, with every table and no rows."""
+    return Path(shutil.copy(migrated, tmp_path / "beneath.db"))
 
 
 @pytest.fixture(scope="session", autouse=True)

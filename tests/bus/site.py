@@ -11,10 +11,8 @@ from sqlalchemy import text
 from bus import Bus, Delivery
 from bus.codec import decode_frame
 from bus.worker.claim_limits import CLAIM_LIMITS
-from dependencies.migrations import BUS
 from infra.clock import FakeClock
 from infra.db import Database
-from infra.db.migrate import upgrade
 from infra.mq import (
     Claim,
     Features,
@@ -117,6 +115,11 @@ class Site:
             await asyncio.sleep(0.001)  # lets the database's thread run
         raise AssertionError("the condition was never met")
 
+    async def pass_at_once(self, seconds: float) -> None:
+        """Advance the clock as on a machine that was suspended: every waiter of that time is woken up once, late."""
+        self.clock.move_to(self.clock.time() + seconds)
+        await self.clock.advance(0)
+
     async def cancel(self, bus: Bus, message_id: str) -> bool:
         """Return the result of `bus.cancel` outside of a transaction, which may wait until a row is sent."""
         cancelling = asyncio.create_task(bus.cancel(message_id))
@@ -167,10 +170,9 @@ async def ignore_deposit(event: Deposited, delivery: Delivery) -> None: ...
 
 
 @asynccontextmanager
-async def opened_site(folder: Path, queue: type[RemoteQueue] = RemoteQueue) -> AsyncIterator[Site]:
-    db = Database(f"sqlite:///{folder / 'beneath.db'}", busy_timeout=30)
+async def opened_site(database: Path, queue: type[RemoteQueue] = RemoteQueue) -> AsyncIterator[Site]:
+    db = Database(f"sqlite:///{database}", busy_timeout=30)
     await db.open()
-    await upgrade(db, [BUS])
     site = Site(db, FakeClock(), queue)
     await site.mq.open()
     yield site

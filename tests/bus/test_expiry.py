@@ -190,8 +190,8 @@ async def test_lifetime_is_measured_by_the_clock_of_the_queue() -> None:
     assert handled == [1, 2]
 
 
-async def test_expiry_is_counted_by_the_database_until_the_queue_is_reached(tmp_path: Path) -> None:
-    async with opened_site(tmp_path) as site:
+async def test_expiry_is_counted_by_the_database_until_the_queue_is_reached(migrated_copy: Path) -> None:
+    async with opened_site(migrated_copy) as site:
         bus = await site.process()
         site.mq.unreached = site.mq.down = True
         before = time.time()

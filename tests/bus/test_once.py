@@ -15,10 +15,8 @@ from bus.worker import worker as worker_module
 from bus.worker.claim_limits import CLAIM_LIMITS
 from bus.worker.inbox import Inbox, pruning
 from bus.worker.slot import Slot, SlotTask
-from dependencies.migrations import BUS
 from infra.clock import FakeClock
 from infra.db import CommitIndeterminate, Database, DatabaseUnavailable
-from infra.db.migrate import upgrade
 from infra.db.transaction import Ending, Transaction
 from infra.mq import Claim, Outcome, Settlement, WorkerInfo
 from tests.bus.events import Ticked, UserUpdated
@@ -56,10 +54,9 @@ class Ledger:
 
 
 @pytest.fixture
-async def db(tmp_path: Path) -> AsyncIterator[Database]:
-    db = Database(f"sqlite:///{tmp_path / 'beneath.db'}", busy_timeout=30)
+async def db(migrated_copy: Path) -> AsyncIterator[Database]:
+    db = Database(f"sqlite:///{migrated_copy}", busy_timeout=30)
     await db.open()
-    await upgrade(db, [BUS])
     async with db.transaction() as transaction:
         await transaction.session.execute(text("CREATE TABLE ledger (n INTEGER)"))
     yield db

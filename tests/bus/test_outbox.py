@@ -22,8 +22,8 @@ CLOSE = 0.01
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with opened_site(tmp_path) as site:
+async def site(migrated_copy: Path) -> AsyncIterator[Site]:
+    async with opened_site(migrated_copy) as site:
         yield site
 
 

@@ -74,8 +74,8 @@ class WatchedSite(Site):
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with opened_site(tmp_path, WatchedQueue) as site:
+async def site(migrated_copy: Path) -> AsyncIterator[Site]:
+    async with opened_site(migrated_copy, WatchedQueue) as site:
         yield site
 
 
@@ -577,7 +577,7 @@ async def test_cancelled_id_can_be_scheduled_again(site: Site, *, together: bool
             await bus.publish_delayed(Ticked(2), 60, id="seven")
     site.mq.down = False
     await site.until(site.empty)
-    await site.clock.advance(120)
+    await site.pass_at_once(120)
     assert await site.delivered("ticks") == [2]
 
 
@@ -641,7 +641,7 @@ async def test_cancel_fails_while_the_outcome_of_the_send_is_unknown(site: Site)
     site.mq.lose_replies = 0
     await site.until(site.empty)
     assert await bus.cancel(message_id) is True
-    await site.clock.advance(3600)
+    await site.pass_at_once(3600)
     assert await site.delivered("ticks") == []
 
 

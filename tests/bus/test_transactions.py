@@ -12,10 +12,8 @@ from sqlalchemy import text
 from bus import Bus, BusError, Delivery, InvalidEvent, PublishRejected
 from bus.codec import decode_frame
 from bus.worker.claim_limits import CLAIM_LIMITS
-from dependencies.migrations import BUS
 from infra.clock import FakeClock
 from infra.db import Database, DatabaseUnavailable, TransactionNotOwned, TransactionRolledBack
-from infra.db.migrate import upgrade
 from infra.mq import MessageQueue, QueueUnavailable, WorkerInfo
 from infra.mq.drivers.memory import MemoryQueue
 from infra.mq.drivers.sql import SqlQueue
@@ -61,11 +59,10 @@ class System:
 
 
 @pytest.fixture(params=["memory", "sql"])
-async def system(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[System]:
+async def system(request: pytest.FixtureRequest, migrated_copy: Path) -> AsyncIterator[System]:
     clock = FakeClock()
-    db = Database(f"sqlite:///{tmp_path / 'beneath.db'}", busy_timeout=30)
+    db = Database(f"sqlite:///{migrated_copy}", busy_timeout=30)
     await db.open()
-    await upgrade(db, [BUS])
     async with db.transaction() as transaction:
         await transaction.session.execute(text("CREATE TABLE words (word TEXT)"))
     mq: MessageQueue = SqlQueue(db, clock=clock) if request.param == "sql" else MemoryQueue(clock=clock)

@@ -1,6 +1,7 @@
 """Ownership by event loops: a database and a bus refuse other loops, and two of them in a process are independent."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -27,16 +28,17 @@ class Noted:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+async def db(request: pytest.FixtureRequest, migrated_copy: Path) -> AsyncIterator[Database]:
     """An open, migrated database."""
     async with AsyncExitStack() as ends:
-        url = f"sqlite:///{tmp_path}/a.db"
+        url = f"sqlite:///{migrated_copy}"
         if request.param == "postgres":
             url = await ends.enter_async_context(postgres_servers.shared().database())
         database = Database(url, busy_timeout=5.0)
         await database.open()
         ends.push_async_callback(database.close)
-        await upgrade(database, HISTORIES)
+        if request.param == "postgres":
+            await upgrade(database, HISTORIES)
         yield database
 
 
@@ -149,12 +151,11 @@ async def test_bus_refuses_another_event_loop_but_accepts_coroutines_from_thread
     await mq.close()
 
 
-async def opened(ends: AsyncExitStack, path: Path) -> tuple[Bus, Database]:
-    """Return a bus and its database, which both close at the end of `ends`."""
-    db = Database(f"sqlite:///{path}")
+async def opened(ends: AsyncExitStack, path: Path, migrated: Path) -> tuple[Bus, Database]:
+    """Return a bus and its database, a copy of `migrated`; both close at the end of `ends`."""
+    db = Database(f"sqlite:///{shutil.copy(migrated, path)}")
     await db.open()
     ends.push_async_callback(db.close)
-    await upgrade(db, HISTORIES)
     mq = SqlQueue(db, clock=SystemClock(), registry_ttl=0)
     await mq.open()
     ends.push_async_callback(mq.close)
@@ -163,9 +164,9 @@ async def opened(ends: AsyncExitStack, path: Path) -> tuple[Bus, Database]:
     return bus, db
 
 
-async def test_two_buses_in_one_process_do_not_share_transactions(tmp_path: Path) -> None:
+async def test_two_buses_in_one_process_do_not_share_transactions(tmp_path: Path, migrated: Path) -> None:
     async with AsyncExitStack() as ends:
-        (one, db_one), (two, db_two) = await opened(ends, tmp_path / "1.db"), await opened(ends, tmp_path / "2.db")
+        (one, db_one), (two, db_two) = [await opened(ends, tmp_path / f"{n}.db", migrated) for n in (1, 2)]
         await noted(one, [])
         await noted(two, [])
 
@@ -184,9 +185,11 @@ async def test_two_buses_in_one_process_do_not_share_transactions(tmp_path: Path
         assert [it.ready for it in await two.mq.stats()] == [2]
 
 
-async def test_two_buses_in_one_process_share_the_correlation_but_not_the_listener(tmp_path: Path) -> None:
+async def test_two_buses_in_one_process_share_the_correlation_but_not_the_listener(
+    tmp_path: Path, migrated: Path
+) -> None:
     async with AsyncExitStack() as ends:
-        (one, _), (two, _) = await opened(ends, tmp_path / "1.db"), await opened(ends, tmp_path / "2.db")
+        (one, _), (two, _) = [await opened(ends, tmp_path / f"{n}.db", migrated) for n in (1, 2)]
         heard: list[tuple[str, Delivery]] = []
         both = asyncio.Event()
 

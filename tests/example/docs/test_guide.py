@@ -17,7 +17,8 @@ CONCERNED = ("cmd/beneath/startables/control_server.py", "cmd/beneath/applicatio
 QUICK = (
     *("tests/docs", "tests/http", "tests/services", "tests/models", "tests/dependencies", "tests/mutants"),
     *("tests/cli/test_application.py", "tests/cli/test_commands.py", "tests/cli/test_startables.py"),
-    *("tests/example/docs", "tests/example/services", "tests/example/http", "tests/example/cli"),
+    *("tests/example/docs", "tests/example/services", "tests/example/postgres"),
+    *("tests/example/http", "tests/example/cli"),
 )
 """Tests that must pass beside any service that a user adds."""
 

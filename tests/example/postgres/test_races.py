@@ -1,4 +1,4 @@
-"""Concurrent changes of organizations on PostgreSQL, where transactions run in parallel."""
+"""Concurrent changes of organizations."""
 
 import asyncio
 from collections.abc import AsyncIterator

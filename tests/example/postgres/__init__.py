@@ -1,0 +1,1 @@
+"""Tests of the example on PostgreSQL, where transactions run in parallel."""
