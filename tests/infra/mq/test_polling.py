@@ -64,12 +64,14 @@ async def test_listener_without_work_only_polls_beside_a_backlog(queue: SqlQueue
     assert await fetched(worker, MAIL, calls) == (1, 1, 1)
 
 
-async def test_exhausted_backlog_is_polled_for_again_after_one_empty_claim(
-    queue: SqlQueue, calls: Counter[str]
+@pytest.mark.parametrize(("backlog", "empty_claims"), [(9, 0), (10, 1)])
+async def test_exhausted_backlog_is_polled_for_again(
+    queue: SqlQueue, calls: Counter[str], backlog: int, empty_claims: int
 ) -> None:
     worker = await consumer(queue)
-    await queue.publish([message("m", event="Worked")])
-    assert await fetched(worker, BOTH, calls) == (1, 1, 1)
-    assert await fetched(worker, BOTH, calls) == (0, 0, 1)
+    await queue.publish([message(f"m{nth}", event="Worked") for nth in range(backlog)])
+    assert await fetched(worker, BOTH, calls) == (backlog, 1, 1)
+    for _ in range(empty_claims):
+        assert await fetched(worker, BOTH, calls) == (0, 0, 1)
     for _ in range(3):
         assert await fetched(worker, BOTH, calls) == (0, 1, 0)

@@ -90,7 +90,7 @@ async def test_close_on_a_silent_server_makes_an_unfinished_publish_indeterminat
             queue, _ = await distant(store, proxy).open()
             await queue.publish([message("a")])
             # A notification takes the connection that there is, and the next publish would have to make another one.
-            if notifying := queue_dialect(queue)._notifier._notifying:
+            if notifying := queue_dialect(queue)._notifier._sender._task:
                 await asyncio.wait([notifying])
             proxy.black_out()
             publishing = asyncio.create_task(queue.publish([message("b")]))

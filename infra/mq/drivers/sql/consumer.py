@@ -1,6 +1,7 @@
 """The SQL driver's `Consumer`."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from infra.clock import Clock
@@ -39,7 +40,7 @@ class SqlConsumer:
         self._kept: list[Claim] = []
         self._next_due: float | None = None
         self._expecting: set[str] = set()
-        """The subscriptions whose latest claim found deliveries, so that the next claim needs no poll before it."""
+        """The subscriptions whose latest claim found as many as it wanted, so that the next needs no poll before it."""
 
     @property
     def info(self) -> WorkerInfo:
@@ -56,9 +57,7 @@ class SqlConsumer:
     async def fetch(self, wants: Mapping[str, int], *, wait: float) -> list[Claim]:
         self._check()
         wanted = {name: limit for name, limit in wants.items() if limit > 0}
-        claims = await self._claim(wanted)
-        if not claims and wait > 0 and not self._woken:
-            claims = await self._wait(wanted, self._clock.monotonic() + wait)
+        claims = await (self._wait(wanted, self._clock.monotonic() + wait) if wait > 0 else self._claim(wanted))
         self._woken = False
         # If the consumer was closed or lost meanwhile, its claims are released or taken over.
         self._check()
@@ -127,6 +126,7 @@ class SqlConsumer:
             raise worker_ended(self._info.id, closed=self._closed)
 
     async def _wait(self, wanted: Mapping[str, int], deadline: float) -> list[Claim]:
+        # Before the first claim, so that a change during that claim is not missed.
         self._dialect.watch(self._changed)
         try:
             while (left := deadline - self._clock.monotonic()) > 0:
@@ -160,6 +160,7 @@ class SqlConsumer:
         except QueueClosed:
             self._member.abandon()
             raise
-        self._expecting.update([it.subscription for it in claims])
+        found = Counter([it.subscription for it in claims])
+        self._expecting.update([name for name, count in found.items() if count >= wanted.get(name, 0)])
         self._next_due = None if claims else now
         return claims

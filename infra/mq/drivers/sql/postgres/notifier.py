@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import secrets
+from functools import partial
 
 import structlog
 
@@ -14,6 +15,7 @@ from infra.db.postgresql_driver import Driver, close
 from infra.db.postgresql_errors import CONNECTING
 from infra.mq.drivers.sql.postgres.clock import ServerClock
 from infra.mq.drivers.sql.postgres.connections import QueueConnections
+from infra.mq.drivers.sql.postgres.notification_sender import NotificationSender
 from infra.mq.errors import QueueError
 from infra.supervision import SupervisedTask, Supervisor
 
@@ -21,9 +23,6 @@ CHANNEL = "beneath_queue"
 
 POLL_INTERVAL = 1.0
 """Seconds between two polls, which find the changes of lost notifications."""
-
-NOTIFY_INTERVAL = 0.02
-"""Seconds between two notifications of this process: with NOTIFY, all COMMITs of the server take one lock in turn."""
 
 CHECK_INTERVAL = 10.0
 """Seconds between two checks of the listening connection."""
@@ -39,8 +38,8 @@ _log = structlog.stdlib.get_logger(__name__)
 class Notifier:
     """Notifications of this process's waiters when the queue may have changed, and of other processes.
 
-    Notifications are sent outside of transactions, at most one per `NOTIFY_INTERVAL`, in real time whatever the queue's
-    clock. Behind a pooler LISTEN is impossible; there the queue is only polled every second.
+    Notifications are sent outside of transactions, by a `NotificationSender`, in real time whatever the queue's clock.
+    Behind a pooler LISTEN is impossible; there the queue is only polled every second.
 
     Args:
         db: The database of the queue.
@@ -61,8 +60,10 @@ class Notifier:
         self._supervisor = Supervisor(SystemClock(), transient=(DatabaseError, QueueError, OSError))
         self._tasks: list[SupervisedTask] = []
         self._first: Driver | None = None
-        self._notifying: asyncio.Task[None] | None = None
-        self._again = False
+        # Without writes, so that its COMMIT does not wait for the disk while all others wait for its lock.
+        self._sender = NotificationSender(
+            partial(connections.run, self._send_notification, writing=False), SystemClock()
+        )
         self.interruptions = 0
         """The number of times so far that changes may have been missed."""
 
@@ -76,19 +77,16 @@ class Notifier:
         start = self._supervisor.start
         for name, work in (("queue poll", self._poll), ("queue notifications", self._keep_listening)):
             self._tasks.append(contextvars.Context().run(start, name, work, max_backoff=_LONGEST_DELAY))
+        self._sender.open()
 
     async def close(self) -> None:
         """Stop listening, polling and notifying."""
-        tasks, self._tasks = self._tasks, []  # without tasks `notify` sends nothing
-        notifying = self._notifying
+        tasks, self._tasks = self._tasks, []
         # Cancel all before waiting for any: this call may be cancelled while it waits.
         for task in tasks:
             task.cancel()
-        if notifying is not None:
-            notifying.cancel()
         try:
-            if notifying is not None:
-                await asyncio.wait((notifying,))
+            await self._sender.close()
             await self._supervisor.close()
         finally:
             if (driver := self._first) is not None:
@@ -107,10 +105,7 @@ class Notifier:
     def notify(self) -> None:
         """Wake up the waiters of this process, and soon those of other processes."""
         self.wake()
-        self._again = True
-        if self._notifying is None and self._tasks:
-            loop = asyncio.get_running_loop()
-            self._notifying = loop.create_task(self._send_notifications(), context=contextvars.Context())
+        self._sender.request()
 
     def wake(self) -> None:
         """Wake up the waiters of this process only."""
@@ -120,18 +115,6 @@ class Notifier:
     def _interrupt(self) -> None:
         self.interruptions += 1
         self.wake()
-
-    async def _send_notifications(self) -> None:
-        try:
-            while self._again:
-                self._again = False
-                try:
-                    await self._connections.run(self._send_notification, writing=False)
-                except QueueError as error:
-                    _log.debug("notification failed", error=str(error))
-                await asyncio.sleep(NOTIFY_INTERVAL)
-        finally:
-            self._notifying = None
 
     async def _send_notification(self, driver: Driver) -> None:
         await driver.execute("SELECT pg_notify($1, $2)", CHANNEL, self._me)
