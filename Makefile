@@ -20,7 +20,7 @@ WITHOUT_SERVERS := -m "not thorough and not e2e" -k "not [postgres] and not [val
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup start dev test test-fast coverage test-all soak check bench-drivers bench-memory bench-http fmt lock clean
+.PHONY: help setup start dev test test-fast coverage test-all soak check bench bench-gate bench-drivers bench-memory bench-http fmt lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,12 @@ check: $(READY)  ## Lint, check types and import contracts
 	@$(BIN)/mypy
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --threads
 	@$(BIN)/lint-imports
+
+bench: $(READY)  ## Measure against peers and bare loops, and write docs/benchmarks.md; QUICK=1: 3 minutes, into build/bench
+	@$(BIN)/python -m tests.bench.run $(if $(QUICK),--quick)
+
+bench-gate: $(READY)  ## Fail if a driver is far slower than a loop of its bare client
+	@$(BIN)/python -m tests.bench.gate
 
 bench-drivers: $(READY)  ## Compare every queue driver with a loop of its bare client
 	@$(BIN)/python -m tests.bench.drivers

@@ -25,6 +25,7 @@ BENCHES: dict[str, Callable[[], Bench]] = {
     "postgres": PostgresBench,
     "valkey": lambda: RedisBench("valkey"),
     "redis8": lambda: RedisBench("redis8"),
+    "redis7": lambda: RedisBench("redis7"),
 }
 
 
@@ -118,7 +119,8 @@ async def run(bench: Bench, count: int, rounds: int) -> None:
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("drivers", nargs="*", default=list(BENCHES), help=f"which of: {', '.join(BENCHES)}")
+    usual = [name for name in BENCHES if name != "redis7"]
+    parser.add_argument("drivers", nargs="*", default=usual, help=f"which of: {', '.join(BENCHES)}")
     parser.add_argument("-n", "--count", type=int, default=20_000, help="events per measurement")
     parser.add_argument("-r", "--rounds", type=int, default=3, help="how often each pair is measured")
     arguments = parser.parse_args()

@@ -20,14 +20,14 @@ from infra.mq.drivers.memory import MemoryQueue
 from infra.mq.drivers.sql import SqlQueue
 from tests.bench.measure import Signed, started
 
-_CLAIM = """
+CLAIM = """
 UPDATE beneath_delivery SET state = 1, owner = 0 WHERE id IN (
     SELECT id FROM beneath_delivery INDEXED BY beneath_delivery_ready
     WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, id LIMIT 100
 ) RETURNING id, body
 """
-_DELETE = "DELETE FROM beneath_delivery WHERE id IN (SELECT value FROM json_each(?))"
-_INSERT = """
+DELETE = "DELETE FROM beneath_delivery WHERE id IN (SELECT value FROM json_each(?))"
+INSERT = """
 INSERT INTO beneath_delivery (id, subscription, state, due_at, published_at, message_id, event, body)
 VALUES (?, 1, 0, ?, ?, ?, 'Signed', ?)
 """
@@ -93,12 +93,12 @@ class SqliteBench:
                 left = count
                 while left:
                     db.execute("BEGIN IMMEDIATE")
-                    rows = db.execute(_CLAIM, (subscription, time.time())).fetchall()
+                    rows = db.execute(CLAIM, (subscription, time.time())).fetchall()
                     db.execute("COMMIT")
                     for _, body in rows:
                         await _handle(decode(decode_frame(body).payload, 1))
                     db.execute("BEGIN IMMEDIATE")
-                    db.execute(_DELETE, (dumps([number for number, _ in rows]),))
+                    db.execute(DELETE, (dumps([number for number, _ in rows]),))
                     db.execute("COMMIT")
                     left -= len(rows)
                 return time.perf_counter() - began
@@ -124,7 +124,7 @@ class SqliteBench:
                     now = time.time()
                     db.execute("BEGIN IMMEDIATE")
                     db.executemany(
-                        _INSERT, [(n + 1_000_000, now, now, f"message-{n}", body) for n in range(at, at + at_once)]
+                        INSERT, [(n + 1_000_000, now, now, f"message-{n}", body) for n in range(at, at + at_once)]
                     )
                     db.execute("COMMIT")
                 return time.perf_counter() - began

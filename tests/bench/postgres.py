@@ -17,16 +17,17 @@ from infra.mq import MessageQueue
 from infra.mq.drivers.sql import SqlQueue
 from tests import postgres_servers
 from tests.bench.measure import Signed, started
+from tests.bench.places import POSTGRES_SETTINGS
 from tests.contract.postgres_harness import TEMPLATE, migrate
 
-_CLAIM = """
+CLAIM = """
 UPDATE beneath_delivery SET state = 1, owner = 0 WHERE id IN (
     SELECT id FROM beneath_delivery WHERE state = 0 AND subscription = $1 AND due_at <= $2
     ORDER BY due_at, id LIMIT 100 FOR UPDATE SKIP LOCKED
 ) RETURNING id, body
 """
-_DELETE = "DELETE FROM beneath_delivery WHERE id = ANY ($1::bigint[])"
-_INSERT = """
+DELETE = "DELETE FROM beneath_delivery WHERE id = ANY ($1::bigint[])"
+INSERT = """
 INSERT INTO beneath_delivery (subscription, state, due_at, published_at, message_id, event, body)
 SELECT 1, 0, $1, $1, m.id, 'Signed', m.body FROM unnest($2::text[], $3::bytea[]) AS m (id, body)
 """
@@ -34,8 +35,7 @@ SELECT 1, 0, $1, $1, m.id, 'Signed', m.body FROM unnest($2::text[], $3::bytea[])
 
 @cache
 def _server() -> postgres_servers.PostgresServer:
-    settings = {"fsync": "on", "full_page_writes": "on", "shared_buffers": "256MB", "max_wal_size": "4GB"}
-    return postgres_servers.new_server(**settings)
+    return postgres_servers.new_server(**POSTGRES_SETTINGS)
 
 
 class PostgresBench:
@@ -69,10 +69,10 @@ class PostgresBench:
                 began = time.perf_counter()
                 left = count
                 while left:
-                    rows = await db.fetch(_CLAIM, subscription, time.time())
+                    rows = await db.fetch(CLAIM, subscription, time.time())
                     for _, body in rows:
                         await _handle(decode(decode_frame(body).payload, 1))
-                    await db.execute(_DELETE, [number for number, _ in rows])
+                    await db.execute(DELETE, [number for number, _ in rows])
                     left -= len(rows)
                 return time.perf_counter() - began
 
@@ -108,7 +108,7 @@ class PostgresBench:
 
 async def _transaction(db: Any, ids: Sequence[str], bodies: Sequence[bytes]) -> None:  # noqa: ANN401  # asyncpg's
     async with db.transaction():
-        await db.execute(_INSERT, time.time(), ids, bodies)
+        await db.execute(INSERT, time.time(), ids, bodies)
 
 
 async def _handle(event: object) -> None:

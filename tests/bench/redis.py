@@ -19,7 +19,7 @@ from infra.mq.drivers.redis import RedisQueue
 from tests.bench.measure import Signed, percentiles
 from tests.servers import new_server
 
-_ADD = "for i = 1, #ARGV do redis.call('XADD', KEYS[1], '*', 'b', ARGV[i]) end"
+ADD = "for i = 1, #ARGV do redis.call('XADD', KEYS[1], '*', 'b', ARGV[i]) end"
 
 
 class RedisBench:
@@ -133,7 +133,7 @@ class RedisBench:
         return percentiles(taken)
 
     async def _fill(self, client: Redis, count: int) -> float:
-        add = client.register_script(_ADD)
+        add = client.register_script(ADD)
         bodies = [self._body()] * 100
         began = time.perf_counter()
         for _ in range(count // 100):
