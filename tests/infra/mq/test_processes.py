@@ -66,7 +66,7 @@ async def test_claims_of_a_killed_process_alone_are_taken_over_and_counted(
     assert [(it.takeovers, it.crashes) for it in solo] == [(0, 1), (1, 0), (1, 0)] + [(0, 0)] * 9
     (mailbox,) = [it for it in claims if it.ordered]
     assert {it.takeovers for it in mailbox.deliveries} == {1}
-    files = [it.name for it in (path.parent / f"{path.name}.workers").iterdir()]
+    files = list((path.parent / f"{path.name}.workers").glob("*.lock"))
     assert len(files) == 1, "only the living one's file is left"
 
 

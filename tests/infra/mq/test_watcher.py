@@ -13,7 +13,7 @@ from infra.db.sqlite_file import DatabaseFile
 from infra.mq import QueueUnavailable
 from infra.mq.drivers.sql import SqlQueue
 from infra.mq.drivers.sql.sqlite.connection import connect
-from infra.mq.drivers.sql.sqlite.watcher import IDLE_INTERVAL, Watcher
+from infra.mq.drivers.sql.sqlite.watcher import IDLE_INTERVAL, UNNOTIFIED_INTERVAL, Watcher
 from tests.infra.mq.acting import consumer
 from tests.infra.mq.conftest import OpenQueue
 
@@ -63,13 +63,17 @@ async def test_commit_without_a_waiter_notifies_the_next_waiter(watcher: Watcher
     assert event.is_set()
 
 
-async def test_poll_interval_grows_while_nothing_changes(watcher: Watcher) -> None:
+async def test_poll_interval_grows_without_notifications_while_nothing_changes(path: Path) -> None:
+    path.with_name(f"{path.name}.workers").write_text("in the way")
+    watcher = Watcher(path, lambda: None, longest_silence=5)
+    watcher.open()
     watcher.add(asyncio.Event())
     for _ in range(50):
         watcher._tick()
-    assert watcher._interval == IDLE_INTERVAL
+    assert watcher._interval == UNNOTIFIED_INTERVAL
     watcher.notify()
-    assert watcher._interval < IDLE_INTERVAL
+    assert watcher._interval < UNNOTIFIED_INTERVAL
+    watcher.close()
 
 
 async def test_delayed_poll_is_an_interruption(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ class FileAccess:
         file: The file's identity, which long reads check.
         clock: The queue's clock.
         writer: Runs changes, in its thread.
-        watcher: Notified of this process's changes.
+        watcher: Reads the file in the event loop.
     """
 
     def __init__(self, path: Path, file: DatabaseFile, clock: QueueClock, writer: Writer, watcher: Watcher) -> None:
@@ -66,9 +66,7 @@ class FileAccess:
 
     async def write(self, operation: Operation[T], weight: Weight = LIGHT) -> T:
         """Run a change in the writer's thread, and notify waiting consumers."""
-        result = await self.writer.run(operation, weight)
-        self.watcher.notify()
-        return result
+        return await self.writer.run(operation, weight, notifies=True)
 
     async def in_steps(self, step: Step, start: object = None) -> int:
         """Run `step` in transaction after transaction, each from where the last ended; return the sum of its counts."""

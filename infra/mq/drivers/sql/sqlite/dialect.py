@@ -55,6 +55,7 @@ class SqliteQueueDialect:
         self._options = options
         opener = partial(connect, self._path, synchronous=options.synchronous)
         self._log_check = LogCheck(self._file.file)
+        self._watcher = Watcher(self._path, self._file.file.check, options.longest_silence)
         self._writer = Writer(
             self._path,
             opener,
@@ -63,8 +64,8 @@ class SqliteQueueDialect:
             check=self._log_check,
             check_if_due=self._log_check.check_if_due,
             committed=self._file.log_limit.committed,
+            notify=self._watcher.notify,
         )
-        self._watcher = Watcher(self._path, self._file.file.check, options.longest_silence)
         self._access = FileAccess(self._path, self._file.file, self.clock, self._writer, self._watcher)
         presence = Presence(self._path, self._watcher, self._access.in_steps)
         self.workers = SqliteWorkers(self._access, presence)
@@ -143,7 +144,10 @@ class SqliteQueueDialect:
         return self._watcher.read(broadcasting.last_broadcast)
 
     async def broadcasts_after(self, number: int, origin: str) -> tuple[list[bytes], int, bool]:
-        return self._watcher.read(partial(broadcasting.broadcasts_after, after=number, origin=origin))
+        found = self._watcher.read(partial(broadcasting.broadcasts_after, after=number, origin=origin))
+        if found[0]:
+            self._watcher.found_work()
+        return found
 
     async def declare(self, subscriptions: Collection[Subscription], broadcasts: Collection[str]) -> float:
         now = self.clock.time()

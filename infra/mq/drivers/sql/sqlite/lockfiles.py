@@ -18,6 +18,11 @@ _PATIENCE = 2.0
 """Seconds that a new worker waits for processes that hold its lock only to check it."""
 
 
+def workers_folder(database: Path) -> Path:
+    """Return the folder, beside the database, of the files by which its workers know each other."""
+    return database.with_name(database.name + ".workers")
+
+
 class LockFile:
     """A lock held by this process; without a descriptor, the file does not exist."""
 
@@ -72,7 +77,7 @@ class LockFolder:
     """The lock files of all workers on one database, in a folder beside it."""
 
     def __init__(self, database: Path) -> None:
-        self._folder = database.with_name(database.name + ".workers")
+        self._folder = workers_folder(database)
         self._held: list[LockFile] = []
         # A child forked without exec inherits the descriptors, and would hold the locks after the worker's death.
         itself: weakref.ref[LockFolder] = weakref.ref(self)

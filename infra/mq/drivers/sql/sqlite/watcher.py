@@ -1,6 +1,7 @@
-"""Detection of changes by other processes: a cheap poll of the file every few milliseconds."""
+"""Detection of changes by other processes: by their notifications, and by a cheap poll of the file."""
 
 import asyncio
+import math
 import sqlite3
 import time
 from collections.abc import Callable
@@ -8,24 +9,39 @@ from pathlib import Path
 from typing import TypeVar
 
 from infra.mq.drivers.sql.sqlite.connection import Operation, connect, queue_error
+from infra.mq.drivers.sql.sqlite.notifications import DatagramNotifier, NotificationSocket
 from infra.mq.errors import QueueClosed, QueueUnavailable
 
 T = TypeVar("T")
 
+IDLE_INTERVAL = 0.25
+"""Seconds between two polls while all processes send notifications."""
+
 BUSY_INTERVAL = 0.005
-IDLE_INTERVAL = 0.05
-"""Seconds between two polls: right after a change, and when nothing has changed for a while."""
+UNNOTIFIED_INTERVAL = 0.05
+"""Seconds between two polls without notifications: right after a change, and when nothing has changed for a while."""
+
+UNNOTIFIED_FOR = 60.0
+"""Seconds without notifications after a poll has found work of which there was none."""
+
+REBIND_EVERY = 1.0
+"""Seconds between two checks that the socket's file still exists."""
+
+_FILE_CHECK_INTERVAL = 0.05
+"""Seconds between two checks, by reads, that the path still leads to the open file."""
 
 _SLOWDOWN = 1.15
 """The factor between two intervals: from the first to the last in 17 polls, about 0.4 s."""
 
 
 class Watcher:
-    """A poller that sets the events of waiters when the database has changed, and a connection for short reads.
+    """Sets the events of waiters when the database has changed, and has a connection for short reads.
 
-    A poll is `PRAGMA data_version`, which takes microseconds and no lock. It runs in the event loop, like the reads,
-    which must therefore be index lookups. Polls follow real time, whatever the queue's clock: a test's clock cannot
-    control when other processes write.
+    Each process notifies the others after its changes. A poll finds what came without a notification: changes by
+    processes of an earlier release, or by one that was killed right after COMMIT. A poll is `PRAGMA data_version`,
+    which takes microseconds and no lock. It runs in the event loop, like the reads, which must therefore be index
+    lookups. Polls follow real time, whatever the queue's clock: a test's clock cannot control when other processes
+    write.
 
     Args:
         path: The database.
@@ -38,8 +54,15 @@ class Watcher:
         self._check_file = check
         self._longest_silence = longest_silence
         self._db: sqlite3.Connection | None = None
+        self._socket = NotificationSocket(path)
+        self._notifier = DatagramNotifier(path, self._socket.name)
+        self._listening: tuple[asyncio.AbstractEventLoop, int] | None = None
+        """The loop and the descriptor with which this process waits for notifications."""
+        self._checked_socket_at = -math.inf
         self._waiters: set[asyncio.Event] = set()
         self._interval = BUSY_INTERVAL
+        self._found_by_poll = False
+        self._unnotified_until = -math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._version = -1
         self._polled_at = 0.0
@@ -61,13 +84,14 @@ class Watcher:
         except (sqlite3.Error, OSError) as error:
             self.close()
             raise queue_error(error, self._path) from error
+        self._notifier.open()
 
     def close(self) -> None:
         """Disconnect, and notify no waiter any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_watching()
         self._waiters.clear()
+        self._socket.close()
+        self._notifier.close()
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -84,7 +108,7 @@ class Watcher:
             raise self._failure
         try:
             # An open connection would continue with a file that was moved away, and miss all other changes.
-            if time.monotonic() - self._checked_at >= IDLE_INTERVAL:
+            if time.monotonic() - self._checked_at >= _FILE_CHECK_INTERVAL:
                 self._check_file()
                 self._checked_at = time.monotonic()
             return operation(self._db)
@@ -96,29 +120,34 @@ class Watcher:
         if not self._waiters and self._db is not None:
             # There was no waiter to notify of earlier changes; each new waiter reads the present state itself.
             self._polled_at = asyncio.get_running_loop().time()
+            self._listen()
             self._schedule()
         self._waiters.add(event)
 
     def remove(self, event: asyncio.Event) -> None:
         """Stop setting `event`."""
         self._waiters.discard(event)
-        if not self._waiters and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if not self._waiters:
+            self._stop_watching()
 
     def notify(self) -> None:
-        """Wake up all waiters after a change by this process."""
+        """Wake up all waiters, also those of other processes, after a change by this process."""
         self._interval = BUSY_INTERVAL
-        for event in self._waiters:
-            event.set()
+        self._wake_up()
+        self._notifier.notify()
+
+    def found_work(self) -> None:
+        """Poll more often for a while if a poll, and no notification, woke up the waiter that has found work."""
+        if self._found_by_poll:
+            self._unnotified_until = asyncio.get_running_loop().time() + UNNOTIFIED_FOR
 
     def interrupt(self) -> None:
         """Count an interruption: changes may have been missed."""
         self.interruptions += 1
-        self.notify()
+        self._wake_up()
 
-    def poll(self) -> None:
-        """Poll now; wake up the waiters if the database has changed or can no longer be read."""
+    def poll(self) -> bool:
+        """Poll now; wake up the waiters if the database has changed or can no longer be read, and return whether so."""
         now = asyncio.get_running_loop().time()
         if now - self._polled_at > self._longest_silence:
             self.interrupt()
@@ -131,21 +160,65 @@ class Watcher:
             self._failure = QueueUnavailable(str(queue_error(error, self._path)))
             if not failed_before:
                 self.interrupt()
-            return
+            return not failed_before
         self._failure = None
-        if version != self._version or failed_before:
-            self._version = version
-            self.notify()
+        if version == self._version and not failed_before:
+            return False
+        self._version = version
+        self._wake_up()
+        return True
+
+    def _wake_up(self) -> None:
+        for event in self._waiters:
+            event.set()
 
     def _tick(self) -> None:
         try:
-            self.poll()
+            self._found_by_poll = self.poll()
+            if self._found_by_poll:
+                self._interval = BUSY_INTERVAL
+            self._listen()
         finally:
             self._schedule()
 
     def _schedule(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._interval, self._tick)
-        self._interval = min(self._interval * _SLOWDOWN, IDLE_INTERVAL)
+        loop = asyncio.get_running_loop()
+        if self._socket.descriptor is not None and loop.time() >= self._unnotified_until:
+            interval = IDLE_INTERVAL
+        else:
+            interval = self._interval
+            self._interval = min(interval * _SLOWDOWN, UNNOTIFIED_INTERVAL)
+        self._timer = loop.call_later(interval, self._tick)
+
+    def _listen(self) -> None:
+        """Receive notifications, on a new socket if there is none or its file was deleted."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now - self._checked_socket_at >= REBIND_EVERY:
+            self._checked_socket_at = now
+            if not self._socket.exists():
+                self._stop_listening()
+                self._socket.bind()
+        if self._listening is None and (descriptor := self._socket.descriptor) is not None:
+            loop.add_reader(descriptor, self._notified)
+            self._listening = loop, descriptor
+
+    def _notified(self) -> None:
+        self._socket.drain()
+        self._found_by_poll = False
+        self.poll()
+
+    def _stop_watching(self) -> None:
+        self._stop_listening()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            loop, descriptor = self._listening
+            loop.remove_reader(descriptor)
+            self._listening = None
 
     def _data_version(self) -> int:
         if self._db is None:

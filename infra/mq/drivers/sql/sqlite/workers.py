@@ -51,17 +51,21 @@ class SqliteWorkers:
             return claiming.claim(db, member.number, wants, limits, now=now)
 
         on_cancelled = partial(self._cancelled_claims.add, member)
-        return await self._writer.run(
+        claims: list[Claim] = await self._writer.run(
             self._access.at(now, operation), CLAIM_WEIGHT, on_cancelled=on_cancelled, accepts=False
         )
+        if claims:
+            self._watcher.found_work()
+        return claims
 
     async def settle(self, member: LockMembership, settlements: Sequence[Settlement], now: float) -> list[Settlement]:
         fenced: list[Settlement] = []
         for step in settling.in_steps(settlements):
             operation = partial(settling.settle, worker=member.number, settlements=step)
-            fenced += await self._writer.run(self._access.at(now, operation), Weight(len(step)), accepts=False)
-            if any(it.claim.ordered or it.outcome is not Outcome.DONE for it in step):
-                self._watcher.notify()
+            frees = any(it.claim.ordered or it.outcome is not Outcome.DONE for it in step)
+            fenced += await self._writer.run(
+                self._access.at(now, operation), Weight(len(step)), accepts=False, notifies=frees
+            )
         return fenced
 
     async def isolate(self, member: LockMembership, claim: Claim) -> bool:

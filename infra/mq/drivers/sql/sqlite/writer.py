@@ -55,6 +55,7 @@ class _Request:
     answer: asyncio.Future[Any]
     on_cancelled: Callable[[Any], object]
     accepts: bool
+    notifies: bool
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ class Writer:
             each COMMIT of a group in which an operation has `accepts`.
         check_if_due: Does the same, but only from time to time; called before all other COMMITs.
         committed: Called in the thread after each COMMIT.
+        notify: Called in the event loop after each group in which an operation has `notifies`.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Writer:
         check: Callable[[], None] = _nothing,
         check_if_due: Callable[[], None] = _nothing,
         committed: Callable[[sqlite3.Connection], None] = _nothing,
+        notify: Callable[[], None] = _nothing,
     ) -> None:
         self._path = path
         self._connect = connect
@@ -106,6 +109,7 @@ class Writer:
         self._check = check
         self._check_if_due = check_if_due
         self._committed = committed
+        self._notify = notify
         self._requests: list[_Request] = []
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._pump: asyncio.Task[None] | None = None
@@ -146,12 +150,13 @@ class Writer:
         *,
         on_cancelled: Callable[[T | Exception], object] = _nothing,
         accepts: bool = True,
+        notifies: bool = False,
     ) -> T:
         """Run `operation` in a transaction that may be shared, and return its result after COMMIT.
 
         `on_cancelled` is called with the result or the error of an operation that had begun before its caller was
         cancelled. `accepts` says that the caller relies on what the operation stores: it is never stored in a file
-        that has been moved away from the path.
+        that has been moved away from the path. `notifies` says that waiting consumers may have more to do afterwards.
 
         Raises:
             QueueUnavailable: the operation changed nothing.
@@ -161,7 +166,7 @@ class Writer:
         if self._db is None:
             raise QueueClosed(f"{self._path}: the queue is not open")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._requests.append(_Request(operation, weight, answer, on_cancelled, accepts))
+        self._requests.append(_Request(operation, weight, answer, on_cancelled, accepts, notifies))
         if self._pump is None:
             # In an empty context: the first caller's transaction must not be ambient for the rest of the group.
             self._pump = begin(self._work_off(), context=contextvars.Context())
@@ -235,6 +240,8 @@ class Writer:
             cancelled = error
         results = done.result()
         self.groups += 1
+        if any(it.notifies for it in group):
+            self._notify()
         for request, result in zip(group, results, strict=True):
             if request.answer.done():
                 request.on_cancelled(result.error if isinstance(result, _Failed) else result)
