@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -80,6 +79,13 @@ def arrived(receiving: NotificationSocket) -> int:
     except BlockingIOError:
         return count
     return count
+
+
+async def notify_once(database: Path) -> None:
+    notifier = DatagramNotifier(database, "own.sock")
+    notifier.open()
+    notifier.notify()
+    notifier.close()
 
 
 def sockets(folder: Path) -> list[str]:
@@ -334,11 +340,8 @@ def test_forked_child_does_not_keep_the_socket_of_its_dead_parent(tmp_path: Path
     assert parent.stdout.readline() == "forked\n"
     parent.wait(10)
     (name,) = sockets(tmp_path)
-    os.utime(tmp_path / "queue.db.workers" / name, (time.time() - 60,) * 2)
-    notifier = DatagramNotifier(tmp_path / "queue.db", "own.sock")
-    notifier.open()
-    notifier._send_to_all()
-    notifier.close()
+    os.utime(tmp_path / "queue.db.workers" / name, (1.0, 1.0))
+    asyncio.run(notify_once(tmp_path / "queue.db"))
     assert sockets(tmp_path) == []
     parent.stdin.close()
     parent.stdout.close()

@@ -21,15 +21,14 @@ _COLUMNS = """
 id, message_id, event, ordering_key, body, published_at, failures, deferrals, takeovers, crashes
 """
 _IS_MEMBER = "SELECT EXISTS (SELECT 1 FROM beneath_worker WHERE id = ?), EXISTS (SELECT 1 FROM beneath_retirement)"
-_NAMED = """
-SELECT w.value, s.id, s.ordered FROM json_each(:names) AS w
+_WANTED = f"""
+SELECT w.value, s.id, s.ordered, {HAS_DUE} FROM json_each(:names) AS w
 CROSS JOIN beneath_subscription AS s ON s.name = w.value WHERE s.paused = 0
 UNION ALL
-SELECT w.value, s.id, s.ordered FROM json_each(:names) AS w
+SELECT w.value, s.id, s.ordered, {HAS_DUE} FROM json_each(:names) AS w
 CROSS JOIN beneath_alias AS a ON a.name = w.value
 CROSS JOIN beneath_subscription AS s ON s.id = a.subscription WHERE s.paused = 0
-"""
-_WANTED = _NAMED.replace("s.ordered", f"s.ordered, {HAS_DUE}")
+"""  # noqa: S608  # constants only
 _READY = f"""
 SELECT {_COLUMNS}, fence, due_at FROM beneath_delivery INDEXED BY beneath_delivery_ready
 WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, id LIMIT ?
@@ -49,23 +48,29 @@ _CLAIM_MAILBOX = """
 UPDATE beneath_mailbox SET state = 1, owner = ?, fence = ?, last_id = ? WHERE subscription = ? AND ordering_key = ?
 """
 _NEXT_DUE = """
+WITH wanted (id, ordered) AS MATERIALIZED (
+    SELECT s.id, s.ordered FROM json_each(:names) AS w
+    CROSS JOIN beneath_subscription AS s ON s.name = w.value WHERE s.paused = 0
+    UNION ALL
+    SELECT s.id, s.ordered FROM json_each(:names) AS w
+    CROSS JOIN beneath_alias AS a ON a.name = w.value
+    CROSS JOIN beneath_subscription AS s ON s.id = a.subscription WHERE s.paused = 0
+)
 SELECT min(due_at) FROM (
     SELECT (
         SELECT d.due_at FROM beneath_delivery AS d INDEXED BY beneath_delivery_ready
         WHERE d.state = 0 AND d.subscription = s.id ORDER BY d.due_at LIMIT 1
-    ) AS due_at FROM beneath_subscription AS s
-    WHERE s.ordered = 0 AND s.paused = 0 AND s.id IN (SELECT value FROM json_each(:ids))
+    ) AS due_at FROM wanted AS s WHERE s.ordered = 0
     UNION ALL
     SELECT (
         SELECT m.due_at FROM beneath_mailbox AS m INDEXED BY beneath_mailbox_ready
         WHERE m.state = 0 AND m.subscription = s.id ORDER BY m.due_at LIMIT 1
-    ) FROM beneath_subscription AS s
-    WHERE s.ordered = 1 AND s.paused = 0 AND s.id IN (SELECT value FROM json_each(:ids))
+    ) FROM wanted AS s WHERE s.ordered = 1
     UNION ALL
     SELECT (
         SELECT d.due_at FROM beneath_delivery AS d INDEXED BY beneath_delivery_scheduled
-        WHERE d.state = 3 AND d.subscription = s.value ORDER BY d.due_at LIMIT 1
-    ) FROM json_each(:ids) AS s
+        WHERE d.state = 3 AND d.subscription = s.id ORDER BY d.due_at LIMIT 1
+    ) FROM wanted AS s
 )
 """
 
@@ -103,8 +108,7 @@ class _Capacity:
 
 def next_due(db: sqlite3.Connection, names: Iterable[str]) -> float | None:
     """Return when the earliest delivery of the named subscriptions is due."""
-    wanted = dumps([row[1] for row in db.execute(_NAMED, {"names": dumps(list(names))}).fetchall()])
-    (due_at,) = db.execute(_NEXT_DUE, {"ids": wanted}).fetchone()
+    (due_at,) = db.execute(_NEXT_DUE, {"names": dumps(list(names))}).fetchone()
     return None if due_at is None else float(due_at)
 
 

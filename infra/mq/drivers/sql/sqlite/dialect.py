@@ -64,7 +64,8 @@ class SqliteQueueDialect:
             check=self._log_check,
             check_if_due=self._log_check.check_if_due,
             committed=self._file.log_limit.committed,
-            notify=self._watcher.notify,
+            notify_others=self._watcher.notify_others,
+            changed=self._watcher.changed,
         )
         self._access = FileAccess(self._path, self._file.file, self.clock, self._writer, self._watcher)
         presence = Presence(self._path, self._watcher, self._access.in_steps)

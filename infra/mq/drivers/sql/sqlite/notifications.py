@@ -103,13 +103,16 @@ class DatagramNotifier:
         self._folder = workers_folder(database)
         self._own = own
         self._socket: socket.socket | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._is_late = False
         self._next_at = 0.0
         self._found: list[str] = []
         self._found_at: int | None = None
 
     def open(self) -> None:
         """Make ready to send."""
+        self._loop = asyncio.get_running_loop()
         with suppress(OSError):  # without a descriptor the other processes poll
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
@@ -118,21 +121,31 @@ class DatagramNotifier:
         """Send the notification that is due later, and undo `open`."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._is_late:
             self._send_to_all()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+        self._loop = None
 
     def notify(self) -> None:
-        """Notify each other process now, or `NOTIFY_INTERVAL` after the last time; never waits, and never raises."""
-        left = self._next_at - time.monotonic()
-        if left <= 0:
+        """Notify each other process now, or `NOTIFY_INTERVAL` later if the last time was less than that ago.
+
+        Never waits, and never raises; may be called in any thread.
+        """
+        if time.monotonic() >= self._next_at:
             self._send_to_all()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(left, self._send_to_all)
+        elif not self._is_late and self._loop is not None:
+            self._is_late = True
+            with suppress(RuntimeError):  # the loop was closed
+                self._loop.call_soon_threadsafe(self._send_later)
+
+    def _send_later(self) -> None:
+        if self._loop is not None:
+            self._timer = self._loop.call_later(NOTIFY_INTERVAL, self._send_to_all)
 
     def _send_to_all(self) -> None:
-        self._timer = None
+        self._is_late = False
         self._next_at = time.monotonic() + NOTIFY_INTERVAL
         names = self._names()
         if not names or self._socket is None:

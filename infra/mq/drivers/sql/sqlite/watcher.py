@@ -132,9 +132,17 @@ class Watcher:
 
     def notify(self) -> None:
         """Wake up all waiters, also those of other processes, after a change by this process."""
+        self._notifier.notify()
+        self.changed()
+
+    def notify_others(self) -> None:
+        """Notify the waiters of other processes; may be called in any thread."""
+        self._notifier.notify()
+
+    def changed(self) -> None:
+        """Wake up the waiters of this process after a change by this process."""
         self._interval = BUSY_INTERVAL
         self._wake_up()
-        self._notifier.notify()
 
     def found_work(self) -> None:
         """Poll more often for a while if a poll, and no notification, woke up the waiter that has found work."""
@@ -206,7 +214,7 @@ class Watcher:
     def _notified(self) -> None:
         self._socket.drain()
         self._found_by_poll = False
-        self.poll()
+        self._wake_up()
 
     def _stop_watching(self) -> None:
         self._stop_listening()

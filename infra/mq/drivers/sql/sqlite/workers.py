@@ -1,5 +1,6 @@
 """The operations of this process's workers on SQLite: join, claim, settle, recover and leave."""
 
+import asyncio
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ class SqliteWorkers:
         self._watcher = access.watcher
         self._clock = access.clock
         self._presence = presence
+        self._claimed = False
         self._cancelled_claims = CancelledClaims(lambda member, ends: self.settle(member, ends, self._clock.time()))
 
     async def join(self, info: WorkerInfo, now: float) -> LockMembership:
@@ -38,6 +40,10 @@ class SqliteWorkers:
 
     async def next_due(self, names: Collection[str]) -> float | None:
         await self._cancelled_claims.release()
+        if self._claimed:
+            # The caller has begun tasks for these claims; they should not wait for the poll.
+            self._claimed = False
+            await asyncio.sleep(0)
         return self._watcher.read(partial(claiming.next_due, names=names))
 
     async def claim(
@@ -55,6 +61,7 @@ class SqliteWorkers:
             self._access.at(now, operation), CLAIM_WEIGHT, on_cancelled=on_cancelled, accepts=False
         )
         if claims:
+            self._claimed = True
             self._watcher.found_work()
         return claims
 

@@ -87,7 +87,8 @@ class Writer:
             each COMMIT of a group in which an operation has `accepts`.
         check_if_due: Does the same, but only from time to time; called before all other COMMITs.
         committed: Called in the thread after each COMMIT.
-        notify: Called in the event loop after each group in which an operation has `notifies`.
+        notify_others: Called in the thread after each group in which an operation has `notifies`.
+        changed: Called in the event loop after such a group.
     """
 
     def __init__(
@@ -100,7 +101,8 @@ class Writer:
         check: Callable[[], None] = _nothing,
         check_if_due: Callable[[], None] = _nothing,
         committed: Callable[[sqlite3.Connection], None] = _nothing,
-        notify: Callable[[], None] = _nothing,
+        notify_others: Callable[[], None] = _nothing,
+        changed: Callable[[], None] = _nothing,
     ) -> None:
         self._path = path
         self._connect = connect
@@ -109,7 +111,8 @@ class Writer:
         self._check = check
         self._check_if_due = check_if_due
         self._committed = committed
-        self._notify = notify
+        self._notify_others = notify_others
+        self._changed = changed
         self._requests: list[_Request] = []
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._pump: asyncio.Task[None] | None = None
@@ -232,7 +235,8 @@ class Writer:
         operations = [it.operation for it in group]
         check = self._check if any(it.accepts for it in group) else self._check_if_due
         # A running group continues in its thread, and its callers get their results, even if this task is cancelled.
-        done = self._post(lambda: self._run_in_thread(db, operations, check))
+        notifies = any(it.notifies for it in group)
+        done = self._post(lambda: self._run_in_thread(db, operations, check, notifies))
         cancelled: asyncio.CancelledError | None = None
         try:
             await done
@@ -240,8 +244,8 @@ class Writer:
             cancelled = error
         results = done.result()
         self.groups += 1
-        if any(it.notifies for it in group):
-            self._notify()
+        if notifies:
+            self._changed()
         for request, result in zip(group, results, strict=True):
             if request.answer.done():
                 request.on_cancelled(result.error if isinstance(result, _Failed) else result)
@@ -259,6 +263,14 @@ class Writer:
                 request.answer.set_exception(error)
 
     def _run_in_thread(
+        self, db: sqlite3.Connection, operations: list[Operation[Any]], check: Callable[[], None], notifies: bool
+    ) -> list[Any]:
+        results = self._run_group(db, operations, check)
+        if notifies:
+            self._notify_others()
+        return results
+
+    def _run_group(
         self, db: sqlite3.Connection, operations: list[Operation[Any]], check: Callable[[], None]
     ) -> list[Any]:
         """Run a group in one transaction; if an operation fails, run the group again with a savepoint for each."""
