@@ -24,10 +24,13 @@ from bus.errors import (
     UnknownEvent,
 )
 from bus.events import EventType, Upcaster
+from bus.handler_calls import function_name
 from bus.listener_options import AsyncOptions, BroadcastOptions, ListenerOptions, OrderedOptions
 from bus.listeners import Listener, ListenerKind
 from bus.metrics import BusMetrics, ListenerMetrics
+from bus.middleware import CallNext, Middleware
 from bus.options import BusOptions
+from bus.publishing.hooks import PublishHook, Publishing
 from bus.publishing.rejected_rows import RejectedRow, RejectedRows
 from bus.retry import Retry
 from bus.supervisor import BackgroundTaskFailed, TaskState
@@ -42,6 +45,7 @@ __all__ = [
     "BusMetrics",
     "BusNotStarted",
     "BusOptions",
+    "CallNext",
     "CancelFailed",
     "Delivery",
     "Discard",
@@ -52,10 +56,13 @@ __all__ = [
     "ListenerKind",
     "ListenerMetrics",
     "ListenerOptions",
+    "Middleware",
     "OrderedOptions",
+    "PublishHook",
     "PublishIndeterminate",
     "PublishRejected",
     "PublishTooDeep",
+    "Publishing",
     "RejectedRow",
     "RejectedRows",
     "Retry",
@@ -66,5 +73,6 @@ __all__ = [
     "Upcaster",
     "current_cause",
     "decode_frame",
+    "function_name",
     "log_context",
 ]

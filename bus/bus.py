@@ -15,8 +15,10 @@ from bus.listener_options import AsyncOptions, BroadcastOptions, OrderedOptions
 from bus.listener_table import ListenerTable
 from bus.listeners import Handler, Listener, ListenerKind
 from bus.metrics import BusMetrics
+from bus.middleware import Middleware, add_to
 from bus.options import BusOptions
 from bus.outgoing import Outgoing, due_in, due_when, valid_id
+from bus.publishing.hooks import PublishHook
 from bus.publishing.publisher import Publisher, refuse_delay
 from bus.publishing.rejected_rows import RejectedRows
 from bus.registration import Registration
@@ -56,6 +58,7 @@ class Bus:
         self._supervisor = bus_supervisor(self._clock)
         self._random = random or SystemRandom()
         self._listeners = ListenerTable()
+        self._middleware: list[Middleware] = []
         self._registration = Registration(self._listeners, self.options, has_db=db is not None)
         self._broadcasts = Broadcasts(mq, self._clock, self._listeners, self.metrics, self._supervisor)
         self._publisher = Publisher(
@@ -67,6 +70,7 @@ class Bus:
             self.metrics,
             self._supervisor,
             max_payload=self.options.max_payload,
+            propagate=self.options.propagate,
         )
         self._owner = LoopOwner("the bus")
         self._declaration = Declaration(
@@ -115,6 +119,42 @@ class Bus:
         Raises: the errors of `add_async_listener`.
         """
         self._registration.add(ListenerKind.BROADCAST, handler, options)
+
+    def add_middleware(self, middleware: Middleware) -> None:
+        """Add a function that runs around each attempt of all async listeners; the first one added is the outermost.
+
+            async def with_tenant(event: object, delivery: Delivery, call_next: CallNext) -> None:
+                with tenant(delivery.headers["tenant"]):
+                    await call_next()
+
+        It runs within the attempt's timeout, outside of the transaction of a `once` listener. What it raises is the
+        attempt's outcome. It cannot suppress the handler's error, and if it does not await `call_next()`, the attempt
+        fails.
+
+        Raises:
+            InvalidListener: it is not an `async def` function of an event, a delivery and `call_next`.
+            BusFrozen: the bus has started.
+        """
+        self._require_open("a middleware")
+        add_to(self._middleware, middleware)
+
+    def add_publish_hook(self, hook: PublishHook) -> None:
+        """Add a plain function that is called with each `Publishing` before the event's sync listeners run.
+
+        It may set headers. What it raises, `publish` raises, and no listener has run. Hooks are called in the order in
+        which they were added, once per event, also for `publish_many` and delayed events.
+
+        Raises:
+            InvalidListener: it is not a plain function of one argument.
+            BusFrozen: the bus has started.
+        """
+        self._require_open("a publish hook")
+        self._publisher.stamper.add(hook)
+
+    @property
+    def middleware(self) -> tuple[Middleware, ...]:
+        """The middleware of all async listeners, outermost first."""
+        return tuple(self._middleware)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -304,7 +344,15 @@ class Bus:
         """Return a new worker for this bus's listeners, not yet running."""
         inbox = Inbox(self._db, self.mq, retention=self.options.inbox_retention) if self._db is not None else None
         return Worker(
-            self.mq, inbox, self._clock, self._listeners, self.options, self.metrics, self._random, self._supervisor
+            self.mq,
+            inbox,
+            self._clock,
+            self._listeners,
+            self.options,
+            self.metrics,
+            self._random,
+            self._supervisor,
+            self._middleware,
         )
 
     async def close(self) -> None:
@@ -324,6 +372,10 @@ class Bus:
         refuse_delay(outgoing, self._publisher.subscriptions)
         await self._publisher.publish([outgoing])
         return outgoing.id
+
+    def _require_open(self, what: str) -> None:
+        if self._listeners.frozen:
+            raise BusFrozen(f"{what} was added after bus.start(): add it before bus.start()")
 
     def _require_started(self, what: str) -> None:
         if not self._owner.is_here():

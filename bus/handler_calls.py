@@ -1,12 +1,38 @@
-"""Calls of handlers: awaits what a handler returns, runs it in a context, and finds exits in its errors."""
+"""Handlers as functions: their names and kinds, their calls and contexts, and exits in their errors."""
 
 import contextvars
+import functools
+import inspect
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterator
 from inspect import isawaitable
 from typing import Any
 
 from infra.failures import members
+
+
+def function_name(function: object) -> str:
+    """Return the module and qualified name of a handler or middleware, for errors."""
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+
+
+def is_async_function(function: object) -> bool:
+    """Whether the function, or what it wraps, is declared `async def`."""
+    return any(inspect.iscoroutinefunction(each) for each in layers_of(function))
+
+
+def layers_of(function: object) -> Iterator[object]:
+    """Yield a function and what it wraps: the function of a partial, a callable object or a decorator."""
+    seen: set[int] = set()
+    while function is not None and id(function) not in seen:
+        seen.add(id(function))
+        yield function
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif (inner := getattr(function, "__wrapped__", None)) is not None:
+            function = inner
+        else:
+            function = None if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004 - not a test of callability
 
 
 async def finish_call(result: object) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, TypedDict
 
+from bus.middleware import Middleware, check_all_middleware
 from bus.retry import DEFAULT_RETRY, Retry
 from infra.mq.limits import MAX_DELAY, check_choice, check_count, check_name, check_names, check_number, shown
 
@@ -50,6 +51,9 @@ class AsyncOptions(TypedDict, total=False):
     False by default. It needs a database and an `async def` handler.
     """
 
+    middleware: Iterable[Middleware]
+    """Functions that run around each attempt, inside those of `Bus.add_middleware`; the first one is the outermost."""
+
 
 class OrderedOptions(AsyncOptions, total=False):
     """The options of `add_async_ordered_listener`."""
@@ -84,6 +88,7 @@ class ListenerOptions:
     timeout: float | None
     concurrency: int
     once: bool = False
+    middleware: tuple[Middleware, ...] = ()
     on_exhausted: OnExhausted = "skip"
     on_gap: OnGap | None = None
 
@@ -102,6 +107,7 @@ class ListenerOptions:
         if self.timeout is not None:
             what = "timeout (in seconds, None for none)"
             self._store("timeout", check_number(self.timeout, what, least=0, most=MAX_DELAY, above=True))
+        self._store("middleware", check_all_middleware(self.middleware))
         self._store("aliases", check_names(self.aliases, "aliases", "a former name"))
 
     def _store(self, option: str, value: object) -> None:

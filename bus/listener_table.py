@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from bus.errors import BusFrozen, InvalidEvent, InvalidListener
 from bus.events import EventType
-from bus.listeners import Listener, ListenerKind, handler_name
+from bus.handler_calls import function_name
+from bus.listeners import Listener, ListenerKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class ListenerTable:
             InvalidListener: its name is taken, its handler is registered already, or it is ordered and an event has no
                 ordering key, or two have different ordering scopes.
         """
-        where = handler_name(listener.handler)
+        where = function_name(listener.handler)
         if self.frozen:
             raise BusFrozen(f"{where} was added after bus.start(): construct every service before bus.start()")
         self._refuse_duplicate(listener, where)
@@ -105,7 +106,7 @@ class ListenerTable:
         for name in listener.names:
             if existing := self._names.get(name):
                 raise InvalidListener(
-                    f"two listeners are called {name!r}: {handler_name(existing.handler)} and {where}; "
+                    f"two listeners are called {name!r}: {function_name(existing.handler)} and {where}; "
                     "give one of them another name='...'"
                 )
 

@@ -4,7 +4,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -13,6 +13,7 @@ from bus.codec import FRAME_VERSION, frame_name
 from bus.delivery import Delivery
 from bus.errors import InvalidListener
 from bus.events import EventType
+from bus.handler_calls import function_name, is_async_function, layers_of
 from bus.listener_options import AsyncOptions, BroadcastOptions, ListenerOptions, OrderedOptions
 
 Handler = Callable[[Any], Awaitable[None] | None] | Callable[[Any, Delivery], Awaitable[None] | None]
@@ -108,11 +109,6 @@ class Signature:
     is_async: bool
 
 
-def handler_name(handler: Handler) -> str:
-    """Return a handler's module and qualified name, for errors."""
-    return f"{getattr(handler, '__module__', '?')}.{getattr(handler, '__qualname__', repr(handler))}"
-
-
 def default_name(handler: Handler) -> str:
     """Return a bound method's durable identity, `<service package>.<method>`.
 
@@ -123,7 +119,7 @@ def default_name(handler: Handler) -> str:
     method = getattr(handler, "__name__", "")
     if owner is None or isinstance(owner, type) or not method.isidentifier():
         raise InvalidListener(
-            f"{handler_name(handler)} is not a method of a service: give the listener a durable identity, name='...'"
+            f"{function_name(handler)} is not a method of a service: give the listener a durable identity, name='...'"
         )
     # services.user.service -> user; a class at the top of its package -> that package
     parts = type(owner).__module__.split(".")
@@ -137,20 +133,20 @@ def inspect_handler(handler: Handler) -> Signature:
     Raises:
         InvalidListener: the signature is not that of a handler; the message names the handler and what is expected.
     """
-    where = handler_name(handler)
+    where = function_name(handler)
     try:
         parameters = list(inspect.signature(handler).parameters.values())
         hints = typing.get_type_hints(_annotated(handler))
     except (TypeError, ValueError, NameError) as error:
         raise InvalidListener(f"{where} has no readable signature ({error}); {EXPECTED}") from error
-    if any(inspect.isasyncgenfunction(each) or inspect.isgeneratorfunction(each) for each in _layers(handler)):
+    if any(inspect.isasyncgenfunction(each) or inspect.isgeneratorfunction(each) for each in layers_of(handler)):
         raise InvalidListener(f"{where} is a generator; {EXPECTED}")
     if not 1 <= len(parameters) <= MAX_PARAMETERS or any(p.kind not in _POSITIONAL for p in parameters):
         raise InvalidListener(f"{where} takes {_count(parameters)}; {EXPECTED}")
     if len(parameters) == MAX_PARAMETERS and hints.get(parameters[1].name) is not Delivery:
         raise InvalidListener(f"{where}: its second parameter must be annotated `Delivery`; {EXPECTED}")
     classes = _classes(hints.get(parameters[0].name), where)
-    return Signature(classes, len(parameters) == MAX_PARAMETERS, _is_async(handler))
+    return Signature(classes, len(parameters) == MAX_PARAMETERS, is_async_function(handler))
 
 
 def _annotated(handler: Handler) -> object:
@@ -179,22 +175,3 @@ def _classes(hint: Any, where: str) -> tuple[type, ...]:  # noqa: ANN401 - an an
 
 def _is_union(hint: object) -> bool:
     return typing.get_origin(hint) is typing.Union
-
-
-def _is_async(handler: Handler) -> bool:
-    """Whether the handler, or what it wraps, is declared `async def`."""
-    return any(inspect.iscoroutinefunction(each) for each in _layers(handler))
-
-
-def _layers(handler: object) -> Iterator[object]:
-    """Yield a handler and what it wraps: the function of a partial, a callable object or a decorator."""
-    seen: set[int] = set()
-    while handler is not None and id(handler) not in seen:
-        seen.add(id(handler))
-        yield handler
-        if isinstance(handler, functools.partial):
-            handler = handler.func
-        elif (inner := getattr(handler, "__wrapped__", None)) is not None:
-            handler = inner
-        else:
-            handler = None if inspect.isroutine(handler) else getattr(handler, "__call__", None)  # noqa: B004 - not a test of callability

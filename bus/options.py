@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from infra.mq.limits import MAX_DELAY, check_count, check_number
+from infra.mq.limits import MAX_DELAY, MAX_HEADER_NAME_BYTES, check_count, check_number, check_text, shown
 
 MAX_COUNT = 2**31 - 1
 
@@ -26,6 +26,9 @@ class BusOptions:
 
     grace: float = 30.0
     """How long a shutdown waits for running handlers before it cancels them."""
+
+    propagate: frozenset[str] = frozenset()
+    """Names of headers that pass from an event to the events that its listeners publish."""
 
     max_payload: int = 1024 * 1024
     """The largest encoded message, headers included; the limit of the queue's driver may be lower."""
@@ -56,5 +59,12 @@ class BusOptions:
             check_number(getattr(self, name), f"BusOptions.{name}", least=0, most=MAX_DELAY, above=True)
         for name in ("grace", "inbox_retention"):
             check_number(getattr(self, name), f"BusOptions.{name}", least=0, most=MAX_DELAY)
+        if not isinstance(self.propagate, frozenset):
+            raise ValueError(f"BusOptions.propagate must be a frozenset of names, not {shown(self.propagate)}")  # noqa: TRY004 - as above
+        for each in self.propagate:
+            if check_text(each, "a name in BusOptions.propagate", MAX_HEADER_NAME_BYTES).startswith("beneath-"):
+                raise ValueError(
+                    f"BusOptions.propagate has {each!r}: names that begin with 'beneath-' belong to the bus"
+                )
         if self.timeout is not None:
             check_number(self.timeout, "BusOptions.timeout", least=0, most=MAX_DELAY, above=True)

@@ -14,9 +14,8 @@ from bus.events import lifetime_of
 from bus.listener_table import LocalListeners
 from infra.failures import describe
 from infra.mq import Message
-from infra.mq.limits import check_delay, check_due_at, check_id, check_text, shown
+from infra.mq.limits import MAX_HEADER_NAME_BYTES, check_delay, check_due_at, check_id, check_text, shown
 
-MAX_HEADER_NAME_BYTES = 200
 MAX_HEADER_VALUE_BYTES = 2**31 - 1
 """Headers also count towards the size of their message, which is limited by `bus.max_payload`."""
 

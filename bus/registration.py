@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from bus.errors import BusFrozen, InvalidEvent, InvalidListener
+from bus.handler_calls import function_name
 from bus.listener_options import ListenerOptions
 from bus.listener_table import ListenerTable
-from bus.listeners import OPTIONS, Handler, Listener, ListenerKind, default_name, handler_name, inspect_handler
+from bus.listeners import OPTIONS, Handler, Listener, ListenerKind, default_name, inspect_handler
 from bus.options import BusOptions
 from infra.mq.limits import check_name
 
@@ -27,7 +28,7 @@ class Registration:
             BusFrozen: the bus has started.
             TypeError: a listener of this kind has no option with this name.
         """
-        where = handler_name(handler)
+        where = function_name(handler)
         for option in given:
             if option not in OPTIONS[kind]:
                 raise TypeError(

@@ -72,6 +72,7 @@ def build_bus(settings: Settings, mq: MessageQueue, db: Database, clock: Clock) 
         timeout=worker.timeout,
         max_crashes=worker.max_crashes,
         max_payload=settings.bus.max_payload,
+        propagate=frozenset(settings.bus.propagate),
         inbox_retention=settings.bus.inbox_retention,
         connect_timeout=settings.mq.connect_timeout,
     )

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bus import BusOptions
-from dependencies.section import Network, Port, Seconds, Section, Url, clean_text
+from dependencies.section import HeaderName, Network, Port, Seconds, Section, Url, clean_text
 from dependencies.service_settings import ServiceSettings
 from infra.mail.message import sender_address
 from infra.mail.smtp import SmtpServer
@@ -66,6 +66,9 @@ class BusSettings(Section):
 
     max_payload: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = BUS.max_payload
     """Largest event, in bytes, headers included; the limit of the queue may be lower."""
+
+    propagate: list[HeaderName] = Field(default=[])
+    """Names of headers that pass from an event to the events that its listeners publish, such as `[tenant]`."""
 
     inbox_retention: Annotated[float, Field(ge=60, allow_inf_nan=False)] = BUS.inbox_retention
     """Seconds for which the inbox of `once=True` listeners keeps handled messages, to detect duplicates."""

@@ -13,6 +13,7 @@ from bus.outgoing import Outgoing, SyncPhase, chain, valid_headers, valid_id, va
 from bus.publishing.buffer import PublishBuffer, SyncPhaseBuffer
 from bus.publishing.direct import DirectDispatch, TransactionalDispatch
 from bus.publishing.dispatch import Dispatch
+from bus.publishing.hooks import Stamper
 from bus.publishing.outbox_dispatch import OutboxDispatch
 from bus.publishing.outbox_entries import Entry
 from bus.publishing.subscription_cache import SubscriptionCache
@@ -45,7 +46,9 @@ class Publisher:
         supervisor: Supervisor,
         *,
         max_payload: int,
+        propagate: frozenset[str],
     ) -> None:
+        self.stamper = Stamper(propagate)
         self.observers: list[Callable[[Outgoing], None]] = []
         self.subscriptions = subscriptions = SubscriptionCache(mq, clock)
         origin = broadcasts.origin
@@ -87,6 +90,8 @@ class Publisher:
             outgoing.headers = valid_headers(headers)
         if expires_in is not None:
             outgoing.expires_in = valid_lifetime(expires_in)
+        if not self.stamper.idle:
+            self.stamper.stamp(outgoing)
         return outgoing
 
     def outgoing_many(self, events: Iterable[object]) -> list[Outgoing]:
@@ -102,6 +107,9 @@ class Publisher:
         if type(cause) is Outgoing:
             for outgoing in batch:
                 outgoing.nest_in(cause)
+        if not self.stamper.idle:
+            for outgoing in batch:
+                self.stamper.stamp(outgoing)
         return batch
 
     async def publish(self, batch: Sequence[Outgoing]) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from inspect import isawaitable
 from random import Random
 from types import CoroutineType, FrameType
@@ -18,6 +19,7 @@ from bus.errors import UnknownEvent
 from bus.events import EventType
 from bus.handler_calls import refuse_generator, run_in_context
 from bus.metrics import ListenerMetrics
+from bus.middleware import Middleware, call_through
 from bus.worker.caller import Caller
 from bus.worker.inbox import AlreadyHandled, Inbox
 from bus.worker.logged_tracebacks import LoggedTracebacks
@@ -56,6 +58,7 @@ class Executor:
         threads: ThreadPool,
         random: Random,
         *,
+        middleware: Mapping[str, Sequence[Middleware]],
         queue_time: Callable[[], float],
         max_crashes: int,
     ) -> None:
@@ -64,6 +67,7 @@ class Executor:
         self._clock = clock
         self._caller = Caller(threads)
         self._random = random
+        self._middleware = middleware
         self._queue_time = queue_time
         self._max_crashes = max_crashes
         self._logged = LoggedTracebacks()
@@ -159,7 +163,9 @@ class Executor:
             raise Expired
         event = self._decode(frame)
         metrics.lag_seconds = max(0.0, self._clock.time() - frame.published_at)
-        if listener.options.once:
+        if self._middleware and (layers := self._middleware.get(listener.name)):
+            await call_through(layers, event, context, partial(self._call, slot, event, context))
+        elif listener.options.once:
             await self._call_once(slot, event, context)
         elif listener.is_async:
             result: object = listener.call(event, context)
@@ -180,6 +186,12 @@ class Executor:
                 needs=f"{frame.event}@{frame.event_version}",
             )
         return event_type.decode(frame.payload, frame.event_version)
+
+    async def _call(self, slot: Slot, event: object, context: Delivery) -> None:
+        if slot.listener.options.once:
+            await self._call_once(slot, event, context)
+        else:
+            await self._caller.call(slot, event, context)
 
     async def _call_once(self, slot: Slot, event: object, context: Delivery) -> None:
         assert self._inbox is not None  # noqa: S101 - registration refuses once=True without a database

@@ -66,6 +66,8 @@ class Inbox:
     ) -> AsyncIterator[None]:
         """Run the block in a transaction that inserts the inbox row when it begins.
 
+        If a middleware has opened a transaction, the block joins it, and the row is inserted at once.
+
         `committed` is called right after the commit, before a cancellation can arrive.
 
         Raises:
@@ -83,7 +85,10 @@ class Inbox:
 
         try:
             async with self._db.transaction() as transaction:
-                transaction.on_begin(insert_row)
+                if transaction.begun:
+                    await (await transaction.connection()).run_sync(insert_row)
+                else:
+                    transaction.on_begin(insert_row)
                 transaction.participant(self, lambda: _CommitObserver(committed))
                 yield
                 if duplicate:

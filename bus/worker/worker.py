@@ -5,12 +5,14 @@ import contextlib
 import os
 import socket
 import uuid
+from collections.abc import Sequence
 from random import Random
 
 import structlog
 
 from bus.listener_table import ListenerTable
 from bus.metrics import BusMetrics, ListenerMetrics
+from bus.middleware import Middleware
 from bus.options import BusOptions
 from bus.supervisor import Supervisor, ends_task
 from bus.worker.claim_limits import CLAIM_LIMITS
@@ -47,6 +49,7 @@ class Worker:
         metrics: BusMetrics,
         random: Random,
         supervisor: Supervisor,
+        middleware: Sequence[Middleware],
     ) -> None:
         self._mq = mq
         self._inbox = inbox
@@ -63,6 +66,11 @@ class Worker:
             clock,
             self._threads,
             random,
+            middleware={
+                name: layers
+                for name, each in self._durable.items()
+                if (layers := (*middleware, *each.options.middleware))
+            },
             queue_time=mq.time,
             max_crashes=options.max_crashes,
         )

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from beneath.errors import UsageError
-from bus import Bus, EventType, Listener, ListenerKind, ListenerOptions, Retry
+from bus import Bus, EventType, Listener, ListenerKind, ListenerOptions, Middleware, Retry, function_name
 from dependencies.sources import nearest
 
 PLACES = {
@@ -18,11 +18,14 @@ PLACES = {
 }
 
 SHOWN_OPTIONS = [
-    each.name for each in dataclasses.fields(ListenerOptions) if each.name not in {"name", "retry", "on_gap"}
+    each.name
+    for each in dataclasses.fields(ListenerOptions)
+    if each.name not in {"name", "retry", "on_gap", "middleware"}
 ]
 """The listener options that a listener's row shows under their own names.
 
-`name` is shown as "listener", `retry` as "attempts", "delays" and "cases"; `on_gap`, a function, is not shown.
+`name` is shown as "listener", `retry` as "attempts", "delays" and "cases", and the functions of `middleware` by their
+names; `on_gap`, a function, is not shown.
 """
 
 SHOWN_DELAYS = 20
@@ -76,8 +79,11 @@ def field_names(event_type: EventType) -> list[str]:
     return [each.name for each in dataclasses.fields(event_type.cls)]  # type: ignore[arg-type]  # it is a dataclass
 
 
-def listener_row(each: Listener) -> dict[str, object]:
-    """Return a listener as plain data; options that do not apply to its kind are None."""
+def listener_row(each: Listener, middleware: Sequence[Middleware] = ()) -> dict[str, object]:
+    """Return a listener as plain data; options that do not apply to its kind are None.
+
+    `middleware` is that of the bus, which runs outside of the listener's own.
+    """
     own = each.own_options
     retry = each.options.retry if "retry" in own else None
     return {
@@ -88,6 +94,9 @@ def listener_row(each: Listener) -> dict[str, object]:
         **{option: own.get(option) for option in SHOWN_OPTIONS},
         "once": each.options.once,
         "aliases": list(each.options.aliases),
+        "middleware": [function_name(layer) for layer in (*middleware, *each.options.middleware)]
+        if "middleware" in own
+        else None,
         "delays": None if retry is None else _ceilings(retry),
         "cases": None
         if retry is None
@@ -98,8 +107,10 @@ def listener_row(each: Listener) -> dict[str, object]:
     }
 
 
-def event_description(event_type: EventType, listeners: Sequence[Listener]) -> dict[str, Any]:
-    """Return an event and its listeners as plain data."""
+def event_description(
+    event_type: EventType, listeners: Sequence[Listener], middleware: Sequence[Middleware] = ()
+) -> dict[str, Any]:
+    """Return an event and its listeners as plain data; `middleware` is that of the bus."""
     return {
         "event": event_type.name,
         "class": f"{event_type.cls.__module__}.{event_type.cls.__qualname__}",
@@ -107,7 +118,9 @@ def event_description(event_type: EventType, listeners: Sequence[Listener]) -> d
         "ordered": event_type.ordered,
         "fields": field_names(event_type),
         "listeners": [
-            {**listener_row(each), "runs": PLACES[each.kind]} for each in listeners if event_type in each.event_types
+            {**listener_row(each, middleware), "runs": PLACES[each.kind]}
+            for each in listeners
+            if event_type in each.event_types
         ],
     }
 
@@ -127,6 +140,8 @@ def explanation(description: Mapping[str, Any]) -> Iterator[str]:
             once = ", database effects once per event" if each["once"] else ""
             yield f"  {each['concurrency']} at a time per process, {timeout}{once}"
             yield f"  {_attempts(each)}; then {_end(each['on_exhausted'])}"
+            for layer in each["middleware"]:
+                yield f"  middleware: {layer}"
             for error, case in each["cases"].items():
                 yield f"  after {error}: {_attempts(case)}"
         for option in SHOWN_OPTIONS:

@@ -18,6 +18,9 @@ MAX_KEY_BYTES = 1024
 MAX_NAME_BYTES = 200
 """The longest name of an event or a listener, aliases included, in bytes of UTF-8."""
 
+MAX_HEADER_NAME_BYTES = 200
+"""The longest name of a message's header, in bytes of UTF-8."""
+
 MAX_BODY = 256 * 1024 * 1024
 """The largest body of a message, in bytes, of drivers whose store would take more."""
 

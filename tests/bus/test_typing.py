@@ -98,5 +98,9 @@ def test_options_that_callers_pass_are_the_fields_of_listener_options() -> None:
     passed = get_type_hints(OrderedOptions) | get_type_hints(BroadcastOptions)
     stored = get_type_hints(ListenerOptions)
     assert set(passed) == {each.name for each in dataclasses.fields(ListenerOptions)}
-    assert {option for option in passed if passed[option] != stored[option]} == {"aliases", "concurrency"}
+    assert {option for option in passed if passed[option] != stored[option]} == {
+        "aliases",
+        "concurrency",
+        "middleware",
+    }
     assert get_type_hints(AsyncOptions).items() <= passed.items()

@@ -39,7 +39,8 @@ def listeners(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the listeners in this code."""
     from beneath.describe import SHOWN_OPTIONS, listener_row
 
-    rows = [listener_row(each) for each in _registered(container_of(context)).listeners]
+    bus = _registered(container_of(context))
+    rows = [listener_row(each, bus.middleware) for each in bus.listeners]
     if as_json:
         print_json(rows)
         return
@@ -58,7 +59,7 @@ def explain(
     from beneath.describe import event_description, explanation, find_event
 
     bus = _registered(container_of(context))
-    description = event_description(find_event(bus, event), bus.listeners)
+    description = event_description(find_event(bus, event), bus.listeners, bus.middleware)
     if as_json:
         print_json(description)
     else:
