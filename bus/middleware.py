@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -45,7 +45,7 @@ def check_middleware(middleware: object) -> Middleware:
         raise ValueError(f"{function_name(middleware)} cannot be called ({error}); {EXPECTED}") from error
     if not is_async_function(middleware):
         raise ValueError(f"{function_name(middleware)} is not `async def`; {EXPECTED}")
-    return middleware
+    return cast("Middleware", middleware)
 
 
 def check_all_middleware(middleware: object) -> tuple[Middleware, ...]:

@@ -137,7 +137,7 @@ class Dispatch(ABC):
                 elif not subscriptions.fresh:
                     subscriptions.refresh_soon()  # a broadcast listener may be new
                 wanted = subscriptions.routed(name) or self._is_broadcast(local)
-            if each.expires_at is None and (lifetime := each.expires_in or local.event_type.lifetime) is not None:
+            if each.expires_at is None and (lifetime := each.expires_in or each.local.event_type.lifetime) is not None:
                 each.expires_at = max(await self.time(), each.due_at or 0.0) + lifetime
             if wanted:
                 self._message(each)

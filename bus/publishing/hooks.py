@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from bus.delivery import NO_HEADERS, Cause
 from bus.errors import InvalidListener
@@ -54,7 +55,7 @@ class Stamper:
             raise InvalidListener(f"{function_name(hook)} cannot be called ({error}); {EXPECTED}") from error
         if is_async_function(hook):
             raise InvalidListener(f"{function_name(hook)} is `async def`, but publish does not await hooks; {EXPECTED}")
-        self._hooks.append(hook)
+        self._hooks.append(cast("PublishHook", hook))
         self.idle = False
 
     def stamp(self, outgoing: Outgoing) -> None:
