@@ -164,3 +164,19 @@ async def test_exit_of_a_handler_during_shutdown_keeps_the_grace_period() -> Non
         await harness.clock.settle()
         await harness.stop(worker)
     assert finished == [5]
+
+
+async def test_no_delivery_begins_once_the_worker_is_cancelled() -> None:
+    harness, began, workers = WorkerHarness(), list[int](), list[asyncio.Task[None]]()
+
+    async def handler(event: Ticked) -> None:
+        began.append(event.n)
+        workers[0].cancel()  # the worker's task receives it after this handler
+
+    harness.bus.add_async_listener(handler, name="l")
+    async with harness.working() as worker:
+        workers.append(worker)
+        await harness.bus.publish_many([Ticked(1), Ticked(2), Ticked(3)])
+        await harness.until(worker.done)
+        [stats] = await harness.mq.stats()
+    assert (began, stats.ready, stats.retrying) == ([1], 2, 0)

@@ -169,7 +169,7 @@ MUTANTS: tuple[Mutant, ...] = (
         file="bus/worker/session.py",
         old="            not self._is_ending() and not self",
         new="            not self._stopping.is_set() and not self",
-        tests=("tests/bus/hostile/test_hostile.py", "-k", "any_sequence_of_hostile_handlers"),
+        tests=("tests/bus/test_exits.py",),
     ),
     Mutant(
         name="thread-that-cannot-start-is-a-failure",
