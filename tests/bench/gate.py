@@ -47,7 +47,7 @@ FLOORS = (
     Floor(driver="postgres", what="publish", share=0.35, count=300),
     Floor(driver="sqlite", what="handled", share=0.20),
     Floor(driver="sqlite", what="publish_many", share=0.20),
-    Floor(driver="sqlite", what="publish", share=0.20, count=300),
+    Floor(driver="sqlite", what="publish", share=0.12, count=300),
 )
 
 
