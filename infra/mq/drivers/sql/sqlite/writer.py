@@ -17,6 +17,7 @@ import structlog
 
 from infra.db import DatabaseUnavailable
 from infra.db.cancellation import begin, finish
+from infra.db.sqlite_thread import hand_over
 from infra.mq.drivers.sql.sqlite.connection import Operation, is_busy, is_disk_error, queue_error, starting_a_thread
 from infra.mq.drivers.sql.sqlite.joinable import run_in_order
 from infra.mq.errors import QueueClosed, QueueError, QueueIndeterminate, QueueUnavailable
@@ -355,9 +356,8 @@ class Writer:
         return await self._post(work)
 
     def _post(self, work: Callable[[], T]) -> "asyncio.Future[T]":
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = _Result(loop=loop)
-        self._jobs.put(lambda: _answer(loop, done, work))
+        done: asyncio.Future[T] = _Result(loop=asyncio.get_running_loop())
+        self._jobs.put(lambda: _answer(done, work))
         return done
 
     def _stop_thread(self) -> None:
@@ -378,33 +378,13 @@ class _Result(asyncio.Future[T]):
         return False
 
 
-def _answer(loop: asyncio.AbstractEventLoop, done: "asyncio.Future[T]", work: Callable[[], T]) -> None:
+def _answer(done: "asyncio.Future[T]", work: Callable[[], T]) -> None:
     try:
         result = work()
     except Exception as error:  # noqa: BLE001  # raised in the waiting task
-        outcome: Callable[[], None] = _Deliver(done, error=error)
+        hand_over(done, None, error)
     else:
-        outcome = _Deliver(done, result=result)
-    try:
-        loop.call_soon_threadsafe(outcome)
-    except RuntimeError:
-        # The loop was closed meanwhile: no task waits for the result.
-        return
-
-
-class _Deliver:
-    def __init__(self, done: "asyncio.Future[Any]", *, result: object = None, error: Exception | None = None) -> None:
-        self._done = done
-        self._result = result
-        self._error = error
-
-    def __call__(self) -> None:
-        if self._done.done():
-            return
-        if self._error is not None:
-            self._done.set_exception(self._error)
-        else:
-            self._done.set_result(self._result)
+        hand_over(done, result, None)
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
