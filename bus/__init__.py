@@ -6,7 +6,7 @@ Services use `Bus` as `docs/guide.md` shows; `docs/guarantees.md` has its guaran
 """
 
 from bus.bus import Bus
-from bus.codec import decode_frame
+from bus.codec import check_header_name, decode_frame
 from bus.delivery import Delivery, current_cause, log_context
 from bus.errors import (
     BusError,
@@ -71,6 +71,7 @@ __all__ = [
     "UndecodablePayload",
     "UnknownEvent",
     "Upcaster",
+    "check_header_name",
     "current_cause",
     "decode_frame",
     "function_name",

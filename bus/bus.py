@@ -9,13 +9,13 @@ from typing import Unpack
 from bus.broadcasts import Broadcasts
 from bus.declaration import Declaration
 from bus.delivery import correlation
-from bus.errors import BusFrozen, BusNotStarted
+from bus.errors import BusFrozen, BusNotStarted, InvalidListener
 from bus.events import EventType
 from bus.listener_options import AsyncOptions, BroadcastOptions, OrderedOptions
 from bus.listener_table import ListenerTable
 from bus.listeners import Handler, Listener, ListenerKind
 from bus.metrics import BusMetrics
-from bus.middleware import Middleware, add_to
+from bus.middleware import Middleware, check_middleware
 from bus.options import BusOptions
 from bus.outgoing import Outgoing, due_in, due_when, valid_id
 from bus.publishing.hooks import PublishHook
@@ -29,6 +29,8 @@ from infra.clock import Clock, SystemClock
 from infra.db import Database
 from infra.mq import MessageQueue
 from infra.ownership import LoopOwner
+
+ADD_BEFORE = "add it before bus.start()"
 
 
 class Bus:
@@ -135,8 +137,11 @@ class Bus:
             InvalidListener: it is not an `async def` function of an event, a delivery and `call_next`.
             BusFrozen: the bus has started.
         """
-        self._require_open("a middleware")
-        add_to(self._middleware, middleware)
+        self._listeners.require_open("a middleware", ADD_BEFORE)
+        try:
+            self._middleware.append(check_middleware(middleware))
+        except ValueError as error:
+            raise InvalidListener(str(error)) from error
 
     def add_publish_hook(self, hook: PublishHook) -> None:
         """Add a plain function that is called with each `Publishing` before the event's sync listeners run.
@@ -148,7 +153,7 @@ class Bus:
             InvalidListener: it is not a plain function of one argument.
             BusFrozen: the bus has started.
         """
-        self._require_open("a publish hook")
+        self._listeners.require_open("a publish hook", ADD_BEFORE)
         self._publisher.stamper.add(hook)
 
     @property
@@ -372,10 +377,6 @@ class Bus:
         refuse_delay(outgoing, self._publisher.subscriptions)
         await self._publisher.publish([outgoing])
         return outgoing.id
-
-    def _require_open(self, what: str) -> None:
-        if self._listeners.frozen:
-            raise BusFrozen(f"{what} was added after bus.start(): add it before bus.start()")
 
     def _require_started(self, what: str) -> None:
         if not self._owner.is_here():

@@ -12,11 +12,17 @@ import msgpack
 import msgspec
 
 from bus.errors import UndecodablePayload, UnknownEvent
+from infra.mq.limits import check_text
 
 FRAME_VERSION = 1
 CORRELATION = "beneath-correlation-id"
 CAUSATION = "beneath-causation-id"
 EXPIRES_AT = "beneath-expires-at"
+
+RESERVED = "beneath-"
+"""The beginning of the names of the bus's own headers."""
+
+MAX_HEADER_NAME_BYTES = 200
 
 _packer = msgpack.Packer()
 """Shared by all frames, because a new packer costs as much as packing; keeps no state between frames."""
@@ -32,6 +38,18 @@ class Frame(msgspec.Struct, frozen=True):
     published_at: float
     headers: Mapping[str, str]
     payload: bytes
+
+
+def check_header_name(value: object, what: str = "a header's name") -> str:
+    """Return `value` if it can be the name of an application's header.
+
+    Raises:
+        ValueError: it is no text of 1 to `MAX_HEADER_NAME_BYTES` bytes, or the name is the bus's own.
+    """
+    name = check_text(value, what, MAX_HEADER_NAME_BYTES)
+    if name.startswith(RESERVED):
+        raise ValueError(f"{what} is {name!r}: names that begin with {RESERVED!r} belong to the bus")
+    return name
 
 
 def frame_name(version: int) -> str:

@@ -88,12 +88,16 @@ leave_cause = _cause.reset
 """Restore the cause from before `enter_cause`."""
 
 
+def causes(cause: object) -> Iterator[object]:
+    """Yield a cause, and the causes around it, innermost first."""
+    while cause is not None:
+        yield cause
+        cause = getattr(cause, "cause", None)
+
+
 def current_delivery() -> Delivery | None:
     """Return the delivery whose handler the calling code runs in; None outside of handlers."""
-    cause: object = _cause.get()
-    while cause is not None and not isinstance(cause, Delivery):
-        cause = getattr(cause, "cause", None)
-    return cause
+    return next((each for each in causes(_cause.get()) if isinstance(each, Delivery)), None)
 
 
 @contextmanager

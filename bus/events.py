@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -11,7 +10,7 @@ import msgspec
 from bus.errors import InvalidEvent, UndecodablePayload
 from bus.event_fields import refuse_lossy_fields
 from infra.failures import describe
-from infra.mq.limits import MAX_DELAY, check_count, check_key, check_name, check_names, check_number, shown
+from infra.mq.limits import check_count, check_delay, check_key, check_name, check_names, shown
 
 MAX_VERSION = 2**31 - 1
 
@@ -120,10 +119,7 @@ def lifetime_of(value: object, what: str) -> float | None:
     Raises:
         ValueError: it is no number of seconds or timedelta, not above 0, or too long.
     """
-    if value is None:
-        return None
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    return check_number(seconds, f"{what} (in seconds)", least=0, most=MAX_DELAY, above=True)
+    return None if value is None else check_delay(value, what, above=True)
 
 
 def _require_frozen(cls: type, where: str) -> None:

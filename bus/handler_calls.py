@@ -9,11 +9,29 @@ from inspect import isawaitable
 from typing import Any
 
 from infra.failures import members
+from infra.mq.limits import shown
 
 
 def function_name(function: object) -> str:
     """Return the module and qualified name of a handler or middleware, for errors."""
     return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+
+
+def check_function(function: object, arguments: int, *, is_async: bool, expected: str) -> None:
+    """Check that `function` can be called with this number of arguments, and whether it is `async def`.
+
+    Raises:
+        ValueError: it is something else; the message ends with what is `expected`.
+    """
+    if not callable(function) or isinstance(function, type):
+        raise ValueError(f"{shown(function)} is not a function; {expected}")  # noqa: TRY004 - one type of error for all options
+    name = function_name(function)
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be called ({error}); {expected}") from error
+    if is_async_function(function) is not is_async:
+        raise ValueError(f"{name} is {'not ' if is_async else ''}`async def`; {expected}")
 
 
 def is_async_function(function: object) -> bool:

@@ -28,6 +28,15 @@ class ListenerTable:
         self._local: dict[type, LocalListeners] = {}
         self._events: dict[str, EventType] = {}
 
+    def require_open(self, what: str, advice: str = "construct every service before bus.start()") -> None:
+        """Refuse an addition to a started bus.
+
+        Raises:
+            BusFrozen: the bus has started.
+        """
+        if self.frozen:
+            raise BusFrozen(f"{what} was added after bus.start(): {advice}")
+
     @property
     def listeners(self) -> tuple[Listener, ...]:
         """All listeners, in order of registration."""
@@ -81,8 +90,7 @@ class ListenerTable:
                 ordering key, or two have different ordering scopes.
         """
         where = function_name(listener.handler)
-        if self.frozen:
-            raise BusFrozen(f"{where} was added after bus.start(): construct every service before bus.start()")
+        self.require_open(where)
         self._refuse_duplicate(listener, where)
         if listener.kind is ListenerKind.ORDERED:
             _require_ordered(listener, where)

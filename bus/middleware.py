@@ -1,17 +1,15 @@
 """Middleware: functions of the application that run around each attempt of async listeners."""
 
-import inspect
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 import structlog
 
 from bus.delivery import Delivery
-from bus.errors import InvalidListener
-from bus.handler_calls import function_name, is_async_function
+from bus.handler_calls import check_function, function_name
 from infra.failures import describe
-from infra.mq.limits import shown
+from infra.mq.limits import check_items
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -37,14 +35,7 @@ def check_middleware(middleware: object) -> Middleware:
     Raises:
         ValueError: it has not; the message says what is expected.
     """
-    if not callable(middleware) or isinstance(middleware, type):
-        raise ValueError(f"{shown(middleware)} is not a function; {EXPECTED}")  # noqa: TRY004 - as for other options
-    try:
-        inspect.signature(middleware).bind(None, None, None)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{function_name(middleware)} cannot be called ({error}); {EXPECTED}") from error
-    if not is_async_function(middleware):
-        raise ValueError(f"{function_name(middleware)} is not `async def`; {EXPECTED}")
+    check_function(middleware, 3, is_async=True, expected=EXPECTED)
     return cast("Middleware", middleware)
 
 
@@ -52,16 +43,10 @@ def check_all_middleware(middleware: object) -> tuple[Middleware, ...]:
     """Return several middleware as a tuple.
 
     Raises:
-        ValueError: it is not iterable, or holds something else than middleware.
+        ValueError: it is not iterable, or holds something else than middleware, or more than `MAX_MIDDLEWARE`.
     """
-    if isinstance(middleware, str | bytes) or not isinstance(middleware, Iterable):
-        raise ValueError(f"middleware must be a list of functions, not {shown(middleware)}")  # noqa: TRY004 - as above
-    checked: list[Middleware] = []
-    for each in middleware:
-        checked.append(check_middleware(each))
-        if len(checked) > MAX_MIDDLEWARE:
-            raise ValueError(f"middleware has more than {MAX_MIDDLEWARE} functions")
-    return tuple(checked)
+    items = check_items(middleware, "middleware", "list", "functions", MAX_MIDDLEWARE)
+    return tuple(check_middleware(each) for each in items)
 
 
 class _Next:
@@ -115,15 +100,3 @@ async def call_through(layers: Sequence[Middleware], event: object, delivery: De
     call_next = _Next(partial(call_through, layers[1:], event, delivery, handler))
     await outermost(event, delivery, call_next)
     call_next.require_outcome(outermost, delivery)
-
-
-def add_to(existing: list[Middleware], middleware: object) -> None:
-    """Add a middleware of the whole bus.
-
-    Raises:
-        InvalidListener: it has not the signature of a middleware.
-    """
-    try:
-        existing.append(check_middleware(middleware))
-    except ValueError as error:
-        raise InvalidListener(str(error)) from error

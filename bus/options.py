@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from infra.mq.limits import MAX_DELAY, MAX_HEADER_NAME_BYTES, check_count, check_number, check_text, shown
+from bus.codec import check_header_name
+from infra.mq.limits import MAX_DELAY, check_count, check_number, shown
 
 MAX_COUNT = 2**31 - 1
 
@@ -62,9 +63,6 @@ class BusOptions:
         if not isinstance(self.propagate, frozenset):
             raise ValueError(f"BusOptions.propagate must be a frozenset of names, not {shown(self.propagate)}")  # noqa: TRY004 - as above
         for each in self.propagate:
-            if check_text(each, "a name in BusOptions.propagate", MAX_HEADER_NAME_BYTES).startswith("beneath-"):
-                raise ValueError(
-                    f"BusOptions.propagate has {each!r}: names that begin with 'beneath-' belong to the bus"
-                )
+            check_header_name(each, "a name in BusOptions.propagate")
         if self.timeout is not None:
             check_number(self.timeout, "BusOptions.timeout", least=0, most=MAX_DELAY, above=True)

@@ -7,14 +7,14 @@ from typing import Protocol
 import msgspec
 import uuid_utils
 
-from bus.codec import CAUSATION, CORRELATION, EXPIRES_AT, Frame, encode_frame
+from bus.codec import CAUSATION, CORRELATION, EXPIRES_AT, Frame, check_header_name, encode_frame
 from bus.delivery import NO_HEADERS, Cause, Delivery
 from bus.errors import InvalidEvent, PublishRejected
 from bus.events import lifetime_of
 from bus.listener_table import LocalListeners
 from infra.failures import describe
 from infra.mq import Message
-from infra.mq.limits import MAX_HEADER_NAME_BYTES, check_delay, check_due_at, check_id, check_text, shown
+from infra.mq.limits import check_delay, check_due_at, check_id, check_text, shown
 
 MAX_HEADER_VALUE_BYTES = 2**31 - 1
 """Headers also count towards the size of their message, which is limited by `bus.max_payload`."""
@@ -226,17 +226,11 @@ def valid_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
         raise InvalidEvent(f"headers must map str to str, not {shown(headers)}")
     try:
         pairs: Iterable[tuple[object, object]] = dict(headers).items()
-        checked = {
-            check_text(name, "a header's name", MAX_HEADER_NAME_BYTES): _header_value(name, value)
-            for name, value in pairs
-        }
+        checked = {check_header_name(name): _header_value(name, value) for name, value in pairs}
     except ValueError as error:
         raise InvalidEvent(str(error)) from error
     except Exception as error:  # a mapping is a class, whose code may raise anything
         raise InvalidEvent(f"headers cannot be read: {describe(error)}") from error
-    for name in checked:
-        if name.startswith("beneath-"):
-            raise InvalidEvent(f"header {name!r}: names that begin with 'beneath-' belong to the bus")
     return checked or NO_HEADERS
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bus.errors import BusFrozen, InvalidEvent, InvalidListener
+from bus.errors import InvalidEvent, InvalidListener
 from bus.handler_calls import function_name
 from bus.listener_options import ListenerOptions
 from bus.listener_table import ListenerTable
@@ -34,8 +34,7 @@ class Registration:
                 raise TypeError(
                     f"{where}: {option!r} is not an option of {kind.value} listeners: {', '.join(OPTIONS[kind])}"
                 )
-        if self._listeners.frozen:
-            raise BusFrozen(f"{where} was added after bus.start(): construct every service before bus.start()")
+        self._listeners.require_open(where)
         signature = inspect_handler(handler)
         # A broadcast listener runs in the event loop, even if it is a plain `def`.
         cancellable = signature.is_async or kind is ListenerKind.BROADCAST

@@ -1,6 +1,6 @@
 """The retry policy of a listener: the number of attempts, and the delays between them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from bus.errors import Discard, RetryLater
 from infra.failures import describe
-from infra.mq.limits import MAX_DELAY, check_choice, check_count, check_delay, check_number, shown
+from infra.mq.limits import MAX_DELAY, check_choice, check_count, check_delay, check_items, check_number, shown
 
 MAX_ATTEMPTS = 1_000_000
 MAX_FACTOR = 100.0
@@ -123,14 +123,11 @@ class Retry:
 
 
 def _checked_delays(delays: object) -> tuple[float, ...]:
-    if isinstance(delays, str | bytes) or not isinstance(delays, Iterable):
-        raise ValueError(f"Retry.delays must be a tuple of seconds, not {shown(delays)}")  # noqa: TRY004 - as for numbers
-    checked: list[float] = []
-    for number, each in enumerate(delays, 1):
-        if number > MAX_DELAYS:
-            raise ValueError(f"Retry.delays has more than {MAX_DELAYS} delays")
-        checked.append(check_number(each, f"delay {number} of Retry.delays", least=0, most=MAX_DELAY))
-    return tuple(checked)
+    items = check_items(delays, "Retry.delays", "tuple", "delays in seconds", MAX_DELAYS)
+    return tuple(
+        check_number(each, f"delay {number} of Retry.delays", least=0, most=MAX_DELAY)
+        for number, each in enumerate(items, 1)
+    )
 
 
 def _checked_cases(cases: object) -> Mapping[type[Exception], Retry]:

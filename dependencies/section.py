@@ -6,8 +6,8 @@ from typing import Annotated, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Secret, ValidationInfo, field_validator
 
+from bus import check_header_name
 from infra.masking import mask_url
-from infra.mq.limits import MAX_HEADER_NAME_BYTES
 
 
 def _network(text: str) -> str:
@@ -22,13 +22,7 @@ def _network(text: str) -> str:
     return str(network)
 
 
-def _header_name(text: str) -> str:
-    if text.startswith("beneath-"):
-        raise ValueError(f"{text} belongs to the bus, which passes it on by itself")
-    return text
-
-
-HeaderName = Annotated[str, Field(min_length=1, max_length=MAX_HEADER_NAME_BYTES), AfterValidator(_header_name)]
+HeaderName = Annotated[str, AfterValidator(check_header_name)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Network = Annotated[str, AfterValidator(_network)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]

@@ -1,20 +1,15 @@
 """Publish hooks and propagated headers: what every publish adds to its headers."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from bus.delivery import NO_HEADERS, Cause
+from bus.delivery import NO_HEADERS, Cause, Delivery, causes
 from bus.errors import InvalidListener
-from bus.handler_calls import function_name, is_async_function
+from bus.handler_calls import check_function
 from bus.outgoing import Outgoing, valid_headers
-from infra.mq.limits import shown
 
-MAX_CAUSES = 1000
-"""The largest number of nested `correlation` blocks that are searched for headers."""
-
-EXPECTED = "a publish hook is `def f(publishing: Publishing) -> None`"
+EXPECTED = "a publish hook is `def f(publishing: Publishing) -> None`, which `publish` does not await"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +42,10 @@ class Stamper:
         Raises:
             InvalidListener: it is not a plain function of one argument.
         """
-        if not callable(hook) or isinstance(hook, type):
-            raise InvalidListener(f"{shown(hook)} is not a function; {EXPECTED}")
         try:
-            inspect.signature(hook).bind(None)
-        except (TypeError, ValueError) as error:
-            raise InvalidListener(f"{function_name(hook)} cannot be called ({error}); {EXPECTED}") from error
-        if is_async_function(hook):
-            raise InvalidListener(f"{function_name(hook)} is `async def`, but publish does not await hooks; {EXPECTED}")
+            check_function(hook, 1, is_async=False, expected=EXPECTED)
+        except ValueError as error:
+            raise InvalidListener(str(error)) from error
         self._hooks.append(cast("PublishHook", hook))
         self.idle = False
 
@@ -76,14 +67,7 @@ class Stamper:
 
     def _propagated(self, cause: Cause | None) -> Mapping[str, str]:
         """Return the headers that pass from the nearest delivery or publish that caused this one."""
-        if not self._propagate:
-            return NO_HEADERS
-        found: object = cause
-        for _ in range(MAX_CAUSES):
-            headers = getattr(found, "headers", None)
-            if isinstance(headers, Mapping):
-                return {name: value for name, value in headers.items() if name in self._propagate}
-            found = getattr(found, "cause", None)
-            if found is None:
-                break
+        for each in causes(cause) if self._propagate else ():
+            if isinstance(each, Delivery | Outgoing):
+                return {name: value for name, value in each.headers.items() if name in self._propagate}
         return NO_HEADERS

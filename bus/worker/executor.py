@@ -165,16 +165,14 @@ class Executor:
         metrics.lag_seconds = max(0.0, self._clock.time() - frame.published_at)
         if self._middleware and (layers := self._middleware.get(listener.name)):
             await call_through(layers, event, context, partial(self._call, slot, event, context))
-        elif listener.options.once:
-            await self._call_once(slot, event, context)
-        elif listener.is_async:
+        elif listener.is_async and not listener.options.once:
             result: object = listener.call(event, context)
             while result is not None and (type(result) is CoroutineType or isawaitable(result)):
                 result = await result
             if result is not None:
                 refuse_generator(result)
         else:
-            await self._caller.call(slot, event, context)
+            await self._call(slot, event, context)
 
     def _decode(self, frame: Frame) -> Any:  # noqa: ANN401 - any event class
         event_type = self._events.get(frame.event)

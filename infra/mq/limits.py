@@ -7,6 +7,7 @@ form in which it is used, or raises ValueError with one line that names the valu
 import math
 from collections.abc import Iterable
 from datetime import timedelta
+from itertools import islice
 from typing import Literal
 
 MAX_ID_BYTES = 256
@@ -17,9 +18,6 @@ MAX_KEY_BYTES = 1024
 
 MAX_NAME_BYTES = 200
 """The longest name of an event or a listener, aliases included, in bytes of UTF-8."""
-
-MAX_HEADER_NAME_BYTES = 200
-"""The longest name of a message's header, in bytes of UTF-8."""
 
 MAX_BODY = 256 * 1024 * 1024
 """The largest body of a message, in bytes, of drivers whose store would take more."""
@@ -129,6 +127,21 @@ def check_name(value: object, what: str) -> str:
     return check_printable(value, what, MAX_NAME_BYTES)
 
 
+def check_items(items: object, what: str, kind: str, of: str, most: int) -> list[object]:
+    """Return the items of an iterable, which may be endless; `kind` and `of` say in errors what is expected.
+
+    Raises:
+        ValueError: it is a str or bytes, which would be an item for every character, or not iterable, or has more than
+            `most` items.
+    """
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        raise ValueError(f"{what} must be a {kind} of {of}, not {shown(items)}")  # noqa: TRY004 - every check here raises the same
+    found: list[object] = list(islice(items, most + 1))
+    if len(found) > most:
+        raise ValueError(f"{what} holds more than {most} {of}")
+    return found
+
+
 def check_names(names: object, what: str, each: str) -> tuple[str, ...]:
     """Return several names as a tuple.
 
@@ -136,17 +149,11 @@ def check_names(names: object, what: str, each: str) -> tuple[str, ...]:
         ValueError: it is a str, which would be a name for every character, or not iterable, or holds an invalid name, a
             name twice, or more than `MAX_NAMES` names.
     """
-    if isinstance(names, str | bytes) or not isinstance(names, Iterable):
-        raise ValueError(  # noqa: TRY004 - every check here raises the same
-            f"{what} must be a tuple or list of names, not {shown(names)}"
-        )
     checked: list[str] = []
-    for name in names:
+    for name in check_items(names, what, "tuple or list", "names", MAX_NAMES):
         if (plain := check_name(name, each)) in checked:
             raise ValueError(f"{what} holds the name {plain!r} twice")
         checked.append(plain)
-        if len(checked) > MAX_NAMES:
-            raise ValueError(f"{what} holds more than {MAX_NAMES} names")
     return tuple(checked)
 
 
@@ -189,14 +196,14 @@ def check_count(value: object, what: str, *, least: int, most: int) -> int:
     raise ValueError(f"{what} must be a whole number from {least} to {most}, not {shown(value)}")
 
 
-def check_delay(value: object, what: str = "a delay") -> float:
-    """Return a delay in seconds, from a number of seconds or a timedelta: 0 to `MAX_DELAY`.
+def check_delay(value: object, what: str = "a delay", *, above: bool = False) -> float:
+    """Return a delay in seconds, from a number of seconds or a timedelta: from 0 (with `above`: more) to `MAX_DELAY`.
 
     Raises:
         ValueError: it is neither, or negative, not finite, or longer.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    return check_number(seconds, f"{what} (in seconds)", least=0, most=MAX_DELAY)
+    return check_number(seconds, f"{what} (in seconds)", least=0, most=MAX_DELAY, above=above)
 
 
 def check_due_at(value: object, what: str = "a due time") -> float:

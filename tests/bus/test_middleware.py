@@ -14,9 +14,7 @@ from structlog.testing import capture_logs
 
 from bus import BusFrozen, CallNext, Delivery, Discard, InvalidListener, Middleware, Retry, RetryLater
 from bus.testing import BusKit
-from dependencies.migrations import BUS
 from infra.db import Database
-from infra.db.migrate import upgrade
 from tests.bus.events import Deposited, Ticked
 from tests.bus.worker_harness import WorkerHarness
 
@@ -231,10 +229,9 @@ async def test_timeout_cancels_the_handler_through_its_middleware(trace: Trace) 
 
 
 @pytest.fixture
-async def db(tmp_path: Path) -> AsyncIterator[Database]:
-    db = Database(f"sqlite:///{tmp_path / 'beneath.db'}", busy_timeout=30)
+async def db(migrated_copy: Path) -> AsyncIterator[Database]:
+    db = Database(f"sqlite:///{migrated_copy}", busy_timeout=30)
     await db.open()
-    await upgrade(db, [BUS])
     async with db.transaction() as transaction:
         await transaction.session.execute(text("CREATE TABLE ledger (n INTEGER)"))
     yield db

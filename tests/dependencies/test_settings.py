@@ -361,6 +361,16 @@ def test_trusted_proxies_refuse_host_names_and_all_addresses(value: str) -> None
         load_settings(environ={"BENEATH_CONTROL_TRUSTED_PROXIES": value})
 
 
+def test_propagated_headers_are_names_of_the_applications_headers() -> None:
+    assert load_settings(environ={"BENEATH_BUS_PROPAGATE": "[tenant, région]"}).bus.propagate == ["tenant", "région"]
+
+
+@pytest.mark.parametrize("value", ["['']", "[beneath-x]", f"[{'é' * 101}]"])
+def test_propagated_headers_refuse_what_the_bus_refuses(value: str) -> None:
+    with pytest.raises(SettingsError, match=r"bus\.propagate\.0: "):
+        load_settings(environ={"BENEATH_BUS_PROPAGATE": value})
+
+
 def test_blanks_around_a_list_are_removed(folder: Path) -> None:
     environ = {"BENEATH_CONTROL_TRUSTED_PROXIES": "\ufeff\t[10.0.0.1]\r\n"}
     assert load_settings(environ=environ, folder=folder).control.trusted_proxies == ["10.0.0.1/32"]
