@@ -21,7 +21,7 @@ from bus.codec import Frame, decode_frame, encode_frame
 from bus.events import EventType
 from tests.bench import embedded, ours, postgres, redis
 from tests.bench.ours import Event, Events
-from tests.bench.protocol import TASKS, Job, Meter, Published, job
+from tests.bench.protocol import TASKS, Job, Meter, Published, job, publish_at_rate
 
 AT_ONCE = 100
 CHANNEL = "bare"
@@ -178,11 +178,7 @@ async def publish(work: Job, loop: Loop) -> None:
 
 async def pace(work: Job, loop: Loop) -> None:
     """Publish at the rate of the job, each with the time of its publish."""
-    began = time.perf_counter()
-    for n in range(work.count):
-        await asyncio.sleep(max(0.0, began + n / work.rate - time.perf_counter()))
-        sent = time.perf_counter()
-        await loop.insert([body(sent, n)])
+    await publish_at_rate(work, lambda sent, n: loop.insert([body(sent, n)]))
 
 
 async def run(work: Job) -> None:

@@ -18,7 +18,7 @@ from infra.clock import SystemClock
 from infra.db import Database
 from infra.mq import MessageQueue
 from tests.bench.measure import SOME_ID
-from tests.bench.protocol import TASKS, Job, Meter, Published, Shape, answer, cpu, job, peak_memory
+from tests.bench.protocol import TASKS, Job, Meter, Published, Shape, answer, cpu, job, peak_memory, publish_at_rate
 
 AT_ONCE = 100
 """Events in one `publish_many`."""
@@ -184,10 +184,7 @@ def _scheduled(bus: Bus, count: int) -> Callable[[Event], Awaitable[object]]:
 async def pace(work: Job) -> None:
     """Publish events at the rate of the job, each with the time of its publish."""
     async with opened(work, Events(work.shape)) as (bus, _):
-        began = time.perf_counter()
-        for n in range(work.count):
-            await asyncio.sleep(max(0.0, began + n / work.rate - time.perf_counter()))
-            await bus.publish(Event(n=n, sent=time.perf_counter()))
+        await publish_at_rate(work, lambda sent, n: bus.publish(Event(n=n, sent=sent)))
 
 
 async def consume(work: Job) -> None:

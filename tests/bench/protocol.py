@@ -191,6 +191,14 @@ def publish_one_by_one(work: Job, publish: Callable[[dict[str, Any]], object]) -
     published.report()
 
 
+async def publish_at_rate(work: Job, publish: Callable[[float, int], Awaitable[object]]) -> None:
+    """Call `publish` with the time and a number, at the rate of the job."""
+    began = time.perf_counter()
+    for n in range(work.count):
+        await asyncio.sleep(max(0.0, began + n / work.rate - time.perf_counter()))
+        await publish(time.perf_counter(), n)
+
+
 async def publish_async(
     work: Job,
     publish: Callable[[dict[str, Any]], Awaitable[object]],
@@ -199,10 +207,7 @@ async def publish_async(
 ) -> None:
     """Carry out `publish` or `pace` by async calls; without `publish_many` the mode `many` is `together`."""
     if work.role == "pace":
-        began = time.perf_counter()
-        for n in range(work.count):
-            await asyncio.sleep(max(0.0, began + n / work.rate - time.perf_counter()))
-            await publish(payload(time.perf_counter(), n))
+        await publish_at_rate(work, lambda sent, n: publish(payload(sent, n)))
         return
     events = [payload(n=n) for n in range(work.count)]
 
