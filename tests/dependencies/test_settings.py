@@ -366,7 +366,7 @@ def test_propagated_headers_are_names_of_the_applications_headers() -> None:
 
 
 @pytest.mark.parametrize("value", ["['']", "[beneath-x]", f"[{'é' * 101}]"])
-def test_propagated_headers_refuse_what_the_bus_refuses(value: str) -> None:
+def test_propagated_headers_refuse_names_that_the_bus_refuses(value: str) -> None:
     with pytest.raises(SettingsError, match=r"bus\.propagate\.0: "):
         load_settings(environ={"BENEATH_BUS_PROPAGATE": value})
 
