@@ -6,7 +6,7 @@ import pytest
 
 from infra.mq import QueueUnavailable
 from infra.mq.drivers.redis import RedisQueue, administration
-from infra.mq.drivers.redis.retiring import finish_retiring
+from infra.mq.drivers.redis.retiring import finish, finish_retiring
 from tests import servers
 from tests.contract.acting import WORK, consumer, end, fetch, ids, message, subscription
 from tests.infra.redis.commands import command
@@ -78,6 +78,25 @@ async def test_concurrent_retirements_of_one_subscription_run_in_turn(
         patched.setattr(administration, "finish_retiring", nothing_at_first)
         assert await second.retire(WORK, event="Else", backlog="discard") == 300
     assert await handle_all(first) == [f"{it} More" for it in range(300)]
+
+
+@BOTH
+@pytest.mark.parametrize("event", [None, "Happened"], ids=["whole", "event"])
+async def test_retirement_counts_deliveries_that_another_process_removes(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, event: str | None, ordered: bool
+) -> None:
+    operator, queue = await opened(), await opened()
+    await operator.declare([subscription(ordered=ordered, events=EVENTS), subscription("other")], [])
+    await operator.publish([message(f"{it}", key=f"k{it % 7}") for it in range(300)])
+    worker = await consumer(queue, "other")
+
+    async def after_the_worker(*arguments: object) -> int:
+        await worker.recover()
+        return await finish(*arguments)  # type: ignore[arg-type]  # as it came
+
+    monkeypatch.setattr(administration, "finish", after_the_worker)
+    assert await operator.retire(WORK, event=event, backlog="discard") == 300
+    await worker.close()
 
 
 @BOTH

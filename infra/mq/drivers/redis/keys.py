@@ -69,6 +69,10 @@ class Keys:
         """Return the key of the due deliveries that a retirement of one event has not checked yet."""
         return f"{self.root}:s:{sid}:old"
 
+    def removed(self, sid: str, token: str) -> str:
+        """Return the key of the number of deliveries that one retirement has removed."""
+        return f"{self.root}:removed:{sid}:{token}"
+
     def notifications(self, process: str) -> str:
         """Return the channel of the notifications for the waiters of one process."""
         return f"{self.root}:notify:{process}"

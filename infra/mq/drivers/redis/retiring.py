@@ -29,7 +29,10 @@ class RetirementNote(msgspec.Struct, frozen=True):
 
 
 async def finish_retiring(link: Link, keys: Keys, now: Callable[[], str]) -> dict[str, int]:
-    """Finish all retirements in progress; return the number of deliveries removed per subscription, by name."""
+    """Finish all retirements in progress; return the number of deliveries removed per subscription, by name.
+
+    The numbers include what other processes have removed.
+    """
     counts: dict[str, int] = {}
     for note in await link.query("HVALS", keys.of("retiring")):
         retirement = msgspec.msgpack.decode(note, type=RetirementNote)
@@ -40,7 +43,7 @@ async def finish_retiring(link: Link, keys: Keys, now: Callable[[], str]) -> dic
 
 
 async def finish(link: Link, keys: Keys, now: Callable[[], str], retirement: RetirementNote) -> int:
-    """Finish one retirement; return the number of deliveries removed."""
+    """Finish one retirement; return the number of deliveries removed, by other processes too."""
     return await _steps(link, keys, now, retirement, _first(retirement), note=msgspec.msgpack.encode(retirement))
 
 
@@ -65,13 +68,13 @@ async def _steps(
 ) -> int:
     sid = retirement.sid
     names = [keys.of(it) for it in ("meta", "dead", "deads", "plans", "planned", "retiring")]
-    names += [*keys.group(sid), keys.old_line(sid), keys.parking_index(sid)]
+    names += [*keys.group(sid), keys.old_line(sid), keys.parking_index(sid), keys.removed(sid, retirement.token)]
     names += [keys.parking(sid, it) for it in retirement.events]
     what = (sid, int(retirement.ordered), retirement.event, int(retirement.backlog == "dead"))
-    total = 0
+    total, counts = 0, phase == b"count"
     while phase:
-        phase, cursor, removed = await link.run_repeatable(
+        phase, cursor, number = await link.run_repeatable(
             scripts().retire_step, names, now(), *what, phase, cursor, note, RETIRED
         )
-        total += removed
+        total = total + number if counts else number
     return total

@@ -1,17 +1,27 @@
 -- Removes a bounded number of deliveries of a retired subscription, or one event of it; returns the next phase, its cursor,
--- and the number of deliveries. The phases are 'plan', 'line', 'body', 'end', and '' when all is done. The phase 'count'
--- only counts, first in the line and then elsewhere. The other phases do nothing without the note: a step that arrives late
--- must not remove deliveries of a subscription that was declared again.
--- KEYS: meta, dead, deads, plans, planned, retiring, a group, the line to check, the index of parking places, and the
---       places of its events.
+-- and the number of deliveries that the steps of all processes have removed. The phases are 'plan', 'line', 'body', 'end',
+-- and '' when all is done. The phase 'count' only counts, first in the line and then elsewhere; it returns the number of
+-- this step. The other phases do nothing without the note: a step that arrives late must not remove deliveries of a
+-- subscription that was declared again.
+-- KEYS: meta, dead, deads, plans, planned, retiring, a group, the line to check, the index of parking places, the number of
+--       removed deliveries, and the places of its events.
 -- ARGV: time, sid, whether the subscription is ordered, event ('' for the whole subscription), whether its deliveries become
 --       dead letters ('1'), phase, cursor, the note, the error of dead letters without one.
 
 local keys = {meta = KEYS[1], dead = KEYS[2], deads = KEYS[3]}
 local plans, planned, retiring, group = KEYS[4], KEYS[5], KEYS[6], group_at(6)
-local old, parks = KEYS[6 + GROUP + 1], {index = KEYS[6 + GROUP + 2]}
-for index = 6 + GROUP + 3, #KEYS do parks[#parks + 1] = KEYS[index] end
-if ARGV[6] ~= 'count' and call('HGET', retiring, ARGV[2]) ~= ARGV[8] then return {'', '0', 0} end
+local old, parks, removed = KEYS[6 + GROUP + 1], {index = KEYS[6 + GROUP + 2]}, KEYS[6 + GROUP + 3]
+for index = 6 + GROUP + 4, #KEYS do parks[#parks + 1] = KEYS[index] end
+
+-- Adds to the number of removed deliveries. It stays for an hour, for the caller whose last steps another process did.
+local function add_removed(count)
+  if count == 0 then return tonumber(call('GET', removed) or 0) end
+  local total = call('INCRBY', removed, count)
+  call('EXPIRE', removed, 3600)
+  return total
+end
+
+if ARGV[6] ~= 'count' and call('HGET', retiring, ARGV[2]) ~= ARGV[8] then return {'', '0', add_removed(0)} end
 local now, sid, ordered, event = clock(ARGV[1], KEYS[1]), ARGV[2], ARGV[3] == '1', ARGV[4]
 local keeps_dead, phase, cursor, PAGE = ARGV[5] == '1', ARGV[6], ARGV[7], 200
 expect_large(KEYS[1])
@@ -199,10 +209,12 @@ local function count_page()
   return count
 end
 
-local count
 if phase == 'count' then
-  count = count_page()
-elseif phase == 'plan' then
+  local count = count_page()
+  return {phase, cursor, count}
+end
+local count
+if phase == 'plan' then
   count = clear_plan()
   if cursor == '0' then phase = 'line' end
 elseif phase == 'line' then
@@ -221,4 +233,4 @@ elseif phase == 'body' then
 else
   count, phase = finish(), ''
 end
-return {phase, cursor, count}
+return {phase, cursor, add_removed(count)}
