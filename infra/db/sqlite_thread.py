@@ -64,5 +64,9 @@ def _deliver(answer: "asyncio.Future[Any]", result: object, failure: BaseExcepti
         return
     if failure is None:
         answer.set_result(result)
+    elif isinstance(failure, StopIteration):  # a future refuses it
+        error = RuntimeError("a job raised StopIteration")
+        error.__cause__ = failure
+        answer.set_exception(error)
     else:
         answer.set_exception(failure)
