@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -108,8 +109,7 @@ class EventType:
         if version < 1:
             raise ValueError("the version is below 1")
         for old in range(version, self.version):
-            if upcaster := self.upcasters.get(old):
-                fields = upcaster(fields)
+            fields = self.upcasters[old](fields)
         return fields
 
 
@@ -148,6 +148,12 @@ def _upcasters(cls: type, version: int) -> Mapping[int, Upcaster]:
         raise ValueError(f"event_upcasters must map versions to functions, not {shown(upcasters)}")
     for old in upcasters:
         check_count(old, "a version in event_upcasters", least=1, most=max(version - 1, 1))
+    gap = next(old for old in itertools.count(1) if old not in upcasters)
+    if gap < version:
+        raise ValueError(
+            f"event_upcasters has no upcaster for version {gap}, whose events may still wait: add one, "
+            f"or `{gap}: dict` if its fields are those of version {gap + 1}"
+        )
     return dict(upcasters)
 
 

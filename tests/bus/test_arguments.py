@@ -236,6 +236,16 @@ def test_invalid_event_class_attribute_is_refused_by_name(attributes: dict[str, 
         declare(event(**attributes))
 
 
+@pytest.mark.parametrize(
+    ("version", "upcasters", "gap"),
+    [(2, {}, 1), (3, {1: dict}, 2), (3, {2: dict}, 1), (5, {1: dict, 2: dict, 4: dict}, 3), (2**31 - 1, {1: dict}, 2)],
+)
+def test_event_version_without_its_upcaster_is_refused(version: int, upcasters: dict[int, Any], gap: int) -> None:
+    said = rf"Odd: event_upcasters has no upcaster for version {gap}, .* or `{gap}: dict` if"
+    with pytest.raises(InvalidEvent, match=said):
+        declare(event(event_version=version, event_upcasters=upcasters))
+
+
 class Opaque: ...
 
 
