@@ -20,6 +20,9 @@ class Publishing:
     name: str
     """The event's wire name."""
 
+    id: str
+    """The message's id, as `Delivery.id` has it."""
+
     headers: dict[str, str] = field(default_factory=dict)
     """The message's headers, which a hook may change; names that begin with "beneath-" belong to the bus."""
 
@@ -58,7 +61,7 @@ class Stamper:
         """
         headers = {**self._propagated(outgoing.cause), **outgoing.headers}
         if self._hooks:
-            publishing = Publishing(outgoing.event, outgoing.name, headers)
+            publishing = Publishing(outgoing.event, outgoing.name, outgoing.id, headers)
             for hook in self._hooks:
                 hook(publishing)
             outgoing.headers = valid_headers(publishing.headers)

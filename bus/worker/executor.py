@@ -23,7 +23,7 @@ from bus.middleware import Middleware, call_through
 from bus.worker.caller import Caller
 from bus.worker.inbox import AlreadyHandled, Inbox
 from bus.worker.logged_tracebacks import LoggedTracebacks
-from bus.worker.outcomes import Attempt, Expired, Parked, outcome_of, release
+from bus.worker.outcomes import Attempt, Expired, Parked, outcome_of, release, timeout_of
 from bus.worker.slot import FOREVER, Slot
 from bus.worker.threads import ThreadPool
 from infra.clock import Clock
@@ -164,7 +164,7 @@ class Executor:
         event = self._decode(frame)
         metrics.lag_seconds = max(0.0, self._clock.time() - frame.published_at)
         if self._middleware and (layers := self._middleware.get(listener.name)):
-            await call_through(layers, event, context, partial(self._call, slot, event, context))
+            await call_through(layers, event, context, partial(self._call_in_middleware, slot, event, context))
         elif listener.is_async and not listener.options.once:
             result: object = listener.call(event, context)
             while result is not None and (type(result) is CoroutineType or isawaitable(result)):
@@ -184,6 +184,15 @@ class Executor:
                 needs=f"{frame.event}@{frame.event_version}",
             )
         return event_type.decode(frame.payload, frame.event_version)
+
+    async def _call_in_middleware(self, slot: Slot, event: object, context: Delivery) -> None:
+        """Call the handler; raise a timeout as such, because to middleware a cancellation could be a shutdown."""
+        try:
+            await self._call(slot, event, context)
+        except asyncio.CancelledError:
+            if slot.timed_out and not slot.is_stopping:
+                raise timeout_of(slot) from None
+            raise
 
     async def _call(self, slot: Slot, event: object, context: Delivery) -> None:
         if slot.listener.options.once:

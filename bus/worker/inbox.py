@@ -7,6 +7,7 @@ from typing import Protocol
 from sqlalchemy import Connection, Delete, column, delete, select, table, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
+from bus.errors import Discard
 from infra.db import Database
 
 PRUNED_AT_ONCE = 500
@@ -23,8 +24,11 @@ class Time(Protocol):
         ...
 
 
-class AlreadyHandled(Exception):
-    """Another attempt at the same message has committed; this one must be rolled back."""
+class AlreadyHandled(Discard):
+    """Another attempt at the same message has committed; this one must be rolled back.
+
+    A `Discard`, because middleware must not take it for a failure.
+    """
 
 
 class _CommitObserver:

@@ -99,6 +99,11 @@ class Attempt:
                 contextvars.Context().run(getattr(log, level), event, log_error=describe(error), **fields)
 
 
+def timeout_of(slot: Slot) -> HandlerTimeout:
+    """Return the error of an attempt that its deadline has cancelled."""
+    return HandlerTimeout(f"took longer than its timeout of {slot.listener.options.timeout:g} s")
+
+
 def outcome_of(attempt: Attempt, error: BaseException, random: Random) -> Settlement | None:
     """Return the settlement of an attempt that raised `error`, None if the claim stays unsettled. Never raises."""
     try:
@@ -207,8 +212,10 @@ def _retry_delay(attempt: Attempt, error: BaseException, failures: int, random: 
 
 def _reason(slot: Slot, error: BaseException) -> BaseException:
     """Return the error that the failure stores: a timeout, a cancellation, or the handler's error."""
+    if isinstance(error, HandlerTimeout):
+        return error  # as middleware received it
     if slot.timed_out:
-        timeout = HandlerTimeout(f"took longer than its timeout of {slot.listener.options.timeout:g} s")
+        timeout = timeout_of(slot)
         timeout.__cause__ = None if isinstance(error, asyncio.CancelledError) else error
         return timeout
     if isinstance(error, asyncio.CancelledError):

@@ -228,6 +228,55 @@ async def test_timeout_cancels_the_handler_through_its_middleware(trace: Trace) 
     assert dead.error == "HandlerTimeout: took longer than its timeout of 5 s"
 
 
+async def test_timeout_of_the_handler_is_a_timeout_error_to_middleware() -> None:
+    harness = WorkerHarness()
+    errors: list[BaseException] = []
+
+    async def record(event: object, delivery: Delivery, call_next: CallNext) -> None:
+        try:
+            await call_next()
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    async def hang(event: Ticked) -> None:
+        await asyncio.Event().wait()
+
+    harness.bus.add_async_listener(hang, name="l", middleware=[record], retry=ONCE, timeout=5)
+    async with harness.working():
+        await harness.bus.publish(Ticked(1))
+        for _ in range(10):
+            await harness.clock.advance(1)
+        [dead] = await harness.mq.dead_letters()
+        metrics = harness.bus.metrics.listeners["l"]
+    [timeout] = errors
+    assert isinstance(timeout, TimeoutError)
+    assert (dead.error, dead.traceback) == (f"HandlerTimeout: {timeout}", "")
+    assert (metrics.failed, metrics.timed_out) == (1, 1)
+
+
+async def test_shutdown_reaches_middleware_as_a_cancellation() -> None:
+    harness = WorkerHarness()
+    raised: list[type[BaseException]] = []
+
+    async def record(event: object, delivery: Delivery, call_next: CallNext) -> None:
+        try:
+            await call_next()
+        except BaseException as error:
+            raised.append(type(error))
+            raise
+
+    async def hang(event: Ticked) -> None:
+        await asyncio.Event().wait()
+
+    harness.bus.add_async_listener(hang, name="l", middleware=[record], retry=ONCE, timeout=5000)
+    async with harness.working():
+        await harness.bus.publish(Ticked(1))
+        await harness.clock.settle()
+    assert raised == [asyncio.CancelledError]
+    assert await harness.mq.dead_letters() == []
+
+
 @pytest.fixture
 async def db(migrated_copy: Path) -> AsyncIterator[Database]:
     db = Database(f"sqlite:///{migrated_copy}", busy_timeout=30)
@@ -259,6 +308,34 @@ async def test_transaction_of_the_middleware_includes_that_of_a_once_listener(db
         assert [each.outcome for each in kit.failures] == ["retry"]
         async with db.read() as session:
             assert (await session.scalars(text("SELECT n FROM ledger"))).all() == [7]
+
+
+async def test_duplicate_of_a_once_listener_is_a_discard_to_middleware(db: Database) -> None:
+    ends: list[str] = []
+
+    async def record(event: object, delivery: Delivery, call_next: CallNext) -> None:
+        try:
+            await call_next()
+        except Discard:
+            ends.append("discard")
+            raise
+        ends.append("handled")
+
+    async def handle(event: Ticked) -> None:
+        async with db.transaction() as transaction:
+            await transaction.session.execute(text("INSERT INTO ledger VALUES (:n)"), {"n": event.n})
+
+    async with BusKit(db=db) as kit:
+        kit.bus.add_async_listener(handle, name="l", once=True, middleware=[record])
+        await kit.start()
+        await kit.bus.publish(Ticked(7), id="seven")
+        await kit.drain()
+        await kit.advance(minutes=10)  # beyond the queue's dedupe window
+        await kit.bus.publish(Ticked(7), id="seven")
+        await kit.drain()
+        metrics = kit.bus.metrics.listeners["l"]
+        assert ends == ["handled", "discard"]
+        assert (metrics.handled, metrics.discarded, kit.failures) == (2, 0, [])
 
 
 async def test_middleware_does_not_run_for_undecodable_unknown_and_expired_deliveries(

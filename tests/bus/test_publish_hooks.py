@@ -21,30 +21,36 @@ class Inbound:
     """An async listener that records deliveries."""
 
     def __init__(self, bus: Bus) -> None:
+        self.ids: list[str] = []
         self.headers: list[dict[str, str]] = []
         bus.add_async_listener(self.on_update, name="updates")
 
     async def on_update(self, event: UserUpdated, delivery: Delivery) -> None:
+        self.ids.append(delivery.id)
         self.headers.append(dict(delivery.headers))
 
 
 async def test_hook_sets_headers_of_every_kind_of_publish(kit: BusKit) -> None:
     inbound = Inbound(kit.bus)
     names: list[str] = []
+    ids: list[str] = []
 
     def stamp(publishing: Publishing) -> None:
         names.append(publishing.name)
+        ids.append(publishing.id)
         publishing.headers.setdefault("region", "eu")
 
     kit.bus.add_publish_hook(stamp)
     await kit.start()
     await kit.bus.publish(UserUpdated())
-    await kit.bus.publish(UserUpdated(), headers={"region": "us", "tenant": "acme"})
+    await kit.bus.publish(UserUpdated(), id="explicit", headers={"region": "us", "tenant": "acme"})
     await kit.bus.publish_many([UserUpdated(), UserUpdated()])
     await kit.bus.publish_delayed(UserUpdated(), 1)
     await kit.bus.publish_scheduled(UserUpdated(), datetime.fromtimestamp(kit.clock.time(), UTC))
     await kit.advance(seconds=1)
     assert names == ["UserUpdated"] * 6
+    assert "explicit" in ids
+    assert sorted(inbound.ids) == sorted(ids)
     assert sorted(inbound.headers, key=str) == [{"region": "eu"}] * 5 + [{"region": "us", "tenant": "acme"}]
 
 
