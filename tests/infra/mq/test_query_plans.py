@@ -14,7 +14,7 @@ from infra.mq.drivers.sql import sqlite as statements
 from infra.mq.drivers.sql.sqlite.connection import connect
 from tests.contract.sqlite_harness import migrate
 
-FRAGMENTS = {"_CHARGE", "DEAD_LETTERS"}
+FRAGMENTS = {"_CHARGE", "_FIRST_OF_MAILBOX", "DEAD_LETTERS"}
 """Parts of statements; `DEAD_LETTERS` has a test of its own."""
 
 SMALL = {

@@ -65,3 +65,8 @@ def close_mailbox(db: sqlite3.Connection, subscription: int, key: str, now: floa
 def drop(db: sqlite3.Connection, subscription: int, key: str) -> None:
     """Delete an empty mailbox."""
     db.execute(_DROP, (subscription, key))
+
+
+def drop_all(db: sqlite3.Connection, mailboxes: Iterable[tuple[int, str]]) -> None:
+    """Delete empty mailboxes (subscription, key)."""
+    db.executemany(_DROP, mailboxes)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from json import dumps
 
 from infra.mq.dividing import divided
-from infra.mq.drivers.sql.sqlite.mailboxes import close_mailbox, heads, release_mailboxes
+from infra.mq.drivers.sql.sqlite.mailboxes import close_mailbox, drop_all, heads, release_mailboxes
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.types import Claim, Outcome, Settlement
 
@@ -40,6 +40,16 @@ _OWNED_MAILBOX = """
 SELECT last_id FROM beneath_mailbox
 WHERE subscription = ? AND ordering_key = ? AND state = 1 AND owner = ? AND fence = ?
 """
+_FIRST_OF_MAILBOX = """
+SELECT d.id FROM beneath_delivery AS d INDEXED BY beneath_delivery_mailbox
+WHERE d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key ORDER BY d.id LIMIT 1
+"""
+_HANDLED = f"""
+SELECT w.key, m.subscription, m.ordering_key, m.last_id, ({_FIRST_OF_MAILBOX}), ({_FIRST_OF_MAILBOX} OFFSET 1)
+FROM json_each(:claims) AS w CROSS JOIN beneath_mailbox AS m
+    ON m.subscription = json_extract(w.value, '$[0]') AND m.ordering_key = json_extract(w.value, '$[1]')
+WHERE m.state = 1 AND m.owner = :worker AND m.fence = json_extract(w.value, '$[2]')
+"""  # noqa: S608  # constants only
 _MARK = "UPDATE beneath_delivery SET isolated = 1 WHERE id = ?"
 
 Id = int | str
@@ -71,15 +81,9 @@ def settle(db: sqlite3.Connection, worker: int, settlements: Sequence[Settlement
         else:
             fenced.append(it)
     if mailboxes:
-        turn = reserve(db, len(mailboxes))
-        kept = {
-            name: _subscription_of(db, name) for name in {ends[0].claim.subscription for ends in mailboxes.values()}
-        }
-        for place, ends in enumerate(mailboxes.values()):
-            held = _held_mailbox(db, worker, ends[0].claim, kept[ends[0].claim.subscription])
-            gone, refused = _settle_mailbox(db, held, ends, now, turn + place)
-            done += gone
-            fenced += refused
+        gone, refused = _settle_mailboxes(db, worker, list(mailboxes.values()), now)
+        done += gone
+        fenced += refused
     delete(db, done)
     return fenced
 
@@ -113,6 +117,59 @@ def to_dead_letter(
     """Turn a delivery into a dead letter with `error`, or else its last error, or else `otherwise`."""
     db.execute(_TO_DEAD_LETTER, (reserve(db, 1), error, otherwise, traceback, int(charge), now, delivery_id))
     delete(db, [delivery_id])
+
+
+def _settle_mailboxes(
+    db: sqlite3.Connection, worker: int, claims: Sequence[Sequence[Settlement]], now: float
+) -> tuple[list[Id], list[Settlement]]:
+    """Settle claims of mailboxes; return the deliveries to delete, and the fenced settlements."""
+    turn = reserve(db, len(claims))
+    kept = {name: _subscription_of(db, name) for name in {ends[0].claim.subscription for ends in claims}}
+    gone: list[Id] = []
+    fenced: list[Settlement] = []
+    handled: list[tuple[int, int | None, Settlement]] = []
+    for mailbox_turn, ends in enumerate(claims, turn):
+        subscription = kept[ends[0].claim.subscription]
+        if len(ends) == 1 and ends[0].outcome is Outcome.DONE and ends[0].close:
+            handled.append((mailbox_turn, subscription, ends[0]))
+            continue
+        held = _held_mailbox(db, worker, ends[0].claim, subscription)
+        ended, refused = _settle_mailbox(db, held, ends, now, mailbox_turn)
+        gone += ended
+        fenced += refused
+    if handled:
+        # With many keys, most claims have one delivery.
+        ended, refused = _close_handled(db, worker, handled, now)
+        gone += ended
+        fenced += refused
+    return gone, fenced
+
+
+def _close_handled(
+    db: sqlite3.Connection, worker: int, handled: Sequence[tuple[int, int | None, Settlement]], now: float
+) -> tuple[list[Id], list[Settlement]]:
+    """Settle claims of which one delivery was handled, in a fixed number of statements if the mailboxes are empty then.
+
+    `handled` has the turn, the subscription and the settlement of each claim. The result is that of `_settle_mailbox`.
+    """
+    claims = dumps([(subscription, it.claim.ordering_key or "", it.claim.fence) for _, subscription, it in handled])
+    gone: list[Id] = []
+    empty: list[tuple[int, str]] = []
+    released: list[tuple[int, str, int]] = []
+    for nth, subscription, key, last, first, second in db.execute(_HANDLED, {"claims": claims, "worker": worker}):
+        turn, _, it = handled[nth]
+        is_next = first is not None and first == it.delivery.id and first <= last
+        if is_next:
+            gone.append(first)
+        if (second if is_next else first) is None:
+            empty.append((subscription, key))
+        else:
+            released.append((subscription, key, turn))
+    for subscription, key, turn in released:
+        close_mailbox(db, subscription, key, now, turn, empty=False)
+    drop_all(db, empty)
+    ended = set(gone)
+    return gone, [it for _, _, it in handled if it.delivery.id not in ended]
 
 
 def _settle_mailbox(
