@@ -13,7 +13,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import SpanKind, StatusCode
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 from structlog.testing import LogCapture
@@ -180,6 +180,8 @@ async def test_spans_of_cause_and_effect_are_linked(example: ModuleType, exporte
     assert links(spans["process clock.ticked"]) == [own(spans["create clock.ticked"])]
     assert parent(spans["create UserUpdated"]) == own(spans["process clock.ticked"])
     assert links(spans["process UserUpdated"]) == [own(spans["create UserUpdated"])]
+    kinds = {name.partition(" ")[0]: span.kind for name, span in spans.items()}
+    assert (kinds["create"], kinds["process"]) == (SpanKind.PRODUCER, SpanKind.CONSUMER)
     [(message_id, current)] = seen
     assert current.get_span_context() == spans["process UserUpdated"].context
     for name in ("create UserUpdated", "process UserUpdated"):
@@ -355,7 +357,8 @@ async def test_tenant_reaches_handlers_retries_and_log_lines(example: ModuleType
 
 
 @uses("tenant")
-async def test_tenant_header_passes_on_without_middleware(example: ModuleType) -> None:
+@pytest.mark.parametrize("kind", ["sync", "broadcast"])
+async def test_tenant_header_passes_on_without_middleware(example: ModuleType, kind: str) -> None:
     seen: list[str | None] = []
     async with BusKit(options=BusOptions(propagate=frozenset({"tenant"}))) as kit:
 
@@ -367,7 +370,10 @@ async def test_tenant_header_passes_on_without_middleware(example: ModuleType) -
 
         kit.bus.add_publish_hook(example.stamp_tenant)
         kit.bus.add_middleware(example.with_tenant)
-        kit.bus.add_sync_listener(publish)
+        if kind == "sync":
+            kit.bus.add_sync_listener(publish)
+        else:
+            kit.bus.add_broadcast_listener(publish)
         kit.bus.add_async_listener(handle, name="l")
         await kit.start()
         await kit.bus.publish(Ticked(1), headers={"tenant": "acme"})

@@ -84,6 +84,22 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/bus/test_outcomes.py",),
     ),
     Mutant(
+        name="timeout-reaches-middleware-as-a-cancellation",
+        kind=1,
+        file="bus/worker/executor.py",
+        old="            if slot.timed_out and not slot.is_stopping:",
+        new="            if slot.timed_out and slot.is_stopping:",
+        tests=("tests/bus/test_middleware.py",),
+    ),
+    Mutant(
+        name="duplicate-reaches-middleware-as-a-failure",
+        kind=1,
+        file="bus/worker/inbox.py",
+        old="class AlreadyHandled(Discard):",
+        new="class AlreadyHandled(Exception):",
+        tests=("tests/bus/test_middleware.py",),
+    ),
+    Mutant(
         name="timeout-is-not-seen-behind-another-error",
         kind=1,
         file="bus/worker/outcomes.py",
