@@ -29,8 +29,7 @@ def check_completeness(container: Container) -> None:
     Raises:
         IncompleteContainer: a class is missing. The text names it, and the lines to add.
     """
-    services_container: Any = container.services
-    providers: Mapping[str, Any] = services_container.providers
+    providers: Mapping[str, Any] = vars(container.services)
     provided = {each.provides: name for name, each in providers.items() if isinstance(each, BaseSingleton)}
     whole = providers["all"]
     members = {each.name for each in fields(whole.provides)} & whole.kwargs.keys()
@@ -41,13 +40,14 @@ def check_completeness(container: Container) -> None:
             name = _field_name(cls)
             raise IncompleteContainer(
                 f"{path} takes the bus, but the container does not construct it, so {_package(cls)} would listen to "
-                f"nothing: add `{name} = ThreadSafeSingleton({cls.__name__}, bus=infra.bus, ...)` to Services, "
-                f"`{name}: {cls.__name__}` to AllServices and `{name}={name}` to its provider, in {PLACE}"
+                f"nothing: add `self.{name} = ThreadSafeSingleton({cls.__name__}, bus=infra.bus, ...)` to Services, "
+                f"`{name}: {cls.__name__}` to AllServices and `{name}=self.{name}` to its provider, in {PLACE}"
             )
         if name not in members:
             raise IncompleteContainer(
                 f"{path} takes the bus and has a provider, but {_package(cls)} is not in AllServices, so nothing "
-                f"constructs it: add the field `{name}: {cls.__name__}` and `{name}={name}` to its provider, in {PLACE}"
+                f"constructs it: add the field `{name}: {cls.__name__}` and `{name}=self.{name}` to its provider, "
+                f"in {PLACE}"
             )
 
 

@@ -1,17 +1,17 @@
-"""The container: the providers of all objects, constructed at their first use."""
+"""The container: the providers of all objects, constructed at their first use.
 
-from typing import cast
+The containers are plain classes. `dependency_injector.containers` would import FastAPI and Starlette into each process.
+"""
 
-from dependency_injector.containers import DeclarativeContainer
-from dependency_injector.providers import Container as SubContainer
-from dependency_injector.providers import ThreadSafeSingleton
+from dependency_injector.providers import Object, Provider, ThreadSafeSingleton
 
 from dependencies.infra import Infra
 from dependencies.services import Services
+from dependencies.settings import Settings
 from dependencies.sources import load_settings
 
 
-class Container(DeclarativeContainer):
+class Container:
     """The composition root: `settings`, `infra`, `services`.
 
     `Container()` reads the settings of the working directory and the environment; `Container(settings=Settings(...))`
@@ -19,7 +19,7 @@ class Container(DeclarativeContainer):
     `container.infra.mailer.override(...)`, `container.services.notification.override(...)`.
     """
 
-    settings = ThreadSafeSingleton(load_settings)
-    # dependency-injector types the providers of a sub-container as Any; the casts give each provider its own type.
-    infra = cast("Infra", SubContainer(Infra, settings=settings))
-    services = cast("Services", SubContainer(Services, infra=infra))
+    def __init__(self, *, settings: Settings | None = None) -> None:
+        self.settings: Provider[Settings] = ThreadSafeSingleton(load_settings) if settings is None else Object(settings)
+        self.infra = Infra(self.settings)
+        self.services = Services(self.infra)

@@ -2,8 +2,7 @@
 
 from functools import partial
 
-from dependency_injector.containers import DeclarativeContainer
-from dependency_injector.providers import Dependency, ThreadSafeSingleton
+from dependency_injector.providers import Provider, ThreadSafeSingleton
 
 from bus import Bus, BusOptions
 from dependencies.metrics import bus_samples, outbox_samples, queue_samples, task_samples
@@ -89,14 +88,14 @@ def build_telemetry(bus: Bus, mq: MessageQueue, clock: Clock) -> Telemetry:
     return telemetry
 
 
-class Infra(DeclarativeContainer):
+class Infra:
     """The objects of infrastructure, built once per container without I/O; `Application` opens and closes them."""
 
-    settings: Dependency[Settings] = Dependency(instance_of=Settings)
-
-    clock = ThreadSafeSingleton(SystemClock)
-    db = ThreadSafeSingleton(build_database, settings=settings, clock=clock)
-    mq = ThreadSafeSingleton(build_queue, settings=settings, db=db, clock=clock)
-    bus = ThreadSafeSingleton(build_bus, settings=settings, mq=mq, db=db, clock=clock)
-    mailer = ThreadSafeSingleton(build_mailer, settings=settings, clock=clock)
-    telemetry = ThreadSafeSingleton(build_telemetry, bus=bus, mq=mq, clock=clock)
+    def __init__(self, settings: Provider[Settings]) -> None:
+        self.settings = settings
+        self.clock = ThreadSafeSingleton(SystemClock)
+        self.db = ThreadSafeSingleton(build_database, settings=settings, clock=self.clock)
+        self.mq = ThreadSafeSingleton(build_queue, settings=settings, db=self.db, clock=self.clock)
+        self.bus = ThreadSafeSingleton(build_bus, settings=settings, mq=self.mq, db=self.db, clock=self.clock)
+        self.mailer = ThreadSafeSingleton(build_mailer, settings=settings, clock=self.clock)
+        self.telemetry = ThreadSafeSingleton(build_telemetry, bus=self.bus, mq=self.mq, clock=self.clock)

@@ -1,10 +1,8 @@
 """The list of services. To add one, add it to `Services`, to `AllServices`, and to the provider `all`."""
 
 from dataclasses import dataclass
-from typing import cast
 
-from dependency_injector.containers import DeclarativeContainer
-from dependency_injector.providers import DependenciesContainer, ThreadSafeSingleton
+from dependency_injector.providers import ThreadSafeSingleton
 
 from dependencies.infra import Infra
 from services.audit.service import AuditService
@@ -29,34 +27,37 @@ class AllServices:
     idempotency: IdempotencyService
 
 
-class Services(DeclarativeContainer):
+class Services:
     """The providers: one for each service, and `all`."""
 
-    infra = cast("Infra", DependenciesContainer())  # so that the names and types of its providers are checked
+    def __init__(self, infra: Infra) -> None:
+        self.secret = ThreadSafeSingleton(SecretService, bus=infra.bus, db=infra.db, clock=infra.clock)
+        self.user = ThreadSafeSingleton(UserService, bus=infra.bus, db=infra.db, clock=infra.clock, secrets=self.secret)
+        self.organization = ThreadSafeSingleton(
+            OrganizationService,
+            bus=infra.bus,
+            db=infra.db,
+            clock=infra.clock,
+            invite_lifetime=infra.settings.provided.organization.invite_lifetime,
+            max_invites=infra.settings.provided.organization.max_invites,
+        )
+        self.project = ThreadSafeSingleton(
+            ProjectService, bus=infra.bus, db=infra.db, clock=infra.clock, access=self.organization
+        )
+        self.notification = ThreadSafeSingleton(
+            NotificationService, bus=infra.bus, mailer=infra.mailer, invites=self.organization
+        )
+        self.audit = ThreadSafeSingleton(AuditService, bus=infra.bus, db=infra.db, access=self.organization)
 
-    secret = ThreadSafeSingleton(SecretService, bus=infra.bus, db=infra.db, clock=infra.clock)
-    user = ThreadSafeSingleton(UserService, bus=infra.bus, db=infra.db, clock=infra.clock, secrets=secret)
-    organization = ThreadSafeSingleton(
-        OrganizationService,
-        bus=infra.bus,
-        db=infra.db,
-        clock=infra.clock,
-        invite_lifetime=infra.settings.provided.organization.invite_lifetime,
-        max_invites=infra.settings.provided.organization.max_invites,
-    )
-    project = ThreadSafeSingleton(ProjectService, bus=infra.bus, db=infra.db, clock=infra.clock, access=organization)
-    notification = ThreadSafeSingleton(NotificationService, bus=infra.bus, mailer=infra.mailer, invites=organization)
-    audit = ThreadSafeSingleton(AuditService, bus=infra.bus, db=infra.db, access=organization)
+        self.idempotency = ThreadSafeSingleton(IdempotencyService, db=infra.db, clock=infra.clock)
 
-    idempotency = ThreadSafeSingleton(IdempotencyService, db=infra.db, clock=infra.clock)
-
-    all = ThreadSafeSingleton(
-        AllServices,
-        secret=secret,
-        user=user,
-        organization=organization,
-        project=project,
-        notification=notification,
-        audit=audit,
-        idempotency=idempotency,
-    )
+        self.all = ThreadSafeSingleton(
+            AllServices,
+            secret=self.secret,
+            user=self.user,
+            organization=self.organization,
+            project=self.project,
+            notification=self.notification,
+            audit=self.audit,
+            idempotency=self.idempotency,
+        )

@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from dependency_injector.containers import DynamicContainer
 from dependency_injector.providers import Object
 
 from bus.testing import BusKit
 from dependencies import AllServices, Settings
+from dependencies.infra import Infra
 from dependencies.migrations import HISTORIES
 from dependencies.services import Services
 from infra.db import Database
@@ -86,9 +86,11 @@ async def world_at(url: str, *, busy_timeout: float = 10.0) -> AsyncIterator[Wor
 def build(kit: BusKit, db: Database) -> World:
     """Construct all services, as `dependencies/services.py` lists them, on a kit that is not started yet."""
     mail = RecordingMailer()
-    infra = DynamicContainer()
-    infra.bus, infra.db, infra.clock, infra.mailer = Object(kit.bus), Object(db), Object(kit.clock), Object(mail)
-    infra.settings = Object(Settings())
-    services = Services(infra=infra).all()
+    infra = Infra(Object(Settings()))
+    infra.bus.override(Object(kit.bus))
+    infra.db.override(Object(db))
+    infra.clock.override(Object(kit.clock))
+    infra.mailer.override(Object(mail))
+    services = Services(infra).all()
     by_name = {each.name: getattr(services, each.name) for each in fields(services)}
     return World(kit=kit, db=db, mail=mail, **by_name)

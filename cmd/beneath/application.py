@@ -15,7 +15,7 @@ from dependencies import AllServices, Container, Settings
 from dependencies.completeness import check_completeness
 from dependencies.migrations import HISTORIES
 from infra.db import Database
-from infra.db.migrate import require_current, upgrade
+from infra.db.histories import is_current
 from infra.mq import MessageQueue, QueueUnavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -140,14 +140,21 @@ async def open_database(container: Container) -> AsyncIterator[Database]:
     db: Database = container.infra.db()
     await db.open()
     try:
-        if settings.env == "development" and db.dialect.name == "sqlite":
-            for migration in await upgrade(db, HISTORIES):
-                log.info("migration applied", migration=migration)
-        else:
-            await require_current(db, HISTORIES)
+        if not await is_current(db, HISTORIES):
+            await _migrate_or_refuse(db, in_development=settings.env == "development")
         yield db
     finally:
         await _bounded("database", db.close)
+
+
+async def _migrate_or_refuse(db: Database, *, in_development: bool) -> None:
+    from infra.db.migrate import require_current, upgrade  # Alembic, which few processes need
+
+    if in_development and db.dialect.name == "sqlite":
+        for migration in await upgrade(db, HISTORIES):
+            log.info("migration applied", migration=migration)
+    else:
+        await require_current(db, HISTORIES)
 
 
 @asynccontextmanager

@@ -12,7 +12,6 @@ from beneath.commands import bus, config, migrate, user
 from beneath.commands.context import ConfigOption, SetOption, SettingsOptions
 from beneath.commands.reporting import INTERRUPTED, report
 from beneath.commands.start import start
-from beneath.errors import UsageError
 from beneath.streams import flush_standard_streams, open_standard_streams
 
 app = typer.Typer(
@@ -81,5 +80,7 @@ def _require_text(arguments: Sequence[str]) -> None:
     """Raise `UsageError` for an argument with surrogates, which no database can store or search."""
     for number, argument in enumerate(arguments, 1):
         if any("\ud800" <= each <= "\udfff" for each in argument):
+            from beneath.errors import UsageError
+
             encoding = "this locale's encoding, such as UTF-8"
             raise UsageError(f"argument {number} is not valid text in {encoding}; correct it: {argument!r}")

@@ -1,5 +1,7 @@
 """Migrations: the state of a database, and its upgrade, for the histories of the bus and of the application.
 
+A process whose database `infra.db.histories` finds current does not import this module.
+
 A history is a package with Alembic's layout (`env.py`, `script.py.mako`, `versions/`). Its `env.py` only calls
 `run_environment`. Other packages may hold some of its migrations, each in its own `versions/`.
 
@@ -30,6 +32,7 @@ from sqlalchemy.exc import DBAPIError
 
 from infra.db.database import Database
 from infra.db.errors import DatabaseError, MigrationNewer, MigrationPending
+from infra.db.histories import History
 
 _OWN_TABLES = "beneath_"
 _CONNECTION = "connection"
@@ -42,19 +45,6 @@ _FORBIDDEN = ": migrate as the role that owns the database, or GRANT CREATE ON S
 
 # Alembic stores the running migration in its own globals (`alembic.op`, `alembic.context`).
 _alembic = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """A sequence of migrations: its name in messages, its package, and the table that stores a database's revision.
-
-    `parts` are further packages whose `versions/` hold migrations of the same sequence.
-    """
-
-    name: str
-    package: str
-    version_table: str
-    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import pytest
 
 from beneath.commands.context import print_json, printable
 from beneath.commands.reporting import report
-from beneath.errors import UsageError, shortage
+from beneath.errors import UsageError
+from beneath.shortage import explain_shortage
 from tests.cli.conftest import Beneath
 from tests.cli.test_process import ROOT
 
@@ -169,8 +170,8 @@ def test_errors_to_a_closed_stream_are_dropped(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("number", [11, 12, 23, 24, 28])
 def test_exhausted_system_resources_are_explained(number: int) -> None:
-    assert shortage(OSError(number, os.strerror(number))) is not None
-    assert shortage(OSError(2, "No such file")) is None
+    assert explain_shortage(OSError(number, os.strerror(number))) is not None
+    assert explain_shortage(OSError(2, "No such file")) is None
 
 
 def test_interrupt_before_the_command_runs_shows_no_traceback(

@@ -5,12 +5,11 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from dependency_injector import providers
-from dependency_injector.containers import DeclarativeContainer
 
 import dependencies.completeness
 from dependencies import Container, IncompleteContainer, Settings
@@ -115,7 +114,7 @@ def test_service_without_a_provider_is_named_with_the_missing_lines(
         check_completeness(Container(settings=Settings()))
     message = str(caught.value)
     assert message.startswith(f"{package.__name__}.billing.service.BillingService takes the bus, but ")
-    assert "`billing = ThreadSafeSingleton(BillingService, bus=infra.bus, ...)`" in message
+    assert "`self.billing = ThreadSafeSingleton(BillingService, bus=infra.bus, ...)`" in message
     assert "`billing: BillingService`" in message
     assert message.endswith("in dependencies/services.py")
     assert "\n" not in message
@@ -131,15 +130,13 @@ def test_a_provider_that_is_not_in_all_services_is_named(plant: Plant, monkeypat
     class Nothing:
         pass
 
-    class Services(DeclarativeContainer):
-        billing = providers.ThreadSafeSingleton(service)
-        all = providers.ThreadSafeSingleton(Nothing)
-
-    class Incomplete(Container):
-        services = cast("Any", providers.Container(Services))  # it stands for the real one
-
+    container = Container(settings=Settings())
+    incomplete: Any = SimpleNamespace(
+        billing=providers.ThreadSafeSingleton(service), all=providers.ThreadSafeSingleton(Nothing)
+    )
+    monkeypatch.setattr(container, "services", incomplete)
     with pytest.raises(IncompleteContainer) as caught:
-        check_completeness(Incomplete(settings=Settings()))
+        check_completeness(container)
     message = str(caught.value)
     assert "has a provider, but" in message
     assert "is not in AllServices" in message

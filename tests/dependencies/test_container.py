@@ -34,7 +34,7 @@ def test_constructing_everything_does_no_io(settings: Settings, tmp_path: Path) 
 
 def test_the_providers_are_the_fields_of_all_services(settings: Settings) -> None:
     container = Container(settings=settings)
-    names = {name for name, each in container.services.providers.items() if isinstance(each, providers.BaseSingleton)}
+    names = {name for name, each in vars(container.services).items() if isinstance(each, providers.BaseSingleton)}
     assert names - {"all"} == {each.name for each in fields(AllServices)}
 
 

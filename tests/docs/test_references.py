@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from starlette.routing import Route
 
-from beneath.http import create_app
+from beneath.http.app import create_app
 from dependencies.settings import FrameworkSettings, Settings
 from dependencies.sources import variable, walk_leaves
 from tests.docs.blocks import DOCUMENTS, ROOT, SHIPPED, Block, blocks, is_removed, prose

@@ -110,15 +110,19 @@ CHANGES: Final = (
         "from services.greeting.service import GreetingService\nfrom services.idempotency",
     ),
     ("dependencies/services.py", "    user: UserService\n", "    user: UserService\n    greeting: GreetingService\n"),
-    ("dependencies/services.py", "        user=user,\n", "        user=user,\n        greeting=greeting,\n"),
     (
         "dependencies/services.py",
-        "    idempotency = Thread",
+        "            user=self.user,\n",
+        "            user=self.user,\n            greeting=self.greeting,\n",
+    ),
+    (
+        "dependencies/services.py",
+        "        self.idempotency = Thread",
         (
-            "    greeting = ThreadSafeSingleton(\n"
-            "        GreetingService, bus=infra.bus, db=infra.db, word=infra.settings.provided.greeting.word\n"
-            "    )\n"
-            "    idempotency = Thread"
+            "        self.greeting = ThreadSafeSingleton(\n"
+            "            GreetingService, bus=infra.bus, db=infra.db, word=infra.settings.provided.greeting.word\n"
+            "        )\n"
+            "        self.idempotency = Thread"
         ),
     ),
     (

@@ -37,7 +37,7 @@ LATER_FRAMEWORK = (
 
 LATER_EXAMPLE = (
     ("services/organization/service.py", "class OrganizationService:", "# later\nclass OrganizationService:"),
-    ("dependencies/services.py", "    project = ThreadSafe", "    # later\n    project = ThreadSafe"),
+    ("dependencies/services.py", "        self.project = Thread", "        # later\n        self.project = Thread"),
     ("cmd/beneath/http/domains.py", "    projects.DOMAIN,\n", "    # later\n    projects.DOMAIN,\n"),
     ("config/.default.yaml", "organization:\n", "organization: # later\n"),
     ("README.md", "# Beneath\n", "# Beneath, later\n"),

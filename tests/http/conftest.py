@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from beneath.http import HttpOptions, create_app
+from beneath.http.app import HttpOptions, create_app
 from beneath.http.core.app import create_api
 from beneath.http.core.domain import Domain
 from tests.world import World, world

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from beneath.http import HttpOptions
+from beneath.http.app import HttpOptions
 from beneath.runtime.server import HttpServer
 from tests.http.conftest import Api
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 
-from beneath.http import HttpOptions, create_health_app
+from beneath.http.app import HttpOptions
+from beneath.http.core.health import create_health_app
 from bus import PublishIndeterminate
 from infra.db import CommitIndeterminate
 from tests.http.conftest import Api, problem

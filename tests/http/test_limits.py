@@ -2,7 +2,7 @@
 
 import pytest
 
-from beneath.http import HttpOptions
+from beneath.http.app import HttpOptions
 from beneath.http.core import limits
 from beneath.http.core.limits import AddressLimit
 from infra.clock import FakeClock

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beneath.commands.context import JsonOption, container_of, print_json, print_table, run
-from beneath.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,6 +82,8 @@ async def _new(container: "Container", message: str) -> "Path | None":
     try:
         return await write_migration(db, HISTORIES, HISTORIES[-1].name, message)
     except ValueError as error:
+        from beneath.errors import UsageError
+
         raise UsageError(f"{message!r} cannot be the summary of a migration: {error}") from error
     finally:
         await db.close()

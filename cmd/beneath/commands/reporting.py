@@ -6,8 +6,8 @@ import traceback
 import typer
 
 from beneath.commands.context import fail, print_error
-from beneath.errors import shortage
 from beneath.runtime.lifecycle import ExitRequested
+from beneath.shortage import explain_shortage
 from beneath.streams import flush_standard_streams
 
 INTERRUPTED = 130
@@ -26,7 +26,7 @@ def report(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError) and _output_is_closed():
         return 1
-    if isinstance(error, OSError) and (reason := shortage(error)) is not None:
+    if isinstance(error, OSError) and (reason := explain_shortage(error)) is not None:
         fail(reason)
         return 1
     if isinstance(error, ExitRequested):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from beneath.http import HttpOptions, create_app
 from beneath.http.core.connections import ConnectionLimits
 from beneath.runtime.lifecycle import Runnable
 from beneath.runtime.server import HttpServer
@@ -19,6 +18,8 @@ def build_control_server(context: BuildContext) -> Sequence[Runnable]:
     Raises:
         StartError: the port is in use or not permitted.
     """
+    from beneath.http.app import HttpOptions, create_app  # the API and FastAPI, which a worker does not need
+
     application = context.application
     infra, settings = application.container.infra, application.settings.control
     app = create_app(

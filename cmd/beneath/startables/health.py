@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from sqlalchemy import text
 
-from beneath.http import Probe, create_health_app
 from beneath.http.core.connections import ConnectionLimits
+from beneath.http.core.health import Probe, create_health_app
 from beneath.runtime.server import HttpServer
 from beneath.startables.types import BuildContext, OpenedApplication
 

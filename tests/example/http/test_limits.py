@@ -2,7 +2,7 @@
 
 import pytest
 
-from beneath.http import HttpOptions
+from beneath.http.app import HttpOptions
 from tests.example.services.inviting import MAX_INVITES
 from tests.http.conftest import Api, Caller, problem
 

@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from dependencies.migrations import BUS
 from infra.db import Database, DatabaseError, DatabaseUnavailable, MigrationNewer, MigrationPending
-from infra.db.migrate import History, Status, pending, require_current, status, upgrade, write_migration
+from infra.db.histories import History
+from infra.db.migrate import Status, pending, require_current, status, upgrade, write_migration
 from tests.infra.db.tables import write_from_outside
 
 SHOP = History("shop", "shop_migrations", "shop_version")
@@ -231,7 +232,8 @@ async def test_concurrent_upgrades_in_one_process_succeed(tmp_path: Path, packag
 UPGRADE = """
 import asyncio, sys
 from infra.db import Database
-from infra.db.migrate import History, upgrade
+from infra.db.histories import History
+from infra.db.migrate import upgrade
 async def main():
     db = Database(sys.argv[1])
     await db.open()

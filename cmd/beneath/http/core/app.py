@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from beneath.http.core import problems
 from beneath.http.core.docs import docs_routes
 from beneath.http.core.domain import Domain
+from beneath.http.core.error_handlers import install
 from beneath.http.core.health import Probe, Scrape, health_routes
 from beneath.http.core.middleware import BodyGuard, Correlate, RequestContext
 from beneath.http.core.openapi import describe
@@ -44,7 +45,7 @@ def create_api(
         app.include_router(router, prefix="/v1")
     app.router.routes.extend([*health_routes(ready, metrics), *docs_routes()])
     app.openapi = describe(app)  # type: ignore[method-assign]  # FastAPI documents this way of replacing it
-    problems.install(app, _problems(domains))
+    install(app, _problems(domains))
     app.add_middleware(BodyGuard, max_body=max_body)
     app.add_middleware(RequestContext, correlate=correlate)  # added last, so it is the outermost
     return app
