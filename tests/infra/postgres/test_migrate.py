@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from dependencies.migrations import BUS, HISTORIES
 from infra.db import Database, DatabaseError, DatabaseUnavailable, MigrationNewer, MigrationPending
+from infra.db.histories import is_current
 from infra.db.migrate import pending, require_current, status, upgrade
 from infra.db.postgresql import MIGRATING
 from tests.infra.db.test_migrate import CREATE, SHOP, Package, package  # noqa: F401  # a fixture
@@ -34,8 +35,10 @@ async def test_every_history_of_the_application_runs(empty: Database) -> None:
     missing = await pending(empty, HISTORIES)
     with pytest.raises(MigrationPending, match="run `beneath migrate up`"):
         await require_current(empty, HISTORIES)
+    assert not await is_current(empty, HISTORIES)
     assert await upgrade(empty, HISTORIES) == missing
     await require_current(empty, HISTORIES)
+    assert await is_current(empty, HISTORIES)
     assert await upgrade(empty, HISTORIES) == []
     assert {"beneath_delivery", "users"} <= await tables(empty)
     await empty.close()
