@@ -21,6 +21,7 @@ from bus.handler_calls import refuse_generator, run_in_context
 from bus.metrics import ListenerMetrics
 from bus.middleware import Middleware, call_through
 from bus.worker.caller import Caller
+from bus.worker.claim_limits import CLAIM_LIMITS, RUN_TIME
 from bus.worker.inbox import AlreadyHandled, Inbox
 from bus.worker.logged_tracebacks import LoggedTracebacks
 from bus.worker.outcomes import Attempt, Expired, Parked, outcome_of, release, timeout_of
@@ -83,16 +84,17 @@ class Executor:
         """Run a claim's deliveries in order, and pass each settlement to `settle`.
 
         `may_begin` is called before each delivery but the first; where it returns False the rest of the claim is
-        released. The errors of handlers are not raised. On return `slot.claim` is None unless the claim stays
-        unsettled: for a thread that still runs, or for the crash that follows from `slot.exit`.
+        released, and so is the rest of a long claim after `RUN_TIME`. The errors of handlers are not raised. On return
+        `slot.claim` is None unless the claim stays unsettled: for a thread that still runs, or for the crash that
+        follows from `slot.exit`.
 
         Raises:
             BaseException: in a test kit alone, the cancellation or the exit of the kit's task.
         """
         slot.claim = claim
-        first, last = claim.deliveries[0], claim.deliveries[-1]
-        for delivery in claim.deliveries:
-            if delivery is not first and not may_begin():
+        last, ends_at = claim.deliveries[-1], self._clock.monotonic() + RUN_TIME if claim.ordered else FOREVER
+        for nth, delivery in enumerate(claim.deliveries):
+            if nth and not (may_begin() and (nth % CLAIM_LIMITS.mailbox_batch or self._clock.monotonic() < ends_at)):
                 settle(release(claim, delivery))
                 break
             try:
@@ -108,7 +110,7 @@ class Executor:
             settle(replace(settlement, close=True) if claim.ordered and (stays or delivery is last) else settlement)
             if stays or slot.exit is not None:
                 if not stays and delivery is not last:
-                    settle(release(claim, claim.deliveries[claim.deliveries.index(delivery) + 1]))
+                    settle(release(claim, claim.deliveries[nth + 1]))
                 break
         slot.claim = None
 

@@ -54,7 +54,9 @@ class Consumer(Protocol):
         """Claim due deliveries, at most `wants[name]` claims per subscription, in the order in which they became due.
 
         An unordered claim holds one delivery. An ordered claim holds the first deliveries of one mailbox, at most
-        `ClaimLimits.mailbox_batch`, and no consumer can claim that mailbox until this claim is released or settled. A
+        `ClaimLimits.mailbox_batch`, and no consumer can claim that mailbox until this claim is released or settled. If
+        fewer mailboxes are due than wanted, a driver may return claims of up to `ClaimLimits.mailbox_run` deliveries;
+        together they still hold at most `wants[name]` times `mailbox_batch` deliveries of the subscription. A
         delivery whose `takeovers` is `ClaimLimits.suspect_after` or more comes in a claim of its own. A mailbox whose
         head is due later cannot be claimed before that time. Paused subscriptions, parked deliveries, blocked
         mailboxes, unknown names and wants of 0 yield no claim. The bodies of all claims but the first add up to at most

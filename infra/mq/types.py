@@ -215,10 +215,16 @@ class ClaimLimits:
     """Number of takeovers from which on a delivery comes in a claim of its own."""
 
     mailbox_batch: int
-    """The largest number of deliveries of one mailbox in a claim."""
+    """The largest number of deliveries of one mailbox in a claim, unless few mailboxes are due; see `mailbox_run`."""
 
     fetch_bytes: int
     """The largest size, in bytes, of all message bodies that one `fetch` returns beyond its first claim."""
+
+    mailbox_run: int = 1
+    """The largest number of deliveries of one mailbox in a claim while fewer mailboxes are due than wanted.
+
+    A driver may return shorter claims; a number below `mailbox_batch` has no effect. See `Consumer.fetch`.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,14 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/bus/test_outcomes.py",),
     ),
     Mutant(
+        name="slow-handlers-run-a-long-claim-to-its-end",
+        kind=8,
+        file="bus/worker/executor.py",
+        old=" or self._clock.monotonic() < ends_at)):\n",
+        new=" or True)):\n",
+        tests=("tests/bus/test_long_claims.py",),
+    ),
+    Mutant(
         name="cancellation-of-a-delivery-reaches-the-next",
         kind=1,
         file="bus/worker/executor.py",
@@ -678,7 +686,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="postgresql-has-its-own-number-of-takeovers",
         kind=2,
-        file="infra/mq/drivers/sql/postgres/functions/claim_3.sql",
+        file="infra/mq/drivers/sql/postgres/functions/claim_4.sql",
         old="bool_or(d.takeovers >= suspect_after)",
         new="bool_or(d.takeovers >= 2)",
         tests=("tests/contract/suite/test_fetch.py", "-k", "number_of_takeovers and postgres"),
@@ -686,9 +694,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="applied-function-is-edited",
         kind=12,
-        file="infra/mq/drivers/sql/postgres/functions/settle_2.sql",
-        old="        IF kinds[nth] = 0 THEN\n",
-        new="        IF kinds[nth] < 1 THEN\n",
+        file="infra/mq/drivers/sql/postgres/functions/settle_3.sql",
+        old="            IF kinds[nth] = 1 AND places[nth] > 0 THEN\n",
+        new="            IF kinds[nth] < 2 AND places[nth] > 0 THEN\n",
         tests=("tests/infra/schema/test_revisions.py",),
     ),
     Mutant(

@@ -122,6 +122,30 @@ async def test_each_consumer_has_its_own_mailbox_batch(harness: Harness, queue: 
     assert ids(await fetch(worker)) == ["a3", "a4", "a5"]
 
 
+async def test_claims_of_few_mailboxes_hold_at_most_the_mailbox_run(harness: Harness, queue: MessageQueue) -> None:
+    await start(harness, queue, ordered=True)
+    worker = await consumer(queue, limits=replace(LIMITS, mailbox_batch=2, mailbox_run=6))
+    await queue.publish([message(f"{key}{n}", key=key) for n in range(10) for key in "ab"])
+    handled: list[str] = []
+    while claims := await fetch(worker, limit=5):
+        for claim in claims:
+            left = 10 - sum(it.startswith(ids([claim])[0][0]) for it in handled)
+            assert min(left, 2) <= len(claim.deliveries) <= 6
+        assert len(ids(claims)) <= 5 * 2
+        handled.extend(ids(claims))
+        assert await fetch(worker) == []
+        await finish(worker, *claims)
+    for key in "ab":
+        assert [it for it in handled if it.startswith(key)] == [f"{key}{n}" for n in range(10)]
+
+
+async def test_every_mailbox_that_is_due_limits_the_claims_to_the_batch(harness: Harness, queue: MessageQueue) -> None:
+    await start(harness, queue, ordered=True)
+    worker = await consumer(queue, limits=replace(LIMITS, mailbox_batch=2, mailbox_run=6))
+    await queue.publish(keyed("a1", "b1", "a2", "b2", "a3", "b3"))
+    assert ids(await fetch(worker, limit=2)) == ["a1", "a2", "b1", "b2"]
+
+
 async def test_claimed_mailbox_is_not_claimed_again_until_released(harness: Harness) -> None:
     queue, elsewhere = await harness.queue(), await harness.queue()
     worker = await start(harness, queue, ordered=True)

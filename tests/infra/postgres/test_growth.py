@@ -28,6 +28,7 @@ from tests.postgres_servers import PostgresServer
 
 FEW, MANY = 1_000, 100_000
 NOW = 1_000_000_000.0
+LATER = 4_000_000_000.0
 
 DELIVERIES = """
 INSERT INTO beneath_delivery
@@ -264,11 +265,16 @@ async def measured(queue: SqlQueue, statements: list[str], work: Work) -> tuple[
         try:
             for statement in statements:
                 await driver.execute(statement)
-            before = await driver.fetchrow(TOUCHED)
-            await work(driver)
-            after = await driver.fetchrow(TOUCHED)
+            return await touched(driver, work)
         finally:
             await driver.execute("ROLLBACK")
+
+
+async def touched(driver: Driver, work: Work) -> tuple[int, int]:
+    """Return the numbers of rows and pages of the queue's tables that `work` touches, within the open transaction."""
+    before = await driver.fetchrow(TOUCHED)
+    await work(driver)
+    after = await driver.fetchrow(TOUCHED)
     return after[0] - before[0], after[1] - before[1]
 
 
@@ -294,3 +300,38 @@ async def test_step_touches_the_same_number_of_rows_at_any_size(server: Postgres
         many_rows, many_pages = await measured(queue, step.fill(MANY), step.work)
     assert many_rows == rows
     assert many_pages <= pages * 2 + 50  # An index may be one or two levels deeper.
+
+
+@pytest.mark.parametrize(("keys", "each", "length"), [(100, 10, 10), (1000, 1, 1), (20, 60, 50), (5, 120, 100)])
+async def test_claim_reads_each_row_once_and_its_settlement_twice(
+    server: PostgresServer, keys: int, each: int, length: int
+) -> None:
+    async with new_store(server) as store:
+        queue, _ = await store.open()
+        await queue.declare([subscription(WORK), subscription(MAIL, ordered=True)], [])
+        await queue.publish([message(f"m{n}", key=f"k{n % keys}") for n in range(keys * each)])
+        claims: list[Claim] = []
+
+        async def claim_all(driver: Driver) -> None:
+            claimed = await claiming.claim(driver, 5, 0, {MAIL: max(100, keys)}, CLAIM_LIMITS, [float("-inf")], LATER)
+            claims.extend(claimed.claims)
+
+        async def settle_all(driver: Driver) -> None:
+            ends = [
+                Settlement(claim=it, delivery=delivery, outcome=Outcome.DONE, close=delivery is it.deliveries[-1])
+                for it in claims
+                for delivery in it.deliveries
+            ]
+            assert await settling.settle(driver, 5, ends, LATER) == []
+
+        async with queue_dialect(queue)._connections._borrowed() as driver:
+            await driver.execute("BEGIN")
+            await driver.execute(living())
+            claim_rows, _ = await touched(driver, claim_all)
+            settle_rows, _ = await touched(driver, settle_all)
+            await driver.execute("ROLLBACK")
+    deliveries = sum(len(it.deliveries) for it in claims)
+    assert [len(it.deliveries) for it in claims] == [length] * keys
+    # Each mailbox and each settled delivery is read and changed, and the next head is read.
+    assert claim_rows <= deliveries + 2 * keys + 10
+    assert settle_rows <= 2 * deliveries + 3 * keys + 10

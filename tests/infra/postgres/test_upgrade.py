@@ -17,7 +17,7 @@ from tests.infra.mq.acting import handle_all, message, subscription
 from tests.infra.postgres.queues import MAIL, WORK, consumer
 from tests.infra.schema.test_revisions import upgrade_to
 
-BEFORE = "0011"
+BEFORE = "0012"
 WANTS = {WORK: 100, MAIL: 100}
 
 DECLARED = """
@@ -37,9 +37,9 @@ SELECT beneath_publish_2(
 )
 """
 CLAIM = """
-SELECT name, id, fence, message_id FROM beneath_claim_2(
+SELECT name, id, fence, message_id FROM beneath_claim_3(
     $1, 0, ARRAY['work', 'mail'], ARRAY[$2, $2]::integer[], ARRAY['-infinity', '-infinity']::double precision[],
-    '-infinity', 10, 1000000, $3
+    '-infinity', 10, 1000000, 2, $3
 )
 """
 SETTLE = """

@@ -27,6 +27,7 @@ CONTENTS = {
     "0010": ("4904326378b737b3", "a2b4ec1e09049172"),
     "0011": ("faff5e9c28b3f16e", "0b524931cdb7e800"),
     "0012": ("faff5e9c28b3f16e", "aed6e0814405e2d5"),
+    "0013": ("faff5e9c28b3f16e", "5e7cd0c89f2d96f0"),
 }
 """Hashes of the schema at each revision, on SQLite and on PostgreSQL.
 

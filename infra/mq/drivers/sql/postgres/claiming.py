@@ -11,7 +11,7 @@ from infra.mq.types import Claim, ClaimedDelivery, ClaimLimits
 MOST = 1000
 """The maximum number of claims of one subscription in a call."""
 
-_CLAIM = "SELECT * FROM beneath_claim_3($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+_CLAIM = "SELECT * FROM beneath_claim_4($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 _WANTED = """
 WITH wanted AS MATERIALIZED (
     SELECT w.name, w.start, s.id, s.ordered FROM unnest($1::text[], $2::double precision[]) AS w (name, start)
@@ -100,6 +100,7 @@ async def claim(
         starts,
         scheduled_start,
         limits.mailbox_batch,
+        max(limits.mailbox_batch, limits.mailbox_run),
         limits.fetch_bytes,
         limits.suspect_after,
         now,

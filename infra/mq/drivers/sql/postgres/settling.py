@@ -14,12 +14,14 @@ STEP = 1000
 STEP_BYTES = 4 * 1024 * 1024
 """The maximum size of their failure texts, in characters, unless a single claim has more."""
 
-DELETE, DEAD_LETTER, KEEP = range(3)
+DEAD_LETTER, KEEP = 1, 2
 _STATES = {Outcome.PARK: 2, Outcome.BLOCK: 3}
 
 _DELETE = "DELETE FROM beneath_delivery WHERE id = ANY ($1::bigint[])"
 _SETTLE = """
-SELECT beneath_settle_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+SELECT fenced_finished, fenced FROM beneath_settle_3(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21
+)
 """
 _ISOLATE = """
 UPDATE beneath_delivery SET isolated = 1 WHERE id = $1 AND state + 0 = 1 AND owner = $2 AND fence = $3 RETURNING 1
@@ -45,38 +47,49 @@ UPDATE beneath_delivery SET isolated = 1 WHERE id = (
 class _Columns:
     """Settlements as the columns that the SQL function takes."""
 
-    listed: list[Settlement] = field(default_factory=list)
     done: list[int | str] = field(default_factory=list)
+    """The handled unordered deliveries."""
+
     mailboxes: dict[int, int] = field(default_factory=dict)
     """The position of each claim's mailbox, counted from 1."""
 
     claims: list[Claim] = field(default_factory=list)
     closing: list[bool] = field(default_factory=list)
+    finished: list[Settlement] = field(default_factory=list)
+    """The settlements of handled deliveries of mailboxes."""
+
+    finished_in: list[int] = field(default_factory=list)
+    others: list[Settlement] = field(default_factory=list)
+    """All further settlements."""
+
     places: list[int] = field(default_factory=list)
     fenced: list[Settlement] = field(default_factory=list)
 
     def add(self, it: Settlement) -> None:
         """Add a settlement."""
-        if not it.claim.ordered:
-            if it.outcome is Outcome.DONE:
+        claim, is_done = it.claim, it.outcome is Outcome.DONE
+        if not claim.ordered:
+            if is_done:
                 self.done.append(it.delivery.id)
             else:
-                self._list(it, 0)
+                self.others.append(it)
+                self.places.append(0)
             return
-        place = self.mailboxes.get(id(it.claim))
+        place = self.mailboxes.get(id(claim))
         if place is None:
-            self.claims.append(it.claim)
+            self.claims.append(claim)
             self.closing.append(False)
-            place = self.mailboxes[id(it.claim)] = len(self.claims)
-        if self.closing[place - 1]:
+            place = self.mailboxes[id(claim)] = len(self.claims)
+        elif self.closing[place - 1]:
             self.fenced.append(it)  # an earlier settlement has closed the claim
             return
-        self._list(it, place)
+        if is_done:
+            self.finished.append(it)
+            self.finished_in.append(place)
+        else:
+            self.others.append(it)
+            self.places.append(place)
         self.closing[place - 1] = it.close or it.outcome in PENDING_OUTCOMES
-
-    def _list(self, it: Settlement, place: int) -> None:
-        self.listed.append(it)
-        self.places.append(place)
 
 
 def steps_of(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
@@ -94,34 +107,41 @@ async def settle(driver: Driver, worker: int, settlements: Sequence[Settlement],
     columns = _Columns()
     for it in settlements:
         columns.add(it)
-    if not columns.listed:
+    if not columns.claims and not columns.others:
         await driver.execute(_DELETE, columns.done)
-        return columns.fenced
-    listed = columns.listed
-    effective: list[int] = await driver.fetchval(
+        return []
+    names: dict[str, int] = {}
+    named = [names.setdefault(it.subscription, len(names) + 1) for it in columns.claims]
+    others = columns.others
+    fenced_finished, fenced = await driver.fetchrow(
         _SETTLE,
         worker,
         now,
         columns.done,
-        [it.subscription for it in columns.claims],
+        list(names),
+        named,
         [it.ordering_key or "" for it in columns.claims],
         [it.fence for it in columns.claims],
         columns.closing,
+        columns.finished_in,
+        [it.delivery.id for it in columns.finished],
         columns.places,
-        [it.delivery.id for it in listed],
-        [it.claim.fence for it in listed],
-        [_kind_of(it) for it in listed],
-        [_STATES.get(it.outcome, 0) for it in listed],
-        [_failures_of(it) for it in listed],
-        [int(it.outcome is Outcome.DEFER) for it in listed],
-        [0.0 if it.outcome in _STATES else it.delay for it in listed],
-        [None if it.failure is None else _text(it.failure.error) for it in listed],
-        [None if it.failure is None else _text(it.failure.traceback) for it in listed],
-        [it.needs if it.outcome is Outcome.PARK else None for it in listed],
+        [it.delivery.id for it in others],
+        [it.claim.fence for it in others],
+        [DEAD_LETTER if it.outcome is Outcome.DEAD else KEEP for it in others],
+        [_STATES.get(it.outcome, 0) for it in others],
+        [_failures_of(it) for it in others],
+        [int(it.outcome is Outcome.DEFER) for it in others],
+        [0.0 if it.outcome in _STATES else it.delay for it in others],
+        [None if it.failure is None else _text(it.failure.error) for it in others],
+        [None if it.failure is None else _text(it.failure.traceback) for it in others],
+        [it.needs if it.outcome is Outcome.PARK else None for it in others],
     )
-    ended = set(effective)
-    fenced = [it for nth, it in enumerate(listed, 1) if nth not in ended]
-    return fenced + columns.fenced
+    return [
+        *(columns.finished[nth - 1] for nth in fenced_finished or ()),
+        *(others[nth - 1] for nth in fenced or ()),
+        *columns.fenced,
+    ]
 
 
 async def isolate(driver: Driver, worker: int, claim: Claim) -> bool:
@@ -130,10 +150,6 @@ async def isolate(driver: Driver, worker: int, claim: Claim) -> bool:
         key = claim.ordering_key or ""
         return bool(await driver.fetch(_ISOLATE_HEAD, claim.subscription, key, worker, claim.fence))
     return bool(await driver.fetch(_ISOLATE, claim.deliveries[0].id, worker, claim.fence))
-
-
-def _kind_of(it: Settlement) -> int:
-    return KEEP if it.outcome in PENDING_OUTCOMES else DEAD_LETTER if it.outcome is Outcome.DEAD else DELETE
 
 
 def _failures_of(it: Settlement) -> int:

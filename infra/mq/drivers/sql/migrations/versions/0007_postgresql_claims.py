@@ -22,8 +22,8 @@ depends_on = None
 def upgrade() -> None:
     if on_postgresql():
         execute("0007_postgresql_claims.sql")
-        create_functions("remove_retired_2", "settle_2")
-        create_former_functions("claim_2")
+        create_functions("remove_retired_2")
+        create_former_functions("settle_2", "claim_2")
 
 
 def downgrade() -> None:

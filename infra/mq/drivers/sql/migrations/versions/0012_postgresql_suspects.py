@@ -1,6 +1,6 @@
 """A function with which workers claim on PostgreSQL: the takeovers that make a delivery a suspect are an argument."""
 
-from infra.mq.drivers.sql.migrations import create_functions, drop_functions, on_postgresql
+from infra.mq.drivers.sql.migrations import create_former_functions, drop_functions, on_postgresql
 
 revision = "0012"
 down_revision = "0011"
@@ -10,7 +10,7 @@ depends_on = None
 
 def upgrade() -> None:
     if on_postgresql():
-        create_functions("claim_3")
+        create_former_functions("claim_3")
 
 
 def downgrade() -> None:
