@@ -19,7 +19,7 @@ class BusOptions:
     concurrency: int = 16
     """Handlers of one listener that run at once in this process; a listener's own option takes precedence."""
 
-    prefetch: int = 100
+    prefetch: int = 200
     """Claims that this process holds at most ahead of running handlers."""
 
     timeout: float | None = 60.0

@@ -151,15 +151,15 @@ class Session:
 
     def _wants(self) -> dict[str, int]:
         self._capacity.clear()
-        shared = self._options.prefetch - sum(len(lane.waiting) for lane in self._lanes.values())
+        # At most one half of the prefetch at a time: the queue claims it while handlers run the other half.
+        prefetch = self._options.prefetch
+        shared = min(prefetch - sum(len(lane.waiting) for lane in self._lanes.values()), (prefetch + 1) // 2)
         wants: dict[str, int] = {}
         for name, lane in self._lanes.items():
             want = lane.want(shared)
-            lane.starved = want == 0
             if want:
                 wants[name] = want
                 shared -= max(0, want - max(0, lane.free))
-                lane.done_since_fetch = 0
         return wants
 
     def _accept(self, claim: Claim) -> None:
@@ -202,7 +202,7 @@ class Session:
                     self._keep_claim(slot)
                     return
                 lane.done_since_fetch += 1
-                if lane.starved and len(lane.waiting) * 2 <= lane.capacity:
+                if lane.is_starved:
                     self._signal_capacity()
         finally:
             self._close_slot(lane, slot)
@@ -231,7 +231,7 @@ class Session:
         lane.slots.discard(slot)
         lane.opening.discard(slot)
         lane.metrics.running -= 1
-        if lane.starved:
+        if lane.is_starved:
             self._signal_capacity()
         if not self._idle.is_set() and not self._running():
             self._idle.set()

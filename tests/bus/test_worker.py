@@ -408,6 +408,22 @@ async def test_slow_listener_does_not_delay_other_listeners() -> None:
         never.set()
 
 
+async def test_worker_of_a_slow_listener_leaves_deliveries_to_other_workers() -> None:
+    harness = WorkerHarness(BusOptions(concurrency=16))
+
+    async def slow(event: Ticked) -> None:
+        await harness.clock.sleep(1)
+
+    harness.bus.add_async_listener(slow, name="slow")
+    async with harness.working():
+        await harness.bus.publish_many([Ticked(n) for n in range(300)])
+        for _ in range(10):
+            await harness.clock.advance(1)
+            [stats] = await harness.mq.stats()
+            assert stats.in_flight <= 16 + 4
+        assert stats.ready <= 300 - 160
+
+
 @pytest.mark.parametrize("running", range(1, 8))
 async def test_hanging_handlers_do_not_block_free_slots(running: int) -> None:
     harness = WorkerHarness(BusOptions(concurrency=8))

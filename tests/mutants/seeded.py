@@ -308,6 +308,14 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=("tests/bus/test_worker.py",),
     ),
     Mutant(
+        name="slow-listener-holds-a-whole-prefetch",
+        kind=4,
+        file="bus/worker/lane.py",
+        old="int(min(4 * pace, self._most_ahead))",
+        new="4 * pace",
+        tests=("tests/bus/test_worker.py", "-k", "leaves_deliveries_to_other_workers"),
+    ),
+    Mutant(
         name="notification-task-ends-unseen",
         kind=5,
         file="infra/mq/drivers/redis/notifier.py",

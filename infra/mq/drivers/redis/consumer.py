@@ -31,6 +31,10 @@ VOID = -3
 AT_ONCE = 0.0
 """The due time that `claim.lua` answers if it claimed nothing, but has not checked all deliveries yet."""
 
+FEW = 16
+"""The largest number of claims whose handlers start before the next request is sent. With more, the server works on
+that request while the handlers run."""
+
 pack = msgspec.msgpack.encode
 
 Wanted = list[tuple[str, Route, int]]
@@ -64,7 +68,9 @@ class RedisConsumer:
 
         self._due_at: float | None = None
         self._woken = False
-        self._busy = False
+        self._starts_handlers = False
+        """Whether the handlers of the last call's claims start before the next request."""
+
         self._closed = False
         self._audit = Audit()
         self._reconciler = ClaimReconciler(core, info, self._name, lease.interrupted, self._lose)
@@ -85,15 +91,14 @@ class RedisConsumer:
         self._check()
         wanted = {name: limit for name, limit in wants.items() if limit > 0}
         self._changed.clear()
-        if self._busy:
-            # The handlers of the last call's claims start before the next request.
+        if self._starts_handlers:
             await asyncio.sleep(0)
         if not (claims := self._take_handed_over(wanted)):
             claims = await self._claim(wanted, waits=wait > 0 and not self._woken)
         if not claims and wait > 0 and not self._woken:
             claims = await self._wait(wanted, self._core.clock.monotonic() + wait)
         self._woken = False
-        self._busy = bool(claims)
+        self._starts_handlers = 0 < len(claims) <= FEW
         # If closed or lost meanwhile: `close` releases these claims, or another worker takes them over.
         self._check()
         return claims
