@@ -1,5 +1,6 @@
 """Many mailboxes of one delivery each: SQLite runs a fixed number of queries, and each mailbox ends as it must."""
 
+import dataclasses
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -62,6 +63,39 @@ def test_settlement_of_many_keys_runs_as_many_queries_as_of_few(db: sqlite3.Conn
 
     assert settled(200) == settled(2)
     assert mailboxes(db) == []
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_claim_of_many_keys_runs_as_many_queries_as_of_few(db: sqlite3.Connection, each: int) -> None:
+    owner = worker(db)
+
+    def claimed(keys: int) -> int:
+        publish(db, keys * each, keys=keys)
+        claims: list[Claim] = []
+        count = queries(db, lambda: claims.extend(claim(db, owner)))
+        assert [len(it.deliveries) for it in claims] == [each] * keys
+        assert settling.settle(db, owner, done(claims), now=NOW) == []
+        return count
+
+    assert claimed(200) == claimed(2)
+
+
+def test_claim_without_capacity_for_all_leaves_the_later_deliveries_ready(db: sqlite3.Connection) -> None:
+    owner = worker(db)
+    publish(db, 6, keys=2)
+    limits = dataclasses.replace(CLAIM_LIMITS, fetch_bytes=len(b"m0") * 4)
+    claims = claiming.claim(db, owner, {"mail": 10}, limits, now=NOW)
+    assert [ids([it]) for it in claims] == [["m0", "m2", "m4"], ["m1"]]
+    assert settling.settle(db, owner, done(claims), now=NOW) == []
+    assert ids(claim(db, owner)) == ["m3", "m5"]
+
+
+def test_mailbox_left_without_deliveries_is_deleted_by_the_next_claim(db: sqlite3.Connection) -> None:
+    owner = worker(db)
+    publish(db, 3, keys=3)
+    db.execute("DELETE FROM beneath_delivery WHERE mailbox = 'k1'")
+    assert ids(claim(db, owner)) == ["m0", "m2"]
+    assert mailboxes(db) == [("k0", 1), ("k2", 1)]
 
 
 def test_settled_mailbox_with_a_later_delivery_is_released_for_any_worker(db: sqlite3.Connection) -> None:

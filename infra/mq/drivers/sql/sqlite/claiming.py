@@ -2,8 +2,8 @@
 
 import sqlite3
 from collections.abc import Iterable, Mapping
-from itertools import count
-from json import dumps
+from itertools import chain, count
+from json import dumps, loads
 from operator import itemgetter
 from typing import Any
 
@@ -18,7 +18,7 @@ CLAIMED_AT_ONCE = 1000
 """The maximum number of deliveries in a call, over all subscriptions."""
 
 _COLUMNS = """
-id, message_id, event, ordering_key, body, published_at, failures, deferrals, takeovers, crashes
+d.id, message_id, event, ordering_key, body, published_at, failures, deferrals, takeovers, crashes
 """
 _IS_MEMBER = "SELECT EXISTS (SELECT 1 FROM beneath_worker WHERE id = ?), EXISTS (SELECT 1 FROM beneath_retirement)"
 _WANTED = f"""
@@ -30,19 +30,24 @@ CROSS JOIN beneath_alias AS a ON a.name = w.value
 CROSS JOIN beneath_subscription AS s ON s.id = a.subscription WHERE s.paused = 0
 """  # noqa: S608  # constants only
 _READY = f"""
-SELECT {_COLUMNS}, fence, due_at FROM beneath_delivery INDEXED BY beneath_delivery_ready
-WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, id LIMIT ?
+SELECT {_COLUMNS}, fence, due_at FROM beneath_delivery AS d INDEXED BY beneath_delivery_ready
+WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, d.id LIMIT ?
 """  # noqa: S608  # constants only
 _CLAIM = """
 UPDATE beneath_delivery SET state = 1, owner = ?, fence = fence + 1 WHERE id IN (SELECT value FROM json_each(?))
 """
 _READY_MAILBOXES = """
-SELECT ordering_key, due_at, turn FROM beneath_mailbox INDEXED BY beneath_mailbox_ready
-WHERE state = 0 AND subscription = ? AND due_at <= ? ORDER BY due_at, turn LIMIT ?
+SELECT m.ordering_key, m.due_at, m.turn, (
+    SELECT json_group_array(id) FROM (
+        SELECT d.id FROM beneath_delivery AS d INDEXED BY beneath_delivery_mailbox
+        WHERE d.state = 4 AND d.subscription = m.subscription AND d.mailbox = m.ordering_key ORDER BY d.id LIMIT ?
+    )
+)
+FROM beneath_mailbox AS m INDEXED BY beneath_mailbox_ready
+WHERE m.state = 0 AND m.subscription = ? AND m.due_at <= ? ORDER BY m.due_at, m.turn LIMIT ?
 """
-_HEAD = f"""
-SELECT {_COLUMNS} FROM beneath_delivery INDEXED BY beneath_delivery_mailbox
-WHERE state = 4 AND subscription = ? AND mailbox = ? ORDER BY id LIMIT ?
+_HEADS = f"""
+SELECT {_COLUMNS} FROM json_each(?) AS w CROSS JOIN beneath_delivery AS d ON d.id = w.value
 """  # noqa: S608  # constants only
 _CLAIM_MAILBOX = """
 UPDATE beneath_mailbox SET state = 1, owner = ?, fence = ?, last_id = ? WHERE subscription = ? AND ordering_key = ?
@@ -153,7 +158,8 @@ class _ClaimPass:
 
     def deliveries(self, name: str, subscription: int, limit: int) -> list[Placed]:
         """Claim up to `limit` deliveries of an unordered subscription."""
-        rows = self._take(subscription, self._db.execute(_READY, (subscription, self._now, limit)))
+        rows = self.capacity.take(self._db.execute(_READY, (subscription, self._now, limit)))
+        rows = self._claimable(subscription, rows)
         if rows:
             self._db.execute(_CLAIM, (self._worker, dumps([row[0] for row in rows])))
         return [
@@ -163,16 +169,21 @@ class _ClaimPass:
 
     def mailboxes(self, name: str, subscription: int, limit: int) -> list[Placed]:
         """Claim up to `limit` mailboxes of an ordered subscription."""
-        mailboxes = self._db.execute(_READY_MAILBOXES, (subscription, self._now, limit)).fetchall()
+        batch, suspect_after = self._limits.mailbox_batch, self._limits.suspect_after
+        mailboxes = self._db.execute(_READY_MAILBOXES, (batch, subscription, self._now, limit)).fetchall()
         if not mailboxes:
             return []
+        # All mailboxes are read together: with many keys, a statement for each would cost more than the deliveries.
+        first_ids = [sorted(it) for it in loads(f"[{','.join(mailbox[3] for mailbox in mailboxes)}]")]
+        # `json_each` keeps the array's order, so the rows of each mailbox follow those of the one before.
+        cursor = self._db.execute(_HEADS, (dumps(list(chain.from_iterable(first_ids))),))
+        taken, at = self.capacity.take(cursor), 0
         found: list[Placed] = []
         claimed: list[tuple[int, int, int, int, str]] = []
         fence = reserve(self._db, 1)
-        batch, suspect_after = self._limits.mailbox_batch, self._limits.suspect_after
-        for key, due_at, turn in mailboxes:
-            rows = self._take(subscription, self._db.execute(_HEAD, (subscription, key, batch)))
-            rows = _alone_if_suspect(rows, suspect_after)
+        for (key, due_at, turn, _), numbers in zip(mailboxes, first_ids, strict=True):
+            rows, at = taken[at : at + len(numbers)], at + len(numbers)
+            rows = _alone_if_suspect(self._claimable(subscription, rows), suspect_after)
             if not rows:
                 if heads(self._db, subscription, key):
                     break  # no capacity left
@@ -185,9 +196,8 @@ class _ClaimPass:
         self._db.executemany(_CLAIM_MAILBOX, claimed)
         return found
 
-    def _take(self, subscription: int, cursor: sqlite3.Cursor) -> list[Row]:
-        """Return the rows that fit into the capacity and are not being retired."""
-        rows = self.capacity.take(cursor)
+    def _claimable(self, subscription: int, rows: list[Row]) -> list[Row]:
+        """Return the rows that are not being retired."""
         return rows if self._retiring is None else self._retiring.without(subscription, rows)
 
 
