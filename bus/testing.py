@@ -7,6 +7,8 @@ async with BusKit() as kit:
     assert kit.published(UserCreated)
     await kit.drain()               # handles due deliveries, and those that follow from them
     await kit.advance(hours=3)      # fires delays and retries on the way, in order
+
+A test whose handlers fail fails as well, unless it reads `kit.failures`.
 """
 
 import math
@@ -25,7 +27,7 @@ from bus.worker.slot import Slot
 from bus.worker.worker import Worker
 from infra.clock import FakeClock
 from infra.db import Database
-from infra.mq import Claim, Consumer, DeadLetter, Settlement
+from infra.mq import Claim, Consumer, DeadLetter, Failure, Settlement
 from infra.mq.drivers.memory import MemoryQueue
 
 E = TypeVar("E")
@@ -42,6 +44,10 @@ class Failed:
     event: str
     error: str
     outcome: str
+
+
+class UnexpectedFailure(AssertionError):
+    """An attempt failed, and the test did not read `BusKit.failures` afterwards."""
 
 
 @dataclass(slots=True)
@@ -63,14 +69,16 @@ class BusKit:
         clock: FakeClock | None = None,
         options: BusOptions | None = None,
         seed: int = 0,
+        strict: bool = True,
     ) -> None:
+        """`seed` is that of the jitter of retries. If `strict`, failures that the test does not read fail it."""
         self.clock = clock or FakeClock()
         # The kit has no heartbeat that renews the lease.
         self.mq = MemoryQueue(clock=self.clock, lease=math.inf)
         self.bus = Bus(self.mq, db, clock=self.clock, options=options, random=Random(seed))  # noqa: S311 - jitter
-        self.failures: list[Failed] = []
-        """Every failed attempt so far, oldest first."""
-
+        self._strict = strict
+        self._failures: list[Failed] = []
+        self._unread: list[UnexpectedFailure] = []
         self._published: list[object] = []
         self._running: _Running | None = None
         self.bus.observe(self._capture)
@@ -82,10 +90,22 @@ class BusKit:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        """Close the bus and its queue.
+
+        Raises:
+            ExceptionGroup: attempts failed after the test last read `failures`, the kit is strict, and the test raised
+                nothing itself. An error of the test gets a note for each of them instead.
+        """
         if self._running is not None:
             await self._running.consumer.close()
         await self.bus.close()
         await self.mq.close()
+        if not self._strict or not self._unread:
+            return
+        if error is None:
+            raise ExceptionGroup("handlers failed, and the test did not read `kit.failures`", self._unread)
+        for each in self._unread:
+            error.add_note(f"before this error, a handler failed: {each}")
 
     async def start(self) -> None:
         """Start the bus; construct every service before."""
@@ -101,6 +121,12 @@ class BusKit:
     def all_published(self) -> Sequence[object]:
         """All events that were published and not rolled back, oldest first."""
         return tuple(self._published)
+
+    @property
+    def failures(self) -> list[Failed]:
+        """Every failed attempt so far, oldest first; those that were read do not fail the test."""
+        self._unread.clear()
+        return [*self._failures]
 
     @property
     def consumer(self) -> Consumer:
@@ -145,10 +171,15 @@ class BusKit:
         await running.consumer.settle(settlements)
         for each in settlements:
             if each.failure is not None:
-                self.failures.append(
-                    Failed(claim.subscription, each.delivery.event, each.failure.error, each.outcome.name.lower())
-                )
+                self._note_failure(claim.subscription, each.delivery.event, each.failure, each.outcome.name.lower())
         return len(settlements)
+
+    def _note_failure(self, listener: str, event: str, failure: Failure, outcome: str) -> None:
+        self._failures.append(Failed(listener, event, failure.error, outcome))
+        unexpected = UnexpectedFailure(f"{listener} failed on {event} ({outcome}): {failure.error}")
+        if failure.traceback:
+            unexpected.add_note(failure.traceback)
+        self._unread.append(unexpected)
 
     def _capture(self, outgoing: Outgoing) -> None:
         self._published.append(outgoing.event)

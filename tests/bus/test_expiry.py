@@ -92,7 +92,7 @@ async def test_expired_delivery_is_logged_with_its_failures(kit: BusKit, receive
     with capture_logs() as logs:
         await kit.advance(seconds=100)
     [line] = [each for each in logs if each["event"] == "delivery expired"]
-    assert (line["log_level"], line["failures"]) == ("warning", 1)
+    assert (line["log_level"], line["failures"], len(kit.failures)) == ("warning", 1, 1)
     assert len(received.deliveries) == 1
     assert (metrics(kit).failed, metrics(kit).expired, metrics(kit).dead) == (1, 1, 0)
 

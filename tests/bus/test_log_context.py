@@ -24,6 +24,7 @@ async def test_log_lines_of_a_delivery_name_its_event_and_correlation_id() -> No
         with capture_logs(processors=[log_context]) as lines:
             await kit.advance(minutes=1)
             log.info("between")
+        assert [each.outcome for each in kit.failures] == ["retry", "dead"]
     *about, between = lines
     assert {each["event"] for each in about} == {
         "handling",

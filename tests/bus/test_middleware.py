@@ -70,7 +70,9 @@ async def outcome(
     await kit.start()
     await kit.bus.publish(Ticked(1))
     await kit.advance(hours=1)
-    return [each.error for each in await kit.dead_letters()]
+    dead = [each.error for each in await kit.dead_letters()]
+    assert dead == [each.error for each in kit.failures if each.outcome == "dead"]
+    return dead
 
 
 async def test_middleware_of_the_bus_surrounds_that_of_the_listener_in_order(kit: BusKit, trace: Trace) -> None:

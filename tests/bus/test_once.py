@@ -78,6 +78,7 @@ async def test_failed_attempt_leaves_neither_rows_nor_events(kit: BusKit, db: Da
     assert (await ledger.rows(), ledger.follow_ups) == ([], 0)
     await kit.advance(seconds=10)
     assert (ledger.attempts, await ledger.rows(), ledger.follow_ups) == (3, [7], 1)
+    assert [each.outcome for each in kit.failures] == ["retry", "retry"]
 
 
 async def test_message_redelivered_after_commit_is_settled_without_running_the_handler(

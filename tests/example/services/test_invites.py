@@ -194,6 +194,7 @@ async def test_retried_invite_mail_contains_a_valid_token(domain: World) -> None
     domain.mail.failures["Join Engines"] = [MailUnavailable("450 come back later")]
     await domain.organization.invite(ada, made.id, email=email("bob"))
     await domain.kit.advance(minutes=5)
+    assert [each.outcome for each in domain.kit.failures] == ["retry"]
     mails = domain.mail.to(email("bob"))
     assert [mail.subject for mail in mails].count("Join Engines") == 1
     assert (await domain.organization.accept_invite(bob, newest_token(mails))).id == made.id

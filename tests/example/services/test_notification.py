@@ -26,6 +26,7 @@ async def test_mail_that_always_fails_becomes_a_dead_letter(domain: World) -> No
     domain.mail.failures["Welcome"] = [MailUnavailable("450 later")] * 8
     await sign_up(domain, "ada")
     await domain.kit.advance(minutes=10)
+    assert [each.outcome for each in domain.kit.failures] == ["retry"] * 7 + ["dead"]
     assert [letter.subscription for letter in await domain.kit.dead_letters()] == ["notification.send_welcome_email"]
 
 
