@@ -160,7 +160,7 @@ def _close_handled(
         turn, _, it = handled[nth]
         is_next = first is not None and first == it.delivery.id and first <= last
         if is_next:
-            gone.append(first)
+            gone.append(it.delivery.id)
         if (second if is_next else first) is None:
             empty.append((subscription, key))
         else:
