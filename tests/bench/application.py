@@ -23,7 +23,7 @@ def started(url: str, broker: str | None) -> dict[str, float]:
         MeasurementFailed: a command failed, or the worker is not ready in time.
     """
     port = free_port()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("BENEATH_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BENEATH_", "PYTHON"))}
     environment = {**kept, "BENEATH_DB_URL": url, "BENEATH_WORKER_PORT": str(port), "BENEATH_LOG_LEVEL": "error"}
     if broker is not None:
         environment |= {"BENEATH_MQ_DRIVER": "redis", "BENEATH_MQ_REDIS_URL": broker}
