@@ -27,7 +27,7 @@ from bus.worker.slot import Slot
 from bus.worker.worker import Worker
 from infra.clock import FakeClock
 from infra.db import Database
-from infra.mq import Claim, Consumer, DeadLetter, Failure, Settlement
+from infra.mq import Claim, Consumer, DeadLetter, Settlement
 from infra.mq.drivers.memory import MemoryQueue
 
 E = TypeVar("E")
@@ -44,6 +44,7 @@ class Failed:
     event: str
     error: str
     outcome: str
+    traceback: str = field(repr=False)
 
 
 class UnexpectedFailure(AssertionError):
@@ -78,7 +79,9 @@ class BusKit:
         self.bus = Bus(self.mq, db, clock=self.clock, options=options, random=Random(seed))  # noqa: S311 - jitter
         self._strict = strict
         self._failures: list[Failed] = []
-        self._unread: list[UnexpectedFailure] = []
+        self._read = 0
+        """The number of failures that the test has read."""
+
         self._published: list[object] = []
         self._running: _Running | None = None
         self.bus.observe(self._capture)
@@ -100,12 +103,12 @@ class BusKit:
             await self._running.consumer.close()
         await self.bus.close()
         await self.mq.close()
-        if not self._strict or not self._unread:
-            return
-        if error is None:
-            raise ExceptionGroup("handlers failed, and the test did not read `kit.failures`", self._unread)
-        for each in self._unread:
-            error.add_note(f"before this error, a handler failed: {each}")
+        unexpected = [_unexpected(each) for each in self._failures[self._read :]] if self._strict else []
+        if error is not None:
+            for each in unexpected:
+                error.add_note(f"before this error, a handler failed: {each}")
+        elif unexpected:
+            raise ExceptionGroup("handlers failed, and the test did not read `kit.failures`", unexpected)
 
     async def start(self) -> None:
         """Start the bus; construct every service before."""
@@ -125,7 +128,7 @@ class BusKit:
     @property
     def failures(self) -> list[Failed]:
         """Every failed attempt so far, oldest first; those that were read do not fail the test."""
-        self._unread.clear()
+        self._read = len(self._failures)
         return [*self._failures]
 
     @property
@@ -170,16 +173,12 @@ class BusKit:
         await running.worker.executor.run(Slot(lane.listener), claim, lane.metrics, settlements.append)
         await running.consumer.settle(settlements)
         for each in settlements:
-            if each.failure is not None:
-                self._note_failure(claim.subscription, each.delivery.event, each.failure, each.outcome.name.lower())
+            if (failure := each.failure) is not None:
+                outcome = each.outcome.name.lower()
+                self._failures.append(
+                    Failed(claim.subscription, each.delivery.event, failure.error, outcome, failure.traceback)
+                )
         return len(settlements)
-
-    def _note_failure(self, listener: str, event: str, failure: Failure, outcome: str) -> None:
-        self._failures.append(Failed(listener, event, failure.error, outcome))
-        unexpected = UnexpectedFailure(f"{listener} failed on {event} ({outcome}): {failure.error}")
-        if failure.traceback:
-            unexpected.add_note(failure.traceback)
-        self._unread.append(unexpected)
 
     def _capture(self, outgoing: Outgoing) -> None:
         self._published.append(outgoing.event)
@@ -188,3 +187,10 @@ class BusKit:
         if self._running is None:
             raise AssertionError("call `await kit.start()` once every service is constructed")
         return self._running
+
+
+def _unexpected(failed: Failed) -> UnexpectedFailure:
+    error = UnexpectedFailure(f"{failed.listener} failed on {failed.event} ({failed.outcome}): {failed.error}")
+    if failed.traceback:
+        error.add_note(failed.traceback)
+    return error
