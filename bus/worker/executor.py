@@ -92,7 +92,8 @@ class Executor:
             BaseException: in a test kit alone, the cancellation or the exit of the kit's task.
         """
         slot.claim = claim
-        last, ends_at = claim.deliveries[-1], self._clock.monotonic() + RUN_TIME if claim.ordered else FOREVER
+        last, is_long = claim.deliveries[-1], len(claim.deliveries) > CLAIM_LIMITS.mailbox_batch
+        ends_at = self._clock.monotonic() + RUN_TIME if is_long else FOREVER
         for nth, delivery in enumerate(claim.deliveries):
             if nth and not (may_begin() and (nth % CLAIM_LIMITS.mailbox_batch or self._clock.monotonic() < ends_at)):
                 settle(release(claim, delivery))
