@@ -187,7 +187,7 @@ class _ClaimPass:
             if not rows:
                 if heads(self._db, subscription, key):
                     break  # no capacity left
-                drop(self._db, subscription, key)
+                drop(self._db, [(subscription, key)])
                 continue
             claimed.append((self._worker, fence, rows[-1][0], subscription, key))
             deliveries = [_delivery_of(row, name) for row in rows]

@@ -57,16 +57,11 @@ def release_mailboxes(
 def close_mailbox(db: sqlite3.Connection, subscription: int, key: str, now: float, turn: int, *, empty: bool) -> None:
     """Release a mailbox for any worker; delete it if it is empty."""
     if empty:
-        drop(db, subscription, key)
+        drop(db, [(subscription, key)])
     else:
         release_mailboxes(db, [(subscription, key)], due_at=now, turn=turn)
 
 
-def drop(db: sqlite3.Connection, subscription: int, key: str) -> None:
-    """Delete an empty mailbox."""
-    db.execute(_DROP, (subscription, key))
-
-
-def drop_all(db: sqlite3.Connection, mailboxes: Iterable[tuple[int, str]]) -> None:
+def drop(db: sqlite3.Connection, mailboxes: Iterable[tuple[int, str]]) -> None:
     """Delete empty mailboxes (subscription, key)."""
     db.executemany(_DROP, mailboxes)

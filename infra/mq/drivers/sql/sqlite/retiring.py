@@ -151,8 +151,7 @@ def remove_some(db: sqlite3.Connection, place: Walk, *, clock: Callable[[], floa
     if walk.event is not None:
         return 0, None
     keys = [key for (key,) in db.execute(_MAILBOXES, (walk.subscription, REMOVED_AT_ONCE))]
-    for key in keys:
-        drop(db, walk.subscription, key)
+    drop(db, [(walk.subscription, key) for key in keys])
     return 0, walk if keys else None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from json import dumps
 
 from infra.mq.dividing import divided
-from infra.mq.drivers.sql.sqlite.mailboxes import close_mailbox, drop_all, heads, release_mailboxes
+from infra.mq.drivers.sql.sqlite.mailboxes import close_mailbox, drop, heads, release_mailboxes
 from infra.mq.drivers.sql.sqlite.numbers import reserve
 from infra.mq.types import Claim, Outcome, Settlement
 
@@ -167,7 +167,7 @@ def _close_handled(
             released.append((subscription, key, turn))
     for subscription, key, turn in released:
         close_mailbox(db, subscription, key, now, turn, empty=False)
-    drop_all(db, empty)
+    drop(db, empty)
     ended = set(gone)
     return gone, [it for _, _, it in handled if it.delivery.id not in ended]
 
